@@ -1,0 +1,289 @@
+"""Mean acceptance length of token recycling, ours against the rules of its authors' program, on one model.
+
+    python benchmarks/recycling_vs_paper.py --model demo:smollm2 --workload spec_bench.jsonl --limit 3 --max-tokens 64
+
+Every arm decodes the same prompts in the same order and keeps its matrix over all of them. All ask one oracle for the
+target's top ids after a context, and a context has one answer: the text is the same for all arms by construction, and
+only the trees, and what is learned from them, differ. The figures are acceptance lengths, not speeds.
+
+`Reference` follows arXiv 2408.08696 as its authors run it, and shares no code with specplug: a matrix of zeros, the
+tree filled rank by rank, the rows of all nodes written over in node order, nothing learned from the prompt, and nothing
+from the step in which an answer ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from specplug import models
+from specplug.bench.workloads import Prompt, categories, limit, load_workload
+from specplug.core import Proposer, Step, int_array
+from specplug.engines.llama_cpp.context import Context, open_context
+from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.profile import Runtime
+from specplug.proposers.fusion import Fusion
+from specplug.proposers.suffix import Suffix
+from specplug.proposers.token_recycling import TokenRecycling
+from specplug.topk import top_ids
+from specplug.verify import verify_tree
+
+TOP = 8
+MAX_NODES = 80
+SHORT = 8
+"""So many tokens of text are evaluated together with a tree; what exceeds them, before it."""
+
+Path = tuple[int, ...]
+"""Tokens that follow the prompt: the answer so far, then guesses."""
+
+
+class Oracle:
+    """The target's top ids after any context of one prompt; each context is evaluated once."""
+
+    def __init__(self, model: Model, context: Context) -> None:
+        self._model = model
+        self._context = context
+        self._prompt: list[int] = []
+        self._cached: list[int] = []
+        self.answers: dict[Path, list[int]] = {}
+
+    def start(self, prompt: Sequence[int]) -> None:
+        """Another prompt: the answers and the KV cache of the last one are forgotten."""
+        self._prompt = list(prompt)
+        self._cached = []
+        self.answers = {}
+        self._context.clear()
+
+    def ask(self, emitted: Sequence[int], guesses: Sequence[Path]) -> list[list[int]]:
+        """The top ids after prompt + emitted + guess, for each guess."""
+        base = tuple(emitted)
+        missing = {base + guess for guess in guesses} - self.answers.keys()
+        if missing:
+            self._evaluate(base, sorted(missing, key=lambda path: (len(path), path)))
+        return [self.answers[base + guess] for guess in guesses]
+
+    def _evaluate(self, base: Path, wanted: Sequence[Path]) -> None:
+        """One pass over the last text tokens and the tree of all `wanted` contexts, one sequence id per leaf."""
+        context = self._context
+        text = self._prompt + list(base)
+        nodes = list(dict.fromkeys(path[:end] for path in wanted for end in range(len(base) + 1, len(path) + 1)))
+        inner = {node[:-1] for node in nodes}
+        leaves = [node for node in nodes if node not in inner]
+        # The last token of the text is the tree's root: always evaluated.
+        start = _common(self._cached, text[:-1])
+        context.drop(0, start)
+        while len(text) - 1 - start > SHORT:
+            stop = min(start + context.num_batch, len(text) - 1)
+            context.clear_batch()
+            context.add_span(text[start:stop], start, 0, wanted=False)
+            context.decode()
+            start = stop
+        below: dict[Path, list[int]] = {}
+        for seq_id, leaf in enumerate(leaves, start=1):
+            context.copy(0, seq_id, 0, start)
+            for end in range(len(base) + 1, len(leaf) + 1):
+                below.setdefault(leaf[:end], []).append(seq_id)
+        context.clear_batch()
+        for position in range(start, len(text)):
+            context.add(text[position], position, range(len(leaves) + 1))
+        for node in nodes:
+            context.add(node[-1], len(self._prompt) + len(node) - 1, below[node])
+        context.decode()
+        first = len(text) - start - 1
+        tops = top_ids(context.logits(first + 1 + len(nodes)), TOP)[first:].tolist()
+        for path, top in zip([base, *nodes], tops, strict=True):
+            self.answers.setdefault(path, top)
+        for seq_id in range(1, len(leaves) + 1):
+            context.drop(seq_id)
+        self._cached = text
+
+
+@dataclass(slots=True)
+class Turn:
+    """One answer. lengths: tokens per target pass, accepted plus the target's own, the last pass counted in full."""
+
+    max_tokens: int
+    end_tokens: frozenset[int]
+    emitted: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    num_nodes: int = 0
+
+    def take(self, new: Sequence[int], num_nodes: int) -> tuple[list[int], bool]:
+        """Append one pass; returns the tokens up to the answer's end, and whether it ended."""
+        self.lengths.append(len(new))
+        self.num_nodes += num_nodes
+        over, count = False, 0
+        for count, token in enumerate(new, start=1):
+            over = token in self.end_tokens or len(self.emitted) + count == self.max_tokens
+            if over:
+                break
+        self.emitted += new[:count]
+        return list(new[:count]), over
+
+
+class Arm(Protocol):
+    name: str
+
+    def answer(self, oracle: Oracle, prompt: Sequence[int], turn: Turn) -> None:
+        """Decode into `turn` until it is over."""
+
+
+class Reference:
+    """The authors' rules."""
+
+    nodes: ClassVar = """
+    0 1 2 3 4 5 6 7
+    00 01 02 03 04 05 06 07 10 11 12 13 20 21 22 30 31 40 50 60 70
+    000 001 002 003 004 005 006 007 010 011 012 020 021 030 040 050 060 070 100 101 110 200 300 400 500
+    0000 0001 0002 0003 0004 0010 0011 0020 0030 0040 0100 0200 1000 2000 3000
+    00000 00001 00002 00010 00020 00100 01000 10000
+    000000 000001 000100
+    """.split()
+
+    def __init__(self, vocab: int) -> None:
+        self.name = "authors' rules, 80"
+        self.matrix = np.zeros((vocab, TOP), dtype=np.int64)
+
+    def answer(self, oracle: Oracle, prompt: Sequence[int], turn: Turn) -> None:
+        root = prompt[-1]
+        while True:
+            guess_of: dict[str, Path] = {"": ()}
+            token_of = {"": root}
+            for node in self.nodes:
+                token_of[node] = int(self.matrix[token_of[node[:-1]], int(node[-1])])
+                guess_of[node] = (*guess_of[node[:-1]], token_of[node])
+            nodes = list(guess_of)
+            top_of = dict(zip(nodes, oracle.ask(turn.emitted, [guess_of[node] for node in nodes]), strict=True))
+            best = ""
+            for node in nodes:
+                matches = all(token_of[node[:end]] == top_of[node[: end - 1]][0] for end in range(1, len(node) + 1))
+                if matches and len(node) > len(best):
+                    best = node
+            new = [*guess_of[best], top_of[best][0]]
+            _, over = turn.take(new, len(self.nodes))
+            if over:
+                return
+            for node in nodes:
+                self.matrix[token_of[node]] = top_of[node]
+            root = new[-1]
+
+
+class Ours:
+    """A proposer, driven as an engine drives it, with all its nodes verified."""
+
+    def __init__(self, name: str, proposer: Proposer, budget: int) -> None:
+        self.name = f"{name}, {budget}"
+        self.proposer = proposer
+        self.budget = budget
+
+    def answer(self, oracle: Oracle, prompt: Sequence[int], turn: Turn) -> None:
+        self.proposer.begin(0, int_array(prompt))
+        over = False
+        while not over:
+            draft = self.proposer.propose(0, self.budget)
+            guesses: list[Path] = [()]
+            for parent, token in zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True):
+                guesses.append((*guesses[parent + 1], token))
+            tops = oracle.ask(turn.emitted, guesses)
+            choices = [top[0] for top in tops]
+            new, accepted = verify_tree(draft, lambda node, choices=choices: choices[node + 1])  # type: ignore[misc]
+            kept, over = turn.take(new, len(draft))
+            self.proposer.observe(0, Step(kept, draft, accepted, np.array(tops, dtype=np.int32)))
+        self.proposer.end(0)
+
+
+def main() -> None:
+    options = _options()
+    prompts = limit(load_workload(options.workload), options.limit)
+    runtime = Runtime(context=options.context, threads=options.threads)
+    turns: dict[str, list[tuple[str, Turn]]] = {}
+    with open_model(models.resolve(options.model)) as model:
+        arms = _arms(model.num_tokens)
+        with open_context(
+            model, runtime, cells=options.context, num_ids=MAX_NODES + 1, max_rows=SHORT + 1 + MAX_NODES
+        ) as context:
+            oracle = Oracle(model, context)
+            for number, prompt in enumerate(prompts, start=1):
+                print(f"{number}/{len(prompts)} {prompt.category}", file=sys.stderr, flush=True)
+                for name, turn in converse(arms, oracle, model, prompt, options.max_tokens):
+                    turns.setdefault(name, []).append((prompt.category, turn))
+    report(turns, categories(prompts))
+
+
+def converse(
+    arms: Sequence[Arm], oracle: Oracle, model: Model, prompt: Prompt, max_tokens: int
+) -> list[tuple[str, Turn]]:
+    """All turns of one prompt by all arms; every arm's answer must be the same."""
+    results = []
+    messages: list[dict[str, str]] = []
+    for question in prompt.turns:
+        messages.append({"role": "user", "content": question})
+        tokens = model.chat_prompt(messages).tolist()
+        oracle.start(tokens)
+        answers = []
+        for arm in arms:
+            turn = Turn(max_tokens, model.end_tokens)
+            arm.answer(oracle, tokens, turn)
+            answers.append(turn.emitted)
+            results.append((arm.name, turn))
+        assert all(answer == answers[0] for answer in answers), "the arms emitted different texts"
+        text = b"".join(model.piece(token) for token in answers[0] if token not in model.end_tokens)
+        messages.append({"role": "assistant", "content": text.decode("utf-8", "replace")})
+    return results
+
+
+def report(turns: dict[str, list[tuple[str, Turn]]], names: Sequence[str]) -> None:
+    """Mean acceptance length per category and arm, over all passes; below it the nodes per pass."""
+    width = max(map(len, turns)) + 2
+    print(f"{'':16}" + "".join(f"{name:>{width}}" for name in turns))
+    for category in [*names, "all"]:
+        line = f"{category:16}"
+        for answered in turns.values():
+            lengths = [n for of, turn in answered if category in (of, "all") for n in turn.lengths]
+            line += f"{sum(lengths) / len(lengths):{width}.3f}"
+        print(line)
+    line = f"{'nodes per pass':16}"
+    for answered in turns.values():
+        passes = sum(len(turn.lengths) for _, turn in answered)
+        line += f"{sum(turn.num_nodes for _, turn in answered) / passes:{width}.1f}"
+    print(line)
+    first = next(iter(turns.values()))
+    print(f"{len(first)} answers, {sum(len(turn.emitted) for _, turn in first)} tokens")
+
+
+def _arms(vocab: int) -> list[Arm]:
+    arms: list[Arm] = [Reference(vocab), Ours("paper shape", TokenRecycling(shape="paper"), MAX_NODES)]
+    arms += [Ours("best first", TokenRecycling(), budget) for budget in (MAX_NODES, 16, 8, 4)]
+    for budget in (16, 8, 4):
+        arms.append(Ours("suffix", Suffix(), budget))
+        arms.append(Ours("fusion", Fusion([Suffix(), TokenRecycling()]), budget))
+    return arms
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    length = 0
+    for a, b in zip(one, two, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="demo:smollm2", help="a .gguf path, or a packaged model")
+    parser.add_argument("--workload", default="builtin", help="builtin, or JSONL with category and turns (Spec-Bench)")
+    parser.add_argument("--limit", type=int, default=3, help="prompts per category")
+    parser.add_argument("--max-tokens", type=int, default=64, help="tokens per answer")
+    parser.add_argument("--context", type=int, default=4096, help="KV cells")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

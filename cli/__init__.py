@@ -1,0 +1,1 @@
+"""The command `specplug`: click commands, one file each, without logic. Imported as specplug_cli."""

@@ -1,0 +1,129 @@
+"""`specplug bench`: arms side by side over a workload."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from specplug import hardware
+from specplug.bench import workloads
+from specplug.bench.compare import compare
+from specplug.errors import UsageError
+from specplug.profile import write_atomically
+
+from .options import Request, model_path, note, shared_options
+from .progress import progress_bar
+
+
+@click.command()
+@shared_options(max_tokens=128, several_profiles=True)
+@click.option(
+    "--peer", "peers", multiple=True, metavar="NAME", help="A rival in the same run: llama-cpp-python:prompt-lookup."
+)
+@click.option("--workload", default=workloads.BUILTIN, show_default=True, metavar="FILE", help="JSONL, or builtin.")
+@click.option("--limit", type=click.IntRange(1), help="Prompts per category.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=1, show_default=True, help="Runs, each with nothing learned before."
+)
+@click.option("--concurrency", default="1", show_default=True, metavar="N,...", help="Prompts at once.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON document there too.")
+def bench(
+    request: Request,
+    peers: tuple[str, ...],
+    workload: str,
+    limit: int | None,
+    repeats: int,
+    concurrency: str,
+    out: Path | None,
+) -> None:
+    """Compare profiles with plain decoding: tokens/s, acceptance, speedup, and whether the output is the same."""
+    levels = _levels(concurrency)
+    prompts = workloads.load_workload(workload)
+    if limit is not None:
+        prompts = workloads.limit(prompts, limit)
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"{out}: its folder does not exist; create it first")
+    path = model_path(request.profile)
+    busy = hardware.busy_warning()
+    if busy:
+        note(busy)
+    answers = sum(len(prompt.turns) for prompt in prompts) * repeats
+    names = {profile.name for profile in request.profiles} | {"none", *peers}
+    reports = []
+    for level in levels:
+        with progress_bar("bench", answers * len(names)) as progress:
+            reports.append(
+                compare(
+                    path,
+                    request.profiles,
+                    peers,
+                    prompts,
+                    workload=Path(workload).name,
+                    max_tokens=request.max_tokens,
+                    temperature=request.temperature,
+                    seed=request.seed,
+                    repeats=repeats,
+                    concurrency=level,
+                    say=note,
+                    progress=progress,
+                )
+            )
+    document: Any = reports[0] if len(reports) == 1 else {"schema": 1, "runs": reports}
+    if out is not None:
+        write_atomically(out, json.dumps(document, indent=1).encode() + b"\n")
+    if request.json:
+        click.echo(json.dumps(document))
+        return
+    for report in reports:
+        _show(report)
+
+
+def _levels(text: str) -> list[int]:
+    try:
+        levels = [int(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or min(levels) < 1 or max(levels) > 128:
+        raise UsageError(f"--concurrency {text!r}: not a list of whole numbers from 1 to 128, such as 1,4,8")
+    return levels
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+    work = report["workload"]
+    console.print(
+        f"{report['model']}, {report['hardware']['threads']} threads, {work['prompts']} prompts of {work['name']}, "
+        f"{work['max_tokens']} new tokens, {work['concurrency']} at once, {work['repeats']} run(s)"
+    )
+    overall = Table("arm", "tokens/s", "accepted/step", "speedup", "95%", "overhead us", "same output", box=None)
+    for arm in report["arms"]:
+        overall.add_row(arm["name"], *_cells(arm))
+    console.print(overall)
+    kinds = Table("speedup by category", *[arm["name"] for arm in report["arms"][1:]], box=None)
+    for kind in report["arms"][0]["categories"]:
+        kinds.add_row(kind, *[_speedup(arm["categories"][kind]) for arm in report["arms"][1:]])
+    console.print(kinds)
+
+
+def _cells(arm: dict[str, Any]) -> list[str]:
+    speed, ratio = arm["tokens_per_second"], arm["speedup"]
+    total = arm["identical"] + arm["rounding"] + arm["different"]
+    same = f"{arm['identical']}/{total}" + (f", {arm['rounding']} rounding" if arm["rounding"] else "")
+    return [
+        f"{speed:.1f}" if speed is not None else "-",
+        f"{arm['mean_acceptance_length']:.2f}" if arm["mean_acceptance_length"] is not None else "-",
+        f"{ratio['median']:.2f}" if ratio else "-",
+        f"{ratio['low']:.2f}-{ratio['high']:.2f}" if ratio else "-",
+        f"{arm['overhead_us_per_step']:.0f}" if arm["overhead_us_per_step"] is not None else "-",
+        same + (f", {arm['different']} DIFFERENT" if arm["different"] else ""),
+    ]
+
+
+def _speedup(figures: dict[str, Any]) -> str:
+    ratio = figures["speedup"]
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "-"

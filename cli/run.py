@@ -1,0 +1,186 @@
+"""`specplug run`: generate text with a profile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from specplug.bench.workloads import load_workload
+from specplug.errors import EngineError, UsageError
+
+from .options import Request, model_path, note, shared_options
+
+if TYPE_CHECKING:
+    from specplug.engines.llama_cpp.engine import Answer
+    from specplug.text import Segment
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@shared_options(max_tokens=512)
+@click.option("--input", "input_file", type=_FILE, help="Prompts from JSONL with prompt or turns, one answer for each.")
+@click.option("--system", help="A system message before the prompt.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
+@click.option("--stop", multiple=True, help="End before this text. Several times for several.")
+@click.option("--grammar", type=_FILE, help="A GBNF file that the answer obeys.")
+@click.option("--json-schema", type=_FILE, help="A JSON schema that the answer obeys.")
+@click.option("--top-k", type=click.IntRange(0), default=40, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True)
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True)
+@click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
+@click.option("--frequency-penalty", type=float, default=0.0, show_default=True)
+@click.option("--presence-penalty", type=float, default=0.0, show_default=True)
+@click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Added to a token's logit. Several for several.")
+@click.option("--logprobs", type=click.IntRange(0, 100), help="With --json: log probabilities, with N alternatives.")
+@click.option("--stats", is_flag=True, help="Figures on stderr at the end.")
+@click.option("--show-drafts", is_flag=True, help="Colour what accepted draft tokens brought.")
+@click.option("--jsonl", is_flag=True, help="One JSON document per prompt, as each is done.")
+def run(
+    request: Request,
+    prompt: str | None,
+    input_file: Path | None,
+    system: str | None,
+    raw: bool,
+    stats: bool,
+    show_drafts: bool,
+    jsonl: bool,
+    stop: tuple[str, ...],
+    logit_bias: tuple[str, ...],
+    grammar: Path | None,
+    json_schema: Path | None,
+    **sampling: Any,
+) -> None:
+    """Answer PROMPT, stdin, or every prompt of a file."""
+    if prompt is not None and input_file is not None:
+        raise UsageError("a prompt and --input were both given; use one of them")
+    if request.json and jsonl:
+        raise UsageError("--json and --jsonl were both given; use one of them")
+    if input_file is not None:
+        talks = [entry.turns for entry in load_workload(input_file)]
+    else:
+        talks = [(prompt if prompt is not None else _stdin(),)]
+    for number, turns in enumerate(talks, start=1):
+        if not all(turn.strip() for turn in turns):
+            which = "the prompt" if len(talks) == 1 else f"prompt {number}"
+            raise UsageError(f"{which} is empty; give some text")
+    if request.profile.engine != "llama-cpp":
+        raise EngineError(f"run cannot use engine {request.profile.engine} yet; use --engine llama-cpp")
+    path = model_path(request.profile)
+    from specplug.engines.llama_cpp.engine import Answer, LlamaCpp
+    from specplug.engines.llama_cpp.engine import Request as AnswerRequest
+    from specplug.engines.llama_cpp.model import open_model
+    from specplug.engines.llama_cpp.sampling import Sampling
+
+    how = Sampling(
+        temperature=request.temperature,
+        seed=request.seed,
+        grammar=_text(grammar),
+        json_schema=_text(json_schema),
+        logit_bias=_biases(logit_bias),
+        **sampling,
+    )
+    console = None if request.json or jsonl else Console(highlight=False, soft_wrap=True)
+    documents = []
+    with (
+        open_model(path, gpu_layers=request.profile.runtime.gpu_layers) as model,
+        LlamaCpp(model, request.profile, say=note) as engine,
+    ):
+        for turns in talks:
+            messages = [{"role": "system", "content": system}] if system else []
+            for turn in turns:
+                messages.append({"role": "user", "content": turn})
+                tokens = model.tokenize(turn) if raw else model.chat_prompt(messages)
+                answer = Answer()
+                for released in engine.stream(AnswerRequest(tokens, request.max_tokens, how, stop), answer):
+                    if console is not None:
+                        _print(console, released, show_drafts)
+                if console is not None:
+                    console.print()
+                messages.append({"role": "assistant", "content": answer.text})
+                documents.append(_document(turn, len(tokens), answer))
+                if jsonl:
+                    click.echo(json.dumps(documents[-1]))
+                if stats:
+                    note(_stats(answer))
+    if request.json:
+        click.echo(json.dumps(documents[0] if len(documents) == 1 else documents))
+
+
+def _stdin() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("no prompt: give one as argument, on stdin, or with --input FILE")
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+def _text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def _biases(pairs: Sequence[str]) -> dict[int, float]:
+    biases = {}
+    for pair in pairs:
+        token, _, value = pair.partition("=")
+        try:
+            biases[int(token)] = float(value)
+        except ValueError:
+            raise UsageError(f"--logit-bias {pair!r}: not ID=VALUE, such as 42=-5") from None
+    return biases
+
+
+def _print(console: Console, released: Sequence[Segment], show_drafts: bool) -> None:
+    for segment in released:
+        style = "bold green" if show_drafts and segment.drafted else ""
+        console.print(Text(segment.text, style=style), end="")
+    console.file.flush()
+
+
+def _document(prompt: str, num_prompt_tokens: int, answer: Answer) -> dict[str, Any]:
+    document: dict[str, Any] = {"prompt": prompt, "text": answer.text, "finish": answer.finish} | _figures(answer)
+    document["prompt_tokens"] = num_prompt_tokens
+    if answer.logprobs:
+        document["logprobs"] = [
+            {"token": token, "logprob": report.logprob, "top": report.top}
+            for token, report in zip(answer.tokens, answer.logprobs, strict=True)
+        ]
+    return document
+
+
+def _figures(answer: Answer) -> dict[str, Any]:
+    c = answer.counters
+    return {
+        "tokens": len(answer.tokens),
+        "seconds": round(answer.seconds, 4),
+        "tokens_per_second": round((len(answer.tokens) - 1) / answer.decode_seconds, 2) if c.steps else None,
+        "mean_acceptance_length": round(c.mean_acceptance_length, 3),
+        "draft_tokens": c.draft_tokens,
+        "accepted_tokens": c.accepted_tokens,
+        "overhead_us_per_step": round(c.overhead_us_per_step, 1),
+    }
+
+
+def _stats(answer: Answer) -> str:
+    f = _figures(answer)
+    speed = f"{f['tokens_per_second']} tokens/s after the prompt, " if f["tokens_per_second"] is not None else ""
+    return (
+        f"{f['tokens']} tokens in {f['seconds']:.2f} s, {speed}"
+        f"{f['mean_acceptance_length']:.2f} tokens per pass, {f['accepted_tokens']} of {f['draft_tokens']} drafts "
+        f"accepted, {f['overhead_us_per_step']:.0f} us overhead per pass"
+    )

@@ -1,0 +1,1 @@
+"""Data only: the shipped profiles, one YAML file each."""

@@ -1,0 +1,1 @@
+"""Measuring arms side by side over a workload."""

@@ -1,0 +1,124 @@
+"""What is compared: profiles on an engine, and peers that do the same job without us.
+
+Knows how to open each. Knows no workload and no statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+from specplug.core import IntArray
+from specplug.counters import Counters
+from specplug.errors import UsageError
+from specplug.profile import CostPoints, Profile
+
+if TYPE_CHECKING:
+    from specplug.engines.llama_cpp.model import Model
+    from specplug.engines.llama_cpp.sampling import Sampling
+
+PEERS = {
+    "llama-cpp-python:prompt-lookup": 10,
+    "llama-cpp-python:prompt-lookup-2": 2,
+    "llama-cpp-python:plain": 0,
+}
+"""Peer name to the draft length of its prompt lookup: 10 is its default, 2 its advice for CPUs, 0 no draft model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One answer: its tokens, and the seconds that all but the first took.
+
+    The first token comes with reading the prompt, which drafts do not touch. Of prompts answered together, each
+    bears the part of the time that belongs to its tokens. `counters` is None where an arm does not tell.
+    """
+
+    tokens: list[int]
+    seconds: float
+    counters: Counters | None
+
+
+class Arm(Protocol):
+    """Something that answers prompts. `reset` forgets all that was learned from earlier ones."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def profile(self) -> str | None: ...
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]: ...
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ProfileArm:
+    """A profile on llama.cpp, `slots` prompts at a time."""
+
+    def __init__(
+        self,
+        model: Model,
+        profile: Profile,
+        sampling: Sampling,
+        *,
+        slots: int = 1,
+        cost: CostPoints | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        from specplug.engines.llama_cpp.engine import LlamaCpp
+
+        self.name = self.profile = profile.name
+        self._sampling = sampling
+        self.engine = LlamaCpp(model, profile, slots=slots, cost=cost, say=say)
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+        from specplug.engines.llama_cpp.engine import Request
+
+        requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
+        self.engine.loop.forget_prompts()  # every arm reads the same prompts in the same passes
+        began = perf_counter()
+        answers = self.engine.generate_all(requests)
+        reading = sum(a.counters.prompt_ns for a in answers) / 1e9
+        share = (perf_counter() - began - reading) / max(1, sum(len(a.tokens) - 1 for a in answers))
+        return [Result(a.tokens, share * (len(a.tokens) - 1), a.counters) for a in answers]
+
+    def reset(self) -> None:
+        self.engine.reset()
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class PromptLookupPeer:
+    """llama-cpp-python's own `Llama`, with its own prompt lookup, opened as its users open it."""
+
+    profile = None
+
+    def __init__(self, model: Model, profile: Profile, name: str, sampling: Sampling) -> None:
+        """Opens the model a second time, with the profile's threads, context, KV type and attention."""
+        if name not in PEERS:
+            raise UsageError(f"no peer is named {name!r}; there are {', '.join(PEERS)}")
+        from specplug.engines.llama_cpp.peer import open_peer
+
+        self.name = name
+        self._generate, self._close = open_peer(model, profile, PEERS[name], sampling)
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+        return [Result(*self._generate(prompt, max_tokens), None) for prompt in prompts]
+
+    def reset(self) -> None:
+        """Prompt lookup keeps nothing between prompts."""
+
+    def close(self) -> None:
+        self._close()
+
+
+def plain(profile: Profile) -> Profile:
+    """The arm that everything is compared with: the same engine and settings, no drafts."""
+    from specplug.registry import ProposerSpec
+
+    return replace(profile, name="none", description="plain decoding", proposers=(ProposerSpec("none"),), measured=None)

@@ -1,0 +1,149 @@
+"""Prompts to measure with.
+
+Knows JSONL with `category` and `turns` or `prompt`, which is Spec-Bench's format as it is, and the built-in workload.
+Knows no engine. Source: Spec-Bench, arXiv 2401.07851 (the format).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from specplug.errors import UsageError
+
+BUILTIN = "builtin"
+SIZE_LIMIT = 256 << 20
+"""Bytes of a workload file; Spec-Bench's 480 questions have 1.5 million."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One conversation: the user's turns, to be answered one after the other."""
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+
+
+def load_workload(name_or_path: str | Path) -> list[Prompt]:
+    """The prompts of `builtin`, or of a JSONL file. UsageError names the line that is wrong."""
+    asked = os.fspath(name_or_path)
+    if asked == BUILTIN:
+        content = resources.files("specplug.bench").joinpath("builtin.jsonl").read_bytes()
+    else:
+        content = _read(Path(asked).expanduser())
+    prompts = parse_workload(content, asked)
+    if not prompts:
+        raise UsageError(f"{asked}: holds no prompts; put one JSON object with category and turns on each line")
+    return prompts
+
+
+def parse_workload(content: bytes, source: str) -> list[Prompt]:
+    """One prompt per line of JSONL that is not blank; ids that are missing become line numbers."""
+    prompts: list[Prompt] = []
+    first_seen: dict[str, int] = {}
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = _prompt(line, number)
+        except _BrokenLine as wrong:
+            raise UsageError(f"{source}: line {number}: {wrong}") from None
+        if prompt.id in first_seen:
+            raise UsageError(
+                f"{source}: line {number}: id {prompt.id} was used on line {first_seen[prompt.id]}; change it"
+            )
+        first_seen[prompt.id] = number
+        prompts.append(prompt)
+    return prompts
+
+
+def limit(prompts: Iterable[Prompt], n_per_category: int) -> list[Prompt]:
+    """The first `n_per_category` prompts of every category, in their order."""
+    taken: Counter[str] = Counter()
+    kept = []
+    for prompt in prompts:
+        if taken[prompt.category] < n_per_category:
+            taken[prompt.category] += 1
+            kept.append(prompt)
+    return kept
+
+
+def categories(prompts: Sequence[Prompt]) -> list[str]:
+    """The categories in order of their first prompt."""
+    return list(dict.fromkeys(prompt.category for prompt in prompts))
+
+
+class _BrokenLine(Exception):
+    """What is wrong with a line: `what; what to do`."""
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(SIZE_LIMIT + 1)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such workload; name a JSONL file, or {BUILTIN}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UsageError(f"{str(path)!r}: cannot be read ({error}); name a JSONL file, or {BUILTIN}") from None
+    if len(content) > SIZE_LIMIT:
+        raise UsageError(f"{path}: larger than {SIZE_LIMIT >> 20} MiB; split it")
+    return content
+
+
+def _prompt(line: bytes, number: int) -> Prompt:
+    try:
+        entry = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise _BrokenLine(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _BrokenLine(f"not JSON ({error.msg} at column {error.colno}); correct the line or drop it") from None
+    except (RecursionError, ValueError):  # nested too deep; a number of thousands of digits
+        raise _BrokenLine("not JSON that can be read; correct the line or drop it") from None
+    if not isinstance(entry, dict):
+        raise _BrokenLine("not a JSON object; write category and turns, or prompt")
+    return Prompt(_id(entry, number), _category(entry), _turns(entry))
+
+
+def _id(entry: dict[str, object], number: int) -> str:
+    found = entry.get("question_id", entry.get("id", number))
+    if isinstance(found, bool) or not isinstance(found, int | str) or found == "":
+        raise _BrokenLine(f"the id {found!r} is neither text nor a whole number; change it")
+    return str(found)
+
+
+def _category(entry: dict[str, object]) -> str:
+    if "category" not in entry:
+        raise _BrokenLine(f"no category among its keys ({', '.join(entry) or 'none'}); add it")
+    category = entry["category"]
+    if not isinstance(category, str) or not category.strip():
+        raise _BrokenLine("category is not text; name the kind of the prompt")
+    return category
+
+
+def _turns(entry: dict[str, object]) -> tuple[str, ...]:
+    if ("turns" in entry) == ("prompt" in entry):
+        what = "both turns and prompt; keep one" if "turns" in entry else "neither turns nor prompt; add one"
+        raise _BrokenLine(what)
+    turns = entry.get("turns", [entry.get("prompt")])
+    if not isinstance(turns, list) or not turns:
+        raise _BrokenLine('turns is not a list of texts; write ["..."]')
+    for turn in turns:
+        if not isinstance(turn, str) or not turn.strip():
+            raise _BrokenLine("a turn or prompt is empty or not text; write what the user says")
+        if not _encodes(turn):
+            raise _BrokenLine("a turn or prompt holds half a surrogate pair (\\ud800 to \\udfff); correct it")
+    return tuple(turns)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,175 @@
+"""The types that proposers, planner and engines share.
+
+Knows token trees and the proposer contract. Knows no engine, no model and no file format.
+Source: the flat tree layout follows SpecInfer's token tree (arXiv 2305.09781).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float64]
+
+ROOT = -1
+"""Parent of a node that follows the last verified token directly."""
+
+
+def int_array(values: Sequence[int] | IntArray) -> IntArray:
+    return np.asarray(values, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """A tree of guessed tokens, flat and frozen; empty is normal.
+
+    tokens  int32[n]  guessed token ids
+    parents int32[n]  parents[i] < i; ROOT (-1) is the last verified token
+    buckets int32[n]  why node i was guessed: an index into the proposer's `buckets`
+    """
+
+    tokens: IntArray
+    parents: IntArray
+    buckets: IntArray
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], parents: Sequence[int], buckets: Sequence[int]) -> Draft:
+        """A draft from plain sequences of equal length."""
+        return cls(int_array(tokens), int_array(parents), int_array(buckets))
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int], buckets: Sequence[int]) -> Draft:
+        """A draft without branches: node i follows node i - 1."""
+        return cls(int_array(tokens), np.arange(-1, len(tokens) - 1, dtype=np.int32), int_array(buckets))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def depths(self) -> IntArray:
+        """int32[n]; 1 for children of the root."""
+        depths: list[int] = []
+        for parent in self.parents.tolist():
+            depths.append(1 if parent == ROOT else depths[parent] + 1)
+        return int_array(depths)
+
+    def select(self, nodes: Sequence[int]) -> Draft:
+        """The subtree of `nodes`: every node's parent listed before it, or the root. Renumbers parents."""
+        new_of = {ROOT: ROOT}
+        old_parents = self.parents.tolist()
+        parents = []
+        for new, old in enumerate(nodes):
+            parents.append(new_of[old_parents[old]])
+            new_of[old] = new
+        keep = np.asarray(nodes, dtype=np.intp)
+        return Draft(self.tokens[keep], int_array(parents), self.buckets[keep])
+
+    def check(self, *, num_tokens: int | None = None, num_buckets: int | None = None) -> None:
+        """Raise ValueError unless this is a well-formed tree (ids below the two limits, where given)."""
+        n = len(self.tokens)
+        if not (self.tokens.shape == self.parents.shape == self.buckets.shape == (n,)):
+            raise ValueError("draft arrays differ in shape")
+        if not (self.tokens.dtype == self.parents.dtype == self.buckets.dtype == np.int32):
+            raise ValueError("draft arrays must be int32")
+        if n == 0:
+            return
+        if (self.parents < ROOT).any() or (self.parents >= np.arange(n)).any():
+            raise ValueError("a parent must come before its child")
+        if self.tokens.min() < 0 or (num_tokens is not None and self.tokens.max() >= num_tokens):
+            raise ValueError("a token id is outside the vocabulary")
+        if self.buckets.min() < 0 or (num_buckets is not None and self.buckets.max() >= num_buckets):
+            raise ValueError("a bucket is outside the proposer's table")
+        if len(set(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))) != n:
+            raise ValueError("two siblings carry the same token")
+
+
+EMPTY = Draft.of([], [], [])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What one verification revealed for one sequence.
+
+    emitted  the new tokens in order, >= 1: the accepted guesses, then the target's own token
+    draft    the tree that was verified (possibly empty)
+    accepted the nodes of `draft` that were accepted, root to leaf; len(emitted) == len(accepted) + 1
+             unless generation stopped inside the accepted path
+    topk     int32[n + 1, k], most likely first, or None where no proposer asked: row 0 belongs to the
+             last verified token, row i + 1 to node i of `draft`
+    """
+
+    emitted: list[int]
+    draft: Draft
+    accepted: list[int]
+    topk: IntArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a proposer wants to see (`needs`) or an engine can show (`gives`)."""
+
+    topk: int = 0
+    hidden: bool = False
+
+    def missing_from(self, gives: Needs) -> list[str]:
+        """Names of what `gives` lacks; empty when everything is there."""
+        missing = []
+        if self.topk > gives.topk:
+            missing.append(f"TOPK({self.topk})")
+        if self.hidden and not gives.hidden:
+            missing.append("HIDDEN")
+        return missing
+
+    def union(self, other: Needs) -> Needs:
+        return Needs(max(self.topk, other.topk), self.hidden or other.hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A reason for guessing: its name, and how often such a guess is right before anything was learned.
+
+    `prior` is the probability that a node of this bucket is accepted, given that its parent was.
+    """
+
+    name: str
+    prior: float
+
+
+@runtime_checkable
+class Proposer(Protocol):
+    """Guesses the next tokens of several sequences at once.
+
+    Never over budget; same inputs, same draft; nothing about `seq` survives `end` except attributes named
+    `shared_*`, which are bounded; no input or output in `propose`. `specplug.testing.ProposerContract`
+    checks all of it.
+    """
+
+    needs: Needs
+    buckets: tuple[Bucket, ...]
+
+    def begin(self, seq: int, prompt: IntArray) -> None:
+        """A sequence starts. The last token of `prompt` (int32[n], n >= 1) is the first root."""
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        """At most `budget` nodes after the last known token of `seq`. Changes no visible state."""
+
+    def observe(self, seq: int, step: Step) -> None:
+        """The target has spoken: append `step.emitted`, learn from the rest."""
+
+    def end(self, seq: int) -> None:
+        """Forget `seq`."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A proposer whose learned `shared_*` state can be kept between processes."""
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays to be written to a `.npz` file."""
+
+    def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Take arrays that `state` gave; ValueError when shapes or dtypes do not fit."""

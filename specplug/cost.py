@@ -1,0 +1,83 @@
+"""What a target pass costs: milliseconds for n rows at a context fill, teeth and all.
+
+Knows measured numbers and how to keep them honest while running. Knows no engine.
+Source: measured batch-cost curves are not linear in n (SmartSpec, arXiv 2406.14066, fits a line; we keep every point).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+
+from specplug.core import FloatArray
+from specplug.errors import UsageError
+
+DRIFT = 0.004
+"""Relative step of a row count's correction per observation. Steps of equal size up and down track a median,
+so that a pause of the whole machine moves the curve no further than a slow pass does."""
+
+
+class CostCurve:
+    """T(rows, context) in milliseconds, piecewise linear between measured points.
+
+    contexts  tokens already in the KV cache, ascending
+    rows      row counts, ascending, starting at 1
+    ms        float64[len(contexts), len(rows)]
+    """
+
+    def __init__(self, contexts: Sequence[int], rows: Sequence[int], ms: Sequence[Sequence[float]]) -> None:
+        """Raises UsageError when the points do not form a curve that starts at one row."""
+        self.contexts = list(contexts)
+        self.rows = list(rows)
+        self.ms: FloatArray = np.asarray(ms, dtype=np.float64)
+        ascending = self.contexts == sorted(set(self.contexts)) and self.rows == sorted(set(self.rows))
+        if not ascending or not self.rows or not self.contexts or self.rows[0] != 1:
+            raise UsageError("cost curve: contexts and rows must ascend, and rows must start at 1; measure again")
+        if self.ms.shape != (len(self.contexts), len(self.rows)):
+            raise UsageError("cost curve: ms must hold one value per context and row count; measure again")
+        if not np.isfinite(self.ms).all() or (self.ms <= 0).any():
+            raise UsageError("cost curve: every value must be a positive number of milliseconds; measure again")
+        self.limit = self.rows[-1]
+        every = np.arange(1, self.limit + 1)
+        self._full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
+        self._correction = np.ones(self.limit)
+        self._interval = 0
+        self._cached: dict[int, list[float]] = {}
+
+    def at(self, context: int) -> list[float]:
+        """Milliseconds for 1..limit rows: `at(c)[n - 1]` is T(n) with about c tokens in the cache."""
+        key = context >> 7
+        found = self._cached.get(key)
+        if found is None:
+            found = self._cached[key] = (self._line((key << 7) + 64) * self._correction).tolist()
+        return found
+
+    def observe(self, rows: int, context: int, ms: float) -> None:
+        """A real pass took `ms`: move the correction of this row count towards it."""
+        if rows > self.limit:
+            return
+        now = self.at(context)[rows - 1]
+        self._correction[rows - 1] *= 1 + DRIFT if ms > now else 1 - DRIFT
+        self._interval += 1
+        if self._interval >= 32:  # one refresh for many passes: it costs more than an observation
+            self._interval = 0
+            self._cached.clear()
+
+    def _line(self, context: int) -> FloatArray:
+        line: FloatArray = self._full[0]
+        if len(self.contexts) == 1 or context <= self.contexts[0]:
+            return line
+        right = min(bisect_left(self.contexts, context), len(self.contexts) - 1)
+        left = right - 1
+        span = self.contexts[right] - self.contexts[left]
+        share = (context - self.contexts[left]) / span  # beyond the last point the last slope goes on
+        line = self._full[left] + share * np.maximum(self._full[right] - self._full[left], 0.0)
+        return line
+
+
+def oracle_speedup(curve: CostCurve, context: int) -> float:
+    """The most that perfect drafts could give: max over n of n T(1) / T(n)."""
+    ms = curve.at(context)
+    return max((n + 1) * ms[0] / cost for n, cost in enumerate(ms))

@@ -1,0 +1,182 @@
+"""One llama.cpp context: the batch that goes in, the KV cache, the logits that come out.
+
+Knows rows, positions and sequence ids. Knows neither drafts nor sampling.
+Keeps: batch arrays of n_batch rows; a logits view of at most `max_rows` x vocabulary floats inside llama.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import llama_cpp.llama_cpp as ll
+import numpy as np
+import numpy.typing as npt
+
+from specplug.core import IntArray
+from specplug.engines.llama_cpp.model import Model, captured_log
+from specplug.errors import SpecplugError, UsageError
+from specplug.profile import Runtime
+
+KV_TYPES = {"f32": ll.GGML_TYPE_F32, "f16": ll.GGML_TYPE_F16, "bf16": 30, "q8_0": ll.GGML_TYPE_Q8_0}
+"""ggml's type numbers; the binding has no name for bf16."""
+
+Logits = npt.NDArray[np.float32]
+
+MAX_SEQUENCE_IDS = 256
+"""llama.cpp's own limit on sequence ids per context."""
+
+
+def open_context(model: Model, runtime: Runtime, *, cells: int, num_ids: int, max_rows: int) -> Context:
+    """A context of its own for `model`. Raises UsageError when llama.cpp refuses the parameters.
+
+    cells    KV cells in all, shared by all sequences
+    num_ids  sequence ids, homes and tree leaves together; at most 256
+    max_rows rows with logits in one pass
+    """
+    params = ll.llama_context_default_params()
+    params.n_ctx = cells
+    params.n_batch = params.n_ubatch = min(max(runtime.batch, max_rows), cells)
+    params.n_threads = params.n_threads_batch = runtime.threads
+    params.flash_attn_type = (
+        ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if runtime.flash_attention else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    params.type_k = params.type_v = KV_TYPES[runtime.kv_type]
+    params.no_perf = True
+    set_tree_params(params, num_ids, max_rows)
+    with captured_log() as log:
+        handle = ll.llama_init_from_model(model.handle, params)
+    if not handle:
+        raise UsageError(f"{model.path}: llama.cpp cannot open a context of {cells} tokens: {log.reason()}")
+    return Context(model, handle, num_ids=num_ids, max_rows=max_rows)
+
+
+def set_tree_params(params: Any, num_ids: int, max_rows: int) -> None:
+    """What llama.cpp's context parameters need for trees: ids that share cells, and logits for these rows only."""
+    params.n_seq_max = num_ids
+    params.n_outputs_max = max(max_rows, num_ids)
+    params.kv_unified = True
+
+
+class Context:
+    """A KV cache of `cells` tokens shared by `num_ids` sequence ids, and one reusable batch.
+
+    Rows are added with `add` or `add_span`, then `decode` evaluates them in one pass.
+    """
+
+    def __init__(self, model: Model, handle: Any, *, num_ids: int, max_rows: int) -> None:
+        """`handle` is llama.cpp's own pointer, to a context with `set_tree_params`."""
+        self.model = model
+        self.handle = handle
+        self.memory = ll.llama_get_memory(handle)
+        self.cells: int = ll.llama_n_ctx(handle)
+        self.num_batch: int = ll.llama_n_batch(handle)
+        n = self.num_batch
+        self._tokens = np.zeros(n, dtype=np.int32)
+        self._positions = np.zeros(n, dtype=np.int32)
+        self._num_ids = np.ones(n, dtype=np.int32)
+        self._wanted = np.zeros(n, dtype=np.int8)
+        self._single_ids = np.zeros((n, 1), dtype=np.int32)
+        self._many_ids = np.zeros((max_rows, num_ids), dtype=np.int32)
+        self._id_pointers = np.zeros(n, dtype=np.uintp)
+        self._single_pointers = (self._single_ids.ctypes.data + 4 * np.arange(n)).astype(np.uintp)
+        self._many_pointers = [self._many_ids.ctypes.data + 4 * num_ids * row for row in range(max_rows)]
+        self._batch = ll.llama_batch(
+            0,
+            self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            None,
+            self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            self._num_ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            self._id_pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        self.rows = 0
+        self._views: dict[tuple[int, int], Logits] = {}
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.handle:
+            ll.llama_free(self.handle)
+            self.handle = None
+
+    # -- the batch ------------------------------------------------------------------------------------------------
+
+    def clear_batch(self) -> None:
+        self.rows = 0
+
+    def add_span(
+        self, tokens: IntArray | Sequence[int], position: int, seq_id: int, *, wanted: bool, last: bool = False
+    ) -> None:
+        """Rows for consecutive positions of one sequence; `wanted` for all their logits, `last` for the last row's."""
+        start, stop = self.rows, self.rows + len(tokens)
+        self._tokens[start:stop] = tokens
+        self._positions[start:stop] = np.arange(position, position + stop - start, dtype=np.int32)
+        self._num_ids[start:stop] = 1
+        self._single_ids[start:stop, 0] = seq_id
+        self._id_pointers[start:stop] = self._single_pointers[start:stop]
+        self._wanted[start:stop] = wanted
+        if last:
+            self._wanted[stop - 1] = 1
+        self.rows = stop
+
+    def add(self, token: int, position: int, seq_ids: Sequence[int]) -> None:
+        """One row with logits that belongs to several sequence ids: a tree node and the leaves below it."""
+        row = self.rows
+        count = len(seq_ids)
+        self._tokens[row] = token
+        self._positions[row] = position
+        self._num_ids[row] = count
+        self._wanted[row] = 1
+        if count == 1:
+            self._single_ids[row, 0] = seq_ids[0]
+            self._id_pointers[row] = self._single_pointers[row]
+        else:
+            self._many_ids[row, :count] = seq_ids
+            self._id_pointers[row] = self._many_pointers[row]
+        self.rows = row + 1
+
+    def decode(self) -> None:
+        """Evaluate the batch in one pass. Raises SpecplugError when llama.cpp fails."""
+        self._batch.n_tokens = self.rows
+        code = ll.llama_decode(self.handle, self._batch)
+        if code != 0:
+            self._fail(code)
+
+    def logits(self, rows: int) -> Logits:
+        """float32[rows, V]: a view of the logits of the last pass, wanted rows in batch order; no copy."""
+        pointer = ll.llama_get_logits(self.handle)
+        key = (ctypes.addressof(pointer.contents), rows)
+        view = self._views.get(key)
+        if view is None:
+            if len(self._views) > 256:
+                self._views.clear()
+            view = self._views[key] = np.ctypeslib.as_array(pointer, shape=(rows, self.model.num_tokens))
+        return view
+
+    # -- the KV cache ---------------------------------------------------------------------------------------------
+
+    def drop(self, seq_id: int, start: int = -1) -> None:
+        """Forget `seq_id` from position `start` on (all of it by default)."""
+        if not ll.llama_memory_seq_rm(self.memory, seq_id, start, -1):
+            raise SpecplugError(f"llama.cpp cannot forget sequence {seq_id} from position {start} on")
+
+    def copy(self, source: int, target: int, start: int = -1, stop: int = -1) -> None:
+        """Share the cells of `source` at positions [start, stop) with `target`: bookkeeping only."""
+        ll.llama_memory_seq_cp(self.memory, source, target, start, stop)
+
+    def clear(self) -> None:
+        """Forget everything; cells are filled from the first one on again."""
+        ll.llama_memory_clear(self.memory, False)
+
+    def _fail(self, code: int) -> NoReturn:
+        if code == 1:
+            raise SpecplugError(
+                f"the KV cache of {self.cells} tokens is full; raise runtime: context, or run fewer sequences"
+            )
+        raise SpecplugError(f"llama.cpp failed to evaluate {self.rows} rows (code {code})")

@@ -1,0 +1,236 @@
+"""Generation with llama.cpp from a profile: prompts in, answers out, one at a time or several at once.
+
+Knows profiles, the step loop and text. Knows neither the command line nor files beside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+from specplug import hardware, registry
+from specplug.core import IntArray, Needs, Proposer
+from specplug.cost import CostCurve
+from specplug.counters import Counters
+from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
+from specplug.engines.llama_cpp.loop import Running, StepLoop, ids_needed
+from specplug.engines.llama_cpp.measure import remembered_cost_points
+from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.sampling import Sampling, TokenLogprobs
+from specplug.errors import UsageError
+from specplug.profile import CostPoints, Profile
+from specplug.proposers.fusion import Fusion
+from specplug.speculator import Speculator
+from specplug.text import Segment, TextStream
+
+NAME = "llama-cpp"
+GIVES = Needs(topk=1 << 30)
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One prompt (int32[n], n >= 1) and how to answer it."""
+
+    prompt: IntArray
+    max_tokens: int = 128
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came out.
+
+    tokens    emitted ids, the end token included, nothing past a stop string's last token
+    finish    "stop" (end token or stop string) or "length"
+    seconds   from the first look at the prompt to the last token; `decode_seconds` without evaluating the prompt
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish: str = ""
+    counters: Counters = field(default_factory=Counters)
+    seconds: float = 0.0
+
+    @property
+    def decode_seconds(self) -> float:
+        return self.seconds - self.counters.prompt_ns / 1e9
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments)
+
+
+class LlamaCpp:
+    """One context with its proposers, ready to answer. Several may share one Model. Use it in a `with` statement."""
+
+    def __init__(
+        self,
+        model: Model,
+        profile: Profile,
+        *,
+        slots: int = 1,
+        cost: CostPoints | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Raises UsageError for a profile that does not fit this engine or model.
+
+        slots  sequences at once
+        cost   T(rows, context) of this machine; taken from the profile, or measured, where None
+        """
+        self.profile = profile = resolved(profile)
+        if profile.exact and slots > 1:
+            raise UsageError(f"profile {profile.name}: exact runs one sequence at a time; use a concurrency of 1")
+        sources = registry.build_sources(profile.proposers)
+        registry.check_needs(sources, GIVES, NAME)
+        speculates = any(spec.method != "none" for spec in profile.proposers)
+        if speculates:
+            model.check_rollback()
+        most = MAX_SEQUENCE_IDS - ids_needed(slots, 0)
+        max_nodes = profile.planner.max_nodes if speculates else 0
+        if most < max_nodes:
+            raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")
+        limit = max_nodes + slots
+        self.model = model
+        self.cost_points = cost or (
+            remembered_cost_points(model, profile.runtime, limit, say=say)
+            if speculates
+            else CostPoints((1,), (1,), ((1.0,),))
+        )
+        num_ids = ids_needed(slots, max_nodes)
+        # Beside the sequences' own tokens: one plan's rejected nodes, and what `exact` holds back.
+        cells = slots * profile.runtime.context + (profile.runtime.context if profile.exact else 0) + limit + 1
+        self.context = open_context(
+            model, profile.runtime, cells=-(-cells // 256) * 256, num_ids=num_ids, max_rows=limit + 1
+        )
+        self.slots = slots
+        self._num_ids = num_ids
+        self.reset(sources)
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.context.close()
+
+    def reset(self, sources: Sequence[Proposer] | None = None) -> None:
+        """Forget everything learned and cached, as if just opened (with fresh proposers where none are given)."""
+        profile = self.profile
+        fusion = Fusion(sources if sources is not None else registry.build_sources(profile.proposers))
+        curve = CostCurve(self.cost_points.contexts, self.cost_points.rows, self.cost_points.ms)
+        learned = profile.measured.acceptance if profile.measured else None
+        self.speculator = Speculator(fusion, curve, profile, learned=learned)
+        self.context.clear()
+        self.loop = StepLoop(
+            self.context, self.speculator, slots=self.slots, num_ids=self._num_ids, exact=profile.exact
+        )
+
+    def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
+        """Fill `answer` step by step; yields the text that each step released. An abandoned stream frees its slot."""
+        began = perf_counter()
+        writer = self._start(request, answer)
+        try:
+            while True:
+                released = writer.take()
+                answer.seconds = perf_counter() - began
+                yield released
+                if answer.finish:
+                    return
+                self.loop.step([writer.running])
+        finally:
+            self.loop.finish(writer.running)
+
+    def generate(self, request: Request) -> Answer:
+        """The whole answer to one prompt."""
+        answer = Answer()
+        for _ in self.stream(request, answer):
+            pass
+        return answer
+
+    def generate_all(
+        self, requests: Sequence[Request], done: Callable[[int, Answer], None] = lambda index, answer: None
+    ) -> list[Answer]:
+        """Answers to all requests, `slots` at a time, the next one taking a free slot at once."""
+        answers: list[Answer | None] = [None] * len(requests)
+        waiting = list(enumerate(requests))[::-1]
+        writers: dict[int, _Writer] = {}
+        began: dict[int, float] = {}
+        try:
+            while waiting or writers:
+                while waiting and len(writers) < self.slots:
+                    index, request = waiting.pop()
+                    began[index] = perf_counter()
+                    writers[index] = self._start(request, Answer())
+                    writers[index].take()
+                for index in [i for i, w in writers.items() if w.answer.finish]:
+                    writer = writers.pop(index)
+                    self.loop.finish(writer.running)
+                    writer.answer.seconds = perf_counter() - began[index]
+                    answers[index] = writer.answer
+                    done(index, writer.answer)
+                if writers:
+                    self.loop.step([w.running for w in writers.values()])
+                    for writer in writers.values():
+                        writer.take()
+        finally:
+            for writer in writers.values():
+                self.loop.finish(writer.running)
+        return [answer for answer in answers if answer is not None]
+
+    def _start(self, request: Request, answer: Answer) -> _Writer:
+        length, context = len(request.prompt), self.profile.runtime.context
+        if not length:
+            raise UsageError("the prompt is empty; give at least one token")
+        if length >= context:
+            raise UsageError(f"the prompt has {length} tokens, the context {context}; raise runtime: context")
+        if request.max_tokens < 1:
+            raise UsageError(f"max_tokens is {request.max_tokens}; use at least 1")
+        most = min(request.max_tokens, context - length)
+        return _Writer(self.model, self.loop.start(request.prompt, request.sampling, most), request.stop, answer)
+
+
+class _Writer:
+    """Turns what one sequence emits into an Answer."""
+
+    def __init__(self, model: Model, running: Running, stop: tuple[str, ...], answer: Answer) -> None:
+        self.running = running
+        self.answer = answer
+        answer.counters = running.counters
+        self._model = model
+        self._stream = TextStream(stop)
+
+    def take(self) -> list[Segment]:
+        """Move the last step's tokens into the answer; returns the text they released."""
+        running, answer = self.running, self.answer
+        released: list[Segment] = []
+        accepted = len(running.fresh) - 1
+        for i, token in enumerate(running.fresh):
+            answer.tokens.append(token)
+            if running.logprobs:
+                answer.logprobs.append(running.logprobs[i])
+            if token not in running.end_tokens:
+                released += self._stream.feed(self._model.piece(token), i < accepted)
+            if self._stream.stopped:
+                answer.finish = "stop"
+                break
+        else:
+            answer.finish = running.finish or ""
+        if answer.finish:
+            released += self._stream.close()
+        answer.segments += released
+        return released
+
+
+def resolved(profile: Profile) -> Profile:
+    """The profile with the engine's own choices filled in: every usable core where no thread count is named."""
+    if profile.runtime.threads is not None:
+        return profile
+    return replace(profile, runtime=replace(profile.runtime, threads=hardware.usable_cores()))

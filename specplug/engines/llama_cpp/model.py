@@ -1,0 +1,167 @@
+"""The weights and the vocabulary: opening a GGUF, tokens to text and back, chat templates.
+
+Knows llama.cpp's model calls. Knows no context, no KV cache and no drafts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp._logger as llama_logger
+import llama_cpp.llama_cpp as ll
+import numpy as np
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from specplug.core import IntArray
+from specplug.errors import SpecplugError, UsageError
+
+Message = dict[str, str]
+
+LOG_LEVEL_ERROR = 3
+
+
+def open_model(path: Path, *, gpu_layers: int = 0) -> Model:
+    """Open a GGUF file, mapped into memory. Raises UsageError when llama.cpp refuses it, with its own reason."""
+    llama_logger.set_verbose(False)
+    ll.llama_backend_init()
+    params = ll.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 0x7FFFFFFF
+    with captured_log() as log:
+        handle = ll.llama_model_load_from_file(os.fsencode(path), params)
+    if not handle:
+        raise UsageError(f"{path}: llama.cpp cannot load this model: {log.reason()}")
+    return Model(path, handle)
+
+
+class Model:
+    """One opened GGUF file. Close it, or use it in a `with` statement."""
+
+    def __init__(self, path: Path, handle: Any) -> None:
+        """`handle` is llama.cpp's own pointer."""
+        self.path = path
+        self.handle = handle
+        self.vocab = ll.llama_model_get_vocab(self.handle)
+        self.num_tokens: int = ll.llama_vocab_n_tokens(self.vocab)
+        self.train_context: int = ll.llama_model_n_ctx_train(self.handle)
+        self.end_tokens = frozenset(t for t in range(self.num_tokens) if ll.llama_vocab_is_eog(self.vocab, t))
+        self._pieces: dict[int, bytes] = {}
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.handle:
+            ll.llama_model_free(self.handle)
+            self.handle = None
+
+    @property
+    def description(self) -> str:
+        """For example `llama 134.52M BF16`."""
+        buffer = ctypes.create_string_buffer(256)
+        ll.llama_model_desc(self.handle, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def check_rollback(self) -> None:
+        """Raise UsageError when the KV state cannot drop rejected tokens (recurrent and hybrid models)."""
+        if ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle):
+            raise UsageError(
+                f"{self.path}: this architecture keeps a recurrent state that cannot forget rejected drafts; "
+                "use --profile none"
+            )
+
+    def meta(self, key: str) -> str | None:
+        """A metadata value of the GGUF as text."""
+        size = ll.llama_model_meta_val_str(self.handle, key.encode(), ctypes.create_string_buffer(1), 1)
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        ll.llama_model_meta_val_str(self.handle, key.encode(), buffer, size + 1)
+        return buffer.value.decode("utf-8", "replace")
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> IntArray:
+        """int32[n]. `parse_special` turns the text of control tokens into those tokens: for templates only."""
+        data = text.encode("utf-8")
+        buffer = (ctypes.c_int32 * (len(data) + 8))()
+        count = ll.llama_tokenize(self.vocab, data, len(data), buffer, len(buffer), add_special, parse_special)
+        if count < 0:
+            raise SpecplugError(f"llama.cpp could not tokenize a text of {len(data)} bytes (it wants {-count} tokens)")
+        return np.array(buffer[:count], dtype=np.int32)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` prints; part of a character at times, nothing for control tokens."""
+        found = self._pieces.get(token)
+        if found is None:
+            buffer = ctypes.create_string_buffer(128)
+            size = ll.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            if size < 0:
+                buffer = ctypes.create_string_buffer(-size)
+                size = ll.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            found = self._pieces[token] = buffer.raw[:size]
+        return found
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the tokens print; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
+
+    def chat_prompt(self, messages: Sequence[Message]) -> IntArray:
+        """Tokens of a conversation in the model's own template, ready for the answer.
+
+        Templates come from the model file, hence run in llama-cpp-python's sandboxed Jinja. A model without a template
+        gets the last message as plain text.
+        """
+        template = self.meta("tokenizer.chat_template")
+        if template is None:
+            return self.tokenize(messages[-1]["content"])
+        formatter = Jinja2ChatFormatter(
+            template=template,
+            eos_token=self._token_text(ll.llama_vocab_eos(self.vocab)),
+            bos_token=self._token_text(ll.llama_vocab_bos(self.vocab)),
+        )
+        try:
+            text = formatter(messages=list(messages)).prompt
+        except Exception as error:  # anything can come out of a foreign template
+            raise UsageError(f"{self.path}: its chat template failed: {error}; use --raw") from error
+        return self.tokenize(text, add_special=False, parse_special=True)
+
+    def _token_text(self, token: int) -> str:
+        text = ll.llama_vocab_get_text(self.vocab, token) if token >= 0 else b""
+        return text.decode("utf-8", "replace") if text else ""
+
+
+class CapturedLog:
+    """llama.cpp's messages while a call runs; errors first when asked for a reason."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.callback = ll.llama_log_callback(self._take)
+
+    def reason(self) -> str:
+        """The first error line without llama.cpp's function names."""
+        for line in self.errors:
+            text = line.split(": ", 1)[-1].strip() if line.startswith(("llama_", "gguf_")) else line.strip()
+            if text:
+                return text
+        return "no reason given"
+
+    def _take(self, level: int, text: bytes, _user: object) -> None:
+        if level == LOG_LEVEL_ERROR:
+            self.errors.append(text.decode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def captured_log() -> Iterator[CapturedLog]:
+    """Keep llama.cpp's log lines from stderr while the block runs."""
+    log = CapturedLog()
+    ll.llama_log_set(log.callback, ctypes.c_void_p(0))
+    try:
+        yield log
+    finally:
+        ll.llama_log_set(llama_logger.llama_log_callback, ctypes.c_void_p(0))

@@ -1,0 +1,55 @@
+"""What the installed llama.cpp library can do, printed as JSON: run as a module, in a process of its own.
+
+A library built for another processor ends its process on the first instruction that is missing; `look` survives that.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+MARK = "specplug-probe:"
+
+
+def look() -> dict[str, Any]:
+    """version, works, problem, system_info, features, gpu_offload; imports nothing heavy in this process."""
+    try:
+        found: dict[str, Any] = {"version": version("llama-cpp-python"), "works": False}
+    except PackageNotFoundError:
+        return {"version": None, "works": False, "problem": "not installed"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", __name__], capture_output=True, text=True, errors="replace", timeout=120
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return found | {"problem": f"its library cannot be tried ({error})"}
+    answer = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode or not answer:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return found | {"problem": f"its library does not load ({last})"}
+    return {**found, "works": True, "problem": None, **json.loads(answer[0].removeprefix(MARK))}
+
+
+def features(system_info: str) -> dict[str, int]:
+    """`CPU : AVX = 1 | LLAMAFILE = 1 | ` as a mapping."""
+    found = {}
+    for part in system_info.replace(":", "|").split("|"):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if equals and value.isdecimal():
+            found[name] = int(value)
+    return found
+
+
+def main() -> None:
+    from llama_cpp import llama_cpp
+
+    info = llama_cpp.llama_print_system_info().decode(errors="replace").strip()
+    offload = bool(llama_cpp.llama_supports_gpu_offload())
+    print(MARK + json.dumps({"system_info": info, "features": features(info), "gpu_offload": offload}))
+
+
+if __name__ == "__main__":
+    main()

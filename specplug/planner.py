@@ -1,0 +1,176 @@
+"""Chooses what to verify: for every sequence the subtree that pays best on this machine.
+
+Knows drafts, learned acceptance and the measured cost curve. Knows neither tokens' meaning nor an engine.
+Source: expected goodput as in SmartSpec (arXiv 2406.14066), with trees, measured costs and every n tried instead of a
+fitted line; shadow scoring and discounted counts as in DEL (arXiv 2504.05598).
+Keeps: two floats per bucket, one `Rest` per source.
+Cost per step: about 1.5 us per candidate node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Protocol
+
+from specplug.acceptance import AcceptanceTable
+from specplug.core import EMPTY, ROOT, Draft
+from specplug.trees import path_probabilities
+
+REST_LIMIT = 64
+"""A source that never pays is still asked once in this many steps."""
+
+REST_SHARE = 0.004
+"""A source may cost this share of a plain step while it does not pay."""
+
+
+class Cost(Protocol):
+    """What the planner asks of a cost curve (`specplug.cost.CostCurve` is one)."""
+
+    limit: int
+
+    def at(self, context: int) -> list[float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The subtrees to verify, one per sequence (often EMPTY), and what was expected of them.
+
+    rows            target rows: one per sequence and one per node
+    expected_tokens accepted plus the target's own
+    expected_ms     the pass, drafting excluded
+    """
+
+    drafts: list[Draft]
+    rows: int
+    expected_tokens: float
+    expected_ms: float
+
+
+def best_nodes(
+    drafts: Sequence[Draft], path_probabilities: Sequence[Sequence[float]], ms: Sequence[float], max_nodes: int
+) -> tuple[list[tuple[float, int, int]], int]:
+    """The nodes of all drafts by falling path probability, and how many of them to verify.
+
+    The n likeliest nodes always form subtrees, since no child is likelier than its parent; and they have the largest
+    sum of all sets of n. So trying every n finds the optimum of (sequences + sum of path probabilities) / T(rows).
+    `ms[r - 1]` is the cost of r rows.
+    """
+    ranked = [(-p, seq, node) for seq, line in enumerate(path_probabilities) for node, p in enumerate(line)]
+    ranked.sort()
+    sequences = len(drafts)
+    best_count, tokens = 0, float(sequences)
+    best_rate = tokens / ms[sequences - 1]
+    for count in range(1, min(len(ranked), max_nodes, len(ms) - sequences) + 1):
+        tokens -= ranked[count - 1][0]
+        rate = tokens / ms[sequences + count - 1]
+        if rate > best_rate:
+            best_rate, best_count = rate, count
+    return ranked, best_count
+
+
+class Planner:
+    """Plans the target passes of one engine, and learns from each.
+
+    static=True verifies the `max_nodes` likeliest nodes whatever they cost: a setting to compare with.
+    """
+
+    def __init__(
+        self, table: AcceptanceTable, cost: Cost, *, max_nodes: int, trees: bool = True, static: bool = False
+    ) -> None:
+        self.table = table
+        self.cost = cost
+        self.max_nodes = min(max_nodes, cost.limit - 1)
+        self.trees = trees
+        self.static = static
+
+    def plan(self, drafts: Sequence[Draft], context: int, row_ms: float = 0.0) -> Plan:
+        """Choose subtrees of `drafts` (one per running sequence).
+
+        context  mean KV fill of the sequences, tokens
+        row_ms   what every row costs beyond the target pass (reading its top ids), milliseconds
+        """
+        sequences = len(drafts)
+        ms = self.cost.at(context)
+        if row_ms:
+            ms = [cost + row_ms * rows for rows, cost in enumerate(ms, 1)]
+        nodes = sum(map(len, drafts))
+        if not nodes:
+            return Plan([EMPTY] * sequences, sequences, float(sequences), ms[min(sequences, len(ms)) - 1])
+        probability = self.table.probability
+        lines = [
+            path_probabilities(draft.parents.tolist(), [probability[bucket] for bucket in draft.buckets.tolist()])
+            for draft in drafts
+        ]
+        if not self.trees:
+            drafts, lines = _likeliest_chains(drafts, lines)
+        ranked, count = best_nodes(drafts, lines, ms, self.max_nodes)
+        if self.static:
+            count = min(len(ranked), self.max_nodes)
+        if count == 0:
+            return Plan([EMPTY] * sequences, sequences, float(sequences), ms[sequences - 1])
+        chosen: list[list[int]] = [[] for _ in drafts]
+        tokens = float(sequences)
+        for negative, seq, node in ranked[:count]:
+            tokens -= negative
+            chosen[seq].append(node)
+        plans = [
+            (draft if len(keep) == len(draft) else draft.select(sorted(keep))) if keep else EMPTY
+            for draft, keep in zip(drafts, chosen, strict=True)
+        ]
+        return Plan(plans, sequences + count, tokens, ms[min(sequences + count, len(ms)) - 1])
+
+    def learn(self, draft: Draft, emitted: Sequence[int]) -> None:
+        """Shadow-score a whole candidate draft, verified or not, against what came."""
+        if len(draft):
+            self.table.learn(draft, emitted)
+
+
+@dataclass(slots=True)
+class Rest:
+    """When to ask a source: always while it pays, ever more rarely while it does not."""
+
+    cost_ms: float = 0.0
+    waiting: int = 0
+    interval: int = 0
+    asked: int = field(default=0)
+
+    def due(self) -> bool:
+        """Count one step; True when the source should be asked in it."""
+        if self.waiting > 0:
+            self.waiting -= 1
+            return False
+        return True
+
+    def used(self, ms: float, paid: bool, plain_ms: float) -> None:
+        """The source was asked at a cost of `ms`; `paid` says whether any of its guesses were worth verifying."""
+        self.asked += 1
+        self.cost_ms += (ms - self.cost_ms) * (0.2 if self.asked > 5 else 1 / self.asked)
+        if paid:
+            self.interval = 0
+        else:
+            longest = min(REST_LIMIT, ceil(self.cost_ms / (REST_SHARE * plain_ms)) - 1)
+            self.interval = min(2 * self.interval + 1, longest)
+        self.waiting = self.interval
+
+
+def _likeliest_chains(
+    drafts: Sequence[Draft], lines: Sequence[Sequence[float]]
+) -> tuple[list[Draft], list[list[float]]]:
+    """Reduce each tree to the root-to-leaf path with the largest sum of path probabilities."""
+    chains, kept = [], []
+    for draft, line in zip(drafts, lines, strict=True):
+        parents = draft.parents.tolist()
+        total: list[float] = []
+        for node, parent in enumerate(parents):
+            total.append(line[node] + (0.0 if parent == ROOT else total[parent]))
+        path: list[int] = []
+        node = max(range(len(total)), key=total.__getitem__) if total else ROOT
+        while node != ROOT:
+            path.append(node)
+            node = parents[node]
+        path.reverse()
+        chains.append(draft.select(path))
+        kept.append([line[node] for node in path])
+    return chains, kept

@@ -1,0 +1,61 @@
+"""Prompt lookup: what followed the last n tokens the last time they stood in this text.
+
+Knows the tokens of each running sequence, prompt and output alike. Knows no other sequence and no model.
+"""
+
+from __future__ import annotations
+
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step
+from specplug.suffix_index import MAX_MATCH, SuffixIndex, continuation
+
+_PRIOR_FROM_MATCH = {1: 0.23, 2: 0.52, 3: 0.63, 4: 0.73, 5: 0.75, 6: 0.77, 8: 0.82, 12: 0.9, 16: 0.93, 32: 0.96}
+"""Effective match length, from each key to below the next, to the share of guesses that were right."""
+
+
+class Ngram:
+    """A chain: the continuation of the longest match, of its most recent occurrence.
+
+    Source: prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding), as in transformers and vLLM.
+    They scan the text from its start at every step and take the first occurrence; ours keeps an index and takes the
+    last one, measures how far a match reaches beyond `max_match`, and lets a match that overlaps the end repeat.
+    Keeps: 24 to 48 bytes per token of a running sequence and n-gram length. Needs: tokens.
+    Cost per step: 5 to 15 us, and 0.3 us per new token and n-gram length.
+    """
+
+    needs = Needs()
+    buckets: tuple[Bucket, ...] = tuple(Bucket(f"match {length}", prior) for length, prior in _PRIOR_FROM_MATCH.items())
+
+    def __init__(self, *, max_match: int = 3, min_match: int = 1, max_draft: int = 10) -> None:
+        if not 1 <= min_match <= max_match <= MAX_MATCH:
+            raise ValueError(f"min_match {min_match}, max_match {max_match}: need 1 <= min <= max <= {MAX_MATCH}")
+        if max_draft < 1:
+            raise ValueError(f"max_draft is {max_draft}; use >= 1")
+        self.max_draft = max_draft
+        self._levels = tuple(range(min_match, max_match + 1))
+        self._running: dict[int, SuffixIndex] = {}
+        # What follows a match of m tokens has matched m + 1 once it was right.
+        self._bucket_of = [
+            sum(start <= length for start in _PRIOR_FROM_MATCH) - 1 for length in range(MAX_MATCH + max_draft)
+        ]
+
+    def begin(self, seq: int, prompt: IntArray) -> None:
+        index = SuffixIndex(self._levels, capacity=len(prompt) + 256)
+        index.append(prompt.tolist())
+        self._running[seq] = index
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        index = self._running[seq]
+        length = min(budget, self.max_draft)
+        if length <= 0:
+            return EMPTY
+        found = index.find_longest(index.tokens, 1)
+        if not found:
+            return EMPTY
+        end, match = found[0]
+        return Draft.chain(continuation(index.tokens, end, length), self._bucket_of[match : match + length])
+
+    def observe(self, seq: int, step: Step) -> None:
+        self._running[seq].append(step.emitted)
+
+    def end(self, seq: int) -> None:
+        del self._running[seq]

@@ -1,0 +1,36 @@
+"""Plain decoding: the proposer that never guesses.
+
+Knows which sequences run, so that a mistaken call is noticed; knows no tokens. It is the baseline, the fallback and a
+tuner candidate, so that "do not speculate" runs through the same code as every method. Source: none needed.
+"""
+
+from __future__ import annotations
+
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step
+
+
+class NoDraft:
+    """Always the empty draft. Keeps: the running sequences' numbers. Needs: nothing. Cost per step: under 1 us."""
+
+    needs = Needs()
+    buckets: tuple[Bucket, ...] = ()
+
+    def __init__(self) -> None:
+        self._running: set[int] = set()
+
+    def begin(self, seq: int, prompt: IntArray) -> None:
+        self._running.add(seq)
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        self._require(seq)
+        return EMPTY
+
+    def observe(self, seq: int, step: Step) -> None:
+        self._require(seq)
+
+    def end(self, seq: int) -> None:
+        self._running.remove(seq)
+
+    def _require(self, seq: int) -> None:
+        if seq not in self._running:
+            raise KeyError(seq)

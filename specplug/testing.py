@@ -1,0 +1,449 @@
+"""Contract tests for proposers, a toy target, and greedy replay of a known continuation.
+
+Knows the contract of `core.Proposer` and how an engine drives it. Knows no engine, no model and no test runner:
+plain functions and asserts, which pytest collects. Third parties subclass `ProposerContract` in their own tests:
+
+    class TestMine(ProposerContract):
+        def make(self):
+            return Mine()
+
+Source: the tree walk is greedy tree verification (SpecInfer, arXiv 2305.09781); the toy target is our own.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from specplug.core import EMPTY, ROOT, Draft, IntArray, Proposer, Step, int_array
+from specplug.verify import verify_tree
+
+TopK = Callable[[Sequence[int]], IntArray]
+"""The target's most likely next ids (int32[k], most likely first) after a context."""
+
+
+class ToyTarget:
+    """A deterministic tiny language model: logits are a pure function of the last `order` tokens.
+
+    Each token has `branches` plausible successors, fixed by the seed; the older tokens decide in which order. So its
+    text repeats its bigrams, forks after them, and is settled by `order` tokens of context: food for every drafter.
+    """
+
+    def __init__(self, vocab: int = 64, seed: int = 0, *, order: int = 3, branches: int = 3) -> None:
+        assert vocab > branches >= 1 and order >= 1
+        self.vocab = vocab
+        self.seed = seed
+        self.order = order
+        self.branches = branches
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """float32[vocab] for the token after `tokens`; noise in [0, 1), plausible successors at 4 and above."""
+        last = int(tokens[-1]) if len(tokens) else -1
+        ids = np.arange(self.vocab, dtype=np.uint64)
+        logits = (_mix(ids + np.uint64(_hash(self.seed, last))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        turn = _hash(self.seed, *(int(token) for token in tokens[-self.order :]))
+        for rank, token in enumerate(self._successors(last)):
+            logits[token] = 4.0 + 2.0 * ((rank + turn) % self.branches)
+        return logits.astype(np.float32)
+
+    def topk(self, tokens: Sequence[int], k: int) -> IntArray:
+        """int32[k]: the most likely next ids, most likely first; ties in favour of the smaller id."""
+        return int_array(np.argsort(-self.logits(tokens), kind="stable")[:k].astype(np.int32))
+
+    def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
+        """The n tokens that plain greedy decoding emits after `prompt`."""
+        tokens = [int(token) for token in prompt]
+        for _ in range(n):
+            tokens.append(int(np.argmax(self.logits(tokens))))
+        return tokens[len(tokens) - n :]
+
+    def prompt(self, n: int, key: int = 0) -> IntArray:
+        """int32[n]: a prompt of n tokens, a function of the seed and `key`."""
+        return int_array([_hash(self.seed, -2, key, i) % self.vocab for i in range(n)])
+
+    def _successors(self, last: int) -> list[int]:
+        start = _hash(self.seed, last, -3)
+        stride = 1 + _hash(self.seed, last, -4) % ((self.vocab - 1) // self.branches)
+        return [(start + j * stride) % self.vocab for j in range(self.branches)]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult:
+    """What a proposer achieved over a known continuation."""
+
+    steps: list[Step]
+    emitted: list[int]
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens per target pass, the target's own token counted: plain decoding is 1.00."""
+        return len(self.emitted) / len(self.steps) if self.steps else 0.0
+
+    def bucket_counts(self, num_buckets: int) -> npt.NDArray[np.int64]:
+        """int64[num_buckets, 2]: nodes whose parent was accepted, and how many of them were accepted."""
+        counts = np.zeros((num_buckets, 2), dtype=np.int64)
+        for step in self.steps:
+            reached = {ROOT, *step.accepted}
+            for node, (parent, bucket) in enumerate(
+                zip(step.draft.parents.tolist(), step.draft.buckets.tolist(), strict=True)
+            ):
+                if parent in reached:
+                    counts[bucket] += (1, node in reached)
+        return counts
+
+
+def replay(
+    proposer: Proposer,
+    prompt: Sequence[int] | IntArray,
+    continuation: Sequence[int],
+    budget: int,
+    topk: TopK | None = None,
+    *,
+    seq: int = 0,
+) -> ReplayResult:
+    """Drive `proposer` over what the target is known to say after `prompt`, as an engine would, from begin to end.
+
+    topk: required where the proposer needs it, e.g. `lambda tokens: target.topk(tokens, 8)`.
+    """
+    assert topk is not None or proposer.needs.topk == 0, "this proposer needs the target's top-k: pass `topk`"
+    context = [int(token) for token in prompt]
+    proposer.begin(seq, int_array(context))
+    steps: list[Step] = []
+    emitted: list[int] = []
+    while len(emitted) < len(continuation):
+        draft = proposer.propose(seq, budget)
+        step = verify_known(draft, continuation[len(emitted) :], context, topk)
+        context += step.emitted
+        proposer.observe(seq, step)
+        steps.append(step)
+        # Read after `observe`: a proposer that writes into its Step would change the text.
+        emitted += step.emitted
+    proposer.end(seq)
+    return ReplayResult(steps, emitted)
+
+
+def verify_known(draft: Draft, rest: Sequence[int], context: Sequence[int] = (), topk: TopK | None = None) -> Step:
+    """The Step of a target that is known to continue `context` with `rest` (n >= 1)."""
+    known = iter([*(int(token) for token in rest), _PAST_THE_END])
+    emitted, accepted = verify_tree(draft, lambda _: next(known))
+    if emitted[-1] == _PAST_THE_END:
+        emitted.pop()
+    return Step(emitted, draft, accepted, None if topk is None else _topk_rows(draft, context, topk))
+
+
+class ProposerContract:
+    """What every proposer promises, as tests. Subclass, define `make`, and let pytest collect the subclass."""
+
+    vocab = 64
+    num_sequences_to_fill = 40
+    """Finished sequences (of 12 + 48 tokens) after which the proposer of `make_bounded` holds all it may hold."""
+
+    def make(self) -> Proposer:
+        """A fresh proposer; every call gives an equal one."""
+        raise NotImplementedError
+
+    def make_bounded(self) -> Proposer:
+        """A fresh proposer whose `shared_*` state, if any, has a bound small enough to be reached in a test."""
+        return self.make()
+
+    def target(self) -> ToyTarget:
+        return ToyTarget(self.vocab, seed=7)
+
+    def test_buckets_are_named_once_with_a_probability(self) -> None:
+        buckets = self.make().buckets
+        names = [bucket.name for bucket in buckets]
+        assert len(set(names)) == len(names), f"bucket names repeat: {names}"
+        for bucket in buckets:
+            assert 0.0 <= bucket.prior <= 1.0, f"the prior of {bucket.name} is {bucket.prior}"
+
+    def test_drafts_are_well_formed_and_within_budget(self) -> None:
+        proposer = self.make()
+        for _, step in self._run(proposer, seq=0, budget=16):
+            del step
+            for budget in (0, 1, 2, 7, 64):
+                self._check(proposer, proposer.propose(0, budget), budget)
+
+    def test_shortest_prompts(self) -> None:
+        for prompt in ([], [3]):
+            proposer = self.make()
+            proposer.begin(0, int_array(prompt))
+            self._check(proposer, proposer.propose(0, 7), 7)
+            proposer.observe(0, self._step(proposer, EMPTY, [5], prompt))
+            self._check(proposer, proposer.propose(0, 7), 7)
+            proposer.end(0)
+
+    def test_same_inputs_give_the_same_drafts(self) -> None:
+        one = [draft for draft, _ in self._run(self.make(), seq=0, budget=16)]
+        two = [draft for draft, _ in self._run(self.make(), seq=0, budget=16)]
+        _assert_same(one, two, "two fresh proposers disagree")
+
+    def test_propose_changes_nothing_visible(self) -> None:
+        quiet, asked = self.make(), self.make()
+        expected = [draft for draft, _ in self._run(quiet, seq=0, budget=16)]
+        drafts = []
+        for draft, _ in self._run(asked, seq=0, budget=16):
+            drafts.append(draft)
+            again = [asked.propose(0, budget) for budget in (64, 0, 5, 64)]
+            _assert_same(again[:1], again[3:], "a second call of propose gives another draft")
+        _assert_same(expected, drafts, "extra calls of propose changed later drafts")
+
+    def test_prompt_and_step_stay_as_they_were(self) -> None:
+        proposer = self.make()
+        prompt = self.target().prompt(24)
+        before = prompt.copy()
+        proposer.begin(0, prompt)
+        draft = proposer.propose(0, 16)
+        rest = self.target().greedy(prompt.tolist(), 17)
+        step = self._step(proposer, draft, rest, prompt.tolist())
+        kept = pickle.dumps((step.emitted, step.accepted, *_arrays(step.draft), step.topk))
+        proposer.observe(0, step)
+        assert np.array_equal(prompt, before), "begin wrote into the prompt"
+        after = pickle.dumps((step.emitted, step.accepted, *_arrays(step.draft), step.topk))
+        assert after == kept, "observe wrote into its Step"
+
+    def test_later_changes_to_the_prompt_do_not_matter(self) -> None:
+        proposer, expected = self.make(), self.make()
+        prompt = self.target().prompt(24)
+        expected.begin(0, prompt.copy())
+        proposer.begin(0, prompt)
+        prompt[:] = 0
+        _assert_same([expected.propose(0, 16)], [proposer.propose(0, 16)], "the prompt was kept, not copied")
+
+    def test_sequences_do_not_mix(self) -> None:
+        """Interleaved sequences draft as they would alone; where they share what they learn, as they did before."""
+        keys = (0, 1, 2)
+        together = self._interleaved(self.make(), keys)
+        if _has_shared(self.make()):
+            expected = self._interleaved(self.make(), keys)
+        else:
+            expected = {key: [draft for draft, _ in self._run(self.make(), seq=key, budget=16)] for key in keys}
+        for key in keys:
+            _assert_same(expected[key], together[key], f"sequence {key} drafts otherwise among others")
+
+    def test_end_forgets_the_sequence(self) -> None:
+        proposer = self.make()
+        self._finish(proposer, seq=0)
+        before = len(pickle.dumps(_private(proposer)))
+        for seq in range(1, 21):
+            self._finish(proposer, seq=seq)
+        growth = len(pickle.dumps(_private(proposer))) - before
+        # A counter may take another byte; twenty forgotten sequences would take hundreds.
+        assert growth <= 64, f"20 ended sequences left {growth} bytes outside shared_* attributes"
+
+    def test_a_sequence_number_can_be_used_again(self) -> None:
+        proposer = self.make()
+        first = [draft for draft, _ in self._run(proposer, seq=0, budget=16)]
+        proposer.end(0)
+        second = [draft for draft, _ in self._run(proposer, seq=0, budget=16)]
+        if not _has_shared(proposer):
+            _assert_same(first, second, "the ended sequence still shows")
+
+    def test_shared_state_is_bounded(self) -> None:
+        proposer = self.make_bounded()
+        sizes = []
+        for seq in range(4 * self.num_sequences_to_fill):
+            self._finish(proposer, seq=seq)
+            if (seq + 1) % self.num_sequences_to_fill == 0:
+                sizes.append(len(pickle.dumps(_shared(proposer))))
+        assert max(sizes) <= 1.25 * sizes[0] + 256, f"shared_* state keeps growing (bytes): {sizes}"
+
+    def test_unknown_sequences_are_refused(self) -> None:
+        proposer = self.make()
+        step = self._step(proposer, EMPTY, [1], [1])
+        calls: dict[str, Callable[[], object]] = {
+            "propose": lambda: proposer.propose(9, 4),
+            "observe": lambda: proposer.observe(9, step),
+            "end": lambda: proposer.end(9),
+        }
+        for when in ("never begun", "ended"):
+            for name, call in calls.items():
+                assert _raises_key_error(call), f"{name} of a sequence that was {when} must raise KeyError"
+            proposer.begin(9, int_array([1, 2, 3]))
+            proposer.end(9)
+
+    def test_any_draft_may_have_been_verified(self) -> None:
+        """The planner verifies subtrees, nothing at all, or somebody else's guesses."""
+        target, proposer = self.target(), self.make()
+        context = target.prompt(24).tolist()
+        proposer.begin(0, int_array(context))
+        for turn in range(24):
+            own = proposer.propose(0, 12)
+            rest = target.greedy(context, 4)
+            foreign = Draft.of([rest[0], (rest[0] + 1) % self.vocab, rest[1]], [-1, -1, 0], [0, 0, 0])
+            step = self._step(proposer, (own.select(range(len(own) // 2)), EMPTY, foreign)[turn % 3], rest, context)
+            proposer.observe(0, step)
+            context += step.emitted
+            self._check(proposer, proposer.propose(0, 12), 12)
+        proposer.end(0)
+
+    def test_generation_may_stop_inside_the_accepted_path(self) -> None:
+        target, proposer = self.target(), self.make()
+        context = target.prompt(24).tolist()
+        proposer.begin(0, int_array(context))
+        rest = target.greedy(context, 3)
+        draft = Draft.chain(rest, [0, 0, 0])
+        full = self._step(proposer, draft, rest, context)
+        assert len(full.accepted) == 3
+        proposer.observe(0, Step(full.emitted[:2], draft, full.accepted, full.topk))
+        self._check(proposer, proposer.propose(0, 12), 12)
+        proposer.end(0)
+
+    def test_text_is_the_targets(self) -> None:
+        target = self.target()
+        prompt = target.prompt(24)
+        expected = target.greedy(prompt.tolist(), 96)
+        result = replay(self.make(), prompt, expected, 16, self._topk(self.make()))
+        assert result.emitted == expected, "replay emitted another text than the target's"
+        assert result.mean_acceptance_length >= 1.0
+
+    def _topk(self, proposer: Proposer) -> TopK | None:
+        target, k = self.target(), proposer.needs.topk
+        return (lambda tokens: target.topk(tokens, k)) if k else None
+
+    def _step(self, proposer: Proposer, draft: Draft, rest: Sequence[int], context: Sequence[int]) -> Step:
+        return verify_known(draft, rest, context, self._topk(proposer))
+
+    def _run(self, proposer: Proposer, seq: int, budget: int, n: int = 48) -> Iterator[tuple[Draft, Step]]:
+        """Begin and decode n tokens, one step at a time; the prompt is a function of `seq`. Does not end."""
+        target = self.target()
+        context = target.prompt(12, key=seq).tolist()
+        rest = target.greedy(context, n)
+        proposer.begin(seq, int_array(context))
+        while rest:
+            draft = proposer.propose(seq, budget)
+            step = self._step(proposer, draft, rest, context)
+            yield draft, step
+            proposer.observe(seq, step)
+            context += step.emitted
+            rest = rest[len(step.emitted) :]
+
+    def _finish(self, proposer: Proposer, seq: int) -> None:
+        for _ in self._run(proposer, seq, budget=8):
+            pass
+        proposer.end(seq)
+
+    def _interleaved(self, proposer: Proposer, keys: Sequence[int]) -> dict[int, list[Draft]]:
+        runs = {key: self._run(proposer, seq=key, budget=16) for key in keys}
+        drafts: dict[int, list[Draft]] = {key: [] for key in keys}
+        while runs:
+            for key, run in list(runs.items()):
+                pair = next(run, None)
+                if pair is None:
+                    del runs[key]
+                else:
+                    drafts[key].append(pair[0])
+        return drafts
+
+    def _check(self, proposer: Proposer, draft: Draft, budget: int) -> None:
+        draft.check(num_tokens=self.vocab, num_buckets=len(proposer.buckets))
+        assert len(draft) <= budget, f"{len(draft)} nodes for a budget of {budget}"
+
+
+_PAST_THE_END = -1
+"""The target's next token where the known text is over: no draft carries it."""
+
+
+def _topk_rows(draft: Draft, context: Sequence[int], topk: TopK) -> IntArray:
+    paths: list[list[int]] = [list(context)]
+    for parent, token in zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True):
+        paths.append([*paths[parent + 1], token])
+    return int_array(np.stack([topk(path) for path in paths]))
+
+
+def _assert_same(one: Sequence[Draft], two: Sequence[Draft], complaint: str) -> None:
+    assert len(one) == len(two), f"{complaint}: {len(one)} and {len(two)} steps"
+    for index, (a, b) in enumerate(zip(one, two, strict=True)):
+        same = all(np.array_equal(x, y) for x, y in zip(_arrays(a), _arrays(b), strict=True))
+        assert same, f"{complaint}; first at step {index}: {_arrays(a)} and {_arrays(b)}"
+
+
+def _arrays(draft: Draft) -> tuple[IntArray, IntArray, IntArray]:
+    return draft.tokens, draft.parents, draft.buckets
+
+
+def _raises_key_error(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except KeyError:
+        return True
+    return False
+
+
+def _private(proposer: Proposer) -> Any:
+    """Everything the proposer holds outside attributes named `shared_*`, as plain containers."""
+    return _plain(proposer, keep=lambda name: not name.startswith("shared_"), seen=set())
+
+
+def _shared(proposer: Proposer) -> list[Any]:
+    """What the attributes named `shared_*` hold, at any depth: a fusion's parts have their own."""
+    found: list[Any] = []
+
+    def note(owner: Any) -> None:
+        for name, value in _attributes(owner):
+            if name.startswith("shared_"):
+                found.append(_plain(value, keep=lambda _: True, seen=set()))
+
+    _plain(proposer, keep=lambda name: not name.startswith("shared_"), seen=set(), visit=note)
+    return found
+
+
+def _has_shared(proposer: Proposer) -> bool:
+    return bool(_shared(proposer))
+
+
+def _plain(
+    value: Any, keep: Callable[[str], bool], seen: set[int], visit: Callable[[Any], None] = lambda _: None
+) -> Any:
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    if id(value) in seen:
+        return "seen"
+    seen.add(id(value))
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return [(_plain(k, keep, seen, visit), _plain(v, keep, seen, visit)) for k, v in value.items()]
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return [_plain(item, keep, seen, visit) for item in value]
+    if isinstance(value, type) or callable(value):
+        return getattr(value, "__qualname__", "callable")
+    if hasattr(value, "tobytes"):
+        return value.tobytes()
+    visit(value)
+    return [(name, _plain(held, keep, seen, visit)) for name, held in _attributes(value) if keep(name)]
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    names = dict.fromkeys(getattr(value, "__dict__", {}))
+    for owner in type(value).__mro__:
+        slots = owner.__dict__.get("__slots__", ())
+        names.update(dict.fromkeys((slots,) if isinstance(slots, str) else slots))
+    return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+
+
+_MASK = (1 << 64) - 1
+
+
+def _hash(*values: int) -> int:
+    """A 64-bit hash that is the same in every process (SplitMix64 finaliser, chained)."""
+    state = 0x9E3779B97F4A7C15
+    for value in values:
+        state = (state + (value & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser over an array; wraps."""
+    values = values * np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

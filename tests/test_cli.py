@@ -1,0 +1,376 @@
+"""The command line through its entry point: exit codes, one line on stderr, data on stdout, and who wins."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from specplug import __version__, profile
+from specplug.errors import UsageError
+from specplug.profile import Profile, Runtime
+from specplug.registry import ProposerSpec
+from specplug_cli.options import Request, model_path, shared_options
+
+SPECPLUG = str(Path(sys.executable).with_name("specplug"))
+NONE = (ProposerSpec("none"),)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No variable of the person who runs the tests, and a folder of our own for profiles."""
+    for name in [name for name in os.environ if name.startswith("SPECPLUG_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "own profiles"
+    folder.mkdir()
+    monkeypatch.setenv("SPECPLUG_PROFILES", str(folder))
+    return folder
+
+
+def call(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SPECPLUG, *arguments], capture_output=True, text=True, timeout=120, **more)
+
+
+def failed(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
+    """Exit code and message of a failure, which is nothing on stdout and one line on stderr."""
+    assert done.stdout == ""
+    assert done.stderr.endswith("\n") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("specplug: ")
+    return done.returncode, done.stderr.removeprefix("specplug: ").rstrip()
+
+
+def with_command(body: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The entry point with one more command, `extra`, whose body is given."""
+    program = f"""
+import sys, types, click
+from specplug import errors
+from specplug_cli import main
+@click.command()
+def extra():
+    {body}
+main.COMMANDS["extra"] = "One more."
+sys.modules["specplug_cli.extra"] = types.SimpleNamespace(extra=extra)
+sys.exit(main.main(["extra", *{arguments!r}]))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=os.environ | environment
+    )
+
+
+# -- the entry point -------------------------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    assert call("--version").stdout == f"specplug, version {__version__}\n"
+
+
+def test_help_lists_the_commands_and_imports_no_numpy() -> None:
+    program = """
+import sys
+from specplug_cli.main import main
+code = main(["--help"])
+print(sorted({"numpy", "yaml", "rich", "llama_cpp"} & sys.modules.keys()), code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[] 0\n")
+    for name in ("run", "bench", "verify", "profiles", "doctor"):
+        assert f"\n  {name} " in done.stdout
+
+
+def test_mistaken_calls_end_in_2_with_the_place_to_look() -> None:
+    code, message = failed(call("foo"))
+    assert code == 2
+    assert "No such command 'foo'" in message and message.endswith("See specplug --help")
+    code, message = failed(call("profiles", "list", "--jsn"))
+    assert code == 2
+    assert "--jsn" in message and message.endswith("See specplug profiles list --help")
+    assert failed(call("profiles", "show"))[0] == 2
+    assert call().returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("SpecplugError", 1), ("UsageError", 2), ("EngineError", 5)]
+)  # fmt: skip
+def test_our_errors_are_one_line_and_their_exit_code(kind: str, code: int) -> None:
+    done = with_command(f"raise errors.{kind}('what\\n  was wrong; do this')")
+    assert failed(done) == (code, "error: what was wrong; do this")
+
+
+def test_a_bug_is_one_line_with_the_way_to_its_traceback() -> None:
+    code, message = failed(with_command("{}['key']"))
+    assert (code, message) == (1, "error: KeyError: 'key' (set SPECPLUG_DEBUG=1 for the traceback)")
+    done = with_command("{}['key']", SPECPLUG_DEBUG="1")
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.endswith("specplug: error: KeyError: 'key'\n")
+
+
+def test_an_exit_code_of_a_command_is_the_exit_code() -> None:
+    assert with_command("click.get_current_context().exit(4)").returncode == 4
+    assert with_command("raise KeyboardInterrupt").returncode == 130
+
+
+def open_once_it_is_read(pipe: Path) -> int:
+    """A descriptor to write to `pipe`, as soon as somebody has opened it to read."""
+    for _ in range(600):
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # ENXIO: nobody reads yet
+            time.sleep(0.05)
+    raise TimeoutError("the pipe was never opened")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe to wait on")
+def test_ctrl_c_ends_in_130(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "waiting.yaml")
+    running = subprocess.Popen(
+        [SPECPLUG, "profiles", "show", str(tmp_path / "waiting.yaml")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    writer = open_once_it_is_read(tmp_path / "waiting.yaml")  # from here on it waits for what is never written
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    os.close(writer)
+    assert (running.returncode, out) == (130, "")
+    assert err.strip() == "specplug: interrupted"
+
+
+def test_a_reader_that_leaves_is_no_news() -> None:
+    done = with_command("[click.echo('x' * 1000) for _ in range(1000)]")
+    assert len(done.stdout) == 1001_000
+    running = subprocess.Popen([SPECPLUG, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    assert running.stderr.read() == b""
+    running.stderr.close()
+    assert running.wait(30) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_a_failure() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([SPECPLUG, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "specplug: error: [Errno 28] No space left on device\n"
+
+
+# -- profiles --------------------------------------------------------------------------------------------------------
+
+
+def test_list_shows_own_and_shipped_ones(clean_environment: Path) -> None:
+    profile.save(Profile("mine", description="My own.", proposers=NONE), clean_environment / "mine.yaml")
+    (clean_environment / "bad.yaml").write_text("schema: 1\nname: bad\nmodle: x\n")
+    listed = {entry["name"]: entry for entry in json.loads(call("profiles", "list", "--json").stdout)}
+    assert listed["mine"]["description"] == "My own."
+    assert listed["none"]["source"] == "shipped" and listed["none"]["problem"] is None
+    assert "did you mean model?" in listed["bad"]["problem"]
+    lines = call("profiles", "list").stdout.splitlines()
+    assert len(lines) == len(listed)
+    assert any(line.startswith("mine ") and "My own." in line for line in lines)
+    assert any(line.startswith("bad ") and "unusable" in line for line in lines)
+
+
+def test_show_is_the_whole_profile(tmp_path: Path) -> None:
+    shown = call("profiles", "show", "none").stdout
+    assert profile.loads(shown, "stdout") == profile.load("none")
+    as_json = json.loads(call("profiles", "show", "none", "--json").stdout)
+    assert (as_json["schema"], as_json["name"], as_json["proposers"]) == (1, "none", ["none"])
+    assert as_json["planner"] == {"mode": "measured", "max_nodes": 24, "trees": True}
+
+
+def test_show_of_what_is_not_there() -> None:
+    code, message = failed(call("profiles", "show", "sufix"))
+    assert code == 2
+    assert message.startswith("error: no profile is named sufix; did you mean suffix")
+
+
+def test_validate_reports_every_file(tmp_path: Path) -> None:
+    good, bad, worse = (tmp_path / f"{name}.yaml" for name in ("good", "bad", "worse"))
+    profile.save(Profile("good", proposers=NONE), good)
+    bad.write_text("schema: 1\nname: bad\nruntime: {threads: two}\n")
+    worse.write_text("schema: [1\n")
+    assert call("profiles", "validate", str(good)).stdout == f"{good}: valid\n"
+    done = call("profiles", "validate", str(good), str(bad), str(worse))
+    assert (done.returncode, done.stdout) == (2, f"{good}: valid\n")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"specplug: error: {bad}: runtime.threads: 'two' is not a whole number")
+    assert second.startswith(f"specplug: error: {worse}: line 2: not valid YAML")
+    done = call("profiles", "validate", "--json", str(good), str(bad))
+    assert [entry["problem"] is None for entry in json.loads(done.stdout)] == [True, False]
+    assert done.returncode == 2
+
+
+# -- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_works_from_anywhere() -> None:
+    done = call("doctor", cwd="/")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"specplug   {__version__}" in done.stdout
+    assert "\x1b[" not in done.stdout
+
+
+def test_doctor_says_it_in_json() -> None:
+    found = json.loads(call("doctor", "--json").stdout)
+    assert (found["schema"], found["specplug"]) == (1, __version__)
+    assert found["machine"]["cores"] >= 1 and found["machine"]["cpu"]
+    assert found["engines"].keys() == {"llama-cpp", "vllm", "toy"}
+    assert found["engines"]["toy"]["works"] is True
+    assert found["proposers"][:4] == ["none", "ngram", "suffix", "token_recycling"]
+    assert "none" in found["profiles"]["usable"]
+
+
+def test_doctor_reports_an_unusable_profile(clean_environment: Path) -> None:
+    (clean_environment / "bad.yaml").write_text("schema: 3\n")
+    found = json.loads(call("doctor", "--json").stdout)
+    assert "schema: 3 is not supported" in found["profiles"]["unusable"]["bad"]
+    assert any("schema: 3" in advice for advice in found["advice"])
+
+
+@pytest.mark.llama
+def test_doctor_tries_llama_cpp_and_finds_the_demo_model() -> None:
+    found = json.loads(call("doctor", "--json").stdout)
+    engine = found["engines"]["llama-cpp"]
+    assert engine["works"] is True and engine["problem"] is None
+    assert engine["version"]
+    assert "CPU" in engine["system_info"]
+    assert engine["features"] and all(isinstance(value, int) for value in engine["features"].values())
+    assert found["models"]["demo:smollm2"]["path"].endswith(".gguf")
+
+
+def test_doctor_survives_a_library_that_crashes(tmp_path: Path) -> None:
+    """A llama_cpp whose import kills the process, as one that was built for another processor does."""
+    package = tmp_path / "llama_cpp"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGABRT)\n")
+    info = tmp_path / "llama_cpp_python-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 9.9\n")
+    done = call("doctor", "--json", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0
+    found = json.loads(done.stdout)
+    engine = found["engines"]["llama-cpp"]
+    assert (engine["version"], engine["works"]) == ("9.9", False)
+    assert "does not load" in engine["problem"]
+    assert any("build it for this machine" in advice for advice in found["advice"])
+
+
+# -- the shared flags ------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@shared_options(max_tokens=16)
+def one(request: Request) -> None:
+    found = request.profile
+    seen = [found.name, found.engine, found.model, found.runtime.threads]
+    click.echo(json.dumps([*seen, request.max_tokens, request.temperature, request.seed, request.json]))
+
+
+@click.command()
+@shared_options(max_tokens=16, several_profiles=True)
+def several(request: Request) -> None:
+    click.echo(json.dumps([(found.name, found.runtime.threads) for found in request.profiles]))
+
+
+@pytest.fixture
+def laptop(clean_environment: Path) -> Profile:
+    """A profile that sets what flags can change."""
+    saved = Profile("laptop", engine="toy", model="a.gguf", proposers=NONE, runtime=Runtime(threads=3))
+    profile.save(saved, clean_environment / "laptop.yaml")
+    return saved
+
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def invoke() -> Invoke:
+    def run(command: click.Command, *arguments: str, **environment: str) -> Result:
+        return CliRunner().invoke(command, arguments, env=environment)
+
+    return run
+
+
+def test_a_profile_wins_over_the_defaults(laptop: Profile, invoke: Invoke) -> None:
+    result = invoke(one, "--profile", "laptop")
+    assert json.loads(result.stdout) == ["laptop", "toy", "a.gguf", 3, 16, 0.0, 0, False]
+    assert result.stderr == ""
+
+
+VARIABLES = {
+    "SPECPLUG_PROFILE": "laptop",
+    "SPECPLUG_ENGINE": "vllm",
+    "SPECPLUG_MODEL": "b.gguf",
+    "SPECPLUG_THREADS": "5",
+    "SPECPLUG_MAX_TOKENS": "6",
+    "SPECPLUG_TEMPERATURE": "0.7",
+    "SPECPLUG_SEED": "8",
+    "SPECPLUG_JSON": "1",
+}
+
+
+def test_a_variable_wins_over_the_profile(laptop: Profile, invoke: Invoke) -> None:
+    result = invoke(one, **VARIABLES)
+    assert json.loads(result.stdout) == ["laptop", "vllm", "b.gguf", 5, 6, 0.7, 8, True]
+
+
+def test_a_flag_wins_over_the_variable(laptop: Profile, invoke: Invoke) -> None:
+    engine = ["--profile", "none", "--engine", "toy", "--model", "c.gguf", "--threads", "9"]
+    sampling = ["--max-tokens", "10", "--temperature", "1", "--seed", "12"]
+    result = invoke(one, *engine, *sampling, **VARIABLES)
+    assert json.loads(result.stdout) == ["none", "toy", "c.gguf", 9, 10, 1.0, 12, True]
+
+
+def test_what_nobody_named_is_said_on_stderr(invoke: Invoke) -> None:
+    result = invoke(one)
+    assert json.loads(result.stdout)[:3] == ["default", "llama-cpp", "demo:smollm2"]
+    assert result.stderr.splitlines() == [
+        "specplug: no profile named: default",
+        "specplug: no model named: demo:smollm2",
+    ]
+    assert invoke(one, "--profile", "none", "--model", "a.gguf").stderr == ""
+
+
+def test_only_llama_cpp_has_a_demo_model(invoke: Invoke) -> None:
+    assert json.loads(invoke(one, "--profile", "none", "--engine", "toy").stdout)[2] is None
+    assert json.loads(invoke(one, "--profile", "none", "--engine", "vllm").stdout)[2] is None
+    with pytest.raises(UsageError, match="engine vllm has no model; name one with --model"):
+        model_path(Profile("x", engine="vllm"))
+
+
+def test_several_profiles_share_the_other_flags(laptop: Profile, invoke: Invoke) -> None:
+    result = invoke(several, "--profile", "laptop", "--profile", "none", "--threads", "4")
+    assert json.loads(result.stdout) == [["laptop", 4], ["none", 4]]
+    result = invoke(several, SPECPLUG_PROFILE=os.pathsep.join(["none", "laptop"]))
+    assert json.loads(result.stdout) == [["none", None], ["laptop", 3]]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--threads 0",
+        "--threads x",
+        "--max-tokens 0",
+        "--temperature -1",
+        "--temperature nan",
+        "--seed -1",
+        "--engine mlx",
+    ],
+)
+def test_values_out_of_range_are_bad_input(flags: str, invoke: Invoke) -> None:
+    assert invoke(one, *flags.split()).exit_code == 2
+
+
+def test_a_wrong_variable_is_bad_input_and_named(invoke: Invoke) -> None:
+    result = invoke(one, SPECPLUG_THREADS="many")
+    assert result.exit_code == 2
+    assert "SPECPLUG_THREADS" in result.stderr
