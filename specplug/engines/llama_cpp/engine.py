@@ -97,11 +97,10 @@ class LlamaCpp:
             raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")
         limit = max_nodes + slots
         self.model = model
-        self.cost_points = cost or (
-            remembered_cost_points(model, profile.runtime, limit, say=say)
-            if speculates
-            else CostPoints((1,), (1,), ((1.0,),))
-        )
+        if not speculates:
+            self.cost_points = CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
+        else:
+            self.cost_points = cost or remembered_cost_points(model, profile.runtime, limit, say=say)
         num_ids = ids_needed(slots, max_nodes)
         # Beside the sequences' own tokens: one plan's rejected nodes, and what `exact` holds back.
         cells = slots * profile.runtime.context + (profile.runtime.context if profile.exact else 0) + limit + 1
