@@ -42,7 +42,7 @@ class CostCurve:
         self.limit = self.rows[-1]
         every = np.arange(1, self.limit + 1)
         self._full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
-        self._correction = np.ones(self.limit)
+        self._correction = [1.0] * self.limit
         self._interval = 0
         self._cached: dict[int, list[float]] = {}
 
@@ -51,7 +51,7 @@ class CostCurve:
         key = context >> 7
         found = self._cached.get(key)
         if found is None:
-            found = self._cached[key] = (self._line((key << 7) + 64) * self._correction).tolist()
+            found = self._cached[key] = (self._line((key << 7) + 64) * np.asarray(self._correction)).tolist()
         return found
 
     def observe(self, rows: int, context: int, ms: float) -> None:

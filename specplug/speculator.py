@@ -49,6 +49,7 @@ class Speculator:
         self._rests = [Rest() for _ in fusion.sources]
         self._active = [True] * len(fusion.sources)
         self._always = self.planner.static
+        self._silent = not fusion.buckets  # a source without buckets never drafts
         self._candidates: list[Draft] = []
         self._plan = Plan([], 0, 0.0, 0.0)
         self._context = 0
@@ -69,8 +70,10 @@ class Speculator:
         context  mean KV fill of the sequences, tokens
         budgets  most nodes for each sequence (what is left of its token limit), >= 0
         """
-        self._active = [self._always or rest.due() for rest in self._rests]
         self._context = context
+        if self._silent:
+            return [EMPTY] * len(seqs)
+        self._active = [self._always or rest.due() for rest in self._rests]
         if not any(self._active):
             self.wants_topk = 0
             self._candidates = []
@@ -90,6 +93,8 @@ class Speculator:
 
     def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float, topk_ns: int = 0) -> None:
         """Learn from one target pass that took `target_ms`; `topk_ns` is what reading the top ids took."""
+        if self._silent:
+            return
         started = perf_counter_ns()
         for seq, step in zip(seqs, steps, strict=True):
             self.fusion.observe(seq, step)

@@ -38,7 +38,6 @@ class Fusion:
         buckets: list[Bucket] = []
         owners: list[int] = []
         self._firsts: list[int] = []
-        self._agreed: list[int] = []
         for owner, source in enumerate(self.sources):
             self.needs = self.needs.union(source.needs)
             self._firsts.append(len(buckets))

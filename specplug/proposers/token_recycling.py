@@ -12,14 +12,21 @@ Cost per step: 30 us to grow 16 nodes, 15 us to learn; the engine's top-k comes 
 
 from __future__ import annotations
 
+import io
+import os
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step
+from specplug.errors import SpecplugError, UsageError
 from specplug.trees import likeliest
 
 UNKNOWN = -1
@@ -34,6 +41,10 @@ PAPER_TREE = """
     000000 000001 000100
 """
 """The authors' static tree, called 2.2.2: 80 nodes, level by level; a node is the path of ranks that leads to it."""
+
+_PAPER_PLACES = {path: place for place, path in enumerate(PAPER_TREE.split())}
+_PAPER_NODES = [(_PAPER_PLACES.get(path[:-1], ROOT), int(path[-1])) for path in _PAPER_PLACES]
+"""(place of the parent, rank) of each node."""
 
 COUNTS = 4
 """States of a token's reliability counter: up when rank 0 was right, down when not, as a branch predictor does."""
@@ -57,9 +68,22 @@ PRIORS = (
 
 
 class TokenRecycling:
-    """See the module. Options: `k` ids per row; `shape` best_first or paper."""
+    """See the module. Options:
 
-    def __init__(self, *, k: int = 8, shape: Literal["best_first", "paper"] = "best_first") -> None:
+    k              ids per row of the matrix
+    shape          best_first, or the paper's static tree
+    warm           a file of `save` to start from
+    tokenizer_hash what `warm` has to be made for (`specplug.models.tokenizer_hash`)
+    """
+
+    def __init__(
+        self,
+        *,
+        k: int = 8,
+        shape: Literal["best_first", "paper"] = "best_first",
+        warm: str | None = None,
+        tokenizer_hash: str | None = None,
+    ) -> None:
         if not 1 <= k <= 64:
             raise ValueError(f"k is {k}; use a number from 1 to 64")
         if shape == "paper" and k < 8:
@@ -77,14 +101,16 @@ class TokenRecycling:
         self.shared_kind: npt.NDArray[np.int8] = np.full(0, START, dtype=np.int8)
         self.shared_probability = priors
         self._last: dict[int, int] = {}
+        if warm is not None:
+            if tokenizer_hash is None:
+                raise UsageError(f"warm: {warm} needs tokenizer_hash beside it; add it, or drop warm")
+            self.load(warm, tokenizer_hash)
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         self._last[seq] = int(prompt[-1]) if len(prompt) else UNKNOWN
         if len(prompt) > 1:
             self._reserve(int(prompt.max()))
-            unseen = self.shared_matrix[prompt[:-1], 0] == UNKNOWN
-            for token, follower in zip(prompt[:-1][unseen].tolist(), prompt[1:][unseen].tolist(), strict=True):
-                self._put_first(token, follower)
+            self._fill_unknown_rows(prompt)
 
     def propose(self, seq: int, budget: int) -> Draft:
         root = self._last[seq]
@@ -111,28 +137,83 @@ class TokenRecycling:
         del self._last[seq]
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
+        """matrix int32[V, k]; kind int8[V]; probability float64[8, k]."""
+        # Rows hold ids that nobody has looked up yet, which lie beyond the matrix.
+        self._reserve(int(self.shared_matrix.max(initial=UNKNOWN)))
         return {
-            "matrix": self.shared_matrix,
-            "kind": self.shared_kind,
+            "matrix": self.shared_matrix.copy(),
+            "kind": self.shared_kind.copy(),
             "probability": np.asarray(self.shared_probability),
         }
 
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        """ValueError when the arrays are not those of a recycling matrix with the same k."""
-        matrix, kind, probability = (state.get(name) for name in ("matrix", "kind", "probability"))
-        if matrix is None or kind is None or probability is None:
-            raise ValueError("no recycling matrix in it")
+        missing = [name for name in ("matrix", "kind", "probability") if name not in state]
+        if missing:
+            raise ValueError(f"no {missing[0]} in it")
+        matrix, kind, probability = state["matrix"], state["kind"], state["probability"]
         if matrix.dtype != np.int32 or matrix.ndim != 2 or matrix.shape[1] != self.k:
-            raise ValueError(f"a matrix of shape {matrix.shape}, where k is {self.k}")
-        if kind.dtype != np.int8 or kind.shape != matrix.shape[:1] or probability.shape != (2 * COUNTS, self.k):
-            raise ValueError("a recycling matrix whose parts do not fit each other")
+            raise ValueError(f"its matrix is {matrix.dtype}{list(matrix.shape)}, and k is {self.k}")
+        if kind.dtype != np.int8 or kind.shape != matrix.shape[:1]:
+            raise ValueError(f"its kind is {kind.dtype}{list(kind.shape)} beside {len(matrix)} rows")
+        if probability.dtype != np.float64 or probability.shape != (2 * COUNTS, self.k):
+            raise ValueError(f"its probability is {probability.dtype}{list(probability.shape)}")
         if matrix.size and (matrix.min() < UNKNOWN or matrix.max() >= len(matrix)):
-            raise ValueError("a recycling matrix with ids outside its vocabulary")
-        if (kind.size and (kind.min() < 0 or kind.max() >= 2 * COUNTS)) or not np.isfinite(probability).all():
-            raise ValueError("a recycling matrix with counters out of range")
+            raise ValueError("its matrix holds ids outside its vocabulary")
+        ordered = np.sort(matrix, axis=1)
+        twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != UNKNOWN)
+        gap = (matrix[:, 1:] != UNKNOWN) & (matrix[:, :-1] == UNKNOWN)
+        if twice.any() or gap.any():
+            raise ValueError("a row of its matrix repeats an id or has a gap")
+        if kind.size and (kind.min() < 0 or kind.max() >= 2 * COUNTS):
+            raise ValueError("its kind is out of range")
+        if not ((probability >= 0.0) & (probability <= 1.0)).all():
+            raise ValueError("its probability is out of range")
         self.shared_matrix = matrix.copy()
         self.shared_kind = kind.copy()
-        self.shared_probability = np.clip(probability, 0.0, 1.0).tolist()
+        self.shared_probability = probability.tolist()
+
+    def save(self, path: str | Path, tokenizer_hash: str) -> None:
+        """Write what was learned to a `.npz` file, all of it or nothing. SpecplugError when that fails."""
+        target = Path(path)
+        if target.exists() and not target.is_file():
+            raise UsageError(f"{target}: not a file; name a file to write the recycling matrix to")
+        content = io.BytesIO()
+        arrays: dict[str, Any] = {"tokenizer_hash": np.array(tokenizer_hash), **self.state()}
+        np.savez_compressed(content, **arrays)
+        temporary = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+                temporary = file.name
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise SpecplugError(
+                f"{target}: cannot write the recycling matrix ({error.strerror}); nothing was changed there"
+            ) from error
+
+    def load(self, path: str | Path, tokenizer_hash: str) -> None:
+        """Take what `save` wrote. UsageError when it is no such file, or was made for another tokenizer."""
+        try:
+            # NumPy leaves a file of its own open when it is damaged.
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                state = {name: file[name] for name in file.files}
+        except OSError as error:
+            raise UsageError(f"{path}: cannot read the recycling matrix ({error.strerror or error})") from error
+        except (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise UsageError(f"{path}: damaged, or no recycling matrix ({error}); delete it to start afresh") from error
+        found = str(state.pop("tokenizer_hash", "none"))
+        if found != tokenizer_hash:
+            raise UsageError(
+                f"{path}: made for tokenizer {found[:12]}, the model has {tokenizer_hash[:12]}; use one made for it"
+            )
+        try:
+            self.load_state(state)
+        except ValueError as error:
+            raise UsageError(f"{path}: no recycling matrix that fits: {error}; delete it to start afresh") from error
 
     # -- drafting ------------------------------------------------------------------------------------------------
 
@@ -181,17 +262,22 @@ class TokenRecycling:
         tokens: list[int] = []
         parents: list[int] = []
         buckets: list[int] = []
-        node_of = {"": ROOT}
-        row_of = {"": self._successors(root)}
-        for path in PAPER_TREE.split():
-            ids, kind = row_of.get(path[:-1], ([], START))
-            rank = int(path[-1])
-            if rank < len(ids):
-                node_of[path] = len(tokens)
-                row_of[path] = self._successors(ids[rank])
-                tokens.append(ids[rank])
-                parents.append(node_of[path[:-1]])
-                buckets.append(kind * self.k + rank)
+        node_of: list[int] = []
+        rows: list[tuple[list[int], int]] = []
+        nothing: tuple[list[int], int] = ([], START)
+        root_row = self._successors(root)
+        for parent, rank in _PAPER_NODES:
+            ids, kind = root_row if parent == ROOT else rows[parent]
+            if rank >= len(ids):
+                node_of.append(ROOT)
+                rows.append(nothing)
+                continue
+            token = ids[rank]
+            node_of.append(len(tokens))
+            rows.append(self._successors(token))
+            tokens.append(token)
+            parents.append(ROOT if parent == ROOT else node_of[parent])
+            buckets.append(kind * self.k + rank)
         draft = Draft.of(tokens, parents, buckets)
         if len(tokens) <= budget:
             return draft
@@ -209,6 +295,19 @@ class TokenRecycling:
             self.shared_matrix = np.concatenate((self.shared_matrix, rows))
             self.shared_kind = np.concatenate((self.shared_kind, np.full(more, START, dtype=np.int8)))
 
+    def _fill_unknown_rows(self, prompt: IntArray) -> None:
+        """Give each row nobody has seen the prompt's followers of its token, the latest first."""
+        unseen = (self.shared_matrix[prompt[:-1], 0] == UNKNOWN).nonzero()[0][::-1]
+        if not len(unseen):
+            return
+        pairs, latest = np.unique((prompt[unseen].astype(np.int64) << 32) | prompt[unseen + 1], return_index=True)
+        tokens = pairs >> 32
+        order = np.lexsort((latest, tokens))
+        tokens, followers = tokens[order], pairs[order] & 0xFFFFFFFF
+        ranks = np.arange(len(tokens)) - np.searchsorted(tokens, tokens)
+        kept = ranks < self.k
+        self.shared_matrix[tokens[kept], ranks[kept]] = followers[kept]
+
     def _put_first(self, token: int, follower: int) -> None:
         row = self.shared_matrix[token].tolist()
         if row[0] == follower:
@@ -223,6 +322,8 @@ class TokenRecycling:
         """Every evaluated row is learned; of a token evaluated more than once, the deepest accepted row stays."""
         tokens = np.concatenate((np.array([last], dtype=np.int32), step.draft.tokens))
         rows = topk[:, : self.k]
+        if rows.shape[1] < self.k:  # others, which need fewer, were asked alone
+            rows = np.pad(rows, ((0, 0), (0, self.k - rows.shape[1])), constant_values=UNKNOWN)
         self.shared_matrix[tokens] = rows
         kept = [0, *(node + 1 for node in step.accepted)]
         self.shared_matrix[tokens[kept]] = rows[kept]

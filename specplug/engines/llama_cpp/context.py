@@ -92,7 +92,7 @@ class Context:
             self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         self.rows = 0
-        self._views: dict[tuple[int, int], Logits] = {}
+        self._views: dict[tuple[int | None, int], Logits] = {}
 
     def __enter__(self) -> Context:
         return self
@@ -151,7 +151,7 @@ class Context:
     def logits(self, rows: int) -> Logits:
         """float32[rows, V]: a view of the logits of the last pass, wanted rows in batch order; no copy."""
         pointer = ll.llama_get_logits(self.handle)
-        key = (ctypes.addressof(pointer.contents), rows)
+        key = (ctypes.cast(pointer, ctypes.c_void_p).value, rows)
         view = self._views.get(key)
         if view is None:
             if len(self._views) > 256:

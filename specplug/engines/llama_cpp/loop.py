@@ -154,7 +154,7 @@ class StepLoop:
         topk = top_ids(logits, speculator.wants_topk) if speculator.wants_topk else None
         ranked = perf_counter_ns()
         steps = [
-            Step(r.fresh, draft, accepted, None if topk is None else topk[[at.first, *at.row_of]])
+            Step(r.fresh, draft, accepted, _rows_of(topk, at))
             for r, draft, at, accepted in zip(running, drafts, layouts, paths, strict=True)
         ]
         speculator.observe(seqs, steps, target_ms=(decoded - drafted) / 1e6, topk_ns=ranked - verified)
@@ -175,6 +175,9 @@ class StepLoop:
         """Add the root's and the draft's rows to the batch; the likeliest branch first and on the home id."""
         context, first = self.context, self.context.rows
         n = len(draft)
+        if not n:
+            context.add(r.root, r.position, (r.seq,))
+            return _Layout(first, _NO_NODES, _NO_NODES, _NO_NODES)
         parents = draft.parents.tolist()
         if parents == list(range(-1, n - 1)):
             context.add_span([r.root, *draft.tokens.tolist()], r.position, r.seq, wanted=True)
@@ -284,6 +287,16 @@ class StepLoop:
     def _forget(self, seq: int) -> None:
         self.context.drop(seq)
         self._held[seq] = []
+
+
+_NO_NODES: list[int] = []
+
+
+def _rows_of(topk: IntArray | None, at: _Layout) -> IntArray | None:
+    """The top ids of the root's row and of every node's."""
+    if topk is None:
+        return None
+    return topk[[at.first, *at.row_of]] if at.row_of else topk[at.first : at.first + 1]
 
 
 def ids_needed(slots: int, max_nodes: int) -> int:

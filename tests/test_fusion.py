@@ -1,0 +1,258 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Proposer, Step, int_array
+from specplug.proposers.fusion import Fusion
+from specplug.proposers.suffix import Suffix
+from specplug.proposers.token_recycling import TokenRecycling
+from specplug.testing import ProposerContract, ToyTarget, replay
+
+Path = tuple[int, ...]
+
+
+class Scripted:
+    """Always the same draft, cut to the budget; notes what it is told."""
+
+    def __init__(self, draft: Draft, priors: Sequence[float] = (0.5,), topk: int = 0, hidden: bool = False) -> None:
+        self.draft = draft
+        self.needs = Needs(topk, hidden)
+        self.buckets = tuple(Bucket(f"bucket {i}", prior) for i, prior in enumerate(priors))
+        self.told: list[object] = []
+
+    def begin(self, seq: int, prompt: IntArray) -> None:
+        self.told.append(("begin", seq, prompt.tolist()))
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        self.told.append(("propose", seq, budget))
+        return self.draft.select(range(min(budget, len(self.draft))))
+
+    def observe(self, seq: int, step: Step) -> None:
+        self.told.append(("observe", seq, step))
+
+    def end(self, seq: int) -> None:
+        self.told.append(("end", seq))
+
+
+class Impatient(Scripted):
+    """Another class, so that names differ."""
+
+
+class TestContract(ProposerContract):
+    def make(self) -> Proposer:
+        return Fusion([Suffix(), TokenRecycling()])
+
+    def make_bounded(self) -> Proposer:
+        return Fusion([Suffix(shared_tokens=500), TokenRecycling()])
+
+
+class TestContractOfOne(ProposerContract):
+    def make(self) -> Proposer:
+        return Fusion([TokenRecycling()])
+
+
+def paths(draft: Draft) -> list[Path]:
+    found: list[Path] = []
+    for token, parent in zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True):
+        found.append((*(() if parent == ROOT else found[parent]), token))
+    return found
+
+
+def trie(wanted: Sequence[Path], bucket: int = 0) -> Draft:
+    """The tree of all prefixes of `wanted`, in order of first mention."""
+    nodes = list(dict.fromkeys(path[:end] for path in wanted for end in range(1, len(path) + 1)))
+    place = {path: i for i, path in enumerate(nodes)} | {(): ROOT}
+    return Draft.of([path[-1] for path in nodes], [place[path[:-1]] for path in nodes], [bucket] * len(nodes))
+
+
+# -- merging ---------------------------------------------------------------------------------------------------------
+
+
+def test_worked_example_of_the_longest_prefix_merge() -> None:
+    """RASD: a retrieved path shares nodes as far as tokens agree, then its rest is appended.
+
+    The tree  1-2, 1-3, 4  and the path 1-3-5-6: 1 and 3 are shared, 5-6 hangs below 3.
+    """
+    tree = Draft.of([1, 2, 3, 4], [ROOT, 0, 0, ROOT], [0, 0, 0, 0])
+    fusion = Fusion([Scripted(tree), Impatient(Draft.chain([1, 3, 5, 6], [0] * 4))])
+    draft = fusion.propose(0, 10)
+    draft.check(num_buckets=len(fusion.buckets))
+    assert draft.tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert draft.parents.tolist() == [ROOT, 0, 0, ROOT, 2, 4]
+
+
+def test_the_same_token_elsewhere_is_another_node() -> None:
+    fusion = Fusion([Scripted(Draft.chain([1, 2], [0, 0])), Impatient(Draft.chain([2, 1], [0, 0]))])
+    assert paths(fusion.propose(0, 10)) == [(1,), (1, 2), (2,), (2, 1)]
+
+
+some_paths = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple), max_size=8)
+
+
+@given(st.lists(some_paths, min_size=1, max_size=4))
+def test_merging_is_the_union_of_the_paths(sources: list[list[Path]]) -> None:
+    fusion = Fusion([Scripted(trie(wanted)) for wanted in sources])
+    draft = fusion.propose(0, 1000)
+    draft.check(num_buckets=len(fusion.buckets))
+    union = {path[:end] for wanted in sources for path in wanted for end in range(1, len(path) + 1)}
+    assert sorted(paths(draft)) == sorted(union)
+    for path, bucket in zip(paths(draft), draft.buckets.tolist(), strict=True):
+        guessed_by = [i for i, wanted in enumerate(sources) if any(p[: len(path)] == path for p in wanted)]
+        assert fusion.bucket_source[bucket] in guessed_by
+        assert fusion.buckets[bucket].name.endswith(", agreed") == (len(guessed_by) > 1)
+
+
+@given(
+    st.lists(some_paths, min_size=2, max_size=3),
+    st.integers(0, 20),
+    st.lists(st.floats(0.05, 0.95), min_size=3, max_size=3),
+)
+def test_the_cut_keeps_the_likeliest_subtree(sources: list[list[Path]], budget: int, priors: list[float]) -> None:
+    """With drafts small enough for every budget asked of the sources, so that only the fusion cuts."""
+    parts = [Scripted(trie(wanted), [prior]) for wanted, prior in zip(sources, priors, strict=False)]
+    for part in parts:
+        part.propose = lambda seq, budget, part=part: part.draft  # type: ignore[method-assign, misc]
+    fusion = Fusion(parts)
+    if sum(1 for part in parts if len(part.draft)) < 2:
+        return
+    whole, cut = fusion.propose(0, 1000), fusion.propose(0, budget)
+    cut.check(num_buckets=len(fusion.buckets))
+    assert len(cut) == min(budget, len(whole))
+    assert sorted(probabilities(fusion, cut), reverse=True) == pytest.approx(
+        sorted(probabilities(fusion, whole), reverse=True)[:budget]
+    )
+    assert set(paths(cut)) <= set(paths(whole))
+
+
+def probabilities(fusion: Fusion, draft: Draft) -> list[float]:
+    found: list[float] = []
+    for parent, bucket in zip(draft.parents.tolist(), draft.buckets.tolist(), strict=True):
+        found.append(fusion.buckets[bucket].prior * (1.0 if parent == ROOT else found[parent]))
+    return found
+
+
+def test_the_cut_follows_what_was_learned() -> None:
+    """Path probabilities 0.9, 0.81 against 0.5, 0.25: two nodes are the first chain, until told otherwise."""
+    fusion = Fusion(
+        [Scripted(Draft.chain([1, 2], [0, 0]), [0.9]), Impatient(Draft.chain([3, 4], [0, 0]), [0.5])],
+    )
+    assert paths(fusion.propose(0, 2)) == [(1,), (1, 2)]
+    fusion.probability = [0.2, 0.2, 0.95, 0.95]
+    assert paths(fusion.propose(0, 2)) == [(3,), (3, 4)]
+
+
+# -- buckets ---------------------------------------------------------------------------------------------------------
+
+
+def test_buckets_alone_and_agreed() -> None:
+    fusion = Fusion([Scripted(EMPTY, [0.5, 0.2]), Impatient(EMPTY, [0.8])])
+    assert [bucket.name for bucket in fusion.buckets] == [
+        "Scripted bucket 0",
+        "Scripted bucket 1",
+        "Scripted bucket 0, agreed",
+        "Scripted bucket 1, agreed",
+        "Impatient bucket 0",
+        "Impatient bucket 0, agreed",
+    ]
+    assert fusion.bucket_source.tolist() == [0, 0, 0, 0, 1, 1]
+    assert fusion.bucket_source.dtype == np.int32
+    priors = [bucket.prior for bucket in fusion.buckets]
+    for alone, agreed in ((0, 2), (1, 3), (4, 5)):
+        assert priors[alone] < priors[agreed] < 1.0
+
+
+def test_an_agreed_node_has_the_stronger_reason() -> None:
+    weak, strong = Draft.chain([1, 2], [0, 0]), Draft.chain([1, 3], [0, 0])
+    for first, second, expected in ((0.3, 0.8, 1), (0.8, 0.3, 0)):
+        fusion = Fusion([Scripted(weak, [first]), Impatient(strong, [second])])
+        draft = fusion.propose(0, 10)
+        assert fusion.bucket_source[draft.buckets].tolist() == [expected, 0, 1]
+        names = [fusion.buckets[bucket].name.endswith(", agreed") for bucket in draft.buckets.tolist()]
+        assert names == [True, False, False]
+
+
+def test_three_sources_agree_on_one_node() -> None:
+    one = Draft.chain([1], [0])
+    fusion = Fusion([Scripted(one, [p]) for p in (0.2, 0.6, 0.4)])
+    draft = fusion.propose(0, 10)
+    assert draft.tokens.tolist() == [1]
+    assert fusion.buckets[int(draft.buckets[0])].name == "Scripted 1 bucket 0, agreed"
+
+
+def test_one_source_keeps_its_own_buckets_and_draft() -> None:
+    source = Scripted(Draft.chain([1, 2], [0, 1]), [0.5, 0.4])
+    fusion = Fusion([source])
+    assert fusion.buckets == source.buckets
+    assert fusion.bucket_source.tolist() == [0, 0]
+    source.propose = lambda seq, budget: source.draft  # type: ignore[method-assign]
+    assert fusion.propose(0, 5) is source.draft
+
+
+# -- who is asked and told -------------------------------------------------------------------------------------------
+
+
+def test_only_active_sources_are_asked() -> None:
+    one, two = Scripted(Draft.chain([1], [0])), Impatient(Draft.chain([2], [0]))
+    fusion = Fusion([one, two])
+    spent_ns = [0, 0]
+    assert paths(fusion.propose_from(3, 7, [False, True], spent_ns)) == [(2,)]
+    assert one.told == []
+    assert two.told == [("propose", 3, 7)]
+    assert spent_ns[0] == 0 < spent_ns[1]
+    assert len(fusion.propose_from(3, 7, [False, False])) == 0
+
+
+def test_a_lone_drafts_buckets_are_the_fusions() -> None:
+    fusion = Fusion([Scripted(EMPTY, [0.5, 0.4]), Impatient(Draft.chain([2, 3], [0, 1]), [0.3, 0.2])])
+    draft = fusion.propose(0, 5)
+    assert [fusion.buckets[bucket].name for bucket in draft.buckets.tolist()] == [
+        "Impatient bucket 0",
+        "Impatient bucket 1",
+    ]
+
+
+def test_everything_is_told_to_all() -> None:
+    one, two = Scripted(Draft.chain([1], [0])), Impatient(EMPTY)
+    fusion = Fusion([one, two])
+    fusion.begin(4, int_array([8, 9]))
+    step = Step([1, 5], fusion.propose_from(4, 3, [True, False]), [0])
+    fusion.observe(4, step)
+    fusion.end(4)
+    assert one.told == [("begin", 4, [8, 9]), ("propose", 4, 3), ("observe", 4, step), ("end", 4)]
+    assert two.told == [("begin", 4, [8, 9]), ("observe", 4, step), ("end", 4)]
+
+
+def test_needs_are_the_union() -> None:
+    fusion = Fusion([Scripted(EMPTY, topk=4), Impatient(EMPTY, topk=8), Scripted(EMPTY, hidden=True)])
+    assert fusion.needs == Needs(topk=8, hidden=True)
+
+
+def test_recycling_learns_the_rows_of_others_guesses() -> None:
+    recycling = TokenRecycling(k=2)
+    fusion = Fusion([Scripted(Draft.chain([1, 2], [0, 0])), recycling])
+    fusion.begin(0, int_array([9]))
+    fusion.observe(0, Step([5], fusion.propose(0, 8), [], int_array([[5, 6], [11, 12], [21, 22]])))
+    assert recycling.shared_matrix[[9, 1, 2]].tolist() == [[5, 6], [11, 12], [21, 22]]
+
+
+# -- acceptance ------------------------------------------------------------------------------------------------------
+
+
+def test_accepts_at_least_as_much_as_either_source() -> None:
+    """The same text and top ids; with room for both drafts the merged tree holds every path of either."""
+    target = ToyTarget(64, seed=3)
+    prompt = target.prompt(24)
+    text = target.greedy(prompt.tolist(), 300)
+
+    def topk(tokens: Sequence[int]) -> IntArray:
+        return target.topk(tokens, 8)
+
+    def length(proposer: Proposer, budget: int) -> float:
+        return replay(proposer, prompt, text, budget, topk).mean_acceptance_length
+
+    alone = max(length(Suffix(), 8), length(TokenRecycling(), 8))
+    fused = length(Fusion([Suffix(), TokenRecycling()]), 16)
+    assert fused >= alone >= 1.5
