@@ -69,7 +69,8 @@ def _show(report: dict[str, Any]) -> None:
     for d in report["differences"]:
         console.print(
             f"{d['verdict']}: {d['setting']}, prompt {d['prompt']}, token {d['position']}: "
-            f"{d['plain']!r} became {d['other']!r}; gap {d['gap']:.4f}, batch shape alone moves it by {d['shape_difference']:.4f}",
+            f"{d['plain']!r} became {d['other']!r}; "
+            f"gap {d['gap']:.4f}, batch shape alone moves it by {d['shape_difference']:.4f}",
             markup=False,
         )
     console.print("same output: " + ("yes" if report["same_output"] else "NO"))

@@ -50,7 +50,7 @@ class Runtime:
     context: int = 4096
     batch: int = 512
     gpu_layers: int = 0
-    flash_attention: bool = True
+    flash_attention: bool | None = None
     kv_type: str = "f16"
 
 
@@ -472,7 +472,7 @@ _RUNTIME: dict[str, Check] = {
     "context": _whole(16, 1 << 24),
     "batch": _whole(1, 1 << 20),
     "gpu_layers": _whole(-1, 10_000),
-    "flash_attention": _flag,
+    "flash_attention": _optional(_flag),
     "kv_type": _choice(KV_TYPES),
 }
 _PROFILE: dict[str, Check] = {

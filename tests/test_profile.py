@@ -74,7 +74,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert [spec.method for spec in found.proposers] == ["suffix", "token_recycling"]
     assert found.planner == PlannerSettings(mode="measured", max_nodes=24, trees=True)
     assert found.runtime == Runtime(
-        threads=None, context=4096, batch=512, gpu_layers=0, flash_attention=True, kv_type="f16"
+        threads=None, context=4096, batch=512, gpu_layers=0, flash_attention=None, kv_type="f16"
     )
 
 
@@ -226,7 +226,7 @@ profiles = st.builds(
         context=st.integers(16, 1 << 20),
         batch=st.integers(1, 1 << 16),
         gpu_layers=st.integers(-1, 100),
-        flash_attention=st.booleans(),
+        flash_attention=st.none() | st.booleans(),
         kv_type=st.sampled_from(["f16", "bf16", "f32", "q8_0"]),
     ),
     measured=st.none()

@@ -63,16 +63,18 @@ def compare(
             say(f"measuring what a pass costs here (about {MEASURE_SECONDS:.0f} s)")
             limit = max(p.planner.max_nodes for p in drafting) + concurrency
             cost = cost_points(model, first.runtime, limit, seconds=MEASURE_SECONDS)
-        arms: list[Arm] = [
+        ours = [
             ProfileArm(model, p, sampling, slots=concurrency, cost=_up_to(cost, p, concurrency))
             for p in (base, *drafting)
         ]
+        plainly = ours[0].engine
+        arms: list[Arm] = [*ours]
         arms += [PromptLookupPeer(model, first, name, sampling) for name in peers]
         for arm in arms:
             stack.callback(arm.close)
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            found = explain(model, base, prompt, one, other, sampling)
+            found = explain(model, first.runtime, prompt, one, other, sampling, padded=plainly.padded)
             return found is not None and found.is_rounding
 
         outcome = run_arms(

@@ -93,7 +93,15 @@ def prove(
                 line = sums[name]
                 line["answers"] += 1
                 line["accepted_tokens"] += other.counters.accepted_tokens
-                found = explain(model, base, tokens, one.tokens, other.tokens, sampling)
+                found = explain(
+                    model,
+                    plainly.profile.runtime,
+                    tokens,
+                    one.tokens,
+                    other.tokens,
+                    sampling,
+                    padded=plainly.padded,
+                )
                 if found is None and one.text == other.text:
                     line["identical"] += 1
                     continue
@@ -109,13 +117,14 @@ def prove(
                 differences.append(
                     Difference(name, prompt.id, found.position, a, b, found.gap, found.shape_difference, verdict)
                 )
-        description = model.description
+        description, padded = model.description, plainly.padded
     return {
         "schema": 1,
         "model": f"{model_path.name} ({description})",
         "profile": profile.name,
         "planner": tried.planner.mode,
         "exact": profile.exact,
+        "padded": padded,
         "kv_type": profile.runtime.kv_type,
         "max_tokens": max_tokens,
         "settings": sums,

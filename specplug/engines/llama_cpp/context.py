@@ -35,6 +35,7 @@ def open_context(model: Model, runtime: Runtime, *, cells: int, num_ids: int, ma
     num_ids  sequence ids, homes and tree leaves together; at most 256
     max_rows rows with logits in one pass
     """
+    assert runtime.flash_attention is not None, "an unresolved profile"
     params = ll.llama_context_default_params()
     params.n_ctx = cells
     params.n_batch = params.n_ubatch = min(max(runtime.batch, max_rows), cells)

@@ -17,6 +17,7 @@ from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.loop import Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.rounding import one_row_differs
 from specplug.engines.llama_cpp.sampling import Sampling, TokenLogprobs
 from specplug.errors import UsageError
 from specplug.profile import CostPoints, Profile
@@ -29,6 +30,9 @@ GIVES = Needs(topk=1 << 30)
 
 
 GREEDY = Sampling()
+
+SPARE_SHARE = 8
+"""One KV cell is opened for rejected nodes per so many cells of the context."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +71,10 @@ class Answer:
 
 
 class LlamaCpp:
-    """One context with its proposers, ready to answer. Several may share one Model. Use it in a `with` statement."""
+    """One context with its proposers, ready to answer. Several may share one Model. Use it in a `with` statement.
+
+    padded  whether passes of one row get a second one, which `exact` needs in some formats
+    """
 
     def __init__(
         self,
@@ -102,13 +109,14 @@ class LlamaCpp:
         else:
             self.cost_points = cost or remembered_cost_points(model, profile.runtime, limit, say=say)
         num_ids = ids_needed(slots, max_nodes)
-        # Beside the sequences' own tokens: one plan's rejected nodes, and what `exact` holds back.
-        cells = slots * profile.runtime.context + (profile.runtime.context if profile.exact else 0) + limit + 1
+        # Beside the sequences' own tokens: one plan's rejected nodes, and those that stay parked.
+        self._spare_cells = profile.runtime.context // SPARE_SHARE if speculates else 0
+        cells = slots * (profile.runtime.context + self._spare_cells) + limit + 1
         self.context = open_context(
             model, profile.runtime, cells=-(-cells // 256) * 256, num_ids=num_ids, max_rows=limit + 1
         )
         self.slots = slots
-        self._num_ids = num_ids
+        self.padded = profile.exact and one_row_differs(self.context, profile.runtime)
         self.reset(sources)
 
     def __enter__(self) -> LlamaCpp:
@@ -124,12 +132,21 @@ class LlamaCpp:
         """Forget everything learned and cached, as if just opened (with fresh proposers where none are given)."""
         profile = self.profile
         fusion = Fusion(sources if sources is not None else registry.build_sources(profile.proposers))
-        curve = CostCurve(self.cost_points.contexts, self.cost_points.rows, self.cost_points.ms)
+        ms = [list(line) for line in self.cost_points.ms]
+        if self.padded:
+            for line in ms:
+                line[0] = line[min(1, len(line) - 1)]
+        curve = CostCurve(self.cost_points.contexts, self.cost_points.rows, ms)
         learned = profile.measured.acceptance if profile.measured else None
         self.speculator = Speculator(fusion, curve, profile, learned=learned)
         self.context.clear()
         self.loop = StepLoop(
-            self.context, self.speculator, slots=self.slots, num_ids=self._num_ids, exact=profile.exact
+            self.context,
+            self.speculator,
+            slots=self.slots,
+            spare_cells=self._spare_cells,
+            exact=profile.exact,
+            padded=self.padded,
         )
 
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
@@ -229,7 +246,21 @@ class _Writer:
 
 
 def resolved(profile: Profile) -> Profile:
-    """The profile with the engine's own choices filled in: every usable core where no thread count is named."""
-    if profile.runtime.threads is not None:
-        return profile
-    return replace(profile, runtime=replace(profile.runtime, threads=hardware.usable_cores()))
+    """The profile with the engine's own choices filled in.
+
+    threads          every usable core
+    flash_attention  on, but for an f32 cache: within it llama.cpp would turn such a cache into f16 at every pass;
+                     `exact` has it on always, since without it sums depend on which cells are taken
+    """
+    runtime = profile.runtime
+    if profile.exact and runtime.flash_attention is False:
+        raise UsageError(f"profile {profile.name}: exact needs flash_attention; drop one of the two")
+    attention = runtime.flash_attention
+    return replace(
+        profile,
+        runtime=replace(
+            runtime,
+            threads=runtime.threads or hardware.usable_cores(),
+            flash_attention=attention if attention is not None else profile.exact or runtime.kv_type != "f32",
+        ),
+    )

@@ -5,9 +5,10 @@ Source: one llama.cpp sequence id per leaf, a node carries the ids of all leaves
 evaluated once and attention sees exactly the ancestors.
 
 Cells: a draft's likeliest branch stays on the sequence's home id and goes into the batch first, so that accepting it
-moves nothing. Under `exact`, cells of rejected nodes that lie before an accepted one stay taken until the sequence ends
-(they belong to an id that never attends), so that later tokens never land before earlier ones: attention then sums in
-plain decoding's order; and a pass never has fewer than two rows, since one-row passes run other kernels.
+moves nothing. Cells of rejected nodes that lie before an accepted one stay taken (parked: they belong to an id that
+never attends), so that a later token never lands before an earlier one and attention sums in plain decoding's order.
+Parked cells are few and bounded; where they run out, drafts are cut to their first branch, which parks nothing.
+Where one-row passes run other kernels, `exact` needs them padded to two rows.
 """
 
 from __future__ import annotations
@@ -67,18 +68,33 @@ class _Layout:
 class StepLoop:
     """Runs up to `slots` sequences on one context; ids 0..slots-1 are their homes, the rest serve tree leaves."""
 
-    def __init__(self, context: Context, speculator: Speculator, *, slots: int, num_ids: int, exact: bool) -> None:
-        """`num_ids` is what the context was opened with. `exact` runs one sequence at a time: slots must be 1."""
-        assert not exact or slots == 1
-        assert num_ids >= ids_needed(slots, speculator.planner.max_nodes)
+    def __init__(
+        self,
+        context: Context,
+        speculator: Speculator,
+        *,
+        slots: int,
+        spare_cells: int,
+        exact: bool = False,
+        padded: bool = False,
+    ) -> None:
+        """For a context with `ids_needed` sequence ids; `spare_cells` may be parked per slot.
+
+        exact   reads every prompt from its beginning, in the same passes
+        padded  gives passes of one row a second one; slots must be 1
+        """
+        assert not padded or slots == 1
         self.context = context
         self.speculator = speculator
         self.counters = Counters()
         self._exact = exact
+        self._padded = padded
         self._free_homes = list(range(slots))
         self._held: list[list[int]] = [[] for _ in range(slots)]
-        self._park_id, self._pad_id = slots, slots + 1
-        self._leaf_ids = range(slots + 2, num_ids)
+        self._parked: list[list[int]] = [[] for _ in range(slots)]  # positions
+        self._spare_cells = spare_cells
+        self._first_park_id, self._pad_id = slots, 2 * slots
+        self._leaf_ids = range(2 * slots + 1, ids_needed(slots, speculator.planner.max_nodes))
 
     # -- life of a sequence ---------------------------------------------------------------------------------------
 
@@ -119,9 +135,6 @@ class StepLoop:
         self.speculator.end(running.seq)
         self._free_homes.append(running.seq)
         self.counters.add(running.counters)
-        if self._exact:
-            self._held[running.seq] = []
-            self.context.clear()
 
     def forget_prompts(self) -> None:
         """Drop what idle slots keep for prompts with the same beginning."""
@@ -138,14 +151,18 @@ class StepLoop:
         fill = sum(r.position for r in running) // len(running)
         # A draft of n nodes can emit n + 1 tokens: never draft past the limit.
         drafts = speculator.plan(seqs, fill, [r.left - 1 for r in running])
+        drafts = [self._spare(r, draft) for r, draft in zip(running, drafts, strict=True)]
         context.clear_batch()
         leaf_ids = iter(self._leaf_ids)
         layouts = [self._lay_out(r, draft, leaf_ids) for r, draft in zip(running, drafts, strict=True)]
-        if self._exact and context.rows < 2:
-            self._pad(running[0])
+        padded = self._padded and context.rows < 2
+        if padded:
+            context.add(running[0].root, 0, (self._pad_id,))
         drafted = perf_counter_ns()
         context.decode()
         logits = context.logits(context.rows)
+        if padded:  # at once: a later token must find no hole before the sequence's own cells
+            context.drop(self._pad_id)
         decoded = perf_counter_ns()
         paths = [self._verify(r, d, at, logits) for r, d, at in zip(running, drafts, layouts, strict=True)]
         for r, draft, at, accepted in zip(running, drafts, layouts, paths, strict=True):
@@ -170,6 +187,17 @@ class StepLoop:
             c.draft_ns += (drafted - began + ended - verified) // len(running)
 
     # -- parts of a step ------------------------------------------------------------------------------------------
+
+    def _spare(self, r: Running, draft: Draft) -> Draft:
+        """The draft, or its first branch where it might need more parked cells than are left."""
+        if len(draft) + len(self._parked[r.seq]) <= self._spare_cells:
+            return draft
+        parents = draft.parents.tolist()
+        branch: list[int] = []
+        for node, parent in enumerate(parents):
+            if parent == (branch[-1] if branch else ROOT):
+                branch.append(node)
+        return draft if len(branch) == len(draft) else draft.select(branch)
 
     def _lay_out(self, r: Running, draft: Draft, leaf_ids: Iterator[int]) -> _Layout:
         """Add the root's and the draft's rows to the batch; the likeliest branch first and on the home id."""
@@ -236,7 +264,7 @@ class StepLoop:
         held.append(r.root)
         held.extend(draft.tokens[accepted].tolist())
         winner = at.leaf_of[accepted[-1]] if accepted else r.seq
-        if self._exact and at.extra and accepted:
+        if at.extra and accepted:
             self._park(r, draft, at, accepted)
         if winner != r.seq:
             shared = start + sum(at.leaf_of[node] == r.seq for node in accepted)
@@ -252,15 +280,14 @@ class StepLoop:
     def _park(self, r: Running, draft: Draft, at: _Layout, accepted: list[int]) -> None:
         """Keep rejected cells that lie before the last accepted one taken, on an id that nobody attends to."""
         last_row = at.row_of[accepted[-1]]
+        if last_row - at.first == len(accepted):
+            return
+        parked = self._parked[r.seq]
         for node, depth in enumerate(draft.depths().tolist()):
             if at.row_of[node] < last_row and node not in accepted:
                 position = r.position + depth
-                self.context.copy(at.leaf_of[node], self._park_id, position, position + 1)
-
-    def _pad(self, r: Running) -> None:
-        """A second row that nobody attends to, for a pass that would otherwise run one-row kernels."""
-        self.context.drop(self._pad_id)
-        self.context.add(r.root, 0, [self._pad_id])
+                self.context.copy(at.leaf_of[node], self._first_park_id + r.seq, position, position + 1)
+                parked.append(position)
 
     # -- prompts --------------------------------------------------------------------------------------------------
 
@@ -273,8 +300,7 @@ class StepLoop:
         context = self.context
         # The last token is always evaluated anew: its logits are needed.
         start = 0 if self._exact else min(_common_prefix(self._held[seq], prompt), len(prompt) - 1)
-        context.drop(seq, start)
-        del self._held[seq][start:]
+        self._forget(seq, start)
         step = context.num_batch
         for at in range(start, len(prompt), step):
             context.clear_batch()
@@ -284,9 +310,12 @@ class StepLoop:
             context.decode()
         return context.logits(1)
 
-    def _forget(self, seq: int) -> None:
-        self.context.drop(seq)
-        self._held[seq] = []
+    def _forget(self, seq: int, start: int = 0) -> None:
+        """Free a slot's cells from position `start` on, parked ones included."""
+        self.context.drop(seq, start)
+        self.context.drop(self._first_park_id + seq, start)
+        del self._held[seq][start:]
+        self._parked[seq] = [position for position in self._parked[seq] if position < start]
 
 
 _NO_NODES: list[int] = []
@@ -300,8 +329,8 @@ def _rows_of(topk: IntArray | None, at: _Layout) -> IntArray | None:
 
 
 def ids_needed(slots: int, max_nodes: int) -> int:
-    """Sequence ids for `slots` homes, the two ids of `exact`, and as many leaves as a plan can have."""
-    return slots + 2 + max_nodes
+    """Sequence ids for `slots` homes and their parked cells, `exact`'s pad, and as many leaves as a plan can have."""
+    return 2 * slots + 1 + max_nodes
 
 
 def _branches(
