@@ -15,7 +15,7 @@ from specplug.cost import CostCurve
 from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.loop import Running, StepLoop, ids_needed
-from specplug.engines.llama_cpp.measure import remembered_cost_points
+from specplug.engines.llama_cpp.measure import cost_points, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.rounding import one_row_differs
 from specplug.engines.llama_cpp.sampling import Sampling, TokenLogprobs
@@ -107,7 +107,9 @@ class LlamaCpp:
         if not speculates:
             self.cost_points = CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
         else:
-            self.cost_points = cost or remembered_cost_points(model, profile.runtime, limit, say=say)
+            self.cost_points = cost or remembered_cost_points(
+                model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), say=say
+            )
         num_ids = ids_needed(slots, max_nodes)
         # Beside the sequences' own tokens: one plan's rejected nodes, and those that stay parked.
         self._spare_cells = profile.runtime.context // SPARE_SHARE if speculates else 0

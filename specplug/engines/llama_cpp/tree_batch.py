@@ -1,0 +1,107 @@
+"""A draft as rows of one batch.
+
+Knows trees, positions and sequence ids. Knows neither acceptance nor which cells survive.
+Source: one llama.cpp sequence id per leaf, a node carries the ids of all leaves below it, so that shared prefixes are
+evaluated once and attention sees exactly the ancestors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from specplug.core import ROOT, Draft
+from specplug.engines.llama_cpp.context import Context
+
+
+@dataclass(slots=True)
+class Tree:
+    """A draft in the batch of the pass under way.
+
+    first    batch row of the root
+    row_of   batch row of each node
+    leaf_of  sequence id that carries each node's branch to a leaf
+    extra    the sequence ids used beside the home id
+    accepted the nodes that came true so far, root to leaf
+    """
+
+    draft: Draft
+    first: int
+    row_of: list[int]
+    leaf_of: list[int]
+    extra: list[int]
+    accepted: list[int] = field(default_factory=list)
+
+    def children(self) -> dict[tuple[int, int], int]:
+        """The node that follows (node or ROOT, token)."""
+        draft = self.draft
+        if not len(draft):
+            return {}
+        places = zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True)
+        return {place: node for node, place in enumerate(places)}
+
+
+def lay_out(context: Context, draft: Draft, root: int, position: int, home: int, leaf_ids: Iterator[int]) -> Tree:
+    """Add the root's and the draft's rows to the batch; the likeliest branch first and on the home id."""
+    first = context.rows
+    n = len(draft)
+    if not n:
+        context.add(root, position, (home,))
+        return Tree(draft, first, _NO_NODES, _NO_NODES, _NO_NODES)
+    parents = draft.parents.tolist()
+    if parents == list(range(-1, n - 1)):
+        context.add_span([root, *draft.tokens.tolist()], position, home, wanted=True)
+        return Tree(draft, first, list(range(first + 1, first + 1 + n)), [home] * n, [])
+    order, ids, leaf_of, extra = _branches(parents, home, leaf_ids)
+    for leaf in extra:
+        context.copy(home, leaf)
+    context.add(root, position, [home, *extra])
+    tokens, depths = draft.tokens.tolist(), draft.depths().tolist()
+    row_of = [0] * n
+    for node in order:
+        row_of[node] = context.rows
+        context.add(tokens[node], position + depths[node], ids[node])
+    return Tree(draft, first, row_of, leaf_of, extra)
+
+
+def first_branch(draft: Draft) -> list[int]:
+    """The nodes from the root's first child down to a leaf, always by the first child: those that go in first."""
+    branch: list[int] = []
+    for node, parent in enumerate(draft.parents.tolist()):
+        if parent == (branch[-1] if branch else ROOT):
+            branch.append(node)
+    return branch
+
+
+_NO_NODES: list[int] = []
+
+
+def _branches(
+    parents: list[int], home: int, leaf_ids: Iterator[int]
+) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+    """Nodes depth first, the ids of the leaves below each, one of these ids per node, and the ids used beside home.
+
+    The first branch in this order keeps the home id.
+    """
+    n = len(parents)
+    children: list[list[int]] = [[] for _ in range(n + 1)]  # the last list, index ROOT, is the root's
+    for node, parent in enumerate(parents):
+        children[parent].append(node)
+    order: list[int] = []
+    ids: list[list[int]] = [[] for _ in range(n + 1)]
+    extra: list[int] = []
+    leaf = home
+    stack = children[ROOT][::-1]
+    while stack:
+        node = stack.pop()
+        order.append(node)
+        if children[node]:
+            stack.extend(reversed(children[node]))
+        else:
+            ids[node] = [leaf]
+            if stack:
+                leaf = next(leaf_ids)
+                extra.append(leaf)
+    for node in reversed(order):
+        ids[parents[node]] = ids[node] + ids[parents[node]]
+    return order, ids, [line[0] for line in ids[:n]], extra
