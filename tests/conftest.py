@@ -1,7 +1,43 @@
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # A busy machine is slow without being wrong; in CI every run draws the same examples.
 settings.register_profile("specplug", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("specplug")
+
+
+@pytest.fixture(scope="session")
+def demo_path() -> Path:
+    """The packaged model: SmolLM2-135M-Instruct, Q4_1."""
+    from specplug.models import resolve
+
+    return resolve("demo:smollm2")
+
+
+@pytest.fixture(scope="session")
+def formats(demo_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The packaged model in other weight formats, by name."""
+    from specplug.transforms.requantise import requantise
+
+    folder = tmp_path_factory.mktemp("models")
+    return {name: requantise(demo_path, folder / f"smollm2-{name}.gguf", name) for name in ("f32", "bf16", "q8_0")}
+
+
+@pytest.fixture(scope="session")
+def f32(formats: dict[str, Path]) -> Iterator[object]:
+    from specplug.engines.llama_cpp.model import open_model
+
+    with open_model(formats["f32"]) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def q8_0(formats: dict[str, Path]) -> Iterator[object]:
+    from specplug.engines.llama_cpp.model import open_model
+
+    with open_model(formats["q8_0"]) as model:
+        yield model

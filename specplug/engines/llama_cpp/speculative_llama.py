@@ -7,6 +7,7 @@ the passes that decode are ours, so that completions, chats, streams, grammars a
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
 
         Raises UsageError for a profile that does not fit, ValueError where the base class does.
         """
+        self._stack = ExitStack()  # the base class closes it also where its own __init__ never ran
         if options.get("draft_model") is not None:
             raise UsageError("draft_model: SpeculativeLlama drafts itself; name a profile instead")
         self.profile = profile if isinstance(profile, Profile) else profiles.load(profile)
@@ -123,7 +125,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         running.fresh = []
         try:
             while True:
-                self.input_ids[self.n_tokens] = token
+                self.input_ids[self.n_tokens : self.n_tokens + 1] = token
                 self.n_tokens += 1
                 self._requires_eval = True  # the last row of this pass need not be that of the last token
                 token = int(self._sampler.sample(self._ctx, row - len(passed.logits)))

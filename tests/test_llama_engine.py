@@ -1,0 +1,240 @@
+"""The llama.cpp engine on the real model: the same tokens as plain decoding, whatever is drafted."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from specplug import profile as profiles
+from specplug.bench.arms import plain
+from specplug.bench.prove import GRAMMAR
+from specplug.engines.llama_cpp.engine import Answer, LlamaCpp, Request
+from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.engines.llama_cpp.rounding import explain, first_difference
+from specplug.engines.llama_cpp.sampling import Sampling
+from specplug.errors import UsageError
+from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
+from specplug.registry import ProposerSpec
+
+pytestmark = pytest.mark.llama
+
+FREE_ROWS = CostPoints((128,), (1, 64), ((1.0, 1.001),))
+"""A cost curve under which every draft pays, so that nothing is measured here and as much as possible is verified."""
+
+ALL = PlannerSettings(mode="static", max_nodes=16)
+BOTH = (ProposerSpec("suffix"), ProposerSpec("token_recycling"))
+TREES = Profile("trees", proposers=BOTH, planner=ALL, runtime=Runtime(threads=2, context=1024, kv_type="f32"))
+CHAINS = replace(TREES, name="chains", planner=replace(ALL, trees=False))
+
+COPY = (
+    "Repeat this function, and rename it to total_price:\n\ndef total(prices, tax):\n    result = 0\n"
+    "    for price in prices:\n        result = result + price * (1 + tax)\n    return result\n"
+)
+FREE = "Why do leaves turn yellow in autumn? Answer in two sentences."
+
+SETTINGS = {
+    "greedy": Sampling(),
+    "sampled": Sampling(temperature=0.8, seed=3),
+    "penalties": Sampling(repeat_penalty=1.2, frequency_penalty=0.1, presence_penalty=0.1),
+    "grammar": Sampling(grammar=GRAMMAR),
+    "sampled with grammar": Sampling(temperature=0.8, seed=3, grammar=GRAMMAR),
+    "biased": Sampling(logit_bias={28: -100.0, 30: 2.0}),
+}
+
+
+def opened(model: Model, profile: Profile, slots: int = 1) -> LlamaCpp:
+    return LlamaCpp(model, profile, slots=slots, cost=FREE_ROWS)
+
+
+def chat(model: Model, text: str) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
+    return model.chat_prompt([{"role": "user", "content": text}])
+
+
+def q8_0_profile(profile: Profile) -> Profile:
+    """With a cache type for which plain decoding, too, sums in one order whatever the length."""
+    return replace(profile, runtime=replace(profile.runtime, kv_type="bf16"))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("weights", ["f32", "q8_0"])
+def test_trees_and_chains_say_what_plain_decoding_says(weights: str, name: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(weights)
+    accepted = 0
+    tried = [TREES, CHAINS] if weights == "f32" else [q8_0_profile(TREES), q8_0_profile(CHAINS)]
+    with opened(model, plain(tried[0])) as base:
+        for profile in tried:
+            with opened(model, profile) as engine:
+                for text in (COPY, FREE):
+                    asked = Request(chat(model, text), 40, SETTINGS[name], ("return result",) if text is COPY else ())
+                    one, other = base.generate(asked), engine.generate(asked)
+                    assert other.tokens == one.tokens
+                    assert (other.text, other.finish) == (one.text, one.finish)
+                    accepted += other.counters.accepted_tokens
+    assert accepted > 4, "nothing was tried"
+
+
+@pytest.mark.parametrize("weights", ["f32", "bf16", "q8_0"])
+def test_exact_passes_round_alike_to_the_last_bit(weights: str, formats: dict[str, Path]) -> None:
+    exact = replace(profiles.load("exact"), planner=ALL)
+    exact = replace(exact, runtime=replace(exact.runtime, threads=2, context=1024))
+    with (
+        open_model(formats[weights]) as model,
+        opened(model, plain(exact)) as base,
+        opened(model, exact) as engine,
+    ):
+        assert base.padded == (weights != "q8_0")
+        for text in (COPY, FREE):
+            asked = Request(chat(model, text), 48, Sampling(logprobs=4))
+            one, other = base.generate(asked), engine.generate(asked)
+            assert other.counters.accepted_tokens > 0
+            assert one.logprobs == other.logprobs
+
+
+def test_cells_that_cannot_be_spared_cost_trees_and_not_sameness(q8_0: Model) -> None:
+    small = replace(q8_0_profile(TREES), runtime=Runtime(threads=2, context=256, kv_type="bf16"))
+    asked = Request(chat(q8_0, "Write a long story about a fox."), 200)
+    with opened(q8_0, plain(small)) as base, opened(q8_0, small) as engine:
+        assert engine.generate(asked).tokens == base.generate(asked).tokens
+        assert engine.generate(asked).finish == "length"
+
+
+def test_eight_at_once_are_each_their_single_run(f32: Model) -> None:
+    texts = [COPY, FREE, *[f"List {n} kinds of fruit, then list them again backwards." for n in range(3, 9)]]
+    asked = [Request(chat(f32, text), 24, Sampling(temperature=0.7, seed=5)) for text in texts]
+    with opened(f32, plain(TREES)) as single:
+        alone = [single.generate(request).tokens for request in asked]
+    for profile in (plain(TREES), TREES):
+        done: list[int] = []
+        with opened(f32, profile, slots=8) as engine:
+            answers = engine.generate_all(asked, lambda index, answer, done=done: done.append(index))
+            assert [answer.tokens for answer in answers] == alone
+            assert sorted(done) == list(range(8))
+    with opened(f32, TREES, slots=3) as engine:
+        assert [answer.tokens for answer in engine.generate_all(asked)] == alone
+
+
+def test_a_prompt_that_begins_like_the_last_one_reads_only_the_rest(f32: Model) -> None:
+    long = np.concatenate([chat(f32, COPY), f32.tokenize("def total_price", add_special=False)])
+    with opened(f32, TREES) as fresh:
+        expected = fresh.generate(Request(long, 24)).tokens
+    with opened(f32, TREES) as engine:
+        first = engine.generate(Request(chat(f32, COPY), 24))
+        again = engine.generate(Request(long, 24))
+        assert again.tokens == expected
+        assert again.counters.prompt_ns < first.counters.prompt_ns / 2
+
+
+def test_a_prompt_longer_than_a_batch(f32: Model) -> None:
+    prompt = chat(f32, " ".join(f"item {n} costs {n * 7} euros," for n in range(60)))
+    assert len(prompt) > 5 * 64
+    small = replace(TREES, runtime=replace(TREES.runtime, batch=64))
+    with opened(f32, plain(small)) as base, opened(f32, small) as engine:
+        assert engine.generate(Request(prompt, 24)).tokens == base.generate(Request(prompt, 24)).tokens
+
+
+def test_prompts_that_cannot_be_answered(f32: Model) -> None:
+    with opened(f32, TREES) as engine:
+        with pytest.raises(UsageError, match="the prompt is empty"):
+            engine.generate(Request(np.zeros(0, dtype=np.int32), 8))
+        with pytest.raises(UsageError, match="the prompt has 1024 tokens, the context 1024; raise runtime: context"):
+            engine.generate(Request(np.zeros(1024, dtype=np.int32), 8))
+        with pytest.raises(UsageError, match="max_tokens is 0"):
+            engine.generate(Request(chat(f32, FREE), 0))
+        with pytest.raises(UsageError, match="the grammar does not parse"):
+            engine.generate(Request(chat(f32, FREE), 8, Sampling(grammar="root ::= (")))
+        assert len(engine.generate(Request(chat(f32, FREE), 8)).tokens) == 8
+
+
+def test_an_answer_ends_where_the_context_does(f32: Model) -> None:
+    tight = replace(TREES, runtime=replace(TREES.runtime, context=64))
+    prompt = chat(f32, "Tell me a very long story.")
+    with opened(f32, tight) as engine:
+        answer = engine.generate(Request(prompt, 500))
+        assert (len(prompt) + len(answer.tokens), answer.finish) == (64, "length")
+
+
+def test_an_abandoned_stream_gives_its_slot_back(f32: Model) -> None:
+    with opened(f32, TREES) as engine:
+        expected = engine.generate(Request(chat(f32, COPY), 24)).tokens
+        for _ in range(3):
+            stream = engine.stream(Request(chat(f32, COPY), 24), Answer())
+            next(stream)
+            next(stream)
+            stream.close()
+        engine.reset()
+        assert engine.generate(Request(chat(f32, COPY), 24)).tokens == expected
+
+
+def test_grammars_and_schemas_are_obeyed(f32: Model) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 20}, "legs": {"type": "integer"}},
+        "required": ["name", "legs"],
+    }
+    with opened(f32, TREES) as engine:
+        text = engine.generate(Request(chat(f32, "Name a dog."), 60, Sampling(json_schema=json.dumps(schema)))).text
+        answer = json.loads(text)
+        assert set(answer) == {"name", "legs"} and isinstance(answer["legs"], int)
+        digits = engine.generate(Request(chat(f32, "Say a number."), 24, Sampling(grammar='root ::= [0-9] [0-9] "!"')))
+        assert re.fullmatch(r"\d\d!", digits.text)
+
+
+def test_log_probabilities_are_those_of_the_target(f32: Model) -> None:
+    with opened(f32, TREES) as engine:
+        answer = engine.generate(Request(chat(f32, COPY), 24, Sampling(logprobs=3)))
+    assert len(answer.logprobs) == len(answer.tokens)
+    for token, report in zip(answer.tokens, answer.logprobs, strict=True):
+        assert report.top[0] == (token, report.logprob)
+        assert [value for _, value in report.top] == sorted((value for _, value in report.top), reverse=True)
+        assert sum(np.exp(value) for _, value in report.top) <= 1 + 1e-9
+
+
+def test_text_is_what_the_tokens_print_and_marks_drafts(f32: Model) -> None:
+    with opened(f32, TREES) as engine:
+        answer = engine.generate(Request(chat(f32, "Repeat exactly: 🦊 ナイフ 🦊 ナイフ 🦊 ナイフ"), 40))
+    kept = [token for token in answer.tokens if token not in f32.end_tokens]
+    assert answer.text == f32.text(kept)
+    assert any(segment.drafted for segment in answer.segments)
+    assert any(not segment.drafted for segment in answer.segments)
+
+
+def test_what_a_proposer_learned_is_used_for_the_next_prompt(f32: Model) -> None:
+    with opened(f32, TREES) as engine:
+        first, second = (engine.generate(Request(chat(f32, FREE), 40)) for _ in range(2))
+    assert second.tokens == first.tokens
+    assert second.counters.steps < first.counters.steps
+
+
+def test_a_difference_that_shapes_cannot_make_is_no_rounding(f32: Model) -> None:
+    runtime = replace(TREES.runtime, flash_attention=False)
+    prompt = chat(f32, FREE)
+    with opened(f32, plain(TREES)) as base:
+        told = base.generate(Request(prompt, 12)).tokens
+    wrong = [*told[:6], told[6] + 1, *told[7:]]
+    found = explain(f32, runtime, prompt, told, wrong, Sampling(), padded=False)
+    assert found is not None
+    assert (found.position, found.plain_token, found.other_token) == (6, told[6], told[6] + 1)
+    assert not found.is_rounding and found.gap > found.shape_difference
+    shorter = explain(f32, runtime, prompt, told, told[:-1], Sampling(), padded=False)
+    assert shorter is not None and not shorter.is_rounding
+    assert explain(f32, runtime, prompt, told, told, Sampling(), padded=False) is None
+
+
+def test_the_first_difference() -> None:
+    assert first_difference([1, 2, 3], [1, 2, 3]) is None
+    assert first_difference([1, 2, 3], [1, 4, 3]) == 1
+    assert first_difference([1, 2], [1, 2, 3]) == 2
+
+
+def test_profiles_that_do_not_fit(f32: Model) -> None:
+    with pytest.raises(UsageError, match="exact runs one sequence at a time"):
+        opened(f32, replace(TREES, exact=True), slots=2)
+    with pytest.raises(UsageError, match="exact needs flash_attention"):
+        opened(f32, replace(TREES, exact=True, runtime=replace(TREES.runtime, flash_attention=False)))
+    with pytest.raises(UsageError, match="lower planner: max_nodes"):
+        opened(f32, replace(TREES, planner=replace(ALL, max_nodes=300)))

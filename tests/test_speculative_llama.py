@@ -1,0 +1,191 @@
+"""SpeculativeLlama beside llama_cpp.Llama on the real model: what people's scripts get is the same."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+import llama_cpp
+
+from specplug.engines.llama_cpp import SpeculativeLlama
+from specplug.errors import UsageError
+from specplug.profile import CostPoints, Measured, PlannerSettings, Profile
+from specplug.registry import ProposerSpec
+
+pytestmark = pytest.mark.llama
+
+TREES = Profile(
+    "trees",
+    proposers=(ProposerSpec("suffix"), ProposerSpec("token_recycling")),
+    planner=PlannerSettings(mode="static", max_nodes=12),
+    measured=Measured(cost_curve=CostPoints((128,), (1, 64), ((1.0, 1.001),))),
+)
+TEXT = "def area(w, h):\n    return w * h\n\nRepeat the function above, with type hints added:\n\ndef area("
+TALK = [{"role": "user", "content": "Repeat this list and then sort it: pear, apple, fig, plum, apple, fig, plum."}]
+
+Both = tuple[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def options(formats: dict[str, Path]) -> dict[str, Any]:
+    return {
+        "model_path": str(formats["f32"]),
+        "n_ctx": 256,
+        "n_batch": 128,
+        "n_threads": 2,
+        "n_threads_batch": 2,
+        "type_k": llama_cpp.GGML_TYPE_F32,
+        "type_v": llama_cpp.GGML_TYPE_F32,
+        "verbose": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def both(options: dict[str, Any]) -> Iterator[Both]:
+    plain, drafting = llama_cpp.Llama(**options), SpeculativeLlama(profile=TREES, **options)
+    yield plain, drafting
+    assert drafting.counters.accepted_tokens > 100
+    plain.close()
+    drafting.close()
+
+
+def choice(llama: Any, text: str = TEXT, **options: Any) -> Any:
+    return llama(text, **{"max_tokens": 48, "temperature": 0.0} | options)["choices"][0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"temperature": 0.8, "seed": 5},
+        {"repeat_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.1},
+        {"stop": ["return"]},
+        {"logit_bias": {314: 5.0, 28: -100.0}},
+        {"temperature": 0.9, "mirostat_mode": 2, "seed": 5},
+        {"suffix": "the end", "max_tokens": 16},
+        {"echo": True},
+        {"max_tokens": 1},
+        {"max_tokens": None},
+    ],
+    ids=str,
+)
+def test_completions(both: Both, more: dict[str, Any]) -> None:
+    plain, drafting = both
+    for _ in range(2):  # the second time from the cache
+        assert choice(drafting, **more) == choice(plain, **more)
+
+
+def test_chats_tools_and_schemas(both: Both) -> None:
+    answers = []
+    for llama in both:
+        chat = llama.create_chat_completion(TALK, max_tokens=60, temperature=0.0)
+        schema = {"type": "object", "properties": {"fruit": {"type": "string"}}, "required": ["fruit"]}
+        typed = llama.create_chat_completion(
+            TALK, max_tokens=40, temperature=0.0, response_format={"type": "json_object", "schema": schema}
+        )
+        answers.append([chat["choices"], typed["choices"], chat["usage"], typed["usage"]])
+    assert answers[0] == answers[1]
+
+
+def test_streams(both: Both) -> None:
+    streams = [
+        [part["choices"] for part in llama.create_chat_completion(TALK, max_tokens=60, temperature=0.0, stream=True)]
+        for llama in both
+    ]
+    assert streams[0] == streams[1]
+    assert len(streams[0]) > 25
+
+
+def test_grammars_of_their_own_class(both: Both) -> None:
+    texts = []
+    for llama in both:
+        grammar = llama_cpp.LlamaGrammar.from_string('root ::= [a-z ]+ "."', verbose=False)
+        texts.append([choice(llama, grammar=grammar, temperature=t, seed=2)["text"] for t in (0.0, 0.8)])
+    assert texts[0] == texts[1]
+
+
+def test_after_streams_that_were_left_and_prompts_that_go_on(both: Both) -> None:
+    plain, drafting = both
+    for count in range(1, 12, 2):
+        for llama in both:
+            stream = llama.create_completion(TEXT, max_tokens=48, temperature=0.0, stream=True)
+            for _ in range(count):
+                next(stream)
+            stream.close()
+        assert drafting.n_tokens == plain.n_tokens
+        assert drafting.input_ids[: plain.n_tokens].tolist() == plain.input_ids[: plain.n_tokens].tolist()
+        assert choice(drafting, TEXT + "width: float") == choice(plain, TEXT + "width: float")
+
+
+def test_processors_and_criteria_see_what_the_base_class_shows(both: Both) -> None:
+    seen: list[list[list[int]]] = []
+    for llama in both:
+        inputs: list[list[int]] = []
+
+        def no_digits(ids: Any, scores: Any, inputs: list[list[int]] = inputs) -> Any:
+            inputs.append(ids.tolist())
+            scores[20:100] = -np.inf
+            return scores
+
+        def enough(ids: Any, logits: Any, inputs: list[list[int]] = inputs) -> bool:
+            inputs.append(ids.tolist())
+            return len(ids) > 60
+
+        prompt = llama.tokenize(TEXT.encode())
+        processors = llama_cpp.LogitsProcessorList([no_digits])
+        criteria = llama_cpp.StoppingCriteriaList([enough])
+        inputs.append(list(llama.generate(prompt, temp=0.0, logits_processor=processors, stopping_criteria=criteria)))
+        seen.append(inputs)
+    assert seen[0] == seen[1]
+    assert len(seen[0][-1]) > 10
+
+
+def test_saved_states(both: Both) -> None:
+    plain, drafting = both
+    expected = choice(plain)
+    state = drafting.save_state()
+    choice(drafting, "Something else entirely.")
+    drafting.load_state(state)
+    assert choice(drafting) == expected
+
+
+def test_the_context_can_be_filled(both: Both) -> None:
+    plain, drafting = both
+    texts = [choice(llama, "One, two, three, four, five, six,", max_tokens=None)["text"] for llama in (plain, drafting)]
+    assert texts[0] == texts[1]
+    tokens = plain.tokenize(texts[0].encode())
+    assert len(tokens) > 220
+
+
+def test_all_logits_are_left_to_the_base_class(options: dict[str, Any]) -> None:
+    plain = llama_cpp.Llama(logits_all=True, **options)
+    drafting = SpeculativeLlama(profile=TREES, logits_all=True, **options)
+    assert choice(drafting, logprobs=2, max_tokens=12) == choice(plain, logprobs=2, max_tokens=12)
+    assert drafting.counters.steps == 0
+    plain.close()
+    drafting.close()
+
+
+def test_a_pickled_one_keeps_its_profile(options: dict[str, Any]) -> None:
+    llama = SpeculativeLlama(profile=TREES, **options)
+    twin = pickle.loads(pickle.dumps(llama))
+    assert twin.profile == llama.profile
+    assert choice(twin, max_tokens=8) == choice(llama, max_tokens=8)
+    llama.close()
+    twin.close()
+
+
+def test_what_cannot_be_asked(options: dict[str, Any], both: Both) -> None:
+    with pytest.raises(UsageError, match="name a profile instead"):
+        SpeculativeLlama(draft_model=object(), **options)
+    with pytest.raises(UsageError, match="no profile is named fastest"):
+        SpeculativeLlama(profile="fastest", **options)
+    stream = both[1].generate(both[1].tokenize(TEXT.encode()), temp=0.0)
+    next(stream)
+    with pytest.raises(UsageError, match="logits_all=True"):
+        stream.send([1, 2])
