@@ -200,7 +200,7 @@ class Ours:
 def main() -> None:
     options = _options()
     prompts = limit(load_workload(options.workload), options.limit)
-    runtime = Runtime(context=options.context, threads=options.threads)
+    runtime = Runtime(context=options.context, threads=options.threads, flash_attention=True)
     turns: dict[str, list[tuple[str, Turn]]] = {}
     with open_model(models.resolve(options.model)) as model:
         arms = _arms(model.num_tokens)

@@ -15,8 +15,15 @@ from specplug.core import FloatArray
 from specplug.errors import UsageError
 
 DRIFT = 0.004
-"""Relative step of a row count's correction per observation. Steps of equal size up and down track a median,
+"""Relative step of the whole curve's correction per observation. Steps of equal size up and down track a median,
 so that a pause of the whole machine moves the curve no further than a slow pass does."""
+
+OWN_DRIFT = 0.001
+"""Relative step of a row count's own correction. Smaller: a machine that slows down does so for every row count, and
+only the relations between them decide what pays."""
+
+REFRESH = 32
+"""Observations between two corrected curves: making one costs more than an observation."""
 
 
 class CostCurve:
@@ -41,9 +48,12 @@ class CostCurve:
             raise UsageError("cost curve: every value must be a positive number of milliseconds; measure again")
         self.limit = self.rows[-1]
         every = np.arange(1, self.limit + 1)
-        self._full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
-        self._correction = [1.0] * self.limit
-        self._interval = 0
+        full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
+        self._full = np.maximum.accumulate(full, axis=0)  # a fuller cache never costs less
+        self._whole = 1.0
+        self._own = [1.0] * self.limit
+        self._observed = 0
+        self._raw: dict[int, list[float]] = {}
         self._cached: dict[int, list[float]] = {}
 
     def at(self, context: int) -> list[float]:
@@ -51,18 +61,22 @@ class CostCurve:
         key = context >> 7
         found = self._cached.get(key)
         if found is None:
-            found = self._cached[key] = (self._line((key << 7) + 64) * np.asarray(self._correction)).tolist()
+            raw = self._raw[key] = self._line((key << 7) + 64).tolist()
+            found = self._cached[key] = [ms * self._whole * own for ms, own in zip(raw, self._own, strict=True)]
         return found
 
     def observe(self, rows: int, context: int, ms: float) -> None:
         """A real pass took `ms`: move the correction of this row count towards it."""
         if rows > self.limit:
             return
-        now = self.at(context)[rows - 1]
-        self._correction[rows - 1] *= 1 + DRIFT if ms > now else 1 - DRIFT
-        self._interval += 1
-        if self._interval >= 32:  # one refresh for many passes: it costs more than an observation
-            self._interval = 0
+        self.at(context)
+        now = self._raw[context >> 7][rows - 1] * self._whole * self._own[rows - 1]
+        if ms != now:
+            sign = 1 if ms > now else -1
+            self._whole *= 1 + sign * DRIFT
+            self._own[rows - 1] *= 1 + sign * OWN_DRIFT
+        self._observed += 1
+        if self._observed % REFRESH == 0:
             self._cached.clear()
 
     def _line(self, context: int) -> FloatArray:
@@ -73,7 +87,7 @@ class CostCurve:
         left = right - 1
         span = self.contexts[right] - self.contexts[left]
         share = (context - self.contexts[left]) / span  # beyond the last point the last slope goes on
-        line = self._full[left] + share * np.maximum(self._full[right] - self._full[left], 0.0)
+        line = self._full[left] + share * (self._full[right] - self._full[left])
         return line
 
 

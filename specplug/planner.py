@@ -96,7 +96,7 @@ class Planner:
         if row_ms:
             ms = [cost + row_ms * rows for rows, cost in enumerate(ms, 1)]
         nodes = sum(map(len, drafts))
-        if not nodes:
+        if not nodes or sequences >= len(ms):
             return Plan([EMPTY] * sequences, sequences, float(sequences), ms[min(sequences, len(ms)) - 1])
         probability = self.table.probability
         lines = [
@@ -151,7 +151,7 @@ class Rest:
             self.interval = 0
         else:
             longest = min(REST_LIMIT, ceil(self.cost_ms / (REST_SHARE * plain_ms)) - 1)
-            self.interval = min(2 * self.interval + 1, longest)
+            self.interval = max(0, min(2 * self.interval + 1, longest))
         self.waiting = self.interval
 
 

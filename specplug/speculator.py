@@ -37,6 +37,7 @@ class Speculator:
         self.needs: Needs = fusion.needs
         self.cost = cost
         self.table = AcceptanceTable(fusion.buckets, learned)
+        fusion.probability = self.table.probability  # the same list: fusion merges by what was learned
         planner = profile.planner
         self.planner = Planner(
             self.table,

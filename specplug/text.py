@@ -55,10 +55,11 @@ class TextStream:
             free, self._held = self._held, []
             return free
         text = "".join(segment.text for segment in self._held)
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        # The first to be complete, as if the text came character by character.
+        found = [(text.find(s) + len(s), text.find(s)) for s in self._stop if s in text]
         if found:
             self.stopped = True
-            free, self._held = _cut(self._held, min(found))[0], []
+            free, self._held = _cut(self._held, min(found)[1])[0], []
             return free
         keep = 0 if final else max(_overlap(text, s) for s in self._stop)
         free, self._held = _cut(self._held, len(text) - keep)

@@ -50,7 +50,7 @@ class Tally:
             "overhead_us_per_step": round(c.overhead_us_per_step, 1) if c else None,
             "speedup": _rounded(
                 paired_ratio(self.tokens, self.seconds, self.base_tokens, self.base_seconds)
-                if tokens and sum(self.base_tokens)
+                if any(min(pair) > 0 for pair in zip(self.tokens, self.base_tokens, strict=True))
                 else None
             ),
             "identical": self.identical,

@@ -30,10 +30,13 @@ def paired_ratio(
 ) -> Interval:
     """Tokens per second over the base's, item by item the same prompt: a bootstrap over the items.
 
-    The ratio of a resample is that of its totals, so that long answers weigh what they cost. Deterministic.
+    The ratio of a resample is that of its totals, so that long answers weigh what they cost. Answers without tokens
+    weigh nothing. Deterministic. ValueError when no answer has tokens.
     """
-    n = len(tokens)
-    picks = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    told = [i for i, pair in enumerate(zip(tokens, base_tokens, strict=True)) if min(pair) > 0]
+    if not told:
+        raise ValueError("no answer has tokens")
+    picks = np.asarray(told)[np.random.default_rng(0).integers(0, len(told), (RESAMPLES, len(told)))]
     speed = _totals(tokens, picks) / _totals(seconds, picks)
     base = _totals(base_tokens, picks) / _totals(base_seconds, picks)
     low, median, high = np.percentile(speed / base, [2.5, 50.0, 97.5])

@@ -1,0 +1,74 @@
+"""What propose + plan + observe cost per step, with eight drafted nodes in every step and with the planner's choice.
+
+python benchmarks/overhead.py [--model REF ...] [--tokens 96]
+
+Microseconds per verification, batch 1, from the counters of `run`: all but the target pass and sampling. Rows with
+top-k include reading the target's top ids of every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from specplug import hardware, profile
+from specplug.bench import workloads
+from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+from specplug.engines.llama_cpp.model import open_model
+from specplug.models import DEMO, resolve
+from specplug.profile import CostPoints, PlannerSettings
+from specplug.registry import ProposerSpec
+
+METHODS = {
+    "none": ("none",),
+    "ngram": ("ngram",),
+    "suffix": ("suffix",),
+    "token_recycling": ("token_recycling",),
+    "suffix + token_recycling": ("suffix", "token_recycling"),
+}
+EIGHT = CostPoints((128,), (1, 9), ((1.0, 1.001),))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=[DEMO])
+    parser.add_argument("--tokens", type=int, default=96)
+    args = parser.parse_args()
+    prompts = workloads.limit(workloads.load_workload(workloads.BUILTIN), 1)
+    table = Table("model", "vocabulary", "proposers", "rows", "us per step", "us, planner's choice", box=None)
+    for ref in args.model:
+        with open_model(resolve(ref)) as model:
+            asked = [
+                Request(model.chat_prompt([{"role": "user", "content": p.turns[0]}]), args.tokens) for p in prompts
+            ]
+            for name, methods in METHODS.items():
+                specs = tuple(ProposerSpec(method) for method in methods)
+                chosen = replace(profile.load("none"), proposers=specs, planner=PlannerSettings(max_nodes=24))
+                forced = replace(chosen, planner=PlannerSettings(mode="static", max_nodes=7))
+                figures = []
+                for one, cost in ((forced, EIGHT), (chosen, None)):
+                    with LlamaCpp(model, one, cost=cost) as engine:
+                        engine.generate(asked[0])
+                        engine.loop.counters.__init__()  # type: ignore[misc]
+                        for request in asked:
+                            engine.generate(request)
+                        figures.append(engine.loop.counters)
+                fixed, free = figures
+                table.add_row(
+                    model.path.name,
+                    str(model.num_tokens),
+                    name,
+                    f"{1 + fixed.draft_tokens / fixed.steps:.1f}",
+                    f"{fixed.overhead_us_per_step:.0f}",
+                    f"{free.overhead_us_per_step:.0f}",
+                )
+    console = Console(width=120)
+    console.print(hardware.fingerprint())
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

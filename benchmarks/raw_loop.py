@@ -1,0 +1,105 @@
+"""Plain speed: the arm `none` against a loop of llama.cpp's C calls alone, and against llama-cpp-python's `Llama`.
+
+python benchmarks/raw_loop.py [--model REF] [--tokens 128] [--rounds 9] [--threads 2]
+
+The raw loop is what llama-bench times: one token a pass, logits read, argmax, nothing else. Arms alternate; the ratios
+are medians over the rounds, with the middle half of the rounds beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+
+import llama_cpp.llama_cpp as ll
+import numpy as np
+
+from specplug import hardware, profile
+from specplug.bench.arms import PromptLookupPeer
+from specplug.engines.llama_cpp.engine import LlamaCpp, Request, resolved
+from specplug.engines.llama_cpp.model import captured_log, open_model
+from specplug.engines.llama_cpp.sampling import Sampling
+from specplug.models import DEMO, resolve
+
+PROMPT = "Tell me a long story about a lighthouse keeper and a whale."
+
+
+def raw_loop(path: Path, threads: int, cells: int) -> Callable[[list[int], int], tuple[list[int], float]]:
+    """A function from prompt and count to (tokens, seconds after the first token): the C API and nothing of ours."""
+    with captured_log():
+        handle = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
+    params = ll.llama_context_default_params()
+    params.n_ctx, params.n_batch = cells, 512
+    params.n_threads = params.n_threads_batch = threads
+    params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.no_perf = True
+    with captured_log():
+        context = ll.llama_init_from_model(handle, params)
+    size = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(handle))
+
+    def generate(prompt: list[int], count: int) -> tuple[list[int], float]:
+        ll.llama_memory_clear(ll.llama_get_memory(context), False)
+        feed = (ctypes.c_int32 * len(prompt))(*prompt)
+        ll.llama_decode(context, ll.llama_batch_get_one(feed, len(prompt)))
+        one = (ctypes.c_int32 * 1)()
+        tokens: list[int] = []
+        began = 0.0
+        while True:
+            pointer = ll.llama_get_logits_ith(context, -1)
+            tokens.append(int(np.ctypeslib.as_array(pointer, shape=(size,)).argmax()))
+            if len(tokens) == 1:
+                began = perf_counter()
+            if len(tokens) == count:
+                return tokens, perf_counter() - began
+            one[0] = tokens[-1]
+            ll.llama_decode(context, ll.llama_batch_get_one(one, 1))
+
+    return generate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEMO)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    path = resolve(args.model)
+    none = profile.load("none")
+    none = resolved(replace(none, runtime=replace(none.runtime, threads=args.threads, context=1024)))
+    raw = raw_loop(path, args.threads, 1024)
+    with open_model(path) as model, LlamaCpp(model, none) as engine:
+        prompt = model.chat_prompt([{"role": "user", "content": PROMPT}])
+        peer = PromptLookupPeer(model, none, "llama-cpp-python:plain", Sampling())
+
+        def ours() -> tuple[list[int], float]:
+            engine.loop.forget_prompts()
+            answer = engine.generate(Request(prompt, args.tokens))
+            return answer.tokens, answer.decode_seconds
+
+        def theirs() -> tuple[list[int], float]:
+            (result,) = peer.answer([prompt], args.tokens)
+            return result.tokens, result.seconds
+
+        arms = {"raw loop": lambda: raw(prompt.tolist(), args.tokens), "none": ours, "Llama": theirs}
+        rates: dict[str, list[float]] = {name: [] for name in arms}
+        for turn in range(args.rounds + 1):
+            for name in sorted(arms, key=lambda name: hash((turn, name))):
+                tokens, seconds = arms[name]()
+                if turn:  # the first round warms up
+                    rates[name].append((len(tokens) - 1) / seconds)
+        peer.close()
+    print(f"{hardware.fingerprint()}, {args.threads} threads, {path.name}, {args.tokens} tokens, {args.rounds} rounds")
+    for name, line in rates.items():
+        ratios = [a / b for a, b in zip(line, rates["raw loop"], strict=True)]
+        low, _, high = quantiles(ratios, n=4)
+        print(f"{name:10s} {median(line):7.2f} tokens/s   {median(ratios):.3f} of the raw loop ({low:.3f}-{high:.3f})")
+
+
+if __name__ == "__main__":
+    main()

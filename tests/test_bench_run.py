@@ -1,0 +1,251 @@
+"""The order of measuring and the sums, with arms that answer from a rule."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from specplug.bench.arms import Result
+from specplug.bench.run import Outcome, Tally, run_arms
+from specplug.bench.workloads import Prompt
+from specplug.core import IntArray, int_array
+from specplug.counters import Counters
+
+Event = tuple[str, tuple[tuple[int, ...], ...]]
+"""An arm's name, and the prompts it was given at once (no prompts: `reset`)."""
+
+
+@dataclass
+class Toy:
+    """Answers a prompt with what `say` makes of it, at `pace` seconds per token after the first."""
+
+    name: str
+    say: Callable[[list[int]], list[int]]
+    events: list[Event] = field(default_factory=list)
+    pace: float = 0.5
+    counters: Counters | None = field(default_factory=lambda: Counters(steps=2, accepted_tokens=1))
+    profile: str | None = None
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+        self.events.append((self.name, tuple(tuple(prompt.tolist()) for prompt in prompts)))
+        answers = [self.say(prompt.tolist())[:max_tokens] for prompt in prompts]
+        return [Result(tokens, self.pace * (len(tokens) - 1), self.counters) for tokens in answers]
+
+    def reset(self) -> None:
+        self.events.append((self.name, ()))
+
+    def close(self) -> None:
+        pass
+
+
+def encode(messages: Sequence[dict[str, str]]) -> IntArray:
+    """A user's text is one token, a number; the assistant's is its tokens, joined."""
+    return int_array([int(word) for message in messages for word in message["content"].split()])
+
+
+def decode(tokens: Sequence[int]) -> str:
+    return " ".join(map(str, tokens))
+
+
+def count_up(prompt: list[int]) -> list[int]:
+    return [prompt[-1] + 1, prompt[-1] + 2, prompt[-1] + 3]
+
+
+def other(prompt: list[int]) -> list[int]:
+    return [prompt[-1] + 1, 90, 91]
+
+
+def never(prompt: IntArray, plain: list[int], found: list[int]) -> bool:
+    raise AssertionError("nothing differs")
+
+
+def run(arms: Sequence[Toy], prompts: Sequence[Prompt], explain: Callable[..., bool] = never, **how: int) -> Outcome:
+    return run_arms(arms, prompts, encode, decode, explain, max_tokens=8, **how)  # type: ignore[arg-type]
+
+
+def single(*texts: str, category: str = "qa") -> list[Prompt]:
+    return [Prompt(text, category, (text,)) for text in texts]
+
+
+def order(events: Sequence[Event]) -> str:
+    """The arms that answered, and a dash for a reset."""
+    return "".join(name if prompts else "-" for name, prompts in events)
+
+
+def three() -> tuple[list[Toy], list[Event]]:
+    events: list[Event] = []
+    return [Toy(name, count_up, events) for name in "abc"], events
+
+
+# -- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_arm_changes_from_prompt_to_prompt() -> None:
+    arms, events = three()
+    run(arms, single("10", "20", "30", "40"))
+    assert order(events) == "---abcbcacababc"
+    assert [prompts for _, prompts in events[3:6]] == [((10,),)] * 3
+
+
+def test_every_repeat_starts_with_nothing_learned_and_another_arm() -> None:
+    arms, events = three()
+    run(arms, single("10", "20"), repeats=3)
+    assert order(events) == "---abcbca---bcacab---cababc"
+
+
+def test_progress_is_told_per_arm_and_answer() -> None:
+    arms, _ = three()
+    told: list[tuple[str, int]] = []
+    run_arms(
+        arms,
+        [*single("1", "2", "3"), *single("4", category="code")],
+        encode,
+        decode,
+        never,
+        max_tokens=8,
+        concurrency=2,
+        progress=lambda what, steps: told.append((what, steps)),
+    )
+    assert told == [("qa", 2)] * 3 + [("qa", 1)] * 3 + [("code", 1)] * 3
+
+
+# -- conversations ---------------------------------------------------------------------------------------------------
+
+
+def test_later_turns_contain_plain_decodings_answers_for_every_arm() -> None:
+    events: list[Event] = []
+    arms = [Toy("a", count_up, events), Toy("b", other, events)]
+    run(arms, [Prompt("1", "qa", ("10", "20", "30"))], explain=lambda *_: True)
+    first, second = (10,), (10, 11, 12, 13, 20)
+    third = (*second, 21, 22, 23, 30)
+    assert events[2:] == [(name, (prompt,)) for prompt in (first, second, third) for name in "ab"]
+
+
+def test_the_arms_stay_in_order_within_a_conversation() -> None:
+    arms, events = three()
+    run(arms, [*single("1"), Prompt("2", "qa", ("10", "20"))])
+    assert order(events) == "---abcbcabca"
+
+
+def test_prompts_are_answered_together_within_a_category() -> None:
+    arms, events = three()
+    prompts = [*single("1"), *single("2", category="code"), *single("3", "4"), *single("5", category="code")]
+    run(arms[:1], prompts, concurrency=2)
+    assert [asked for _, asked in events[1:]] == [((1,), (3,)), ((4,),), ((2,), (5,))]
+
+
+def test_one_at_a_time_keeps_the_workloads_order() -> None:
+    arms, events = three()
+    run(arms[:1], [*single("1"), *single("2", category="code"), *single("3")])
+    assert [asked for _, asked in events[1:]] == [((1,),), ((2,),), ((3,),)]
+
+
+def test_a_short_conversation_leaves_the_group_early() -> None:
+    arms, events = three()
+    run(arms[:1], [Prompt("1", "qa", ("10",)), Prompt("2", "qa", ("20", "30"))], concurrency=2)
+    assert [asked for _, asked in events[1:]] == [((10,), (20,)), ((20, 21, 22, 23, 30),)]
+
+
+def test_the_prompts_token_limit_is_passed_on() -> None:
+    arms, _ = three()
+    outcome = run_arms(arms[:1], single("1"), encode, decode, never, max_tokens=2)
+    assert outcome.overall[0].tokens == [1]
+
+
+# -- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_identical_rounding_or_different() -> None:
+    """The second arm differs on 20 and 30; only on 20 that is rounding."""
+    asked: list[tuple[list[int], list[int], list[int]]] = []
+
+    def explain(prompt: IntArray, plain: list[int], found: list[int]) -> bool:
+        asked.append((prompt.tolist(), plain, found))
+        return prompt.tolist() == [20]
+
+    arms = [Toy("a", count_up), Toy("b", lambda prompt: (count_up if prompt == [10] else other)(prompt))]
+    plain, found = run(arms, single("10", "20", "30"), explain).overall
+    assert (plain.identical, plain.rounding, plain.different) == (3, 0, 0)
+    assert (found.identical, found.rounding, found.different) == (1, 1, 1)
+    assert asked == [([20], [21, 22, 23], [21, 90, 91]), ([30], [31, 32, 33], [31, 90, 91])]
+
+
+def test_only_the_first_repeat_is_judged() -> None:
+    asked: list[IntArray] = []
+    arms = [Toy("a", count_up), Toy("b", other)]
+    outcome = run(arms, single("10", "20"), lambda prompt, *_: bool(asked.append(prompt)), repeats=3)
+    assert len(asked) == 2
+    assert [tally.identical for tally in outcome.overall] == [2, 0]
+    assert outcome.overall[1].different == 2
+    assert len(outcome.overall[1].tokens) == 6
+
+
+# -- sums ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_token_is_not_counted() -> None:
+    """It comes with reading the prompt: three tokens are two, at half a second each."""
+    outcome = run([Toy("a", count_up), Toy("b", count_up, pace=0.25)], single("10", "20"))
+    assert outcome.overall[0].tokens == [2, 2]
+    assert outcome.overall[0].seconds == [1.0, 1.0]
+    assert outcome.overall[1].seconds == [0.5, 0.5]
+    assert outcome.overall[1].base_tokens == [2, 2]
+    assert outcome.overall[1].base_seconds == [1.0, 1.0]
+    assert outcome.overall[1].figures()["speedup"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_categories_and_the_whole() -> None:
+    prompts = [*single("10", "20"), *single("30", category="code")]
+    outcome = run([Toy("a", count_up), Toy("b", other)], prompts, lambda prompt, *_: prompt.tolist() == [30])
+    assert [list(line) for line in outcome.categories] == [["qa", "code"]] * 2
+    qa, code = outcome.categories[1]["qa"], outcome.categories[1]["code"]
+    assert (len(qa.tokens), len(code.tokens), len(outcome.overall[1].tokens)) == (2, 1, 3)
+    assert (qa.rounding, qa.different, code.rounding, code.different) == (0, 2, 1, 0)
+    assert (qa.counters.steps, code.counters.steps, outcome.overall[1].counters.steps) == (4, 2, 6)
+
+
+def test_figures_by_hand() -> None:
+    """40 tokens in 4 s against 30 in 6 s: 10 to 5 a second. 20 steps accepted 15 of 30 guesses and took 5 ms."""
+    counters = Counters(steps=20, draft_tokens=30, accepted_tokens=15, draft_ns=5_000_000)
+    tally = Tally([40], [4.0], [30], [6.0], counters, identical=3, rounding=2, different=1)
+    assert tally.figures() == {
+        "tokens": 40,
+        "seconds": 4.0,
+        "tokens_per_second": 10.0,
+        "mean_acceptance_length": 1.75,
+        "steps": 20,
+        "draft_tokens": 30,
+        "accepted_tokens": 15,
+        "overhead_us_per_step": 250.0,
+        "speedup": {"median": 2.0, "low": 2.0, "high": 2.0},
+        "identical": 3,
+        "rounding": 2,
+        "different": 1,
+    }
+
+
+COUNTED = ("mean_acceptance_length", "steps", "draft_tokens", "accepted_tokens", "overhead_us_per_step")
+
+
+def test_what_a_peer_does_not_tell_is_none() -> None:
+    outcome = run([Toy("a", count_up), Toy("peer", count_up, counters=None)], single("10", "20"))
+    plain, peer = (tally.figures() for tally in outcome.overall)
+    assert [peer[name] for name in COUNTED] == [None] * 5
+    assert all(plain[name] is not None for name in COUNTED)
+    assert peer["tokens_per_second"] == 2.0
+    assert peer["identical"] == 2
+
+
+@pytest.mark.parametrize("tally", [Tally(), Tally([0], [0.0], [0], [0.0])])
+def test_nothing_generated_has_no_speed(tally: Tally) -> None:
+    figures = tally.figures()
+    assert (figures["tokens"], figures["seconds"]) == (0, 0.0)
+    assert figures["tokens_per_second"] is None
+    assert figures["speedup"] is None
+
+
+def test_no_prompts_no_answers() -> None:
+    arms, events = three()
+    outcome = run(arms, [])
+    assert order(events) == "---"
+    assert [tally.tokens for tally in outcome.overall] == [[], [], []]

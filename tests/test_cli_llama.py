@@ -1,0 +1,176 @@
+"""The commands on the real model: what comes out, on which stream, with which exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+pytestmark = pytest.mark.llama
+
+SPECPLUG = str(Path(sys.executable).with_name("specplug"))
+CURVE = "measured: {cost_curve: {contexts: [128], rows: [1, 32], ms: [[1.0, 1.01]]}}\n"
+"""A made-up cost under which drafts pay, so that nothing is measured here."""
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Profiles with made-up costs, and none of the variables of the person who runs the tests."""
+    for name in [name for name in os.environ if name.startswith("SPECPLUG_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    monkeypatch.setenv("SPECPLUG_PROFILES", str(folder))
+    for name, methods in (("quick", "[suffix, token_recycling]"), ("lookup", "[ngram]")):
+        text = (
+            f"schema: 1\nname: {name}\nmodel: demo:smollm2\nproposers: {methods}\nruntime: {{context: 1024}}\n{CURVE}"
+        )
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def call(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([SPECPLUG, *arguments], capture_output=True, timeout=300, input=stdin)
+
+
+def refused(done: subprocess.CompletedProcess[bytes], code: int) -> str:
+    """The one line of a failure that leaves stdout empty."""
+    assert (done.returncode, done.stdout) == (code, b""), done.stderr.decode()
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_run_prints_the_answer_and_nothing_else_on_stdout() -> None:
+    asked = ["run", "--profile", "quick", "--max-tokens", "24", "Count from one to twenty in words."]
+    done = call(*asked)
+    assert (done.returncode, done.stderr) == (0, b"")
+    document = json.loads(call(*asked, "--json").stdout)
+    assert done.stdout.decode() == document["text"] + "\n"
+    assert document["tokens"] == 24 and document["finish"] == "length" and document["mean_acceptance_length"] >= 1
+    assert call(*asked[:-1], stdin=asked[-1].encode()).stdout == done.stdout
+    assert call("run", "--profile", "none", *asked[3:]).stdout == done.stdout
+
+
+def test_run_colours_drafts_and_reports_figures() -> None:
+    done = call("run", "--profile", "quick", "--max-tokens", "24", "--stats", "--show-drafts", "Say ha ha ha ha ha ha.")
+    assert done.returncode == 0
+    assert "tokens per pass" in done.stderr.decode()
+    assert b"\x1b[" not in done.stdout, "no colours off a terminal"
+
+
+def test_run_answers_a_file_line_by_line(tmp_path: Path) -> None:
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text('{"prompt": "Say hello."}\n{"turns": ["My name is Ann.", "What is my name?"]}\n')
+    done = call("run", "--profile", "quick", "--max-tokens", "8", "--jsonl", "--input", str(talks))
+    documents = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert [document["prompt"] for document in documents] == ["Say hello.", "My name is Ann.", "What is my name?"]
+
+
+def test_run_obeys_stop_strings_grammars_and_schemas(tmp_path: Path) -> None:
+    grammar, schema = tmp_path / "digits.gbnf", tmp_path / "schema.json"
+    grammar.write_text('root ::= [0-9] [0-9] "!"')
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}')
+    base = ["run", "--profile", "quick", "--max-tokens", "40"]
+    assert call(*base, "--grammar", str(grammar), "A number, please.").stdout[2:] == b"!\n"
+    assert set(json.loads(call(*base, "--json-schema", str(schema), "A number, please.").stdout)) == {"n"}
+    whole = call(*base, "--json", "Count: one, two, three, four.").stdout
+    word = json.loads(whole)["text"].split()[3]
+    stopped = json.loads(call(*base, "--json", "--stop", word, "Count: one, two, three, four.").stdout)
+    assert stopped["finish"] == "stop" and word not in stopped["text"]
+
+
+def test_inputs_that_cannot_be_answered(tmp_path: Path) -> None:
+    quick = ["run", "--profile", "quick"]
+    assert "stdin is not UTF-8 text (byte 2)" in refused(call(*quick, stdin=b"ab\xff"), 2)
+    assert "the prompt is empty" in refused(call(*quick, " \n"), 2)
+    assert "the prompt is empty" in refused(call(*quick, stdin=b""), 2)
+    assert "raise runtime: context" in refused(call(*quick, "word " * 2000), 2)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "fine"}\n{"prompt": \n')
+    assert f"{broken}" in refused(call(*quick, "--input", str(broken)), 2)
+    assert "line 2" in refused(call(*quick, "--input", str(broken)), 2)
+    grammar = tmp_path / "bad.gbnf"
+    grammar.write_text("root ::= (")
+    assert "the grammar does not parse" in refused(call(*quick, "--grammar", str(grammar), "Hi."), 2)
+
+
+def test_models_that_cannot_be_opened(tmp_path: Path, demo_path: Path) -> None:
+    missing, text, cut = tmp_path / "no.gguf", tmp_path / "text.gguf", tmp_path / "cut.gguf"
+    text.write_text("this is no model")
+    with demo_path.open("rb") as file:
+        cut.write_bytes(file.read(3 << 20))
+    for path in (missing, text, cut):
+        line = refused(call("run", "--profile", "quick", "--model", str(path), "Hi."), 2)
+        assert str(path) in line and line.startswith("specplug: ")
+
+
+def test_ctrl_c_in_the_middle_leaves_what_was_said() -> None:
+    command = [SPECPLUG, "run", "--profile", "quick", "--max-tokens", "800", "Write a very long story about the sea."]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    first = running.stdout.read(1)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    rest, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert len(first + rest) > 1 and b"Traceback" not in errors and errors.count(b"\n") <= 1
+
+
+def test_bench_writes_the_document_of_the_contract(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = call(
+        *["bench", "--profile", "quick", "--profile", "lookup", "--peer", "llama-cpp-python:prompt-lookup"],
+        *["--limit", "1", "--max-tokens", "6", "--json", "--out", str(out)],
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    document = json.loads(done.stdout)
+    assert json.loads(out.read_text()) == document
+    assert document["schema"] == 1 and document["engine"] == "llama-cpp"
+    assert {"model", "hardware", "versions", "workload", "cost_curve", "arms"} <= set(document)
+    assert {"name", "prompts", "max_tokens", "temperature"} <= set(document["workload"])
+    assert len(document["cost_curve"]["rows"]) == len(document["cost_curve"]["ms"]) > 0
+    names = [arm["name"] for arm in document["arms"]]
+    assert names == ["none", "quick", "lookup", "llama-cpp-python:prompt-lookup"]
+    figures = {"tokens", "seconds", "tokens_per_second", "mean_acceptance_length", "steps", "draft_tokens"}
+    figures |= {"accepted_tokens", "overhead_us_per_step", "speedup", "identical", "rounding", "different"}
+    for arm in document["arms"]:
+        assert figures | {"profile", "categories"} <= set(arm)
+        assert set(arm["speedup"]) == {"median", "low", "high"}
+        assert len(arm["categories"]) == document["workload"]["prompts"]
+        assert all(figures <= set(kind) for kind in arm["categories"].values())
+        assert arm["different"] == 0
+    plain = document["arms"][0]
+    assert plain["mean_acceptance_length"] == 1 and plain["speedup"]["median"] == 1
+
+
+def test_bench_runs_several_at_once() -> None:
+    done = call("bench", "--profile", "quick", "--limit", "1", "--max-tokens", "4", "--concurrency", "1,3", "--json")
+    runs = json.loads(done.stdout)["runs"]
+    assert [run["workload"]["concurrency"] for run in runs] == [1, 3]
+
+
+def test_bench_loses_nothing_on_a_full_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "not a folder"
+    line = refused(call("bench", "--profile", "quick", "--out", str(folder / "x.json")), 2)
+    assert "its folder does not exist" in line
+
+
+def test_verify_proves_it(formats: dict[str, Path]) -> None:
+    done = call(
+        *["verify", "--profile", "exact", "--model", str(formats["q8_0"]), "--max-tokens", "16", "--json"],
+        *["--settings", "greedy,sampled-grammar,stop"],
+    )
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["same_output"] and report["differences"] == []
+    assert set(report["settings"]) == {"greedy", "sampled-grammar", "stop"}
+    for line in report["settings"].values():
+        assert line["identical"] == line["answers"] > 0
+    assert sum(line["accepted_tokens"] for line in report["settings"].values()) > 0
+    assert "no setting is named 'hot'" in refused(call("verify", "--profile", "quick", "--settings", "hot"), 2)

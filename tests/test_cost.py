@@ -1,0 +1,204 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specplug.cost import DRIFT, OWN_DRIFT, REFRESH, CostCurve, oracle_speedup
+from specplug.errors import UsageError
+
+"""Observations after which a curve may show its new corrections, at the latest."""
+
+
+def feed(curve: CostCurve, rows: int, ms: Sequence[float], context: int = 0) -> None:
+    for value in ms:
+        curve.observe(rows, context, value)
+
+
+def middle(context: int) -> int:
+    """Contexts are told apart in blocks of 128 tokens; a block costs what its middle does."""
+    return context // 128 * 128 + 64
+
+
+# -- between the points ----------------------------------------------------------------------------------------------
+
+
+def test_one_context_is_the_same_everywhere() -> None:
+    curve = CostCurve([512], [1, 2], [[10.0, 14.0]])
+    assert [curve.at(context) for context in (0, 512, 100_000)] == [[10.0, 14.0]] * 3
+
+
+def test_between_rows_by_hand() -> None:
+    """From 1 to 4 rows 6 ms in three steps, from 4 to 6 rows 10 ms in two."""
+    curve = CostCurve([0], [1, 4, 6], [[10.0, 16.0, 26.0]])
+    assert curve.limit == 6
+    assert curve.at(0) == pytest.approx([10.0, 12.0, 14.0, 16.0, 21.0, 26.0])
+
+
+def test_a_tooth_is_kept() -> None:
+    curve = CostCurve([0], [1, 6, 8], [[10.0, 30.0, 20.0]])
+    assert curve.at(0)[5:] == pytest.approx([30.0, 25.0, 20.0])
+
+
+@pytest.mark.parametrize("context", [0, 63, 200, 1088, 2000, 2112])
+def test_between_contexts(context: int) -> None:
+    """10 ms at 64 tokens and 14 ms at 2112: 4 ms in 2048 tokens."""
+    curve = CostCurve([64, 2112], [1], [[10.0], [14.0]])
+    assert curve.at(context) == pytest.approx([10.0 + 4.0 * (middle(context) - 64) / 2048])
+
+
+def test_below_the_first_context_is_the_first() -> None:
+    assert CostCurve([1000, 2000], [1], [[10.0], [14.0]]).at(0) == [10.0]
+
+
+@pytest.mark.parametrize("context", [3072, 4000, 32000])
+def test_beyond_the_last_context_the_last_slope_goes_on(context: int) -> None:
+    """1 ms per 1024 tokens at first, then 4 ms per 1024 tokens from 2048 on."""
+    curve = CostCurve([0, 2048, 3072], [1, 2], [[10.0, 20.0], [12.0, 22.0], [16.0, 22.0]])
+    assert curve.at(context) == pytest.approx([16.0 + 4.0 * (middle(context) - 3072) / 1024, 22.0])
+
+
+@given(
+    st.lists(st.floats(1.0, 100.0), min_size=2, max_size=2),
+    st.lists(st.integers(0, 20_000), min_size=2, max_size=2).map(sorted),
+)
+def test_a_fuller_cache_never_costs_less(ms: list[float], contexts: list[int]) -> None:
+    """Even where the second measurement came out below the first."""
+    curve = CostCurve([0, 4096], [1], [[ms[0]], [ms[1]]])
+    less, more = (curve.at(context)[0] for context in contexts)
+    assert 0.0 < less <= more * (1 + 1e-12)
+
+
+@given(
+    st.lists(st.integers(2, 40), min_size=1, max_size=5, unique=True).map(sorted),
+    st.lists(st.floats(0.1, 1000.0), min_size=6, max_size=6),
+)
+def test_every_measured_point_is_on_the_curve(rows: list[int], ms: list[float]) -> None:
+    rows = [1, *rows]
+    line = CostCurve([0], rows, [ms[: len(rows)]]).at(0)
+    assert len(line) == rows[-1]
+    assert [line[n - 1] for n in rows] == pytest.approx(ms[: len(rows)])
+
+
+# -- points that are no curve ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contexts", "rows", "ms"),
+    [
+        ([], [1], []),
+        ([0], [], [[]]),
+        ([0], [2, 3], [[1.0, 2.0]]),
+        ([0], [1, 3, 2], [[1.0, 2.0, 3.0]]),
+        ([0], [1, 2, 2], [[1.0, 2.0, 3.0]]),
+        ([512, 0], [1], [[1.0], [2.0]]),
+        ([512, 512], [1], [[1.0], [2.0]]),
+    ],
+)
+def test_points_must_ascend_from_one_row(contexts: list[int], rows: list[int], ms: list[list[float]]) -> None:
+    with pytest.raises(UsageError, match="must ascend") as caught:
+        CostCurve(contexts, rows, ms)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ms", [[[1.0]], [[1.0, 2.0, 3.0]], [[1.0, 2.0], [1.0, 2.0]], [[]]])
+def test_one_value_per_point(ms: list[list[float]]) -> None:
+    with pytest.raises(UsageError, match="one value per context and row count") as caught:
+        CostCurve([0], [1, 2], ms)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_values_are_positive_numbers(value: float) -> None:
+    with pytest.raises(UsageError, match="positive number") as caught:
+        CostCurve([0], [1, 2], [[1.0, value]])
+    assert "\n" not in str(caught.value)
+
+
+# -- while running ---------------------------------------------------------------------------------------------------
+
+
+def test_one_refresh_of_slow_passes_by_hand() -> None:
+    curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
+    feed(curve, 1, [15.0] * REFRESH)
+    whole, own = (1 + DRIFT) ** REFRESH, (1 + OWN_DRIFT) ** REFRESH
+    assert curve.at(0) == pytest.approx([10.0 * whole * own, 12.0 * whole])
+
+
+def test_a_pause_moves_the_curve_no_further_than_a_slow_pass() -> None:
+    slow, pause = (CostCurve([0], [1], [[10.0]]) for _ in range(2))
+    feed(slow, 1, [10.1] + [9.0] * (REFRESH - 1))
+    feed(pause, 1, [1e9] + [9.0] * (REFRESH - 1))
+    assert pause.at(0) == slow.at(0)
+    assert pause.at(0)[0] < 10.0
+
+
+@pytest.mark.parametrize("true_ms", [4.0, 9.0, 10.5, 30.0])
+def test_the_curve_comes_to_what_passes_take(true_ms: float) -> None:
+    """10 to 30 ms is 275 steps of 0.4%. It may overshoot by what was seen before a refresh, and no more."""
+    curve = CostCurve([0], [1], [[10.0]])
+    feed(curve, 1, [true_ms] * 1000)
+    assert curve.at(0)[0] == pytest.approx(true_ms, rel=(1 + DRIFT) ** REFRESH - 1)
+
+
+def test_the_curve_comes_to_the_median() -> None:
+    """A quarter of the passes is ten times slower: the median is 12, the mean 39."""
+    passes = np.random.default_rng(0).normal(12.0, 1.0, 4000)
+    passes[np.random.default_rng(1).random(4000) < 0.25] *= 10.0
+    curve = CostCurve([0], [1], [[10.0]])
+    feed(curve, 1, passes.tolist())
+    assert curve.at(0)[0] == pytest.approx(float(np.median(passes)), rel=0.1)
+
+
+def test_passes_that_take_what_the_curve_says_leave_it_alone() -> None:
+    curve = CostCurve([0], [1], [[10.0]])
+    seen = []
+    for _ in range(50):
+        feed(curve, 1, [10.0] * REFRESH)
+        seen += curve.at(0)
+    assert seen == pytest.approx([10.0] * 50, rel=0.02)
+
+
+def test_a_fuller_cache_never_costs_less_with_three_contexts() -> None:
+    curve = CostCurve([0, 1024, 2048], [1], [[10.0], [8.0], [9.0]])
+    line = [curve.at(context)[0] for context in range(0, 4096, 128)]
+    assert line == sorted(line)
+
+
+def test_a_correction_is_its_row_counts_at_every_context() -> None:
+    curve = CostCurve([0, 1024], [1, 2], [[10.0, 12.0], [20.0, 24.0]])
+    before = [curve.at(5000)[n] for n in range(2)]
+    feed(curve, 2, [1.0] * REFRESH, context=100)
+    whole, own = (1 - DRIFT) ** REFRESH, (1 - OWN_DRIFT) ** REFRESH
+    assert curve.at(5000) == pytest.approx([before[0] * whole, before[1] * whole * own])
+
+
+def test_rows_beyond_the_curve_teach_nothing() -> None:
+    curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
+    feed(curve, 3, [1000.0] * 2 * REFRESH)
+    assert curve.at(0) == [10.0, 12.0]
+
+
+# -- what perfect drafts could give ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ms", "speedup"),
+    [
+        ([10.0], 1.0),
+        ([10.0, 10.0, 10.0], 3.0),
+        ([10.0, 20.0, 30.0], 1.0),
+        ([10.0, 30.0, 60.0], 1.0),
+        ([10.0, 16.0, 20.0, 50.0], 1.5),  # 1, 1.25, 1.5, 0.8
+    ],
+)
+def test_oracle_speedup_by_hand(ms: list[float], speedup: float) -> None:
+    assert oracle_speedup(CostCurve([0], range(1, len(ms) + 1), [ms]), 0) == pytest.approx(speedup)
+
+
+def test_oracle_speedup_is_the_contexts() -> None:
+    """Empty cache: 2 x 10 / 10. At 1024 + 64 tokens (17 blocks): 2 x 17 / 34."""
+    curve = CostCurve([64, 1088], [1, 2], [[10.0, 10.0], [17.0, 34.0]])
+    assert oracle_speedup(curve, 0) == pytest.approx(2.0)
+    assert oracle_speedup(curve, 1088) == pytest.approx(1.0)

@@ -1,0 +1,348 @@
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specplug.acceptance import AcceptanceTable
+from specplug.core import EMPTY, ROOT, Bucket, Draft
+from specplug.cost import CostCurve
+from specplug.planner import REST_LIMIT, REST_SHARE, Plan, Planner, Rest, best_nodes
+
+Node = tuple[int, int]
+"""Sequence and node."""
+
+FLAT = [10.0] * 16
+STEEP = [float(10 * rows) for rows in range(1, 17)]
+
+
+def curve(ms: Sequence[float]) -> CostCurve:
+    return CostCurve([0], range(1, len(ms) + 1), [ms])
+
+
+def planner(
+    probabilities: Sequence[float],
+    ms: Sequence[float],
+    *,
+    max_nodes: int = 64,
+    trees: bool = True,
+    static: bool = False,
+) -> Planner:
+    table = AcceptanceTable([Bucket(f"bucket {i}", p) for i, p in enumerate(probabilities)])
+    return Planner(table, curve(ms), max_nodes=max_nodes, trees=trees, static=static)
+
+
+def forest(parents: Sequence[Sequence[int]]) -> list[Draft]:
+    """A draft per list of parents; tokens and buckets number the nodes of all of them, so that each is known again."""
+    drafts, first = [], 0
+    for line in parents:
+        ids = range(first, first + len(line))
+        drafts.append(Draft.of(ids, line, ids))
+        first += len(line)
+    return drafts
+
+
+def chosen(plan: Plan) -> set[int]:
+    return {token for draft in plan.drafts for token in draft.tokens.tolist()}
+
+
+def worth(parents: Sequence[Sequence[int]], probabilities: Sequence[float]) -> list[list[float]]:
+    """Path probability of every node, by multiplying up to the root."""
+    found, first = [], 0
+    for line in parents:
+        found.append([])
+        for node in range(len(line)):
+            product, at = 1.0, node
+            while at != ROOT:
+                product *= probabilities[first + at]
+                at = line[at]
+            found[-1].append(product)
+        first += len(line)
+    return found
+
+
+def subtrees(parents: Sequence[Sequence[int]]) -> Iterator[tuple[Node, ...]]:
+    """Every set of nodes that holds all their parents."""
+    nodes = [(seq, node) for seq, line in enumerate(parents) for node in range(len(line))]
+    for count in range(len(nodes) + 1):
+        for some in combinations(nodes, count):
+            if all(parents[seq][node] == ROOT or (seq, parents[seq][node]) in some for seq, node in some):
+                yield some
+
+
+def best_rate(
+    parents: Sequence[Sequence[int]], paths: Sequence[Sequence[float]], ms: Sequence[float], max_nodes: int
+) -> float:
+    """The most expected tokens per millisecond of any subtrees that are allowed."""
+    sequences = len(parents)
+    return max(
+        (sequences + sum(paths[seq][node] for seq, node in some)) / ms[sequences + len(some) - 1]
+        for some in subtrees(parents)
+        if len(some) <= max_nodes and sequences + len(some) <= len(ms)
+    )
+
+
+@st.composite
+def parent_lists(draw: st.DrawFn) -> list[list[int]]:
+    """One or two trees of seven nodes at most together."""
+    first = draw(st.integers(0, 7))
+    sizes = [first, draw(st.integers(0, 7 - first))][: draw(st.integers(1, 2))]
+    return [[draw(st.integers(ROOT, node - 1)) for node in range(size)] for size in sizes]
+
+
+chances = st.lists(st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.0, 1.0)), min_size=7, max_size=7)
+costs = st.lists(st.floats(1.0, 30.0), min_size=2, max_size=10)
+
+
+# -- the best subtrees -----------------------------------------------------------------------------------------------
+
+
+@given(parent_lists(), chances, costs, st.integers(1, 8))
+def test_best_nodes_equals_brute_force(
+    parents: list[list[int]], probabilities: list[float], ms: list[float], max_nodes: int
+) -> None:
+    paths = worth(parents, probabilities)
+    ranked, count = best_nodes(forest(parents), paths, ms, max_nodes)
+    nodes = {(seq, node) for _, seq, node in ranked[:count]}
+    assert len(nodes) == count <= max_nodes
+    assert all(parents[seq][node] == ROOT or (seq, parents[seq][node]) in nodes for seq, node in nodes)
+    sequences = len(parents)
+    rate = (sequences + sum(paths[seq][node] for seq, node in nodes)) / ms[sequences + count - 1]
+    assert rate == pytest.approx(best_rate(parents, paths, ms, max_nodes))
+
+
+@given(parent_lists(), chances, costs, st.integers(1, 8))
+def test_a_plan_equals_brute_force(
+    parents: list[list[int]], probabilities: list[float], ms: list[float], max_nodes: int
+) -> None:
+    paths = worth(parents, probabilities)
+    plan = planner(probabilities, ms, max_nodes=max_nodes).plan(forest(parents), 0)
+    assert_is_a_plan(plan, parents)
+    sequences, nodes = len(parents), chosen(plan)
+    flat = [p for line in paths for p in line]
+    assert len(nodes) <= max_nodes
+    assert plan.rows == sequences + len(nodes) <= len(ms)
+    assert plan.expected_tokens == pytest.approx(sequences + sum(flat[node] for node in nodes))
+    assert plan.expected_ms == pytest.approx(ms[plan.rows - 1])
+    assert plan.expected_tokens / plan.expected_ms == pytest.approx(best_rate(parents, paths, ms, max_nodes))
+
+
+def assert_is_a_plan(plan: Plan, parents: Sequence[Sequence[int]]) -> None:
+    """One well-formed draft per sequence, and every node hangs where it hung before."""
+    assert len(plan.drafts) == len(parents)
+    first = 0
+    for draft, line in zip(plan.drafts, parents, strict=True):
+        draft.check()
+        ids = draft.tokens.tolist()
+        assert draft.buckets.tolist() == ids
+        assert set(ids) <= set(range(first, first + len(line)))
+        for token, parent in zip(ids, draft.parents.tolist(), strict=True):
+            old = line[token - first]
+            assert (ROOT if parent == ROOT else ids[parent]) == (ROOT if old == ROOT else first + old)
+        first += len(line)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("trees", [False, True])
+def test_empty_drafts(trees: bool, static: bool) -> None:
+    plan = planner([], STEEP, trees=trees, static=static).plan([EMPTY] * 3, 0)
+    assert [len(draft) for draft in plan.drafts] == [0, 0, 0]
+    assert (plan.rows, plan.expected_tokens, plan.expected_ms) == (3, 3.0, 30.0)
+
+
+def test_nothing_is_verified_where_nothing_pays() -> None:
+    """Twice the rows, twice the time: a guess that is right in 99 of 100 loses."""
+    plan = planner([0.99, 0.99, 0.99], STEEP).plan(forest([[ROOT, 0], [ROOT]]), 0)
+    assert chosen(plan) == set()
+    assert (plan.rows, plan.expected_tokens, plan.expected_ms) == (2, 2.0, 20.0)
+
+
+def test_all_is_verified_where_rows_are_free() -> None:
+    drafts = forest([[ROOT, 0, 0], [ROOT]])
+    plan = planner([0.5, 0.5, 0.25, 0.125], FLAT).plan(drafts, 0)
+    assert plan.drafts[0] is drafts[0]
+    assert (plan.rows, plan.expected_tokens, plan.expected_ms) == (6, pytest.approx(3.0), 10.0)  # 2+.5+.25+.125+.125
+
+
+def test_rows_up_to_the_next_tooth_are_filled() -> None:
+    """T(6) = 20 and T(8) = 16: six rows give 1 + 5 x 0.5 = 3.5 in 20, eight give 4.5 in 16."""
+    ms = [10.0, 14.0, 16.0, 17.0, 18.0, 20.0, 20.0, 16.0, 40.0]
+    plan = planner([0.5] * 8, ms).plan(forest([[ROOT] * 8]), 0)
+    assert plan.rows == 8
+    assert plan.expected_tokens / plan.expected_ms == pytest.approx(4.5 / 16.0)
+
+
+def test_the_better_sequence_gets_the_rows() -> None:
+    """Two rows beyond the two roots are free: 0.9 and 0.81 of the second tree against 0.6 of the first."""
+    plan = planner([0.6, 0.6, 0.9, 0.9], [10.0, 10.0, 10.0, 10.0, 99.0]).plan(forest([[ROOT, 0], [ROOT, 0]]), 0)
+    assert chosen(plan) == {2, 3}
+    assert len(plan.drafts[0]) == 0
+
+
+def test_what_a_row_costs_beyond_the_pass_counts() -> None:
+    """1 + 0.5 in 12 beats 1 in 10; with 10 ms a row 1.5 in 32 does not beat 1 in 20."""
+    one = planner([0.5], [10.0, 12.0])
+    assert one.plan(forest([[ROOT]]), 0).rows == 2
+    plan = one.plan(forest([[ROOT]]), 0, row_ms=10.0)
+    assert (plan.rows, plan.expected_ms) == (1, 20.0)
+
+
+@given(parent_lists(), chances, costs)
+def test_dearer_rows_make_no_larger_plans(
+    parents: list[list[int]], probabilities: list[float], ms: list[float]
+) -> None:
+    one, drafts = planner(probabilities, ms), forest(parents)
+    rows = [one.plan(drafts, 0, row_ms).rows for row_ms in (0.0, 1.0, 100.0)]
+    assert rows == sorted(rows, reverse=True)
+
+
+def test_the_context_decides() -> None:
+    """A second row is free in an empty cache and costs as much as the first in a full one."""
+    cost = CostCurve([64, 1088], [1, 2], [[10.0, 10.0], [20.0, 40.0]])
+    one = Planner(AcceptanceTable([Bucket("bucket", 0.5)]), cost, max_nodes=4)
+    assert [one.plan(forest([[ROOT]]), context).rows for context in (0, 1088)] == [2, 1]
+
+
+def test_a_plan_follows_what_was_learned() -> None:
+    """2 of 4 at first; 20 misses leave less than a tenth."""
+    one, drafts = planner([0.5], [10.0, 12.0]), [Draft.chain([7], [0])]
+    assert one.plan(drafts, 0).rows == 2
+    for _ in range(20):
+        one.learn(drafts[0], [8])
+    assert one.plan(drafts, 0).rows == 1
+    one.learn(EMPTY, [8])
+
+
+# -- chains ----------------------------------------------------------------------------------------------------------
+
+
+@given(parent_lists(), chances, costs, st.integers(1, 8))
+def test_without_trees_a_plan_is_the_beginning_of_the_best_path(
+    parents: list[list[int]], probabilities: list[float], ms: list[float], max_nodes: int
+) -> None:
+    paths = worth(parents, probabilities)
+    plan = planner(probabilities, ms, max_nodes=max_nodes, trees=False).plan(forest(parents), 0)
+    assert_is_a_plan(plan, parents)
+    first = 0
+    best_sums = []
+    for draft, line, values in zip(plan.drafts, parents, paths, strict=True):
+        assert draft.parents.tolist() == list(range(-1, len(draft) - 1))
+        leaves = [leaf for leaf in range(len(line)) if leaf not in line]
+        best_sums.append(max((sum(values[node] for node in to_root(leaf, line)) for leaf in leaves), default=0.0))
+        prefix = [token - first for token in draft.tokens.tolist()]
+        best = [leaf for leaf in leaves if sum(values[node] for node in to_root(leaf, line)) > best_sums[-1] - 1e-9]
+        assert not prefix or any(to_root(leaf, line)[::-1][: len(prefix)] == prefix for leaf in best)
+        first += len(line)
+    free = planner(probabilities, FLAT, trees=False).plan(forest(parents), 0)
+    assert free.expected_tokens == pytest.approx(len(parents) + sum(best_sums))
+
+
+def to_root(node: int, parents: Sequence[int]) -> list[int]:
+    path = []
+    while node != ROOT:
+        path.append(node)
+        node = parents[node]
+    return path
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=2),
+    st.lists(st.floats(0.01, 1.0), min_size=7, max_size=7),
+    costs,
+    st.integers(1, 8),
+)
+def test_chains_without_trees_are_planned_as_with(
+    lengths: list[int], probabilities: list[float], ms: list[float], max_nodes: int
+) -> None:
+    parents = [list(range(-1, min(length, 7 // len(lengths)) - 1)) for length in lengths]
+    plans = [
+        planner(probabilities, ms, max_nodes=max_nodes, trees=trees).plan(forest(parents), 0) for trees in (False, True)
+    ]
+    assert chosen(plans[0]) == chosen(plans[1])
+
+
+# -- static ----------------------------------------------------------------------------------------------------------
+
+
+@given(parent_lists(), chances, st.integers(1, 8))
+def test_static_takes_the_likeliest_whatever_they_cost(
+    parents: list[list[int]], probabilities: list[float], max_nodes: int
+) -> None:
+    plan = planner(probabilities, STEEP, max_nodes=max_nodes, static=True).plan(forest(parents), 0)
+    assert_is_a_plan(plan, parents)
+    paths = [p for line in worth(parents, probabilities) for p in line]
+    assert len(chosen(plan)) == min(len(paths), max_nodes)
+    best = sum(sorted(paths, reverse=True)[:max_nodes])
+    assert sum(paths[node] for node in chosen(plan)) == pytest.approx(best)
+
+
+def test_max_nodes_leaves_room_for_the_root() -> None:
+    assert planner([0.5] * 8, [10.0] * 4, max_nodes=64, static=True).max_nodes == 3
+    assert planner([0.5] * 8, [10.0] * 4, max_nodes=64).plan(forest([[ROOT] * 8]), 0).rows == 4
+
+
+# -- rest ------------------------------------------------------------------------------------------------------------
+
+
+def waits(rest: Rest, times: int, ms: float, plain_ms: float) -> list[int]:
+    """Steps between one asking and the next, when none pays."""
+    found = []
+    for _ in range(times):
+        assert rest.due()
+        rest.used(ms, False, plain_ms)
+        found.append(0)
+        while rest.waiting:
+            assert not rest.due()
+            found[-1] += 1
+    return found
+
+
+def test_a_source_that_never_pays_is_asked_ever_more_rarely() -> None:
+    assert waits(Rest(), 9, ms=10.0, plain_ms=10.0) == [1, 3, 7, 15, 31, 63, REST_LIMIT, REST_LIMIT, REST_LIMIT]
+
+
+def test_a_cheap_source_rests_no_longer_than_its_share_asks() -> None:
+    """1/128 ms of a plain step's 100/128 is 1%: every third step is under 0.4%, every second is not."""
+    assert REST_SHARE == 0.004
+    assert waits(Rest(), 4, ms=1 / 128, plain_ms=100 / 128) == [1, 2, 2, 2]
+
+
+def test_a_source_that_costs_nothing_to_speak_of_is_always_asked() -> None:
+    assert waits(Rest(), 5, ms=0.001, plain_ms=10.0) == [0] * 5
+
+
+def test_a_source_that_once_took_no_time_rests_as_any() -> None:
+    rest = Rest()
+    rest.used(0.0, False, 10.0)  # a coarse clock
+    for _ in range(20):
+        if rest.due():
+            rest.used(10.0, False, 10.0)
+    assert rest.asked < 10
+
+
+def test_a_source_that_pays_is_asked_at_every_step() -> None:
+    rest = Rest()
+    for _ in range(10):
+        assert rest.due()
+        rest.used(5.0, True, 10.0)
+
+
+def test_a_source_that_pays_again_is_asked_at_every_step_again() -> None:
+    rest = Rest()
+    waits(rest, 8, ms=10.0, plain_ms=10.0)
+    assert rest.due()
+    rest.used(10.0, True, 10.0)
+    assert rest.due()
+    assert waits(rest, 3, ms=10.0, plain_ms=10.0) == [1, 3, 7]
+
+
+def test_the_cost_of_asking_is_a_running_mean() -> None:
+    """Five plain: the mean 3; then a fifth of the way from 3 to 13."""
+    rest = Rest()
+    for ms in (1.0, 2.0, 3.0, 4.0, 5.0):
+        rest.used(ms, True, 10.0)
+    assert rest.cost_ms == pytest.approx(3.0)
+    rest.used(13.0, True, 10.0)
+    assert rest.cost_ms == pytest.approx(5.0)
+    assert rest.asked == 6

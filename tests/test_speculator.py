@@ -1,0 +1,276 @@
+"""The whole loop of an engine over a toy target: time is what the test says, except what drafting itself takes."""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Proposer, Step, int_array
+from specplug.cost import CostCurve
+from specplug.profile import PlannerSettings, Profile
+from specplug.proposers.fusion import Fusion
+from specplug.proposers.ngram import Ngram
+from specplug.proposers.none import NoDraft
+from specplug.proposers.suffix import Suffix
+from specplug.proposers.token_recycling import TokenRecycling
+from specplug.speculator import Speculator
+from specplug.testing import ToyTarget, verify_known
+
+FREE = [50.0] * 32
+"""Any number of rows takes as long as one, and so long that drafting is nothing beside it."""
+
+DEAR = [0.001 * rows for rows in range(1, 33)]
+"""Rows cost as much together as one by one, and so little that asking any source is dear."""
+
+
+class Recorder:
+    """Guesses `tokens` in a chain, every time; notes when it was asked and what it was told."""
+
+    buckets = (Bucket("recorder", 0.9),)
+
+    def __init__(self, tokens: Sequence[int] = (1,), topk: int = 0) -> None:
+        self.tokens = list(tokens)
+        self.needs = Needs(topk)
+        self.asked = 0
+        self.told: list[tuple[int, Step]] = []
+
+    def begin(self, seq: int, prompt: IntArray) -> None:
+        pass
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        self.asked += 1
+        tokens = self.tokens[:budget]
+        return Draft.chain(tokens, [0] * len(tokens))
+
+    def observe(self, seq: int, step: Step) -> None:
+        self.told.append((seq, step))
+
+    def end(self, seq: int) -> None:
+        pass
+
+
+@dataclass
+class Log:
+    """What happened, one entry per step."""
+
+    texts: dict[int, list[int]] = field(default_factory=dict)
+    drafts: list[list[Draft]] = field(default_factory=list)
+    budgets: list[list[int]] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> int:
+        return sum(len(draft) for line in self.drafts for draft in line)
+
+
+def speculator(
+    sources: Sequence[Proposer],
+    ms: Sequence[float],
+    learned: Mapping[str, Sequence[float]] | None = None,
+    **planner: object,
+) -> Speculator:
+    settings = PlannerSettings(**planner)  # type: ignore[arg-type]
+    curve = CostCurve([0], range(1, len(ms) + 1), [ms])
+    return Speculator(Fusion(sources), curve, Profile("toy", planner=settings), learned=learned)
+
+
+def generate(
+    one: Speculator,
+    ms: Sequence[float],
+    prompts: Mapping[int, Sequence[int]],
+    texts: Mapping[int, Sequence[int]],
+    *,
+    target: ToyTarget | None = None,
+    topk_ns: int = 0,
+) -> Log:
+    """Each sequence says its text; passes take `ms`, every second one 2% more or less, so that the median is `ms`."""
+    log = Log({seq: [] for seq in texts})
+    for seq, prompt in prompts.items():
+        one.begin(seq, int_array(prompt))
+    running = list(texts)
+    while running:
+        budgets = [len(texts[seq]) - len(log.texts[seq]) - 1 for seq in running]
+        drafts = one.plan(running, 100, budgets)
+        wanted = one.wants_topk
+        log.drafts.append(drafts)
+        log.budgets.append(budgets)
+        log.wanted.append(wanted)
+        steps = []
+        for seq, draft in zip(running, drafts, strict=True):
+            said = log.texts[seq]
+            topk = None if target is None or not wanted else lambda tokens, k=wanted: target.topk(tokens, k)
+            steps.append(verify_known(draft, texts[seq][len(said) :], [*prompts[seq], *said], topk))
+            said += steps[-1].emitted
+        rows = len(running) + sum(map(len, drafts))
+        taken = ms[rows - 1] * (1.02 if len(log.drafts) % 2 else 0.98)
+        one.observe(running, steps, target_ms=taken, topk_ns=topk_ns if wanted else 0)
+        for seq in [seq for seq in running if len(log.texts[seq]) == len(texts[seq])]:
+            running.remove(seq)
+            one.end(seq)
+    return log
+
+
+REPEATS = [5, 9, 2, 7, 4] * 60
+
+
+# -- when it pays ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [Ngram, Suffix, TokenRecycling])
+def test_repetition_is_fast_where_rows_are_free(source: type[Ngram] | type[Suffix] | type[TokenRecycling]) -> None:
+    log = generate(speculator([source()], FREE), FREE, {0: REPEATS[:10]}, {0: REPEATS})
+    assert log.texts == {0: REPEATS}
+    assert len(log.drafts) < len(REPEATS) / 2
+
+
+def test_two_sources_on_a_toy_target() -> None:
+    target = ToyTarget(64, seed=3)
+    prompt = target.prompt(24).tolist()
+    text = target.greedy(prompt, 300)
+    one = speculator([Suffix(), TokenRecycling()], FREE)
+    log = generate(one, FREE, {0: prompt}, {0: text}, target=target)
+    assert log.texts == {0: text}
+    assert len(log.drafts) < len(text) / 1.5
+    assert set(log.wanted) == {8}
+
+
+def test_several_sequences_at_once() -> None:
+    """Of different lengths, so that they end one by one; no draft is longer than what is left to say."""
+    target = ToyTarget(64, seed=5)
+    prompts = {seq: target.prompt(16, key=seq).tolist() for seq in (4, 0, 7)}
+    texts = {seq: target.greedy(prompts[seq], 40 * (i + 1)) for i, seq in enumerate(prompts)}
+    one = speculator([Suffix(), TokenRecycling()], FREE, max_nodes=12)
+    log = generate(one, FREE, prompts, texts, target=target)
+    assert log.texts == texts
+    assert len(log.drafts) < 120
+    assert {len(line) for line in log.drafts} == {1, 2, 3}
+    for drafts, budgets in zip(log.drafts, log.budgets, strict=True):
+        assert sum(map(len, drafts)) <= 12
+        assert all(len(draft) <= budget for draft, budget in zip(drafts, budgets, strict=True))
+        for draft in drafts:
+            draft.check(num_tokens=64, num_buckets=len(one.fusion.buckets))
+
+
+def test_without_trees_only_chains_are_verified() -> None:
+    target = ToyTarget(64, seed=3)
+    prompt = target.prompt(24).tolist()
+    text = target.greedy(prompt, 100)
+    for trees in (False, True):
+        one = speculator([TokenRecycling()], FREE, trees=trees)
+        drafts = [draft for (draft,) in generate(one, FREE, {0: prompt}, {0: text}, target=target).drafts]
+        chains = [draft.parents.tolist() == list(range(-1, len(draft) - 1)) for draft in drafts]
+        assert all(chains) == (not trees)
+
+
+def test_guesses_that_are_never_right_are_given_up() -> None:
+    """A row costs 5 of 50 ms: 90% pays, what a hundred misses leave (a tenth in 200 steps) does not."""
+    ms = [50.0 + 5.0 * rows for rows in range(32)]
+    log = generate(speculator([Recorder([1])], ms), ms, {0: [3]}, {0: [2] * 400})
+    lengths = [len(draft) for (draft,) in log.drafts]
+    assert lengths[0] == 1
+    assert lengths[200:-1] == [0] * 199
+
+
+def test_what_was_learned_before_counts_from_the_first_step() -> None:
+    ms = [50.0 + 5.0 * rows for rows in range(32)]
+    learned = {"recorder": (0.0, 100.0), "gone": (1.0, 1.0)}
+    (draft,) = generate(speculator([Recorder()], ms, learned), ms, {0: [3]}, {0: [2] * 2}).drafts[0]
+    assert len(draft) == 0
+
+
+# -- when it does not ------------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_pays_sources_are_asked_ever_more_rarely() -> None:
+    """Even though every guess is right. Waits of 1, 3, 7, 15, 31, 63, 64: asked in steps 0, 2, 6, 14, ..., 191."""
+    source = Recorder([1])
+    log = generate(speculator([source], DEAR), DEAR, {0: [1]}, {0: [1] * 201})
+    assert log.nodes == 0
+    assert len(log.drafts) == 201
+    assert source.asked == 8
+    assert [seq for seq, _ in source.told] == [0] * 201
+
+
+@pytest.mark.parametrize("source", [Ngram, Suffix, TokenRecycling])
+def test_where_nothing_pays_nothing_is_verified(source: type[Ngram] | type[Suffix] | type[TokenRecycling]) -> None:
+    text = REPEATS[:200]
+    log = generate(speculator([source()], DEAR), DEAR, {0: REPEATS[:10]}, {0: text})
+    assert log.texts == {0: text}
+    assert log.nodes == 0
+
+
+def test_no_drafts_is_plain_decoding() -> None:
+    log = generate(speculator([NoDraft()], FREE), FREE, {0: [1], 1: [2]}, {0: [1] * 5, 1: [2] * 3})
+    assert log.texts == {0: [1] * 5, 1: [2] * 3}
+    assert log.nodes == 0
+    assert len(log.drafts) == 5
+
+
+# -- static ----------------------------------------------------------------------------------------------------------
+
+
+def test_static_always_asks_and_verifies() -> None:
+    source = Recorder([1, 2, 3, 4])
+    log = generate(speculator([source], DEAR, mode="static", max_nodes=3), DEAR, {0: [0]}, {0: [9] * 100})
+    assert source.asked == 100
+    assert [len(draft) for (draft,) in log.drafts] == [3] * 97 + [2, 1, 0]
+
+
+# -- top ids ---------------------------------------------------------------------------------------------------------
+
+
+def test_token_only_sources_want_no_top_ids() -> None:
+    log = generate(speculator([Ngram(), Suffix()], FREE), FREE, {0: REPEATS[:10]}, {0: REPEATS})
+    assert set(log.wanted) == {0}
+
+
+def test_top_ids_are_wanted_only_when_their_source_is_asked() -> None:
+    """One source pays. The other never guesses, and reading its top ids takes 20 of 50 ms: it is left to rest."""
+    idle = Recorder([], topk=4)
+    target = ToyTarget(64)
+    one = speculator([Ngram(), idle], FREE)
+    log = generate(one, FREE, {0: REPEATS[:10]}, {0: REPEATS * 10}, target=target, topk_ns=20_000_000)
+    assert log.wanted[0] == 4
+    assert set(log.wanted) == {0, 4}
+    assert log.wanted.count(4) == idle.asked < len(log.wanted) / 4
+    resting = [draft for (draft,), wanted in zip(log.drafts, log.wanted, strict=True) if not wanted]
+    assert sum(map(len, resting)) > len(resting)
+
+
+def test_nobody_asked_nothing_wanted() -> None:
+    """Asked in step 0 and step 2, as guesses do not pay."""
+    log = generate(speculator([Recorder([1], topk=4)], DEAR), DEAR, {0: [1]}, {0: [1] * 5}, target=ToyTarget(64))
+    assert log.wanted == [4, 0, 4, 0, 0]
+
+
+# -- between sequences -----------------------------------------------------------------------------------------------
+
+
+def test_an_ended_sequence_leaves_nothing_behind() -> None:
+    one = speculator([Ngram(), Ngram(max_match=2)], FREE)
+    before = len(pickle.dumps(one.fusion))
+    for seq in range(5):
+        generate(one, FREE, {seq: REPEATS[:10]}, {seq: REPEATS[:100]})
+    assert len(pickle.dumps(one.fusion)) == before
+    with pytest.raises(KeyError):
+        one.plan([4], 100, [8])
+
+
+def test_a_sequence_that_begins_and_ends_at_once() -> None:
+    one = speculator([Suffix()], FREE)
+    one.begin(0, int_array([1, 2, 3]))
+    one.end(0)
+    assert generate(one, FREE, {0: [1]}, {0: [1, 2]}).texts == {0: [1, 2]}
+
+
+def test_no_running_sequences_is_an_empty_plan() -> None:
+    assert speculator([Ngram()], FREE).plan([], 0, []) == []
+
+
+def test_an_empty_budget_drafts_nothing() -> None:
+    one = speculator([Recorder([1])], FREE)
+    one.begin(0, int_array([1]))
+    (draft,) = one.plan([0], 1, [0])
+    assert len(draft) == 0
+    one.observe([0], [Step([1], EMPTY, [])], target_ms=50.0)
