@@ -65,7 +65,7 @@ def run(
     if request.json and jsonl:
         raise UsageError("--json and --jsonl were both given; use one of them")
     if input_file is not None:
-        talks = [entry.turns for entry in load_workload(input_file)]
+        talks = [entry.turns for entry in load_workload(input_file, category="all")]
     else:
         talks = [(prompt if prompt is not None else _stdin(),)]
     for number, turns in enumerate(talks, start=1):

@@ -30,20 +30,23 @@ class Prompt:
     turns: tuple[str, ...]
 
 
-def load_workload(name_or_path: str | Path) -> list[Prompt]:
-    """The prompts of `builtin`, or of a JSONL file. UsageError names the line that is wrong."""
+def load_workload(name_or_path: str | Path, *, category: str | None = None) -> list[Prompt]:
+    """The prompts of `builtin`, or of a JSONL file. UsageError names the line that is wrong.
+
+    category  what a prompt without one belongs to; None refuses it
+    """
     asked = os.fspath(name_or_path)
     if asked == BUILTIN:
         content = resources.files("specplug.bench").joinpath("builtin.jsonl").read_bytes()
     else:
         content = _read(Path(asked).expanduser())
-    prompts = parse_workload(content, asked)
+    prompts = parse_workload(content, asked, category=category)
     if not prompts:
         raise UsageError(f"{asked}: holds no prompts; put one JSON object with category and turns on each line")
     return prompts
 
 
-def parse_workload(content: bytes, source: str) -> list[Prompt]:
+def parse_workload(content: bytes, source: str, *, category: str | None = None) -> list[Prompt]:
     """One prompt per line of JSONL that is not blank; ids that are missing become line numbers."""
     prompts: list[Prompt] = []
     first_seen: dict[str, int] = {}
@@ -51,7 +54,7 @@ def parse_workload(content: bytes, source: str) -> list[Prompt]:
         if not line.strip():
             continue
         try:
-            prompt = _prompt(line, number)
+            prompt = _prompt(line, number, category)
         except _BrokenLine as wrong:
             raise UsageError(f"{source}: line {number}: {wrong}") from None
         if prompt.id in first_seen:
@@ -96,7 +99,7 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _prompt(line: bytes, number: int) -> Prompt:
+def _prompt(line: bytes, number: int, category: str | None) -> Prompt:
     try:
         entry = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -107,7 +110,7 @@ def _prompt(line: bytes, number: int) -> Prompt:
         raise _BrokenLine("not JSON that can be read; correct the line or drop it") from None
     if not isinstance(entry, dict):
         raise _BrokenLine("not a JSON object; write category and turns, or prompt")
-    return Prompt(_id(entry, number), _category(entry), _turns(entry))
+    return Prompt(_id(entry, number), _category(entry, category), _turns(entry))
 
 
 def _id(entry: dict[str, object], number: int) -> str:
@@ -117,7 +120,9 @@ def _id(entry: dict[str, object], number: int) -> str:
     return str(found)
 
 
-def _category(entry: dict[str, object]) -> str:
+def _category(entry: dict[str, object], default: str | None) -> str:
+    if "category" not in entry and default is not None:
+        return default
     if "category" not in entry:
         raise _BrokenLine(f"no category among its keys ({', '.join(entry) or 'none'}); add it")
     category = entry["category"]

@@ -107,8 +107,13 @@ class LlamaCpp:
         if not speculates:
             self.cost_points = CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
         else:
-            self.cost_points = cost or remembered_cost_points(
-                model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), say=say
+            known = profile.measured.cost_curve if profile.measured else None
+            self.cost_points = (
+                cost
+                or known
+                or remembered_cost_points(
+                    model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), say=say
+                )
             )
         num_ids = ids_needed(slots, max_nodes)
         # Beside the sequences' own tokens: one plan's rejected nodes, and those that stay parked.

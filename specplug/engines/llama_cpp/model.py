@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,20 @@ def captured_log() -> Iterator[CapturedLog]:
         yield log
     finally:
         ll.llama_log_set(llama_logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[list[str]]:
+    """The lines that C code prints to stderr while the block runs, filled when it ends: for messages past the log."""
+    said: list[str] = []
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            said += file.read().decode("utf-8", "replace").splitlines()

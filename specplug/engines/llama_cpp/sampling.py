@@ -17,7 +17,7 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from specplug.core import FloatArray
 from specplug.engines.llama_cpp.context import Context, Logits
-from specplug.engines.llama_cpp.model import Model, captured_log
+from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.errors import UsageError
 
 
@@ -176,10 +176,11 @@ def _parts(model: Model, sampling: Sampling) -> list[Any]:
     if sampling.json_schema is not None:
         grammar = _grammar_of_schema(sampling.json_schema)
     if grammar is not None:
-        with captured_log() as log:
+        with captured_stderr() as said:
             part = ll.llama_sampler_init_grammar(model.vocab, grammar.encode("utf-8"), b"root")
         if not part:
-            raise UsageError(f"the grammar does not parse: {log.reason()}")
+            reason = said[0].removeprefix("parse: error parsing grammar: ").strip() if said else "no reason given"
+            raise UsageError(f"the grammar does not parse: {reason}")
         parts.append(part)
     if sampling.temperature <= 0:
         parts.append(ll.llama_sampler_init_greedy())
