@@ -21,7 +21,7 @@ import numpy as np
 
 from specplug import hardware, profile
 from specplug.bench.arms import PromptLookupPeer
-from specplug.engines.llama_cpp.engine import LlamaCpp, Request, resolved
+from specplug.engines.llama_cpp.engine import LlamaCpp, Request
 from specplug.engines.llama_cpp.model import captured_log, open_model
 from specplug.engines.llama_cpp.sampling import Sampling
 from specplug.models import DEMO, resolve
@@ -71,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     path = resolve(args.model)
     none = profile.load("none")
-    none = resolved(replace(none, runtime=replace(none.runtime, threads=args.threads, context=1024)))
+    none = replace(none, runtime=replace(none.runtime, threads=args.threads, context=1024, flash_attention=True))
     raw = raw_loop(path, args.threads, 1024)
     with open_model(path) as model, LlamaCpp(model, none) as engine:
         prompt = model.chat_prompt([{"role": "user", "content": PROMPT}])

@@ -18,6 +18,10 @@ from specplug.acceptance import AcceptanceTable
 from specplug.core import EMPTY, ROOT, Draft
 from specplug.trees import path_probabilities
 
+MARGIN = 1.02
+"""Drafts are verified when they are expected to be this much faster than none: the choice favours guesses whose
+probability is overestimated, and a tree's batch costs some Python."""
+
 REST_LIMIT = 64
 """A source that never pays is still asked once in this many steps."""
 
@@ -61,7 +65,7 @@ def best_nodes(
     ranked.sort()
     sequences = len(drafts)
     best_count, tokens = 0, float(sequences)
-    best_rate = tokens / ms[sequences - 1]
+    best_rate = MARGIN * tokens / ms[sequences - 1]
     for count in range(1, min(len(ranked), max_nodes, len(ms) - sequences) + 1):
         tokens -= ranked[count - 1][0]
         rate = tokens / ms[sequences + count - 1]

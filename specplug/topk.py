@@ -23,29 +23,25 @@ def top_ids(logits: npt.NDArray[np.float32], k: int) -> IntArray:
     """
     num_rows, vocab = logits.shape
     assert 1 <= k <= vocab, f"the top {k} of {vocab} ids"
-    top = np.empty((num_rows, k), dtype=np.int32)
     lines = vocab // NUM_BLOCKS
     if lines < 4 or k > NUM_BLOCKS // 4:
-        for i in range(num_rows):
-            top[i] = np.argsort(-logits[i], kind="stable")[:k]
-        return top
+        best: IntArray = np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int32)
+        return best
     folded = lines * NUM_BLOCKS
-    for i in range(num_rows):
-        row = logits[i]
-        blocks = row[:folded].reshape(lines, NUM_BLOCKS)
-        maxima = blocks.max(axis=0)
-        # k values are at least as large, so nothing below it is among the top k.
-        threshold = np.partition(maxima, NUM_BLOCKS - k)[NUM_BLOCKS - k]
-        chosen = (maxima >= threshold).nonzero()[0]
-        candidates = blocks.take(chosen, axis=1).ravel()  # [lines * chosen], ids ascending
-        found = (candidates >= threshold).nonzero()[0]
-        values = candidates[found]
-        line, column = np.divmod(found, len(chosen))
-        ids = line * NUM_BLOCKS + chosen[column]
-        if folded < vocab:
-            tail = (row[folded:] >= threshold).nonzero()[0] + folded
-            if len(tail):
-                ids = np.concatenate((ids, tail))
-                values = np.concatenate((values, row[tail]))
-        top[i] = ids[np.argsort(-values, kind="stable")[:k]]
+    blocks = logits[:, :folded].reshape(num_rows, lines, NUM_BLOCKS)
+    maxima = blocks.max(axis=1)
+    # k values are at least as large, so nothing below it is among the top k.
+    threshold = np.partition(maxima, NUM_BLOCKS - k, axis=1)[:, NUM_BLOCKS - k]
+    row, block = (maxima >= threshold[:, None]).nonzero()
+    candidates = blocks[row, :, block]  # [chosen blocks, lines]
+    chosen, line = (candidates >= threshold[row, None]).nonzero()
+    rows, ids, values = row[chosen], line * NUM_BLOCKS + block[chosen], candidates[chosen, line]
+    if folded < vocab:
+        row, place = (logits[:, folded:] >= threshold[:, None]).nonzero()
+        rows = np.concatenate((rows, row))
+        ids = np.concatenate((ids, place + folded))
+        values = np.concatenate((values, logits[row, place + folded]))
+    order = np.lexsort((ids, -values, rows))
+    first = np.searchsorted(rows[order], np.arange(num_rows))
+    top: IntArray = ids[order][first[:, None] + np.arange(k)].astype(np.int32)
     return top

@@ -132,7 +132,7 @@ def test_two_sources_on_a_toy_target() -> None:
     log = generate(one, FREE, {0: prompt}, {0: text}, target=target)
     assert log.texts == {0: text}
     assert len(log.drafts) < len(text) / 1.5
-    assert set(log.wanted) == {8}
+    assert log.wanted.count(8) > 0.9 * len(log.wanted), "asked but for steps in which nothing is expected"
 
 
 def test_several_sequences_at_once() -> None:

@@ -52,12 +52,12 @@ def compare(
     from specplug.engines.llama_cpp.rounding import explain
     from specplug.engines.llama_cpp.sampling import Sampling
 
-    first = resolved(profiles[0])
-    base = plain(first)
-    drafting = [replace(p, runtime=first.runtime) for p in profiles if p.name != "none"]
     sampling = Sampling(temperature=temperature, seed=seed)
     with ExitStack() as stack:
-        model = stack.enter_context(open_model(model_path, gpu_layers=first.runtime.gpu_layers))
+        model = stack.enter_context(open_model(model_path, gpu_layers=profiles[0].runtime.gpu_layers))
+        first = resolved(profiles[0], model)
+        base = plain(first)
+        drafting = [replace(p, runtime=first.runtime) for p in profiles if p.name != "none"]
         cost = None
         if drafting:
             say(f"measuring what a pass costs here (about {MEASURE_SECONDS:.0f} s)")

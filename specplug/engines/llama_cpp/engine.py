@@ -90,7 +90,7 @@ class LlamaCpp:
         slots  sequences at once
         cost   T(rows, context) of this machine; taken from the profile, or measured, where None
         """
-        self.profile = profile = resolved(profile)
+        self.profile = profile = resolved(profile, model)
         if profile.exact and slots > 1:
             raise UsageError(f"profile {profile.name}: exact runs one sequence at a time; use a concurrency of 1")
         sources = registry.build_sources(profile.proposers)
@@ -252,22 +252,24 @@ class _Writer:
         return released
 
 
-def resolved(profile: Profile) -> Profile:
+def resolved(profile: Profile, model: Model) -> Profile:
     """The profile with the engine's own choices filled in.
 
     threads          every usable core
-    flash_attention  on, but for an f32 cache: within it llama.cpp would turn such a cache into f16 at every pass;
-                     `exact` has it on always, since without it sums depend on which cells are taken
+    flash_attention  on where passes of one row and of several round alike with it (weights of 4 and 8 bits), so that
+                     verified text is plain decoding's to the last bit; off for 16 and 32 bits on the CPU, where they
+                     never do and several rows cost less without (docs/measured.md). An f32 cache it would turn into
+                     f16 at every pass; `exact` has it on always, since without it sums depend on which cells are taken
     """
     runtime = profile.runtime
     if profile.exact and runtime.flash_attention is False:
         raise UsageError(f"profile {profile.name}: exact needs flash_attention; drop one of the two")
     attention = runtime.flash_attention
+    if attention is None:
+        attention = profile.exact or (
+            runtime.kv_type != "f32" and (runtime.gpu_layers != 0 or not model.is_full_precision)
+        )
     return replace(
         profile,
-        runtime=replace(
-            runtime,
-            threads=runtime.threads or hardware.usable_cores(),
-            flash_attention=attention if attention is not None else profile.exact or runtime.kv_type != "f32",
-        ),
+        runtime=replace(runtime, threads=runtime.threads or hardware.usable_cores(), flash_attention=attention),
     )

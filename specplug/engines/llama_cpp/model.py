@@ -71,6 +71,11 @@ class Model:
         ll.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
+    @property
+    def is_full_precision(self) -> bool:
+        """Whether most weights have 16 or 32 bits (f32, f16 or bf16 files)."""
+        return self.meta("general.file_type") in ("0", "1", "32")
+
     def check_rollback(self) -> None:
         """Raise UsageError when the KV state cannot drop rejected tokens (recurrent and hybrid models)."""
         if ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle):

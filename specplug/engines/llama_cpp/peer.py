@@ -30,7 +30,7 @@ def open_peer(
     num_draft 0 is plain generation. With drafts, `Llama` fails once a sequence outgrows n_batch, so n_batch is the
     whole context here.
     """
-    runtime = resolved(profile).runtime
+    runtime = resolved(profile, model).runtime
     options: dict[str, Any] = {}
     if num_draft:
         options["draft_model"] = LlamaPromptLookupDecoding(num_pred_tokens=num_draft)
