@@ -14,7 +14,7 @@ from specplug import hardware
 from specplug.bench import workloads
 from specplug.bench.compare import compare
 from specplug.errors import UsageError
-from specplug.profile import write_atomically
+from specplug.files import write_atomically
 
 from .options import Request, model_path, note, shared_options
 from .progress import progress_bar

@@ -30,7 +30,7 @@ def _examine() -> dict[str, Any]:
         "schema": 1,
         "specplug": __version__,
         "python": platform.python_version(),
-        "machine": hardware.fingerprint() | {"load_average": hardware.load_average()},
+        "machine": hardware.fingerprint() | {"busy_cores": hardware.busy_cores()},
         "engines": engines,
         "models": {models.DEMO: _demo()},
         "proposers": registry.names(),
@@ -89,8 +89,7 @@ def _in_words(found: dict[str, Any]) -> str:
         f"specplug   {found['specplug']} on Python {found['python']}",
         f"machine    {machine['cpu']}, {machine['cores']} cores, {memory}, {machine['system']}",
     ]
-    if machine["load_average"] is not None:
-        lines.append(f"load       {machine['load_average']:.2f}")
+    lines.append(f"busy       {machine['busy_cores']:.1f} of {machine['cores']} cores")
     for name, engine in found["engines"].items():
         state = engine.get("problem") or "works"
         lines.append(f"{name:<10} {engine['version'] + ', ' if engine['version'] else ''}{state}")

@@ -1,6 +1,6 @@
 """What machine this is, and whether it is idle enough to measure on.
 
-Knows the operating system's own files and calls. Knows no engine and no accelerator.
+Knows what the operating system tells. Knows no engine and no accelerator.
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 BUSY = 0.25
-"""Load per core from which measurements are not to be trusted."""
+"""Share of the cores from which measurements are not to be trusted."""
+
+LOOK_SECONDS = 0.3
+"""How long to look at what else runs."""
 
 
 def fingerprint() -> dict[str, Any]:
@@ -32,20 +37,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def load_average() -> float | None:
-    """Processes that ran or waited in the last minute, on average; None where the system does not tell."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None
+def busy_cores() -> float:
+    """How many cores' worth of work ran during the last moments, this process included."""
+    return round(psutil.cpu_percent(interval=LOOK_SECONDS) / 100 * (psutil.cpu_count() or 1), 2)
 
 
 def busy_warning() -> str | None:
-    """Why not to measure now, or None."""
-    load, cores = load_average(), usable_cores()
-    if load is None or load <= BUSY * cores:
+    """Why not to measure now, or None. Takes LOOK_SECONDS."""
+    busy, cores = busy_cores(), usable_cores()
+    if busy <= BUSY * cores:
         return None
-    return f"load average {load:.2f} on {cores} cores: other work runs, so measured speeds are not to be trusted"
+    return f"{busy:.1f} of {cores} cores are busy with other work, so measured speeds are not to be trusted"
 
 
 def _cpu_name() -> str:
@@ -65,8 +67,5 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
+def _memory_gib() -> float:
+    return round(psutil.virtual_memory().total / 2**30, 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -21,6 +20,7 @@ from platformdirs import user_config_dir
 
 from specplug import registry
 from specplug.errors import SpecplugError, UsageError
+from specplug.files import write_atomically
 from specplug.registry import ProposerSpec, nearest
 
 SCHEMA = 1
@@ -139,25 +139,6 @@ def save(profile: Profile, path: str | Path) -> None:
     text = dumps(profile)
     loads(text, str(path))  # nothing is written that could not be read again
     write_atomically(Path(path), text.encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, so that a reader, or a full disk, never meets half of it."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SpecplugError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def list_profiles() -> list[Listed]:

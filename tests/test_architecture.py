@@ -55,6 +55,7 @@ def test_the_core_knows_only_numpy_and_the_standard_library() -> None:
     [
         "core",
         "errors",
+        "files",
         "acceptance",
         "cost",
         "counters",

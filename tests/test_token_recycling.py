@@ -472,7 +472,7 @@ def test_a_full_disk_leaves_the_old_file(warm: TokenRecycling, tmp_path: Path) -
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
     try:
-        with pytest.raises(SpecplugError, match=r"warm\.npz: cannot write"):
+        with pytest.raises(SpecplugError, match=r"warm\.npz: cannot be written"):
             warm.save(path, OTHER)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -482,9 +482,8 @@ def test_a_full_disk_leaves_the_old_file(warm: TokenRecycling, tmp_path: Path) -
 
 def test_places_that_cannot_be_written(warm: TokenRecycling, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "absent" / "warm.npz", tmp_path / "file" / "warm.npz"):
-        with pytest.raises(SpecplugError, match="cannot write"):
-            warm.save(path, HASH)
+    with pytest.raises(SpecplugError, match="cannot be written"):
+        warm.save(tmp_path / "file" / "warm.npz", HASH)
     for path in (tmp_path, Path("/dev/full")):
         with pytest.raises(UsageError, match="not a file"):
             warm.save(path, HASH)

@@ -13,8 +13,6 @@ Cost per step: 30 us to grow 16 nodes, 15 us to learn; the engine's top-k comes 
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -26,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step
-from specplug.errors import SpecplugError, UsageError
+from specplug.errors import UsageError
+from specplug.files import write_atomically
 from specplug.trees import likeliest
 
 UNKNOWN = -1
@@ -180,20 +179,7 @@ class TokenRecycling:
         content = io.BytesIO()
         arrays: dict[str, Any] = {"tokenizer_hash": np.array(tokenizer_hash), **self.state()}
         np.savez_compressed(content, **arrays)
-        temporary = None
-        try:
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-                temporary = file.name
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            raise SpecplugError(
-                f"{target}: cannot write the recycling matrix ({error.strerror}); nothing was changed there"
-            ) from error
+        write_atomically(target, content.getvalue())
 
     def load(self, path: str | Path, tokenizer_hash: str) -> None:
         """Take what `save` wrote. UsageError when it is no such file, or was made for another tokenizer."""

@@ -20,6 +20,7 @@ from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.rounding import one_row_differs
 from specplug.engines.llama_cpp.sampling import Sampling, TokenLogprobs
 from specplug.errors import UsageError
+from specplug.models import tokenizer_hash
 from specplug.profile import CostPoints, Profile
 from specplug.proposers.fusion import Fusion
 from specplug.speculator import Speculator
@@ -95,6 +96,7 @@ class LlamaCpp:
             raise UsageError(f"profile {profile.name}: exact runs one sequence at a time; use a concurrency of 1")
         sources = registry.build_sources(profile.proposers)
         registry.check_needs(sources, GIVES, NAME)
+        _check_warm_state(profile, model)
         speculates = any(spec.method != "none" for spec in profile.proposers)
         if speculates:
             model.check_rollback()
@@ -250,6 +252,17 @@ class _Writer:
             released += self._stream.close()
         answer.segments += released
         return released
+
+
+def _check_warm_state(profile: Profile, model: Model) -> None:
+    """What a profile warms its proposers with must have been learned from this model's tokens."""
+    for spec in profile.proposers:
+        made_for = spec.options.get("tokenizer_hash")
+        if made_for is not None and made_for != tokenizer_hash(model.path):
+            raise UsageError(
+                f"profile {profile.name}: {spec.method}: warm: {spec.options.get('warm')} is of another tokenizer than "
+                f"{model.path}; drop warm, or use one made for this model"
+            )
 
 
 def resolved(profile: Profile, model: Model) -> Profile:

@@ -22,7 +22,8 @@ from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError
-from specplug.profile import CostPoints, Runtime, write_atomically
+from specplug.files import write_atomically
+from specplug.profile import CostPoints, Runtime
 
 QUICK_SECONDS = 3.0
 """Time for a first look; further rounds stop here once every point has been seen three times."""
