@@ -2,10 +2,10 @@
 
 python benchmarks/bit_equality.py --model FILE.gguf [FILE.gguf ...] [--cache f16 bf16 q8_0 f32] [--long]
 
-Every way evaluates the same 48 tokens after the same prompt (about 40 tokens; about 490 with --long, so that one-row passes
-meet more than 512 cells). 0 means equal to the last bit. `2 rows`, `n rows`: passes of so many tokens (n: 3 to 24, the
-worst). `tree`: pairs of tokens with a rejected sibling whose cell lies before the second; `parked` keeps that cell taken,
-`hole` lets later tokens fill it.
+Every way evaluates the same 48 tokens after the same prompt (about 40 tokens; about 490 with --long, so that one-row
+passes meet more than 512 cells). 0: equal to the last bit. `2 rows`, `n rows`: passes of so many tokens (n: 3 to 24,
+the worst). `tree`: pairs of tokens with a rejected sibling whose cell lies before the second; `parked` keeps that cell
+taken, `hole` lets later tokens fill it.
 """
 
 from __future__ import annotations

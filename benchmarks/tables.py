@@ -49,7 +49,7 @@ def tables(report: dict[str, Any]) -> list[str]:
         best = max(curve["rows"], key=lambda n: n / at[n])
         lines += [
             "",
-            f"T(n) at {context} tokens of context, ms (a perfect drafter's bound: {best * at[1] / at[best]:.2f} at n = {best}):",
+            f"T(n), ms, at {context} tokens of context; perfect drafts: {best * at[1] / at[best]:.2f} at n = {best}",
             "",
             "| n | " + " | ".join(map(str, shown)) + " |",
             "|---" * (len(shown) + 1) + "|",
@@ -60,11 +60,11 @@ def tables(report: dict[str, Any]) -> list[str]:
 
 def _ratio(figures: dict[str, Any]) -> str:
     ratio = figures["speedup"]
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})" if ratio else "–"
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "-"
 
 
 def _or_dash(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return "-" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main() -> None:
     for level, line in rates.items():
         same = sum(a == b for a, b in zip(texts[level], texts[1], strict=True))
         ratio = median(a / b for a, b in zip(line, rates[1], strict=True))
-        print(f"{level} at once: {median(line):7.1f} tokens/s, {ratio:.2f} of one; {same} of {len(TOPICS)} texts as alone")
+        print(f"{level} at once: {median(line):7.1f} tokens/s, {ratio:.2f} of one; {same} texts as alone")
     print(
         f"memory: {(after - before) / 2**20:.0f} MiB for all {len(LEVELS)} contexts and what was learned; "
         f"context x vocabulary floats alone would be {matrix / 2**20:.0f} MiB"

@@ -36,7 +36,7 @@ class Mismatch:
 
     position         index into the answers
     gap              plain logit of the plain token minus that of the other, after one-row passes
-    shape_difference how far pass shapes alone moved these two logits apart, at most
+    shape_difference how far pass shapes alone moved these two logits apart, over the shapes it took to tell
     is_rounding      whether shape alone explains it
     """
 
@@ -108,29 +108,40 @@ def explain(
     try:
         with open_context(model, runtime, cells=cells, num_ids=4, max_rows=SHAPES[-1] + 2) as context:
             base = _plainly(context, prompt, known, sampler, padded)
-            others = [_in_passes(context, prompt, known, cycle([n])) for n in SHAPES]
-            for mixture in range(MIXTURES):
-                sizes = np.random.default_rng(mixture).choice((1, 1, 2, 3, 5, 8), len(known) + 1).tolist()
-                others.append(_in_passes(context, prompt, known, iter(sizes)))
-            others.append(_scattered(context, prompt, known))
-        bound = np.max([np.abs(line - base) for line in others], axis=0)
-        pair = max(abs(float((line[a] - line[b]) - (base[a] - base[b]))) for line in others)
-        reachable = any(sampler.pick_from(line) == b for line in _perturbed(base, bound, others, a, b))
+            bound, pair, reachable = np.zeros_like(base), 0.0, False
+            for line in _shapes(context, prompt, known):
+                bound = np.maximum(bound, np.abs(line - base))
+                pair = max(pair, abs(float((line[a] - line[b]) - (base[a] - base[b]))))
+                reachable = any(sampler.pick_from(seen) == b for seen in (line, _worst(base, bound, a, b)))
+                if reachable:
+                    break
+        if not reachable:
+            draws = np.random.default_rng(0)
+            reachable = any(
+                sampler.pick_from(base + bound * draws.uniform(-1, 1, len(base)).astype(np.float32)) == b
+                for _ in range(DRAWS)
+            )
     finally:
         sampler.close()
     return Mismatch(position, a, b, float(base[a] - base[b]), pair, reachable)
 
 
-def _perturbed(base: Logits, bound: Logits, others: Sequence[Logits], a: int, b: int) -> Iterator[Logits]:
-    """Logits that shape alone could have given: those seen, the worst case for this pair, random ones in bounds."""
-    yield from others
-    directed = base.copy()
-    directed[a] -= bound[a]
-    directed[b] += bound[b]
-    yield directed
-    rng = np.random.default_rng(0)
-    for _ in range(DRAWS):
-        yield base + bound * rng.uniform(-1, 1, len(base)).astype(np.float32)
+def _shapes(context: Context, prompt: IntArray, known: IntArray) -> Iterator[Logits]:
+    """float32[V] each: the logits after the same text, evaluated in passes of other shapes."""
+    for rows in SHAPES:
+        yield _in_passes(context, prompt, known, cycle([rows]))
+    for mixture in range(MIXTURES):
+        sizes = np.random.default_rng(mixture).choice((1, 1, 2, 3, 5, 8), len(known) + 1).tolist()
+        yield _in_passes(context, prompt, known, iter(sizes))
+    yield _scattered(context, prompt, known)
+
+
+def _worst(base: Logits, bound: Logits, a: int, b: int) -> Logits:
+    """The worst case for this pair that the seen shapes allow."""
+    logits = base.copy()
+    logits[a] -= bound[a]
+    logits[b] += bound[b]
+    return logits
 
 
 def _plainly(context: Context, prompt: IntArray, known: IntArray, sampler: Sampler, padded: bool) -> Logits:
