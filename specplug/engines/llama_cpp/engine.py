@@ -14,7 +14,7 @@ from specplug.core import IntArray, Needs, Proposer
 from specplug.cost import CostCurve
 from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
-from specplug.engines.llama_cpp.loop import Running, StepLoop, ids_needed
+from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import cost_points, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.rounding import one_row_differs
@@ -31,9 +31,6 @@ GIVES = Needs(topk=1 << 30)
 
 
 GREEDY = Sampling()
-
-SPARE_SHARE = 8
-"""One KV cell is opened for rejected nodes per so many cells of the context."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,6 +26,9 @@ from specplug.errors import UsageError
 from specplug.speculator import Speculator
 from specplug.topk import top_ids
 
+SPARE_SHARE = 8
+"""One KV cell in so many of the context may be held back for rejected nodes."""
+
 
 @dataclass(slots=True)
 class Running:

@@ -21,16 +21,13 @@ from specplug.core import ROOT, Needs
 from specplug.cost import CostCurve
 from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
-from specplug.engines.llama_cpp.loop import Running, StepLoop, ids_needed
+from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import points_on, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import UsageError
 from specplug.profile import Profile, Runtime
 from specplug.proposers.fusion import Fusion
 from specplug.speculator import Speculator
-
-SPARE_SHARE = 8
-"""One KV cell in so many may be held back for rejected nodes."""
 
 
 class SpeculativeLlama(Llama):  # type: ignore[misc]
