@@ -39,7 +39,8 @@ def usable_cores() -> int:
 
 def busy_cores() -> float:
     """How many cores' worth of work ran during the last moments, this process included."""
-    return round(psutil.cpu_percent(interval=LOOK_SECONDS) / 100 * (psutil.cpu_count() or 1), 2)
+    share: float = psutil.cpu_percent(interval=LOOK_SECONDS) / 100
+    return round(share * (os.cpu_count() or 1), 2)
 
 
 def busy_warning() -> str | None:
@@ -68,4 +69,5 @@ def _cpu_name() -> str:
 
 
 def _memory_gib() -> float:
-    return round(psutil.virtual_memory().total / 2**30, 1)
+    total: int = psutil.virtual_memory().total
+    return round(total / 2**30, 1)
