@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from specplug.acceptance import AcceptanceTable
 from specplug.core import EMPTY, ROOT, Bucket, Draft
 from specplug.cost import CostCurve
-from specplug.planner import REST_LIMIT, REST_SHARE, Plan, Planner, Rest, best_nodes
+from specplug.planner import MARGIN, REST_LIMIT, REST_SHARE, Plan, Planner, Rest, best_nodes
 
 Node = tuple[int, int]
 """Sequence and node."""
@@ -74,13 +74,15 @@ def subtrees(parents: Sequence[Sequence[int]]) -> Iterator[tuple[Node, ...]]:
 def best_rate(
     parents: Sequence[Sequence[int]], paths: Sequence[Sequence[float]], ms: Sequence[float], max_nodes: int
 ) -> float:
-    """The most expected tokens per millisecond of any subtrees that are allowed."""
+    """The most expected tokens per millisecond of any allowed subtrees; plain decoding's, within the margin."""
     sequences = len(parents)
-    return max(
+    plain = sequences / ms[sequences - 1]
+    best = max(
         (sequences + sum(paths[seq][node] for seq, node in some)) / ms[sequences + len(some) - 1]
         for some in subtrees(parents)
         if len(some) <= max_nodes and sequences + len(some) <= len(ms)
     )
+    return best if best > MARGIN * plain else plain
 
 
 @st.composite
@@ -235,7 +237,8 @@ def test_without_trees_a_plan_is_the_beginning_of_the_best_path(
         assert not prefix or any(to_root(leaf, line)[::-1][: len(prefix)] == prefix for leaf in best)
         first += len(line)
     free = planner(probabilities, FLAT, trees=False).plan(forest(parents), 0)
-    assert free.expected_tokens == pytest.approx(len(parents) + sum(best_sums))
+    drafted = len(parents) + sum(best_sums)
+    assert free.expected_tokens == pytest.approx(drafted if drafted > MARGIN * len(parents) else len(parents))
 
 
 def to_root(node: int, parents: Sequence[int]) -> list[int]:
@@ -346,3 +349,8 @@ def test_the_cost_of_asking_is_a_running_mean() -> None:
     rest.used(13.0, True, 10.0)
     assert rest.cost_ms == pytest.approx(5.0)
     assert rest.asked == 6
+
+
+def test_a_gain_below_the_margin_is_left_alone() -> None:
+    for gain, rows in ((MARGIN - 1.001, 1), (MARGIN - 0.999, 2)):
+        assert planner([gain], [10.0, 10.0]).plan([Draft.chain([0], [0])], 0).rows == rows
