@@ -189,3 +189,13 @@ def test_what_cannot_be_asked(options: dict[str, Any], both: Both) -> None:
     next(stream)
     with pytest.raises(UsageError, match="logits_all=True"):
         stream.send([1, 2])
+
+
+def test_drafts_fit_into_a_small_batch(options: dict[str, Any]) -> None:
+    """The profile allows 12 nodes and its curve 64 rows; the batch holds 8."""
+    small = options | {"n_batch": 8}
+    plain, drafting = llama_cpp.Llama(**small), SpeculativeLlama(profile=TREES, **small)
+    assert choice(drafting) == choice(plain)
+    assert drafting.counters.accepted_tokens > 0
+    plain.close()
+    drafting.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             context.clear()
         curve = CostCurve(points.contexts, points.rows, points.ms)
         learned = self.profile.measured.acceptance if self.profile.measured else None
-        speculator = Speculator(fusion, curve, self.profile, learned=learned)
+        # A batch holds the root and all nodes, whatever a profile's own curve covers.
+        fitting = replace(self.profile, planner=replace(self.profile.planner, max_nodes=max_nodes))
+        speculator = Speculator(fusion, curve, fitting, learned=learned)
         return StepLoop(context, speculator, slots=1, spare_cells=self._n_ctx // SPARE_SHARE)
 
     def _runtime(self) -> Runtime:
