@@ -8,7 +8,6 @@ Keeps: the candidate drafts of the step under way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from time import perf_counter_ns
 
 from specplug.acceptance import AcceptanceTable
 from specplug.core import EMPTY, Draft, IntArray, Needs, Step
@@ -96,7 +95,7 @@ class Speculator:
         """Learn from one target pass that took `target_ms`; `topk_ns` is what reading the top ids took."""
         if self._silent:
             return
-        started = perf_counter_ns()
+        started = self.fusion.clock()
         for seq, step in zip(seqs, steps, strict=True):
             self.fusion.observe(seq, step)
         rows = len(seqs) + sum(len(step.draft) for step in steps)
@@ -109,7 +108,7 @@ class Speculator:
             return
         if self.wants_topk:
             self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * SMOOTHING
-        spent_ns = perf_counter_ns() - started + topk_ns
+        spent_ns = self.fusion.clock() - started + topk_ns
         self._tally(len(seqs), spent_ns)
 
     def _tally(self, sequences: int, after_ns: int) -> None:
