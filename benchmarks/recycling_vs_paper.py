@@ -23,13 +23,15 @@ import numpy as np
 
 from specplug import models
 from specplug.bench.workloads import Prompt, categories, limit, load_workload
-from specplug.core import Proposer, Step, int_array
+from specplug.core import ROOT, Draft, Proposer, Step, int_array
+from specplug.cost import CostCurve
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.model import Model, open_model
-from specplug.profile import Runtime
+from specplug.profile import PlannerSettings, Profile, Runtime
 from specplug.proposers.fusion import Fusion
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
+from specplug.speculator import Speculator
 from specplug.topk import top_ids
 from specplug.verify import verify_tree
 
@@ -174,18 +176,21 @@ class Reference:
 
 
 class Ours:
-    """A proposer, driven as an engine drives it, with all its nodes verified."""
+    """Proposers driven as an engine drives them, fusion's probabilities learned on the way, all nodes verified."""
 
-    def __init__(self, name: str, proposer: Proposer, budget: int) -> None:
+    def __init__(self, name: str, proposers: Sequence[Proposer], budget: int) -> None:
         self.name = f"{name}, {budget}"
-        self.proposer = proposer
-        self.budget = budget
+        flat = CostCurve([0], [1, budget + 1], [[1.0, 1.001]])
+        static = Profile(name, planner=PlannerSettings(mode="static", max_nodes=budget))
+        self.speculator = Speculator(Fusion(proposers), flat, static)
+        self.seen: dict[int, list[int]] = {}
 
     def answer(self, oracle: Oracle, prompt: Sequence[int], turn: Turn) -> None:
-        self.proposer.begin(0, int_array(prompt))
+        one = self.speculator
+        one.begin(0, int_array(prompt))
         over = False
         while not over:
-            draft = self.proposer.propose(0, self.budget)
+            (draft,) = one.plan([0], len(prompt), [MAX_NODES])
             guesses: list[Path] = [()]
             for parent, token in zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True):
                 guesses.append((*guesses[parent + 1], token))
@@ -193,8 +198,32 @@ class Ours:
             choices = [top[0] for top in tops]
             new, accepted = verify_tree(draft, lambda node, choices=choices: choices[node + 1])  # type: ignore[misc]
             kept, over = turn.take(new, len(draft))
-            self.proposer.observe(0, Step(kept, draft, accepted, np.array(tops, dtype=np.int32)))
-        self.proposer.end(0)
+            topk = np.array(tops, dtype=np.int32)[:, : one.wants_topk] if one.wants_topk else None
+            one.observe([0], [Step(kept, draft, accepted, topk)], target_ms=1.0)
+            self._count(draft, kept)
+        one.end(0)
+
+    def _count(self, draft: Draft, emitted: Sequence[int]) -> None:
+        """A plain count over the whole run, beside the planner's, which forgets."""
+        node = ROOT
+        for token in emitted:
+            follow = ROOT
+            for child in (draft.parents == node).nonzero()[0].tolist():
+                line = self.seen.setdefault(int(draft.buckets[child]), [0, 0])
+                line[1] += 1
+                if draft.tokens[child] == token:
+                    line[0] += 1
+                    follow = child
+            if follow == ROOT:
+                return
+            node = follow
+
+    def counts(self) -> list[str]:
+        buckets = self.speculator.fusion.buckets
+        return [
+            f"{buckets[bucket].name:32} {right:5} of {asked:5} = {right / asked:.3f} (prior {buckets[bucket].prior:.2f})"
+            for bucket, (right, asked) in sorted(self.seen.items())
+        ]
 
 
 def main() -> None:
@@ -203,7 +232,7 @@ def main() -> None:
     runtime = Runtime(context=options.context, threads=options.threads, flash_attention=True)
     turns: dict[str, list[tuple[str, Turn]]] = {}
     with open_model(models.resolve(options.model)) as model:
-        arms = _arms(model.num_tokens)
+        arms = [arm for arm in _arms(model.num_tokens) if options.only in arm.name]
         with open_context(
             model, runtime, cells=options.context, num_ids=MAX_NODES + 1, max_rows=SHORT + 1 + MAX_NODES
         ) as context:
@@ -213,6 +242,10 @@ def main() -> None:
                 for name, turn in converse(arms, oracle, model, prompt, options.max_tokens):
                     turns.setdefault(name, []).append((prompt.category, turn))
     report(turns, categories(prompts))
+    if options.learned:
+        for arm in arms:
+            if isinstance(arm, Ours):
+                print(arm.name, *arm.counts(), sep="\n")
 
 
 def converse(
@@ -257,11 +290,11 @@ def report(turns: dict[str, list[tuple[str, Turn]]], names: Sequence[str]) -> No
 
 
 def _arms(vocab: int) -> list[Arm]:
-    arms: list[Arm] = [Reference(vocab), Ours("paper shape", TokenRecycling(shape="paper"), MAX_NODES)]
-    arms += [Ours("best first", TokenRecycling(), budget) for budget in (MAX_NODES, 16, 8, 4)]
+    arms: list[Arm] = [Reference(vocab), Ours("paper shape", [TokenRecycling(shape="paper")], MAX_NODES)]
+    arms += [Ours("best first", [TokenRecycling()], budget) for budget in (MAX_NODES, 16, 8, 4)]
     for budget in (16, 8, 4):
-        arms.append(Ours("suffix", Suffix(), budget))
-        arms.append(Ours("fusion", Fusion([Suffix(), TokenRecycling()]), budget))
+        arms.append(Ours("suffix", [Suffix()], budget))
+        arms.append(Ours("fusion", [Suffix(), TokenRecycling()], budget))
     return arms
 
 
@@ -280,6 +313,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workload", default="builtin", help="builtin, or JSONL with category and turns (Spec-Bench)")
     parser.add_argument("--limit", type=int, default=3, help="prompts per category")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens per answer")
+    parser.add_argument("--only", default="", help="the arms whose name has this in it, such as 16")
+    parser.add_argument("--learned", action="store_true", help="print how often each arm's buckets were right")
     parser.add_argument("--context", type=int, default=4096, help="KV cells")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

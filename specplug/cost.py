@@ -15,14 +15,23 @@ from specplug.core import FloatArray
 from specplug.errors import UsageError
 
 DRIFT = 0.004
-"""Relative step of the whole curve's correction per observation. Steps of equal size up and down track a median,
-so that a pause of the whole machine moves the curve no further than a slow pass does."""
+"""Relative step of the correction of one row per observation. Steps of equal size up and down track a median, so that
+a pause of the whole machine moves the curve no further than a slow pass does."""
+
+EXTRA_DRIFT = 0.01
+"""The same for what further rows add, which follows other limits: one row waits for memory, many for arithmetic."""
+
+EARLY = 0.1
+"""The n-th observation of several rows steps by EARLY / n while that is more: a curve of another day is soon today's."""
 
 OWN_DRIFT = 0.001
-"""Relative step of a row count's own correction. Smaller: a machine that slows down does so for every row count, and
-only the relations between them decide what pays."""
+"""Relative step of a row count's own correction."""
 
-REFRESH = 32
+FORGET = 0.0005
+"""Share of the correction of further rows that a pass of one row takes back: a price that made drafts stop is tried
+again some day."""
+
+REFRESH = 16
 """Observations between two corrected curves: making one costs more than an observation."""
 
 
@@ -50,9 +59,11 @@ class CostCurve:
         every = np.arange(1, self.limit + 1)
         full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
         self._full = np.maximum.accumulate(full, axis=0)  # a fuller cache never costs less
-        self._whole = 1.0
+        self._one = 1.0
+        self._extra = 1.0
         self._own = [1.0] * self.limit
         self._observed = 0
+        self._observed_extra = 0
         self._raw: dict[int, list[float]] = {}
         self._cached: dict[int, list[float]] = {}
 
@@ -62,18 +73,28 @@ class CostCurve:
         found = self._cached.get(key)
         if found is None:
             raw = self._raw[key] = self._line((key << 7) + 64).tolist()
-            found = self._cached[key] = [ms * self._whole * own for ms, own in zip(raw, self._own, strict=True)]
+            one, extra, first = self._one * raw[0], self._extra, raw[0]
+            found = [(one + (ms - first) * extra) * own for ms, own in zip(raw, self._own, strict=True)]
+            self._cached[key] = found
         return found
 
     def observe(self, rows: int, context: int, ms: float) -> None:
-        """A real pass took `ms`: move the correction of this row count towards it."""
+        """A real pass took `ms`: move the corrections towards it."""
         if rows > self.limit:
             return
         self.at(context)
-        now = self._raw[context >> 7][rows - 1] * self._whole * self._own[rows - 1]
-        if ms != now:
-            sign = 1 if ms > now else -1
-            self._whole *= 1 + sign * DRIFT
+        raw = self._raw[context >> 7]
+        first, further = raw[0], raw[rows - 1] - raw[0]
+        now = (first * self._one + further * self._extra) * self._own[rows - 1]
+        sign = (ms > now) - (ms < now)
+        if rows == 1:
+            self._one *= 1 + sign * DRIFT
+            self._extra += (1.0 - self._extra) * FORGET
+        else:
+            self._observed_extra += 1
+            if further > 0.0:
+                self._extra *= 1 + sign * max(EXTRA_DRIFT, EARLY / self._observed_extra)
+            self._one *= 1 + sign * OWN_DRIFT
             self._own[rows - 1] *= 1 + sign * OWN_DRIFT
         self._observed += 1
         if self._observed % REFRESH == 0:

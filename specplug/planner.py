@@ -9,7 +9,7 @@ Cost per step: about 1.5 us per candidate node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Protocol
@@ -44,17 +44,27 @@ class Plan:
     rows            target rows: one per sequence and one per node
     expected_tokens accepted plus the target's own
     expected_ms     the pass, drafting excluded
+    candidates      what the subtrees were chosen from
+    ranked          the candidates' nodes, likeliest first
+    ms              the costs by which they were chosen; `ms[r - 1]` is that of r rows
     """
 
     drafts: list[Draft]
     rows: int
     expected_tokens: float
     expected_ms: float
+    candidates: Sequence[Draft] = ()
+    ranked: Sequence[Ranked] = ()
+    ms: Sequence[float] = ()
+
+
+Ranked = tuple[float, int, int]
+"""(-path probability, sequence, node)"""
 
 
 def best_nodes(
     drafts: Sequence[Draft], path_probabilities: Sequence[Sequence[float]], ms: Sequence[float], max_nodes: int
-) -> tuple[list[tuple[float, int, int]], int]:
+) -> tuple[list[Ranked], int]:
     """The nodes of all drafts by falling path probability, and how many of them to verify.
 
     The n likeliest nodes always form subtrees, since no child is likelier than its parent; and they have the largest
@@ -63,7 +73,10 @@ def best_nodes(
     """
     ranked = [(-p, seq, node) for seq, line in enumerate(path_probabilities) for node, p in enumerate(line)]
     ranked.sort()
-    sequences = len(drafts)
+    return ranked, _best_count(ranked, len(drafts), ms, max_nodes)
+
+
+def _best_count(ranked: Sequence[Ranked], sequences: int, ms: Sequence[float], max_nodes: int) -> int:
     best_count, tokens = 0, float(sequences)
     best_rate = MARGIN * tokens / ms[sequences - 1]
     for count in range(1, min(len(ranked), max_nodes, len(ms) - sequences) + 1):
@@ -71,7 +84,7 @@ def best_nodes(
         rate = tokens / ms[sequences + count - 1]
         if rate > best_rate:
             best_rate, best_count = rate, count
-    return ranked, best_count
+    return best_count
 
 
 class Planner:
@@ -113,7 +126,7 @@ class Planner:
         if self.static:
             count = min(len(ranked), self.max_nodes)
         if count == 0:
-            return Plan([EMPTY] * sequences, sequences, float(sequences), ms[sequences - 1])
+            return Plan([EMPTY] * sequences, sequences, float(sequences), ms[sequences - 1], drafts, ranked, ms)
         chosen: list[list[int]] = [[] for _ in drafts]
         tokens = float(sequences)
         for negative, seq, node in ranked[:count]:
@@ -123,7 +136,23 @@ class Planner:
             (draft if len(keep) == len(draft) else draft.select(sorted(keep))) if keep else EMPTY
             for draft, keep in zip(drafts, chosen, strict=True)
         ]
-        return Plan(plans, sequences + count, tokens, ms[min(sequences + count, len(ms)) - 1])
+        return Plan(plans, sequences + count, tokens, ms[min(sequences + count, len(ms)) - 1], drafts, ranked, ms)
+
+    def saved_ms(self, plan: Plan, context: int, without: Set[int]) -> float:
+        """What drafting was expected to save over plain decoding, had nodes of the buckets `without` not been guessed.
+
+        A node's children must be in `without` where it is. The cost of reading top ids is not in it.
+        """
+        ranked, sequences = plan.ranked, len(plan.drafts)
+        if without:
+            buckets = [draft.buckets.tolist() for draft in plan.candidates]
+            ranked = [entry for entry in ranked if buckets[entry[1]][entry[2]] not in without]
+        count = _best_count(ranked, sequences, plan.ms, self.max_nodes) if ranked else 0
+        if not count:
+            return 0.0
+        ms = self.cost.at(context)
+        accepted = -sum(entry[0] for entry in ranked[:count])
+        return ms[sequences - 1] * (1.0 + accepted / sequences) - ms[sequences + count - 1]
 
     def learn(self, draft: Draft, emitted: Sequence[int]) -> None:
         """Shadow-score a whole candidate draft, verified or not, against what came."""

@@ -45,15 +45,15 @@ class Speculator:
             trees=planner.trees,
             static=planner.mode == "static",
         )
-        self._source_of: list[int] = fusion.bucket_source.tolist()
         self._rests = [Rest() for _ in fusion.sources]
-        self._active = [True] * len(fusion.sources)
+        self._asked: list[int] = []
         self._always = self.planner.static
         self._silent = not fusion.buckets  # a source without buckets never drafts
         self._candidates: list[Draft] = []
         self._plan = Plan([], 0, 0.0, 0.0)
         self._context = 0
         self._ask_ns = [0] * len(fusion.sources)
+        self._plan_ns = 0
         self._topk_row_ms = 0.0
         self.wants_topk = 0
         """How many top ids per row `observe` should be given in the step under way; 0 for none."""
@@ -73,29 +73,30 @@ class Speculator:
         self._context = context
         if self._silent:
             return [EMPTY] * len(seqs)
-        self._active = [self._always or rest.due() for rest in self._rests]
-        if not any(self._active):
+        self._asked = [i for i, rest in enumerate(self._rests) if self._always or rest.due()]
+        if not self._asked:
             self.wants_topk = 0
             self._candidates = []
             self._plan = Plan([EMPTY] * len(seqs), len(seqs), 0.0, 0.0)
             return self._plan.drafts
+        began = self.fusion.clock()
         limit = self.planner.max_nodes
+        active = [i in self._asked for i in range(len(self._rests))]
         self._ask_ns = [0] * len(self._rests)
         self._candidates = [
-            self.fusion.propose_from(seq, min(limit, budget), self._active, self._ask_ns)
+            self.fusion.propose_from(seq, min(limit, budget), active, self._ask_ns)
             for seq, budget in zip(seqs, budgets, strict=True)
         ]
-        self.wants_topk = max(
-            (s.needs.topk for s, active in zip(self.fusion.sources, self._active, strict=True) if active), default=0
-        )
+        self.wants_topk = max(self.fusion.sources[i].needs.topk for i in self._asked)
         self._plan = self.planner.plan(self._candidates, context, self._topk_row_ms if self.wants_topk else 0.0)
+        self._plan_ns = self.fusion.clock() - began - sum(self._ask_ns)
         return self._plan.drafts
 
     def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float, topk_ns: int = 0) -> None:
         """Learn from one target pass that took `target_ms`; `topk_ns` is what reading the top ids took."""
         if self._silent:
             return
-        started = self.fusion.clock()
+        began = self.fusion.clock()
         for seq, step in zip(seqs, steps, strict=True):
             self.fusion.observe(seq, step)
         rows = len(seqs) + sum(len(step.draft) for step in steps)
@@ -108,17 +109,23 @@ class Speculator:
             return
         if self.wants_topk:
             self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * SMOOTHING
-        spent_ns = self.fusion.clock() - started + topk_ns
-        self._tally(len(seqs), spent_ns)
+        self._tally(len(seqs), self._plan_ns + self.fusion.clock() - began, topk_ns)
 
-    def _tally(self, sequences: int, after_ns: int) -> None:
-        """Tell every source that was asked whether the plan gained more time than the asking took."""
+    def _tally(self, sequences: int, common_ns: int, topk_ns: int) -> None:
+        """Tell every source that was asked whether it gained more time than asking it took.
+
+        What several guessed is credited to the cheapest of them, so that a dear source must find what others do not.
+        """
         plain_ms = self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
-        gain_ms = self._plan.expected_tokens / sequences * plain_ms - self._plan.expected_ms
-        used = {self._source_of[bucket] for draft in self._plan.drafts for bucket in draft.buckets.tolist()}
-        asked = sum(self._active)
-        for source, rest in enumerate(self._rests):
-            if self._active[source]:
-                needs_topk = self.fusion.sources[source].needs.topk > 0
-                ms = (self._ask_ns[source] + (after_ns if needs_topk or not self.wants_topk else 0) / asked) / 1e6
-                rest.used(ms, source in used and gain_ms > rest.cost_ms, plain_ms)
+        readers = sum(self.fusion.sources[i].needs.topk > 0 for i in self._asked)
+        order = sorted(self._asked, key=lambda i: self._rests[i].cost_ms)
+        credited = 0.0
+        for place, source in enumerate(order, start=1):
+            others = frozenset[int]().union(*(self.fusion.own_buckets[i] for i in order[place:]))
+            saved_ms = self.planner.saved_ms(self._plan, self._context, others)
+            ns = self._ask_ns[source] + common_ns / len(order)
+            if self.fusion.sources[source].needs.topk:
+                ns += topk_ns / readers
+            rest = self._rests[source]
+            rest.used(ns / 1e6, saved_ms - credited > rest.cost_ms, plain_ms)
+            credited = saved_ms

@@ -5,10 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.cost import DRIFT, OWN_DRIFT, REFRESH, CostCurve, oracle_speedup
+from specplug.cost import DRIFT, EARLY, FORGET, OWN_DRIFT, REFRESH, CostCurve, oracle_speedup
 from specplug.errors import UsageError
-
-"""Observations after which a curve may show its new corrections, at the latest."""
 
 
 def feed(curve: CostCurve, rows: int, ms: Sequence[float], context: int = 0) -> None:
@@ -120,10 +118,11 @@ def test_values_are_positive_numbers(value: float) -> None:
 
 
 def test_one_refresh_of_slow_passes_by_hand() -> None:
+    """What a second row adds keeps its price."""
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
     feed(curve, 1, [15.0] * REFRESH)
-    whole, own = (1 + DRIFT) ** REFRESH, (1 + OWN_DRIFT) ** REFRESH
-    assert curve.at(0) == pytest.approx([10.0 * whole * own, 12.0 * whole])
+    one = 10.0 * (1 + DRIFT) ** REFRESH
+    assert curve.at(0) == pytest.approx([one, one + 2.0])
 
 
 def test_a_pause_moves_the_curve_no_further_than_a_slow_pass() -> None:
@@ -166,12 +165,53 @@ def test_a_fuller_cache_never_costs_less_with_three_contexts() -> None:
     assert line == sorted(line)
 
 
-def test_a_correction_is_its_row_counts_at_every_context() -> None:
-    curve = CostCurve([0, 1024], [1, 2], [[10.0, 12.0], [20.0, 24.0]])
-    before = [curve.at(5000)[n] for n in range(2)]
+def test_a_correction_holds_at_every_context() -> None:
+    curve = CostCurve([0, 1024], [1, 2, 3], [[10.0, 12.0, 14.0], [20.0, 24.0, 28.0]])
+    first, second, third = curve.at(5000)
     feed(curve, 2, [1.0] * REFRESH, context=100)
-    whole, own = (1 - DRIFT) ** REFRESH, (1 - OWN_DRIFT) ** REFRESH
-    assert curve.at(5000) == pytest.approx([before[0] * whole, before[1] * whole * own])
+    small = (1 - OWN_DRIFT) ** REFRESH
+    extra = float(np.prod([1 - max(EARLY / 10, EARLY / n) for n in range(1, REFRESH + 1)]))
+    one = first * small
+    expected = [one, (one + (second - first) * extra) * small, one + (third - first) * extra]
+    assert curve.at(5000) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("one", "further"), [(1.0, 1.4), (1.3, 0.7), (0.8, 2.0), (1.0, 1.0)])
+def test_arithmetic_and_memory_change_apart(one: float, further: float) -> None:
+    """The curve of another day: passes of 1, 3 and 7 rows, as a planner mixes them, put every row count right."""
+    raw = [10.0 + 2.0 * n for n in range(16)]
+    true = [10.0 * one + 2.0 * n * further for n in range(16)]
+    curve = CostCurve([0], range(1, 17), [raw])
+    for _ in range(300):
+        for rows in (1, 1, 3, 7):
+            curve.observe(rows, 0, true[rows - 1])
+    assert curve.at(0) == pytest.approx(true, rel=0.05)
+
+
+def test_the_first_passes_of_several_rows_count_most() -> None:
+    """Rows that cost twice as much are known to cost half as much again after 8 of them."""
+    curve = CostCurve([0], range(1, 9), [[10.0 + 2.0 * n for n in range(8)]])
+    for _ in range(8):
+        curve.observe(1, 0, 10.0)
+        curve.observe(4, 0, 22.0)
+    assert curve.at(0)[7] - curve.at(0)[0] > 1.25 * 14.0
+
+
+def test_rows_as_cheap_as_one_stay_so() -> None:
+    """Nothing to scale: one row count's own correction, and the whole's, are all there is."""
+    curve = CostCurve([0], range(1, 5), [[10.0] * 4])
+    feed(curve, 3, [12.0] * 40 * REFRESH)
+    assert curve.at(0)[2] == pytest.approx(12.0, rel=0.02)
+
+
+def test_a_price_that_nothing_confirms_is_forgotten() -> None:
+    """A spell in which seven more rows cost 10.5 instead of 7 ms, then none but single rows."""
+    curve = CostCurve([0], range(1, 9), [[10.0 + n for n in range(8)]])
+    feed(curve, 8, [20.5] * 2 * REFRESH)
+    dear = curve.at(0)[7] - curve.at(0)[0]
+    feed(curve, 1, [10.0] * round(3 / FORGET))
+    assert dear > 9.5
+    assert curve.at(0)[7] - curve.at(0)[0] < 8.0
 
 
 def test_rows_beyond_the_curve_teach_nothing() -> None:

@@ -19,6 +19,9 @@ from specplug.trees import likeliest
 AGREED_ODDS = 2.0
 """How much a second source that guesses the same raises the odds, before anything was learned."""
 
+ALONE_ODDS = 0.6
+"""What is left of the odds where no other source guesses the same."""
+
 
 class Fusion:
     """Every source drafts with the full budget; the merged tree is cut to its likeliest nodes.
@@ -48,12 +51,19 @@ class Fusion:
                 name = type(source).__name__
                 if any(type(other) is type(source) for other in self.sources if other is not source):
                     name += f" {owner}"
-                own = tuple(Bucket(f"{name} {bucket.name}", bucket.prior) for bucket in own)
-                own += tuple(Bucket(f"{bucket.name}, agreed", _agreed_prior(bucket.prior)) for bucket in own)
+                alone = tuple(Bucket(f"{name} {bucket.name}", _with_odds(bucket.prior, ALONE_ODDS)) for bucket in own)
+                own = alone + tuple(
+                    Bucket(f"{name} {bucket.name}, agreed", _with_odds(bucket.prior, AGREED_ODDS)) for bucket in own
+                )
             buckets += own
             owners += [owner] * len(own)
         self.buckets = tuple(buckets)
         self.bucket_source: IntArray = np.asarray(owners, dtype=np.int32)
+        self.own_buckets = tuple(
+            frozenset(range(first, first + len(source.buckets)))
+            for first, source in zip(self._firsts, self.sources, strict=True)
+        )
+        """Per source, what only that source guessed."""
         self.probability = [bucket.prior for bucket in buckets]
 
     def begin(self, seq: int, prompt: IntArray) -> None:
@@ -125,5 +135,6 @@ class Fusion:
         return draft.select(likeliest(parents, [probability[bucket] for bucket in buckets], budget))
 
 
-def _agreed_prior(prior: float) -> float:
-    return AGREED_ODDS * prior / (1.0 + (AGREED_ODDS - 1.0) * prior)
+def _with_odds(prior: float, factor: float) -> float:
+    """The prior with its odds multiplied."""
+    return factor * prior / (1.0 + (factor - 1.0) * prior)
