@@ -221,8 +221,8 @@ class Ours:
     def counts(self) -> list[str]:
         buckets = self.speculator.fusion.buckets
         return [
-            f"{buckets[bucket].name:32} {right:5} of {asked:5} = {right / asked:.3f} (prior {buckets[bucket].prior:.2f})"
-            for bucket, (right, asked) in sorted(self.seen.items())
+            f"{buckets[i].name:32} {right:5} of {asked:5} = {right / asked:.3f} (prior {buckets[i].prior:.2f})"
+            for i, (right, asked) in sorted(self.seen.items())
         ]
 
 

@@ -22,7 +22,7 @@ EXTRA_DRIFT = 0.01
 """The same for what further rows add, which follows other limits: one row waits for memory, many for arithmetic."""
 
 EARLY = 0.1
-"""The n-th observation of several rows steps by EARLY / n while that is more: a curve of another day is soon today's."""
+"""The n-th observation of several rows steps by EARLY / n while that is more: a curve of another day is soon right."""
 
 OWN_DRIFT = 0.001
 """Relative step of a row count's own correction."""

@@ -265,6 +265,34 @@ def test_chains_without_trees_are_planned_as_with(
     assert chosen(plans[0]) == chosen(plans[1])
 
 
+# -- what a source was worth -----------------------------------------------------------------------------------------
+
+
+@given(parent_lists(), chances, costs, st.integers(1, 8), st.sets(st.integers(0, 6), max_size=3))
+def test_saved_without_some_nodes_is_what_a_plan_without_them_saves(
+    parents: list[list[int]], probabilities: list[float], ms: list[float], max_nodes: int, some: set[int]
+) -> None:
+    drafts, one = forest(parents), planner(probabilities, ms, max_nodes=max_nodes)
+    without: set[int] = set()
+    kept = []
+    for draft in drafts:
+        tokens = draft.tokens.tolist()
+        for token, parent in zip(tokens, draft.parents.tolist(), strict=True):
+            if token in some or (parent != ROOT and tokens[parent] in without):
+                without.add(token)
+        kept.append(draft.select([node for node, token in enumerate(tokens) if token not in without]))
+    saved = one.saved_ms(one.plan(drafts, 0), 0, frozenset(without))
+    plan, sequences = one.plan(kept, 0), len(drafts)
+    plain = ms[min(sequences, len(ms)) - 1]
+    assert saved == pytest.approx(plan.expected_tokens / sequences * plain - plan.expected_ms if chosen(plan) else 0.0)
+
+
+def test_saved_leaves_reading_top_ids_out() -> None:
+    """One of two tokens per 12 ms instead of 10; every row costs 1 ms more where top ids are read."""
+    one = planner([1.0], [10.0, 12.0])
+    assert one.saved_ms(one.plan(forest([[ROOT]]), 0, row_ms=1.0), 0, frozenset()) == pytest.approx(8.0)
+
+
 # -- static ----------------------------------------------------------------------------------------------------------
 
 

@@ -243,6 +243,26 @@ def test_top_ids_are_wanted_only_when_their_source_is_asked() -> None:
     assert sum(map(len, resting)) > len(resting)
 
 
+@pytest.mark.parametrize("dear_first", [False, True])
+def test_a_dear_source_that_finds_what_a_cheap_one_finds_is_left_to_rest(dear_first: bool) -> None:
+    """Reading top ids takes 2 of 50 ms, far less than a guess saves; but the cheap source saves it alone."""
+    cheap, dear = Recorder([1, 1]), Recorder([1, 1], topk=4)
+    sources = [dear, cheap] if dear_first else [cheap, dear]
+    log = generate(speculator(sources, FREE), FREE, {0: [1]}, {0: [1] * 600}, target=ToyTarget(64), topk_ns=2_000_000)
+    assert len(log.drafts) < 220
+    assert cheap.asked == len(log.drafts)
+    assert dear.asked < len(log.drafts) / 5
+
+
+def test_a_dear_source_that_finds_what_a_cheap_one_does_not_is_asked() -> None:
+    cheap, dear = Recorder([2, 2]), Recorder([1, 1], topk=4)
+    log = generate(
+        speculator([cheap, dear], FREE), FREE, {0: [1]}, {0: [1] * 600}, target=ToyTarget(64), topk_ns=2_000_000
+    )
+    assert dear.asked > 0.9 * len(log.drafts)
+    assert len(log.drafts) < 240
+
+
 def test_nobody_asked_nothing_wanted() -> None:
     """Asked in step 0 and step 2, as guesses do not pay."""
     log = generate(speculator([Recorder([1], topk=4)], DEAR), DEAR, {0: [1]}, {0: [1] * 5}, target=ToyTarget(64))
