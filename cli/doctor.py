@@ -25,7 +25,7 @@ def doctor(json: bool) -> None:
 
 
 def _examine() -> dict[str, Any]:
-    engines = {"llama-cpp": probe.look(), "vllm": _vllm(), "toy": {"version": __version__, "works": True}}
+    engines = {"llama-cpp": probe.look(), "vllm": _vllm()}
     found: dict[str, Any] = {
         "schema": 1,
         "specplug": __version__,

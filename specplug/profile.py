@@ -28,7 +28,7 @@ SIZE_LIMIT = 1 << 20
 """Bytes of a profile file; one with a cost curve and evidence has about 10 thousand."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-ENGINES = ("llama-cpp", "vllm", "toy")
+ENGINES = ("llama-cpp", "vllm")
 KV_TYPES = ("f16", "bf16", "f32", "q8_0")
 ENV_FOLDER = "SPECPLUG_PROFILES"
 

@@ -223,8 +223,7 @@ def test_doctor_says_it_in_json() -> None:
     found = json.loads(call("doctor", "--json").stdout)
     assert (found["schema"], found["specplug"]) == (1, __version__)
     assert found["machine"]["cores"] >= 1 and found["machine"]["cpu"]
-    assert found["engines"].keys() == {"llama-cpp", "vllm", "toy"}
-    assert found["engines"]["toy"]["works"] is True
+    assert found["engines"].keys() == {"llama-cpp", "vllm"}
     assert found["proposers"][:4] == ["none", "ngram", "suffix", "token_recycling"]
     assert "none" in found["profiles"]["usable"]
 
@@ -284,7 +283,7 @@ def several(request: Request) -> None:
 @pytest.fixture
 def laptop(clean_environment: Path) -> Profile:
     """A profile that sets what flags can change."""
-    saved = Profile("laptop", engine="toy", model="a.gguf", proposers=NONE, runtime=Runtime(threads=3))
+    saved = Profile("laptop", engine="vllm", model="a.gguf", proposers=NONE, runtime=Runtime(threads=3))
     profile.save(saved, clean_environment / "laptop.yaml")
     return saved
 
@@ -302,13 +301,13 @@ def invoke() -> Invoke:
 
 def test_a_profile_wins_over_the_defaults(laptop: Profile, invoke: Invoke) -> None:
     result = invoke(one, "--profile", "laptop")
-    assert json.loads(result.stdout) == ["laptop", "toy", "a.gguf", 3, 16, 0.0, 0, False]
+    assert json.loads(result.stdout) == ["laptop", "vllm", "a.gguf", 3, 16, 0.0, 0, False]
     assert result.stderr == ""
 
 
 VARIABLES = {
     "SPECPLUG_PROFILE": "laptop",
-    "SPECPLUG_ENGINE": "vllm",
+    "SPECPLUG_ENGINE": "llama-cpp",
     "SPECPLUG_MODEL": "b.gguf",
     "SPECPLUG_THREADS": "5",
     "SPECPLUG_MAX_TOKENS": "6",
@@ -320,14 +319,14 @@ VARIABLES = {
 
 def test_a_variable_wins_over_the_profile(laptop: Profile, invoke: Invoke) -> None:
     result = invoke(one, **VARIABLES)
-    assert json.loads(result.stdout) == ["laptop", "vllm", "b.gguf", 5, 6, 0.7, 8, True]
+    assert json.loads(result.stdout) == ["laptop", "llama-cpp", "b.gguf", 5, 6, 0.7, 8, True]
 
 
 def test_a_flag_wins_over_the_variable(laptop: Profile, invoke: Invoke) -> None:
-    engine = ["--profile", "none", "--engine", "toy", "--model", "c.gguf", "--threads", "9"]
+    engine = ["--profile", "none", "--engine", "vllm", "--model", "c.gguf", "--threads", "9"]
     sampling = ["--max-tokens", "10", "--temperature", "1", "--seed", "12"]
     result = invoke(one, *engine, *sampling, **VARIABLES)
-    assert json.loads(result.stdout) == ["none", "toy", "c.gguf", 9, 10, 1.0, 12, True]
+    assert json.loads(result.stdout) == ["none", "vllm", "c.gguf", 9, 10, 1.0, 12, True]
 
 
 def test_what_nobody_named_is_said_on_stderr(invoke: Invoke) -> None:
@@ -341,7 +340,6 @@ def test_what_nobody_named_is_said_on_stderr(invoke: Invoke) -> None:
 
 
 def test_only_llama_cpp_has_a_demo_model(invoke: Invoke) -> None:
-    assert json.loads(invoke(one, "--profile", "none", "--engine", "toy").stdout)[2] is None
     assert json.loads(invoke(one, "--profile", "none", "--engine", "vllm").stdout)[2] is None
     with pytest.raises(UsageError, match="engine vllm has no model; name one with --model"):
         model_path(Profile("x", engine="vllm"))

@@ -36,7 +36,7 @@ def test_every_key_arrives() -> None:
 schema: 1
 name: tuned.2
 description: "for one laptop: bf16"
-engine: toy
+engine: vllm
 model: demo:smollm2
 proposers:
 - suffix
@@ -53,7 +53,7 @@ evidence: {date: 2026-11-21, runs: [1, 2], won: yes}
     assert profile.loads(text, "t") == Profile(
         name="tuned.2",
         description="for one laptop: bf16",
-        engine="toy",
+        engine="vllm",
         model="demo:smollm2",
         proposers=(ProposerSpec("suffix"), ProposerSpec("token_recycling", {"shape": "paper"})),
         planner=PlannerSettings("static", 7, False),
@@ -106,7 +106,7 @@ def test_a_fusion_is_the_list_of_its_parts(written: str) -> None:
         (HEAD + "qqqqq: x", "qqqqq: unknown key; valid: name, description, engine"),
         (HEAD + "1: x", "1: unknown key"),
         (HEAD + "engine: llamacpp", "did you mean llama-cpp"),
-        (HEAD + "engine: [toy]", "engine: ['toy'] is not one of"),
+        (HEAD + "engine: [vllm]", "engine: ['vllm'] is not one of"),
         (HEAD + "model: 3", "model: 3 is not text"),
         (HEAD + "exact: 1", "exact: 1 is not true or false"),
         (HEAD + "planner: fast", "planner: 'fast' is not a mapping"),
@@ -210,7 +210,7 @@ profiles = st.builds(
     Profile,
     name=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True),
     description=st.text(),
-    engine=st.sampled_from(["llama-cpp", "vllm", "toy"]),
+    engine=st.sampled_from(["llama-cpp", "vllm"]),
     model=st.none() | st.text(),
     proposers=methods,
     planner=st.builds(
@@ -325,7 +325,7 @@ def test_ones_own_profile_hides_the_shipped_one(own_folder: Path) -> None:
 
 
 def test_the_list_holds_all_and_says_which_are_unusable(own_folder: Path) -> None:
-    (own_folder / "bad.yaml").write_text("schema: 1\nname: bad\nengin: toy\n")
+    (own_folder / "bad.yaml").write_text("schema: 1\nname: bad\nengin: vllm\n")
     (own_folder / "no profile.yaml").write_text("")
     listed = {entry.name: entry for entry in profile.list_profiles()}
     assert listed.keys() == SHIPPED | {"bad"}
