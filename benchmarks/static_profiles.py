@@ -1,7 +1,7 @@
 """Write a profile for every static setting of every single proposer: OUT/suffix-2.yaml and so on.
 
-    python benchmarks/static_profiles.py OUT
-    specplug bench --profile default $(for f in OUT/*.yaml; do echo --profile $f; done)
+python benchmarks/static_profiles.py OUT
+specplug bench --profile default $(for f in OUT/*.yaml; do echo --profile $f; done)
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from specplug import hardware
 from specplug.bench import workloads
-from specplug.bench.compare import compare
+from specplug.bench.compare import check, compare
 from specplug.errors import UsageError
 from specplug.files import write_atomically
 
@@ -46,8 +46,12 @@ def bench(
     prompts = workloads.load_workload(workload)
     if limit is not None:
         prompts = workloads.limit(prompts, limit)
+    for level in levels:
+        check(request.profiles, peers, level)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"{out}: its folder does not exist; create it first")
+    if out is not None and out.exists() and not out.is_file():
+        raise UsageError(f"{out}: not a file; name a file to write the document to")
     path = model_path(request.profile)
     busy = hardware.busy_warning()
     if busy:
@@ -74,13 +78,13 @@ def bench(
                 )
             )
     document: Any = reports[0] if len(reports) == 1 else {"schema": 1, "runs": reports}
-    if out is not None:
-        write_atomically(out, json.dumps(document, indent=1).encode() + b"\n")
     if request.json:
         click.echo(json.dumps(document))
-        return
-    for report in reports:
-        _show(report)
+    else:
+        for report in reports:
+            _show(report)
+    if out is not None:
+        write_atomically(out, json.dumps(document, indent=1).encode() + b"\n")
 
 
 def _levels(text: str) -> list[int]:
@@ -94,7 +98,7 @@ def _levels(text: str) -> list[int]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 140)
     work = report["workload"]
     console.print(
         f"{report['model']}, {report['hardware']['threads']} threads, {work['prompts']} prompts of {work['name']}, "

@@ -48,12 +48,13 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Every flag also has a variable, as in SPECPLUG_PROFILE; a flag wins over it, and it wins over the profile. "
+    epilog="Flags that commands share also have a variable, as SPECPLUG_PROFILE; a flag wins over it, and it over the "
+    "profile. "
     "Exit codes: 0 done, 1 failed, 2 bad input, 4 outputs differ (verify), 5 engine missing, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="specplug")
 def app() -> None:
-    """Generate faster with speculative decoding: the same output, and never slower than plain decoding."""
+    """Generate faster with speculative decoding: the same output, drafts only where measured costs say they pay."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.text import Text
 
 from specplug.bench.workloads import load_workload
 from specplug.errors import EngineError, UsageError
@@ -20,6 +20,9 @@ from .options import Request, model_path, note, shared_options
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.engine import Answer
     from specplug.text import Segment
+
+_STEERING = dict.fromkeys([c for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\t\n\r"])
+"""Control characters: an escape sequence from a model could rewrite what a terminal shows."""
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -62,6 +65,8 @@ def run(
     """Answer PROMPT, stdin, or every prompt of a file."""
     if prompt is not None and input_file is not None:
         raise UsageError("a prompt and --input were both given; use one of them")
+    if raw and system is not None:
+        raise UsageError("--raw and --system were both given: a raw prompt has no messages; use one of them")
     if request.json and jsonl:
         raise UsageError("--json and --jsonl were both given; use one of them")
     if input_file is not None:
@@ -72,9 +77,14 @@ def run(
         if not all(turn.strip() for turn in turns):
             which = "the prompt" if len(talks) == 1 else f"prompt {number}"
             raise UsageError(f"{which} is empty; give some text")
+        if raw and len(turns) > 1:
+            raise UsageError(f"prompt {number} has {len(turns)} turns, and --raw continues one text; drop --raw")
     if request.profile.engine != "llama-cpp":
         raise EngineError(f"run cannot use engine {request.profile.engine} yet; use --engine llama-cpp")
     path = model_path(request.profile)
+    from specplug.engines.llama_cpp import require
+
+    require()
     from specplug.engines.llama_cpp.engine import Answer, LlamaCpp
     from specplug.engines.llama_cpp.engine import Request as AnswerRequest
     from specplug.engines.llama_cpp.model import open_model
@@ -88,7 +98,9 @@ def run(
         logit_bias=_biases(logit_bias),
         **sampling,
     )
-    console = None if request.json or jsonl else Console(highlight=False, soft_wrap=True)
+    text_out = not (request.json or jsonl)
+    terminal = Console()
+    coloured = show_drafts and terminal.is_terminal and not terminal.no_color
     documents = []
     with (
         open_model(path, gpu_layers=request.profile.runtime.gpu_layers) as model,
@@ -101,14 +113,16 @@ def run(
                 tokens = model.tokenize(turn) if raw else model.chat_prompt(messages)
                 answer = Answer()
                 for released in engine.stream(AnswerRequest(tokens, request.max_tokens, how, stop), answer):
-                    if console is not None:
-                        _print(console, released, show_drafts)
-                if console is not None:
-                    console.print()
+                    if text_out:
+                        _print(released, terminal.is_terminal, coloured)
+                if text_out:
+                    click.echo()
                 messages.append({"role": "assistant", "content": answer.text})
-                documents.append(_document(turn, len(tokens), answer))
+                document = _document(turn, len(tokens), answer)
                 if jsonl:
-                    click.echo(json.dumps(documents[-1]))
+                    click.echo(json.dumps(document))
+                elif request.json:
+                    documents.append(document)
                 if stats:
                     note(_stats(answer))
     if request.json:
@@ -140,16 +154,19 @@ def _biases(pairs: Sequence[str]) -> dict[int, float]:
         token, _, value = pair.partition("=")
         try:
             biases[int(token)] = float(value)
+            if isnan(biases[int(token)]):
+                raise ValueError("not a number")
         except ValueError:
             raise UsageError(f"--logit-bias {pair!r}: not ID=VALUE, such as 42=-5") from None
     return biases
 
 
-def _print(console: Console, released: Sequence[Segment], show_drafts: bool) -> None:
+def _print(released: Sequence[Segment], terminal: bool, coloured: bool) -> None:
+    """The model's text as it is; on a terminal without what could steer it."""
     for segment in released:
-        style = "bold green" if show_drafts and segment.drafted else ""
-        console.print(Text(segment.text, style=style), end="")
-    console.file.flush()
+        text = segment.text.translate(_STEERING) if terminal else segment.text
+        sys.stdout.write(click.style(text, fg="green", bold=True) if coloured and segment.drafted else text)
+    sys.stdout.flush()
 
 
 def _document(prompt: str, num_prompt_tokens: int, answer: Answer) -> dict[str, Any]:

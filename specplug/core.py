@@ -30,7 +30,8 @@ class Draft:
 
     tokens  int32[n]  guessed token ids
     parents int32[n]  parents[i] < i; ROOT (-1) is the last verified token
-    buckets int32[n]  why node i was guessed: an index into the proposer's `buckets`
+    buckets int32[n]  why node i was guessed: an index into the proposer's `buckets`; in a Step, into those of the
+                      fusion that several proposers are merged by, so proposers must not read them there
     """
 
     tokens: IntArray
@@ -98,8 +99,9 @@ class Step:
     draft    the tree that was verified (possibly empty)
     accepted the nodes of `draft` that were accepted, root to leaf; len(emitted) == len(accepted) + 1
              unless generation stopped inside the accepted path
-    topk     int32[n + 1, k], most likely first, or None where no proposer asked: row 0 belongs to the
-             last verified token, row i + 1 to node i of `draft`
+    topk     int32[n + 1, k], most likely first: row 0 belongs to the last verified token, row i + 1 to node i of
+             `draft`. None in steps for which no proposer that needs it was asked; k is the most that those asked need,
+             so it may be less than one's own `needs`
     """
 
     emitted: list[int]

@@ -282,6 +282,21 @@ class ProposerContract:
             self._check(proposer, proposer.propose(0, 12), 12)
         proposer.end(0)
 
+    def test_a_step_may_lack_top_ids_and_name_buckets_of_a_fusion(self) -> None:
+        """Top ids are not read while a proposer rests, and only as many as others need when these were asked alone."""
+        target, proposer = self.target(), self.make()
+        context = target.prompt(24).tolist()
+        proposer.begin(0, int_array(context))
+        for turn in range(24):
+            own = proposer.propose(0, 12)
+            fused = Draft(own.tokens, own.parents, own.buckets + np.int32(1000))
+            step = self._step(proposer, fused, target.greedy(context, 4), context)
+            topk = step.topk if step.topk is None or turn % 3 == 2 else (None, step.topk[:, :1])[turn % 3]
+            proposer.observe(0, Step(step.emitted, step.draft, step.accepted, topk))
+            context += step.emitted
+            self._check(proposer, proposer.propose(0, 12), 12)
+        proposer.end(0)
+
     def test_generation_may_stop_inside_the_accepted_path(self) -> None:
         target, proposer = self.target(), self.make()
         context = target.prompt(24).tolist()

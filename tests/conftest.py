@@ -10,6 +10,9 @@ settings.register_profile("specplug", deadline=None, derandomize=bool(os.environ
 settings.load_profile("specplug")
 
 
+FORMATS = ("f32", "bf16", "q8_0", "q4_0")
+
+
 @pytest.fixture(scope="session")
 def demo_path() -> Path:
     """The packaged model: SmolLM2-135M-Instruct, Q4_1."""
@@ -24,7 +27,7 @@ def formats(demo_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     from specplug.transforms.requantise import requantise
 
     folder = tmp_path_factory.mktemp("models")
-    return {name: requantise(demo_path, folder / f"smollm2-{name}.gguf", name) for name in ("f32", "bf16", "q8_0")}
+    return {name: requantise(demo_path, folder / f"smollm2-{name}.gguf", name) for name in FORMATS}
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ def test_the_core_knows_only_numpy_and_the_standard_library() -> None:
     ],
 )
 def test_what_lies_below_the_methods_does_not_import_them(module: str) -> None:
-    for name in imports(ROOT / "specplug" / f"{module}.py"):
+    folder = ROOT / "specplug" / module
+    files = list(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    for name in (name for file in files for name in imports(file)):
         for above in (
             "specplug.proposers",
             "specplug.engines",

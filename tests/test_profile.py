@@ -269,7 +269,8 @@ def test_a_full_disk_leaves_the_old_file_whole_and_nothing_else(tmp_path: Path) 
 import resource
 from specplug import profile
 from specplug.errors import SpecplugError
-NONE = (profile.ProposerSpec("none"),)
+from specplug.registry import ProposerSpec
+NONE = (ProposerSpec("none"),)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     profile.save(profile.Profile("p", evidence={{"a": "x" * 100_000}}, proposers=NONE), {str(path)!r})

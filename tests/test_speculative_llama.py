@@ -1,6 +1,7 @@
 """SpeculativeLlama beside llama_cpp.Llama on the real model: what people's scripts get is the same."""
 
 import pickle
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,40 @@ def test_after_streams_that_were_left_and_prompts_that_go_on(both: Both) -> None
         assert drafting.n_tokens == plain.n_tokens
         assert drafting.input_ids[: plain.n_tokens].tolist() == plain.input_ids[: plain.n_tokens].tolist()
         assert choice(drafting, TEXT + "width: float") == choice(plain, TEXT + "width: float")
+
+
+def test_a_stream_that_somebody_still_holds_ends_with_the_next_call(both: Both) -> None:
+    held = []
+    for llama in both:
+        held.append(llama.create_completion(TEXT, max_tokens=48, temperature=0.0, stream=True))
+        for _ in range(9):
+            next(held[-1])
+    plain, drafting = both
+    expected = choice(plain, "The sea is")
+    assert choice(drafting, "The sea is") == expected
+    held.clear()  # what it would have cleaned up is another text's now
+    assert choice(drafting, "The sea is") == expected
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
+def test_after_an_interrupted_pass(both: Both) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    plain, drafting = both
+    no_end = {str(token): -100.0 for token in (0, 1, 2)}
+    texts = ["The sea is", TEXT]
+    expected = [choice(plain, text) for text in texts]
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in (0.3, 0.5, 0.7):
+            with pytest.raises(TimeoutError):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                drafting.create_completion("tick tack " * 12, max_tokens=200, temperature=0.0, logit_bias=no_end)
+            assert [choice(drafting, text) for text in texts] == expected
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_processors_and_criteria_see_what_the_base_class_shows(both: Both) -> None:

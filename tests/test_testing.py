@@ -172,6 +172,21 @@ class WantsItsOwnDraft(Echo):
         super().observe(seq, step)
 
 
+class CountsOnTopIds(Echo):
+    needs = Needs(topk=4)
+
+    def observe(self, seq: int, step: Step) -> None:
+        super().observe(seq, step)
+        assert step.topk is not None
+        self.best = int(step.topk[0][3])
+
+
+class LooksItsBucketsUp(Echo):
+    def observe(self, seq: int, step: Step) -> None:
+        super().observe(seq, step)
+        self.last_bucket = [self.buckets[bucket] for bucket in step.draft.buckets.tolist()][-1:]
+
+
 class CountsOnTheTargetsToken(Echo):
     def observe(self, seq: int, step: Step) -> None:
         super().observe(seq, step)
@@ -197,6 +212,8 @@ BROKEN: list[tuple[type[Echo], Callable[[ProposerContract], None]]] = [
     (RemembersTheSequenceNumber, ProposerContract.test_a_sequence_number_can_be_used_again),
     (ForgivesUnknownSequences, ProposerContract.test_unknown_sequences_are_refused),
     (WantsItsOwnDraft, ProposerContract.test_any_draft_may_have_been_verified),
+    (CountsOnTopIds, ProposerContract.test_a_step_may_lack_top_ids_and_name_buckets_of_a_fusion),
+    (LooksItsBucketsUp, ProposerContract.test_a_step_may_lack_top_ids_and_name_buckets_of_a_fusion),
     (CountsOnTheTargetsToken, ProposerContract.test_generation_may_stop_inside_the_accepted_path),
 ]
 

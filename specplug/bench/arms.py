@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from specplug.core import IntArray
 from specplug.counters import Counters
-from specplug.errors import UsageError
 from specplug.profile import CostPoints, Profile
 
 if TYPE_CHECKING:
@@ -100,8 +99,6 @@ class PromptLookupPeer:
 
     def __init__(self, model: Model, profile: Profile, name: str, sampling: Sampling) -> None:
         """Opens the model a second time, with the profile's threads, context, KV type and attention."""
-        if name not in PEERS:
-            raise UsageError(f"no peer is named {name!r}; there are {', '.join(PEERS)}")
         from specplug.engines.llama_cpp.peer import open_peer
 
         self.name = name

@@ -12,8 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from specplug import __version__, hardware
-from specplug.bench.arms import Arm, ProfileArm, PromptLookupPeer, plain
+from specplug.bench.arms import PEERS, Arm, ProfileArm, PromptLookupPeer, plain
 from specplug.bench.run import run_arms
 from specplug.bench.workloads import Prompt, categories
 from specplug.core import IntArray
@@ -45,7 +47,10 @@ def compare(
 
     All profiles run with the engine settings of the first, so that only the drafts differ.
     """
-    _check(profiles, peers, concurrency)
+    check(profiles, peers, concurrency)
+    from specplug.engines.llama_cpp import require
+
+    require()
     from specplug.engines.llama_cpp.engine import resolved
     from specplug.engines.llama_cpp.measure import cost_points
     from specplug.engines.llama_cpp.model import open_model
@@ -57,7 +62,10 @@ def compare(
         model = stack.enter_context(open_model(model_path, gpu_layers=profiles[0].runtime.gpu_layers))
         first = resolved(profiles[0], model)
         base = plain(first)
-        drafting = [replace(p, runtime=first.runtime) for p in profiles if p.name != "none"]
+        for p in profiles[1:]:
+            if p.speculates and p.runtime != profiles[0].runtime:
+                say(f"profile {p.name}: runs with the engine settings of {profiles[0].name}, as every arm does")
+        drafting = [replace(p, runtime=first.runtime) for p in profiles if p.speculates]
         cost = None
         if drafting:
             say(f"measuring what a pass costs here (about {MEASURE_SECONDS:.0f} s)")
@@ -74,7 +82,9 @@ def compare(
             stack.callback(arm.close)
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            found = explain(model, first.runtime, prompt, one, other, sampling, padded=plainly.padded)
+            found = explain(
+                model, first.runtime, prompt, one, other, sampling, padded=plainly.padded, holes=concurrency > 1
+            )
             return found is not None and found.is_rounding
 
         outcome = run_arms(
@@ -114,7 +124,8 @@ def compare(
     }
 
 
-def _check(profiles: Sequence[Profile], peers: Sequence[str], concurrency: int) -> None:
+def check(profiles: Sequence[Profile], peers: Sequence[str], concurrency: int) -> None:
+    """Raises what `compare` would raise before it opens anything."""
     for profile in profiles:
         if profile.engine != "llama-cpp":
             raise EngineError(f"profile {profile.name}: bench cannot run engine {profile.engine} yet; use llama-cpp")
@@ -122,6 +133,12 @@ def _check(profiles: Sequence[Profile], peers: Sequence[str], concurrency: int) 
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"arm {twice[0]} is named twice; name it once")
+    if len({profile.exact for profile in profiles}) > 1:
+        exact = next(profile.name for profile in profiles if profile.exact)
+        raise UsageError(f"profile {exact}: exact changes plain decoding too; compare it in a run of its own")
+    unknown = [name for name in peers if name not in PEERS]
+    if unknown:
+        raise UsageError(f"no peer is named {unknown[0]!r}; there are {', '.join(PEERS)}")
     if peers and concurrency > 1:
         raise UsageError(f"peer {peers[0]} answers one prompt at a time; use --concurrency 1")
 
@@ -131,8 +148,9 @@ def _up_to(cost: CostPoints | None, profile: Profile, concurrency: int) -> CostP
     if cost is None:
         return None
     limit = profile.planner.max_nodes + concurrency
-    keep = sum(rows <= limit for rows in cost.rows)
-    return CostPoints(cost.contexts, cost.rows[:keep], tuple(line[:keep] for line in cost.ms))
+    rows = (*(n for n in cost.rows if n < limit), limit)
+    ms = tuple(tuple(np.interp(rows, cost.rows, line).tolist()) for line in cost.ms)
+    return CostPoints(cost.contexts, rows, ms)
 
 
 def _curve(cost: CostPoints | None) -> dict[str, Any]:

@@ -64,6 +64,9 @@ def prove(
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:
         raise UsageError(f"no setting is named {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+    from specplug.engines.llama_cpp import require
+
+    require()
     from specplug.engines.llama_cpp.engine import LlamaCpp, Request
     from specplug.engines.llama_cpp.model import open_model
     from specplug.engines.llama_cpp.rounding import explain
@@ -101,6 +104,7 @@ def prove(
                     other.tokens,
                     sampling,
                     padded=plainly.padded,
+                    holes=False,
                 )
                 if found is None and one.text == other.text:
                     line["identical"] += 1

@@ -5,12 +5,25 @@ Knows what is public here. Imports llama_cpp only when that is asked for, so tha
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
+
+from specplug.errors import EngineError
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.speculative_llama import SpeculativeLlama
 
-__all__ = ["SpeculativeLlama"]
+__all__ = ["SpeculativeLlama", "require"]
+
+
+def require() -> None:
+    """Import llama_cpp. EngineError where it is not installed, or does not load."""
+    try:
+        import_module("llama_cpp")
+    except ModuleNotFoundError as error:
+        raise EngineError(f"llama-cpp-python is not installed ({error}): pip install 'specplug[llama-cpp]'") from None
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(f"llama-cpp-python does not load ({error}); see specplug doctor") from None
 
 
 def __getattr__(name: str) -> object:

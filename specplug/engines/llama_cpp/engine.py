@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import perf_counter
 
 from specplug import hardware, registry
@@ -17,7 +18,7 @@ from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import cost_points, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
-from specplug.engines.llama_cpp.rounding import one_row_differs
+from specplug.engines.llama_cpp.rounding import one_row_differs, rows_alike
 from specplug.engines.llama_cpp.sampling import Sampling, TokenLogprobs
 from specplug.errors import UsageError
 from specplug.models import tokenizer_hash
@@ -91,19 +92,13 @@ class LlamaCpp:
         self.profile = profile = resolved(profile, model)
         if profile.exact and slots > 1:
             raise UsageError(f"profile {profile.name}: exact runs one sequence at a time; use a concurrency of 1")
-        sources = registry.build_sources(profile.proposers)
-        registry.check_needs(sources, GIVES, NAME)
-        _check_warm_state(profile, model)
-        speculates = any(spec.method != "none" for spec in profile.proposers)
-        if speculates:
+        sources = fitting_sources(profile, model.path, slots=slots)
+        if profile.speculates:
             model.check_rollback()
-        most = MAX_SEQUENCE_IDS - ids_needed(slots, 0)
-        max_nodes = profile.planner.max_nodes if speculates else 0
-        if most < max_nodes:
-            raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")
+        max_nodes = profile.planner.max_nodes if profile.speculates else 0
         limit = max_nodes + slots
         self.model = model
-        if not speculates:
+        if not profile.speculates:
             self.cost_points = CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
         else:
             known = profile.measured.cost_curve if profile.measured else None
@@ -116,13 +111,15 @@ class LlamaCpp:
             )
         num_ids = ids_needed(slots, max_nodes)
         # Beside the sequences' own tokens: one plan's rejected nodes, and those that stay parked.
-        self._spare_cells = profile.runtime.context // SPARE_SHARE if speculates else 0
+        self._spare_cells = profile.runtime.context // SPARE_SHARE if profile.speculates else 0
         cells = slots * (profile.runtime.context + self._spare_cells) + limit + 1
         self.context = open_context(
             model, profile.runtime, cells=-(-cells // 256) * 256, num_ids=num_ids, max_rows=limit + 1
         )
         self.slots = slots
         self.padded = profile.exact and one_row_differs(self.context, profile.runtime)
+        if profile.exact and profile.speculates:
+            self._limit_to_exact_rows(say)
         self.reset(sources)
 
     def __enter__(self) -> LlamaCpp:
@@ -154,6 +151,16 @@ class LlamaCpp:
             exact=profile.exact,
             padded=self.padded,
         )
+
+    def _limit_to_exact_rows(self, say: Callable[[str], None]) -> None:
+        """Drafts no larger than passes that round as plain ones do here, as measured."""
+        planner = self.profile.planner
+        alike = rows_alike(self.context, 2 if self.padded else 1, planner.max_nodes + 1)
+        if alike < 2:
+            raise UsageError(f"profile {self.profile.name}: exact: any draft changes rounding here; drop exact")
+        if alike <= planner.max_nodes:
+            say(f"exact: passes of more than {alike} rows round otherwise here; drafts have {alike - 1} tokens at most")
+            self.profile = replace(self.profile, planner=replace(planner, max_nodes=alike - 1))
 
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
         """Fill `answer` step by step; yields the text that each step released. An abandoned stream frees its slot."""
@@ -187,18 +194,18 @@ class LlamaCpp:
         began: dict[int, float] = {}
         try:
             while waiting or writers:
-                while waiting and len(writers) < self.slots:
-                    index, request = waiting.pop()
-                    began[index] = perf_counter()
-                    writers[index] = self._start(request, Answer())
-                    writers[index].take()
                 for index in [i for i, w in writers.items() if w.answer.finish]:
                     writer = writers.pop(index)
                     self.loop.finish(writer.running)
                     writer.answer.seconds = perf_counter() - began[index]
                     answers[index] = writer.answer
                     done(index, writer.answer)
-                if writers:
+                while waiting and len(writers) < self.slots:
+                    index, request = waiting.pop()
+                    began[index] = perf_counter()
+                    writers[index] = self._start(request, Answer())
+                    writers[index].take()
+                if writers and not any(w.answer.finish for w in writers.values()):
                     self.loop.step([w.running for w in writers.values()])
                     for writer in writers.values():
                         writer.take()
@@ -251,15 +258,21 @@ class _Writer:
         return released
 
 
-def _check_warm_state(profile: Profile, model: Model) -> None:
-    """What a profile warms its proposers with must have been learned from this model's tokens."""
+def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[Proposer]:
+    """The profile's proposers, fresh. UsageError where they need, or were warmed with, what this is not."""
+    sources = registry.build_sources(profile.proposers)
+    registry.check_needs(sources, GIVES, NAME)
     for spec in profile.proposers:
         made_for = spec.options.get("tokenizer_hash")
-        if made_for is not None and made_for != tokenizer_hash(model.path):
+        if made_for is not None and made_for != tokenizer_hash(model_path):
             raise UsageError(
                 f"profile {profile.name}: {spec.method}: warm: {spec.options.get('warm')} is of another tokenizer than "
-                f"{model.path}; drop warm, or use one made for this model"
+                f"{model_path}; drop warm, or use one made for this model"
             )
+    most = MAX_SEQUENCE_IDS - ids_needed(slots, 0)
+    if profile.speculates and most < profile.planner.max_nodes:
+        raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")
+    return sources
 
 
 def resolved(profile: Profile, model: Model) -> Profile:

@@ -38,7 +38,7 @@ class Running:
     position  tokens of it in the KV cache
     sampler   picks its tokens; None where the caller walks its trees itself
     fresh     what the last step emitted; all but the last were accepted guesses
-    finish    None while running; then "stop" (end token), "length" or "context"
+    finish    None while running; then "stop" (end token) or "length"
     """
 
     seq: int
@@ -93,6 +93,8 @@ class StepLoop:
         self._held: list[list[int]] = [[] for _ in range(slots)]
         self._parked: list[list[int]] = [[] for _ in range(slots)]  # positions
         self._spare_cells = spare_cells
+        self.interrupted = False
+        """A pass has begun, and its branches are not yet kept: so it stays where the pass failed."""
         self._first_park_id, self._pad_id = slots, 2 * slots
         self._leaf_ids = range(2 * slots + 1, ids_needed(slots, speculator.planner.max_nodes))
 
@@ -133,7 +135,11 @@ class StepLoop:
         running.counters.draft_ns += perf_counter_ns() - began
 
     def release(self, running: Running) -> None:
-        """Forget a sequence, but not its KV cells."""
+        """Forget a sequence, but not its KV cells, unless its last pass was interrupted: then nothing of it is sure."""
+        if self.interrupted:
+            self.forget(running.seq)
+            for leaf in (*self._leaf_ids, self._pad_id):
+                self.context.drop(leaf)
         self.speculator.end(running.seq)
         self._free_homes.append(running.seq)
         self.counters.add(running.counters)
@@ -159,9 +165,12 @@ class StepLoop:
     def room(self, seq: int, cells: int) -> int:
         """How many of `cells` are not parked; all, where parked ones would leave none: later tokens then fill holes."""
         if cells <= len(self._parked[seq]):
-            self.context.drop(self._first_park_id + seq)
-            self._parked[seq] = []
+            self.free_parked(seq)
         return cells - len(self._parked[seq])
+
+    def free_parked(self, seq: int) -> None:
+        self.context.drop(self._first_park_id + seq)
+        self._parked[seq] = []
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -180,6 +189,7 @@ class StepLoop:
         # A draft of n nodes can emit n + 1 tokens: never draft past the limit.
         drafts = self.speculator.plan([r.seq for r in running], fill, [r.left - 1 for r in running])
         context.clear_batch()
+        self.interrupted = True
         leaf_ids = iter(self._leaf_ids)
         trees = [
             lay_out(context, self._spare(r, draft), r.root, r.position, r.seq, leaf_ids)
@@ -200,6 +210,7 @@ class StepLoop:
         running, trees, speculator = passed.running, passed.trees, self.speculator
         for r, tree in zip(running, trees, strict=True):
             self._keep_branch(r, tree)
+        self.interrupted = False
         verified = perf_counter_ns()
         topk = top_ids(passed.logits, speculator.wants_topk) if speculator.wants_topk else None
         ranked = perf_counter_ns()

@@ -105,7 +105,7 @@ def remembered_cost_points(
     if found is not None:
         return found
     busy = hardware.busy_warning()
-    say(f"measuring what a pass costs here (about {QUICK_SECONDS:.0f} s, once for this model and machine)")
+    say("measuring what a pass costs here, once for this model and machine")
     points = measure()
     if busy:
         say(f"{busy}; they will be measured again next time")

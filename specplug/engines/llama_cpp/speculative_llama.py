@@ -6,6 +6,7 @@ the passes that decode are ours, so that completions, chats, streams, grammars a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,11 +18,11 @@ import numpy as np
 from llama_cpp import Llama
 
 from specplug import profile as profiles
-from specplug import registry
-from specplug.core import ROOT, Needs
+from specplug.core import ROOT
 from specplug.cost import CostCurve
 from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
+from specplug.engines.llama_cpp.engine import fitting_sources
 from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import points_on, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
@@ -48,13 +49,15 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         if options.get("draft_model") is not None:
             raise UsageError("draft_model: SpeculativeLlama drafts itself; name a profile instead")
         self.profile = profile if isinstance(profile, Profile) else profiles.load(profile)
+        if self.profile.exact:
+            raise UsageError(f"profile {self.profile.name}: exact is not kept by SpeculativeLlama; use specplug run")
         self._loop: StepLoop | None = None
-        self._speculates = not (options.get("logits_all") or options.get("embedding"))
+        self._under_way: Generator[int, Sequence[int] | None, None] | None = None
+        self._speculates = self.profile.speculates and not (options.get("logits_all") or options.get("embedding"))
         self._max_nodes = self.profile.planner.max_nodes
-        sources = registry.build_sources(self.profile.proposers)
-        registry.check_needs(sources, Needs(topk=1 << 30), "llama-cpp")
+        sources = fitting_sources(self.profile, Path(model_path), slots=1)
         super().__init__(model_path, **options)
-        if self._speculates and any(spec.method != "none" for spec in self.profile.proposers):
+        if self._speculates:
             self._loop = self._open_loop(Fusion(sources))
 
     @property
@@ -75,6 +78,12 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     def context_params(self, params: Any) -> None:
         self._context_params = params
 
+    def load_state(self, state: Any) -> None:
+        self._leave()
+        super().load_state(state)
+        if self._loop:
+            self._loop.free_parked(0)  # the state brings those of its own past
+
     def eval(self, tokens: Sequence[int]) -> None:
         if self._loop:
             self._loop.forget(0, self.n_tokens)
@@ -83,7 +92,11 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     def generate(
         self, tokens: Sequence[int], *args: Any, stopping_criteria: Any = None, **options: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        """As `llama_cpp.Llama.generate`, several tokens per pass where drafts come true."""
+        """As `llama_cpp.Llama.generate`, several tokens per pass where drafts come true.
+
+        A generator that was left in the middle ends here.
+        """
+        self._leave()
         base = super().generate(tokens, *args, stopping_criteria=stopping_criteria, **options)
         if self._loop is None:
             yield from base
@@ -92,7 +105,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         base.close()
         if token is not None:
             _refuse((yield token))
-            yield from self._decode(self._loop, token, stopping_criteria)
+            self._under_way = self._decode(self._loop, token, stopping_criteria)
+            yield from self._under_way
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"profile": self.profile}  # type: ignore[no-any-return]
@@ -107,7 +121,15 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             while running.finish is None:
                 yield from self._pass(loop, running, stopping_criteria)
         finally:
+            if loop.interrupted:
+                self.reset()
             loop.release(running)
+
+    def _leave(self) -> None:
+        """Close the generator that somebody still holds, if any: its cells are needed now."""
+        if self._under_way is not None:
+            self._under_way.close()
+            self._under_way = None
 
     def _pass(
         self, loop: StepLoop, running: Running, stopping_criteria: Any
@@ -142,9 +164,6 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             if running.fresh:
                 del tree.accepted[len(running.fresh) - 1 :]
                 loop.settle(passed)
-            else:
-                loop.forget(0)
-                self.reset()
 
     def _open_loop(self, fusion: Fusion) -> StepLoop:
         model = Model(Path(self.model_path), self._model.model)
@@ -153,8 +172,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         context = Context(model, self._ctx.ctx, num_ids=ids_needed(1, self._max_nodes), max_rows=max_nodes + 1)
         points = self.profile.measured.cost_curve if self.profile.measured else None
         if points is None:
-            key = (self._runtime(), self.n_threads_batch)
-            points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1))
+            key = ("Llama", self._runtime(), self.n_threads_batch, max_nodes + 1)
+            points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), say=self._say)
             context.clear()
         curve = CostCurve(points.contexts, points.rows, points.ms)
         learned = self.profile.measured.acceptance if self.profile.measured else None
@@ -162,6 +181,10 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         fitting = replace(self.profile, planner=replace(self.profile.planner, max_nodes=max_nodes))
         speculator = Speculator(fusion, curve, fitting, learned=learned)
         return StepLoop(context, speculator, slots=1, spare_cells=self._n_ctx // SPARE_SHARE)
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            print(f"specplug: {text}", file=sys.stderr)
 
     def _runtime(self) -> Runtime:
         """What the base class was opened with, as the key of a remembered cost curve."""

@@ -1,0 +1,164 @@
+"""The profile: every setting of a run, with the evidence for it, in one YAML file.
+
+Knows the folders. Knows no engine. A profile comes from strangers: it is read with limits, and can name registered
+proposers only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_config_dir
+
+from specplug.errors import SpecplugError, UsageError
+from specplug.files import write_atomically
+from specplug.profile.checks import profile_from
+from specplug.profile.settings import (
+    ENGINES,
+    KV_TYPES,
+    NAME,
+    SCHEMA,
+    CostPoints,
+    Invalid,
+    Measured,
+    PlannerSettings,
+    Profile,
+    Runtime,
+)
+from specplug.profile.yaml_text import SIZE_LIMIT, dump, parse
+from specplug.registry import nearest
+
+__all__ = [
+    "ENGINES",
+    "KV_TYPES",
+    "SCHEMA",
+    "SIZE_LIMIT",
+    "CostPoints",
+    "Listed",
+    "Measured",
+    "PlannerSettings",
+    "Profile",
+    "Runtime",
+    "as_mapping",
+    "dumps",
+    "list_profiles",
+    "load",
+    "loads",
+    "save",
+    "user_folder",
+]
+
+ENV_FOLDER = "SPECPLUG_PROFILES"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A profile that can be named; `problem` says why it cannot be used, if so."""
+
+    name: str
+    source: str
+    description: str
+    problem: str | None = None
+
+
+def load(name_or_path: str | Path) -> Profile:
+    """The profile in a file, or of a name: the user's own first, then the shipped. UsageError says what is wrong."""
+    asked = os.fspath(name_or_path)
+    if isinstance(name_or_path, Path) or _is_path(asked):
+        return loads(_read(Path(asked).expanduser()), asked)
+    if not NAME.fullmatch(asked):
+        raise UsageError(f"{asked!r} is no profile name; use a-z, 0-9, '.', '_' and '-', or a path that ends in .yaml")
+    own = user_folder() / f"{asked}.yaml"
+    if own.is_file():
+        return loads(_read(own), str(own))
+    shipped = _shipped()
+    if asked in shipped:
+        return loads(shipped[asked], f"{asked}.yaml (shipped)")
+    raise UsageError(f"no profile is named {asked}; {nearest(asked, [*_own(), *shipped])}")
+
+
+def loads(text: str, source: str) -> Profile:
+    """The profile in YAML text. UsageError: `source: key: what is wrong; what to do`, in one line."""
+    try:
+        return profile_from(parse(text))
+    except Invalid as wrong:
+        raise UsageError(f"{source}: {' '.join(str(wrong).split())}") from None
+
+
+def dumps(profile: Profile) -> str:
+    """YAML text that `loads` turns into an equal profile. Defaults are written out: they may change, a profile not."""
+    return dump(as_mapping(profile))
+
+
+def as_mapping(profile: Profile) -> dict[str, Any]:
+    """The profile as plain data, in the order and with the keys of its YAML."""
+    methods = [{"method": spec.method, **spec.options} if spec.options else spec.method for spec in profile.proposers]
+    return {"schema": SCHEMA} | asdict(profile) | {"proposers": methods}
+
+
+def save(profile: Profile, path: str | Path) -> None:
+    """Write the profile whole or not at all. SpecplugError when the disk refuses, with the old file untouched."""
+    text = dumps(profile)
+    loads(text, str(path))  # nothing is written that could not be read again
+    write_atomically(Path(path), text.encode())
+
+
+def list_profiles() -> list[Listed]:
+    """The user's own profiles, then the shipped ones that they do not hide, each in order of name."""
+    own = _own()
+    sources = {name: str(path) for name, path in own.items()}
+    sources |= {name: "shipped" for name in _shipped() if name not in own}
+    listed = []
+    for name, source in sources.items():
+        try:
+            listed.append(Listed(name, source, load(name).description))
+        except SpecplugError as error:
+            listed.append(Listed(name, source, "", str(error)))
+    return listed
+
+
+def user_folder() -> Path:
+    """Where the user's own profiles are: SPECPLUG_PROFILES, or the platform's configuration folder."""
+    chosen = os.environ.get(ENV_FOLDER)
+    return Path(chosen) if chosen else Path(user_config_dir("specplug")) / "profiles"
+
+
+def _is_path(asked: str) -> bool:
+    separators = {os.sep, os.altsep or os.sep}
+    return asked.endswith((".yaml", ".yml")) or any(separator in asked for separator in separators)
+
+
+def _read(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(SIZE_LIMIT + 1)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such profile; see specplug profiles list") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UsageError(f"{str(path)!r}: cannot be read ({error}); name a profile file") from None
+    if len(content) > SIZE_LIMIT:
+        raise UsageError(f"{path}: larger than {SIZE_LIMIT >> 20} MiB; a profile holds settings, move other data out")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the profile as UTF-8") from None
+
+
+def _shipped() -> dict[str, str]:
+    found = {}
+    for file in resources.files("specplug_profiles").iterdir():
+        if file.name.endswith(".yaml"):
+            found[file.name.removesuffix(".yaml")] = file.read_text(encoding="utf-8")
+    return dict(sorted(found.items()))
+
+
+def _own() -> dict[str, Path]:
+    try:
+        paths = sorted(user_folder().glob("*.yaml"))
+    except OSError:
+        return {}
+    return {path.stem: path for path in paths if NAME.fullmatch(path.stem)}

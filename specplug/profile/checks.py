@@ -1,0 +1,240 @@
+"""Plain data to a Profile, every key, type and range checked.
+
+Knows the schema. Knows no file; of proposers, only what the registry tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any, NoReturn, TypeVar
+
+from specplug import registry
+from specplug.errors import UsageError
+from specplug.profile.settings import (
+    ENGINES,
+    KV_TYPES,
+    NAME,
+    SCHEMA,
+    CostPoints,
+    Invalid,
+    Measured,
+    PlannerSettings,
+    Profile,
+    Runtime,
+)
+from specplug.registry import ProposerSpec, nearest
+
+T = TypeVar("T")
+Check = Callable[[object, str], Any]
+
+
+def profile_from(data: object) -> Profile:
+    if not isinstance(data, dict):
+        raise Invalid("not a mapping of settings; start it with `schema: 1`")
+    if "schema" not in data:
+        raise Invalid(f"schema: missing; add `schema: {SCHEMA}`")
+    if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
+        raise Invalid(f"schema: {data['schema']!r} is not supported; use {SCHEMA}, or update specplug")
+    settings = {key: value for key, value in data.items() if key != "schema"}
+    if "name" not in settings:
+        raise Invalid("name: missing; add one")
+    return _section(Profile, _PROFILE, settings, "")
+
+
+def _section(cls: type[T], checks: Mapping[str, Check], value: object, where: str) -> T:
+    if not isinstance(value, dict):
+        raise _wrong(where, value, "a mapping")
+    checked = {}
+    for key, item in value.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in checks:
+            raise Invalid(f"{name}: unknown key; {nearest(str(key), checks)}")
+        checked[key] = checks[key](item, name)
+    return cls(**checked)
+
+
+def _wrong(where: str, value: object, wanted: str) -> Invalid:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return Invalid(f"{where}: {shown} is not {wanted}; change it, or leave it out")
+
+
+def _whole(low: int, high: int) -> Check:
+    def check(value: object, where: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _wrong(where, value, "a whole number")
+        if not low <= value <= high:
+            raise Invalid(f"{where}: {value} is out of range; use {low} to {high}")
+        return value
+
+    return check
+
+
+def _number(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
+        raise _wrong(where, value, "a number")
+    return float(value)
+
+
+def _flag(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(where, value, "true or false")
+    return value
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong(where, value, "text")
+    return value
+
+
+def _choice(valid: tuple[str, ...]) -> Check:
+    def check(value: object, where: str) -> str:
+        if value not in valid:
+            shown = f"{value!r} is not one of {', '.join(valid)}"
+            raise Invalid(f"{where}: {shown}; {nearest(str(value), valid)}")
+        return str(value)
+
+    return check
+
+
+def _name(value: object, where: str) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise _wrong(where, value, "a name of a-z, 0-9, '.', '_' and '-'")
+    return value
+
+
+def _optional(inner: Check) -> Check:
+    return lambda value, where: None if value is None else inner(value, where)
+
+
+def _items(inner: Check) -> Check:
+    def check(value: object, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise _wrong(where, value, "a list")
+        return tuple(inner(item, f"{where}[{i}]") for i, item in enumerate(value))
+
+    return check
+
+
+def _plain_mapping(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(where, value, "a mapping")
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise Invalid(f"{where}: key {key!r} is not text; put it in quotes")
+        _plain(item, f"{where}.{key}")
+    return value
+
+
+def _plain(value: object, where: str) -> object:
+    """Nothing but what YAML and JSON both hold."""
+    if isinstance(value, dict):
+        return _plain_mapping(value, where)
+    if isinstance(value, list):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not isfinite(value):
+        raise _wrong(where, value, "a finite number")
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise _wrong(where, value, "plain data")
+    return value
+
+
+def _proposers(value: object, where: str) -> tuple[ProposerSpec, ...]:
+    if not isinstance(value, list):
+        raise _wrong(where, value, "a list of methods")
+    specs = tuple(spec for i, item in enumerate(value) for spec in _proposer(item, f"{where}[{i}]"))
+    try:
+        registry.check_list(specs)
+    except UsageError as error:
+        raise Invalid(f"{where}: {error}") from None
+    return specs
+
+
+def _proposer(value: object, where: str) -> tuple[ProposerSpec, ...]:
+    entry = {"method": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict) or not isinstance(entry.get("method"), str):
+        raise _wrong(where, value, "a method's name, or a mapping with `method`")
+    options = {key: item for key, item in _plain_mapping(entry, where).items() if key != "method"}
+    if entry["method"] == "fusion":
+        if options.keys() != {"proposers"}:
+            raise Invalid(f"{where}: fusion takes proposers, nothing else; list the methods there")
+        return _proposers(options["proposers"], f"{where}.proposers")
+    spec = ProposerSpec(entry["method"], options)
+    try:
+        if spec.method not in registry.names():
+            _unknown_method(spec.method, where)
+        registry.check(spec)
+    except UsageError as error:
+        raise Invalid(f"{where}.{error}") from None
+    return (spec,)
+
+
+def _unknown_method(method: str, where: str) -> NoReturn:
+    raise Invalid(f"{where}.method: {method!r} is not registered; {nearest(method, [*registry.names(), 'fusion'])}")
+
+
+def _cost_points(value: object, where: str) -> CostPoints:
+    if not isinstance(value, dict) or value.keys() != _COST_POINTS.keys():
+        raise Invalid(f"{where}: not a mapping of contexts, rows and ms; measure again")
+    curve = _section(CostPoints, _COST_POINTS, value, where)
+    for key, points in (("contexts", curve.contexts), ("rows", curve.rows)):
+        if not points or list(points) != sorted(set(points)):
+            raise Invalid(f"{where}.{key}: does not ascend; measure again")
+    if curve.rows[0] != 1:
+        raise Invalid(f"{where}.rows: starts at {curve.rows[0]}, not at 1; measure again")
+    if [len(line) for line in curve.ms] != [len(curve.rows)] * len(curve.contexts):
+        raise Invalid(f"{where}.ms: needs one list per context with one value per row count; measure again")
+    if any(ms <= 0 for line in curve.ms for ms in line):
+        raise Invalid(f"{where}.ms: holds a value that is not above 0; measure again")
+    return curve
+
+
+def _acceptance(value: object, where: str) -> dict[str, tuple[float, float]]:
+    counts = {}
+    for bucket, pair in _plain_mapping(value, where).items():
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise _wrong(f"{where}.{bucket}", pair, "a pair [hits, misses]")
+        hits, misses = (_number(item, f"{where}.{bucket}") for item in pair)
+        if hits < 0 or misses < 0:
+            raise Invalid(f"{where}.{bucket}: a count is below 0; measure again")
+        counts[bucket] = (hits, misses)
+    return counts
+
+
+_COST_POINTS: dict[str, Check] = {
+    "contexts": _items(_whole(0, 1 << 24)),
+    "rows": _items(_whole(1, 1 << 16)),
+    "ms": _items(_items(_number)),
+}
+_MEASURED: dict[str, Check] = {
+    "hardware": _plain_mapping,
+    "cost_curve": _optional(_cost_points),
+    "acceptance": _acceptance,
+}
+_PLANNER: dict[str, Check] = {
+    "mode": _choice(("measured", "static")),
+    "max_nodes": _whole(1, 1024),
+    "trees": _flag,
+}
+_RUNTIME: dict[str, Check] = {
+    "threads": _optional(_whole(1, 1024)),
+    "context": _whole(16, 1 << 24),
+    "batch": _whole(1, 1 << 20),
+    "gpu_layers": _whole(-1, 10_000),
+    "flash_attention": _optional(_flag),
+    "kv_type": _choice(KV_TYPES),
+}
+_PROFILE: dict[str, Check] = {
+    "name": _name,
+    "description": _text,
+    "engine": _choice(ENGINES),
+    "model": _optional(_text),
+    "proposers": _proposers,
+    "planner": lambda value, where: _section(PlannerSettings, _PLANNER, value, where),
+    "exact": _flag,
+    "runtime": lambda value, where: _section(Runtime, _RUNTIME, value, where),
+    "measured": _optional(lambda value, where: _section(Measured, _MEASURED, value, where)),
+    "evidence": _plain_mapping,
+}

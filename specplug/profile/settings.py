@@ -1,0 +1,82 @@
+"""What a profile can say.
+
+Knows names, types and defaults. Knows no file and no engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from specplug.registry import ProposerSpec
+
+SCHEMA = 1
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+ENGINES = ("llama-cpp", "vllm")
+KV_TYPES = ("f16", "bf16", "f32", "q8_0")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerSettings:
+    """`mode` measured: verify what the cost curve says pays. static: always the best `max_nodes` nodes."""
+
+    mode: str = "measured"
+    max_nodes: int = 24
+    trees: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How the engine opens the model; `threads` None is the engine's choice."""
+
+    threads: int | None = None
+    context: int = 4096
+    batch: int = 512
+    gpu_layers: int = 0
+    flash_attention: bool | None = None
+    kv_type: str = "f16"
+
+
+@dataclass(frozen=True, slots=True)
+class CostPoints:
+    """Milliseconds of one target pass: ms[i][j] with contexts[i] tokens in the cache and rows[j] rows."""
+
+    contexts: tuple[int, ...]
+    rows: tuple[int, ...]
+    ms: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was seen on one machine: its fingerprint, the cost curve, and (hits, misses) per bucket."""
+
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    cost_curve: CostPoints | None = None
+    acceptance: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The only configuration object. Command-line flags are edits of one."""
+
+    name: str
+    description: str = ""
+    engine: str = "llama-cpp"
+    model: str | None = None
+    proposers: tuple[ProposerSpec, ...] = (ProposerSpec("suffix"), ProposerSpec("token_recycling"))
+    planner: PlannerSettings = PlannerSettings()
+    exact: bool = False
+    runtime: Runtime = Runtime()
+    measured: Measured | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def speculates(self) -> bool:
+        """Whether any of its proposers drafts."""
+        return any(spec.method != "none" for spec in self.proposers)
+
+
+class Invalid(Exception):
+    """What is wrong with a profile's text: `key: what; what to do`."""
