@@ -1,7 +1,7 @@
 """Plain decoding: the proposer that never guesses.
 
-Knows which sequences run, so that a mistaken call is noticed; knows no tokens. It is the baseline, the fallback and a
-tuner candidate, so that "do not speculate" runs through the same code as every method. Source: none needed.
+Knows which sequences run, so that a mistaken call is noticed; knows no tokens. It is the baseline and the
+fallback, so that "do not speculate" runs through the same code as every method. Source: none needed.
 """
 
 from __future__ import annotations
