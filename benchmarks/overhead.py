@@ -1,4 +1,4 @@
-"""What propose + plan + observe cost per step, with seven drafted nodes (eight rows) in every step and with the planner's choice.
+"""What propose + plan + observe cost per step, with seven drafted nodes in every step, or as the planner chooses.
 
 python benchmarks/overhead.py [--model REF ...] [--tokens 96]
 

@@ -69,7 +69,7 @@ def _advice(found: dict[str, Any]) -> list[str]:
         advice.append(f"llama.cpp does not work: build it for this machine with {rebuild}")
     elif llama["features"].get("LLAMAFILE") and llama["features"].get("AVX512"):
         advice.append(
-            "llama.cpp is built with tinyBLAS, which on processors with AVX-512 can make passes of 2 to 12 rows dear for "
+            "llama.cpp is built with tinyBLAS, which with AVX-512 can make passes of 2 to 12 rows dear for "
             "quantised weights; where drafts do not pay, compare a build with CMAKE_ARGS=-DGGML_LLAMAFILE=OFF"
         )
     if found["models"][models.DEMO]["problem"]:
