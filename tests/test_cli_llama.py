@@ -64,6 +64,7 @@ def test_run_colours_drafts_and_reports_figures(tmp_path: Path, monkeypatch: pyt
     assert done.returncode == 0
     assert "tokens per pass" in done.stderr.decode()
     assert b"\x1b[" not in done.stdout, "no colours off a terminal"
+    monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     forced = call(*asked).stdout
     assert b"\x1b[" in forced
