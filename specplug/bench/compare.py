@@ -133,6 +133,8 @@ def check(profiles: Sequence[Profile], peers: Sequence[str], concurrency: int) -
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"arm {twice[0]} is named twice; name it once")
+    if any(profile.name == "none" and profile.speculates for profile in profiles):
+        raise UsageError("profile none: drafts, but none is the name of plain decoding's arm; give it another name")
     if len({profile.exact for profile in profiles}) > 1:
         exact = next(profile.name for profile in profiles if profile.exact)
         raise UsageError(f"profile {exact}: exact changes plain decoding too; compare it in a run of its own")

@@ -1,0 +1,36 @@
+"""What `bench` refuses before it opens a model."""
+
+import pytest
+
+from specplug.bench.compare import check
+from specplug.errors import EngineError, SpecplugError, UsageError
+from specplug.profile import Profile
+from specplug.registry import ProposerSpec
+
+PLAIN = Profile("none", proposers=(ProposerSpec("none"),))
+PEER = "llama-cpp-python:prompt-lookup"
+
+
+@pytest.mark.parametrize(
+    ("profiles", "peers", "concurrency", "error", "told"),
+    [
+        ([Profile("a", engine="vllm")], [], 1, EngineError, "bench cannot run engine vllm yet"),
+        ([Profile("a"), Profile("a")], [], 1, UsageError, "arm a is named twice"),
+        ([Profile("a")], [PEER, PEER], 1, UsageError, "is named twice"),
+        ([Profile("none")], [], 1, UsageError, "give it another name"),
+        ([Profile("a"), Profile("b", exact=True)], [], 1, UsageError, "profile b: exact changes plain decoding too"),
+        ([Profile("a")], ["llama-server"], 1, UsageError, "no peer is named 'llama-server'; there are"),
+        ([Profile("a")], [PEER], 4, UsageError, "use --concurrency 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    profiles: list[Profile], peers: list[str], concurrency: int, error: type[SpecplugError], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        check(profiles, peers, concurrency)
+
+
+def test_what_can_be_compared_is_not() -> None:
+    check([PLAIN, Profile("a"), Profile("b")], [PEER], 1)
+    check([PLAIN, Profile("a")], [], 8)
+    check([Profile("a", exact=True), Profile("b", exact=True)], [], 1)
