@@ -1,4 +1,4 @@
-"""Write a profile for every static setting of every single proposer: OUT/suffix-2.yaml and so on.
+"""Write profiles of static settings, three sizes of each single proposer: OUT/suffix-3.yaml and so on.
 
 python benchmarks/static_profiles.py OUT
 specplug bench --profile default $(for f in OUT/*.yaml; do echo --profile $f; done)

@@ -46,7 +46,8 @@ class Speculator:
             static=planner.mode == "static",
         )
         self._rests = [Rest() for _ in fusion.sources]
-        self._asked: list[int] = []
+        self.asked: list[int] = []
+        """The sources, by index, that were asked in the step under way."""
         self._always = self.planner.static
         self._silent = not fusion.buckets  # a source without buckets never drafts
         self._candidates: list[Draft] = []
@@ -73,21 +74,21 @@ class Speculator:
         self._context = context
         if self._silent:
             return [EMPTY] * len(seqs)
-        self._asked = [i for i, rest in enumerate(self._rests) if self._always or rest.due()]
-        if not self._asked:
+        self.asked = [i for i, rest in enumerate(self._rests) if self._always or rest.due()]
+        if not self.asked:
             self.wants_topk = 0
             self._candidates = []
             self._plan = Plan([EMPTY] * len(seqs), len(seqs), 0.0, 0.0)
             return self._plan.drafts
         began = self.fusion.clock()
         limit = self.planner.max_nodes
-        active = [i in self._asked for i in range(len(self._rests))]
+        active = [i in self.asked for i in range(len(self._rests))]
         self._ask_ns = [0] * len(self._rests)
         self._candidates = [
             self.fusion.propose_from(seq, min(limit, budget), active, self._ask_ns)
             for seq, budget in zip(seqs, budgets, strict=True)
         ]
-        self.wants_topk = max(self.fusion.sources[i].needs.topk for i in self._asked)
+        self.wants_topk = max(self.fusion.sources[i].needs.topk for i in self.asked)
         self._plan = self.planner.plan(self._candidates, context, self._topk_row_ms if self.wants_topk else 0.0)
         self._plan_ns = self.fusion.clock() - began - sum(self._ask_ns)
         return self._plan.drafts
@@ -117,8 +118,8 @@ class Speculator:
         What several guessed is credited to the cheapest of them, so that a dear source must find what others do not.
         """
         plain_ms = self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
-        readers = sum(self.fusion.sources[i].needs.topk > 0 for i in self._asked)
-        order = sorted(self._asked, key=lambda i: self._rests[i].cost_ms)
+        readers = sum(self.fusion.sources[i].needs.topk > 0 for i in self.asked)
+        order = sorted(self.asked, key=lambda i: self._rests[i].cost_ms)
         credited = 0.0
         for place, source in enumerate(order, start=1):
             others = frozenset[int]().union(*(self.fusion.own_buckets[i] for i in order[place:]))
