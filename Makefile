@@ -24,7 +24,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "specplug needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[llama-cpp,demo,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[llama-cpp,demo,report,dev]'
 	touch $(STAMP)
 
 clean:

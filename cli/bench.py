@@ -16,7 +16,7 @@ from specplug.bench.compare import check, compare
 from specplug.errors import UsageError
 from specplug.files import write_atomically
 
-from .options import Request, model_path, note, shared_options
+from .options import Request, model_path, note, parse_levels, shared_options
 from .progress import progress_bar
 
 
@@ -42,7 +42,7 @@ def bench(
     out: Path | None,
 ) -> None:
     """Compare profiles with plain decoding: tokens/s, acceptance, speedup, and whether the output is the same."""
-    levels = _levels(concurrency)
+    levels = parse_levels(concurrency)
     prompts = workloads.load_workload(workload)
     if limit is not None:
         prompts = workloads.limit(prompts, limit)
@@ -85,16 +85,6 @@ def bench(
             _show(report)
     if out is not None:
         write_atomically(out, json.dumps(document, indent=1).encode() + b"\n")
-
-
-def _levels(text: str) -> list[int]:
-    try:
-        levels = [int(part) for part in text.split(",")]
-    except ValueError:
-        levels = []
-    if not levels or min(levels) < 1 or max(levels) > 128:
-        raise UsageError(f"--concurrency {text!r}: not a list of whole numbers from 1 to 128, such as 1,4,8")
-    return levels
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -19,8 +19,9 @@ from specplug.errors import SpecplugError
 COMMANDS = {
     "run": "Generate text with a profile, from a prompt, stdin or a file.",
     "bench": "Compare profiles with plain decoding over a workload.",
+    "tune": "Measure this machine and this work, and write the profile that is fastest here.",
     "verify": "Prove that a profile's output equals plain decoding's.",
-    "profiles": "List, show and check profiles.",
+    "profiles": "List, show, check, draw and translate profiles.",
     "doctor": "Say what this machine has, what works and what to install.",
 }
 """Name and help line; the click command NAME is in the module NAME beside this one."""
@@ -50,7 +51,8 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Flags that commands share also have a variable, as SPECPLUG_PROFILE; a flag wins over it, and it over the "
     "profile. "
-    "Exit codes: 0 done, 1 failed, 2 bad input, 4 outputs differ (verify), 5 engine missing, 130 interrupted.",
+    "Exit codes: 0 done, 1 failed, 2 bad input, 3 nothing beats plain decoding (tune), 4 outputs differ (verify), "
+    "5 engine missing, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="specplug")
 def app() -> None:

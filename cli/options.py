@@ -45,9 +45,12 @@ class _ProfileRef(click.types.StringParamType):
 
 
 def shared_options(
-    *, max_tokens: int, several_profiles: bool = False
+    *, max_tokens: int, several_profiles: bool = False, greedy: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the shared flags, and its function a Request as first argument instead of their values."""
+    """Give a command the shared flags, and its function a Request as first argument instead of their values.
+
+    greedy  leaves out the flags of sampling
+    """
     flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.option(
             "--profile",
@@ -85,6 +88,8 @@ def shared_options(
             show_envvar=True,
             help="New tokens per answer, at most.",
         ),
+    ]
+    sampling: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.option(
             "--temperature",
             type=click.FloatRange(0),
@@ -104,14 +109,14 @@ def shared_options(
             show_envvar=True,
             help="Of the random numbers for sampling.",
         ),
-        json_option,
     ]
+    flags += [json_option] if greedy else [*sampling, json_option]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def with_request(**values: Any) -> Any:
             shared = {key: values.pop(key) for key in ("profile_refs", "model", "engine", "threads")}
-            how = {key: values.pop(key) for key in ("max_tokens", "temperature", "seed", "json")}
+            how = {key: values.pop(key, 0) for key in ("max_tokens", "temperature", "seed", "json")}
             refs = shared.pop("profile_refs")
             profiles = chosen_profiles(refs if several_profiles else [refs] if refs else [], **shared)
             return command(Request(tuple(profiles), **how), **values)
@@ -149,6 +154,17 @@ def model_path(chosen: Profile) -> Path:
     if chosen.model is None:
         raise UsageError(f"profile {chosen.name}: engine {chosen.engine} has no model; name one with --model")
     return models.resolve(chosen.model)
+
+
+def parse_levels(text: str) -> list[int]:
+    """The numbers of --concurrency."""
+    try:
+        levels = [int(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or min(levels) < 1 or max(levels) > 128:
+        raise UsageError(f"--concurrency {text!r}: not a list of whole numbers from 1 to 128, such as 1,4,8")
+    return levels
 
 
 def note(what: str) -> None:

@@ -1,21 +1,24 @@
-"""specplug profiles: list, show, validate."""
+"""specplug profiles: list, show, validate, plot, export."""
 
 from __future__ import annotations
 
 import json as json_format
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
-from specplug import profile
-from specplug.errors import SpecplugError
+from specplug import models, profile
+from specplug.errors import SpecplugError, UsageError
+from specplug.files import write_atomically
+from specplug.profile.export import TARGETS, export
 
 from .options import json_option
 
 
 @click.group()
 def profiles() -> None:
-    """List, show and check profiles."""
+    """List, show, check, draw and translate profiles."""
 
 
 @profiles.command("list")
@@ -57,6 +60,36 @@ def validate(ctx: click.Context, refs: tuple[str, ...], json: bool) -> None:
         elif not json:
             click.echo(f"{ref}: valid")
     ctx.exit(2 if any(problems.values()) else 0)
+
+
+@profiles.command()
+@click.argument("ref", metavar="NAME|PATH")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page; by default NAME.html, here.")
+def plot(ref: str, out: Path | None) -> None:
+    """Draw what a tuned profile was measured with, as one HTML page."""
+    from specplug.tune import report
+
+    chosen = profile.load(ref)
+    if not chosen.evidence:
+        raise UsageError(f"profile {chosen.name}: was not tuned, so there is nothing to draw; see specplug tune")
+    target = out or Path(f"{chosen.name}.html")
+    write_atomically(target, report.page(chosen.evidence).encode())
+    click.echo(target)
+
+
+@profiles.command("export")
+@click.argument("ref", metavar="NAME|PATH")
+@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Whose flags.")
+@click.option("--model", metavar="REF", help="The model to name there; the profile's own by default.")
+@json_option
+def export_profile(ref: str, target: str, model: str | None, json: bool) -> None:
+    """The nearest built-in flags of an engine without specplug, with what is lost."""
+    chosen = profile.load(ref)
+    wanted = model or chosen.model
+    if wanted is not None and (target == "llama-server" or wanted.startswith("demo:")):
+        wanted = str(models.resolve(wanted))
+    found = export(chosen, target, wanted)
+    click.echo(json_format.dumps(asdict(found), indent=2) if json else str(found))
 
 
 def _problem(ref: str) -> str | None:

@@ -1,9 +1,10 @@
-"""A progress bar on stderr that is silent off a terminal."""
+"""Progress on stderr, silent off a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,3 +22,21 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[str, int], None]]
             bar.update(task, advance=steps, description=f"{title}: {what}")
 
         yield advance
+
+
+@contextmanager
+def budget_bar(title: str, seconds: float) -> Iterator[Callable[[str, float, str], None]]:
+    """For work that has so many seconds: a function that tells the stage, its share done, and what is best so far."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+    began = monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=seconds, left="")
+
+        def tell(stage: str, share: float, best: str) -> None:
+            spent = monotonic() - began
+            left = max(0, round(seconds - spent))
+            what = f"{title}: {stage} {share:.0%}" + (f", best so far {best}" if best else "")
+            bar.update(task, completed=min(spent, seconds), description=what, left=f"{left // 60}:{left % 60:02} left")
+
+        yield tell

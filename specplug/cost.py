@@ -112,7 +112,8 @@ class CostCurve:
         return line
 
 
-def oracle_speedup(curve: CostCurve, context: int) -> float:
-    """The most that perfect drafts could give: max over n of n T(1) / T(n)."""
+def oracle_speedup(curve: CostCurve, context: int, sequences: int = 1) -> float:
+    """The most that perfect drafts could give: max over n of n T(sequences) / T(n sequences)."""
     ms = curve.at(context)
-    return max((n + 1) * ms[0] / cost for n, cost in enumerate(ms))
+    plain = ms[min(sequences, len(ms)) - 1]
+    return max(n * plain / ms[n * sequences - 1] for n in range(1, max(1, len(ms) // sequences) + 1))

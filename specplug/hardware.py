@@ -1,6 +1,6 @@
 """What machine this is, and whether it is idle enough to measure on.
 
-Knows what the operating system tells. Knows no engine and no accelerator.
+Knows what the operating system and NVIDIA's library tell. Knows no engine and no model.
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import psutil
 
 BUSY = 0.25
@@ -18,6 +22,9 @@ BUSY = 0.25
 
 LOOK_SECONDS = 0.3
 """How long to look at what else runs."""
+
+READ_BYTES = 96 << 20
+"""What each core reads when bandwidth is measured: more than caches hold."""
 
 
 def fingerprint() -> dict[str, Any]:
@@ -49,6 +56,38 @@ def busy_warning() -> str | None:
     if busy <= BUSY * cores:
         return None
     return f"{busy:.1f} of {cores} cores are busy with other work, so measured speeds are not to be trusted"
+
+
+def read_bandwidth() -> float:
+    """GiB/s at which all usable cores together read memory: the best of three looks, some tenths of a second."""
+    cores = usable_cores()
+    blocks = [np.ones(READ_BYTES // 8, dtype=np.int64) for _ in range(cores)]
+    best = 0.0
+    with ThreadPoolExecutor(cores) as pool:  # NumPy lets go of the interpreter while it sums
+        for _ in range(3):
+            began = perf_counter()
+            list(pool.map(np.sum, blocks))
+            best = max(best, cores * READ_BYTES / 2**30 / (perf_counter() - began))
+    return round(best, 1)
+
+
+def gpus() -> list[dict[str, Any]]:
+    """name, memory_gib and driver of every NVIDIA GPU; nothing where `nvidia-ml-py` or a driver is missing."""
+    try:
+        nvml: Any = import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # no package, no driver, no permission: each has an exception of its own
+        return []
+    try:
+        found = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            device = nvml.nvmlDeviceGetHandleByIndex(index)
+            memory = nvml.nvmlDeviceGetMemoryInfo(device).total / 2**30
+            driver = nvml.nvmlSystemGetDriverVersion()
+            found.append({"name": nvml.nvmlDeviceGetName(device), "memory_gib": round(memory, 1), "driver": driver})
+        return found
+    finally:
+        nvml.nvmlShutdown()
 
 
 def _cpu_name() -> str:

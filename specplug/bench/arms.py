@@ -55,6 +55,23 @@ class Arm(Protocol):
     def close(self) -> None: ...
 
 
+class PromptStates:
+    """What reading a prompt leaves in a cache, for arms that run the same prompts one after the other; bounded."""
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        """`limit`: bytes in all; the oldest go first, but never the latest."""
+        self._limit = limit
+        self._states: dict[bytes, bytes] = {}
+
+    def of(self, prompt: IntArray) -> bytes | None:
+        return self._states.get(prompt.tobytes())
+
+    def keep(self, prompt: IntArray, state: bytes) -> None:
+        self._states[prompt.tobytes()] = state
+        while len(self._states) > 1 and sum(map(len, self._states.values())) > self._limit:
+            del self._states[next(iter(self._states))]
+
+
 class ProfileArm:
     """A profile on llama.cpp, `slots` prompts at a time."""
 
@@ -67,11 +84,14 @@ class ProfileArm:
         slots: int = 1,
         cost: CostPoints | None = None,
         say: Callable[[str], None] = lambda text: None,
+        prompts: PromptStates | None = None,
     ) -> None:
+        """`prompts` is shared by arms with the same engine settings: what one has read, the others need not read."""
         from specplug.engines.llama_cpp.engine import LlamaCpp
 
         self.name = self.profile = profile.name
         self._sampling = sampling
+        self._prompts = prompts
         self.engine = LlamaCpp(model, profile, slots=slots, cost=cost, say=say)
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
@@ -79,6 +99,10 @@ class ProfileArm:
 
         requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
         self.engine.loop.forget_prompts()  # every arm reads the same prompts in the same passes
+        if self._prompts is not None:
+            for prompt in prompts:
+                state = self.engine.loop.preload(prompt, self._prompts.of(prompt))
+                self._prompts.keep(prompt, state)
         began = perf_counter()
         answers = self.engine.generate_all(requests)
         reading = sum(a.counters.prompt_ns for a in answers) / 1e9

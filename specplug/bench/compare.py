@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from specplug import __version__, hardware
+from specplug import __version__, fingerprint, hardware
 from specplug.bench.arms import PEERS, Arm, ProfileArm, PromptLookupPeer, plain
 from specplug.bench.run import run_arms
 from specplug.bench.workloads import Prompt, categories
@@ -62,8 +62,11 @@ def compare(
         model = stack.enter_context(open_model(model_path, gpu_layers=profiles[0].runtime.gpu_layers))
         first = resolved(profiles[0], model)
         base = plain(first)
-        for p in profiles[1:]:
-            if p.speculates and p.runtime != profiles[0].runtime:
+        for place, p in enumerate(profiles):
+            changed = fingerprint.stale(p, model_path, p.runtime.threads or first.runtime.threads)
+            if changed:
+                say(changed)
+            if place and p.speculates and p.runtime != profiles[0].runtime:
                 say(f"profile {p.name}: runs with the engine settings of {profiles[0].name}, as every arm does")
         drafting = [replace(p, runtime=first.runtime) for p in profiles if p.speculates]
         cost = None

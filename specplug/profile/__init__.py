@@ -35,6 +35,7 @@ from specplug.registry import nearest
 __all__ = [
     "ENGINES",
     "KV_TYPES",
+    "NAME",
     "SCHEMA",
     "SIZE_LIMIT",
     "CostPoints",

@@ -176,7 +176,7 @@ def _unknown_method(method: str, where: str) -> NoReturn:
 
 
 def _cost_points(value: object, where: str) -> CostPoints:
-    if not isinstance(value, dict) or value.keys() != _COST_POINTS.keys():
+    if not isinstance(value, dict) or value.keys() | {"sequences"} != _COST_POINTS.keys():
         raise Invalid(f"{where}: not a mapping of contexts, rows and ms; measure again")
     curve = _section(CostPoints, _COST_POINTS, value, where)
     for key, points in (("contexts", curve.contexts), ("rows", curve.rows)):
@@ -207,6 +207,7 @@ _COST_POINTS: dict[str, Check] = {
     "contexts": _items(_whole(0, 1 << 24)),
     "rows": _items(_whole(1, 1 << 16)),
     "ms": _items(_items(_number)),
+    "sequences": _whole(1, 1 << 10),
 }
 _MEASURED: dict[str, Check] = {
     "hardware": _plain_mapping,

@@ -41,11 +41,15 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class CostPoints:
-    """Milliseconds of one target pass: ms[i][j] with contexts[i] tokens in the cache and rows[j] rows."""
+    """Milliseconds of one target pass: ms[i][j] with contexts[i] tokens per sequence in the cache and rows[j] rows.
+
+    sequences  how many shared the pass; a curve of one says little about many, whose caches are all read
+    """
 
     contexts: tuple[int, ...]
     rows: tuple[int, ...]
     ms: tuple[tuple[float, ...], ...]
+    sequences: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,20 @@ class Fusion:
     Cost per step: the sources'; merging two drafts of 16 nodes 20 us; one source alone 1 us.
     """
 
-    def __init__(self, sources: Sequence[Proposer], *, clock: Callable[[], int] = perf_counter_ns) -> None:
-        """`clock` gives nanoseconds: what asking each source takes is read from it."""
+    def __init__(
+        self,
+        sources: Sequence[Proposer],
+        *,
+        clock: Callable[[], int] = perf_counter_ns,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """What asking each source takes is read from `clock`, in nanoseconds.
+
+        names  of the sources in bucket names; their classes' where None
+        """
         assert sources, "a fusion of nothing"
         self.sources = tuple(sources)
+        names = names or [type(source).__name__ for source in sources]
         self.clock = clock
         self.needs = Needs()
         buckets: list[Bucket] = []
@@ -48,9 +58,7 @@ class Fusion:
             self._firsts.append(len(buckets))
             own = source.buckets
             if len(self.sources) > 1:
-                name = type(source).__name__
-                if any(type(other) is type(source) for other in self.sources if other is not source):
-                    name += f" {owner}"
+                name = names[owner] if names.count(names[owner]) == 1 else f"{names[owner]} {owner}"
                 alone = tuple(Bucket(f"{name} {bucket.name}", _with_odds(bucket.prior, ALONE_ODDS)) for bucket in own)
                 own = alone + tuple(
                     Bucket(f"{name} {bucket.name}, agreed", _with_odds(bucket.prior, AGREED_ODDS)) for bucket in own

@@ -106,6 +106,10 @@ class Context:
             ll.llama_free(self.handle)
             self.handle = None
 
+    def use_threads(self, threads: int) -> None:
+        """How many threads compute the passes from now on."""
+        ll.llama_set_n_threads(self.handle, threads, threads)
+
     # -- the batch ------------------------------------------------------------------------------------------------
 
     def clear_batch(self) -> None:
@@ -170,6 +174,19 @@ class Context:
     def copy(self, source: int, target: int, start: int = -1, stop: int = -1) -> None:
         """Share the cells of `source` at positions [start, stop) with `target`: bookkeeping only."""
         ll.llama_memory_seq_cp(self.memory, source, target, start, stop)
+
+    def state(self, seq_id: int) -> bytes:
+        """The cells of a sequence, for `restore` on a context of the same model, KV type and attention."""
+        size = ll.llama_state_seq_get_size(self.handle, seq_id)
+        buffer = (ctypes.c_uint8 * size)()
+        written = ll.llama_state_seq_get_data(self.handle, buffer, size, seq_id)
+        return bytes(buffer)[:written]
+
+    def restore(self, seq_id: int, state: bytes) -> None:
+        """Give a sequence that holds nothing what `state` returned. Raises SpecplugError when it does not fit."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not ll.llama_state_seq_set_data(self.handle, buffer, len(state), seq_id):
+            raise SpecplugError("llama.cpp does not take the state of a sequence; the contexts differ")
 
     def clear(self) -> None:
         """Forget everything; cells are filled from the first one on again."""

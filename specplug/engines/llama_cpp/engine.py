@@ -16,7 +16,7 @@ from specplug.cost import CostCurve
 from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
-from specplug.engines.llama_cpp.measure import cost_points, remembered_cost_points
+from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.rounding import one_row_differs, rows_alike
 from specplug.engines.llama_cpp.sampling import Sampling, TokenLogprobs
@@ -98,13 +98,13 @@ class LlamaCpp:
         max_nodes = profile.planner.max_nodes if profile.speculates else 0
         limit = max_nodes + slots
         self.model = model
+        own = None if cost else own_cost_points(model, profile, slots=slots, say=say)
         if not profile.speculates:
             self.cost_points = CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
         else:
-            known = profile.measured.cost_curve if profile.measured else None
             self.cost_points = (
                 cost
-                or known
+                or own
                 or remembered_cost_points(
                     model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), say=say
                 )

@@ -155,6 +155,20 @@ class StepLoop:
         for seq in self._free_homes:
             self.forget(seq)
 
+    def preload(self, prompt: IntArray, state: bytes | None = None) -> bytes:
+        """Let an idle slot hold a prompt (int32[n], n >= 1), so that `start` reads its last token only.
+
+        state  what this returned on a loop of the same model and settings; read here where None
+        """
+        seq = next(seq for seq in self._free_homes if not self._held[seq])
+        if state is None:
+            self._read_prompt(seq, prompt)
+            state = self.context.state(seq)
+        else:
+            self.context.restore(seq, state)
+        self._held[seq] = prompt.tolist()
+        return state
+
     def forget(self, seq: int, start: int = 0) -> None:
         """Free a slot's cells from position `start` on, parked ones included."""
         self.context.drop(seq, start)

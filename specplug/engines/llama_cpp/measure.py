@@ -17,13 +17,13 @@ from time import perf_counter
 import numpy as np
 from platformdirs import user_cache_dir
 
-from specplug import hardware
+from specplug import fingerprint, hardware
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError
 from specplug.files import write_atomically
-from specplug.profile import CostPoints, Runtime
+from specplug.profile import CostPoints, Profile, Runtime
 
 QUICK_SECONDS = 3.0
 """Time for a first look; further rounds stop here once every point has been seen three times."""
@@ -67,17 +67,15 @@ def points_on(
     contexts  tokens in the cache before the pass; those that fit are measured
     seconds   time for all of it; every point is seen FEWEST_ROUNDS times at least
     """
+    timer = PassTimer(context)
     room = context.cells - limit - 1
     fills = [c for c in contexts if c <= room] or [max(room, 1)]
-    filler = np.random.default_rng(0).integers(0, context.model.num_tokens, fills[-1] + limit).astype(np.int32)
     lines: list[list[float]] = []
     rows: list[int] = []
-    filled = 0
     for done, fill in enumerate(fills):
-        _fill(context, filler, filled, fill)
-        filled = fill
+        timer.fill(fill)
         if not rows:
-            slow = _pass_ms(context, filler, fill, 1) * limit * limit / 4 * FEWEST_ROUNDS > seconds * 1000
+            slow = timer.time(1) * limit * limit / 4 * FEWEST_ROUNDS > seconds * 1000
             rows = [n for n in COARSE_ROWS if n < limit] + [limit] if slow else list(range(1, limit + 1))
         seen: list[list[float]] = [[] for _ in rows]
         began = perf_counter()
@@ -85,11 +83,71 @@ def points_on(
             if round_ >= FEWEST_ROUNDS and perf_counter() - began > seconds / len(fills):
                 break
             for n, times in zip(rows, seen, strict=True):
-                times.append(_pass_ms(context, filler, fill, n))
+                times.append(timer.time(n))
             progress((done + (round_ + 1) / MOST_ROUNDS) / len(fills))
         lines.append([round(median(times), 4) for times in seen])
         progress((done + 1) / len(fills))
     return CostPoints(tuple(fills), tuple(rows), tuple(tuple(line) for line in lines))
+
+
+class PassTimer:
+    """Times passes over `sequences` equally long sequences on an empty context, each row with its logits."""
+
+    def __init__(self, context: Context, sequences: int = 1) -> None:
+        self.context = context
+        self.sequences = sequences
+        self._filled = 0
+
+    def fill(self, tokens: int) -> float:
+        """Let every sequence hold `tokens` tokens, no fewer than before; returns the milliseconds that it took."""
+        context = self.context
+        began = perf_counter()
+        for sequence in range(self.sequences):
+            for at in range(self._filled, tokens, context.num_batch):
+                span = self._tokens(at, min(at + context.num_batch, tokens))
+                context.clear_batch()
+                context.add_span(span, at, sequence, wanted=False, last=True)
+                context.decode()
+        context.logits(1)
+        self._filled = tokens
+        return (perf_counter() - began) * 1000
+
+    def time(self, rows: int) -> float:
+        """Milliseconds of one pass over `rows` rows, shared evenly by the sequences; the cache is as before."""
+        assert rows >= self.sequences
+        context = self.context
+        context.clear_batch()
+        for sequence in range(self.sequences):
+            share = rows // self.sequences + (sequence < rows % self.sequences)
+            context.add_span(self._tokens(self._filled, self._filled + share), self._filled, sequence, wanted=True)
+        began = perf_counter()
+        context.decode()
+        context.logits(rows)
+        ms = (perf_counter() - began) * 1000
+        for sequence in range(self.sequences):
+            context.drop(sequence, self._filled)
+        return ms
+
+    def use_threads(self, threads: int) -> None:
+        self.context.use_threads(threads)
+
+    def _tokens(self, start: int, stop: int) -> IntArray:
+        """Any tokens, the same every time: a multiplicative hash of the position."""
+        ids = (np.arange(start, stop, dtype=np.int64) * 2654435761 & 0x7FFFFFFF) % self.context.model.num_tokens
+        return ids.astype(np.int32)
+
+
+def own_cost_points(
+    model: Model, profile: Profile, *, slots: int, say: Callable[[str], None] = lambda text: None
+) -> CostPoints | None:
+    """The profile's own curve, where it was measured under these conditions; says what changed where it was not."""
+    points = profile.measured.cost_curve if profile.measured else None
+    if points is None:
+        return None
+    changed = fingerprint.stale(profile, model.path, profile.runtime.threads)
+    if changed:
+        say(changed)
+    return points if changed is None and points.sequences == slots else None
 
 
 def remembered_cost_points(
@@ -117,30 +175,10 @@ def remembered_cost_points(
     return points
 
 
-def _fill(context: Context, filler: IntArray, start: int, stop: int) -> None:
-    for at in range(start, stop, context.num_batch):
-        context.clear_batch()
-        context.add_span(filler[at : min(at + context.num_batch, stop)], at, 0, wanted=False, last=True)
-        context.decode()
-    context.logits(1)
-
-
-def _pass_ms(context: Context, filler: IntArray, fill: int, rows: int) -> float:
-    context.clear_batch()
-    context.add_span(filler[fill : fill + rows], fill, 0, wanted=True)
-    began = perf_counter()
-    context.decode()
-    context.logits(rows)
-    ms = (perf_counter() - began) * 1000
-    context.drop(0, fill)
-    return ms
-
-
 def _cache_path(model: Model, key: Sequence[object]) -> Path:
-    with model.path.open("rb") as file:
-        head = hashlib.sha256(file.read(1 << 22)).hexdigest()
-    machine = hardware.fingerprint()
-    whole = repr((SCHEMA, machine, version("llama-cpp-python"), head, model.path.stat().st_size, tuple(key)))
+    known = {"bytes", "sample_sha256"}
+    file = {name: value for name, value in fingerprint.model_identity(model.path).items() if name in known}
+    whole = repr((SCHEMA, hardware.fingerprint(), version("llama-cpp-python"), file, tuple(key)))
     return Path(user_cache_dir("specplug")) / "cost" / f"{hashlib.sha256(whole.encode()).hexdigest()[:24]}.json"
 
 

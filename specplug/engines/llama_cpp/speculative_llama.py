@@ -24,7 +24,7 @@ from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
 from specplug.engines.llama_cpp.engine import fitting_sources
 from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
-from specplug.engines.llama_cpp.measure import points_on, remembered_cost_points
+from specplug.engines.llama_cpp.measure import own_cost_points, points_on, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import UsageError
 from specplug.profile import Profile, Runtime
@@ -170,9 +170,10 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         model.check_rollback()
         max_nodes = min(self._max_nodes, self.n_batch - 1)
         context = Context(model, self._ctx.ctx, num_ids=ids_needed(1, self._max_nodes), max_rows=max_nodes + 1)
-        points = self.profile.measured.cost_curve if self.profile.measured else None
+        runtime = self._runtime()
+        points = own_cost_points(model, replace(self.profile, runtime=runtime), slots=1, say=self._say)
         if points is None:
-            key = ("Llama", self._runtime(), self.n_threads_batch, max_nodes + 1)
+            key = ("Llama", runtime, self.n_threads_batch, max_nodes + 1)
             points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), say=self._say)
             context.clear()
         curve = CostCurve(points.contexts, points.rows, points.ms)

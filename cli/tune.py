@@ -1,0 +1,197 @@
+"""`specplug tune`: find the profile that is fastest for this model, machine and work."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from specplug import fingerprint, hardware
+from specplug import profile as profiles
+from specplug.bench import workloads
+from specplug.core import Needs
+from specplug.errors import UsageError
+from specplug.files import write_atomically
+from specplug.registry import nearest
+from specplug.tune import budget as budgets
+from specplug.tune.document import errors, evidence, interval_text, verdict
+from specplug.tune.session import OBJECTIVES, Request
+from specplug.tune.session import tune as run_tune
+from specplug.tune.settings import grid
+
+from . import options
+from .options import model_path, note, parse_levels, shared_options
+from .progress import budget_bar
+
+NOTHING_BEATS_NONE = 3
+
+
+@click.command()
+@shared_options(max_tokens=128, greedy=True)
+@click.option("--workload", default=workloads.BUILTIN, show_default=True, metavar="FILE", help="JSONL, or builtin.")
+@click.option(
+    "--category", "kinds", multiple=True, metavar="NAME", help="Only prompts of this category; several times."
+)
+@click.option("--limit", type=click.IntRange(1), help="Prompts per category, at most.")
+@click.option(
+    "--budget", default="5m", show_default=True, metavar="TIME", help="90s, 5m, 1h: how long all of it may take."
+)
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default="latency",
+    show_default=True,
+    help="Which concurrency decides: the smallest, or the largest.",
+)
+@click.option("--concurrency", default="1", show_default=True, metavar="N,...", help="Prompts at once.")
+@click.option("--out", metavar="NAME|PATH", help="The profile to write; by default MODEL-tuned, among your own.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with pictures there.")
+@click.option("--resume", is_flag=True, help="Continue a tune of this profile that was interrupted.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and measure nothing.")
+@click.pass_context
+def tune(
+    ctx: click.Context,
+    request: options.Request,
+    workload: str,
+    kinds: tuple[str, ...],
+    limit: int | None,
+    budget: str,
+    objective: str,
+    concurrency: str,
+    out: str | None,
+    html: Path | None,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Measure this machine and this work, try every method and shape, and write the profile that is fastest.
+
+    The profile named is where engine settings come from; the one written is never slower than plain decoding as far
+    as was measured, and is plain decoding where nothing beats it (exit code 3).
+    """
+    prompts = _prompts(workload, kinds, limit)
+    seconds = budgets.parse(budget)
+    levels = tuple(sorted(set(parse_levels(concurrency))))
+    path = model_path(request.profile)
+    target = _target(out, path)
+    if html is not None:
+        _check_report(html)
+    wanted = Request(
+        model=path,
+        base=request.profile,
+        prompts=prompts,
+        workload=Path(workload).name,
+        name=target.stem,
+        out=target,
+        budget=seconds,
+        max_tokens=request.max_tokens,
+        objective=objective,
+        concurrency=levels,
+        resume=resume,
+        command=shlex.join(["specplug", *sys.argv[1:]]),
+    )
+    if dry_run:
+        plan = _plan(wanted)
+        click.echo(json.dumps(plan, indent=1) if request.json else "\n".join(f"{k}: {v}" for k, v in plan.items()))
+        return
+    with budget_bar("tune", seconds) as progress:
+        outcome = run_tune(wanted, say=note, progress=progress)
+    document = outcome.document
+    if html is not None:
+        from specplug.tune.report import page
+
+        write_atomically(html, page(document).encode())
+    if request.json:
+        click.echo(json.dumps(document))
+    else:
+        _show(document)
+    note(f"{verdict(document)}; written to {target}")
+    ctx.exit(NOTHING_BEATS_NONE if document["chosen"] == "none" else 0)
+
+
+def _prompts(workload: str, kinds: tuple[str, ...], limit: int | None) -> list[workloads.Prompt]:
+    prompts = workloads.load_workload(workload)
+    known = workloads.categories(prompts)
+    for kind in kinds:
+        if kind not in known:
+            raise UsageError(f"--category {kind}: {workload} has no such category; {nearest(kind, known)}")
+    if kinds:
+        prompts = [prompt for prompt in prompts if prompt.category in kinds]
+    return prompts if limit is None else workloads.limit(prompts, limit)
+
+
+def _target(out: str | None, model: Path) -> Path:
+    """Where the profile goes; UsageError when it cannot have that name."""
+    if out is None:
+        slug = re.sub(r"[^a-z0-9._-]+", "-", model.stem.lower()).strip("-._")
+        return profiles.user_folder() / f"{slug[:80] or 'model'}-tuned.yaml"
+    path = Path(out).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        if path.name != out:
+            raise UsageError(f"--out {out}: a path has to end in .yaml; or give a name alone")
+        path = profiles.user_folder() / f"{out}.yaml"
+    if not profiles.NAME.fullmatch(path.stem):
+        raise UsageError(f"--out {out}: {path.stem!r} is no profile name; use a-z, 0-9, '.', '_' and '-'")
+    return path
+
+
+def _check_report(path: Path) -> None:
+    """UsageError when the report could not be written after all that measuring."""
+    from specplug.tune import report
+
+    report.require()
+    if not path.parent.is_dir():
+        raise UsageError(f"--html {path}: its folder does not exist; create it first")
+
+
+def _plan(request: Request) -> dict[str, Any]:
+    settings = grid(Needs(topk=1 << 30))
+    return {
+        "profile": str(request.out),
+        "model": str(request.model),
+        "engine": request.base.engine,
+        "machine": fingerprint.of(request.model, engine=request.base.engine, threads=request.base.runtime.threads),
+        "workload": f"{request.workload}, {len(request.prompts)} prompts, {request.max_tokens} tokens each",
+        "settings": len(settings),
+        "methods": sorted({setting.method for setting in settings}),
+        "concurrency": list(request.concurrency),
+        "seconds": {stage: round(share * request.budget, 1) for stage, share in budgets.SHARES.items()}
+        | {"confirm": round((1 - sum(budgets.SHARES.values())) * request.budget, 1)},
+        "busy": hardware.busy_warning(),
+    }
+
+
+def _show(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 140)
+    work, level = document["workload"], str(document["level"])
+    console.print(
+        f"{document['model']['description']}, {document['threads']['chosen']} threads, {work['answers']} answers of "
+        f"{work['max_tokens']} tokens of {work['name']}, {level} at once, {document['seconds']:.0f} s; "
+        f"perfect guesses would give {document['oracle_speedup'][level]:.2f}"
+    )
+    table = Table("setting", "predicted", "accepted/step", "confirmed live", "tokens/s", "", box=None)
+    shown = evidence(document)
+    for line in shown["settings"]:
+        live = line["confirmed"].get(level)
+        predicted = line["predicted"]
+        table.add_row(
+            line["name"],
+            f"{predicted['speedup']:.2f}",
+            f"{predicted['mean_acceptance_length']:.2f}",
+            interval_text(live["speedup"]) if live else "",
+            f"{live['tokens_per_second']:.1f}" if live and live["tokens_per_second"] else "",
+            "chosen" if line["name"] == document["chosen"] else "",
+        )
+    console.print(table)
+    further = shown["settings_left_out"]
+    wrong = errors(document)
+    if wrong:
+        console.print(
+            f"prediction off by {', '.join(f'{error:.1%}' for error in wrong)}; {further} more settings in --json"
+        )

@@ -1,0 +1,164 @@
+"""A profile as flags of engines without specplug: the nearest built-in method, and what is lost with it.
+
+Knows the names of llama-server's and vLLM's flags (llama.cpp of 2026-11, vLLM 0.32). Runs nothing.
+Source: llama.cpp's common/arg.cpp and docs/speculative.md; vLLM's vllm/config/speculative.py and its page on dynamic
+speculative decoding.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specplug import registry
+from specplug.cost import CostCurve
+from specplug.profile.settings import Profile
+
+TARGETS = ("llama-server", "vllm")
+
+RIGHT = 0.7
+"""How often a guess is right where nothing was learned: what lookup of three tokens finds in chat and code."""
+
+BATCHES = 512
+"""Where the schedule by batch size ends."""
+
+CONTEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A command, and what of the profile it cannot say, sentence by sentence."""
+
+    argv: list[str]
+    lost: list[str]
+
+    def __str__(self) -> str:
+        return "\n".join([*(f"# {line}" for line in self.lost), shlex.join(self.argv)])
+
+
+def export(profile: Profile, target: str, model: str | None = None) -> Exported:
+    """The profile for one of TARGETS; `model` is what the engine is given, the profile's own where None."""
+    methods = {spec.method: _options(spec) for spec in profile.proposers}
+    model = model or profile.model or "MODEL"
+    return _llama_server(profile, methods, model) if target == "llama-server" else _vllm(profile, methods, model)
+
+
+def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> Exported:
+    runtime = profile.runtime
+    argv = ["llama-server", "-m", model, "--ctx-size", str(runtime.context), "--batch-size", str(runtime.batch)]
+    if runtime.threads is not None:
+        argv += ["--threads", str(runtime.threads)]
+    if runtime.gpu_layers:
+        argv += ["--n-gpu-layers", "all" if runtime.gpu_layers < 0 else str(runtime.gpu_layers)]
+    if runtime.flash_attention is not None:
+        argv += ["--flash-attn", "on" if runtime.flash_attention else "off"]
+    if runtime.kv_type != "f16":
+        argv += ["--cache-type-k", runtime.kv_type, "--cache-type-v", runtime.kv_type]
+    lookup = methods.get("ngram") or methods.get("suffix")
+    if lookup is None:
+        return Exported([*argv, "--spec-type", "none"], _lost(methods, ()))
+    length = _length(profile, int(lookup["max_draft"]))
+    if not length:
+        return Exported([*argv, "--spec-type", "none"], ["no draft of fixed length pays under the measured costs"])
+    match = int(lookup.get("max_match", 3))
+    argv += ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", str(match)]
+    argv += ["--spec-ngram-simple-size-m", str(length)]
+    lost = [f"matches have {match} tokens and drafts {length}, in every step: no choice by measured costs"]
+    return Exported(argv, lost + _lost(methods, ("ngram", "suffix")))
+
+
+def _vllm(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> Exported:
+    argv = ["vllm", "serve", model]
+    config: dict[str, Any] = {}
+    lost: list[str] = []
+    if "suffix" in methods:
+        options = methods["suffix"]
+        depth = min(int(options["max_draft"]), profile.planner.max_nodes)
+        config = {
+            "method": "suffix",
+            "num_speculative_tokens": depth,
+            "suffix_decoding_max_tree_depth": depth,
+            "suffix_decoding_min_token_prob": options["min_prob"],
+        }
+        lost.append("needs: pip install arctic-inference")
+    elif "ngram" in methods:
+        options = methods["ngram"]
+        length = _length(profile, int(options["max_draft"]))
+        if not length:
+            return Exported(argv, ["no draft of fixed length pays under the measured costs"])
+        config = {
+            "method": "ngram",
+            "num_speculative_tokens": length,
+            "prompt_lookup_max": options["max_match"],
+            "prompt_lookup_min": options["min_match"],
+        }
+        schedule = _schedule(profile, length)
+        if schedule:
+            config["num_speculative_tokens_per_batch_size"] = schedule
+            lost.append(
+                "the schedule by batch size comes from the profile's own cost curve: measure on the real machine"
+            )
+    if not config:
+        return Exported(argv, _lost(methods, ()))
+    lost.append("drafts are chains of fixed length: no choice by measured costs, step by step")
+    return Exported([*argv, "--speculative-config", json.dumps(config)], lost + _lost(methods, ("ngram", "suffix")))
+
+
+def _lost(methods: Mapping[str, Mapping[str, Any]], kept: tuple[str, ...]) -> list[str]:
+    lines = [f"{method} has no counterpart and is dropped" for method in methods if method not in (*kept, "none")]
+    if "suffix" in methods and kept and "ngram" in methods:
+        lines.append("suffix and ngram become one method")
+    return lines
+
+
+def _options(spec: registry.ProposerSpec) -> dict[str, Any]:
+    """The method's options, defaults filled in."""
+    defaults = {key: option.default for key, option in registry.options(spec.method).items() if not option.required}
+    return {**defaults, **spec.options}
+
+
+def _right(profile: Profile) -> float:
+    """The share of guesses that were right where the profile was tuned."""
+    counts = profile.measured.acceptance.values() if profile.measured else ()
+    hits, misses = sum(pair[0] for pair in counts), sum(pair[1] for pair in counts)
+    return hits / (hits + misses) if hits + misses else RIGHT
+
+
+def _length(profile: Profile, most: int, batch: int = 1) -> int:
+    """The fixed draft length that pays best, 0 where none does; the planner's own limit without a cost curve."""
+    most = min(most, profile.planner.max_nodes)
+    points = profile.measured.cost_curve if profile.measured else None
+    if points is None or profile.planner.mode == "static":
+        return most
+    ms = CostCurve(points.contexts, points.rows, points.ms).at(CONTEXT)
+    share = _right(profile)
+    speeds = {0: 1.0 / ms[min(batch, len(ms)) - 1]}
+    for n in range(1, most + 1):
+        if batch * (n + 1) > len(ms):
+            break
+        speeds[n] = sum(share**i for i in range(n + 1)) / ms[batch * (n + 1) - 1]
+    return max(speeds, key=speeds.__getitem__)
+
+
+def _schedule(profile: Profile, most: int) -> list[list[int]]:
+    """[first batch size, last, length] as far as the cost curve reaches, 0 from there on; empty without one."""
+    points = profile.measured.cost_curve if profile.measured else None
+    if points is None or points.sequences != 1:
+        return []
+    ranges: list[list[int]] = []
+    for batch in range(1, points.rows[-1] // 2 + 1):
+        length = _length(profile, most, batch)
+        if ranges and ranges[-1][2] == length:
+            ranges[-1][1] = batch
+        else:
+            ranges.append([batch, batch, length])
+    if not ranges:
+        return []
+    if ranges[-1][2] == 0:
+        ranges[-1][1] = BATCHES
+    else:
+        ranges.append([ranges[-1][1] + 1, BATCHES, 0])
+    return ranges

@@ -1,0 +1,232 @@
+"""T(rows, context) with intervals, and the thread count to measure it with.
+
+Knows how often to time what. Knows no engine: it is given something that times one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+from specplug.bench.statistics import Interval, median_interval
+from specplug.profile import CostPoints
+
+TOLERANCE = 0.03
+"""A point is settled when its 95% interval reaches no further than this from its median."""
+
+FEWEST, MOST = 3, 60
+"""Rounds over the points of one context."""
+
+ENOUGH = 20
+"""Rounds that mostly settle a point."""
+
+STRAY = 1.5
+"""A pass that took this many medians did not measure this pass alone."""
+
+FILL_SHARE = 0.4
+"""A context is left out when filling the cache for it would take more than this share of the time."""
+
+DENSE = tuple(range(1, 25))
+COARSE = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)
+FURTHER = (32, 48, 64, 96, 128, 192, 256)
+
+
+class PassTimer(Protocol):
+    """What an engine lends: passes over `sequences` sequences of equal length, timed one at a time."""
+
+    sequences: int
+
+    def fill(self, tokens: int) -> float: ...
+
+    def time(self, rows: int) -> float: ...
+
+    def use_threads(self, threads: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What passes over `sequences` sequences cost; `intervals[context][row count]`, milliseconds.
+
+    prompt_ms  to read one token of a prompt
+    """
+
+    sequences: int
+    contexts: tuple[int, ...]
+    rows: tuple[int, ...]
+    intervals: tuple[tuple[Interval, ...], ...]
+    rounds: int
+    prompt_ms: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def points(self) -> CostPoints:
+        """The medians. Row counts below `sequences` were not measured, so they cost what that many cost."""
+        rows, lines = self.rows, [[round(i.median, 4) for i in line] for line in self.intervals]
+        if rows[0] != 1:
+            rows, lines = (1, *rows), [[line[0], *line] for line in lines]
+        return CostPoints(self.contexts, rows, tuple(map(tuple, lines)), self.sequences)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Plain data: medians, and the half widths of their intervals as shares."""
+        return {
+            "sequences": self.sequences,
+            "contexts": list(self.contexts),
+            "rows": list(self.rows),
+            "ms": [[round(i.median, 4) for i in line] for line in self.intervals],
+            "low": [[round(i.low, 4) for i in line] for line in self.intervals],
+            "high": [[round(i.high, 4) for i in line] for line in self.intervals],
+            "rounds": self.rounds,
+            "prompt_ms": round(self.prompt_ms, 4),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_mapping(cls, data: dict[str, Any]) -> Curve:
+        """What `as_mapping` gave."""
+        lines = zip(data["ms"], data["low"], data["high"], strict=True)
+        return cls(
+            data["sequences"],
+            tuple(data["contexts"]),
+            tuple(data["rows"]),
+            tuple(tuple(Interval(*values) for values in zip(*line, strict=True)) for line in lines),
+            data["rounds"],
+            data["prompt_ms"],
+            tuple(data["notes"]),
+        )
+
+
+def measure_curve(
+    timer: PassTimer,
+    limit: int,
+    contexts: Sequence[int],
+    seconds: float,
+    *,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Curve:
+    """Time 1..limit rows at the given fills, ascending: interleaved rounds until every point is settled, or time is up.
+
+    The first context is measured whatever it takes; a later one only where filling the cache leaves time for it.
+    """
+    began = perf_counter()
+    fill_ms = timer.fill(contexts[0])
+    rows = _rows(timer, limit, seconds / len(contexts))
+    lines: list[list[list[float]]] = []
+    done: list[int] = []
+    rounds = 0
+    for place, context in enumerate(contexts):
+        if place:
+            expected = fill_ms / contexts[0] * (context - done[-1]) / 1000
+            left = seconds - (perf_counter() - began)
+            if expected > FILL_SHARE * left:
+                break
+            timer.fill(context)
+        until = began + seconds * (place + 1) / len(contexts)
+        line: list[list[float]] = [[] for _ in rows]
+        for round_ in range(MOST):
+            if round_ >= FEWEST and (perf_counter() > until or all(_settled(times) for times in line)):
+                break
+            for n, times in zip(rows, line, strict=True):
+                if not _settled(times):
+                    times.append(timer.time(n))
+            rounds += 1
+            progress(min(1.0, (perf_counter() - began) / seconds))
+        lines.append(line)
+        done.append(context)
+    intervals = tuple(tuple(median_interval(times) for times in line) for line in lines)
+    notes = [*_strays(rows, done, lines), *_unsettled(rows, done, intervals), *_teeth(rows, intervals[0])]
+    if len(done) < len(contexts):
+        notes.append(
+            f"contexts of {', '.join(map(str, contexts[len(done) :]))} tokens were left out: filling takes long"
+        )
+    prompt_ms = fill_ms / contexts[0] / timer.sequences
+    return Curve(timer.sequences, tuple(done), rows, intervals, rounds, prompt_ms, tuple(notes))
+
+
+def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, dict[int, float]]:
+    """The thread count with the fastest one-row pass, and that pass's median milliseconds for every count tried.
+
+    Of counts within 2% of the fastest, the one whose four-row pass is fastest.
+    """
+    counts = sorted({cores, max(1, cores - 1), max(1, cores // 2), 1 if cores <= 4 else max(1, cores // 4)})
+    seen: dict[int, tuple[list[float], list[float]]] = {count: ([], []) for count in counts}
+    began = perf_counter()
+    for round_ in range(MOST):
+        if round_ >= FEWEST + 2 and perf_counter() - began > seconds:
+            break
+        for count, (one, four) in seen.items():
+            timer.use_threads(count)
+            timer.time(1)  # the first pass after a change wakes threads
+            one.append(timer.time(1))
+            four.append(timer.time(4))
+    medians = {count: median_interval(one).median for count, (one, _) in seen.items()}
+    near = [count for count in counts if medians[count] <= 1.02 * min(medians.values())]
+    best = min(near, key=lambda count: median_interval(seen[count][1]).median)
+    timer.use_threads(best)
+    return best, {count: round(ms, 3) for count, ms in medians.items()}
+
+
+def _rows(timer: PassTimer, limit: int, seconds: float) -> tuple[int, ...]:
+    """Every row count where ENOUGH rounds over them fit into `seconds`, else fewer."""
+    first = timer.sequences
+    timer.time(first)
+    few, many = timer.time(first), timer.time(limit)
+    for choice in (DENSE, COARSE):
+        rows = sorted({first, limit, *(first - 1 + n for n in (*choice, *FURTHER) if first - 1 + n < limit)})
+        slope = (many - few) / max(1, limit - first)
+        total = sum(few + slope * (n - first) for n in rows)
+        if ENOUGH * total < seconds * 1000:
+            break
+    return tuple(rows)
+
+
+def _settled(times: Sequence[float]) -> bool:
+    if len(times) < 6:
+        return False
+    interval = median_interval(times)
+    return max(interval.high - interval.median, interval.median - interval.low) <= TOLERANCE * interval.median
+
+
+def _strays(rows: Sequence[int], contexts: Sequence[int], lines: Sequence[Sequence[Sequence[float]]]) -> list[str]:
+    stray, total, worst = 0, 0, (1.0, 0, 0)
+    for context, line in zip(contexts, lines, strict=True):
+        for n, times in zip(rows, line, strict=True):
+            middle = median_interval(times).median
+            over = [ms / middle for ms in times if ms > STRAY * middle]
+            stray += len(over)
+            total += len(times)
+            worst = max(worst, (max(over, default=1.0), n, context))
+    if not stray:
+        return []
+    return [
+        f"{stray} of {total} passes took more than {STRAY:g} times their median (the worst {worst[0]:.1f} times, "
+        f"{worst[1]} rows at {worst[2]} tokens): something else ran; medians do not feel it, but an idle machine "
+        "measures better"
+    ]
+
+
+def _unsettled(rows: Sequence[int], contexts: Sequence[int], intervals: Sequence[Sequence[Interval]]) -> list[str]:
+    wide = [
+        (max(i.high - i.median, i.median - i.low) / i.median, n, context)
+        for context, line in zip(contexts, intervals, strict=True)
+        for n, i in zip(rows, line, strict=True)
+    ]
+    open_ = [entry for entry in wide if entry[0] > TOLERANCE]
+    if not open_:
+        return []
+    share, n, context = max(open_)
+    return [
+        f"{len(open_)} of {len(wide)} points have an interval wider than {TOLERANCE:.0%} (the widest {share:.0%}, "
+        f"{n} rows at {context} tokens): a larger budget narrows them"
+    ]
+
+
+def _teeth(rows: Sequence[int], line: Sequence[Interval]) -> list[str]:
+    """Where more rows cost less, beyond their intervals: worth knowing, and used."""
+    found = []
+    for i, n in enumerate(rows):
+        cheaper = [m for m, j in zip(rows[i + 1 :], line[i + 1 :], strict=True) if j.high < line[i].low]
+        if cheaper:
+            found.append(f"{n} rows cost more than {cheaper[0]}")
+    return [f"teeth in the curve: {'; '.join(found[:4])}"] if found else []

@@ -1,0 +1,134 @@
+"""What speculation costs beside target passes, as lines through timed calls; and the clock that counts by them.
+
+Knows microseconds per call, per node and per row. Knows no engine and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+
+from specplug.core import Draft, Proposer, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`base + per * n`, microseconds."""
+
+    base: float = 0.0
+    per: float = 0.0
+
+    def ns(self, n: int) -> int:
+        return round((self.base + self.per * n) * 1000)
+
+    @classmethod
+    def through(cls, points: Sequence[tuple[int, float]]) -> Line:
+        """The line through the medians of (n, microseconds), neither part below 0."""
+        groups: dict[int, list[float]] = {}
+        for n, us in points:
+            groups.setdefault(n, []).append(us)
+        if not groups:
+            return cls()
+        medians = {n: float(np.median(values)) for n, values in groups.items()}
+        weights = {n: len(values) for n, values in groups.items()}
+        total = sum(weights.values())
+        mean_n = sum(n * weights[n] for n in medians) / total
+        mean_us = sum(us * weights[n] for n, us in medians.items()) / total
+        spread = sum(weights[n] * (n - mean_n) ** 2 for n in medians)
+        per = sum(weights[n] * (n - mean_n) * (us - mean_us) for n, us in medians.items()) / spread if spread else 0.0
+        per = min(max(per, 0.0), mean_us / mean_n if mean_n else 0.0)
+        return cls(round(mean_us - per * mean_n, 2), round(per, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Expense:
+    """Beside the target's own time. By method: `ask` per guessed node, `tell` per emitted token.
+
+    plan    choosing, laying out and learning, per guessed node; `idle` where a method was asked and guessed nothing
+    topk    reading top ids, per row
+    step    the loop itself, plain decoding's too, per row
+    """
+
+    ask: Mapping[str, Line] = field(default_factory=dict)
+    tell: Mapping[str, Line] = field(default_factory=dict)
+    plan: Line = Line()
+    idle: Line = Line()
+    topk: Line = Line()
+    step: Line = Line()
+
+    def as_mapping(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> Expense:
+        lines = {name: Line(**data[name]) for name in ("plan", "idle", "topk", "step")}
+        ask, tell = ({method: Line(**line) for method, line in data[name].items()} for name in ("ask", "tell"))
+        return cls(ask=ask, tell=tell, **lines)
+
+
+class CountedClock:
+    """Nanoseconds that pass only when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class Priced:
+    """A proposer whose calls take, on a counted clock, what they were measured to take."""
+
+    def __init__(self, source: Proposer, clock: CountedClock, expense: Expense, method: str, sources: int) -> None:
+        """`sources` is how many share the cost of planning."""
+        self.source = source
+        self.needs = source.needs
+        self.buckets = source.buckets
+        self.begin = source.begin
+        self.end = source.end
+        self._clock = clock
+        self._ask = expense.ask.get(method, Line())
+        self._tell = expense.tell.get(method, Line())
+        self._plan = Line(expense.plan.base / sources, expense.plan.per)
+        self._idle = Line(expense.idle.base / sources)
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        draft = self.source.propose(seq, budget)
+        n = len(draft)
+        self._clock.now += self._ask.ns(n) + (self._plan if n else self._idle).ns(n)
+        return draft
+
+    def observe(self, seq: int, step: Step) -> None:
+        self.source.observe(seq, step)
+        self._clock.now += self._tell.ns(len(step.emitted))
+
+
+class Timed:
+    """A proposer whose calls are timed, asked for drafts of different sizes in turn."""
+
+    def __init__(self, source: Proposer, sizes: Sequence[int], clock: Callable[[], int] = perf_counter_ns) -> None:
+        self.source = source
+        self.needs = source.needs
+        self.buckets = source.buckets
+        self.begin = source.begin
+        self.end = source.end
+        self.asked: list[tuple[int, float]] = []
+        self.told: list[tuple[int, float]] = []
+        self._sizes = sizes
+        self._clock = clock
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        size = min(budget, self._sizes[len(self.asked) % len(self._sizes)])
+        began = self._clock()
+        draft = self.source.propose(seq, size)
+        self.asked.append((len(draft), (self._clock() - began) / 1000))
+        return draft
+
+    def observe(self, seq: int, step: Step) -> None:
+        began = self._clock()
+        self.source.observe(seq, step)
+        self.told.append((len(step.emitted), (self._clock() - began) / 1000))

@@ -1,0 +1,105 @@
+"""What a tune has done so far, in an append-only file: an interruption loses the step under way and nothing else.
+
+Knows lines, checksums and the lock. Knows nothing of what the entries mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from specplug.errors import SpecplugError, UsageError
+
+Entry = dict[str, Any]
+
+
+class Journal:
+    """Entries are plain data with a `kind`. `torn` says that the last line was half written, and dropped."""
+
+    def __init__(self, path: Path, entries: list[Entry], file: IO[bytes], *, torn: bool = False) -> None:
+        self.path = path
+        self.entries = entries
+        self.torn = torn
+        self._file = file
+
+    def add(self, kind: str, **values: Any) -> Entry:
+        """Append one entry; it is on the disk when this returns it."""
+        entry = {"kind": kind, **values}
+        try:
+            self._file.write(_line(entry))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise SpecplugError(f"{self.path}: cannot be written ({error.strerror or error}); make room") from error
+        self.entries.append(entry)
+        return entry
+
+    def of(self, kind: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry["kind"] == kind]
+
+    def last(self, kind: str) -> Entry | None:
+        """The latest entry of a kind."""
+        return next((entry for entry in reversed(self.entries) if entry["kind"] == kind), None)
+
+
+@contextmanager
+def opened(path: Path, *, resume: bool) -> Iterator[Journal]:
+    """The journal at `path`, continued or new, for this process alone.
+
+    UsageError when another process has it, when there is nothing to resume, or when a line other than the last is
+    damaged.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", blocking=False):
+            entries, torn, whole = _read(path) if resume else ([], False, 0)
+            with open(path, "r+b" if resume else "wb") as file:
+                file.truncate(whole)
+                file.seek(whole)
+                yield Journal(path, entries, file, torn=torn)
+    except Timeout:
+        raise UsageError(
+            f"{path}: another tune of this profile is running; wait for it, or use another --out"
+        ) from None
+    except OSError as error:
+        raise SpecplugError(f"{path}: cannot be used ({error.strerror or error})") from error
+
+
+def _line(entry: Entry) -> bytes:
+    text = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _read(path: Path) -> tuple[list[Entry], bool, int]:
+    """Entries, whether the last line was torn, and how many bytes hold whole lines."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: nothing to resume; run without --resume") from None
+    entries: list[Entry] = []
+    whole = 0
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        entry = _entry(line)
+        if entry is None:
+            if whole + len(line) == len(content):
+                return entries, True, whole
+            raise UsageError(f"{path}: line {number} is damaged (checksum); run without --resume to start afresh")
+        entries.append(entry)
+        whole += len(line)
+    return entries, False, whole
+
+
+def _entry(line: bytes) -> Entry | None:
+    """What `_line` wrote; None for anything else."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    entry: Entry = json.loads(text)
+    return entry

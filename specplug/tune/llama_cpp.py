@@ -1,0 +1,233 @@
+"""llama.cpp as a subject of tuning.
+
+Knows the llama.cpp engine. Knows no budget and no setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter, perf_counter_ns
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from specplug import registry
+from specplug.bench.arms import Arm, ProfileArm, PromptStates
+from specplug.core import IntArray, Needs, int_array
+from specplug.profile import CostPoints, PlannerSettings, Profile
+from specplug.registry import ProposerSpec
+from specplug.topk import top_ids
+from specplug.tune.expense import Expense, Line, Timed
+from specplug.tune.trace import NONE, Answer, Asides, Recorder
+
+if TYPE_CHECKING:
+    from specplug.engines.llama_cpp.context import Context
+    from specplug.engines.llama_cpp.measure import PassTimer
+
+RUNNERS_UP = 3
+"""So many of the ids that came second and so on are followed, one token and the one after it."""
+
+ASIDE_IDS = 64
+"""Guesses evaluated in one pass."""
+
+SIZES = (2, 4, 8)
+"""Of the drafts by which a method's own costs are measured."""
+
+SAMPLES = 18
+"""Passes per method, at least, however little time there is."""
+
+
+class LlamaCppSubject:
+    """A model and how to run it."""
+
+    trees = True
+
+    def __init__(self, model_path: Path, profile: Profile) -> None:
+        """EngineError without llama-cpp-python; UsageError for a model or profile that does not fit."""
+        from specplug.engines.llama_cpp import require
+
+        require()
+        from specplug.engines.llama_cpp.engine import GIVES, resolved
+        from specplug.engines.llama_cpp.model import open_model
+
+        self.gives: Needs = GIVES
+        self._model = open_model(model_path, gpu_layers=profile.runtime.gpu_layers)
+        self._model.check_rollback()
+        self.profile = resolved(profile, self._model)
+        self._prompts = None if profile.exact else PromptStates()  # exact reads every prompt from its beginning
+
+    def about(self) -> dict[str, Any]:
+        return {"description": self._model.description, "train_context": self._model.train_context}
+
+    def use(self, *, threads: int | None = None, context: int | None = None) -> None:
+        runtime = self.profile.runtime
+        runtime = replace(runtime, threads=threads or runtime.threads, context=context or runtime.context)
+        self.profile = replace(self.profile, runtime=runtime)
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
+        return self._model.chat_prompt(messages)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self._model.text(tokens)
+
+    @contextmanager
+    def timer(self, *, sequences: int, tokens: int, limit: int) -> Iterator[PassTimer]:
+        from specplug.engines.llama_cpp.measure import PassTimer
+
+        with self._context(sequences * tokens + limit, num_ids=sequences, max_rows=limit) as context:
+            yield PassTimer(context, sequences)
+
+    def record(
+        self,
+        prompts: Sequence[IntArray],
+        max_tokens: int,
+        k: int,
+        slots: int,
+        done: Callable[[int, IntArray, IntArray], None],
+    ) -> None:
+        from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+
+        slots = min(slots, len(prompts))
+        plain = replace(self.profile, proposers=(ProposerSpec("none"),), planner=PlannerSettings(mode="static"))
+        recorder = Recorder(min(k, self._model.num_tokens))
+        with LlamaCpp(self._model, plain, slots=slots) as engine:
+            engine.reset([recorder])
+            engine.generate_all(
+                [Request(prompt, max_tokens) for prompt in prompts],
+                lambda index, answer: done(index, *recorder.taken.pop()),
+            )
+
+    def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
+        cells = max((len(answer.prompt) + len(answer.tokens) for answer in answers), default=1) + 2 * ASIDE_IDS
+        with self._context(cells, num_ids=ASIDE_IDS + 1, max_rows=ASIDE_IDS) as context:
+            for answer in answers:
+                yield _asides(context, answer)
+
+    def expense(self, prompts: Sequence[IntArray], methods: Sequence[str], seconds: float) -> Expense:
+        seen = {method: self._timed(prompts, method, seconds / (len(methods) + 1)) for method in ("none", *methods)}
+        blind = [seen[method] for method in methods if not seen[method].reads_rows]
+        readers = [seen[method] for method in methods if seen[method].reads_rows]
+        plan = Line.through([(nodes, us) for one in blind for nodes, _, us in one.rest if nodes])
+        idle = [us for one in blind for nodes, _, us in one.rest if not nodes]
+        rows_read = [(rows, us - plan.ns(nodes) / 1000) for one in readers for nodes, rows, us in one.rest if nodes]
+        return Expense(
+            ask={method: Line.through(seen[method].asked) for method in methods},
+            tell={method: Line.through(seen[method].told) for method in methods},
+            plan=plan,
+            idle=Line(float(np.median(idle))) if idle else Line(plan.base),
+            topk=Line.through(rows_read),
+            step=Line.through([point for one in seen.values() for point in one.loop]),
+        )
+
+    def arm(self, profile: Profile, *, slots: int, cost: CostPoints) -> Arm:
+        from specplug.engines.llama_cpp.sampling import Sampling
+
+        return ProfileArm(self._model, profile, Sampling(), slots=slots, cost=cost, prompts=self._prompts)
+
+    def close(self) -> None:
+        self._model.close()
+
+    @contextmanager
+    def _context(self, cells: int, *, num_ids: int, max_rows: int) -> Iterator[Context]:
+        from specplug.engines.llama_cpp.context import open_context
+
+        cells = -(-(cells + 64) // 256) * 256
+        with open_context(self._model, self.profile.runtime, cells=cells, num_ids=num_ids, max_rows=max_rows) as one:
+            yield one
+
+    def _timed(self, prompts: Sequence[IntArray], method: str, seconds: float) -> _Times:
+        """Passes of the real loop with drafts of SIZES in turn, under costs that let every draft pay."""
+        from specplug.engines.llama_cpp.engine import Answer as Told
+        from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+
+        specs = (ProposerSpec(method),)
+        profile = replace(self.profile, proposers=specs, planner=PlannerSettings(max_nodes=max(SIZES)), exact=False)
+        free = CostPoints((1,), (1, max(SIZES) + 2), ((1.0, 1.0001),))
+        (source,) = registry.build_sources(specs)
+        timed = Timed(source, SIZES)
+        times = _Times(reads_rows=source.needs.topk > 0)
+        began = perf_counter()
+        with LlamaCpp(self._model, profile, cost=free) as engine:
+            engine.reset([timed])
+            for prompt in prompts:
+                told = Told()
+                stream = cast(Any, engine.stream(Request(prompt, 64), told))
+                next(stream)
+                asked, seen, at = len(timed.asked), replace(told.counters), perf_counter_ns()
+                for _ in stream:
+                    now = perf_counter_ns()
+                    target_us = (told.counters.target_ns - seen.target_ns) / 1000
+                    draft_us = (told.counters.draft_ns - seen.draft_ns) / 1000
+                    rows = 1 + told.counters.draft_tokens - seen.draft_tokens
+                    times.loop.append((rows, (now - at) / 1000 - target_us - draft_us))
+                    if len(timed.asked) > asked:
+                        nodes = timed.asked[-1][0]
+                        times.rest.append((nodes, rows, draft_us - timed.asked[-1][1] - timed.told[-1][1]))
+                    asked, seen, at = len(timed.asked), replace(told.counters), perf_counter_ns()
+                    if len(times.loop) >= SAMPLES and perf_counter() - began > seconds:
+                        break
+                stream.close()
+                if len(times.loop) >= SAMPLES and perf_counter() - began > seconds:
+                    break
+        times.asked, times.told = timed.asked[2:], timed.told[2:]
+        return times
+
+
+@dataclass(slots=True)
+class _Times:
+    """Microseconds of one method's calls: (nodes, us), (emitted, us), (nodes, rows, us) and (rows, us)."""
+
+    reads_rows: bool
+    asked: list[tuple[int, float]] = field(default_factory=list)
+    told: list[tuple[int, float]] = field(default_factory=list)
+    rest: list[tuple[int, int, float]] = field(default_factory=list)
+    loop: list[tuple[int, float]] = field(default_factory=list)
+
+
+def _asides(context: Context, answer: Answer) -> Asides | None:
+    """Follow the runners-up of every position by one token, and by the one that the target would put after it."""
+    own, k = answer.tokens, answer.topk.shape[1]
+    guesses = [
+        (at, token)
+        for at in range(len(answer.topk))
+        for token in answer.topk[at, : RUNNERS_UP + 1].tolist()
+        if token != own[at + 1]
+    ]
+    if not guesses:
+        return None
+    context.clear()
+    text = np.concatenate((answer.prompt, own))
+    for start in range(0, len(text), context.num_batch):
+        context.clear_batch()
+        context.add_span(text[start : start + context.num_batch], start, 0, wanted=False, last=True)
+        context.decode()
+    found: list[tuple[int, tuple[int, int], IntArray]] = []
+    for start in range(0, len(guesses), ASIDE_IDS):
+        part = guesses[start : start + ASIDE_IDS]
+        place = [len(answer.prompt) + at + 1 for at, _ in part]  # of the guess, in the whole text
+        for leaf, position in enumerate(place, start=1):
+            context.copy(0, leaf, 0, position)
+        first = _pass(context, [token for _, token in part], place, k)
+        following: list[int] = first[:, 0].tolist()
+        second = _pass(context, following, [position + 1 for position in place], k)
+        for leaf in range(1, len(part) + 1):
+            context.drop(leaf)
+        for (at, token), follower, one, two in zip(part, following, first, second, strict=True):
+            found += [(at, (token, NONE), one), (at, (token, follower), two)]
+    return Asides(
+        int_array([at for at, _, _ in found]),
+        np.array([path for _, path, _ in found], dtype=np.int32),
+        np.stack([top for _, _, top in found]),
+    )
+
+
+def _pass(context: Context, tokens: Sequence[int], positions: Sequence[int], k: int) -> IntArray:
+    """One row for each leaf id from 1 on; the top ids after each, int32[n, k]."""
+    context.clear_batch()
+    for leaf, (token, position) in enumerate(zip(tokens, positions, strict=True), start=1):
+        context.add(token, position, (leaf,))
+    context.decode()
+    return top_ids(context.logits(len(tokens)), k)

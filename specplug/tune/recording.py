@@ -1,0 +1,131 @@
+"""Recording what the target says over a workload, as far as time allows, on top of what was recorded before.
+
+Knows prompts, turns and the trace file. Knows no engine inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from platformdirs import user_cache_dir
+
+from specplug.bench.workloads import Prompt
+from specplug.core import IntArray
+from specplug.tune import trace as traces
+from specplug.tune.subject import Subject
+from specplug.tune.trace import Answer, Trace
+
+SLOTS = 8
+"""Answers recorded at once: a plain pass over several rows costs little more than over one."""
+
+BATCH = 2 * SLOTS
+"""After so many the file is written."""
+
+TOPK = 16
+"""Top ids kept per position."""
+
+Progress = Callable[[float], None]
+
+
+def trace_path(about: Mapping[str, Any]) -> Path:
+    """The file of traces of one model, one workload and one length of answers."""
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+    return Path(user_cache_dir("specplug")) / "traces" / f"{key}.npz"
+
+
+def known_trace(path: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> Trace:
+    """What the file holds; nothing, said aloud, where it cannot be trusted."""
+    try:
+        found = traces.load(path)
+    except traces.Damaged as error:
+        say(f"{error}; recording again")
+        found = None
+    return found if found is not None and found.about == about else Trace(about, ())
+
+
+def record(
+    subject: Subject,
+    trace: Trace,
+    prompts: Sequence[Prompt],
+    path: Path,
+    *,
+    seconds: float,
+    progress: Progress = lambda share: None,
+) -> Trace:
+    """The trace with answers to all turns of `prompts`, greedy; the file is kept up to date.
+
+    Past `seconds` no further batch is begun, but one is always recorded.
+    """
+    began = perf_counter()
+    answered = {(answer.prompt_id, answer.turn): answer for answer in trace.answers}
+    max_tokens: int = trace.about["max_tokens"]
+    slots = 1 if subject.profile.exact else SLOTS
+    total = sum(len(prompt.turns) for prompt in prompts)
+    fresh = 0
+
+    def keep() -> Trace:
+        places = {prompt.id: place for place, prompt in enumerate(prompts)}
+        found = [answer for key, answer in answered.items() if key[0] in places]
+        found.sort(key=lambda answer: (places[answer.prompt_id], answer.turn))
+        further = [answer for key, answer in answered.items() if key[0] not in places]
+        return replace(trace, answers=(*found, *further))
+
+    for turn in range(max(len(prompt.turns) for prompt in prompts)):
+        open_ = [p for p in prompts if turn < len(p.turns) and (p.id, turn) not in answered]
+        for start in range(0, len(open_), BATCH):
+            if fresh and perf_counter() - began > seconds:
+                return keep()
+            part = [p for p in open_[start : start + BATCH] if not turn or (p.id, turn - 1) in answered]
+            tokens = [subject.encode(_talk(subject, p, turn, answered)) for p in part]
+
+            def done(index: int, emitted: IntArray, topk: IntArray, part: Sequence[Prompt] = part,
+                     tokens: Sequence[IntArray] = tokens, turn: int = turn) -> None:  # fmt: skip
+                p = part[index]
+                answered[p.id, turn] = Answer(p.id, turn, p.category, tokens[index], emitted, topk)
+                progress(min(1.0, max(len(answered) / total, (perf_counter() - began) / max(seconds, 1e-9))))
+
+            try:
+                subject.record(tokens, max_tokens, TOPK, slots, done)
+            finally:
+                traces.save(keep(), path)
+            fresh += len(part)
+    return keep()
+
+
+def record_asides(
+    subject: Subject, trace: Trace, path: Path, *, seconds: float, progress: Progress = lambda share: None
+) -> Trace:
+    """The trace with asides for as many of its answers as time allows, in order; the file is kept up to date."""
+    began = perf_counter()
+    answers = list(trace.answers)
+    open_ = [i for i, answer in enumerate(answers) if answer.asides is None and len(answer.topk)]
+    if not open_ or seconds <= 0:
+        return trace
+    try:
+        for i, asides in zip(open_, subject.asides([answers[i] for i in open_]), strict=False):
+            if asides is not None:
+                answers[i] = replace(answers[i], asides=asides)
+            progress(min(1.0, (perf_counter() - began) / seconds))
+            if perf_counter() - began > seconds:
+                break
+    finally:
+        trace = replace(trace, answers=tuple(answers))
+        traces.save(trace, path)
+    return trace
+
+
+def _talk(
+    subject: Subject, prompt: Prompt, turn: int, answered: Mapping[tuple[str, int], Answer]
+) -> list[dict[str, str]]:
+    messages = []
+    for earlier in range(turn):
+        messages.append({"role": "user", "content": prompt.turns[earlier]})
+        text = subject.text(answered[prompt.id, earlier].tokens.tolist())
+        messages.append({"role": "assistant", "content": text})
+    return [*messages, {"role": "user", "content": prompt.turns[turn]}]

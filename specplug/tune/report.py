@@ -1,0 +1,267 @@
+"""The report of a tune: one HTML file that needs nothing beside it.
+
+Knows the document of `tune --json`. Measures nothing. The pictures are plotly's, which the page carries with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib import import_module
+from typing import Any
+
+from specplug.errors import SpecplugError, UsageError
+from specplug.tune.document import interval_text, verdict
+
+BARS = 24
+"""Settings in the picture of predictions; the table below it has all."""
+
+POSITIONS = 12
+SHARES = tuple(percent / 100 for percent in range(5, 100, 5))
+"""Shares of right guesses that the what-if slider offers."""
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1c1c1c; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.verdict { border-left: .4rem solid; padding: .6rem 1rem; background: #f4f6f8; font-weight: 600; }
+.won { border-color: #2a7f3f; } .lost { border-color: #b3541e; }
+table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .15rem .8rem .15rem 0; text-align: left; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; } tr.chosen { background: #e7f3ea; font-weight: 600; }
+tr.losing td { color: #6b6b6b; } .wide { overflow-x: auto; }
+footer { margin-top: 3rem; color: #555; font-size: .85rem; }
+"""
+
+
+def require() -> None:
+    """SpecplugError where plotly is missing."""
+    try:
+        import_module("plotly.graph_objects")
+    except ImportError as error:
+        raise SpecplugError(f"the report needs plotly ({error}): pip install 'specplug[report]'") from None
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """The whole page. UsageError for a document that `tune` did not write."""
+    require()
+    from plotly.offline import get_plotlyjs
+
+    try:
+        parts = list(_parts(document))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:
+        raise UsageError(
+            f"this is not what a tune writes ({type(error).__name__}: {error}); tune again for a report"
+        ) from None
+    title = f"specplug tune: {escape(str(document['profile']))}"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head>\n<body><h1>{title}</h1>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _parts(document: Mapping[str, Any]) -> Iterator[str]:
+    work, machine, model = document["workload"], document["fingerprint"], document["model"]
+    won = document["chosen"] != "none"
+    level = str(document["level"])
+    yield f'<p class="verdict {"won" if won else "lost"}" id="verdict">{escape(verdict(document))}</p>'
+    yield (
+        f"<p>{escape(str(model['description']))} on {escape(str(machine['cpu']))}, {document['threads']['chosen']} "
+        f"threads; {work['answers']} answers ({work['tokens']} tokens) of {escape(str(work['name']))}, {level} at "
+        f"once; {document['date']}, {document['seconds']:.0f} of {document['budget_s']:.0f} s. Guesses that "
+        f"are always right would give {document['oracle_speedup'][level]:.2f}.</p>"
+    )
+    yield "<h2>What a pass costs</h2><p>One pass of the model over several rows against as many passes over one: what "
+    yield "lies below the dotted line is where right guesses save time.</p>"
+    yield _figure("cost", _cost(document))
+    yield "<h2>Predicted and confirmed</h2><p>Speed against plain decoding, by replaying the recorded answers, and "
+    yield "live where a bar shows its 95% interval.</p>"
+    yield _figure("settings", _settings(document, level))
+    shown = _shown(document)
+    yield f"<h2>Which guesses come true</h2><p>{escape(shown['name'])}: how often a draft that reached a position was "
+    yield "right up to there, by kind of work.</p>"
+    yield _figure("acceptance", _acceptance(shown))
+    yield "<h2>What if</h2><p>Drafts of fixed length under the costs above, if each guess were right as often as the "
+    yield "slider says.</p>"
+    yield _figure("what-if", _what_if(document, level))
+    yield "<h2>By kind of work</h2>" + _kinds(document, shown, level)
+    yield "<h2>All settings</h2>" + _table(document, level)
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in document["notes"])
+    yield f"<h2>Notes</h2><ul>{notes or '<li>none</li>'}</ul>"
+    facts = {**machine, **{f"model {key}": value for key, value in model.items()}, "workload sha256": work["sha256"]}
+    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+    yield f'<h2>Where this holds</h2><div class="wide"><table>{rows}</table></div>'
+    yield f"<footer><code>{escape(str(document['command']))}</code></footer>"
+
+
+def _figure(name: str, figure: Any) -> str:
+    figure.update_layout(
+        template="plotly_white",
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        legend={"orientation": "h", "y": -0.25},
+        font={"size": 13},
+    )
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False})
+    return html
+
+
+def _cost(document: Mapping[str, Any]) -> Any:
+    from plotly import graph_objects as go
+
+    figure = go.Figure()
+    for curve in document["cost"]:
+        few = curve["sequences"]
+        for i, context in enumerate(curve["contexts"]):
+            ms = curve["ms"][i]
+            figure.add_scatter(
+                x=curve["rows"],
+                y=ms,
+                error_y={
+                    "type": "data",
+                    "array": [high - m for high, m in zip(curve["high"][i], ms, strict=True)],
+                    "arrayminus": [m - low for low, m in zip(curve["low"][i], ms, strict=True)],
+                },
+                mode="lines+markers",
+                name=f"{few} at once, {context} tokens in the cache",
+                hovertemplate="%{x} rows: %{y:.1f} ms",
+            )
+        rows, first = curve["rows"], curve["ms"][0][0]
+        figure.add_scatter(
+            x=[rows[0], rows[-1]],
+            y=[first, first * rows[-1] / few],
+            mode="lines",
+            line={"dash": "dot", "color": "#888"},
+            name="as many single passes",
+        )
+        top = max(max(line) for line in curve["ms"])
+        figure.update_yaxes(range=[0, 1.1 * top])
+    figure.update_xaxes(title="rows in one pass")
+    figure.update_yaxes(title="milliseconds")
+    return figure
+
+
+def _settings(document: Mapping[str, Any], level: str) -> Any:
+    from plotly import graph_objects as go
+
+    lines = list(document["settings"])
+    chosen = [line for i, line in enumerate(lines) if i < BARS // 2 or line["confirmed"]]
+    chosen += [line for line in lines[-(BARS - len(chosen)) :] if line not in chosen] if len(chosen) < BARS else []
+    chosen.reverse()
+    names = [line["name"] for line in chosen]
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=[line["predicted"]["speedup"] for line in chosen],
+        orientation="h",
+        marker={"color": ["#7aa6c2" if line["predicted"]["speedup"] >= 1 else "#d9b08c" for line in chosen]},
+        name="predicted",
+    )
+    live = [line for line in chosen if line["confirmed"].get(level, {}).get("speedup")]
+    intervals = [line["confirmed"][level]["speedup"] for line in live]
+    figure.add_scatter(
+        y=[line["name"] for line in live],
+        x=[one["median"] for one in intervals],
+        error_x={
+            "type": "data",
+            "array": [one["high"] - one["median"] for one in intervals],
+            "arrayminus": [one["median"] - one["low"] for one in intervals],
+        },
+        mode="markers",
+        marker={"color": "#1c1c1c", "size": 9},
+        name="confirmed live, 95% interval",
+    )
+    figure.add_vline(x=1.0, line={"dash": "dot", "color": "#888"})
+    figure.update_layout(height=160 + 24 * len(chosen))
+    figure.update_xaxes(title="times plain decoding")
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def _acceptance(line: Mapping[str, Any]) -> Any:
+    from plotly import graph_objects as go
+
+    figure = go.Figure()
+    for kind, found in line["predicted"]["categories"].items():
+        shares = found["accepted_at"][:POSITIONS]
+        figure.add_scatter(
+            x=list(range(1, len(shares) + 1)), y=shares, mode="lines+markers", name=str(kind), hovertemplate="%{y:.0%}"
+        )
+    figure.update_xaxes(title="position in the draft", dtick=1)
+    figure.update_yaxes(title="right up to here", range=[0, 1.02], tickformat=".0%")
+    return figure
+
+
+def _what_if(document: Mapping[str, Any], level: str) -> Any:
+    from plotly import graph_objects as go
+
+    curve = next(curve for curve in document["cost"] if str(curve["sequences"]) == level)
+    few, rows, ms = curve["sequences"], curve["rows"], curve["ms"][0]
+    lengths = [n / few - 1 for n in rows if n % few == 0]
+    costs = [cost for n, cost in zip(rows, ms, strict=True) if n % few == 0]
+
+    def speeds(share: float) -> list[float]:
+        """A draft of n guesses brings 1 + p + ... + p^n tokens."""
+        return [
+            round((1 - share ** (n + 1)) / (1 - share) * costs[0] / cost, 4)
+            for n, cost in zip(lengths, costs, strict=True)
+        ]
+
+    start = SHARES.index(0.6)
+    figure = go.Figure(go.Scatter(x=lengths, y=speeds(SHARES[start]), mode="lines+markers", name="speed"))
+    figure.add_hline(y=1.0, line={"dash": "dot", "color": "#888"})
+    steps = [{"label": f"{share:.0%}", "method": "restyle", "args": [{"y": [speeds(share)]}]} for share in SHARES]
+    prefix = {"prefix": "each guess is right in "}
+    figure.update_layout(sliders=[{"active": start, "steps": steps, "currentvalue": prefix, "pad": {"t": 60}}])
+    figure.update_xaxes(title="guesses per answer and pass")
+    figure.update_yaxes(title="times plain decoding", range=[0, max(1.5, 1.05 * max(speeds(SHARES[-1])))])
+    return figure
+
+
+def _kinds(document: Mapping[str, Any], line: Mapping[str, Any], level: str) -> str:
+    live = line["confirmed"].get(level, {}).get("categories", {})
+    rows = [
+        (
+            kind,
+            f"{found['speedup']:.2f}",
+            f"{found['mean_acceptance_length']:.2f}",
+            interval_text(live[kind]["speedup"]) if kind in live else "",
+        )
+        for kind, found in line["predicted"]["categories"].items()
+    ]
+    return _html_table(("kind of work", "predicted", "accepted per pass", "confirmed live"), rows)
+
+
+def _table(document: Mapping[str, Any], level: str) -> str:
+    rows, classes = [], []
+    for line in document["settings"]:
+        live, predicted = line["confirmed"].get(level), line["predicted"]
+        rows.append(
+            (
+                line["name"],
+                f"{predicted['speedup']:.3f}",
+                f"{predicted['mean_acceptance_length']:.2f}",
+                f"{predicted['drafted_per_step']:.2f}",
+                interval_text(live["speedup"]) if live else "",
+            )
+        )
+        name = "chosen" if line["name"] == document["chosen"] else "losing" if predicted["speedup"] < 1 else ""
+        classes.append(name)
+    more = document.get("settings_left_out", 0)
+    note = f"<p>{int(more)} further settings were replayed and are left out here.</p>" if more else ""
+    return _html_table(("setting", "predicted", "accepted", "guessed", "confirmed live"), rows, classes) + note
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()) -> str:
+    lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"]
+    for i, (first, *others) in enumerate(rows):
+        numbers = "".join(f'<td class="n">{escape(cell)}</td>' for cell in others)
+        lines.append(f'<tr class="{classes[i] if classes else ""}"><td>{escape(first)}</td>{numbers}</tr>')
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _shown(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The chosen setting, or the best by prediction where plain decoding won."""
+    lines = document["settings"]
+    return next((line for line in lines if line["name"] == document["chosen"]), lines[0])

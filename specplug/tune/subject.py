@@ -1,0 +1,60 @@
+"""What tuning asks of an engine with a model in it.
+
+Knows the questions. An engine answers them in a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from specplug.bench.arms import Arm
+from specplug.core import IntArray, Needs
+from specplug.profile import CostPoints, Profile
+from specplug.tune.cost import PassTimer
+from specplug.tune.expense import Expense
+from specplug.tune.trace import Answer, Asides
+
+
+class Subject(Protocol):
+    """One model, opened once for a whole tune. `profile` is the base with the engine's own choices filled in."""
+
+    profile: Profile
+    gives: Needs
+    trees: bool
+
+    def about(self) -> dict[str, Any]:
+        """The model in words (`description`), and the context that it was trained with."""
+
+    def use(self, *, threads: int | None = None, context: int | None = None) -> None:
+        """Everything opened from now on computes with so many threads, and holds so many tokens per sequence."""
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
+        """A conversation as prompt tokens, int32[n]."""
+
+    def text(self, tokens: Sequence[int]) -> str: ...
+
+    def timer(self, *, sequences: int, tokens: int, limit: int) -> AbstractContextManager[PassTimer]:
+        """A timer of passes of up to `limit` rows over sequences of up to `tokens` tokens."""
+
+    def record(
+        self,
+        prompts: Sequence[IntArray],
+        max_tokens: int,
+        k: int,
+        slots: int,
+        done: Callable[[int, IntArray, IntArray], None],
+    ) -> None:
+        """Answer greedily without drafts; `done` is told index, tokens and top ids of each answer as it ends."""
+
+    def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
+        """For one answer after the other, what the target says after its own runners-up."""
+
+    def expense(self, prompts: Sequence[IntArray], methods: Sequence[str], seconds: float) -> Expense:
+        """What drafting with each method costs beside the target, in passes of a real loop."""
+
+    def arm(self, profile: Profile, *, slots: int, cost: CostPoints) -> Arm:
+        """A profile ready to answer `slots` prompts at a time."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,204 @@
+"""Replay against arithmetic done by hand, and against driving the same proposers on the toy target itself."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specplug import registry
+from specplug.core import IntArray, int_array
+from specplug.profile import CostPoints, PlannerSettings
+from specplug.registry import ProposerSpec
+from specplug.testing import ToyTarget
+from specplug.testing import replay as drive
+from specplug.tune.expense import Expense, Line
+from specplug.tune.replay import Costs, Prediction, replay, replay_all
+from specplug.tune.settings import NONE as PLAIN
+from specplug.tune.settings import Setting
+from specplug.tune.trace import NONE, Answer, Asides, Trace, save
+
+ROWS = 33
+
+
+def costs(ms: Sequence[float] = (), *, sequences: int = 1, expense: Expense | None = None) -> Costs:
+    """A pass of n rows takes ms[n - 1]; by default every pass takes 10 ms."""
+    line = tuple(ms) or (10.0,) * ROWS
+    return Costs(CostPoints((0,), tuple(range(1, len(line) + 1)), (line,), sequences), expense or Expense())
+
+
+def setting(*methods: str, mode: str = "static", nodes: int = 8, trees: bool = True, **options: object) -> Setting:
+    specs = tuple(ProposerSpec(method, options) for method in methods)
+    return Setting(specs, PlannerSettings(mode=mode, max_nodes=nodes, trees=trees))
+
+
+def given_answer(prompt: Sequence[int], tokens: Sequence[int], **names: str) -> Answer:
+    topk = np.array([[token] for token in tokens[1:]], dtype=np.int32).reshape(len(tokens) - 1, 1)
+    return Answer(names.get("id", "p"), 0, names.get("kind", "chat"), int_array(prompt), int_array(tokens), topk)
+
+
+def toy_trace(target: ToyTarget, answers: int = 4, length: int = 120, asides: bool = False) -> Trace:
+    """What the target says after prompts of its own, with its top 8 at every position."""
+
+    def one(i: int) -> Answer:
+        prompt = target.prompt(12, key=i).tolist()
+        tokens = target.greedy(prompt, length)
+        rows = np.stack([target.topk([*prompt, *tokens[: at + 1]], 8) for at in range(length - 1)])
+        extra = _asides(target, prompt, tokens, rows) if asides else None
+        return Answer(f"p{i}", 0, f"kind {i % 2}", int_array(prompt), int_array(tokens), rows, extra)
+
+    return Trace({"max_tokens": length}, tuple(one(i) for i in range(answers)))
+
+
+def _asides(target: ToyTarget, prompt: list[int], tokens: list[int], rows: IntArray) -> Asides:
+    at, paths, tops = [], [], []
+    for i, row in enumerate(rows):
+        for token in row.tolist():
+            if token != tokens[i + 1]:
+                text = [*prompt, *tokens[: i + 1], token]
+                top = target.topk(text, 8)
+                at += [i, i]
+                paths += [(token, NONE), (token, int(top[0]))]
+                tops += [top, target.topk([*text, int(top[0])], 8)]
+    return Asides(int_array(at), np.array(paths, dtype=np.int32), np.stack(tops))
+
+
+def test_a_repeated_prompt_by_hand() -> None:
+    """Prompt 1..6, answer 1..6: the first token came with the prompt, 5 are left. Prompt lookup of 2 tokens is always
+    right from the second token on: passes emit 3 (2, 3, 4), then the end: 2 (5, 6). Two passes of 3 and 2 rows."""
+    trace = Trace({"max_tokens": 6}, (given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),))
+    found = replay(setting("ngram", nodes=2, trees=False), trace, costs([10.0, 11.0, 13.0, 99.0])).total
+    assert (found.tokens, found.steps, found.drafted, found.accepted) == (5, 2, 3, 3)
+    assert found.ms == pytest.approx(13.0 + 11.0) and found.plain_ms == pytest.approx(50.0)
+    assert found.speedup == pytest.approx(50 / 24) and found.mean_acceptance_length == pytest.approx(2.5)
+    assert found.offered_at[:3] == [2, 1, 0] and found.accepted_at[:3] == [2, 1, 0]
+
+
+def test_wrong_guesses_by_hand() -> None:
+    """`1 2` stood before `3` in the prompt, and stands before `4` in the answer: one wrong guess, paid for."""
+    trace = Trace({"max_tokens": 99}, (given_answer([1, 2, 3, 9, 1], [2, 4, 8]),))
+    found = replay(setting("ngram", nodes=1), trace, costs([10.0, 14.0])).total
+    assert (found.steps, found.drafted, found.accepted) == (2, 1, 0)
+    assert found.ms == pytest.approx(24.0) and found.speedup == pytest.approx(20 / 24)
+
+
+def test_plain_decoding_is_the_measure() -> None:
+    trace = toy_trace(ToyTarget(seed=3), answers=2, length=20)
+    found = replay(PLAIN, trace, costs(expense=Expense(step=Line(100.0, 0.0)))).total
+    assert found.steps == found.tokens == 38 and found.speedup == pytest.approx(1.0)
+    assert found.ms == pytest.approx(38 * 10.1)
+
+
+def test_asking_and_reading_cost_what_they_were_measured_to() -> None:
+    """Two passes by hand, as above: asked twice for 2 and 1 nodes, told 3 and 2 tokens."""
+    trace = Trace({"max_tokens": 6}, (given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),))
+    expense = Expense(
+        ask={"ngram": Line(100.0, 10.0)}, tell={"ngram": Line(20.0, 1.0)}, plan=Line(200.0, 5.0), step=Line(50.0, 2.0)
+    )
+    found = replay(setting("ngram", nodes=2, trees=False), trace, costs(expense=expense)).total
+    microseconds = (100 + 20) + (100 + 10) + (20 + 3) + (20 + 2) + (200 + 10) + (200 + 5) + (50 + 6) + (50 + 4)
+    assert found.ms == pytest.approx(20.0 + microseconds / 1000)
+    assert found.plain_ms == pytest.approx(5 * 10.052)
+
+
+def test_a_measured_planner_stops_where_passes_are_dear() -> None:
+    """Every further row costs as much as a pass: nothing can pay but certainty, and nothing is certain."""
+    trace = toy_trace(ToyTarget(seed=1))
+    dear = costs([10.0 * n for n in range(1, ROWS + 1)])
+    found = replay(setting("suffix", mode="measured"), trace, dear).total
+    assert found.drafted < 0.02 * found.tokens and found.speedup > 0.98
+    cheap = replay(setting("suffix", mode="measured"), trace, costs()).total
+    assert cheap.speedup > 1.2
+    static = replay(setting("suffix"), trace, dear).total
+    assert static.speedup == pytest.approx(static.tokens / (static.steps + static.drafted)) and static.speedup < 0.9
+
+
+@pytest.mark.parametrize("methods", [("ngram",), ("suffix",)])
+@pytest.mark.parametrize("nodes", [1, 4, 8])
+def test_acceptance_is_that_of_driving_the_proposer_on_the_target(methods: tuple[str, ...], nodes: int) -> None:
+    target = ToyTarget(seed=5, order=2)
+    trace = toy_trace(target)
+    (proposer,) = registry.build_sources([ProposerSpec(method) for method in methods])
+    for answer, found in zip(
+        trace.answers, replay(setting(*methods, nodes=nodes), trace, costs()).answers, strict=True
+    ):
+        prompt = [*answer.prompt.tolist(), int(answer.tokens[0])]
+        real = drive(proposer, prompt, answer.tokens[1:].tolist(), nodes)
+        assert found.steps == len(real.steps)
+
+
+@pytest.mark.parametrize(("vocab", "seed", "order"), [(256, 2, 2), (64, 5, 2), (256, 7, 3), (512, 3, 2)])
+def test_asides_stand_for_the_rows_after_wrong_guesses(vocab: int, seed: int, order: int) -> None:
+    """Token recycling learns from every evaluated row. With the asides its replay comes close to the real thing, whose
+    rows the toy target gives; without them it can fall short."""
+    target = ToyTarget(vocab=vocab, seed=seed, order=order)
+    (proposer,) = registry.build_sources([ProposerSpec("token_recycling")])
+    steps = 0
+    for answer in toy_trace(target).answers:
+        prompt = [*answer.prompt.tolist(), int(answer.tokens[0])]
+        steps += len(drive(proposer, prompt, answer.tokens[1:].tolist(), 8, lambda text: target.topk(text, 8)).steps)
+    blind = replay(setting("token_recycling"), toy_trace(target), costs()).total.steps
+    seeing = replay(setting("token_recycling"), toy_trace(target, asides=True), costs()).total.steps
+    assert abs(seeing / steps - 1) < 0.03
+    assert vocab != 256 or seed != 7 or blind > 1.06 * steps
+
+
+def test_several_at_once_share_their_passes() -> None:
+    """Two answers of 5 tokens: 4 common passes of two rows without drafts."""
+    one = given_answer([1, 2], [11, 12, 13, 14, 15], id="a")
+    two = given_answer([1, 2], [21, 22, 23, 24, 25], id="b")
+    trace = Trace({"max_tokens": 5}, (one, two))
+    found = replay(PLAIN, trace, costs([10.0, 12.0], sequences=2))
+    assert found.total.ms == pytest.approx(48.0) and found.answers[0].ms == pytest.approx(24.0)
+    assert found.total.steps == 8 and found.total.speedup == pytest.approx(1.0)
+
+
+def test_turns_of_one_talk_are_never_answered_together() -> None:
+    first = given_answer([1], [1, 2, 3], id="a")
+    second = Answer("a", 1, "chat", int_array([1, 2, 3, 4]), int_array([5, 6, 7]), first.topk)
+    found = replay(PLAIN, Trace({"max_tokens": 3}, (first, second)), costs([10.0, 12.0], sequences=2))
+    assert found.total.ms == pytest.approx(40.0)
+
+
+def test_figures_by_category_add_up() -> None:
+    found = replay(setting("suffix"), toy_trace(ToyTarget(seed=5)), costs())
+    kinds = found.by_category()
+    assert list(kinds) == ["kind 0", "kind 1"]
+    assert sum(sums.tokens for sums in kinds.values()) == found.total.tokens
+    assert sum(sums.ms for sums in kinds.values()) == pytest.approx(found.total.ms)
+
+
+def test_what_was_learned_is_kept_by_the_names_that_live_drafting_uses() -> None:
+    found = replay(setting("suffix", "token_recycling"), toy_trace(ToyTarget(seed=5)), costs())
+    fused = registry.build([ProposerSpec("suffix"), ProposerSpec("token_recycling")])
+    assert found.learned and found.learned.keys() <= {bucket.name for bucket in fused.buckets}
+    again = replay(setting("suffix"), toy_trace(ToyTarget(seed=5)), costs(), learned={"local one 4": (0.0, 1e9)})
+    assert again.total.drafted > 0
+
+
+def test_processes_say_what_one_says_in_order_of_the_settings_or_not(tmp_path: Path) -> None:
+    """Deterministic: whichever process replays, and however often."""
+    trace = toy_trace(ToyTarget(seed=5), asides=True)
+    path = tmp_path / "trace.npz"
+    save(trace, path)
+    settings = [
+        setting(method, mode=mode) for method in ("ngram", "token_recycling") for mode in ("static", "measured")
+    ]
+    expense = Expense(ask={"ngram": Line(30.0, 3.0)}, topk=Line(60.0, 40.0))
+    found = dict(replay_all(settings, path, costs(expense=expense), workers=2))
+    assert list(found.keys() ^ set(settings)) == []
+    for one in settings:
+        assert _plain(found[one]) == _plain(replay(one, trace, costs(expense=expense)))
+
+
+def test_time_that_is_over_leaves_settings_out(tmp_path: Path) -> None:
+    path = tmp_path / "trace.npz"
+    save(toy_trace(ToyTarget(seed=5), answers=1, length=10), path)
+    settings = [setting("ngram", nodes=nodes) for nodes in range(1, 30)]
+    assert 1 <= len(list(replay_all(settings, path, costs(), seconds=0.0, workers=2))) <= 4
+
+
+def _plain(prediction: Prediction) -> str:
+    total = prediction.total
+    return json.dumps([total.ms, total.steps, total.drafted, total.accepted, sorted(prediction.learned.items())])
