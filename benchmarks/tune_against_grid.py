@@ -62,9 +62,9 @@ def main() -> None:
         say(f"{len(settings)} settings replayed over {trace.num_tokens} tokens in {seconds:.1f} s")
         ranked = sorted(predicted, key=lambda setting: -predicted[setting].total.speedup)
         chosen = ranked[0]
-        first = live(subject, trace, costs.points, list(dict.fromkeys([chosen, *settings[:: options.every]])), 1)
+        first = live(subject, trace, costs.points, list(dict.fromkeys([chosen, *settings[:: options.every]])), 1, 4)
         best = sorted(first, key=lambda setting: -speed(first[setting]))[:FINAL]
-        last = live(subject, trace, costs.points, list(dict.fromkeys([chosen, *best])), options.rounds)
+        last = live(subject, trace, costs.points, list(dict.fromkeys([chosen, *best])), options.rounds, 1 + FINAL)
     report(predicted, first, last, chosen)
     if options.json:
         lines = [
@@ -76,12 +76,12 @@ def main() -> None:
 
 
 def live(
-    subject: LlamaCppSubject, trace: Trace, points: CostPoints, settings: Sequence[Setting], rounds: int
+    subject: LlamaCppSubject, trace: Trace, points: CostPoints, settings: Sequence[Setting], rounds: int, beside: int
 ) -> dict[Setting, Pairs]:
-    """Each setting beside plain decoding, over all answers; a few contexts open at a time."""
+    """Each setting beside plain decoding and others, so many in a group, over all answers."""
     found: dict[Setting, Pairs] = {}
-    for start in range(0, len(settings), 4):
-        part = settings[start : start + 4]
+    for start in range(0, len(settings), beside):
+        part = settings[start : start + beside]
         say(f"live {start + 1}-{start + len(part)} of {len(settings)}")
         with ExitStack() as stack:
             arms = {}

@@ -22,7 +22,7 @@ from specplug.files import write_atomically
 from specplug.registry import nearest
 from specplug.tune import budget as budgets
 from specplug.tune.document import errors, evidence, interval_text, verdict
-from specplug.tune.session import OBJECTIVES, Request
+from specplug.tune.request import OBJECTIVES, Request
 from specplug.tune.session import tune as run_tune
 from specplug.tune.settings import grid
 
@@ -100,8 +100,12 @@ def tune(
         plan = _plan(wanted)
         click.echo(json.dumps(plan, indent=1) if request.json else "\n".join(f"{k}: {v}" for k, v in plan.items()))
         return
-    with budget_bar("tune", seconds) as progress:
-        outcome = run_tune(wanted, say=note, progress=progress)
+    try:
+        with budget_bar("tune", seconds) as progress:
+            outcome = run_tune(wanted, say=note, progress=progress)
+    except KeyboardInterrupt:
+        note("what was measured is kept: the same command with --resume goes on")
+        raise
     document = outcome.document
     if html is not None:
         from specplug.tune.report import page

@@ -38,12 +38,15 @@ REFRESH = 16
 class CostCurve:
     """T(rows, context) in milliseconds, piecewise linear between measured points.
 
-    contexts  tokens already in the KV cache, ascending
-    rows      row counts, ascending, starting at 1
-    ms        float64[len(contexts), len(rows)]
+    contexts   tokens already in the KV cache, ascending
+    rows       row counts, ascending, starting at 1
+    ms         float64[len(contexts), len(rows)], of passes after one of as many rows
+    change_ms  what a pass costs more after one of another row count: an engine prepares each shape anew
     """
 
-    def __init__(self, contexts: Sequence[int], rows: Sequence[int], ms: Sequence[Sequence[float]]) -> None:
+    def __init__(
+        self, contexts: Sequence[int], rows: Sequence[int], ms: Sequence[Sequence[float]], change_ms: float = 0.0
+    ) -> None:
         """Raises UsageError when the points do not form a curve that starts at one row."""
         self.contexts = list(contexts)
         self.rows = list(rows)
@@ -55,6 +58,7 @@ class CostCurve:
             raise UsageError("cost curve: ms must hold one value per context and row count; measure again")
         if not np.isfinite(self.ms).all() or (self.ms <= 0).any():
             raise UsageError("cost curve: every value must be a positive number of milliseconds; measure again")
+        self.change_ms = change_ms
         self.limit = self.rows[-1]
         every = np.arange(1, self.limit + 1)
         full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
@@ -78,10 +82,12 @@ class CostCurve:
             self._cached[key] = found
         return found
 
-    def observe(self, rows: int, context: int, ms: float) -> None:
-        """A real pass took `ms`: move the corrections towards it."""
+    def observe(self, rows: int, context: int, ms: float, changed: bool = False) -> None:
+        """A real pass took `ms`: move the corrections towards it. `changed`: the one before had other rows."""
         if rows > self.limit:
             return
+        if changed:
+            ms -= self.change_ms
         self.at(context)
         raw = self._raw[context >> 7]
         first, further = raw[0], raw[rows - 1] - raw[0]

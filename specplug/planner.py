@@ -33,6 +33,7 @@ class Cost(Protocol):
     """What the planner asks of a cost curve (`specplug.cost.CostCurve` is one)."""
 
     limit: int
+    change_ms: float
 
     def at(self, context: int) -> list[float]: ...
 
@@ -47,6 +48,7 @@ class Plan:
     candidates      what the subtrees were chosen from
     ranked          the candidates' nodes, likeliest first
     ms              the costs by which they were chosen; `ms[r - 1]` is that of r rows
+    change_ms       what of them changing the row count is, unless to `last_rows`
     """
 
     drafts: list[Draft]
@@ -56,6 +58,8 @@ class Plan:
     candidates: Sequence[Draft] = ()
     ranked: Sequence[Ranked] = ()
     ms: Sequence[float] = ()
+    change_ms: float = 0.0
+    last_rows: int = 0
 
 
 Ranked = tuple[float, int, int]
@@ -102,16 +106,22 @@ class Planner:
         self.trees = trees
         self.static = static
 
-    def plan(self, drafts: Sequence[Draft], context: int, row_ms: float = 0.0) -> Plan:
+    def plan(self, drafts: Sequence[Draft], context: int, row_ms: float = 0.0, last_rows: int = 0) -> Plan:
         """Choose subtrees of `drafts` (one per running sequence).
 
-        context  mean KV fill of the sequences, tokens
-        row_ms   what every row costs beyond the target pass (reading its top ids), milliseconds
+        context    mean KV fill of the sequences, tokens
+        row_ms     what every row costs beyond the target pass (reading its top ids), milliseconds
+        last_rows  of the pass before: other counts cost a change, twice where that one was plain, since from there it
+                   takes a second one to come back
         """
         sequences = len(drafts)
         ms = self.cost.at(context)
-        if row_ms:
-            ms = [cost + row_ms * rows for rows, cost in enumerate(ms, 1)]
+        change_ms = self.cost.change_ms * (2 if last_rows <= sequences else 1)
+        if row_ms or change_ms:
+            ms = [cost + row_ms * rows + change_ms for rows, cost in enumerate(ms, 1)]
+            for rows in {sequences, last_rows} - {0}:
+                if rows <= len(ms):
+                    ms[rows - 1] -= change_ms
         nodes = sum(map(len, drafts))
         if not nodes or sequences >= len(ms):
             return Plan([EMPTY] * sequences, sequences, float(sequences), ms[min(sequences, len(ms)) - 1])
@@ -126,7 +136,17 @@ class Planner:
         if self.static:
             count = min(len(ranked), self.max_nodes)
         if count == 0:
-            return Plan([EMPTY] * sequences, sequences, float(sequences), ms[sequences - 1], drafts, ranked, ms)
+            return Plan(
+                [EMPTY] * sequences,
+                sequences,
+                float(sequences),
+                ms[sequences - 1],
+                drafts,
+                ranked,
+                ms,
+                change_ms,
+                last_rows,
+            )
         chosen: list[list[int]] = [[] for _ in drafts]
         tokens = float(sequences)
         for negative, seq, node in ranked[:count]:
@@ -136,7 +156,8 @@ class Planner:
             (draft if len(keep) == len(draft) else draft.select(sorted(keep))) if keep else EMPTY
             for draft, keep in zip(drafts, chosen, strict=True)
         ]
-        return Plan(plans, sequences + count, tokens, ms[min(sequences + count, len(ms)) - 1], drafts, ranked, ms)
+        expected_ms = ms[min(sequences + count, len(ms)) - 1]
+        return Plan(plans, sequences + count, tokens, expected_ms, drafts, ranked, ms, change_ms, last_rows)
 
     def saved_ms(self, plan: Plan, context: int, without: Set[int]) -> float:
         """What drafting was expected to save over plain decoding, had nodes of the buckets `without` not been guessed.
@@ -152,7 +173,8 @@ class Planner:
             return 0.0
         ms = self.cost.at(context)
         accepted = -sum(entry[0] for entry in ranked[:count])
-        return ms[sequences - 1] * (1.0 + accepted / sequences) - ms[sequences + count - 1]
+        change_ms = 0.0 if sequences + count == plan.last_rows else plan.change_ms
+        return ms[sequences - 1] * (1.0 + accepted / sequences) - ms[sequences + count - 1] - change_ms
 
     def learn(self, draft: Draft, emitted: Sequence[int]) -> None:
         """Shadow-score a whole candidate draft, verified or not, against what came."""

@@ -53,6 +53,7 @@ class Speculator:
         self._candidates: list[Draft] = []
         self._plan = Plan([], 0, 0.0, 0.0)
         self._context = 0
+        self._last_rows = 0
         self._ask_ns = [0] * len(fusion.sources)
         self._plan_ns = 0
         self._topk_row_ms = 0.0
@@ -60,6 +61,7 @@ class Speculator:
         """How many top ids per row `observe` should be given in the step under way; 0 for none."""
 
     def begin(self, seq: int, prompt: IntArray) -> None:
+        self._last_rows = 0  # reading its prompt was a pass of another shape
         self.fusion.begin(seq, prompt)
 
     def end(self, seq: int) -> None:
@@ -89,7 +91,8 @@ class Speculator:
             for seq, budget in zip(seqs, budgets, strict=True)
         ]
         self.wants_topk = max(self.fusion.sources[i].needs.topk for i in self.asked)
-        self._plan = self.planner.plan(self._candidates, context, self._topk_row_ms if self.wants_topk else 0.0)
+        row_ms = self._topk_row_ms if self.wants_topk else 0.0
+        self._plan = self.planner.plan(self._candidates, context, row_ms, self._last_rows)
         self._plan_ns = self.fusion.clock() - began - sum(self._ask_ns)
         return self._plan.drafts
 
@@ -101,7 +104,8 @@ class Speculator:
         for seq, step in zip(seqs, steps, strict=True):
             self.fusion.observe(seq, step)
         rows = len(seqs) + sum(len(step.draft) for step in steps)
-        self.cost.observe(rows, self._context, target_ms)
+        self.cost.observe(rows, self._context, target_ms, rows != self._last_rows)
+        self._last_rows = rows
         if not self._candidates:
             return
         for candidate, step in zip(self._candidates, steps, strict=True):

@@ -242,3 +242,16 @@ def test_oracle_speedup_is_the_contexts() -> None:
     curve = CostCurve([64, 1088], [1, 2], [[10.0, 10.0], [17.0, 34.0]])
     assert oracle_speedup(curve, 0) == pytest.approx(2.0)
     assert oracle_speedup(curve, 1088) == pytest.approx(1.0)
+
+
+def test_what_a_change_of_shape_costs_is_not_taken_for_the_pass() -> None:
+    """Passes of 10 ms, and 2 more after one of other rows: the curve stays at 10."""
+    curve = CostCurve([0], [1, 4], [[10.0, 20.0]], change_ms=2.0)
+    for _ in range(300):
+        curve.observe(1, 0, 12.0, changed=True)
+        curve.observe(1, 0, 10.0, changed=False)
+    assert curve.at(0)[0] == pytest.approx(10.0, rel=0.01)
+    plain = CostCurve([0], [1, 4], [[10.0, 20.0]])
+    for _ in range(300):
+        plain.observe(1, 0, 12.0, changed=True)
+    assert plain.at(0)[0] == pytest.approx(12.0, rel=0.01)

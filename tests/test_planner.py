@@ -382,3 +382,26 @@ def test_the_cost_of_asking_is_a_running_mean() -> None:
 def test_a_gain_below_the_margin_is_left_alone() -> None:
     for gain, rows in ((MARGIN - 1.001, 1), (MARGIN - 0.999, 2)):
         assert planner([gain], [10.0, 10.0]).plan([Draft.chain([0], [0])], 0).rows == rows
+
+
+@pytest.mark.parametrize(
+    ("last_rows", "rows", "saved"),
+    [
+        (1, 1, 0.0),  # there and back: 2 x 1.0, which is all that the guesses save
+        (0, 1, 0.0),
+        (3, 3, 2.0),  # the same shape again costs nothing more
+        (2, 3, 1.0),  # one change; coming back was paid for when it was left
+    ],
+)
+def test_another_row_count_costs_a_change_and_leaving_plain_decoding_two(
+    last_rows: int, rows: int, saved: float
+) -> None:
+    """Two sure guesses: 3 tokens in a pass of 28 instead of three of 10."""
+    table = AcceptanceTable([Bucket("sure", 1.0)])
+    table.probability[0] = 1.0
+    cost = CostCurve([0], [1, 2, 3], [[10.0, 25.0, 28.0]], change_ms=1.0)
+    one = Planner(table, cost, max_nodes=2)
+    drafts = [Draft.chain([5, 6], [0, 0])]
+    plan = one.plan(drafts, 0, last_rows=last_rows)
+    assert plan.rows == rows
+    assert one.saved_ms(plan, 0, frozenset()) == pytest.approx(saved)

@@ -176,7 +176,7 @@ def _unknown_method(method: str, where: str) -> NoReturn:
 
 
 def _cost_points(value: object, where: str) -> CostPoints:
-    if not isinstance(value, dict) or value.keys() | {"sequences"} != _COST_POINTS.keys():
+    if not isinstance(value, dict) or value.keys() | {"sequences", "change_ms"} != _COST_POINTS.keys():
         raise Invalid(f"{where}: not a mapping of contexts, rows and ms; measure again")
     curve = _section(CostPoints, _COST_POINTS, value, where)
     for key, points in (("contexts", curve.contexts), ("rows", curve.rows)):
@@ -186,6 +186,8 @@ def _cost_points(value: object, where: str) -> CostPoints:
         raise Invalid(f"{where}.rows: starts at {curve.rows[0]}, not at 1; measure again")
     if [len(line) for line in curve.ms] != [len(curve.rows)] * len(curve.contexts):
         raise Invalid(f"{where}.ms: needs one list per context with one value per row count; measure again")
+    if curve.change_ms < 0:
+        raise Invalid(f"{where}.change_ms: {curve.change_ms} is below 0; measure again")
     if any(ms <= 0 for line in curve.ms for ms in line):
         raise Invalid(f"{where}.ms: holds a value that is not above 0; measure again")
     return curve
@@ -208,6 +210,7 @@ _COST_POINTS: dict[str, Check] = {
     "rows": _items(_whole(1, 1 << 16)),
     "ms": _items(_items(_number)),
     "sequences": _whole(1, 1 << 10),
+    "change_ms": _number,
 }
 _MEASURED: dict[str, Check] = {
     "hardware": _plain_mapping,

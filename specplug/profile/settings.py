@@ -44,12 +44,14 @@ class CostPoints:
     """Milliseconds of one target pass: ms[i][j] with contexts[i] tokens per sequence in the cache and rows[j] rows.
 
     sequences  how many shared the pass; a curve of one says little about many, whose caches are all read
+    change_ms  what a pass costs more after one of another row count
     """
 
     contexts: tuple[int, ...]
     rows: tuple[int, ...]
     ms: tuple[tuple[float, ...], ...]
     sequences: int = 1
+    change_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from specplug.bench.statistics import Interval, median_interval
+from specplug.errors import UsageError
 from specplug.profile import CostPoints
 
 TOLERANCE = 0.03
@@ -30,6 +31,7 @@ FILL_SHARE = 0.4
 
 DENSE = tuple(range(1, 25))
 COARSE = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)
+SPARSE = (1, 2, 4, 8, 16)
 FURTHER = (32, 48, 64, 96, 128, 192, 256)
 
 
@@ -50,6 +52,7 @@ class Curve:
     """What passes over `sequences` sequences cost; `intervals[context][row count]`, milliseconds.
 
     prompt_ms  to read one token of a prompt
+    change_ms  more, after a pass of another row count
     """
 
     sequences: int
@@ -58,6 +61,7 @@ class Curve:
     intervals: tuple[tuple[Interval, ...], ...]
     rounds: int
     prompt_ms: float
+    change_ms: float
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -66,7 +70,7 @@ class Curve:
         rows, lines = self.rows, [[round(i.median, 4) for i in line] for line in self.intervals]
         if rows[0] != 1:
             rows, lines = (1, *rows), [[line[0], *line] for line in lines]
-        return CostPoints(self.contexts, rows, tuple(map(tuple, lines)), self.sequences)
+        return CostPoints(self.contexts, rows, tuple(map(tuple, lines)), self.sequences, self.change_ms)
 
     def as_mapping(self) -> dict[str, Any]:
         """Plain data: medians, and the half widths of their intervals as shares."""
@@ -79,6 +83,7 @@ class Curve:
             "high": [[round(i.high, 4) for i in line] for line in self.intervals],
             "rounds": self.rounds,
             "prompt_ms": round(self.prompt_ms, 4),
+            "change_ms": self.change_ms,
             "notes": list(self.notes),
         }
 
@@ -93,6 +98,7 @@ class Curve:
             tuple(tuple(Interval(*values) for values in zip(*line, strict=True)) for line in lines),
             data["rounds"],
             data["prompt_ms"],
+            data["change_ms"],
             tuple(data["notes"]),
         )
 
@@ -107,12 +113,15 @@ def measure_curve(
 ) -> Curve:
     """Time 1..limit rows at the given fills, ascending: interleaved rounds until every point is settled, or time is up.
 
+    Each is run twice: the second is the pass, the first what it costs after one of another row count.
+
     The first context is measured whatever it takes; a later one only where filling the cache leaves time for it.
     """
     began = perf_counter()
     fill_ms = timer.fill(contexts[0])
     rows = _rows(timer, limit, seconds / len(contexts))
     lines: list[list[list[float]]] = []
+    changes: list[float] = []
     done: list[int] = []
     rounds = 0
     for place, context in enumerate(contexts):
@@ -129,7 +138,9 @@ def measure_curve(
                 break
             for n, times in zip(rows, line, strict=True):
                 if not _settled(times):
+                    after_another = timer.time(n)
                     times.append(timer.time(n))
+                    changes.append(after_another - times[-1])
             rounds += 1
             progress(min(1.0, (perf_counter() - began) / seconds))
         lines.append(line)
@@ -141,7 +152,8 @@ def measure_curve(
             f"contexts of {', '.join(map(str, contexts[len(done) :]))} tokens were left out: filling takes long"
         )
     prompt_ms = fill_ms / contexts[0] / timer.sequences
-    return Curve(timer.sequences, tuple(done), rows, intervals, rounds, prompt_ms, tuple(notes))
+    change_ms = max(0.0, round(median_interval(changes).median, 4))
+    return Curve(timer.sequences, tuple(done), rows, intervals, rounds, prompt_ms, change_ms, tuple(notes))
 
 
 def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, dict[int, float]]:
@@ -168,17 +180,25 @@ def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, d
 
 
 def _rows(timer: PassTimer, limit: int, seconds: float) -> tuple[int, ...]:
-    """Every row count where ENOUGH rounds over them fit into `seconds`, else fewer."""
+    """Every row count where ENOUGH rounds over them fit into `seconds`, else fewer.
+
+    UsageError when not even the fewest rounds over the fewest row counts do.
+    """
     first = timer.sequences
     timer.time(first)
     few, many = timer.time(first), timer.time(limit)
-    for choice in (DENSE, COARSE):
+    slope = (many - few) / max(1, limit - first)
+    rows: list[int] = []
+    total = 0.0
+    for choice in (DENSE, COARSE, SPARSE):
         rows = sorted({first, limit, *(first - 1 + n for n in (*choice, *FURTHER) if first - 1 + n < limit)})
-        slope = (many - few) / max(1, limit - first)
-        total = sum(few + slope * (n - first) for n in rows)
-        if ENOUGH * total < seconds * 1000:
-            break
-    return tuple(rows)
+        total = 2 * sum(few + slope * (n - first) for n in rows) / 1000
+        if (ENOUGH if choice is DENSE else FEWEST) * total < seconds:
+            return tuple(rows)
+    raise UsageError(
+        f"the budget is too small: timing passes of {first} to {limit} rows takes {FEWEST * total:.1f} s at each "
+        f"context, and there are {seconds:.1f} s for it; raise --budget"
+    )
 
 
 def _settled(times: Sequence[float]) -> bool:

@@ -12,8 +12,9 @@ from specplug.tune.choose import Pairs
 from specplug.tune.replay import Prediction, Sums
 from specplug.tune.settings import Setting
 
-KEPT = 10
-"""Settings in a profile's evidence, beside those that were confirmed and the best of each method."""
+KEPT = 8
+"""Settings in a profile's evidence, beside those that were confirmed, the best of each method under each mode of the
+planner, and the worst."""
 
 
 def predicted_figures(prediction: Prediction) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def setting_line(setting: Setting, prediction: Prediction, confirmed: Mapping[in
     return {
         "name": setting.name,
         "method": setting.method,
+        "mode": setting.planner.mode,
         "predicted": predicted_figures(prediction),
         "confirmed": {str(level): confirmed_figures(pairs) for level, pairs in confirmed.items()},
     }
@@ -50,13 +52,14 @@ def errors(document: Mapping[str, Any]) -> list[float]:
 
 
 def evidence(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with fewer settings, for the profile."""
-    seen: set[str] = set()
+    """The document with fewer settings, for the profile: the last, which loses most, is always among them."""
+    seen: set[tuple[str, str]] = set()
     kept = []
     for place, line in enumerate(document["settings"]):
-        if place < KEPT or line["confirmed"] or line["method"] not in seen:
+        kind = (line["method"], line["mode"])
+        if place < KEPT or line["confirmed"] or kind not in seen or place == len(document["settings"]) - 1:
             kept.append(line)
-        seen.add(line["method"])
+        seen.add(kind)
     return {**document, "settings": kept, "settings_left_out": len(document["settings"]) - len(kept)}
 
 

@@ -186,9 +186,13 @@ class _Replay:
         points = costs.points
         ms = [list(line) for line in points.ms]
         profile = Profile("replay", proposers=setting.proposers, planner=setting.planner)
-        self.speculator = Speculator(fusion, CostCurve(points.contexts, points.rows, ms), profile, learned=learned)
+        self.speculator = Speculator(
+            fusion, CostCurve(points.contexts, points.rows, ms, points.change_ms), profile, learned=learned
+        )
         self.sums: dict[int, Sums] = {}
         self._truth = CostCurve(points.contexts, points.rows, ms)
+        self._change_ms = points.change_ms
+        self._last_rows = 0
         self._max_tokens: int = trace.about["max_tokens"]
         self._reads_rows = fusion.needs.topk > 0
 
@@ -199,7 +203,8 @@ class _Replay:
         for c in cursors:
             one.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[:1]))
         running = [c for c in cursors if len(c.tokens) > 1]
-        total, plain = 0.0, 0.0
+        total, plain, plain_rows = 0.0, 0.0, 0
+        self._last_rows = 0
         while running:
             total += self._step(running)
             running = [c for c in running if c.at + 1 < len(c.tokens)]
@@ -207,6 +212,8 @@ class _Replay:
             left = [c for c in cursors if at < len(c.tokens)]
             fill = sum(len(c.answer.prompt) + at - 1 for c in left) // len(left)
             plain += self._truth.at(fill)[len(left) - 1] + self._expense.step.ns(len(left)) / 1e6
+            plain += self._change_ms if len(left) != plain_rows else 0.0
+            plain_rows = len(left)
         emitted = sum(len(c.tokens) - 1 for c in cursors)
         for c in cursors:
             one.end(c.seq)
@@ -225,7 +232,8 @@ class _Replay:
         steps = [self._verify(c, draft) for c, draft in zip(running, drafts, strict=True)]
         rows = len(running) + sum(map(len, drafts))
         line = self._truth.at(fill)
-        target_ms = line[min(rows, len(line)) - 1]
+        target_ms = line[min(rows, len(line)) - 1] + (self._change_ms if rows != self._last_rows else 0.0)
+        self._last_rows = rows
         topk_ns = self._expense.topk.ns(rows) if one.wants_topk else 0
         clock.now += topk_ns
         one.observe(seqs, steps, target_ms=target_ms, topk_ns=topk_ns)

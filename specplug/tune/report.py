@@ -17,6 +17,9 @@ BARS = 24
 """Settings in the picture of predictions; the table below it has all."""
 
 POSITIONS = 12
+LONGEST = 25
+"""Rows per answer in the what-if picture."""
+
 SHARES = tuple(percent / 100 for percent in range(5, 100, 5))
 """Shares of right guesses that the what-if slider offers."""
 
@@ -198,8 +201,8 @@ def _what_if(document: Mapping[str, Any], level: str) -> Any:
 
     curve = next(curve for curve in document["cost"] if str(curve["sequences"]) == level)
     few, rows, ms = curve["sequences"], curve["rows"], curve["ms"][0]
-    lengths = [n / few - 1 for n in rows if n % few == 0]
-    costs = [cost for n, cost in zip(rows, ms, strict=True) if n % few == 0]
+    taken = [i for i, n in enumerate(rows) if n % few == 0 and n / few <= LONGEST]
+    lengths, costs = [rows[i] // few - 1 for i in taken], [ms[i] for i in taken]
 
     def speeds(share: float) -> list[float]:
         """A draft of n guesses brings 1 + p + ... + p^n tokens."""

@@ -5,16 +5,12 @@ Knows the order of things and the document that comes of them. Knows no engine i
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-from platformdirs import user_state_dir
 
 from specplug import fingerprint, hardware, registry
 from specplug import profile as profiles
@@ -34,12 +30,19 @@ from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
 from specplug.tune.recording import SLOTS, known_trace, record, record_asides, trace_path
 from specplug.tune.replay import Costs, Prediction, replay, replay_all
+from specplug.tune.request import (
+    SCHEMA,
+    Request,
+    check,
+    check_journal,
+    decisive_level,
+    journal_path,
+    unfinished,
+    workload_hash,
+)
 from specplug.tune.settings import NONE, Setting, grid
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Trace
-
-SCHEMA = 1
-OBJECTIVES = ("latency", "throughput")
 
 CONTEXTS = (256, 2048, 8192)
 """Fills at which costs are measured, as far as the base profile's context and the time allow."""
@@ -59,35 +62,6 @@ Progress = Callable[[str, float, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked for. `command` is how, for the evidence."""
-
-    model: Path
-    base: Profile
-    prompts: Sequence[Prompt]
-    workload: str
-    name: str
-    out: Path
-    budget: float
-    max_tokens: int = 128
-    objective: str = "latency"
-    concurrency: tuple[int, ...] = (1,)
-    resume: bool = False
-    command: str = ""
-
-    def identity(self) -> dict[str, Any]:
-        """What a journal must have been begun with to be continued."""
-        return {
-            "base": hashlib.sha256(profiles.dumps(self.base).encode()).hexdigest(),
-            "workload": workload_hash(self.prompts),
-            "budget": self.budget,
-            "max_tokens": self.max_tokens,
-            "objective": self.objective,
-            "concurrency": list(self.concurrency),
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """The profile as written, and the document of `tune --json`."""
 
@@ -100,23 +74,24 @@ def tune(
     *,
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda stage, share, best: None,
+    opener: Callable[[Request], Subject] | None = None,
 ) -> Outcome:
-    """Find and write the profile. Interrupted, it can be continued with `resume`.
+    """Find and write the profile. Interrupted, it can be continued with `resume`. `opener` opens another engine.
 
     UsageError for what cannot be tuned, and for a journal that belongs to something else; the profile is written last,
     whole or not at all.
     """
-    _check(request)
+    check(request)
     path = journal_path(request.out)
-    if not request.resume and path.is_file() and _unfinished(path):
+    if not request.resume and path.is_file() and unfinished(path):
         say("an unfinished tune of this profile is dropped; --resume would have continued it")
     with journals.opened(path, resume=request.resume) as journal, ExitStack() as stack:
         if journal.torn:
             say("the journal's last line was half written; that step is done again")
         if journal.entries:
-            _check_journal(journal, request)
+            check_journal(journal, request)
         budget = Budget(request.budget, journal.entries[-1]["spent"] if journal.entries else 0.0)
-        subject = open_subject(request)
+        subject = (opener or open_subject)(request)
         stack.callback(subject.close)
         session = _Session(request, subject, journal, budget, say, progress)
         outcome = session.run()
@@ -134,49 +109,6 @@ def open_subject(request: Request) -> Subject:
     from specplug.tune.llama_cpp import LlamaCppSubject
 
     return LlamaCppSubject(request.model, request.base)
-
-
-def journal_path(out: Path) -> Path:
-    """Where the journal of a tune that writes `out` is."""
-    key = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:12]
-    return Path(user_state_dir("specplug")) / "tune" / f"{out.stem}-{key}.journal"
-
-
-def workload_hash(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of what is asked, in order."""
-    return hashlib.sha256(json.dumps([[p.id, p.category, p.turns] for p in prompts]).encode()).hexdigest()
-
-
-def _check(request: Request) -> None:
-    if request.out.exists() and not request.out.is_file():
-        raise UsageError(f"{request.out}: not a file; name another profile to write")
-    if request.base.exact and max(request.concurrency) > 1:
-        raise UsageError(f"profile {request.base.name}: exact runs one sequence at a time; use a concurrency of 1")
-
-
-def _unfinished(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            return b'{"kind":"done"' not in file.read()
-    except OSError:
-        return False
-
-
-def _check_journal(journal: Journal, request: Request) -> None:
-    begun = journal.entries[0]
-    if begun["kind"] != "begun" or begun["schema"] != SCHEMA:
-        raise UsageError(f"{journal.path}: written by another version; run without --resume")
-    now = json.loads(json.dumps(request.identity()))
-    for key, value in now.items():
-        if begun["request"].get(key) != value:
-            raise UsageError(f"{journal.path}: the unfinished tune had another {key}; run without --resume")
-    here = fingerprint.of(request.model, engine=request.base.engine, threads=None)
-    changed = fingerprint.changes(begun["fingerprint"], here)
-    if changed:
-        raise UsageError(
-            f"{journal.path}: begun under other conditions ({'; '.join(changed)}); run without --resume to measure anew"
-        )
 
 
 class _Session:
@@ -544,8 +476,3 @@ class _Session:
 
     def tell(self, stage: str, share: float) -> None:
         self.progress(stage, share, self.best)
-
-
-def decisive_level(request: Request) -> int:
-    """The concurrency at which settings compete: the smallest for latency, the largest for throughput."""
-    return min(request.concurrency) if request.objective == "latency" else max(request.concurrency)

@@ -139,7 +139,7 @@ class LlamaCpp:
         if self.padded:
             for line in ms:
                 line[0] = line[min(1, len(line) - 1)]
-        curve = CostCurve(self.cost_points.contexts, self.cost_points.rows, ms)
+        curve = CostCurve(self.cost_points.contexts, self.cost_points.rows, ms, self.cost_points.change_ms)
         learned = profile.measured.acceptance if profile.measured else None
         self.speculator = Speculator(fusion, curve, profile, learned=learned)
         self.context.clear()

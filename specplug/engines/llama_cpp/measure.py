@@ -30,7 +30,7 @@ QUICK_SECONDS = 3.0
 
 FEWEST_ROUNDS = 3
 MOST_ROUNDS = 15
-SCHEMA = 1
+SCHEMA = 2
 
 CONTEXTS = (128, 1024)
 """Tokens in the cache at which passes are timed."""
@@ -64,6 +64,8 @@ def points_on(
 ) -> CostPoints:
     """Median milliseconds of passes over 1..limit rows, all with logits, in interleaved rounds, on an empty context.
 
+    Each is run twice: the second is the pass, the first what it costs after one of another row count.
+
     contexts  tokens in the cache before the pass; those that fit are measured
     seconds   time for all of it; every point is seen FEWEST_ROUNDS times at least
     """
@@ -71,6 +73,7 @@ def points_on(
     room = context.cells - limit - 1
     fills = [c for c in contexts if c <= room] or [max(room, 1)]
     lines: list[list[float]] = []
+    changes: list[float] = []
     rows: list[int] = []
     for done, fill in enumerate(fills):
         timer.fill(fill)
@@ -83,11 +86,14 @@ def points_on(
             if round_ >= FEWEST_ROUNDS and perf_counter() - began > seconds / len(fills):
                 break
             for n, times in zip(rows, seen, strict=True):
+                first = timer.time(n)
                 times.append(timer.time(n))
+                changes.append(first - times[-1])
             progress((done + (round_ + 1) / MOST_ROUNDS) / len(fills))
         lines.append([round(median(times), 4) for times in seen])
         progress((done + 1) / len(fills))
-    return CostPoints(tuple(fills), tuple(rows), tuple(tuple(line) for line in lines))
+    change_ms = max(0.0, round(median(changes), 4)) if len(rows) > 1 else 0.0
+    return CostPoints(tuple(fills), tuple(rows), tuple(map(tuple, lines)), change_ms=change_ms)
 
 
 class PassTimer:
@@ -190,6 +196,7 @@ def _recall(path: Path) -> CostPoints | None:
             tuple(map(int, data["contexts"])),
             tuple(map(int, data["rows"])),
             tuple(tuple(map(float, line)) for line in data["ms"]),
+            change_ms=float(data["change_ms"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -176,7 +176,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             key = ("Llama", runtime, self.n_threads_batch, max_nodes + 1)
             points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), say=self._say)
             context.clear()
-        curve = CostCurve(points.contexts, points.rows, points.ms)
+        curve = CostCurve(points.contexts, points.rows, points.ms, points.change_ms)
         learned = self.profile.measured.acceptance if self.profile.measured else None
         # A batch holds the root and all nodes, whatever a profile's own curve covers.
         fitting = replace(self.profile, planner=replace(self.profile.planner, max_nodes=max_nodes))

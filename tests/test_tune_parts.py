@@ -1,0 +1,321 @@
+"""The parts of a tune that decide by numbers: budget, cost, expense, grid, choice, journal."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_subject import ToyTimer
+
+from specplug.bench.statistics import median_interval
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step
+from specplug.errors import UsageError
+from specplug.profile import PlannerSettings, Profile
+from specplug.registry import ProposerSpec
+from specplug.tune import journal as journals
+from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_record, parse
+from specplug.tune.choose import Pairs, candidates, separated, still_open, winner
+from specplug.tune.cost import Curve, choose_threads, measure_curve
+from specplug.tune.expense import CountedClock, Expense, Line, Priced, Timed
+from specplug.tune.settings import NONE, Setting, grid
+
+# -- budget -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1.5h", 5400), ("300", 300), (" 2M ", 120)])
+def test_a_time_in_words(text: str, seconds: float) -> None:
+    assert parse(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "5 minutes", "nan", "inf", "1e3", "5d", "0s", "٣"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a time"):
+        parse(text)
+
+
+def test_stages_have_their_share_and_confirming_the_rest() -> None:
+    now = [100.0]
+    budget = Budget(200.0, clock=lambda: now[0])
+    assert budget.of("record") == pytest.approx(SHARES["record"] * 200)
+    now[0] += 130.0  # 70 s are left, 60 of them for confirming
+    assert budget.of("record") == pytest.approx(10.0) and budget.left == pytest.approx(70.0)
+    now[0] += 20.0
+    assert budget.of("record") == 0.0
+    assert sum(SHARES.values()) + CONFIRM_SHARE <= 1.0
+    assert Budget(200.0, 150.0, clock=lambda: now[0]).left == pytest.approx(50.0)
+
+
+def test_prompts_are_taken_category_by_category_in_turn() -> None:
+    lengths = {"a": [10, 20, 30], "b": [40]}
+    assert answers_to_record(lengths, 100, seconds=1e9, prompt_ms=1.0, token_ms=1.0) == (
+        [("a", 0), ("b", 0), ("a", 1), ("a", 2)],
+        100,
+    )
+
+
+def test_few_prompts_come_before_short_answers_and_short_before_fewer() -> None:
+    lengths = {"a": [0] * 9, "b": [0] * 9}
+
+    def plan(seconds: float) -> tuple[int, int]:
+        order, tokens = answers_to_record(lengths, 100, seconds=seconds, prompt_ms=0.0, token_ms=10.0)
+        return len(order), tokens
+
+    assert plan(18.0) == (18, 100)
+    assert plan(9.0) == (9, 100)
+    assert plan(4.0) == (4, 100)
+    count, tokens = plan(2.0)
+    assert count == 4 and 25 <= tokens <= 50
+    assert plan(0.6) == (2, 25)
+    with pytest.raises(UsageError, match=r"too small: one answer of 25 tokens takes 0\.2 s, and there are 0\.1 s"):
+        plan(0.1)
+
+
+# -- cost -------------------------------------------------------------------------------------------------------------
+
+
+def noisy(seed: int = 0, stray: float = 0.0) -> Callable[[int], float]:
+    draw = np.random.default_rng(seed)
+    return lambda rows: (5.0 + rows) * draw.normal(1.0, 0.01) * (4.0 if draw.random() < stray else 1.0)
+
+
+def test_medians_come_near_the_truth_and_stop_when_settled() -> None:
+    timer = ToyTimer(noisy())
+    curve = measure_curve(timer, 12, (100, 200), seconds=60.0)
+    assert curve.contexts == (100, 200) and curve.rows == tuple(range(1, 13))
+    for rows, interval in zip(curve.rows, curve.intervals[0], strict=True):
+        assert interval.median == pytest.approx((5.0 + rows) * 1.001, rel=0.02)
+        assert interval.low <= interval.median <= interval.high <= 1.03 * interval.median
+    assert curve.rounds < 40 and not curve.notes
+    assert curve.points.sequences == 1 and curve.prompt_ms == pytest.approx(0.1)
+    assert Curve.from_mapping(curve.as_mapping()).points == curve.points
+
+
+def test_rounds_are_interleaved() -> None:
+    timer = ToyTimer(noisy())
+    measure_curve(timer, 3, (100,), seconds=60.0)
+    rows = [n for call, n in timer.calls if call == "time"][3:12]
+    assert rows == [1, 2, 3] * 3
+
+
+def test_strays_and_teeth_are_told_in_words() -> None:
+    curve = measure_curve(ToyTimer(noisy(stray=0.05)), 8, (100,), seconds=60.0)
+    assert any("something else ran" in note for note in curve.notes)
+    assert curve.intervals[0][3].median == pytest.approx(9.0, rel=0.05)
+    saw = noisy()
+    toothed = measure_curve(ToyTimer(lambda rows: saw(rows) - 3 * (rows == 4)), 6, (100,), seconds=60.0)
+    assert any("3 rows cost more than 4" in note for note in toothed.notes)
+
+
+def test_a_budget_too_small_for_three_rounds_is_refused_before_they_are_run() -> None:
+    timer = ToyTimer(lambda rows: 1000.0 * rows)
+    with pytest.raises(UsageError, match=r"too small: timing passes of 1 to 9 rows takes 72\.0 s"):
+        measure_curve(timer, 9, (100,), seconds=60.0)
+    assert len(timer.calls) == 4
+
+
+def test_points_that_are_not_settled_are_said() -> None:
+    draw = np.random.default_rng(3)
+    curve = measure_curve(ToyTimer(lambda rows: rows * draw.uniform(0.5, 1.5)), 4, (100,), seconds=60.0)
+    assert curve.rounds == 60 and any("wider than 3%" in note for note in curve.notes)
+
+
+def test_a_fill_that_takes_too_long_is_left_out() -> None:
+    class Slow(ToyTimer):
+        def fill(self, tokens: int) -> float:
+            super().fill(tokens)
+            return 10.0 * tokens
+
+    curve = measure_curve(Slow(noisy()), 4, (100, 5000), seconds=20.0)
+    assert curve.contexts == (100,) and any("5000 tokens were left out" in note for note in curve.notes)
+
+
+def test_several_sequences_start_at_their_number() -> None:
+    curve = measure_curve(ToyTimer(noisy(), sequences=4), 12, (100,), seconds=60.0)
+    assert curve.rows[0] == 4 and curve.points.rows[0] == 1 and curve.points.ms[0][0] == curve.points.ms[0][1]
+
+
+def test_threads_are_those_of_the_fastest_pass() -> None:
+    class Threaded(ToyTimer):
+        def use_threads(self, threads: int) -> None:
+            self.threads = threads
+
+        def time(self, rows: int) -> float:
+            return abs(self.threads - 3) + 5.0 + rows
+
+    chosen, ms = choose_threads(Threaded(noisy()), 4, seconds=0.0)
+    assert chosen == 3 and ms == {1: 8.0, 2: 7.0, 3: 6.0, 4: 7.0}
+
+
+@given(st.lists(st.floats(1.0, 100.0), min_size=1, max_size=40))
+def test_the_interval_of_a_median_is_of_values_and_holds_it(values: list[float]) -> None:
+    found = median_interval(values)
+    assert found.low in values and found.high in values and found.low <= found.median <= found.high
+    assert found.median == pytest.approx(float(np.median(values)))
+
+
+def test_the_interval_of_a_median_holds_the_truth_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(1)
+    held = [(i := median_interval(draw.exponential(size=25).tolist())).low <= np.log(2) <= i.high for _ in range(2000)]
+    assert 0.94 <= np.mean(held) <= 0.985
+
+
+# -- expense ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_through_medians() -> None:
+    points = [(1, 12.0), (1, 12.0), (1, 900.0), (3, 16.0), (3, 16.0), (3, 16.0)]
+    line = Line.through(points)
+    assert (line.base, line.per) == (10.0, 2.0) and line.ns(4) == 18_000
+    assert Line.through([(2, 8.0)]) == Line(8.0, 0.0) and Line.through([]) == Line()
+    falling = Line.through([(1, 9.0), (5, 3.0)])
+    assert falling.per == 0.0 and falling.base == pytest.approx(6.0)
+    steep = Line.through([(1, 1.0), (9, 30.0)])
+    assert steep.base >= 0.0
+
+
+class Two:
+    """Guesses two tokens, or none where the budget is 0."""
+
+    needs = Needs()
+    buckets: tuple[Bucket, ...] = (Bucket("two", 0.5),)
+
+    def begin(self, seq: int, prompt: IntArray) -> None: ...
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        return Draft.chain([1, 2][:budget], [0, 0][:budget]) if budget else EMPTY
+
+    def observe(self, seq: int, step: Step) -> None: ...
+
+    def end(self, seq: int) -> None: ...
+
+
+def test_a_priced_proposer_takes_its_time_on_the_counted_clock() -> None:
+    clock = CountedClock()
+    expense = Expense(
+        ask={"two": Line(10.0, 1.0)}, tell={"two": Line(3.0, 0.5)}, plan=Line(40.0, 2.0), idle=Line(7.0, 0.0)
+    )
+    priced = Priced(Two(), clock, expense, "two", sources=2)
+    assert len(priced.propose(0, 8)) == 2 and clock() == (12 + 20 + 4) * 1000
+    clock.now = 0
+    assert len(priced.propose(0, 0)) == 0 and clock() == 10_000 + 3_500
+    clock.now = 0
+    priced.observe(0, Step([5, 6], EMPTY, []))
+    assert clock() == 4_000
+    again = Expense.from_mapping(expense.as_mapping())
+    assert again == expense
+
+
+def test_a_timed_proposer_is_asked_for_sizes_in_turn() -> None:
+    ticks = iter(range(0, 10**9, 1000))
+    timed = Timed(Two(), (1, 2), clock=lambda: next(ticks))
+    assert [len(timed.propose(0, 8)) for _ in range(3)] == [1, 2, 1]
+    timed.observe(0, Step([5], EMPTY, []))
+    assert timed.asked == [(1, 1.0), (2, 1.0), (1, 1.0)] and timed.told == [(1, 1.0)]
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_has_every_method_alone_and_in_pairs_and_no_name_twice() -> None:
+    settings = grid(Needs(topk=64))
+    assert len({setting.name for setting in settings}) == len(settings) > 100
+    methods = {setting.method for setting in settings}
+    assert {"ngram", "suffix", "token_recycling", "ngram + suffix", "suffix + token_recycling"} <= methods
+    assert NONE not in settings and not NONE.speculates and NONE.name == "none"
+    assert all(setting.profile(Profile("base"), "x").proposers == setting.proposers for setting in settings)
+
+
+def test_the_grid_leaves_out_what_the_engine_cannot_give() -> None:
+    blind = grid(Needs())
+    assert blind and not any("token_recycling" in setting.method for setting in blind)
+    chains = grid(Needs(topk=64), trees=False)
+    assert not any(setting.planner.trees for setting in chains)
+
+
+# -- choice -----------------------------------------------------------------------------------------------------------
+
+
+def made(method: str, nodes: int = 8) -> Setting:
+    return Setting((ProposerSpec(method),), PlannerSettings(max_nodes=nodes))
+
+
+def pairs(ratios: list[float], kinds: list[str] | None = None) -> Pairs:
+    line = Pairs()
+    for i, ratio in enumerate(ratios):
+        line.add(kinds[i] if kinds else f"kind {i % 2}", (100, 1.0), (100, ratio))
+    return line
+
+
+def test_finalists_are_of_different_methods_first() -> None:
+    predicted = {made("ngram", 8): 1.5, made("ngram", 4): 1.4, made("suffix"): 1.2, made("token_recycling"): 0.9}
+    assert candidates(predicted) == [made("ngram", 8), made("suffix"), made("token_recycling")]
+    assert candidates({made("ngram", n): 1 + n / 10 for n in (1, 2, 3, 4)}) == [made("ngram", n) for n in (4, 3, 2)]
+    assert candidates({}) == []
+
+
+def test_the_winner_beats_plain_decoding_outside_the_noise() -> None:
+    sure, lucky, slow = pairs([1.3, 1.2, 1.4] * 4), pairs([0.5, 2.5, 0.6] * 2), pairs([0.9] * 9)
+    assert winner({made("ngram"): sure, made("suffix"): lucky, made("none"): slow}) == made("ngram")
+    assert winner({made("suffix"): lucky, made("none"): slow}) is None
+    assert winner({made("ngram"): pairs([2.0, 2.0])}) is None  # too few to tell
+    assert winner({}) is None
+    faster = pairs([1.5, 1.4] * 5)
+    assert winner({made("ngram"): sure, made("suffix"): faster}) == made("suffix")
+
+
+def test_a_setting_that_is_slower_at_one_kind_of_work_does_not_win() -> None:
+    mixed = pairs([2.0, 0.9] * 6, ["code", "chat"] * 6)
+    assert mixed.slow_kinds() == ["chat"] and not mixed.faster
+    assert winner({made("ngram"): mixed}) is None
+
+
+def test_losers_are_measured_no_further_but_nobody_is_judged_early() -> None:
+    seen = {made("ngram"): pairs([1.5] * 6), made("suffix"): pairs([1.1] * 6), made("none"): pairs([0.8] * 6)}
+    assert still_open(seen, 2) == [made("ngram")]
+    assert still_open(seen, 4) == list(seen)
+    assert separated(seen, [made("ngram")]) and separated(seen, []) and not separated(seen, list(seen))
+    close = {made("ngram"): pairs([1.5, 1.3] * 4), made("suffix"): pairs([1.4, 1.35] * 4)}
+    assert still_open(close, 2) == list(close)
+
+
+# -- journal ----------------------------------------------------------------------------------------------------------
+
+
+def test_entries_come_back_and_can_be_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "j.journal"
+    with journals.opened(path, resume=False) as journal:
+        journal.add("begun", spent=0.5)
+        journal.add("pair", seen={"none": [1, 0.25]})
+    with journals.opened(path, resume=True) as journal:
+        assert not journal.torn and journal.last("pair") == {"kind": "pair", "seen": {"none": [1, 0.25]}}
+        journal.add("pair", seen={"none": [2, 0.5]})
+    with journals.opened(path, resume=True) as journal:
+        assert [entry["seen"]["none"][0] for entry in journal.of("pair")] == [1, 2] and journal.last("nothing") is None
+    with journals.opened(path, resume=False) as journal:
+        assert journal.entries == [] and path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_a_torn_end_loses_one_entry_at_most(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "j.journal"
+    with journals.opened(path, resume=False) as journal:
+        journal.add("one", value=1)
+        journal.add("two", value=2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    with journals.opened(path, resume=True) as journal:
+        assert [entry["kind"] for entry in journal.entries] == ["one"]
+        journal.add("two", value=2)
+    assert path.read_bytes() == whole
+
+
+def test_damage_inside_is_refused_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "j.journal"
+    with journals.opened(path, resume=False) as journal:
+        for kind in ("one", "two", "three"):
+            journal.add(kind)
+    path.write_bytes(path.read_bytes().replace(b'"two"', b'"tow"'))
+    with pytest.raises(UsageError, match="line 2 is damaged"), journals.opened(path, resume=True):
+        pass

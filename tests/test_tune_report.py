@@ -1,0 +1,121 @@
+"""The report: what is on the page, and that a real browser shows it without anything beside the file."""
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_subject import ToySubject
+
+from specplug.bench.workloads import Prompt
+from specplug.errors import UsageError
+from specplug.profile import Profile, Runtime
+from specplug.tune.document import evidence
+from specplug.tune.request import Request
+from specplug.tune.session import tune
+
+pytest.importorskip("plotly")
+
+BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of a tune of the toy target."""
+    folder = tmp_path_factory.mktemp("tune")
+    patch = pytest.MonkeyPatch()
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        patch.setenv(name, str(folder / name))
+    (folder / "m.gguf").write_bytes(b"weights")
+    prompts = [Prompt(str(i), f"kind {i % 2}", (f"word {i * 5}",)) for i in range(6)]
+    base = Profile("base", runtime=Runtime(threads=1, context=256))
+    request = Request(folder / "m.gguf", base, prompts, "toy", "mine", folder / "mine.yaml", 30.0, max_tokens=40)
+    outcome = tune(request, opener=lambda asked: ToySubject(asked.base, lambda rows: 10.0 + 0.5 * rows))
+    patch.undo()
+    return outcome.document
+
+
+def test_the_page_names_what_was_found(document: dict[str, Any]) -> None:
+    from specplug.tune.report import page
+
+    text = page(document)
+    assert document["chosen"] in text and text.count("<tr") > len(document["settings"])
+    assert all(line["name"] in text for line in document["settings"])
+    short = page(evidence(document))
+    assert len(short) < len(text) and "further settings were replayed" in short
+
+
+def test_losing_settings_stay_in_the_evidence(document: dict[str, Any]) -> None:
+    kept = {line["name"] for line in evidence(document)["settings"]}
+    assert document["settings"][-1]["name"] in kept
+    assert any("static" in name for name in kept)
+
+
+def test_names_from_strangers_are_text(document: dict[str, Any]) -> None:
+    from specplug.tune.report import page
+
+    evil = copy.deepcopy(document)
+    evil["workload"]["name"] = evil["settings"][0]["name"] = evil["notes"] = "<script>alert(1)</script>"
+    evil["notes"] = [evil["workload"]["name"]]
+    assert "<script>alert" not in page(evil)
+
+
+@pytest.mark.parametrize("key", ["settings", "cost", "workload", "chosen", "fingerprint"])
+def test_what_no_tune_wrote_is_refused(document: dict[str, Any], key: str) -> None:
+    from specplug.tune.report import page
+
+    for wrong in ({k: v for k, v in document.items() if k != key}, {**document, key: 7}, {"a": 1}):
+        if wrong.get(key) == 7 and key == "chosen":
+            continue  # a number names no setting, and the page says what was best
+        with pytest.raises(UsageError, match="not what a tune writes"):
+            page(wrong)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not BROWSERS and not os.environ.get("SPECPLUG_NEEDS_BROWSER"):
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=BROWSERS[0], args=FLAGS)
+        yield one
+        one.close()
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_a_browser_shows_it(document: dict[str, Any], tmp_path: Path, browser: Any, width: int) -> None:
+    from specplug.tune.report import page as written
+
+    path = tmp_path / "report.html"
+    path.write_text(written(document), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    problems: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    for name in ("cost", "settings", "acceptance", "what-if"):
+        page.wait_for_selector(f"#{name} .main-svg", state="visible")
+        assert page.locator(f"#{name} .trace").count() >= 1
+    assert page.locator("#verdict").inner_text().startswith(document["chosen"])
+    assert page.locator("tr.chosen").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    before = page.evaluate("document.getElementById('what-if').data[0].y")
+    handle = page.locator("#what-if .slider-grip-rect")
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.25 * width, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    after = page.evaluate("document.getElementById('what-if').data[0].y")
+    assert len(before) == len(after) and after[-1] > before[-1]
+    assert problems == [] and asked == [path.as_uri()]
+    page.close()

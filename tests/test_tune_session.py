@@ -1,0 +1,204 @@
+"""A whole tune on the toy target: what is chosen, written, journaled, continued and refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from toy_subject import ToySubject
+
+from specplug import profile as profiles
+from specplug.bench.workloads import Prompt
+from specplug.errors import SpecplugError, UsageError
+from specplug.profile import Profile, Runtime
+from specplug.testing import ToyTarget
+from specplug.tune import journal as journals
+from specplug.tune.request import Request, journal_path
+from specplug.tune.session import Outcome, tune
+
+CHEAP: Callable[[int], float] = lambda rows: 10.0 + 0.1 * rows  # noqa: E731
+DEAR: Callable[[int], float] = lambda rows: 10.0 * rows  # noqa: E731
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    """Twelve prompts of two kinds, and a model file that only has to be there."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(bytes(range(256)) * 64)
+    prompts = [Prompt(f"q{i}", f"kind {i % 2}", (f"say {i} things about {i * 7} words",)) for i in range(12)]
+    base = Profile("base", runtime=Runtime(threads=1, context=512))
+    return Request(model, base, prompts, "toy", "mine", tmp_path / "mine.yaml", budget=30.0, max_tokens=48)
+
+
+def run(request: Request, ms: Callable[[int], float] = CHEAP, subject: ToySubject | None = None) -> Outcome:
+    return tune(request, opener=lambda asked: subject or ToySubject(asked.base, ms))
+
+
+def test_cheap_passes_end_in_a_profile_that_drafts(request_: Request) -> None:
+    outcome = run(request_)
+    written = profiles.load(request_.out)
+    assert written == outcome.profile and written.name == "mine" and written.speculates
+    document = outcome.document
+    (chosen,) = [line for line in document["settings"] if line["name"] == document["chosen"]]
+    live = chosen["confirmed"]["1"]["speedup"]
+    assert live["low"] > 1.0 and chosen["predicted"]["speedup"] == pytest.approx(live["median"], rel=0.1)
+    measured = written.measured
+    assert measured is not None and measured.cost_curve is not None and measured.acceptance
+    assert measured.cost_curve.ms[0][0] == pytest.approx(10.1, rel=0.02)
+    assert measured.hardware["threads"] == 1 and measured.hardware["model"]["file"] == "model.gguf"
+    assert written.evidence["chosen"] == document["chosen"] and written.evidence["command"] == ""
+    assert json.dumps(document)
+    speeds = [line["predicted"]["speedup"] for line in document["settings"]]
+    assert speeds == sorted(speeds, reverse=True) and len(speeds) > 100
+    assert min(speeds) < max(speeds) and {"ngram", "suffix", "token_recycling"} <= {
+        line["method"] for line in document["settings"]
+    }
+
+
+def test_dear_passes_end_in_plain_decoding(request_: Request) -> None:
+    outcome = run(request_, DEAR)
+    assert outcome.document["chosen"] == "none" and not outcome.profile.speculates
+    assert (
+        profiles.load(request_.out).description.startswith("Tuned") and "plain decoding" in outcome.profile.description
+    )
+    assert outcome.document["oracle_speedup"]["1"] == pytest.approx(1.0, rel=0.01)
+
+
+def test_text_that_nobody_can_guess_ends_in_plain_decoding(request_: Request) -> None:
+    """Every token depends on all before it: no text repeats, whatever a pass costs."""
+    wild = ToySubject(request_.base, lambda rows: 10.0 + 3.0 * rows, ToyTarget(vocab=4096, order=64, branches=64))
+    assert run(request_, subject=wild).document["chosen"] == "none"
+
+
+def test_the_journal_continues_an_interrupted_tune(request_: Request) -> None:
+    """Stopped in the middle of confirming: recorded answers are not recorded again, and measured pairs are kept."""
+    first = ToySubject(request_.base, CHEAP)
+    seen: list[str] = []
+
+    def asked(name: str) -> None:
+        seen.append(name)
+        if len(seen) == 30:
+            raise KeyboardInterrupt
+
+    first.asked = asked
+    with pytest.raises(KeyboardInterrupt):
+        run(request_, subject=first)
+    assert first.closed and first.recorded == 12 and not request_.out.exists()
+    with journals.opened(journal_path(request_.out), resume=True) as journal:
+        pairs = len(journal.of("pair"))
+    assert pairs > 3
+    second = ToySubject(request_.base, CHEAP)
+    outcome = run(replace(request_, resume=True), subject=second)
+    assert second.recorded == 0 and request_.out.is_file()
+    chosen = next(line for line in outcome.document["settings"] if line["name"] == outcome.document["chosen"])
+    assert chosen["confirmed"]["1"]["pairs"] > pairs
+
+
+def test_a_trace_serves_the_next_tune(request_: Request) -> None:
+    run(request_)
+    again = ToySubject(request_.base, CHEAP)
+    run(replace(request_, name="other", out=request_.out.with_name("other.yaml")), subject=again)
+    assert again.recorded == 0
+
+
+def test_a_damaged_trace_is_said_and_recorded_again(request_: Request, tmp_path: Path) -> None:
+    run(request_)
+    (path,) = (tmp_path / "XDG_CACHE_HOME").rglob("*.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    said: list[str] = []
+    subject = ToySubject(request_.base, CHEAP)
+    tune(request_, say=said.append, opener=lambda asked: subject)
+    assert subject.recorded == 12 and any("recording again" in line for line in said)
+
+
+def test_resume_refuses_what_it_was_not_begun_with(request_: Request) -> None:
+    with pytest.raises(UsageError, match="nothing to resume"):
+        run(replace(request_, resume=True))
+    run(request_)
+    for other, what in (
+        (replace(request_, max_tokens=32), "another max_tokens"),
+        (replace(request_, prompts=request_.prompts[:4]), "another workload"),
+        (replace(request_, base=replace(request_.base, exact=True)), "another base"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            run(replace(other, resume=True))
+
+
+def test_resume_refuses_another_machine_or_model(request_: Request) -> None:
+    run(request_)
+    request_.model.write_bytes(b"another model of the same name")
+    with pytest.raises(UsageError, match=r"other conditions.*model"):
+        run(replace(request_, resume=True))
+    path = journal_path(request_.out)
+    lines = path.read_bytes().splitlines(keepends=True)
+    entry = json.loads(lines[0][9:])
+    entry["fingerprint"]["cpu"] = "another processor"
+    path.write_bytes(journals._line(entry) + b"".join(lines[1:]))
+    with pytest.raises(UsageError, match="cpu: was another processor"):
+        run(replace(request_, resume=True))
+
+
+def test_a_damaged_journal_is_refused_and_a_torn_one_goes_on(request_: Request) -> None:
+    run(request_)
+    path = journal_path(request_.out)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    said: list[str] = []
+    tune(replace(request_, resume=True), say=said.append, opener=lambda asked: ToySubject(asked.base, CHEAP))
+    assert any("half written" in line for line in said)
+    path.write_bytes(whole.replace(b'"kind":"cost"', b'"kind":"coat"'))
+    with pytest.raises(UsageError, match="line 3 is damaged"):
+        run(replace(request_, resume=True))
+
+
+def test_two_tunes_of_one_profile_do_not_run_at_once(request_: Request) -> None:
+    path = journal_path(request_.out)
+    path.parent.mkdir(parents=True)
+    with FileLock(f"{path}.lock"), pytest.raises(UsageError, match="another tune of this profile"):
+        run(request_)
+    run(request_)
+
+
+def test_a_model_that_changes_or_goes_away_leaves_no_profile(request_: Request) -> None:
+    for change in (lambda: request_.model.write_bytes(b"else"), request_.model.unlink):
+        subject = ToySubject(request_.base, CHEAP)
+        subject.asked = lambda name, change=change: change() if request_.model.exists() else None  # type: ignore[misc]
+        with pytest.raises(SpecplugError, match=r"changed while it was tuned|cannot be read"):
+            run(request_, subject=subject)
+        assert not request_.out.exists()
+
+
+def test_a_prompt_that_does_not_fit_is_named(request_: Request) -> None:
+    long = Prompt("huge", "kind 0", ("word " * 600,))
+    with pytest.raises(UsageError, match="prompt huge takes 648 tokens"):
+        run(replace(request_, prompts=[*request_.prompts, long]))
+
+
+def test_levels_are_measured_each_and_one_decides(request_: Request) -> None:
+    wanted = replace(request_, concurrency=(1, 2), objective="throughput")
+    outcome = run(wanted)
+    assert [curve["sequences"] for curve in outcome.document["cost"]] == [1, 2] and outcome.document["level"] == 2
+    measured = outcome.profile.measured
+    assert measured is not None and measured.cost_curve is not None and measured.cost_curve.sequences == 2
+    chosen = next(line for line in outcome.document["settings"] if line["name"] == outcome.document["chosen"])
+    assert chosen["confirmed"].keys() == {"1", "2"}
+
+
+def test_progress_names_every_stage(request_: Request) -> None:
+    told: list[tuple[str, float]] = []
+    tune(
+        request_,
+        progress=lambda stage, share, best: told.append((stage, share)),
+        opener=lambda asked: ToySubject(asked.base, CHEAP),
+    )
+    stages = list(dict.fromkeys(stage for stage, _ in told))
+    assert stages == ["cost", "record", "expense", "replay", "confirm"]
+    assert all(0.0 <= share <= 1.0 for _, share in told)

@@ -1,0 +1,134 @@
+"""The toy target as a subject of tuning: real traces and drafts, and a clock that only counts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from specplug.bench.arms import Result
+from specplug.core import IntArray, Needs, int_array
+from specplug.profile import CostPoints, Profile
+from specplug.testing import ToyTarget
+from specplug.tune.expense import Expense, Line
+from specplug.tune.replay import Costs, replay
+from specplug.tune.settings import Setting
+from specplug.tune.trace import Answer, Asides, Trace
+
+
+@dataclass
+class ToyTimer:
+    """A pass takes what `ms` says, a little more with a fuller cache."""
+
+    ms: Callable[[int], float]
+    sequences: int = 1
+    filled: int = 0
+    calls: list[tuple[str, int]] = field(default_factory=list)
+
+    def fill(self, tokens: int) -> float:
+        self.filled = tokens
+        self.calls.append(("fill", tokens))
+        return 0.1 * tokens
+
+    def time(self, rows: int) -> float:
+        self.calls.append(("time", rows))
+        return self.ms(rows) * (1 + self.filled / 1e5)
+
+    def use_threads(self, threads: int) -> None:
+        self.calls.append(("threads", threads))
+
+
+class ToyArm:
+    """Answers as the target does, in the time that a replay counts."""
+
+    profile = None
+
+    def __init__(self, subject: "ToySubject", profile: Profile, cost: CostPoints) -> None:
+        self.name = profile.name
+        self._subject = subject
+        self._setting = Setting(profile.proposers, profile.planner)
+        self._costs = Costs(cost, Expense())
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+        self._subject.asked(self._setting.name)
+        answers = [self._subject.answer(prompt, max_tokens) for prompt in prompts]
+        found = replay(self._setting, Trace({"max_tokens": max_tokens}, tuple(answers)), self._costs)
+        noise = self._subject.noise
+        return [
+            Result(one.tokens.tolist(), sums.ms / 1000 * noise.uniform(0.97, 1.03), None)
+            for one, sums in zip(answers, found.answers, strict=True)
+        ]
+
+    def reset(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class ToySubject:
+    """`ms` is the true cost of n rows; `asked` is called before every live answer."""
+
+    gives = Needs(topk=64)
+    trees = True
+
+    def __init__(self, profile: Profile, ms: Callable[[int], float], target: ToyTarget | None = None) -> None:
+        self.profile = profile
+        self.ms = ms
+        self.target = target or ToyTarget(vocab=128, seed=4, order=2)
+        self.noise = np.random.default_rng(0)
+        self.recorded = 0
+        self.asked: Callable[[str], None] = lambda name: None
+        self.closed = False
+
+    def about(self) -> dict[str, Any]:
+        return {"description": "toy", "train_context": 4096}
+
+    def use(self, *, threads: int | None = None, context: int | None = None) -> None:
+        runtime = self.profile.runtime
+        runtime = replace(runtime, threads=threads or runtime.threads, context=context or runtime.context)
+        self.profile = replace(self.profile, runtime=runtime)
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
+        text = "|".join(message["content"] for message in messages)
+        return int_array([sum(map(ord, part)) % self.target.vocab for part in text.split()] or [1])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return " ".join(map(str, tokens))
+
+    @contextmanager
+    def timer(self, *, sequences: int, tokens: int, limit: int) -> Iterator[ToyTimer]:
+        yield ToyTimer(self.ms, sequences)
+
+    def answer(self, prompt: IntArray, max_tokens: int) -> Answer:
+        text = prompt.tolist()
+        tokens = self.target.greedy(text, max_tokens)
+        rows = [self.target.topk([*text, *tokens[: at + 1]], 8) for at in range(len(tokens) - 1)]
+        return Answer("", 0, "", prompt, int_array(tokens), np.stack(rows) if rows else np.zeros((0, 8), np.int32))
+
+    def record(
+        self,
+        prompts: Sequence[IntArray],
+        max_tokens: int,
+        k: int,
+        slots: int,
+        done: Callable[[int, IntArray, IntArray], None],
+    ) -> None:
+        for index, prompt in enumerate(prompts):
+            found = self.answer(prompt, max_tokens)
+            self.recorded += 1
+            done(index, found.tokens, found.topk)
+
+    def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
+        yield from [None] * len(answers)
+
+    def expense(self, prompts: Sequence[IntArray], methods: Sequence[str], seconds: float) -> Expense:
+        line = {method: Line(20.0, 1.0) for method in methods}
+        return Expense(ask=line, tell=line, plan=Line(50.0, 1.0), step=Line(10.0, 0.0))
+
+    def arm(self, profile: Profile, *, slots: int, cost: CostPoints) -> ToyArm:
+        return ToyArm(self, profile, cost)
+
+    def close(self) -> None:
+        self.closed = True
