@@ -3,8 +3,9 @@
     python benchmarks/tune_against_grid.py --model demo:smollm2 [--every 8] [--limit 1] [--max-tokens 64] [--json FILE]
 
 Costs, traces and replay are tune's own, on the same prompts; then every N-th setting of the grid runs live beside plain
-decoding, interleaved prompt by prompt, as many rounds as asked. The best five of that and the best by prediction run
-again for longer: picking the best of many noisy figures flatters it, so its regret is taken from the second run.
+decoding, interleaved prompt by prompt. The best five of that and the setting that tune would choose (the fastest live
+of the three best by prediction) run again, side by side and for longer: picking the best of many noisy figures
+flatters it, so the regret is taken from the second run.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from time import perf_counter
 from specplug import models, profile
 from specplug.bench.workloads import limit, load_workload
 from specplug.profile import CostPoints
-from specplug.tune.choose import Pairs
+from specplug.tune.choose import CANDIDATES, Pairs, candidates
 from specplug.tune.confirm import confirm
 from specplug.tune.cost import measure_curve
 from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.recording import record, record_asides
 from specplug.tune.replay import Costs, Prediction, replay_all
-from specplug.tune.settings import NONE, Setting, grid
+from specplug.tune.settings import PLAIN, Setting, grid
 from specplug.tune.trace import Trace
 
 FINAL = 5
@@ -61,8 +62,10 @@ def main() -> None:
         seconds = perf_counter() - began
         say(f"{len(settings)} settings replayed over {trace.num_tokens} tokens in {seconds:.1f} s")
         ranked = sorted(predicted, key=lambda setting: -predicted[setting].total.speedup)
-        chosen = ranked[0]
-        first = live(subject, trace, costs.points, list(dict.fromkeys([chosen, *settings[:: options.every]])), 1, 4)
+        finalists = candidates({setting: predicted[setting].total.speedup for setting in ranked})
+        tried = live(subject, trace, costs.points, finalists, options.rounds, CANDIDATES)
+        chosen = max(tried, key=lambda setting: speed(tried[setting]))
+        first = live(subject, trace, costs.points, settings[:: options.every], 1, 4)
         best = sorted(first, key=lambda setting: -speed(first[setting]))[:FINAL]
         last = live(subject, trace, costs.points, list(dict.fromkeys([chosen, *best])), options.rounds, 1 + FINAL)
     report(predicted, first, last, chosen)
@@ -85,7 +88,7 @@ def live(
         say(f"live {start + 1}-{start + len(part)} of {len(settings)}")
         with ExitStack() as stack:
             arms = {}
-            for setting in (NONE, *part):
+            for setting in (PLAIN, *part):
                 arm = subject.arm(setting.profile(subject.profile, "arm"), slots=1, cost=points)
                 stack.callback(arm.close)
                 arms[setting] = arm
@@ -111,7 +114,8 @@ def report(
 
 def speed(pairs: Pairs) -> float:
     """The plain ratio of totals."""
-    return (sum(pairs.tokens) / sum(pairs.seconds)) / (sum(pairs.plain_tokens) / sum(pairs.plain_seconds))
+    tokens, seconds, plain_tokens, plain_seconds = pairs.totals()
+    return (tokens / seconds) / (plain_tokens / plain_seconds)
 
 
 def say(what: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,18 +24,17 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[str, int], None]]
 
 
 @contextmanager
-def budget_bar(title: str, seconds: float) -> Iterator[Callable[[str, float, str], None]]:
-    """For work that has so many seconds: a function that tells the stage, its share done, and what is best so far."""
+def budget_bar(title: str, seconds: float) -> Iterator[Callable[[str, float, str, float], None]]:
+    """For work with a time of its own: a function that tells the stage, its share done, what is best so far, and the
+    seconds that are left."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
-    began = monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=seconds, left="")
 
-        def tell(stage: str, share: float, best: str) -> None:
-            spent = monotonic() - began
-            left = max(0, round(seconds - spent))
+        def tell(stage: str, share: float, best: str, left: float) -> None:
+            rest = max(0, round(left))
             what = f"{title}: {stage} {share:.0%}" + (f", best so far {best}" if best else "")
-            bar.update(task, completed=min(spent, seconds), description=what, left=f"{left // 60}:{left % 60:02} left")
+            bar.update(task, completed=seconds - rest, description=what, left=f"{rest // 60}:{rest % 60:02} left")
 
         yield tell

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from specplug import fingerprint, hardware
+from specplug import hardware
 from specplug import profile as profiles
 from specplug.bench import workloads
 from specplug.core import Needs
@@ -22,7 +22,7 @@ from specplug.files import write_atomically
 from specplug.registry import nearest
 from specplug.tune import budget as budgets
 from specplug.tune.document import errors, evidence, interval_text, verdict
-from specplug.tune.request import OBJECTIVES, Request
+from specplug.tune.request import OBJECTIVES, Request, check
 from specplug.tune.session import tune as run_tune
 from specplug.tune.settings import grid
 
@@ -96,6 +96,7 @@ def tune(
         resume=resume,
         command=shlex.join(["specplug", *sys.argv[1:]]),
     )
+    check(wanted)
     if dry_run:
         plan = _plan(wanted)
         click.echo(json.dumps(plan, indent=1) if request.json else "\n".join(f"{k}: {v}" for k, v in plan.items()))
@@ -107,14 +108,14 @@ def tune(
         note("what was measured is kept: the same command with --resume goes on")
         raise
     document = outcome.document
-    if html is not None:
-        from specplug.tune.report import page
-
-        write_atomically(html, page(document).encode())
     if request.json:
         click.echo(json.dumps(document))
     else:
         _show(document)
+    if html is not None:
+        from specplug.tune.report import page
+
+        write_atomically(html, page(document).encode())
     note(f"{verdict(document)}; written to {target}")
     ctx.exit(NOTHING_BEATS_NONE if document["chosen"] == "none" else 0)
 
@@ -160,7 +161,7 @@ def _plan(request: Request) -> dict[str, Any]:
         "profile": str(request.out),
         "model": str(request.model),
         "engine": request.base.engine,
-        "machine": fingerprint.of(request.model, engine=request.base.engine, threads=request.base.runtime.threads),
+        "machine": request.fingerprint(),
         "workload": f"{request.workload}, {len(request.prompts)} prompts, {request.max_tokens} tokens each",
         "settings": len(settings),
         "methods": sorted({setting.method for setting in settings}),

@@ -24,11 +24,11 @@ NEWER_IS_FINE = ("specplug",)
 """Of the versions, those whose change alone makes no measurement void."""
 
 
-def of(model: Path, *, engine: str, threads: int | None) -> dict[str, Any]:
-    """Plain data for a profile's `measured.hardware`; compare it with `changes`."""
+def of(model: Path, *, engine: str, threads: int | None, gpu: bool = False) -> dict[str, Any]:
+    """Plain data for a profile's `measured.hardware`; compare it with `changes`. `gpu`: whether one computes."""
     return {
         **hardware.fingerprint(),
-        "gpus": hardware.gpus(),
+        "gpus": hardware.gpus() if gpu else [],
         "threads": threads,
         "engine": engine,
         "versions": versions(engine),
@@ -77,7 +77,8 @@ def stale(profile: Profile, model: Path, threads: int | None) -> str | None:
     """What to tell a person who uses a tuned profile under other conditions; None where all is as it was."""
     if profile.measured is None or not profile.measured.hardware:
         return None
-    changed = changes(profile.measured.hardware, of(model, engine=profile.engine, threads=threads))
+    gpu = profile.runtime.gpu_layers != 0
+    changed = changes(profile.measured.hardware, of(model, engine=profile.engine, threads=threads, gpu=gpu))
     if not changed:
         return None
     return f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); tune again"

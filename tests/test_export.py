@@ -21,7 +21,13 @@ def made(
         model="m.gguf",
         proposers=tuple(ProposerSpec(method, options) for method in methods),
         planner=PlannerSettings(mode=mode, max_nodes=8),
-        measured=Measured(cost_curve=curve, acceptance={"any": (100 * right, 100 * (1 - right))}) if ms else None,
+        measured=Measured(cost_curve=curve) if ms else None,
+        evidence={
+            "chosen": "this",
+            "settings": [{"name": "this", "predicted": {"accepted_at": [right**n for n in range(1, 9)]}}],
+        }
+        if ms
+        else {},
     )
 
 

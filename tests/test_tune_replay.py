@@ -15,9 +15,8 @@ from specplug.testing import ToyTarget
 from specplug.testing import replay as drive
 from specplug.tune.expense import Expense, Line
 from specplug.tune.replay import Costs, Prediction, replay, replay_all
-from specplug.tune.settings import NONE as PLAIN
-from specplug.tune.settings import Setting
-from specplug.tune.trace import NONE, Answer, Asides, Trace, save
+from specplug.tune.settings import PLAIN, Setting
+from specplug.tune.trace import ALONE, Answer, Asides, Trace, save
 
 ROWS = 33
 
@@ -59,7 +58,7 @@ def _asides(target: ToyTarget, prompt: list[int], tokens: list[int], rows: IntAr
                 text = [*prompt, *tokens[: i + 1], token]
                 top = target.topk(text, 8)
                 at += [i, i]
-                paths += [(token, NONE), (token, int(top[0]))]
+                paths += [(token, ALONE), (token, int(top[0]))]
                 tops += [top, target.topk([*text, int(top[0])], 8)]
     return Asides(int_array(at), np.array(paths, dtype=np.int32), np.stack(tops))
 
@@ -152,6 +151,38 @@ def test_several_at_once_share_their_passes() -> None:
     found = replay(PLAIN, trace, costs([10.0, 12.0], sequences=2))
     assert found.total.ms == pytest.approx(48.0) and found.answers[0].ms == pytest.approx(24.0)
     assert found.total.steps == 8 and found.total.speedup == pytest.approx(1.0)
+
+
+def test_drafts_of_several_at_once_by_hand() -> None:
+    """Two repeated prompts as in the first test: 3 + 3 rows, then 2 + 2; plain: five passes of two rows."""
+    answers = [given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], id=name) for name in "ab"]
+    line = [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
+    trace = Trace({"max_tokens": 6}, tuple(answers))
+    found = replay(setting("ngram", nodes=4, trees=False), trace, costs(line, sequences=2))
+    assert found.total.drafted == 6 and found.total.ms == pytest.approx(15.0 + 13.0)
+    assert found.total.plain_ms == pytest.approx(5 * 11.0)
+
+
+def test_the_last_answer_of_a_group_runs_alone_at_the_price_of_one() -> None:
+    short, long = given_answer([1, 2], [11, 12], id="a"), given_answer([3, 4], [21, 22, 23, 24], id="b")
+    found = replay(PLAIN, Trace({"max_tokens": 4}, (short, long)), costs([10.0, 12.0], sequences=2))
+    assert found.total.ms == pytest.approx(12.0 + 10.0 + 10.0)
+
+
+def test_reading_top_ids_costs_by_row() -> None:
+    """Token recycling over a text in which no token stands twice guesses nothing: one row each time, three times."""
+    trace = Trace({"max_tokens": 9}, (given_answer([1, 2], [3, 4, 5, 6]),))
+    expense = Expense(topk=Line(60.0, 40.0), idle=Line(7.0, 0.0), ask={"token_recycling": Line(5.0, 1.0)})
+    found = replay(setting("token_recycling", nodes=2), trace, costs(expense=expense)).total
+    assert found.drafted == 0 and found.ms == pytest.approx(3 * (10.0 + 0.1 + 0.012))
+
+
+def test_a_change_of_the_row_count_is_paid_each_time() -> None:
+    """As the first test: passes of 3 and 2 rows, each a change; plain decoding changes once, after the prompt."""
+    trace = Trace({"max_tokens": 6}, (given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),))
+    points = CostPoints((0,), (1, 2, 3), ((10.0, 11.0, 13.0),), change_ms=2.0)
+    found = replay(setting("ngram", nodes=2, trees=False), trace, Costs(points, Expense())).total
+    assert found.ms == pytest.approx(24.0 + 4.0) and found.plain_ms == pytest.approx(50.0 + 2.0)
 
 
 def test_turns_of_one_talk_are_never_answered_together() -> None:

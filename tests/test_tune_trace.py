@@ -1,6 +1,5 @@
 """Traces on disk: whole, or known to be damaged."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specplug.core import EMPTY, Step, int_array
-from specplug.tune.trace import NONE, Answer, Asides, Damaged, Recorder, Trace, load, save
+from specplug.tune.trace import ALONE, Answer, Asides, Damaged, Recorder, Trace, checksum, load, save
 
 K = 3
 
@@ -20,7 +19,7 @@ def answer(seed: int, tokens: int, asides: int | None = None) -> Answer:
     extra = None
     if asides is not None:
         at = np.sort(draw.integers(0, tokens, asides)).astype(np.int32)
-        extra = Asides(at, np.full((asides, 2), NONE, dtype=np.int32), rows[1])
+        extra = Asides(at, np.full((asides, 2), ALONE, dtype=np.int32), rows[1])
     prompt, own = (draw.integers(0, 99, n).astype(np.int32) for n in (seed + 1, tokens))
     return Answer(f"p{seed}", seed % 2, "chat", prompt, own, rows[0], extra)
 
@@ -89,8 +88,8 @@ def test_the_recorder_takes_down_what_comes() -> None:
     assert alone.tolist() == [9] and nothing.shape == (0, 2)
 
 
-def test_only_keeps_what_a_trace_is_about() -> None:
+def test_a_checksum_is_of_all_that_a_trace_holds(tmp_path: Path) -> None:
     trace = Trace({"max_tokens": 8}, tuple(answer(i, 4) for i in range(3)))
-    part = trace.only(trace.answers[1:])
-    assert part.about is trace.about and part.num_tokens == 6
-    assert replace(part, answers=()).categories() == []
+    assert save(trace, tmp_path / "t.npz") == checksum(trace)
+    assert checksum(Trace({"max_tokens": 9}, trace.answers)) != checksum(trace)
+    assert checksum(Trace(trace.about, trace.answers[1:])) != checksum(trace)

@@ -12,9 +12,9 @@ from specplug.core import IntArray, Needs, int_array
 from specplug.profile import CostPoints, Profile
 from specplug.testing import ToyTarget
 from specplug.tune.expense import Expense, Line
-from specplug.tune.replay import Costs, replay
+from specplug.tune.replay import Costs, Replay
 from specplug.tune.settings import Setting
-from specplug.tune.trace import Answer, Asides, Trace
+from specplug.tune.trace import Answer, Asides
 
 
 @dataclass
@@ -49,19 +49,19 @@ class ToyArm:
         self._subject = subject
         self._setting = Setting(profile.proposers, profile.planner)
         self._costs = Costs(cost, Expense())
+        self.reset()
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         self._subject.asked(self._setting.name)
         answers = [self._subject.answer(prompt, max_tokens) for prompt in prompts]
-        found = replay(self._setting, Trace({"max_tokens": max_tokens}, tuple(answers)), self._costs)
         noise = self._subject.noise
         return [
             Result(one.tokens.tolist(), sums.ms / 1000 * noise.uniform(0.97, 1.03), None)
-            for one, sums in zip(answers, found.answers, strict=True)
+            for one, sums in zip(answers, self._replay.run(answers), strict=True)
         ]
 
     def reset(self) -> None:
-        pass
+        self._replay = Replay(self._setting, self._costs, max_tokens=self._subject.max_tokens)
 
     def close(self) -> None:
         pass
@@ -79,6 +79,8 @@ class ToySubject:
         self.target = target or ToyTarget(vocab=128, seed=4, order=2)
         self.noise = np.random.default_rng(0)
         self.recorded = 0
+        self.max_tokens = 0
+        self.spend: Callable[[float], None] = lambda seconds: None
         self.asked: Callable[[str], None] = lambda name: None
         self.closed = False
 
@@ -89,6 +91,9 @@ class ToySubject:
         runtime = self.profile.runtime
         runtime = replace(runtime, threads=threads or runtime.threads, context=context or runtime.context)
         self.profile = replace(self.profile, runtime=runtime)
+
+    def limits(self, sequences: int) -> tuple[bool, int]:
+        return False, 256 - 2 * sequences - 1
 
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
         text = "|".join(message["content"] for message in messages)
@@ -115,6 +120,7 @@ class ToySubject:
         slots: int,
         done: Callable[[int, IntArray, IntArray], None],
     ) -> None:
+        self.max_tokens = max_tokens
         for index, prompt in enumerate(prompts):
             found = self.answer(prompt, max_tokens)
             self.recorded += 1

@@ -20,7 +20,7 @@ from specplug.profile.settings import Profile
 TARGETS = ("llama-server", "vllm")
 
 RIGHT = 0.7
-"""How often a guess is right where nothing was learned: what lookup of three tokens finds in chat and code."""
+"""How often a guess is right where nobody counted: what lookup of three tokens finds in chat and code."""
 
 BATCHES = 512
 """Where the schedule by batch size ends."""
@@ -103,7 +103,7 @@ def _vllm(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str
             )
     if not config:
         return Exported(argv, _lost(methods, ()))
-    lost.append("drafts are chains of fixed length: no choice by measured costs, step by step")
+    lost.append("drafts are chains, as long as the method makes them: no choice by measured costs, step by step")
     return Exported([*argv, "--speculative-config", json.dumps(config)], lost + _lost(methods, ("ngram", "suffix")))
 
 
@@ -120,26 +120,37 @@ def _options(spec: registry.ProposerSpec) -> dict[str, Any]:
     return {**defaults, **spec.options}
 
 
-def _right(profile: Profile) -> float:
-    """The share of guesses that were right where the profile was tuned."""
-    counts = profile.measured.acceptance.values() if profile.measured else ()
-    hits, misses = sum(pair[0] for pair in counts), sum(pair[1] for pair in counts)
-    return hits / (hits + misses) if hits + misses else RIGHT
+def _tokens(profile: Profile, n: int) -> float:
+    """What a pass brings with n guesses in a row: from the tune's replay where there was one, else as RIGHT says."""
+    right = _right_up_to(profile.evidence)
+    total, path = 1.0, 1.0
+    for i in range(n):
+        path = min(path, right[i]) if i < len(right) else path * RIGHT
+        total += path
+    return total
+
+
+def _right_up_to(evidence: Mapping[str, Any]) -> list[float]:
+    """By position, the share of drafts that were right up to there; empty where the evidence is not a tune's."""
+    try:
+        lines = [line for line in evidence["settings"] if line["name"] == evidence["chosen"]]
+        return [min(1.0, max(0.0, float(share))) for share in lines[0]["predicted"]["accepted_at"]]
+    except (LookupError, TypeError, ValueError):
+        return []
 
 
 def _length(profile: Profile, most: int, batch: int = 1) -> int:
-    """The fixed draft length that pays best, 0 where none does; the planner's own limit without a cost curve."""
+    """The fixed draft length that pays best, 0 where none does; as long as may be without a curve of single passes."""
     most = min(most, profile.planner.max_nodes)
     points = profile.measured.cost_curve if profile.measured else None
-    if points is None or profile.planner.mode == "static":
+    if points is None or points.sequences != 1 or profile.planner.mode == "static":
         return most
     ms = CostCurve(points.contexts, points.rows, points.ms).at(CONTEXT)
-    share = _right(profile)
     speeds = {0: 1.0 / ms[min(batch, len(ms)) - 1]}
     for n in range(1, most + 1):
         if batch * (n + 1) > len(ms):
             break
-        speeds[n] = sum(share**i for i in range(n + 1)) / ms[batch * (n + 1) - 1]
+        speeds[n] = _tokens(profile, n) / ms[batch * (n + 1) - 1]
     return max(speeds, key=speeds.__getitem__)
 
 

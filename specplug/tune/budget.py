@@ -38,9 +38,13 @@ class Budget:
     def left(self) -> float:
         return self.seconds - self.spent
 
+    def share(self, stage: str) -> float:
+        """Seconds that a stage has when all goes well."""
+        return SHARES[stage] * self.seconds
+
     def of(self, stage: str) -> float:
-        """Seconds for a stage: its share, or less where what is left must do for the rest."""
-        return max(0.0, min(SHARES[stage] * self.seconds, self.left - CONFIRM_SHARE * self.seconds))
+        """Seconds for a stage now: its share, or less where what is left must do for the rest."""
+        return max(0.0, min(self.share(stage), self.left - CONFIRM_SHARE * self.seconds))
 
 
 def parse(text: str) -> float:
@@ -79,7 +83,7 @@ def answers_to_record(
         return len(order)
 
     wanted = min(len(order), 2 * len(lengths))
-    short = max(FEWEST_TOKENS, max_tokens // 4) if max_tokens >= FEWEST_TOKENS else max_tokens
+    short = max(FEWEST_TOKENS, max_tokens // 4)
     tokens = max_tokens
     while fitting(tokens) < wanted and tokens > short:
         tokens = max(short, ceil(tokens * 0.75))

@@ -13,57 +13,78 @@ from specplug.tune.settings import Setting
 
 CANDIDATES = 3
 
-FEWEST_PAIRS = 4
-"""Fewer pairs have no interval worth the name."""
+FEWEST = 5
+"""Fewer different answers have no interval worth the name."""
 
 SLOWER = 0.98
 """A category whose whole interval lies below this is one in which a setting is slower than plain decoding."""
 
+SURE = 0.99
+"""Level of the interval that decides: three settings are tried, and looked at after every round, and one of them must
+not win by luck."""
+
+WORTH = 1.01
+"""A smaller gain is what noise in plain decoding's own figures looks like."""
+
+FEWEST_OF_KIND = 3
+"""Of a category: fewer answers say nothing of it alone."""
+
+Totals = list[float]
+"""Tokens, seconds, plain decoding's tokens, plain decoding's seconds."""
+
 
 @dataclass(slots=True)
 class Pairs:
-    """One setting against plain decoding, group of answers by group: tokens and seconds of both."""
+    """One setting against plain decoding. Repeats of the same answers add up: they are no further sample.
 
-    kinds: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    plain_tokens: list[int] = field(default_factory=list)
-    plain_seconds: list[float] = field(default_factory=list)
+    groups   sums by what was answered together, which is what intervals are drawn from
+    answers  by category, sums by answer
+    looks    times that an answer of a category was measured
+    """
 
-    def add(self, kind: str, own: tuple[int, float], plain: tuple[int, float]) -> None:
-        self.kinds.append(kind)
-        self.tokens.append(own[0])
-        self.seconds.append(own[1])
-        self.plain_tokens.append(plain[0])
-        self.plain_seconds.append(plain[1])
+    groups: dict[str, Totals] = field(default_factory=dict)
+    answers: dict[str, dict[str, Totals]] = field(default_factory=dict)
+    looks: dict[str, int] = field(default_factory=dict)
 
-    def speedup(self, kind: str | None = None) -> Interval | None:
-        """Of all pairs, or of one category; None where no pair has tokens."""
-        which = [i for i, of in enumerate(self.kinds) if kind in (None, of)]
-        which = [i for i in which if min(self.tokens[i], self.plain_tokens[i]) > 0]
-        if not which:
+    def add(self, group: str, kind: str, answer: str, values: Sequence[float]) -> None:
+        """One answer's tokens, seconds, plain tokens and plain seconds."""
+        for sums in (
+            self.groups.setdefault(group, [0.0] * 4),
+            self.answers.setdefault(kind, {}).setdefault(answer, [0.0] * 4),
+        ):
+            for i, value in enumerate(values):
+                sums[i] += value
+        self.looks[kind] = self.looks.get(kind, 0) + 1
+
+    def speedup(self, kind: str | None = None, level: float = 0.95) -> Interval | None:
+        """Over all groups, or over the answers of one category; None where nothing has tokens."""
+        found = self.groups if kind is None else self.answers.get(kind, {})
+        lines = [sums for sums in found.values() if min(sums[0], sums[2]) > 0]
+        if not lines:
             return None
-        return paired_ratio(
-            [self.tokens[i] for i in which],
-            [self.seconds[i] for i in which],
-            [self.plain_tokens[i] for i in which],
-            [self.plain_seconds[i] for i in which],
-        )
+        tokens, seconds, plain_tokens, plain_seconds = (list(column) for column in zip(*lines, strict=True))
+        return paired_ratio(tokens, seconds, plain_tokens, plain_seconds, level=level)
 
-    @property
-    def faster(self) -> bool:
-        """Whether it beats plain decoding outside the noise, and loses to it in no category outside the noise."""
-        overall = self.speedup()
-        if overall is None or len(self.kinds) < FEWEST_PAIRS or overall.low <= 1.0:
-            return False
-        return not self.slow_kinds()
+    def totals(self, kind: str | None = None) -> Totals:
+        lines = list((self.groups if kind is None else self.answers.get(kind, {})).values())
+        return [sum(column) for column in zip(*lines, strict=True)] if lines else [0.0] * 4
+
+    def against(self) -> str | None:
+        """Why this is not shown to be faster than plain decoding; None where it is."""
+        overall = self.speedup(level=SURE)
+        if overall is None or len(self.groups) < FEWEST:
+            return f"only {len(self.groups)} answers were measured, {FEWEST} are needed"
+        if overall.low <= 1.0 or overall.median < WORTH:
+            return "not faster" if overall.median < WORTH else "not shown to be faster"
+        slow = self.slow_kinds()
+        return f"slower at {', '.join(slow)}" if slow else None
 
     def slow_kinds(self) -> list[str]:
-        """Categories with pairs enough to say that plain decoding is faster there."""
+        """Categories in which plain decoding is faster outside the noise."""
         found = []
-        for kind in dict.fromkeys(self.kinds):
+        for kind, answers in self.answers.items():
             interval = self.speedup(kind)
-            if interval is not None and self.kinds.count(kind) >= FEWEST_PAIRS and interval.high < SLOWER:
+            if interval is not None and len(answers) >= FEWEST_OF_KIND and interval.high < SLOWER:
                 found.append(kind)
         return found
 
@@ -79,13 +100,13 @@ def candidates(predicted: Mapping[Setting, float], count: int = CANDIDATES) -> l
     return sorted(chosen, key=lambda setting: -predicted[setting])
 
 
-def still_open(pairs: Mapping[Setting, Pairs], kinds: int) -> list[Setting]:
+def still_open(pairs: Mapping[Setting, Pairs], kinds: Sequence[str]) -> list[Setting]:
     """The settings that more pairs could still make the winner.
 
-    Out: what plain decoding beats outside the noise, and what the leader does. Nothing is out before every one of the
-    `kinds` categories was seen twice.
+    Out: what plain decoding beats outside the noise, and what the leader does. Nothing is out before every one of
+    `kinds` was looked at twice.
     """
-    if any(len(line.kinds) < max(FEWEST_PAIRS, 2 * kinds) for line in pairs.values()):
+    if any(line.looks.get(kind, 0) < 2 for line in pairs.values() for kind in kinds):
         return list(pairs)
     seen = {setting: line.speedup() for setting, line in pairs.items()}
     known = {setting: interval for setting, interval in seen.items() if interval is not None}
@@ -94,12 +115,12 @@ def still_open(pairs: Mapping[Setting, Pairs], kinds: int) -> list[Setting]:
 
 
 def separated(pairs: Mapping[Setting, Pairs], open_: Sequence[Setting]) -> bool:
-    """Whether more pairs cannot change the outcome: nothing is left, or one that is faster outside the noise."""
-    return not open_ or (len(open_) == 1 and pairs[open_[0]].faster)
+    """Whether more pairs cannot change the outcome: nothing is left, or one that is shown to be faster."""
+    return not open_ or (len(open_) == 1 and pairs[open_[0]].against() is None)
 
 
-def winner(pairs: Mapping[Setting, Pairs]) -> Setting | None:
-    """The fastest of those that beat plain decoding outside the noise; None where plain decoding is the answer."""
-    fast = {setting: line.speedup() for setting, line in pairs.items() if line.faster}
+def winners(pairs: Mapping[Setting, Pairs]) -> list[Setting]:
+    """Those that beat plain decoding outside the noise, the fastest first."""
+    fast = {setting: line.speedup() for setting, line in pairs.items() if line.against() is None}
     medians = {setting: interval.median for setting, interval in fast.items() if interval is not None}
-    return max(medians, key=medians.__getitem__) if medians else None
+    return sorted(medians, key=lambda setting: -medians[setting])

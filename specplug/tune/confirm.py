@@ -11,14 +11,14 @@ from time import perf_counter
 from specplug.bench.arms import Arm
 from specplug.tune.choose import Pairs, separated, still_open
 from specplug.tune.replay import together
-from specplug.tune.settings import NONE, Setting
-from specplug.tune.trace import Trace
+from specplug.tune.settings import PLAIN, Setting
+from specplug.tune.trace import Answer, Trace
 
 MOST_ROUNDS = 4
 """Over all answers; more would tell about the machine, not about the work."""
 
-Seen = Mapping[str, Sequence[float]]
-"""Of one group of answers: (tokens, seconds) by setting name, `none` among them."""
+Seen = Mapping[str, Sequence[Sequence[float]]]
+"""Of one group of answers: (tokens, seconds) of each, by setting name, plain decoding's among them."""
 
 
 def confirm(
@@ -29,57 +29,62 @@ def confirm(
     left: Callable[[], float],
     seen: Sequence[Seen] = (),
     keep: Callable[[Seen], object] = lambda seen: None,
+    progress: Callable[[Mapping[Setting, Pairs]], None] = lambda pairs: None,
     rounds: int = MOST_ROUNDS,
     until_clear: bool = True,
-    progress: Callable[[Mapping[Setting, Pairs]], None] = lambda pairs: None,
 ) -> dict[Setting, Pairs]:
-    """Pairs of each setting with NONE, whose arm is among `arms`; `size` prompts at a time, in the trace's order.
+    """Pairs of each setting with PLAIN, whose arm is among `arms`; `size` prompts at a time, in the trace's order.
 
     left    seconds that remain
     rounds  over all answers, at most
     seen    groups measured earlier, from the first on; `keep` is given each new one
 
-    A setting that cannot win any more is measured no further, unless `until_clear` is off.
+    Unless `until_clear` is off, a setting that cannot win any more is measured no further, and after every round over
+    all answers it is asked whether the outcome is clear: asked more often, luck would end it.
     """
     groups = list(together(trace.answers, size))
-    kinds = len(trace.categories())
+    kinds = trace.categories()
     max_tokens: int = trace.about["max_tokens"]
-    pairs = {setting: Pairs() for setting in arms if setting != NONE}
+    pairs = {setting: Pairs() for setting in arms if setting != PLAIN}
     for index, earlier in enumerate(seen):
-        _add(pairs, groups[index % len(groups)][0].category, earlier)
+        _add(pairs, groups[index % len(groups)], earlier)
     open_ = list(pairs)
     longest = 0.0
-    for arm in arms.values():  # the first passes of a context are slow
-        arm.answer([trace.answers[0].prompt], 4)
-        arm.reset()
+    if left() > 0:
+        for arm in arms.values():  # the first passes of a context are slow
+            arm.answer([trace.answers[0].prompt], 4)
     for index in range(len(seen), rounds * len(groups)):
-        if until_clear and index % kinds == 0 and index:
+        whole = index % len(groups) == 0
+        if until_clear and index and (whole or index % len(kinds) == 0):
             open_ = still_open({setting: pairs[setting] for setting in open_}, kinds)
-            if separated(pairs, open_) and index >= 2 * kinds:
+            if not open_ or (whole and separated(pairs, open_)):
                 break
-        if left() < longest:
+        if left() <= longest:
             break
-        if index % len(groups) == 0:
+        if whole or index == len(seen):
             for arm in arms.values():
                 arm.reset()
         began = perf_counter()
         group = groups[index % len(groups)]
-        running = [NONE, *open_]
-        told: dict[str, list[float]] = {}
+        running = [PLAIN, *open_]
+        told: dict[str, list[list[float]]] = {}
         for place in range(len(running)):
             setting = running[(place + index) % len(running)]
             results = arms[setting].answer([answer.prompt for answer in group], max_tokens)
-            told[setting.name] = [sum(len(r.tokens) - 1 for r in results), sum(r.seconds for r in results)]
+            told[setting.name] = [[len(r.tokens) - 1, r.seconds] for r in results]
         longest = max(longest, perf_counter() - began)
         keep(told)
-        _add(pairs, group[0].category, told)
+        _add(pairs, group, told)
         progress(pairs)
     return pairs
 
 
-def _add(pairs: Mapping[Setting, Pairs], kind: str, told: Seen) -> None:
-    plain = told[NONE.name]
+def _add(pairs: Mapping[Setting, Pairs], group: Sequence[Answer], told: Seen) -> None:
+    name = " ".join(_key(answer) for answer in group)
     for setting, line in pairs.items():
-        if setting.name in told:
-            tokens, seconds = told[setting.name]
-            line.add(kind, (int(tokens), seconds), (int(plain[0]), plain[1]))
+        for answer, own, plain in zip(group, told.get(setting.name, ()), told[PLAIN.name], strict=False):
+            line.add(name, answer.category, _key(answer), [*own, *plain])
+
+
+def _key(answer: Answer) -> str:
+    return f"{answer.prompt_id}/{answer.turn}"

@@ -66,14 +66,12 @@ class Curve:
 
     @property
     def points(self) -> CostPoints:
-        """The medians. Row counts below `sequences` were not measured, so they cost what that many cost."""
-        rows, lines = self.rows, [[round(i.median, 4) for i in line] for line in self.intervals]
-        if rows[0] != 1:
-            rows, lines = (1, *rows), [[line[0], *line] for line in lines]
-        return CostPoints(self.contexts, rows, tuple(map(tuple, lines)), self.sequences, self.change_ms)
+        """The medians."""
+        lines = tuple(tuple(round(i.median, 4) for i in line) for line in self.intervals)
+        return CostPoints(self.contexts, self.rows, lines, self.sequences, self.change_ms)
 
     def as_mapping(self) -> dict[str, Any]:
-        """Plain data: medians, and the half widths of their intervals as shares."""
+        """Plain data: medians, and both ends of their intervals."""
         return {
             "sequences": self.sequences,
             "contexts": list(self.contexts),
@@ -165,7 +163,7 @@ def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, d
     seen: dict[int, tuple[list[float], list[float]]] = {count: ([], []) for count in counts}
     began = perf_counter()
     for round_ in range(MOST):
-        if round_ >= FEWEST + 2 and perf_counter() - began > seconds:
+        if round_ >= FEWEST and perf_counter() - began > seconds:
             break
         for count, (one, four) in seen.items():
             timer.use_threads(count)
@@ -185,18 +183,19 @@ def _rows(timer: PassTimer, limit: int, seconds: float) -> tuple[int, ...]:
     UsageError when not even the fewest rounds over the fewest row counts do.
     """
     first = timer.sequences
-    timer.time(first)
-    few, many = timer.time(first), timer.time(limit)
-    slope = (many - few) / max(1, limit - first)
+    timer.time(1)
+    few, many = timer.time(1), timer.time(limit)
+    slope = (many - few) / max(1, limit - 1)
     rows: list[int] = []
     total = 0.0
     for choice in (DENSE, COARSE, SPARSE):
-        rows = sorted({first, limit, *(first - 1 + n for n in (*choice, *FURTHER) if first - 1 + n < limit)})
-        total = 2 * sum(few + slope * (n - first) for n in rows) / 1000
+        below = (n for n in SPARSE if n < first)  # as many sequences at the end of a batch
+        rows = sorted({1, limit, *below, *(first - 1 + n for n in (*choice, *FURTHER) if first - 1 + n < limit)})
+        total = 2 * sum(few + slope * (n - 1) for n in rows) / 1000
         if (ENOUGH if choice is DENSE else FEWEST) * total < seconds:
             return tuple(rows)
     raise UsageError(
-        f"the budget is too small: timing passes of {first} to {limit} rows takes {FEWEST * total:.1f} s at each "
+        f"the budget is too small: timing passes of 1 to {limit} rows takes {FEWEST * total:.1f} s at each "
         f"context, and there are {seconds:.1f} s for it; raise --budget"
     )
 

@@ -1,82 +1,155 @@
-"""The document of `tune --json`, and what of it a profile keeps as evidence.
+"""What came of a tune: the document of `tune --json`, and the profile with its evidence.
 
-Knows plain data. Measures nothing.
+Knows findings. Measures nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
+from specplug import hardware
+from specplug.cost import CostCurve, oracle_speedup
+from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
 from specplug.tune.choose import Pairs
+from specplug.tune.cost import Curve
+from specplug.tune.expense import Expense
 from specplug.tune.replay import Prediction, Sums
-from specplug.tune.settings import Setting
+from specplug.tune.request import SCHEMA, Request, workload_hash
+from specplug.tune.settings import PLAIN, Setting
+from specplug.tune.trace import Trace
 
 KEPT = 8
 """Settings in a profile's evidence, beside those that were confirmed, the best of each method under each mode of the
 planner, and the worst."""
 
-
-def predicted_figures(prediction: Prediction) -> dict[str, Any]:
-    """Plain data: overall and by category; `accepted_at` is the share of drafts of at least that length that were
-    accepted so far."""
-    kinds = prediction.by_category()
-    return {**_sums(prediction.total), "categories": {kind: _sums(sums) for kind, sums in kinds.items()}}
+CONTEXT = 256
+"""The fill at which the bound of perfect guesses is told."""
 
 
-def confirmed_figures(pairs: Pairs) -> dict[str, Any]:
-    """Plain data: pairs, tokens per second and speedup, overall and by category."""
-    return {**_pairs(pairs, None), "categories": {kind: _pairs(pairs, kind) for kind in dict.fromkeys(pairs.kinds)}}
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that a tune found. `rejected` says of finalists why they were not chosen."""
+
+    request: Request
+    fingerprint: Mapping[str, Any]
+    model: Mapping[str, Any]
+    trace: Trace
+    threads: Mapping[str, Any]
+    curves: Sequence[Curve]
+    expense: Expense
+    predicted: Mapping[Setting, Prediction]
+    confirmed: Mapping[int, Mapping[Setting, Pairs]]
+    chosen: Setting
+    rejected: Mapping[str, str]
+    seconds: float
+    notes: Sequence[str]
 
 
-def setting_line(setting: Setting, prediction: Prediction, confirmed: Mapping[int, Pairs]) -> dict[str, Any]:
-    """One setting with all that is known of it; `confirmed` by concurrency."""
+def document(found: Findings) -> dict[str, Any]:
+    """The document of `tune --json`, settings by falling prediction."""
+    request, trace = found.request, found.trace
+    ranked = sorted(found.predicted, key=lambda setting: -found.predicted[setting].total.speedup)
     return {
-        "name": setting.name,
-        "method": setting.method,
-        "mode": setting.planner.mode,
-        "predicted": predicted_figures(prediction),
-        "confirmed": {str(level): confirmed_figures(pairs) for level, pairs in confirmed.items()},
+        "schema": SCHEMA,
+        "profile": request.name,
+        "path": str(request.out),
+        "chosen": found.chosen.name,
+        "rejected": dict(found.rejected),
+        "level": request.level,
+        "date": date.today().isoformat(),
+        "command": request.command,
+        "budget_s": request.budget,
+        "seconds": round(found.seconds, 1),
+        "objective": request.objective,
+        "concurrency": list(request.concurrency),
+        "fingerprint": dict(found.fingerprint),
+        "model": dict(found.model),
+        "workload": {
+            "name": request.workload,
+            "sha256": workload_hash(request.prompts),
+            "answers": len(trace.answers),
+            "tokens": trace.num_tokens,
+            "max_tokens": trace.about["max_tokens"],
+            "categories": trace.categories(),
+        },
+        "threads": dict(found.threads),
+        "cost": [curve.as_mapping() for curve in found.curves],
+        "oracle_speedup": {str(curve.sequences): round(_oracle(curve), 3) for curve in found.curves},
+        "expense_us": found.expense.as_mapping(),
+        "settings": [_line(found, setting) for setting in ranked],
+        "notes": list(found.notes),
     }
 
 
-def errors(document: Mapping[str, Any]) -> list[float]:
+def tuned_profile(found: Findings, whole: Mapping[str, Any], learned: Mapping[str, tuple[float, float]]) -> Profile:
+    """The profile to write: plain decoding where nothing beats it. `learned` is what its buckets know by now."""
+    request = found.request
+    threads, model = found.threads["chosen"], request.base.model
+    if model is not None and not model.startswith("demo:"):
+        model = str(request.model.resolve())
+    runtime = request.base.runtime
+    if threads != hardware.usable_cores():  # all of them is what an engine takes anyway
+        runtime = replace(runtime, threads=threads)
+    machine = {key: value for key, value in found.fingerprint.items() if key != "read_gib_s"}
+    (points,) = [curve.points for curve in found.curves if curve.sequences == request.level]
+    profile = replace(
+        found.chosen.profile(request.base, request.name),
+        description=f"Tuned {whole['date']}: {verdict(whole)}",
+        model=model,
+        runtime=runtime,
+        measured=Measured(machine, points, learned),
+        evidence=evidence(whole),
+    )
+    if len(dumps(profile).encode()) > SIZE_LIMIT:  # hundreds of categories
+        brief = [
+            {**line, "predicted": {**line["predicted"], "categories": {}}, "confirmed": {}}
+            for line in whole["settings"]
+        ]
+        profile = replace(profile, evidence=evidence({**whole, "settings": brief[:KEPT]}))
+    return profile
+
+
+def evidence(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with fewer settings, for the profile: the last, which loses most, is always among them."""
+    lines = whole["settings"]
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for place, line in enumerate(lines):
+        kind = (line["method"], line["mode"])
+        if line["confirmed"] or line["name"] == whole["chosen"] or not place:
+            kept.append(line)
+        elif place < KEPT or kind not in seen or place == len(lines) - 1:
+            kept.append({**line, "predicted": {**line["predicted"], "categories": {}}})
+        seen.add(kind)
+    return {**whole, "settings": kept, "settings_left_out": len(lines) - len(kept)}
+
+
+def errors(whole: Mapping[str, Any]) -> list[float]:
     """|predicted / confirmed - 1| of every setting that was confirmed at the deciding concurrency."""
-    level = str(document["level"])
+    level = str(whole["level"])
     found = []
-    for line in document["settings"]:
+    for line in whole["settings"]:
         speedup = (line["confirmed"].get(level) or {}).get("speedup")
         if speedup:
             found.append(abs(line["predicted"]["speedup"] / speedup["median"] - 1))
     return found
 
 
-def evidence(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with fewer settings, for the profile: the last, which loses most, is always among them."""
-    seen: set[tuple[str, str]] = set()
-    kept = []
-    for place, line in enumerate(document["settings"]):
-        kind = (line["method"], line["mode"])
-        if place < KEPT or line["confirmed"] or kind not in seen or place == len(document["settings"]) - 1:
-            kept.append(line)
-        seen.add(kind)
-    return {**document, "settings": kept, "settings_left_out": len(document["settings"]) - len(kept)}
-
-
-def verdict(document: Mapping[str, Any]) -> str:
+def verdict(whole: Mapping[str, Any]) -> str:
     """The outcome in one line."""
-    level = str(document["level"])
-    if document["chosen"] == "none":
-        tried = [line for line in document["settings"] if line["confirmed"].get(level)]
-        live = [line["confirmed"][level]["speedup"] for line in tried]
-        shown = "; ".join(f"{line['name']} {interval_text(one)}" for line, one in zip(tried, live, strict=True))
-        if not any(live):
-            return "plain decoding: there was no time to try anything live; raise the budget"
-        if any(one and one["high"] > 1.0 and one["median"] > 1.0 for one in live):
-            return f"plain decoding: nothing was shown to beat it, a larger budget may (tried live: {shown})"
-        return f"plain decoding: nothing beats it here (tried live: {shown})"
-    line = next(line for line in document["settings"] if line["name"] == document["chosen"])
-    return f"{line['name']}: {interval_text(line['confirmed'][level]['speedup'])} of plain decoding"
+    level = str(whole["level"])
+    live = {
+        line["name"]: line["confirmed"][level]["speedup"] for line in whole["settings"] if level in line["confirmed"]
+    }
+    if whole["chosen"] != PLAIN.name:
+        return f"{whole['chosen']}: {interval_text(live.get(whole['chosen']))} of plain decoding"
+    tried = [f"{name} {interval_text(live.get(name))} {why}" for name, why in whole["rejected"].items()]
+    if not any(live.values()):
+        return "plain decoding: there was no time to try anything live; raise the budget"
+    return f"plain decoding: nothing else was shown to be faster here ({'; '.join(tried)})"
 
 
 def interval_text(interval: Mapping[str, float] | None) -> str:
@@ -84,27 +157,46 @@ def interval_text(interval: Mapping[str, float] | None) -> str:
     return "-" if interval is None else f"{interval['median']:.2f} ({interval['low']:.2f}-{interval['high']:.2f})"
 
 
+def _line(found: Findings, setting: Setting) -> dict[str, Any]:
+    """One setting with all that is known of it; `accepted_at` is by position: of the drafts that long, the share that
+    was right up to there."""
+    prediction = found.predicted[setting]
+    kinds = prediction.by_category()
+    live = {level: pairs[setting] for level, pairs in found.confirmed.items() if setting in pairs}
+    return {
+        "name": setting.name,
+        "method": setting.method,
+        "mode": setting.planner.mode,
+        "predicted": {**_sums(prediction.total), "categories": {kind: _sums(sums) for kind, sums in kinds.items()}},
+        "confirmed": {
+            str(level): {**_pairs(pairs, None), "categories": {kind: _pairs(pairs, kind) for kind in pairs.answers}}
+            for level, pairs in live.items()
+        },
+    }
+
+
 def _sums(sums: Sums) -> dict[str, Any]:
+    offered = zip(sums.accepted_at, sums.offered_at, strict=True)
     return {
         "speedup": round(sums.speedup, 4),
         "tokens_per_second": round(1000 * sums.tokens / sums.ms, 2) if sums.ms else None,
         "mean_acceptance_length": round(sums.mean_acceptance_length, 4),
         "drafted_per_step": round(sums.drafted / sums.steps, 3) if sums.steps else 0.0,
-        "accepted_at": [
-            round(right / offered, 4)
-            for right, offered in zip(sums.accepted_at, sums.offered_at, strict=True)
-            if offered
-        ],
+        "accepted_at": [round(right / times, 4) for right, times in offered if times],
     }
 
 
 def _pairs(pairs: Pairs, kind: str | None) -> dict[str, Any]:
     interval = pairs.speedup(kind)
-    which = [i for i, found in enumerate(pairs.kinds) if kind in (None, found)]
-    seconds = sum(pairs.seconds[i] for i in which)
+    tokens, seconds, _, _ = pairs.totals(kind)
     return {
-        "pairs": len(which),
-        "tokens_per_second": round(sum(pairs.tokens[i] for i in which) / seconds, 2) if seconds else None,
+        "answers": len(pairs.answers[kind]) if kind else sum(map(len, pairs.answers.values())),
+        "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
         "speedup": interval
         and {"median": round(interval.median, 4), "low": round(interval.low, 4), "high": round(interval.high, 4)},
     }
+
+
+def _oracle(curve: Curve) -> float:
+    points = curve.points
+    return oracle_speedup(CostCurve(points.contexts, points.rows, points.ms), CONTEXT, curve.sequences)

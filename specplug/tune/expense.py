@@ -37,7 +37,7 @@ class Line:
         weights = {n: len(values) for n, values in groups.items()}
         total = sum(weights.values())
         mean_n = sum(n * weights[n] for n in medians) / total
-        mean_us = sum(us * weights[n] for n, us in medians.items()) / total
+        mean_us = max(0.0, sum(us * weights[n] for n, us in medians.items()) / total)
         spread = sum(weights[n] * (n - mean_n) ** 2 for n in medians)
         per = sum(weights[n] * (n - mean_n) * (us - mean_us) for n, us in medians.items()) / spread if spread else 0.0
         per = min(max(per, 0.0), mean_us / mean_n if mean_n else 0.0)

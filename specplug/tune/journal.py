@@ -9,7 +9,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,18 +21,31 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """Entries are plain data with a `kind`. `torn` says that the last line was half written, and dropped."""
+    """Entries are plain data with a `kind`.
 
-    def __init__(self, path: Path, entries: list[Entry], file: IO[bytes], *, torn: bool = False) -> None:
+    torn              the last line was half written, and is dropped
+    drops_unfinished  the first new entry replaces a journal that could have been continued
+    """
+
+    def __init__(
+        self, path: Path, entries: list[Entry], file: IO[bytes], whole: int, *, torn: bool, drops_unfinished: bool
+    ) -> None:
+        """`whole` bytes of `file` are kept; what lies behind goes when the first entry is added."""
         self.path = path
         self.entries = entries
         self.torn = torn
+        self.drops_unfinished = drops_unfinished
         self._file = file
+        self._whole: int | None = whole
 
     def add(self, kind: str, **values: Any) -> Entry:
         """Append one entry; it is on the disk when this returns it."""
         entry = {"kind": kind, **values}
         try:
+            if self._whole is not None:
+                self._file.truncate(self._whole)
+                self._file.seek(self._whole)
+                self._whole = None
             self._file.write(_line(entry))
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -56,20 +69,18 @@ def opened(path: Path, *, resume: bool) -> Iterator[Journal]:
     UsageError when another process has it, when there is nothing to resume, or when a line other than the last is
     damaged.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", blocking=False):
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{path}.lock", blocking=False))
             entries, torn, whole = _read(path) if resume else ([], False, 0)
-            with open(path, "r+b" if resume else "wb") as file:
-                file.truncate(whole)
-                file.seek(whole)
-                yield Journal(path, entries, file, torn=torn)
-    except Timeout:
-        raise UsageError(
-            f"{path}: another tune of this profile is running; wait for it, or use another --out"
-        ) from None
-    except OSError as error:
-        raise SpecplugError(f"{path}: cannot be used ({error.strerror or error})") from error
+            dropped = not resume and _is_unfinished(path)
+            file = stack.enter_context(open(path, "r+b" if path.exists() else "w+b"))
+        except Timeout:
+            raise UsageError(f"{path}: another tune of this profile is running; wait, or use another --out") from None
+        except OSError as error:
+            raise SpecplugError(f"{path}: cannot be used ({error.strerror or error})") from error
+        yield Journal(path, entries, file, whole, torn=torn, drops_unfinished=dropped)
 
 
 def _line(entry: Entry) -> bytes:
@@ -103,3 +114,13 @@ def _entry(line: bytes) -> Entry | None:
         return None
     entry: Entry = json.loads(text)
     return entry
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a tune stopped here on its way."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
+        return False
+    last = _entry(lines[-1]) if lines else None
+    return bool(lines) and (last is None or last["kind"] != "done")

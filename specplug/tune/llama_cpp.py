@@ -17,11 +17,12 @@ import numpy as np
 from specplug import registry
 from specplug.bench.arms import Arm, ProfileArm, PromptStates
 from specplug.core import IntArray, Needs, int_array
+from specplug.errors import UsageError
 from specplug.profile import CostPoints, PlannerSettings, Profile
 from specplug.registry import ProposerSpec
 from specplug.topk import top_ids
 from specplug.tune.expense import Expense, Line, Timed
-from specplug.tune.trace import NONE, Answer, Asides, Recorder
+from specplug.tune.trace import ALONE, Answer, Asides, Recorder
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.context import Context
@@ -35,6 +36,9 @@ ASIDE_IDS = 64
 
 SIZES = (2, 4, 8)
 """Of the drafts by which a method's own costs are measured."""
+
+EXACT_NODES = 24
+"""Under `exact` it is measured up to this size which passes round alike."""
 
 SAMPLES = 18
 """Passes per method, at least, however little time there is."""
@@ -66,6 +70,23 @@ class LlamaCppSubject:
         runtime = self.profile.runtime
         runtime = replace(runtime, threads=threads or runtime.threads, context=context or runtime.context)
         self.profile = replace(self.profile, runtime=runtime)
+
+    def limits(self, sequences: int) -> tuple[bool, int]:
+        from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS
+        from specplug.engines.llama_cpp.engine import LlamaCpp
+        from specplug.engines.llama_cpp.loop import ids_needed
+
+        most = MAX_SEQUENCE_IDS - ids_needed(sequences, 0)
+        if not self.profile.exact:
+            return False, most
+        planner = PlannerSettings(max_nodes=min(most, EXACT_NODES))
+        drafting = replace(self.profile, proposers=(ProposerSpec("ngram"),), planner=planner, measured=None)
+        free = CostPoints((1,), (1, planner.max_nodes + 1), ((1.0, 1.0),))
+        try:
+            with LlamaCpp(self._model, drafting, cost=free) as engine:
+                return engine.padded, engine.profile.planner.max_nodes
+        except UsageError:  # every draft would change the rounding
+            return False, 0
 
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
         return self._model.chat_prompt(messages)
@@ -145,7 +166,7 @@ class LlamaCppSubject:
 
         specs = (ProposerSpec(method),)
         profile = replace(self.profile, proposers=specs, planner=PlannerSettings(max_nodes=max(SIZES)), exact=False)
-        free = CostPoints((1,), (1, max(SIZES) + 2), ((1.0, 1.0001),))
+        free = CostPoints((1,), (1, max(SIZES) + 2), ((1000.0, 1000.1),))
         (source,) = registry.build_sources(specs)
         timed = Timed(source, SIZES)
         times = _Times(reads_rows=source.needs.topk > 0)
@@ -216,7 +237,7 @@ def _asides(context: Context, answer: Answer) -> Asides | None:
         for leaf in range(1, len(part) + 1):
             context.drop(leaf)
         for (at, token), follower, one, two in zip(part, following, first, second, strict=True):
-            found += [(at, (token, NONE), one), (at, (token, follower), two)]
+            found += [(at, (token, ALONE), one), (at, (token, follower), two)]
     return Asides(
         int_array([at for at, _, _ in found]),
         np.array([path for _, path, _ in found], dtype=np.int32),

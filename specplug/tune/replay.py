@@ -8,6 +8,7 @@ proposer that reads top ids is not shown them. (Showing the last row known of th
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from specplug.proposers.fusion import Fusion
 from specplug.speculator import Speculator
 from specplug.tune.expense import CountedClock, Expense, Priced
 from specplug.tune.settings import Setting
-from specplug.tune.trace import NONE, Answer, Trace, load
+from specplug.tune.trace import ALONE, Answer, Trace, load
 
 MAX_WORKERS = 16
 
@@ -93,7 +94,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """All that takes time on this machine, for `sequences` answers at once."""
+    """All that takes time on this machine, for `points.sequences` answers at once."""
 
     points: CostPoints
     expense: Expense
@@ -107,11 +108,12 @@ def replay(
     learned: Mapping[str, Sequence[float]] | None = None,
 ) -> Prediction:
     """Drive the setting over the trace, `costs.points.sequences` answers at a time. Deterministic."""
-    one = _Replay(setting, trace, costs, learned)
+    one = Replay(setting, costs, max_tokens=trace.about["max_tokens"], learned=learned)
+    sums: dict[int, Sums] = {}
     for group in together(trace.answers, costs.points.sequences):
-        one.run(group)
+        sums |= {id(answer): found for answer, found in zip(group, one.run(group), strict=True)}
     return Prediction(
-        tuple(one.sums[id(answer)] for answer in trace.answers),
+        tuple(sums[id(answer)] for answer in trace.answers),
         tuple(answer.category for answer in trace.answers),
         one.speculator.table.learned(),
     )
@@ -132,7 +134,8 @@ def replay_all(
     workers = min(workers or hardware.usable_cores(), MAX_WORKERS, len(settings)) or 1
     until = None if seconds is None else perf_counter() + seconds
     spawn = get_context("spawn")  # a fork would copy an engine with its threads half alive
-    with ProcessPoolExecutor(workers, spawn, _start, (trace_path, costs)) as pool:
+    pool = ProcessPoolExecutor(workers, spawn, _start, (trace_path, costs))
+    try:
         waiting = iter(settings)
         running = {pool.submit(_replay_one, setting): setting for setting in islice(waiting, 2 * workers)}
         while running:
@@ -142,6 +145,8 @@ def replay_all(
                 following = next(waiting, None)
                 if following is not None:
                     running[pool.submit(_replay_one, following)] = following
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _worker: tuple[Trace, Costs] | None = None
@@ -149,6 +154,7 @@ _worker: tuple[Trace, Costs] | None = None
 
 def _start(trace_path: Path, costs: Costs) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the journal
     trace = load(trace_path)
     assert trace is not None
     _worker = trace, costs
@@ -171,9 +177,16 @@ class _Cursor:
     aside: int = 0
 
 
-class _Replay:
+class Replay:
+    """One setting under way: what it learns from one answer it knows at the next."""
+
     def __init__(
-        self, setting: Setting, trace: Trace, costs: Costs, learned: Mapping[str, Sequence[float]] | None
+        self,
+        setting: Setting,
+        costs: Costs,
+        *,
+        max_tokens: int,
+        learned: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         sources = registry.build_sources(setting.proposers)
         self._clock = CountedClock()
@@ -189,15 +202,14 @@ class _Replay:
         self.speculator = Speculator(
             fusion, CostCurve(points.contexts, points.rows, ms, points.change_ms), profile, learned=learned
         )
-        self.sums: dict[int, Sums] = {}
         self._truth = CostCurve(points.contexts, points.rows, ms)
         self._change_ms = points.change_ms
         self._last_rows = 0
-        self._max_tokens: int = trace.about["max_tokens"]
+        self._max_tokens = max_tokens
         self._reads_rows = fusion.needs.topk > 0
 
-    def run(self, group: Sequence[Answer]) -> None:
-        """Answer a group of prompts together."""
+    def run(self, group: Sequence[Answer]) -> list[Sums]:
+        """Answer a group of prompts together; each bears the part of the time that belongs to its tokens."""
         one = self.speculator
         cursors = [_Cursor(seq, answer, answer.tokens.tolist(), Sums()) for seq, answer in enumerate(group)]
         for c in cursors:
@@ -220,7 +232,7 @@ class _Replay:
             c.sums.tokens = len(c.tokens) - 1
             c.sums.ms = total * c.sums.tokens / max(1, emitted)
             c.sums.plain_ms = plain * c.sums.tokens / max(1, emitted)
-            self.sums[id(c.answer)] = c.sums
+        return [c.sums for c in cursors]
 
     def _step(self, running: Sequence[_Cursor]) -> float:
         """One pass for all; returns its milliseconds, drafting included."""
@@ -302,7 +314,7 @@ class _Replay:
             return found
         while c.aside < len(asides.at) and asides.at[c.aside] <= c.at + num_accepted:
             first, second = asides.path[c.aside].tolist()
-            guess = (first,) if second == NONE else (first, second)
+            guess = (first,) if second == ALONE else (first, second)
             text = tuple(c.tokens[c.at + 1 : asides.at[c.aside] + 1])
             found[(*text, *guess)] = asides.topk[c.aside]
             c.aside += 1
@@ -310,12 +322,12 @@ class _Replay:
 
 
 def together(answers: Sequence[Answer], size: int) -> Iterator[Sequence[Answer]]:
-    """Answers given together: `size` of one category at a time, so that turns of one talk are never together."""
+    """Answers given at once, `size` at a time; turns of one talk are never together, so first turns come first."""
     if size == 1:
         yield from ([answer] for answer in answers)
         return
-    by_kind: dict[tuple[str, int], list[Answer]] = {}
+    by_turn: dict[int, list[Answer]] = {}
     for answer in answers:
-        by_kind.setdefault((answer.category, answer.turn), []).append(answer)
-    for line in by_kind.values():
+        by_turn.setdefault(answer.turn, []).append(answer)
+    for line in by_turn.values():
         yield from (line[i : i + size] for i in range(0, len(line), size))

@@ -51,7 +51,7 @@ def page(document: Mapping[str, Any]) -> str:
 
     try:
         parts = list(_parts(document))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UsageError(
             f"this is not what a tune writes ({type(error).__name__}: {error}); tune again for a report"
         ) from None
@@ -70,12 +70,13 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     won = document["chosen"] != "none"
     level = str(document["level"])
     yield f'<p class="verdict {"won" if won else "lost"}" id="verdict">{escape(verdict(document))}</p>'
-    yield (
-        f"<p>{escape(str(model['description']))} on {escape(str(machine['cpu']))}, {document['threads']['chosen']} "
-        f"threads; {work['answers']} answers ({work['tokens']} tokens) of {escape(str(work['name']))}, {level} at "
-        f"once; {document['date']}, {document['seconds']:.0f} of {document['budget_s']:.0f} s. Guesses that "
-        f"are always right would give {document['oracle_speedup'][level]:.2f}.</p>"
+    facts = (
+        f"{model['description']} on {machine['cpu']}, {document['threads']['chosen']} threads; {work['answers']} "
+        f"answers ({work['tokens']} tokens) of {work['name']}, {level} at once; {document['date']}, "
+        f"{document['seconds']:.0f} of {document['budget_s']:.0f} s. Guesses that are always right would give "
+        f"{document['oracle_speedup'][level]:.2f}."
     )
+    yield f"<p>{escape(facts)}</p>"
     yield "<h2>What a pass costs</h2><p>One pass of the model over several rows against as many passes over one: what "
     yield "lies below the dotted line is where right guesses save time.</p>"
     yield _figure("cost", _cost(document))
@@ -93,8 +94,8 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>All settings</h2>" + _table(document, level)
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in document["notes"])
     yield f"<h2>Notes</h2><ul>{notes or '<li>none</li>'}</ul>"
-    facts = {**machine, **{f"model {key}": value for key, value in model.items()}, "workload sha256": work["sha256"]}
-    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+    where = {**machine, **{f"model {key}": value for key, value in model.items()}, "workload sha256": work["sha256"]}
+    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in where.items())
     yield f'<h2>Where this holds</h2><div class="wide"><table>{rows}</table></div>'
     yield f"<footer><code>{escape(str(document['command']))}</code></footer>"
 

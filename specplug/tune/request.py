@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from platformdirs import user_state_dir
@@ -17,8 +18,9 @@ from platformdirs import user_state_dir
 from specplug import fingerprint
 from specplug import profile as profiles
 from specplug.bench.workloads import Prompt
-from specplug.errors import UsageError
+from specplug.errors import EngineError, UsageError
 from specplug.profile import Profile
+from specplug.tune.budget import FEWEST_TOKENS
 from specplug.tune.journal import Journal
 
 SCHEMA = 1
@@ -41,6 +43,15 @@ class Request:
     concurrency: tuple[int, ...] = (1,)
     resume: bool = False
     command: str = ""
+
+    @property
+    def level(self) -> int:
+        """The concurrency at which settings compete: the smallest for latency, the largest for throughput."""
+        return min(self.concurrency) if self.objective == "latency" else max(self.concurrency)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Of this machine and model, as far as the base profile uses them."""
+        return fingerprint.of(self.model, engine=self.base.engine, threads=None, gpu=self.base.runtime.gpu_layers != 0)
 
     def identity(self) -> dict[str, Any]:
         """What a journal must have been begun with to be continued."""
@@ -65,28 +76,32 @@ def workload_hash(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(json.dumps([[p.id, p.category, p.turns] for p in prompts]).encode()).hexdigest()
 
 
-def decisive_level(request: Request) -> int:
-    """The concurrency at which settings compete: the smallest for latency, the largest for throughput."""
-    return min(request.concurrency) if request.objective == "latency" else max(request.concurrency)
-
-
 def check(request: Request) -> None:
+    """Raise what would otherwise be found only after measuring."""
+    base = request.base
+    if base.engine != "llama-cpp":
+        raise EngineError(f"tune cannot measure engine {base.engine} yet; use --engine llama-cpp")
+    if request.max_tokens < FEWEST_TOKENS:
+        raise UsageError(f"answers of {request.max_tokens} tokens say nothing of drafts; use at least {FEWEST_TOKENS}")
+    if base.exact and max(request.concurrency) > 1:
+        raise UsageError(f"profile {base.name}: exact runs one sequence at a time; use a concurrency of 1")
+    if max(request.concurrency) > len(request.prompts):
+        raise UsageError(
+            f"{max(request.concurrency)} at once: {request.workload} has {len(request.prompts)} prompts; give it "
+            "more, or lower the concurrency"
+        )
     if request.out.exists() and not request.out.is_file():
         raise UsageError(f"{request.out}: not a file; name another profile to write")
-    if request.base.exact and max(request.concurrency) > 1:
-        raise UsageError(f"profile {request.base.name}: exact runs one sequence at a time; use a concurrency of 1")
-
-
-def unfinished(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            return b'{"kind":"done"' not in file.read()
-    except OSError:
-        return False
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=request.out.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{request.out}: cannot be written ({error.strerror or error}); use another --out") from None
 
 
 def check_journal(journal: Journal, request: Request) -> None:
+    """Raise UsageError unless the journal was begun for this request, on this machine, with this model."""
     begun = journal.entries[0]
     if begun["kind"] != "begun" or begun["schema"] != SCHEMA:
         raise UsageError(f"{journal.path}: written by another version; run without --resume")
@@ -94,8 +109,7 @@ def check_journal(journal: Journal, request: Request) -> None:
     for key, value in now.items():
         if begun["request"].get(key) != value:
             raise UsageError(f"{journal.path}: the unfinished tune had another {key}; run without --resume")
-    here = fingerprint.of(request.model, engine=request.base.engine, threads=None)
-    changed = fingerprint.changes(begun["fingerprint"], here)
+    changed = fingerprint.changes(begun["fingerprint"], request.fingerprint())
     if changed:
         raise UsageError(
             f"{journal.path}: begun under other conditions ({'; '.join(changed)}); run without --resume to measure anew"

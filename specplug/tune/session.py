@@ -1,6 +1,6 @@
 """A whole tune: fingerprint, cost, record, replay, confirm, write. Every step is in the journal before the next.
 
-Knows the order of things and the document that comes of them. Knows no engine inside, and no terminal.
+Knows the order of things. Knows no engine inside, and no terminal.
 """
 
 from __future__ import annotations
@@ -8,39 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from specplug import fingerprint, hardware, registry
 from specplug import profile as profiles
 from specplug.bench.arms import Arm
 from specplug.bench.workloads import Prompt, categories
-from specplug.cost import CostCurve, oracle_speedup
-from specplug.errors import EngineError, SpecplugError, UsageError
+from specplug.cost import CostCurve
+from specplug.errors import SpecplugError, UsageError
 from specplug.profile import CostPoints, Measured, Profile
 from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
+from specplug.tune import trace as traces
 from specplug.tune.budget import Budget, answers_to_record
-from specplug.tune.choose import Pairs, candidates, winner
+from specplug.tune.choose import Pairs, candidates, winners
 from specplug.tune.confirm import confirm
 from specplug.tune.cost import Curve, choose_threads, measure_curve
-from specplug.tune.document import evidence, setting_line, verdict
+from specplug.tune.document import Findings, document, tuned_profile
 from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
 from specplug.tune.recording import SLOTS, known_trace, record, record_asides, trace_path
 from specplug.tune.replay import Costs, Prediction, replay, replay_all
-from specplug.tune.request import (
-    SCHEMA,
-    Request,
-    check,
-    check_journal,
-    decisive_level,
-    journal_path,
-    unfinished,
-    workload_hash,
-)
-from specplug.tune.settings import NONE, Setting, grid
+from specplug.tune.request import SCHEMA, Request, check, check_journal, journal_path, workload_hash
+from specplug.tune.settings import PLAIN, Setting, grid
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Trace
 
@@ -57,8 +49,11 @@ ASIDE_NODES, ASIDE_TOKENS = 8, 2.2
 """A tree of so many guesses brings at most about so many tokens a pass where it learns from top ids alone: where such
 a pass costs more, what such a method learns from wrong guesses is not recorded."""
 
-Progress = Callable[[str, float, str], None]
-"""Told the stage, the share of it that is done, and what is best so far."""
+REPLAYED_TOKENS = 200
+"""Answers recorded by an earlier tune are used, too, as long as they leave replay so many tokens per second."""
+
+Progress = Callable[[str, float, str, float], None]
+"""Told the stage, the share of it that is done, what is best so far, and the seconds that are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +68,9 @@ def tune(
     request: Request,
     *,
     say: Callable[[str], None] = lambda text: None,
-    progress: Progress = lambda stage, share, best: None,
+    progress: Progress = lambda stage, share, best, left: None,
     opener: Callable[[Request], Subject] | None = None,
+    clock: Callable[[], float] = monotonic,
 ) -> Outcome:
     """Find and write the profile. Interrupted, it can be continued with `resume`. `opener` opens another engine.
 
@@ -82,15 +78,15 @@ def tune(
     whole or not at all.
     """
     check(request)
-    path = journal_path(request.out)
-    if not request.resume and path.is_file() and unfinished(path):
-        say("an unfinished tune of this profile is dropped; --resume would have continued it")
-    with journals.opened(path, resume=request.resume) as journal, ExitStack() as stack:
+    with ExitStack() as stack:
+        journal = stack.enter_context(journals.opened(journal_path(request.out), resume=request.resume))
         if journal.torn:
             say("the journal's last line was half written; that step is done again")
+        if journal.drops_unfinished:
+            say("an unfinished tune of this profile is dropped; --resume would have continued it")
         if journal.entries:
             check_journal(journal, request)
-        budget = Budget(request.budget, journal.entries[-1]["spent"] if journal.entries else 0.0)
+        budget = Budget(request.budget, journal.entries[-1]["spent"] if journal.entries else 0.0, clock)
         subject = (opener or open_subject)(request)
         stack.callback(subject.close)
         session = _Session(request, subject, journal, budget, say, progress)
@@ -102,10 +98,6 @@ def tune(
 
 def open_subject(request: Request) -> Subject:
     """The engine of the base profile with the model in it."""
-    if request.base.engine != "llama-cpp":
-        raise EngineError(
-            f"tune cannot measure engine {request.base.engine} yet; use --engine llama-cpp, or a shipped profile"
-        )
     from specplug.tune.llama_cpp import LlamaCppSubject
 
     return LlamaCppSubject(request.model, request.base)
@@ -133,49 +125,60 @@ class _Session:
         self.best = ""
 
     def run(self) -> Outcome:
-        self.begin()
+        begun = self.begin()
         lengths = self.fit()
         threads = self.threads()
         curves = self.cost()
         trace, path = self.record(lengths, curves)
         expense = self.expense(trace)
-        costs = {curve.sequences: Costs(curve.points, expense) for curve in curves}
-        level = decisive_level(self.request)
-        predicted = self.replay(trace, path, costs[level])
+        level = self.request.level
+        padded, most_nodes = self.subject.limits(level)
+        points = {curve.sequences: curve.points for curve in curves}
+        costs = Costs(_padded(points[level]) if padded else points[level], expense)
+        predicted = self.replay(path, costs, most_nodes)
         finalists = self.finalists(predicted)
         learned = {setting: predicted[setting].learned for setting in finalists}
         for setting in finalists:  # what is confirmed is what will be written, which knows what was learned here
-            predicted[setting] = replay(setting, trace, costs[level], learned=learned[setting])
-        order = [level, *(other for other in self.request.concurrency if other != level)]
-        confirmed: dict[int, dict[Setting, Pairs]] = {}
-        chosen: Setting | None = None
-        for place, at in enumerate(order):
-            still = finalists if at == level else [chosen] if chosen is not None else []
-            if not still:
-                break
-            until = self.budget.spent + self.budget.left / (len(order) - place)
-            confirmed[at] = self.confirm(trace, {s: learned[s] for s in still}, costs[at].points, until)
-            if at == level:
-                chosen = winner(confirmed[at])
-            elif (interval := confirmed[at][still[0]].speedup()) is not None and interval.high < 1.0:
-                self.note(f"{still[0].name} is faster with {level} at once and slower with {at}: not chosen")
-                chosen = None
-        self.same_model()
-        document = self.document(trace, threads, curves, expense, predicted, confirmed, chosen)
-        profile = self.profile(document, chosen, learned, threads["chosen"], costs[level].points)
-        return Outcome(profile, document)
+            predicted[setting] = replay(setting, trace, costs, learned=learned[setting])
+        predicted[PLAIN] = replay(PLAIN, trace, costs)
+        confirmed = {level: self.confirm(trace, learned, points[level], len(self.request.concurrency))}
+        chosen, rejected = self.choose(trace, learned, points, confirmed)
+        self.same_model(begun)
+        found = Findings(
+            request=self.request,
+            fingerprint={**begun["fingerprint"], "threads": threads["chosen"]},
+            model={**self.subject.about(), "sha256": begun["sha256"]},
+            trace=trace,
+            threads=threads,
+            curves=curves,
+            expense=expense,
+            predicted=predicted,
+            confirmed=confirmed,
+            chosen=chosen or PLAIN,
+            rejected=rejected,
+            seconds=self.budget.spent,
+            notes=self.notes,
+        )
+        whole = document(found)
+        return Outcome(tuned_profile(found, whole, learned.get(found.chosen, {})), whole)
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """The machine as it is now, and how busy."""
-        if not self.journal.entries:
-            here = fingerprint.of(self.request.model, engine=self.request.base.engine, threads=None)
-            here["read_gib_s"] = hardware.read_bandwidth()
-            self.add("begun", schema=SCHEMA, request=self.request.identity(), fingerprint=here)
+    def begin(self) -> dict[str, Any]:
+        """The machine and the model as they are now, and how busy."""
         busy = hardware.busy_warning()
         if busy:
             self.note(busy)
+        if self.journal.entries:
+            return self.journal.entries[0]
+        here = self.request.fingerprint()
+        return self.add(
+            "begun",
+            schema=SCHEMA,
+            request=self.request.identity(),
+            fingerprint={**here, "read_gib_s": hardware.read_bandwidth()},
+            sha256=fingerprint.sha256(self.request.model),
+        )
 
     def fit(self) -> dict[str, list[int]]:
         """Prompt tokens of every prompt, by category; gives the engine a context that all fit in."""
@@ -193,7 +196,8 @@ class _Session:
                 )
             longest = max(longest, needed)
             lengths[prompt.category].append(length)
-        subject.use(context=-(-longest // 256) * 256)
+        if max(request.concurrency) > 1:  # else as it will run, with the cells that trees may keep
+            subject.use(context=-(-longest // 256) * 256)
         return lengths
 
     def threads(self) -> dict[str, Any]:
@@ -235,32 +239,23 @@ class _Session:
         return [known[level] for level in levels]
 
     def record(self, lengths: Mapping[str, Sequence[int]], curves: Sequence[Curve]) -> tuple[Trace, Path]:
-        """The target's own answers, in turn by category."""
-        request, curve = self.request, curves[0]
-        slots = 1 if self.subject.profile.exact else SLOTS
-        row_ms = CostCurve(curve.points.contexts, curve.points.rows, curve.points.ms).at(256)
-        seconds = self.budget.of("record")
-        turns = max(len(prompt.turns) for prompt in request.prompts)
-        order, tokens = answers_to_record(
-            lengths,
-            request.max_tokens,
-            seconds=seconds,
-            prompt_ms=curve.prompt_ms,
-            token_ms=turns * row_ms[min(slots, len(row_ms)) - 1] / slots,
-        )
-        if tokens < request.max_tokens:
-            self.note(f"answers of {tokens} tokens instead of {request.max_tokens}: the budget allows no more")
-        if len(order) < len(request.prompts):
-            self.note(f"{len(order)} of {len(request.prompts)} prompts are used: the budget allows no more")
-        by_kind: dict[str, list[Prompt]] = {}
-        for prompt in request.prompts:
-            by_kind.setdefault(prompt.category, []).append(prompt)
-        prompts = [by_kind[kind][index] for kind, index in order]
+        """The target's own answers, in turn by category, and the file that holds just these."""
+        own = self.journal.path.with_suffix(".npz")
+        known = self.journal.last("record")
+        if known is not None:
+            return _recorded(own, known["checksum"]), own
+        curve = curves[0]
+        row_ms = CostCurve(curve.points.contexts, curve.points.rows, curve.points.ms).at(CONTEXTS[0])
+        prompts, tokens, seconds = self.plan(lengths, curve, row_ms)
         about = self.about(tokens)
         path = trace_path(about)
-        trace = known_trace(path, about, self.say)
         trace = record(
-            self.subject, trace, prompts, path, seconds=seconds, progress=lambda share: self.tell("record", share)
+            self.subject,
+            known_trace(path, about, self.say),
+            prompts,
+            path,
+            seconds=seconds,
+            progress=lambda share: self.tell("record", share),
         )
         if self.asides_matter(row_ms):
             trace = record_asides(
@@ -270,16 +265,11 @@ class _Session:
                 seconds=self.budget.of("asides"),
                 progress=lambda share: self.tell("asides", share),
             )
-        if self.journal.last("record") is None:
-            self.add("record", trace=str(path), answers=len(trace.answers), tokens=trace.num_tokens)
+        trace = self.used(trace, {prompt.id for prompt in prompts})
         if not trace.num_tokens:
-            raise UsageError(f"{request.workload}: the model answers nothing at all; give it other prompts")
-        return trace, path
-
-    def asides_matter(self, row_ms: Sequence[float]) -> bool:
-        """Whether a method that learns from rows after wrong guesses could pay at all, were it as good as any."""
-        readers = any(one.needs.topk for one in registry.build_sources([ProposerSpec(m) for m in self.methods()]))
-        return readers and row_ms[min(ASIDE_NODES, len(row_ms) - 1)] < ASIDE_TOKENS * row_ms[0]
+            raise UsageError(f"{self.request.workload}: the model answers nothing at all; give it other prompts")
+        self.add("record", checksum=traces.save(trace, own), answers=len(trace.answers), tokens=trace.num_tokens)
+        return trace, own
 
     def expense(self, trace: Trace) -> Expense:
         """What drafting itself costs here."""
@@ -291,16 +281,16 @@ class _Session:
             known = self.add("expense", expense=found.as_mapping())
         return Expense.from_mapping(known["expense"])
 
-    def replay(self, trace: Trace, path: Path, costs: Costs) -> dict[Setting, Prediction]:
-        """Every setting over the trace, as far as time allows; repeated where a tune goes on, since it is cheap."""
-        limit = costs.points.rows[-1] - costs.points.sequences
-        settings = [
-            setting
-            for setting in grid(self.subject.gives, trees=self.subject.trees)
-            if setting.planner.mode == "measured" or setting.planner.max_nodes <= limit
-        ]
-        predicted: dict[Setting, Prediction] = {}
+    def replay(self, path: Path, costs: Costs, most_nodes: int) -> dict[Setting, Prediction]:
+        """Every setting over the trace, as far as time allows; done again where a tune goes on, since it is cheap."""
+        most_nodes = min(most_nodes, costs.points.rows[-1] - costs.points.sequences)
+        settings = grid(self.subject.gives, trees=self.subject.trees, most_nodes=most_nodes)
+        known = self.journal.last("finalists")
         seconds = self.budget.of("replay")
+        if known is not None:
+            settings.sort(key=lambda setting: setting.name not in known["names"])
+            seconds = self.budget.share("replay")
+        predicted: dict[Setting, Prediction] = {}
         for setting, prediction in replay_all(settings, path, costs, seconds=seconds):
             predicted[setting] = prediction
             best = max(predicted, key=lambda one: predicted[one].total.speedup)
@@ -310,25 +300,21 @@ class _Session:
             self.note(f"{len(predicted)} of {len(settings)} settings were replayed: the budget allows no more")
         return {setting: predicted[setting] for setting in settings if setting in predicted}
 
-    def finalists(self, predicted: dict[Setting, Prediction]) -> list[Setting]:
+    def finalists(self, predicted: Mapping[Setting, Prediction]) -> list[Setting]:
         """Those to confirm; the same ones where a tune goes on."""
         known = self.journal.last("finalists")
-        chosen = candidates({setting: one.total.speedup for setting, one in predicted.items()})
         if known is not None:
-            chosen = [setting for setting in predicted if setting.name in known["names"]]
-        if known is None or len(chosen) < len(known["names"]):
-            self.add("finalists", names=[setting.name for setting in chosen])
+            return [setting for setting in predicted if setting.name in known["names"]]
+        chosen = candidates({setting: one.total.speedup for setting, one in predicted.items()})
+        self.add("finalists", names=[setting.name for setting in chosen])
         return chosen
 
     def confirm(
-        self,
-        trace: Trace,
-        learned: Mapping[Setting, Mapping[str, tuple[float, float]]],
-        points: CostPoints,
-        until: float,
+        self, trace: Trace, learned: Mapping[Setting, Mapping[str, tuple[float, float]]], points: CostPoints, parts: int
     ) -> dict[Setting, Pairs]:
-        """The finalists and plain decoding, live, until so many seconds of the budget are spent."""
+        """These settings and plain decoding, live, for one of so many equal parts of the time that is left."""
         level = points.sequences
+        until = self.budget.spent + self.budget.left / parts
 
         def progress(pairs: Mapping[Setting, Pairs]) -> None:
             found = {setting: line.speedup() for setting, line in pairs.items()}
@@ -340,8 +326,8 @@ class _Session:
 
         with ExitStack() as stack:
             arms: dict[Setting, Arm] = {}
-            for setting in (NONE, *learned):
-                profile = setting.profile(self.subject.profile, "none" if setting == NONE else "candidate")
+            for setting in (PLAIN, *learned):
+                profile = setting.profile(self.subject.profile, "none" if setting == PLAIN else "candidate")
                 profile = replace(profile, measured=Measured(acceptance=learned.get(setting, {})))
                 arms[setting] = self.subject.arm(profile, slots=level, cost=points)
                 stack.callback(arms[setting].close)
@@ -355,96 +341,76 @@ class _Session:
                 progress=progress,
             )
 
-    # -- what comes of it -----------------------------------------------------------------------------------------
-
-    def document(
+    def choose(
         self,
         trace: Trace,
-        threads: Mapping[str, Any],
-        curves: Sequence[Curve],
-        expense: Expense,
-        predicted: Mapping[Setting, Prediction],
-        confirmed: Mapping[int, Mapping[Setting, Pairs]],
-        chosen: Setting | None,
-    ) -> dict[str, Any]:
-        """The document of `tune --json`, settings by falling prediction."""
-        request = self.request
-        ranked = sorted(predicted, key=lambda setting: -predicted[setting].total.speedup)
-        return {
-            "schema": SCHEMA,
-            "profile": request.name,
-            "path": str(request.out),
-            "chosen": (chosen or NONE).name,
-            "level": decisive_level(request),
-            "date": date.today().isoformat(),
-            "command": request.command,
-            "budget_s": request.budget,
-            "seconds": round(self.budget.spent, 1),
-            "objective": request.objective,
-            "concurrency": list(request.concurrency),
-            "fingerprint": {**self.journal.entries[0]["fingerprint"], "threads": threads["chosen"]},
-            "model": {**self.subject.about(), "sha256": fingerprint.sha256(request.model)},
-            "workload": {
-                "name": request.workload,
-                "sha256": workload_hash(request.prompts),
-                "answers": len(trace.answers),
-                "tokens": trace.num_tokens,
-                "max_tokens": trace.about["max_tokens"],
-                "categories": trace.categories(),
-            },
-            "threads": dict(threads),
-            "cost": [curve.as_mapping() for curve in curves],
-            "oracle_speedup": {
-                str(c.sequences): round(oracle_speedup(CostCurve(p.contexts, p.rows, p.ms), 256, c.sequences), 3)
-                for c, p in [(curve, curve.points) for curve in curves]
-            },
-            "expense_us": expense.as_mapping(),
-            "settings": [
-                setting_line(
-                    setting,
-                    predicted[setting],
-                    {level: pairs[setting] for level, pairs in confirmed.items() if setting in pairs},
-                )
-                for setting in ranked
-            ],
-            "notes": self.notes,
-        }
-
-    def profile(
-        self,
-        document: Mapping[str, Any],
-        chosen: Setting | None,
         learned: Mapping[Setting, Mapping[str, tuple[float, float]]],
-        threads: int,
-        points: CostPoints,
-    ) -> Profile:
-        """The profile to write: plain decoding where nothing beats it."""
-        request, setting = self.request, chosen or NONE
-        runtime = request.base.runtime
-        if threads != hardware.usable_cores():  # all of them is what an engine takes anyway
-            runtime = replace(runtime, threads=threads)
-        return replace(
-            setting.profile(request.base, request.name),
-            description=f"Tuned {document['date']}: {verdict(document)}",
-            model=request.base.model,
-            runtime=runtime,
-            measured=Measured(self.fingerprint(threads), points, learned.get(setting, {})),
-            evidence=evidence(document),
-        )
-
-    def fingerprint(self, threads: int) -> dict[str, Any]:
-        here = {**self.journal.entries[0]["fingerprint"], "threads": threads}
-        del here["read_gib_s"]  # a measurement, not a name
-        return here
-
-    def same_model(self) -> None:
-        """SpecplugError when the model file changed, or went away, while it was measured."""
-        known = {"model": self.journal.entries[0]["fingerprint"]["model"]}
-        changed = fingerprint.changes(known, {"model": fingerprint.model_identity(self.request.model)})
-        if changed:
-            raise SpecplugError(f"{self.request.model}: changed while it was tuned; nothing was written, tune again")
+        points: Mapping[int, CostPoints],
+        confirmed: dict[int, dict[Setting, Pairs]],
+    ) -> tuple[Setting | None, dict[str, str]]:
+        """The fastest that loses at no other concurrency (these are added to `confirmed`), and why others fell."""
+        seen = confirmed[self.request.level]
+        rejected = {setting.name: why for setting, pairs in seen.items() if (why := pairs.against()) is not None}
+        others = [level for level in self.request.concurrency if level != self.request.level]
+        for setting in winners(seen):
+            for place, level in enumerate(others):
+                found = self.confirm(trace, {setting: learned[setting]}, points[level], len(others) - place)[setting]
+                confirmed.setdefault(level, {})[setting] = found
+                interval = found.speedup()
+                if interval is None:
+                    self.note(f"{setting.name}: no time was left to look at it with {level} at once")
+                elif interval.high < 1.0:
+                    rejected[setting.name] = f"slower with {level} at once"
+                    break
+            if setting.name not in rejected:
+                return setting, rejected
+        return None, rejected
 
     # -- small things ---------------------------------------------------------------------------------------------
+
+    def plan(
+        self, lengths: Mapping[str, Sequence[int]], curve: Curve, row_ms: Sequence[float]
+    ) -> tuple[list[Prompt], int, float]:
+        """Which prompts to record, the tokens of an answer, and the seconds for all of it."""
+        request = self.request
+        slots = 1 if self.subject.profile.exact else SLOTS
+        seconds = self.budget.of("record")
+        turns = max(len(prompt.turns) for prompt in request.prompts)
+        order, tokens = answers_to_record(
+            lengths,
+            request.max_tokens,
+            seconds=seconds,
+            prompt_ms=curve.prompt_ms,
+            token_ms=turns * row_ms[min(slots, len(row_ms)) - 1] / slots,
+        )
+        if tokens < request.max_tokens:
+            self.note(f"answers of {tokens} tokens instead of {request.max_tokens}: the budget allows no more")
+        if len(order) < len(request.prompts):
+            self.note(f"{len(order)} of {len(request.prompts)} prompts are recorded: the budget allows no more")
+        by_kind: dict[str, list[Prompt]] = {}
+        for prompt in request.prompts:
+            by_kind.setdefault(prompt.category, []).append(prompt)
+        return [by_kind[kind][index] for kind, index in order], tokens, seconds
+
+    def used(self, trace: Trace, planned: set[str]) -> Trace:
+        """The planned answers, and what an earlier tune recorded besides, as far as replay has time for it."""
+        room = self.budget.of("replay") * REPLAYED_TOKENS
+        kept, total, further = [], 0, 0
+        for answer in trace.answers:
+            extra = answer.prompt_id not in planned
+            if extra and total > room:
+                continue
+            kept.append(answer)
+            total += len(answer.tokens) - 1
+            further += extra
+        if further:
+            self.note(f"{further} answers that were recorded before are used, too")
+        return replace(trace, answers=tuple(kept))
+
+    def asides_matter(self, row_ms: Sequence[float]) -> bool:
+        """Whether a method that learns from rows after wrong guesses could pay at all, were it as good as any."""
+        readers = any(one.needs.topk for one in registry.build_sources([ProposerSpec(m) for m in self.methods()]))
+        return readers and row_ms[min(ASIDE_NODES, len(row_ms) - 1)] < ASIDE_TOKENS * row_ms[0]
 
     def methods(self) -> list[str]:
         """The methods in the grid."""
@@ -465,6 +431,12 @@ class _Session:
             "exact": self.subject.profile.exact,
         }
 
+    def same_model(self, begun: Mapping[str, Any]) -> None:
+        """SpecplugError when the model file changed, or went away, while it was measured."""
+        now = {"model": fingerprint.model_identity(self.request.model)}
+        if fingerprint.changes({"model": begun["fingerprint"]["model"]}, now):
+            raise SpecplugError(f"{self.request.model}: changed while it was tuned; nothing was written, tune again")
+
     def add(self, kind: str, **values: Any) -> dict[str, Any]:
         """Into the journal, with the time spent so far."""
         return self.journal.add(kind, spent=round(self.budget.spent, 3), **values)
@@ -475,4 +447,22 @@ class _Session:
         self.say(text)
 
     def tell(self, stage: str, share: float) -> None:
-        self.progress(stage, share, self.best)
+        self.progress(stage, share, self.best, self.budget.left)
+
+
+def _recorded(path: Path, checksum: str) -> Trace:
+    """What an interrupted tune recorded. UsageError when that is not there any more as it was."""
+    try:
+        trace = traces.load(path)
+    except traces.Damaged as error:
+        raise UsageError(f"{error}; run without --resume to record again") from None
+    if trace is None or traces.checksum(trace) != checksum:
+        raise UsageError(f"{path}: not what the unfinished tune recorded; run without --resume to record again")
+    return trace
+
+
+def _padded(points: CostPoints) -> CostPoints:
+    """Where plain passes get a second row, one row costs what two do."""
+    if points.rows[:2] != (1, 2):
+        return points
+    return replace(points, ms=tuple((line[1], *line[1:]) for line in points.ms))

@@ -68,17 +68,23 @@ class Setting:
         return replace(base, name=name, proposers=self.proposers, planner=self.planner, measured=None, evidence={})
 
 
-NONE = Setting((ProposerSpec("none"),), PlannerSettings())
+PLAIN = Setting((ProposerSpec("none"),), PlannerSettings())
 
 
-def grid(gives: Needs, *, trees: bool = True) -> list[Setting]:
-    """Every setting to try on an engine that gives `gives`; the most promising first. `none` is not among them.
+def grid(gives: Needs, *, trees: bool = True, most_nodes: int = 1 << 20) -> list[Setting]:
+    """Every setting to try on an engine that gives `gives`; the most promising first. Plain decoding is not among them.
 
-    trees  whether the engine verifies trees
+    trees       whether the engine verifies trees
+    most_nodes  that a draft can have; measured planners are limited to it, larger fixed drafts left out
     """
     methods = [name for name in registry.names() if name != "none" and _usable(name, gives)]
     found: dict[str, Setting] = {}
-    for setting in _in_order(methods, trees):
+    for setting in _in_order(methods, trees) if most_nodes >= 1 else ():
+        planner = setting.planner
+        if planner.max_nodes > most_nodes:
+            if planner.mode == "static":
+                continue
+            setting = replace(setting, planner=replace(planner, max_nodes=most_nodes))
         found.setdefault(setting.name, setting)
     return list(found.values())
 

@@ -30,6 +30,9 @@ class Subject(Protocol):
     def use(self, *, threads: int | None = None, context: int | None = None) -> None:
         """Everything opened from now on computes with so many threads, and holds so many tokens per sequence."""
 
+    def limits(self, sequences: int) -> tuple[bool, int]:
+        """Whether a plain pass gets a second row, and how many nodes a draft can have; 0 where none can be verified."""
+
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
         """A conversation as prompt tokens, int32[n]."""
 

@@ -11,7 +11,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from specplug.errors import SpecplugError
 from specplug.files import write_atomically
 
 SCHEMA = 1
-NONE = -1
+ALONE = -1
 """Stands for no second token in the path of an aside."""
 
 
@@ -36,7 +36,7 @@ class Asides:
     """What the target would say after guesses that are wrong; proposers that read top ids learn from such rows, too.
 
     at    int32[n]     index into the answer's tokens: the guess follows this one; ascending
-    path  int32[n, 2]  the guess: one token and NONE, or two
+    path  int32[n, 2]  the guess: one token and ALONE, or two
     topk  int32[n, k]  the target's top ids after it
     """
 
@@ -77,9 +77,6 @@ class Trace:
     def categories(self) -> list[str]:
         return list(dict.fromkeys(answer.category for answer in self.answers))
 
-    def only(self, answers: Sequence[Answer]) -> Trace:
-        return replace(self, answers=tuple(answers))
-
 
 class Recorder:
     """A proposer that never guesses and takes down what comes. `taken` holds (tokens, topk) of ended sequences."""
@@ -108,13 +105,20 @@ class Recorder:
         self.taken.append((int_array(tokens), np.concatenate(rows) if rows else empty))
 
 
-def save(trace: Trace, path: Path) -> None:
-    """Write the trace whole or not at all."""
+def save(trace: Trace, path: Path) -> str:
+    """Write the trace whole or not at all; returns its checksum."""
     arrays = _arrays(trace)
+    found = _checksum(arrays)
     content = io.BytesIO()
-    whole: dict[str, Any] = {**arrays, "checksum": np.array(_checksum(arrays))}
+    whole: dict[str, Any] = {**arrays, "checksum": np.array(found)}
     np.savez_compressed(content, **whole)
     write_atomically(path, content.getvalue())
+    return found
+
+
+def checksum(trace: Trace) -> str:
+    """SHA-256 of all that the trace holds."""
+    return _checksum(_arrays(trace))
 
 
 def load(path: Path) -> Trace | None:
@@ -128,8 +132,8 @@ def load(path: Path) -> Trace | None:
         raise Damaged(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise Damaged(f"{path}: no trace, or a damaged one ({error})") from error
-    checksum = arrays.pop("checksum", None)
-    if checksum is None or str(checksum) != _checksum(arrays):
+    written = arrays.pop("checksum", None)
+    if written is None or str(written) != _checksum(arrays):
         raise Damaged(f"{path}: its checksum does not fit its content")
     about = json.loads(str(arrays["about"]))
     if about.pop("schema", None) != SCHEMA:

@@ -119,12 +119,16 @@ class PassTimer:
         return (perf_counter() - began) * 1000
 
     def time(self, rows: int) -> float:
-        """Milliseconds of one pass over `rows` rows, shared evenly by the sequences; the cache is as before."""
-        assert rows >= self.sequences
+        """Milliseconds of one pass over `rows` rows, shared evenly by the sequences; the cache is as before.
+
+        Fewer rows than sequences belong to as many of them, one each.
+        """
         context = self.context
         context.clear_batch()
         for sequence in range(self.sequences):
             share = rows // self.sequences + (sequence < rows % self.sequences)
+            if not share:
+                break
             context.add_span(self._tokens(self._filled, self._filled + share), self._filled, sequence, wanted=True)
         began = perf_counter()
         context.decode()
