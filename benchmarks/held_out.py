@@ -1,6 +1,6 @@
 """A profile tuned on one half of a workload, measured on the other: is it ever slower than plain decoding?
 
-    python benchmarks/held_out.py --model demo:smollm2 --workload spec_bench.jsonl [--budget 5m] [--repeats 2]
+    python benchmarks/held_out.py --model demo:smollm2 --workload spec_bench.jsonl [--budget 5m] [--limit 3]
 
 The halves alternate within every category. `specplug tune` sees the first, `specplug bench` the second.
 """
@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo:smollm2")
     parser.add_argument("--workload", required=True)
     parser.add_argument("--budget", default="5m")
-    parser.add_argument("--repeats", default="2")
+    parser.add_argument("--repeats", default="1")
+    parser.add_argument("--limit", default="3", help="prompts per category in the second half")
     parser.add_argument("--max-tokens", default="128")
     options = parser.parse_args()
     seen: Counter[str] = Counter()
@@ -40,7 +41,16 @@ def main() -> None:
         both = ["--model", options.model, "--max-tokens", options.max_tokens]
         _run("tune", *both, "--workload", str(files[0]), "--budget", options.budget, "--out", str(profile))
         out = Path(folder) / "bench.json"
-        asked = ["--workload", str(files[1]), "--profile", str(profile), "--repeats", options.repeats]
+        asked = [
+            "--workload",
+            str(files[1]),
+            "--profile",
+            str(profile),
+            "--repeats",
+            options.repeats,
+            "--limit",
+            options.limit,
+        ]
         _run("bench", *both, *asked, "--out", str(out))
         arm = json.loads(out.read_text())["arms"][-1]
     worst = min(arm["categories"], key=lambda kind: arm["categories"][kind]["speedup"]["median"])

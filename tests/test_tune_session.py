@@ -248,7 +248,7 @@ def test_few_answers_are_not_enough_to_win(request_: Request) -> None:
     """However often the same four answers are measured."""
     outcome = run(replace(request_, prompts=request_.prompts[:4]))
     assert outcome.document["chosen"] == "none"
-    assert set(outcome.document["rejected"].values()) == {"only 4 answers were measured, 5 are needed"}
+    assert set(outcome.document["rejected"].values()) == {"too few different answers: 4, 5 are needed"}
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,7 @@ class Interval:
 
 
 def paired_ratio(
-    tokens: Sequence[float],
-    seconds: Sequence[float],
-    base_tokens: Sequence[float],
-    base_seconds: Sequence[float],
-    *,
-    level: float = 0.95,
+    tokens: Sequence[float], seconds: Sequence[float], base_tokens: Sequence[float], base_seconds: Sequence[float]
 ) -> Interval:
     """Tokens per second over the base's, item by item the same prompt: a bootstrap over the items.
 
@@ -44,8 +39,7 @@ def paired_ratio(
     picks = np.asarray(told)[np.random.default_rng(0).integers(0, len(told), (RESAMPLES, len(told)))]
     speed = _totals(tokens, picks) / _totals(seconds, picks)
     base = _totals(base_tokens, picks) / _totals(base_seconds, picks)
-    tail = 50.0 * (1.0 - level)
-    low, median, high = np.percentile(speed / base, [tail, 50.0, 100.0 - tail])
+    low, median, high = np.percentile(speed / base, [2.5, 50.0, 97.5])
     return Interval(float(median), float(low), float(high))
 
 

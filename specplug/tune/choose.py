@@ -19,12 +19,8 @@ FEWEST = 5
 SLOWER = 0.98
 """A category whose whole interval lies below this is one in which a setting is slower than plain decoding."""
 
-SURE = 0.99
-"""Level of the interval that decides: three settings are tried, and looked at after every round, and one of them must
-not win by luck."""
-
 WORTH = 1.01
-"""A smaller gain is what noise in plain decoding's own figures looks like."""
+"""A smaller gain is what noise in plain decoding's own figures looks like to all three settings that are tried."""
 
 FEWEST_OF_KIND = 3
 """Of a category: fewer answers say nothing of it alone."""
@@ -56,14 +52,14 @@ class Pairs:
                 sums[i] += value
         self.looks[kind] = self.looks.get(kind, 0) + 1
 
-    def speedup(self, kind: str | None = None, level: float = 0.95) -> Interval | None:
+    def speedup(self, kind: str | None = None) -> Interval | None:
         """Over all groups, or over the answers of one category; None where nothing has tokens."""
         found = self.groups if kind is None else self.answers.get(kind, {})
         lines = [sums for sums in found.values() if min(sums[0], sums[2]) > 0]
         if not lines:
             return None
         tokens, seconds, plain_tokens, plain_seconds = (list(column) for column in zip(*lines, strict=True))
-        return paired_ratio(tokens, seconds, plain_tokens, plain_seconds, level=level)
+        return paired_ratio(tokens, seconds, plain_tokens, plain_seconds)
 
     def totals(self, kind: str | None = None) -> Totals:
         lines = list((self.groups if kind is None else self.answers.get(kind, {})).values())
@@ -71,9 +67,9 @@ class Pairs:
 
     def against(self) -> str | None:
         """Why this is not shown to be faster than plain decoding; None where it is."""
-        overall = self.speedup(level=SURE)
+        overall = self.speedup()
         if overall is None or len(self.groups) < FEWEST:
-            return f"only {len(self.groups)} answers were measured, {FEWEST} are needed"
+            return f"too few different answers: {len(self.groups)}, {FEWEST} are needed"
         if overall.low <= 1.0 or overall.median < WORTH:
             return "not faster" if overall.median < WORTH else "not shown to be faster"
         slow = self.slow_kinds()

@@ -117,7 +117,7 @@ def measure_curve(
     """
     began = perf_counter()
     fill_ms = timer.fill(contexts[0])
-    rows = _rows(timer, limit, seconds / len(contexts))
+    rows = _rows(timer, limit, seconds / len(contexts), seconds)
     lines: list[list[list[float]]] = []
     changes: list[float] = []
     done: list[int] = []
@@ -177,10 +177,10 @@ def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, d
     return best, {count: round(ms, 3) for count, ms in medians.items()}
 
 
-def _rows(timer: PassTimer, limit: int, seconds: float) -> tuple[int, ...]:
+def _rows(timer: PassTimer, limit: int, seconds: float, most_seconds: float) -> tuple[int, ...]:
     """Every row count where ENOUGH rounds over them fit into `seconds`, else fewer.
 
-    UsageError when not even the fewest rounds over the fewest row counts do.
+    UsageError when not even the fewest rounds over the fewest row counts fit into `most_seconds`.
     """
     first = timer.sequences
     timer.time(1)
@@ -193,11 +193,13 @@ def _rows(timer: PassTimer, limit: int, seconds: float) -> tuple[int, ...]:
         rows = sorted({1, limit, *below, *(first - 1 + n for n in (*choice, *FURTHER) if first - 1 + n < limit)})
         total = 2 * sum(few + slope * (n - 1) for n in rows) / 1000
         if (ENOUGH if choice is DENSE else FEWEST) * total < seconds:
-            return tuple(rows)
-    raise UsageError(
-        f"the budget is too small: timing passes of 1 to {limit} rows takes {FEWEST * total:.1f} s at each "
-        f"context, and there are {seconds:.1f} s for it; raise --budget"
-    )
+            break
+    if FEWEST * total > most_seconds:
+        raise UsageError(
+            f"the budget is too small: timing passes of 1 to {limit} rows takes {FEWEST * total:.1f} s, and there are "
+            f"{most_seconds:.1f} s for it; raise --budget"
+        )
+    return tuple(rows)
 
 
 def _settled(times: Sequence[float]) -> bool:

@@ -112,7 +112,10 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp.engine import LlamaCpp, Request
 
         slots = min(slots, len(prompts))
-        plain = replace(self.profile, proposers=(ProposerSpec("none"),), planner=PlannerSettings(mode="static"))
+        longest = max(map(len, prompts)) + max_tokens
+        runtime = replace(self.profile.runtime, context=-(-longest // 256) * 256)
+        specs = (ProposerSpec("none"),)
+        plain = replace(self.profile, proposers=specs, planner=PlannerSettings(mode="static"), runtime=runtime)
         recorder = Recorder(min(k, self._model.num_tokens))
         with LlamaCpp(self._model, plain, slots=slots) as engine:
             engine.reset([recorder])

@@ -39,6 +39,9 @@ from specplug.tune.trace import Trace
 CONTEXTS = (256, 2048, 8192)
 """Fills at which costs are measured, as far as the base profile's context and the time allow."""
 
+AMPLE_CONTEXT = 4096
+"""Tokens of context with which settings are confirmed, where the base profile has as many."""
+
 ROWS, MANY_ROWS = 25, 96
 """Further rows than one per sequence up to which costs are measured; many, where ROWS of them cost less than STEEP
 times as much as none."""
@@ -196,8 +199,9 @@ class _Session:
                 )
             longest = max(longest, needed)
             lengths[prompt.category].append(length)
-        if max(request.concurrency) > 1:  # else as it will run, with the cells that trees may keep
-            subject.use(context=-(-longest // 256) * 256)
+        # Small enough for several contexts at once; alone, with the cells that trees may keep when it runs.
+        ample = min(context, AMPLE_CONTEXT) if max(request.concurrency) == 1 else 0
+        subject.use(context=max(ample, -(-longest // 256) * 256))
         return lengths
 
     def threads(self) -> dict[str, Any]:

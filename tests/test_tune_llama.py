@@ -1,0 +1,135 @@
+"""llama.cpp as a subject of tuning, on the real model: what it times, records and answers."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from specplug.bench.arms import PromptStates
+from specplug.core import IntArray, int_array
+from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+from specplug.profile import CostPoints, Profile, Runtime
+from specplug.registry import ProposerSpec
+from specplug.topk import top_ids
+from specplug.tune.llama_cpp import RUNNERS_UP, LlamaCppSubject
+from specplug.tune.trace import ALONE, Answer
+
+pytestmark = pytest.mark.llama
+
+BASE = Profile("base", runtime=Runtime(threads=2, context=512, kv_type="bf16"))
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def subject(formats: dict[str, Path]) -> Iterator[LlamaCppSubject]:
+    one = LlamaCppSubject(formats["q8_0"], BASE)
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(subject: LlamaCppSubject) -> list[IntArray]:
+    texts = ("Name three rivers.", "Repeat: one two three one two three.", "What is a verb?")
+    return [subject.encode([{"role": "user", "content": text}]) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def answers(subject: LlamaCppSubject, prompts: list[IntArray]) -> list[Answer]:
+    found: dict[int, Answer] = {}
+    subject.record(
+        prompts,
+        TOKENS,
+        8,
+        2,
+        lambda i, tokens, topk: found.__setitem__(i, Answer(str(i), 0, "chat", prompts[i], tokens, topk)),
+    )
+    return [found[i] for i in range(len(prompts))]
+
+
+def after(subject: LlamaCppSubject, text: IntArray) -> list[int]:
+    """The top 8 ids after a text, read in one pass of its own."""
+    with subject._context(len(text), num_ids=1, max_rows=1) as context:
+        context.clear_batch()
+        context.add_span(text, 0, 0, wanted=False, last=True)
+        context.decode()
+        found: list[int] = top_ids(context.logits(1), 8)[0].tolist()
+    return found
+
+
+def test_recorded_answers_are_greedy_and_their_rows_say_so(subject: LlamaCppSubject, answers: list[Answer]) -> None:
+    """The top id of every row is the next token; the first token is what comes after the prompt."""
+    for answer in answers:
+        assert 1 < len(answer.tokens) <= TOKENS and answer.topk.shape == (len(answer.tokens) - 1, 8)
+        assert answer.topk[:, 0].tolist() == answer.tokens[1:].tolist()
+        assert after(subject, answer.prompt)[0] == answer.tokens[0]
+
+
+def test_asides_are_what_the_model_says_after_its_runners_up(subject: LlamaCppSubject, answers: list[Answer]) -> None:
+    (first, *_) = answers
+    (asides,) = subject.asides([first])
+    assert asides is not None and len(asides.at) == len(asides.path) == len(asides.topk)
+    assert (np.diff(asides.at) >= 0).all() and asides.at.max() <= len(first.tokens) - 2
+    per_position = np.bincount(asides.at)
+    assert per_position.max() <= 2 * (RUNNERS_UP + 1) and per_position.min() >= 2 * RUNNERS_UP
+    right = 0
+    picks = range(0, len(asides.at), max(1, len(asides.at) // 12))
+    for i in picks:
+        guess = [token for token in asides.path[i].tolist() if token != ALONE]
+        assert guess[0] != first.tokens[asides.at[i] + 1] and guess[0] in first.topk[asides.at[i]]
+        text = np.concatenate((first.prompt, first.tokens[: asides.at[i] + 1], int_array(guess)))
+        right += after(subject, text)[0] == asides.topk[i, 0]
+    assert right >= len(picks) - 1  # a near tie may swap by rounding
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_passes_are_timed_and_leave_the_cache_as_it_was(subject: LlamaCppSubject, sequences: int) -> None:
+    with subject.timer(sequences=sequences, tokens=64, limit=12) as timer:
+        assert timer.fill(32) > 0
+        times = [timer.time(rows) for rows in (1, 2, 3, 12, 1)]
+        assert min(times) > 0 and timer.fill(64) > 0 and timer.time(12) > 0
+        timer.use_threads(1)
+        assert timer.time(1) > 0
+
+
+def test_what_drafting_costs_is_told_by_method(subject: LlamaCppSubject, prompts: list[IntArray]) -> None:
+    found = subject.expense(prompts, ["ngram", "token_recycling"], 0.5)
+    assert found.ask.keys() == found.tell.keys() == {"ngram", "token_recycling"}
+    for line in (*found.ask.values(), *found.tell.values(), found.plan, found.topk, found.step):
+        assert 0 < line.base + line.per < 100_000 and line.base >= 0 and line.per >= 0
+
+
+def test_arms_that_share_prompts_say_what_they_say_alone(subject: LlamaCppSubject, prompts: list[IntArray]) -> None:
+    """A prompt is read by the first arm only, and everybody answers as if it had read it itself."""
+    points = CostPoints((1,), (1, 26), ((10.0, 10.5),))
+    plain = replace(subject.profile, proposers=(ProposerSpec("none"),))
+    drafting = replace(subject.profile, proposers=(ProposerSpec("suffix"), ProposerSpec("token_recycling")))
+    with LlamaCpp(subject._model, plain) as engine:
+        alone = [engine.generate(Request(prompt, TOKENS)).tokens for prompt in prompts]
+    for profile in (plain, drafting, plain):
+        arm = subject.arm(profile, slots=1, cost=points)
+        assert [arm.answer([prompt], TOKENS)[0].tokens for prompt in prompts] == alone
+        arm.close()
+
+
+def test_shared_prompts_are_bounded() -> None:
+    states = PromptStates(limit=10)
+    one, two, three = (int_array([n]) for n in (1, 2, 3))
+    states.keep(one, b"12345")
+    states.keep(two, b"12345")
+    assert states.of(one) == b"12345"
+    states.keep(three, b"1")
+    assert states.of(one) is None and states.of(two) is not None
+    states.keep(one, b"x" * 99)
+    assert states.of(one) is not None and states.of(two) is None
+
+
+def test_limits_are_those_of_ids_and_of_exactness(subject: LlamaCppSubject, formats: dict[str, Path]) -> None:
+    assert subject.limits(1) == (False, 253) and subject.limits(4) == (False, 247)
+    exact = LlamaCppSubject(formats["q8_0"], replace(BASE, exact=True))
+    padded, most = exact.limits(1)
+    exact.close()
+    assert isinstance(padded, bool) and 1 <= most <= 24
