@@ -93,7 +93,7 @@ def test_a_whole_tune_of_the_real_model(tmp_path: Path) -> None:
     """Interrupted on the way, continued, written, drawn, exported and used; quick, so its figures are coarse."""
     needs_the_demo_model()
     page, out = tmp_path / "report.html", tmp_path / "quick.yaml"
-    asked = ["tune", "--model", "demo:smollm2", "--budget", "60s", "--limit", "1", "--category", "code_edit"]
+    asked = ["tune", "--model", "demo:smollm2", "--budget", "90s", "--limit", "1", "--category", "code_edit"]
     asked += ["--concurrency", "1,2", "--objective", "throughput"]
     asked += ["--category", "translation", "--max-tokens", "48", "--out", str(out)]  # two answers: never enough to win
     began = subprocess.Popen([SPECPLUG, *asked], stderr=subprocess.PIPE, text=True)

@@ -33,7 +33,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "m.gguf").write_bytes(b"weights")
     prompts = [Prompt(str(i), f"kind {i % 2}", (f"word {i * 5}",)) for i in range(6)]
     base = Profile("base", runtime=Runtime(threads=1, context=256))
-    request = Request(folder / "m.gguf", base, prompts, "toy", "mine", folder / "mine.yaml", 30.0, max_tokens=40)
+    request = Request(folder / "m.gguf", base, prompts, "toy", "mine", folder / "mine.yaml", 300.0, max_tokens=40)
     outcome = tune(request, opener=lambda asked: ToySubject(asked.base, lambda rows: 10.0 + 0.5 * rows))
     patch.undo()
     return outcome.document
