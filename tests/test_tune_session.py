@@ -97,8 +97,8 @@ def test_text_that_nobody_can_guess_ends_in_plain_decoding(request_: Request) ->
 
 @pytest.mark.parametrize("spent", [0.0, 140.0, 290.0])
 def test_the_journal_continues_an_interrupted_tune(request_: Request, spent: float) -> None:
-    """Stopped while confirming, with any part of the 300 s gone: nothing is recorded again, finalists stay the same, and
-    measured pairs are kept."""
+    """Stopped while confirming, with any part of the 300 s gone: nothing is recorded again, finalists stay the same,
+    and measured pairs are kept."""
     clock = Clock()
     first = ToySubject(request_.base, CHEAP)
     seen: list[str] = []

@@ -1,4 +1,4 @@
-"""Recording what the target says over a workload, as far as time allows, on top of what was recorded before.
+"""What the target says over a workload: recorded as far as time allows, on top of what was recorded before.
 
 Knows prompts, turns and the trace file. Knows no engine inside.
 """
@@ -17,7 +17,10 @@ from platformdirs import user_cache_dir
 
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray
+from specplug.errors import UsageError
 from specplug.tune import trace as traces
+from specplug.tune.budget import answers_to_record
+from specplug.tune.request import Request
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Answer, Trace
 
@@ -30,6 +33,10 @@ BATCH = 2 * SLOTS
 TOPK = 16
 """Top ids kept per position."""
 
+ASIDE_NODES, ASIDE_TOKENS = 8, 2.2
+"""A tree of so many guesses brings at most about so many tokens a pass where it learns from top ids alone: where such
+a pass costs more, what such a method learns from wrong guesses is not recorded."""
+
 Progress = Callable[[float], None]
 
 
@@ -37,6 +44,61 @@ def trace_path(about: Mapping[str, Any]) -> Path:
     """The file of traces of one model, one workload and one length of answers."""
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     return Path(user_cache_dir("specplug")) / "traces" / f"{key}.npz"
+
+
+def prompts_to_record(
+    subject: Subject,
+    request: Request,
+    lengths: Mapping[str, Sequence[int]],
+    seconds: float,
+    *,
+    prompt_ms: float,
+    row_ms: Sequence[float],
+) -> tuple[list[Prompt], int]:
+    """Which prompts to answer in so many seconds, in order, and the tokens of an answer; see `answers_to_record`.
+
+    lengths  prompt tokens of every prompt, by category      row_ms  what a pass costs, by rows
+    """
+    slots = _slots(subject)
+    turns = max(len(prompt.turns) for prompt in request.prompts)
+    token_ms = turns * row_ms[min(slots, len(row_ms)) - 1] / slots
+    order, tokens = answers_to_record(
+        lengths, request.max_tokens, seconds=seconds, prompt_ms=prompt_ms, token_ms=token_ms
+    )
+    by_kind: dict[str, list[Prompt]] = {}
+    for prompt in request.prompts:
+        by_kind.setdefault(prompt.category, []).append(prompt)
+    return [by_kind[kind][index] for kind, index in order], tokens
+
+
+def asides_matter(row_ms: Sequence[float]) -> bool:
+    """Whether a method that learns from rows after wrong guesses could pay at all, were it as good as any."""
+    return row_ms[min(ASIDE_NODES, len(row_ms) - 1)] < ASIDE_TOKENS * row_ms[0]
+
+
+def trace_to_use(trace: Trace, planned: Sequence[Prompt], room: float) -> tuple[Trace, int]:
+    """The planned answers, and others that an earlier tune recorded, up to `room` tokens; and how many others."""
+    ids = {prompt.id for prompt in planned}
+    kept, total, further = [], 0, 0
+    for answer in trace.answers:
+        extra = answer.prompt_id not in ids
+        if extra and total > room:
+            continue
+        kept.append(answer)
+        total += len(answer.tokens) - 1
+        further += extra
+    return replace(trace, answers=tuple(kept)), further
+
+
+def recorded(path: Path, checksum: str) -> Trace:
+    """What an interrupted tune recorded. UsageError when that is not there any more as it was."""
+    try:
+        trace = traces.load(path)
+    except traces.Damaged as error:
+        raise UsageError(f"{error}; run without --resume to record again") from None
+    if trace is None or traces.checksum(trace) != checksum:
+        raise UsageError(f"{path}: not what the unfinished tune recorded; run without --resume to record again")
+    return trace
 
 
 def known_trace(path: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> Trace:
@@ -65,7 +127,6 @@ def record(
     began = perf_counter()
     answered = {(answer.prompt_id, answer.turn): answer for answer in trace.answers}
     max_tokens: int = trace.about["max_tokens"]
-    slots = 1 if subject.profile.exact else SLOTS
     total = sum(len(prompt.turns) for prompt in prompts)
     fresh = 0
 
@@ -91,7 +152,7 @@ def record(
                 progress(min(1.0, max(len(answered) / total, (perf_counter() - began) / max(seconds, 1e-9))))
 
             try:
-                subject.record(tokens, max_tokens, TOPK, slots, done)
+                subject.record(tokens, max_tokens, TOPK, _slots(subject), done)
             finally:
                 traces.save(keep(), path)
             fresh += len(part)
@@ -129,3 +190,8 @@ def _talk(
         text = subject.text(answered[prompt.id, earlier].tokens.tolist())
         messages.append({"role": "assistant", "content": text})
     return [*messages, {"role": "user", "content": prompt.turns[turn]}]
+
+
+def _slots(subject: Subject) -> int:
+    """`exact` runs one sequence at a time."""
+    return 1 if subject.profile.exact else SLOTS

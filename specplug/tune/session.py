@@ -15,21 +15,30 @@ from typing import Any
 from specplug import fingerprint, hardware, registry
 from specplug import profile as profiles
 from specplug.bench.arms import Arm
-from specplug.bench.workloads import Prompt, categories
+from specplug.bench.workloads import categories
 from specplug.cost import CostCurve
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import CostPoints, Measured, Profile
 from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
 from specplug.tune import trace as traces
-from specplug.tune.budget import Budget, answers_to_record
+from specplug.tune.budget import Budget
 from specplug.tune.choose import Pairs, candidates, winners
 from specplug.tune.confirm import confirm
 from specplug.tune.cost import Curve, choose_threads, measure_curve
 from specplug.tune.document import Findings, document, tuned_profile
 from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
-from specplug.tune.recording import SLOTS, known_trace, record, record_asides, trace_path
+from specplug.tune.recording import (
+    asides_matter,
+    known_trace,
+    prompts_to_record,
+    record,
+    record_asides,
+    recorded,
+    trace_path,
+    trace_to_use,
+)
 from specplug.tune.replay import Costs, Prediction, replay, replay_all
 from specplug.tune.request import SCHEMA, Request, check, check_journal, journal_path, workload_hash
 from specplug.tune.settings import PLAIN, Setting, grid
@@ -47,10 +56,6 @@ ROWS, MANY_ROWS = 25, 96
 times as much as none."""
 
 STEEP = 3.0
-
-ASIDE_NODES, ASIDE_TOKENS = 8, 2.2
-"""A tree of so many guesses brings at most about so many tokens a pass where it learns from top ids alone: where such
-a pass costs more, what such a method learns from wrong guesses is not recorded."""
 
 REPLAYED_TOKENS = 200
 """Answers recorded by an earlier tune are used, too, as long as they leave replay so many tokens per second."""
@@ -247,10 +252,18 @@ class _Session:
         own = self.journal.path.with_suffix(".npz")
         known = self.journal.last("record")
         if known is not None:
-            return _recorded(own, known["checksum"]), own
+            return recorded(own, known["checksum"]), own
         curve = curves[0]
         row_ms = CostCurve(curve.points.contexts, curve.points.rows, curve.points.ms).at(CONTEXTS[0])
-        prompts, tokens, seconds = self.plan(lengths, curve, row_ms)
+        seconds = self.budget.of("record")
+        prompts, tokens = prompts_to_record(
+            self.subject, self.request, lengths, seconds, prompt_ms=curve.prompt_ms, row_ms=row_ms
+        )
+        if tokens < self.request.max_tokens:
+            self.note(f"answers of {tokens} tokens instead of {self.request.max_tokens}: the budget allows no more")
+        if len(prompts) < len(self.request.prompts):
+            few = f"{len(prompts)} of {len(self.request.prompts)}"
+            self.note(f"{few} prompts are recorded: the budget allows no more")
         about = self.about(tokens)
         path = trace_path(about)
         trace = record(
@@ -261,7 +274,8 @@ class _Session:
             seconds=seconds,
             progress=lambda share: self.tell("record", share),
         )
-        if self.asides_matter(row_ms):
+        readers = any(one.needs.topk for one in registry.build_sources([ProposerSpec(m) for m in self.methods()]))
+        if readers and asides_matter(row_ms):
             trace = record_asides(
                 self.subject,
                 trace,
@@ -269,7 +283,9 @@ class _Session:
                 seconds=self.budget.of("asides"),
                 progress=lambda share: self.tell("asides", share),
             )
-        trace = self.used(trace, {prompt.id for prompt in prompts})
+        trace, further = trace_to_use(trace, prompts, room=self.budget.of("replay") * REPLAYED_TOKENS)
+        if further:
+            self.note(f"{further} answers that were recorded before are used, too")
         if not trace.num_tokens:
             raise UsageError(f"{self.request.workload}: the model answers nothing at all; give it other prompts")
         self.add("record", checksum=traces.save(trace, own), answers=len(trace.answers), tokens=trace.num_tokens)
@@ -372,50 +388,6 @@ class _Session:
 
     # -- small things ---------------------------------------------------------------------------------------------
 
-    def plan(
-        self, lengths: Mapping[str, Sequence[int]], curve: Curve, row_ms: Sequence[float]
-    ) -> tuple[list[Prompt], int, float]:
-        """Which prompts to record, the tokens of an answer, and the seconds for all of it."""
-        request = self.request
-        slots = 1 if self.subject.profile.exact else SLOTS
-        seconds = self.budget.of("record")
-        turns = max(len(prompt.turns) for prompt in request.prompts)
-        order, tokens = answers_to_record(
-            lengths,
-            request.max_tokens,
-            seconds=seconds,
-            prompt_ms=curve.prompt_ms,
-            token_ms=turns * row_ms[min(slots, len(row_ms)) - 1] / slots,
-        )
-        if tokens < request.max_tokens:
-            self.note(f"answers of {tokens} tokens instead of {request.max_tokens}: the budget allows no more")
-        if len(order) < len(request.prompts):
-            self.note(f"{len(order)} of {len(request.prompts)} prompts are recorded: the budget allows no more")
-        by_kind: dict[str, list[Prompt]] = {}
-        for prompt in request.prompts:
-            by_kind.setdefault(prompt.category, []).append(prompt)
-        return [by_kind[kind][index] for kind, index in order], tokens, seconds
-
-    def used(self, trace: Trace, planned: set[str]) -> Trace:
-        """The planned answers, and what an earlier tune recorded besides, as far as replay has time for it."""
-        room = self.budget.of("replay") * REPLAYED_TOKENS
-        kept, total, further = [], 0, 0
-        for answer in trace.answers:
-            extra = answer.prompt_id not in planned
-            if extra and total > room:
-                continue
-            kept.append(answer)
-            total += len(answer.tokens) - 1
-            further += extra
-        if further:
-            self.note(f"{further} answers that were recorded before are used, too")
-        return replace(trace, answers=tuple(kept))
-
-    def asides_matter(self, row_ms: Sequence[float]) -> bool:
-        """Whether a method that learns from rows after wrong guesses could pay at all, were it as good as any."""
-        readers = any(one.needs.topk for one in registry.build_sources([ProposerSpec(m) for m in self.methods()]))
-        return readers and row_ms[min(ASIDE_NODES, len(row_ms) - 1)] < ASIDE_TOKENS * row_ms[0]
-
     def methods(self) -> list[str]:
         """The methods in the grid."""
         settings = grid(self.subject.gives, trees=self.subject.trees)
@@ -452,17 +424,6 @@ class _Session:
 
     def tell(self, stage: str, share: float) -> None:
         self.progress(stage, share, self.best, self.budget.left)
-
-
-def _recorded(path: Path, checksum: str) -> Trace:
-    """What an interrupted tune recorded. UsageError when that is not there any more as it was."""
-    try:
-        trace = traces.load(path)
-    except traces.Damaged as error:
-        raise UsageError(f"{error}; run without --resume to record again") from None
-    if trace is None or traces.checksum(trace) != checksum:
-        raise UsageError(f"{path}: not what the unfinished tune recorded; run without --resume to record again")
-    return trace
 
 
 def _padded(points: CostPoints) -> CostPoints:
