@@ -44,7 +44,7 @@ class AcceptanceTable:
             for node in range(current + 1, len(tokens)):
                 if parents[node] == current:
                     hit = tokens[node] == token
-                    self._count(buckets[node], hit)
+                    self.count(buckets[node], int(hit), int(not hit))
                     if hit:
                         follow = node
             if follow == ROOT:
@@ -63,11 +63,9 @@ class AcceptanceTable:
                 found[bucket.name] = (max(hits, 0.0), max(misses, 0.0))
         return found
 
-    def _count(self, bucket: int, hit: bool) -> None:
-        hits, misses = self.hits[bucket] * DECAY, self.misses[bucket] * DECAY
-        if hit:
-            hits += 1
-        else:
-            misses += 1
-        self.hits[bucket], self.misses[bucket] = hits, misses
-        self.probability[bucket] = hits / (hits + misses)
+    def count(self, bucket: int, hits: int, misses: int) -> None:
+        """Guesses of one bucket that were right and wrong; several at once count as alike old."""
+        kept = DECAY ** (hits + misses)
+        self.hits[bucket] = self.hits[bucket] * kept + hits
+        self.misses[bucket] = self.misses[bucket] * kept + misses
+        self.probability[bucket] = self.hits[bucket] / (self.hits[bucket] + self.misses[bucket])

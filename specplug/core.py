@@ -112,10 +112,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a proposer wants to see (`needs`) or an engine can show (`gives`)."""
+    """What a proposer wants to see (`needs`) or an engine can show (`gives`).
+
+    builtin  a drafter of the engine's own, which the proposer only names
+    """
 
     topk: int = 0
     hidden: bool = False
+    builtin: bool = False
 
     def missing_from(self, gives: Needs) -> list[str]:
         """Names of what `gives` lacks; empty when everything is there."""
@@ -124,10 +128,12 @@ class Needs:
             missing.append(f"TOPK({self.topk})")
         if self.hidden and not gives.hidden:
             missing.append("HIDDEN")
+        if self.builtin and not gives.builtin:
+            missing.append("BUILTIN")
         return missing
 
     def union(self, other: Needs) -> Needs:
-        return Needs(max(self.topk, other.topk), self.hidden or other.hidden)
+        return Needs(max(self.topk, other.topk), self.hidden or other.hidden, self.builtin or other.builtin)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ Source: measured batch-cost curves are not linear in n (SmartSpec, arXiv 2406.14
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -116,6 +116,34 @@ class CostCurve:
         share = (context - self.contexts[left]) / span  # beyond the last point the last slope goes on
         line = self._full[left] + share * (self._full[right] - self._full[left])
         return line
+
+
+class BatchCost:
+    """T(rows, context) by how many sequences share the pass: a curve for each batch size that was measured."""
+
+    def __init__(self, curves: Mapping[int, CostCurve]) -> None:
+        """`curves` by sequences; at least one."""
+        self._sizes = sorted(curves)
+        self._curves = [curves[size] for size in self._sizes]
+        self._arrays: dict[int, tuple[list[float], FloatArray]] = {}
+
+    @property
+    def change_ms(self) -> float:
+        return self._curves[0].change_ms
+
+    def at(self, sequences: int, context: int) -> FloatArray:
+        """Milliseconds of 1.. rows: of the largest batch measured that is no larger than this one."""
+        index = max(0, bisect_right(self._sizes, sequences) - 1)
+        line = self._curves[index].at(context)
+        known = self._arrays.get(index)
+        if known is None or known[0] is not line:
+            known = self._arrays[index] = (line, np.asarray(line))
+        return known[1]
+
+    def observe(self, sequences: int, rows: int, context: int, ms: float, changed: bool = False) -> None:
+        """A real pass took `ms`."""
+        index = max(0, bisect_right(self._sizes, sequences) - 1)
+        self._curves[index].observe(rows, context, ms, changed)
 
 
 def oracle_speedup(curve: CostCurve, context: int, sequences: int = 1) -> float:

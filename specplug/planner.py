@@ -15,8 +15,8 @@ from math import ceil
 from typing import Protocol
 
 from specplug.acceptance import AcceptanceTable
-from specplug.core import EMPTY, ROOT, Draft
-from specplug.trees import path_probabilities
+from specplug.core import EMPTY, Draft
+from specplug.trees import likeliest_path, path_probabilities
 
 MARGIN = 1.02
 """Drafts are verified when they are expected to be this much faster than none: the choice favours guesses whose
@@ -214,18 +214,6 @@ def _likeliest_chains(
     drafts: Sequence[Draft], lines: Sequence[Sequence[float]]
 ) -> tuple[list[Draft], list[list[float]]]:
     """Reduce each tree to the root-to-leaf path with the largest sum of path probabilities."""
-    chains, kept = [], []
-    for draft, line in zip(drafts, lines, strict=True):
-        parents = draft.parents.tolist()
-        total: list[float] = []
-        for node, parent in enumerate(parents):
-            total.append(line[node] + (0.0 if parent == ROOT else total[parent]))
-        path: list[int] = []
-        node = max(range(len(total)), key=total.__getitem__) if total else ROOT
-        while node != ROOT:
-            path.append(node)
-            node = parents[node]
-        path.reverse()
-        chains.append(draft.select(path))
-        kept.append([line[node] for node in path])
-    return chains, kept
+    paths = [likeliest_path(draft.parents.tolist(), line) for draft, line in zip(drafts, lines, strict=True)]
+    chains = [draft.select(path) for draft, path in zip(drafts, paths, strict=True)]
+    return chains, [[line[node] for node in path] for line, path in zip(lines, paths, strict=True)]

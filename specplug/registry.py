@@ -23,6 +23,7 @@ PROPOSERS = {
     "ngram": "specplug.proposers.ngram:Ngram",
     "suffix": "specplug.proposers.suffix:Suffix",
     "token_recycling": "specplug.proposers.token_recycling:TokenRecycling",
+    "builtin": "specplug.proposers.builtin:Builtin",
 }
 FUSION = "specplug.proposers.fusion:Fusion"
 """Built from a list of the others, so it is no name of its own."""
@@ -124,8 +125,9 @@ def check_list(specs: Sequence[ProposerSpec]) -> None:
     twice = [name for name in methods if methods.count(name) > 1]
     if twice:
         raise UsageError(f"{twice[0]} is listed twice; keep one")
-    if len(methods) > 1 and "none" in methods:
-        raise UsageError("none stands beside other proposers; list it alone, or drop it")
+    alone = [name for name in ("none", "builtin") if name in methods]
+    if len(methods) > 1 and alone:
+        raise UsageError(f"{alone[0]} stands beside other proposers; list it alone, or drop it")
 
 
 def check_needs(proposers: Iterable[Proposer], gives: Needs, engine_name: str) -> None:

@@ -23,3 +23,17 @@ def likeliest(parents: Sequence[int], probabilities: Sequence[float], count: int
     line = path_probabilities(parents, probabilities)
     ranked = sorted(range(len(line)), key=lambda node: -line[node])
     return sorted(ranked[:count])
+
+
+def likeliest_path(parents: Sequence[int], line: Sequence[float]) -> list[int]:
+    """The nodes of the root-to-leaf path with the largest sum of `line`, which is a value per node."""
+    total: list[float] = []
+    for node, parent in enumerate(parents):
+        total.append(line[node] + (0.0 if parent == ROOT else total[parent]))
+    path: list[int] = []
+    node = max(range(len(total)), key=total.__getitem__) if total else ROOT
+    while node != ROOT:
+        path.append(node)
+        node = parents[node]
+    path.reverse()
+    return path

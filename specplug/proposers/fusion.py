@@ -74,6 +74,10 @@ class Fusion:
         """Per source, what only that source guessed."""
         self.probability = [bucket.prior for bucket in buckets]
 
+    def first(self, index: int) -> int:
+        """Where a source's buckets begin among the fusion's."""
+        return self._firsts[index]
+
     def begin(self, seq: int, prompt: IntArray) -> None:
         for source in self.sources:
             source.begin(seq, prompt)

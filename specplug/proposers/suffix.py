@@ -6,7 +6,7 @@ Knows the tokens of each running sequence and of finished answers. Knows no mode
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from specplug.chains import Chains, ChainSteps
 from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step, int_array
 from specplug.suffix_index import LEVELS, MAX_MATCH, SuffixIndex, continuation
 
@@ -125,8 +126,33 @@ class Suffix:
             return self._chain(guesses)
         return self._tree(guesses, budget)
 
+    def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
+        """Of what followed, token by token the likeliest by the priors."""
+        tokens: list[list[int]] = []
+        buckets: list[list[int]] = []
+        for seq in seqs:
+            guesses = self._guesses(self._running[seq].index, min(k, self.max_draft))
+            tokens.append([])
+            buckets.append([])
+            path_prob = 1.0
+            for depth in range(k if guesses else 0):
+                best = max(self._children(guesses, depth), key=self._likely, default=None)
+                if best is None:
+                    break
+                token, bucket, guesses = best
+                path_prob *= self._priors[bucket]
+                if path_prob < self.min_prob:
+                    break
+                tokens[-1].append(token)
+                buckets[-1].append(bucket)
+        return Chains.of(tokens, buckets, k)
+
     def observe(self, seq: int, step: Step) -> None:
         self._running[seq].index.append(step.emitted)
+
+    def observe_chains(self, steps: ChainSteps) -> None:
+        for seq, emitted in zip(steps.seqs, steps.emitted, strict=True):
+            self._running[seq].index.append(emitted)
 
     def end(self, seq: int) -> None:
         run = self._running.pop(seq)
@@ -162,7 +188,7 @@ class Suffix:
         guesses: list[_Guess] = []
         for end, match in index.find_longest(context, self.occurrences):
             guesses.append((match, _LOCAL, continuation(context, end, length)))
-        for end, match in self.shared_index.find_longest(context, self.occurrences):
+        for end, match in self.shared_index.find_longest(context, self.occurrences) if shared else ():
             followed = shared[end : end + length]
             if _STOP in followed:
                 followed = followed[: followed.index(_STOP)]
@@ -206,6 +232,9 @@ class Suffix:
             tokens.append(token)
             parents.append(parent)
             buckets.append(bucket)
+
+    def _likely(self, child: tuple[int, int, list[_Guess]]) -> float:
+        return self._priors[child[1]]
 
     def _children(self, group: list[_Guess], depth: int) -> Iterator[tuple[int, int, list[_Guess]]]:
         """(token, bucket, the guesses that say so) after the `depth` tokens that `group` agrees on."""

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from specplug.chains import Chains, ChainSteps
 from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step
 from specplug.errors import UsageError
 from specplug.files import write_atomically
@@ -117,6 +118,30 @@ class TokenRecycling:
             return EMPTY
         return self._fill(root, budget) if self.shape == "paper" else self._grow(root, budget)
 
+    def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
+        """Token by token the successor that the counted probabilities of its row's kind favour.
+
+        No other path brings more: what a less likely token's row may add never makes up for the step that it loses.
+        """
+        found = Chains.empty(len(seqs), k)
+        if not len(self.shared_matrix):
+            return found
+        best = np.asarray(self.shared_probability).argmax(axis=1)
+        current = np.array([self._last[seq] for seq in seqs], dtype=np.int64)
+        for depth in range(k):
+            known = (current >= 0) & (current < len(self.shared_matrix))
+            if not known.any():
+                break
+            row = np.where(known, current, 0)
+            kind = self.shared_kind[row]
+            rank = best[kind]
+            token = self.shared_matrix[row, rank]
+            rank = np.where(token == UNKNOWN, 0, rank)
+            current = np.where(known, self.shared_matrix[row, rank], UNKNOWN)
+            found.tokens[:, depth] = current
+            found.buckets[:, depth] = np.where(current == UNKNOWN, 0, kind * np.int64(self.k) + rank)
+        return found
+
     def observe(self, seq: int, step: Step) -> None:
         last = self._last[seq]
         highest = max(last, *step.emitted)
@@ -131,6 +156,19 @@ class TokenRecycling:
             else:
                 self._overwrite(last, step, step.topk)
         self._last[seq] = step.emitted[-1]
+
+    def observe_chains(self, steps: ChainSteps) -> None:
+        before, after = steps.before, steps.after
+        highest = max(int(before.max(initial=0)), int(after.max(initial=0)), int(steps.read.max(initial=0)))
+        self._reserve(highest)
+        self._score_pairs(before, after)
+        if steps.topk is None:
+            self._put_first_pairs(before, after)
+        else:
+            self.shared_matrix[steps.read] = self._fit(steps.topk)
+            self.shared_kind[steps.read] |= ROW
+        for seq, emitted in zip(steps.seqs, steps.emitted, strict=True):
+            self._last[seq] = emitted[-1]
 
     def end(self, seq: int) -> None:
         del self._last[seq]
@@ -307,13 +345,46 @@ class TokenRecycling:
     def _overwrite(self, last: int, step: Step, topk: IntArray) -> None:
         """Every evaluated row is learned; of a token evaluated more than once, the deepest accepted row stays."""
         tokens = np.concatenate((np.array([last], dtype=np.int32), step.draft.tokens))
-        rows = topk[:, : self.k]
-        if rows.shape[1] < self.k:  # others, which need fewer, were asked alone
-            rows = np.pad(rows, ((0, 0), (0, self.k - rows.shape[1])), constant_values=UNKNOWN)
+        rows = self._fit(topk)
         self.shared_matrix[tokens] = rows
         kept = [0, *(node + 1 for node in step.accepted)]
         self.shared_matrix[tokens[kept]] = rows[kept]
         self.shared_kind[tokens] |= ROW
+
+    def _fit(self, topk: IntArray) -> IntArray:
+        """Rows of k ids; fewer were read where others, which need fewer, were asked alone."""
+        rows = topk[:, : self.k]
+        if rows.shape[1] < self.k:
+            rows = np.pad(rows, ((0, 0), (0, self.k - rows.shape[1])), constant_values=UNKNOWN)
+        return rows
+
+    def _put_first_pairs(self, before: IntArray, after: IntArray) -> None:
+        """`_put_first` for many pairs; of pairs with one first token the latest counts."""
+        rows = self.shared_matrix[before]
+        same = rows == after[:, None]
+        place = np.where(same.any(axis=1), same.argmax(axis=1), self.k - 1)
+        shifted = np.concatenate((after[:, None], rows[:, :-1]), axis=1)
+        self.shared_matrix[before] = np.where(np.arange(self.k) <= place[:, None], shifted, rows)
+
+    def _score_pairs(self, before: IntArray, after: IntArray) -> None:
+        """`_score` for many pairs at once: the counter of a token that stands first in several moves once."""
+        rows = self.shared_matrix[before]
+        seen = rows[:, 0] != UNKNOWN
+        if not seen.any():
+            return
+        before, after, rows = before[seen], after[seen], rows[seen]
+        same = rows == after[:, None]
+        right, rank, kinds = same.any(axis=1), same.argmax(axis=1), self.shared_kind[before]
+        ranks = np.bincount(kinds[right] * np.int64(self.k) + rank[right], minlength=2 * COUNTS * self.k)
+        total = np.bincount(kinds, minlength=2 * COUNTS)
+        for kind in total.nonzero()[0].tolist():
+            kept, share = (1 - RATE) ** int(total[kind]), 1 - (1 - RATE) ** int(total[kind])
+            found = (ranks[kind * self.k : (kind + 1) * self.k] / total[kind]).tolist()
+            line = self.shared_probability[kind]
+            self.shared_probability[kind] = [kept * p + share * f for p, f in zip(line, found, strict=True)]
+        count = kinds % COUNTS
+        moved = np.where(right & (rank == 0), np.minimum(count + 1, COUNTS - 1), np.maximum(count - 1, 0))
+        self.shared_kind[before] = (kinds - count + moved).astype(np.int8)
 
     def _score(self, last: int, emitted: Sequence[int]) -> None:
         """Count, before anything is learned, at which rank each emitted token stood in its predecessor's row."""
