@@ -17,8 +17,9 @@ from rich.text import Text
 
 from specplug import hardware
 from specplug import profile as profiles
+from specplug.answers import Answer, Request
 from specplug.bench.arms import plain
-from specplug.engines.llama_cpp.engine import Answer, LlamaCpp, Request
+from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
 from specplug.models import DEMO, resolve
 

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from specplug import hardware, profile
+from specplug.answers import Request
 from specplug.bench import workloads
-from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
 from specplug.models import DEMO, resolve
 from specplug.profile import CostPoints, PlannerSettings

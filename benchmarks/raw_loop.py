@@ -20,10 +20,10 @@ import llama_cpp.llama_cpp as ll
 import numpy as np
 
 from specplug import hardware, profile
+from specplug.answers import Request, Sampling
 from specplug.bench.arms import PromptLookupPeer
-from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import captured_log, open_model
-from specplug.engines.llama_cpp.sampling import Sampling
 from specplug.models import DEMO, resolve
 
 PROMPT = "Tell me a long story about a lighthouse keeper and a whale."

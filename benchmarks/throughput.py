@@ -14,7 +14,8 @@ from time import perf_counter
 import psutil
 
 from specplug import hardware, profile
-from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+from specplug.answers import Request
+from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
 from specplug.models import DEMO, resolve
 

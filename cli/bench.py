@@ -16,7 +16,7 @@ from specplug.bench.compare import check, compare
 from specplug.errors import UsageError
 from specplug.files import write_atomically
 
-from .options import Request, model_path, note, parse_levels, shared_options
+from .options import Request, note, parse_levels, shared_options
 from .progress import progress_bar
 
 
@@ -52,7 +52,6 @@ def bench(
         raise UsageError(f"{out}: its folder does not exist; create it first")
     if out is not None and out.exists() and not out.is_file():
         raise UsageError(f"{out}: not a file; name a file to write the document to")
-    path = model_path(request.profile)
     busy = hardware.busy_warning()
     if busy:
         note(busy)
@@ -63,7 +62,6 @@ def bench(
         with progress_bar("bench", answers * len(names)) as progress:
             reports.append(
                 compare(
-                    path,
                     request.profiles,
                     peers,
                     prompts,

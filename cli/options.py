@@ -52,16 +52,7 @@ def shared_options(
     greedy  leaves out the flags of sampling
     """
     flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
-        click.option(
-            "--profile",
-            "profile_refs",
-            type=_ProfileRef(),
-            multiple=several_profiles,
-            envvar="SPECPLUG_PROFILE",
-            show_envvar=True,
-            help=f"The settings, by name or file; {DEFAULT_PROFILE} where none is named."
-            + (" Several times for several arms." if several_profiles else ""),
-        ),
+        profile_option(several=several_profiles),
         click.option(
             "--model",
             metavar="REF",
@@ -69,16 +60,8 @@ def shared_options(
             show_envvar=True,
             help=f"A .gguf file, a Hugging Face directory, or {models.DEMO}.",
         ),
-        click.option(
-            "--engine", type=click.Choice(ENGINES), envvar="SPECPLUG_ENGINE", show_envvar=True, help="The engine."
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1, 1024),
-            envvar="SPECPLUG_THREADS",
-            show_envvar=True,
-            help="Threads that compute; the engine's choice where nothing says.",
-        ),
+        engine_option,
+        threads_option,
         click.option(
             "--max-tokens",
             type=click.IntRange(1),
@@ -127,6 +110,37 @@ def shared_options(
         return flagged
 
     return decorate
+
+
+def profile_option(*, several: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--profile",
+        "profile_refs",
+        type=_ProfileRef(),
+        multiple=several,
+        envvar="SPECPLUG_PROFILE",
+        show_envvar=True,
+        help=f"The settings, by name or file; {DEFAULT_PROFILE} where none is named."
+        + (" Several times for several arms." if several else ""),
+    )
+
+
+def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--engine", type=click.Choice(ENGINES), envvar="SPECPLUG_ENGINE", show_envvar=True, help="The engine."
+    )
+    return flag(command)
+
+
+def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        envvar="SPECPLUG_THREADS",
+        show_envvar=True,
+        help="Threads that compute; the engine's choice where nothing says.",
+    )
+    return flag(command)
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:

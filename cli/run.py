@@ -7,22 +7,25 @@ import sys
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 
+from specplug.answers import Answer, Sampling
+from specplug.answers import Request as AnswerRequest
 from specplug.bench.workloads import load_workload
-from specplug.errors import EngineError, UsageError
+from specplug.engines.choose import open_engine
+from specplug.errors import UsageError
+from specplug.text import Segment
 
-from .options import Request, model_path, note, shared_options
-
-if TYPE_CHECKING:
-    from specplug.engines.llama_cpp.engine import Answer
-    from specplug.text import Segment
+from .options import Request, note, shared_options
 
 _STEERING = dict.fromkeys([c for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\t\n\r"])
 """Control characters: an escape sequence from a model could rewrite what a terminal shows."""
+
+OPEN_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""vLLM's own defaults; those of Sampling are llama.cpp's."""
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -36,9 +39,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--stop", multiple=True, help="End before this text. Several times for several.")
 @click.option("--grammar", type=_FILE, help="A GBNF file that the answer obeys.")
 @click.option("--json-schema", type=_FILE, help="A JSON schema that the answer obeys.")
-@click.option("--top-k", type=click.IntRange(0), default=40, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True)
-@click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), help="40 with llama.cpp where not told, else all.")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="0.95 with llama.cpp where not told, else 1.")
+@click.option("--min-p", type=click.FloatRange(0, 1), help="0.05 with llama.cpp where not told, else 0.")
 @click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
 @click.option("--frequency-penalty", type=float, default=0.0, show_default=True)
 @click.option("--presence-penalty", type=float, default=0.0, show_default=True)
@@ -79,38 +82,25 @@ def run(
             raise UsageError(f"{which} is empty; give some text")
         if raw and len(turns) > 1:
             raise UsageError(f"prompt {number} has {len(turns)} turns, and --raw continues one text; drop --raw")
-    if request.profile.engine != "llama-cpp":
-        raise EngineError(f"run cannot use engine {request.profile.engine} yet; use --engine llama-cpp")
-    path = model_path(request.profile)
-    from specplug.engines.llama_cpp import require
-
-    require()
-    from specplug.engines.llama_cpp.engine import Answer, LlamaCpp
-    from specplug.engines.llama_cpp.engine import Request as AnswerRequest
-    from specplug.engines.llama_cpp.model import open_model
-    from specplug.engines.llama_cpp.sampling import Sampling
-
     how = Sampling(
         temperature=request.temperature,
         seed=request.seed,
         grammar=_text(grammar),
         json_schema=_text(json_schema),
         logit_bias=_biases(logit_bias),
-        **sampling,
+        **(OPEN_SAMPLING if request.profile.engine == "vllm" else {})
+        | {name: value for name, value in sampling.items() if value is not None},
     )
     text_out = not (request.json or jsonl)
     terminal = Console()
     coloured = show_drafts and terminal.is_terminal and not terminal.no_color
     documents = []
-    with (
-        open_model(path, gpu_layers=request.profile.runtime.gpu_layers) as model,
-        LlamaCpp(model, request.profile, say=note) as engine,
-    ):
+    with open_engine(request.profile, note) as engine:
         for turns in talks:
             messages = [{"role": "system", "content": system}] if system else []
             for turn in turns:
                 messages.append({"role": "user", "content": turn})
-                tokens = model.tokenize(turn) if raw else model.chat_prompt(messages)
+                tokens = engine.tokenize(turn) if raw else engine.chat_prompt(messages)
                 answer = Answer()
                 for released in engine.stream(AnswerRequest(tokens, request.max_tokens, how, stop), answer):
                     if text_out:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from specplug.bench import workloads
 from specplug.bench.prove import SETTINGS, prove
-from specplug.errors import EngineError, UsageError
+from specplug.errors import UsageError
 
 from .options import Request, model_path, note, shared_options
 from .progress import progress_bar
@@ -23,30 +23,29 @@ OUTPUTS_DIFFER = 4
 @shared_options(max_tokens=64)
 @click.option("--workload", default=workloads.BUILTIN, show_default=True, metavar="FILE", help="JSONL, or builtin.")
 @click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Prompts per category.")
-@click.option("--settings", default="greedy,sampled", show_default=True, help=f"{', '.join(SETTINGS)}, or all.")
+@click.option("--settings", help=f"{', '.join(SETTINGS)}, or all; greedy,sampled where not told (vLLM: greedy).")
 @click.option("--as-is", is_flag=True, help="Let the planner choose; else every draft is verified, paying or not.")
 @click.pass_context
-def verify(context: click.Context, request: Request, workload: str, limit: int, settings: str, as_is: bool) -> None:
+def verify(
+    context: click.Context, request: Request, workload: str, limit: int, settings: str | None, as_is: bool
+) -> None:
     """Prove that a profile's output equals plain decoding's, or explain each difference. Exit code 4 if it does not."""
-    if request.profile.engine != "llama-cpp":
-        raise EngineError(f"verify cannot use engine {request.profile.engine} yet; use --engine llama-cpp")
     if request.temperature:
         raise UsageError("--temperature: name what to prove with --settings, such as sampled")
-    names = list(SETTINGS) if settings == "all" else settings.split(",")
     prompts = workloads.limit(workloads.load_workload(workload), limit)
-    path = model_path(request.profile)
-    with progress_bar("verify", len(names) * len(prompts)) as progress:
-        report = prove(
-            path,
-            request.profile,
-            prompts,
-            settings=names,
-            max_tokens=request.max_tokens,
-            seed=request.seed,
-            as_is=as_is,
-            say=note,
-            progress=progress,
-        )
+    if request.profile.engine == "vllm":
+        from specplug.bench.vllm_prove import GREEDY, prove_vllm
+
+        names = list(GREEDY) if settings == "all" else (settings or "greedy").split(",")
+        how: dict[str, Any] = {"settings": names, "max_tokens": request.max_tokens, "as_is": as_is, "say": note}
+        with progress_bar("verify", len(names) * len(prompts)) as progress:
+            report = prove_vllm(request.profile, prompts, progress=progress, **how)
+    else:
+        names = list(SETTINGS) if settings == "all" else (settings or "greedy,sampled").split(",")
+        how = {"settings": names, "max_tokens": request.max_tokens, "as_is": as_is, "say": note, "seed": request.seed}
+        path = model_path(request.profile)
+        with progress_bar("verify", len(names) * len(prompts)) as progress:
+            report = prove(path, request.profile, prompts, progress=progress, **how)
     if request.json:
         click.echo(json.dumps(report))
     else:

@@ -48,7 +48,12 @@ def versions(engine: str) -> dict[str, str]:
 
 
 def model_identity(path: Path) -> dict[str, Any]:
-    """file, bytes, and the SHA-256 of three samples of it; of a directory, those of its config.json."""
+    """file, bytes, and the SHA-256 of three samples of it; of a directory, those of its config.json.
+
+    A name that an engine resolves itself, with no such file here, stands for itself.
+    """
+    if not path.exists() and not path.is_absolute():
+        return {"file": str(path)}
     file = path / "config.json" if path.is_dir() else path
     digest = hashlib.sha256()
     try:

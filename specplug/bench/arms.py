@@ -15,8 +15,8 @@ from specplug.counters import Counters
 from specplug.profile import CostPoints, Profile
 
 if TYPE_CHECKING:
+    from specplug.answers import Sampling
     from specplug.engines.llama_cpp.model import Model
-    from specplug.engines.llama_cpp.sampling import Sampling
 
 PEERS = {
     "llama-cpp-python:prompt-lookup": 10,
@@ -95,7 +95,7 @@ class ProfileArm:
         self.engine = LlamaCpp(model, profile, slots=slots, cost=cost, say=say)
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
-        from specplug.engines.llama_cpp.engine import Request
+        from specplug.answers import Request
 
         requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
         self.engine.loop.forget_prompts()  # every arm reads the same prompts in the same passes

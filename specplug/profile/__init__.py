@@ -18,6 +18,7 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.files import write_atomically
 from specplug.profile.checks import profile_from
 from specplug.profile.settings import (
+    DTYPES,
     ENGINES,
     KV_TYPES,
     NAME,
@@ -28,11 +29,13 @@ from specplug.profile.settings import (
     PlannerSettings,
     Profile,
     Runtime,
+    VllmSettings,
 )
 from specplug.profile.yaml_text import SIZE_LIMIT, dump, parse
 from specplug.registry import nearest
 
 __all__ = [
+    "DTYPES",
     "ENGINES",
     "KV_TYPES",
     "NAME",
@@ -44,6 +47,7 @@ __all__ = [
     "PlannerSettings",
     "Profile",
     "Runtime",
+    "VllmSettings",
     "as_mapping",
     "dumps",
     "list_profiles",

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from specplug import registry
 from specplug.errors import UsageError
 from specplug.profile.settings import (
+    DTYPES,
     ENGINES,
     KV_TYPES,
     NAME,
@@ -22,6 +23,7 @@ from specplug.profile.settings import (
     PlannerSettings,
     Profile,
     Runtime,
+    VllmSettings,
 )
 from specplug.registry import ProposerSpec, nearest
 
@@ -193,6 +195,14 @@ def _cost_points(value: object, where: str) -> CostPoints:
     return curve
 
 
+def _batch_curves(value: object, where: str) -> tuple[CostPoints, ...]:
+    curves: tuple[CostPoints, ...] = _items(_cost_points)(value, where)
+    sizes = [curve.sequences for curve in curves]
+    if sizes != sorted(set(sizes)):
+        raise Invalid(f"{where}: the sequences of its curves, {sizes}, do not ascend; measure again")
+    return curves
+
+
 def _acceptance(value: object, where: str) -> dict[str, tuple[float, float]]:
     counts = {}
     for bucket, pair in _plain_mapping(value, where).items():
@@ -215,6 +225,7 @@ _COST_POINTS: dict[str, Check] = {
 _MEASURED: dict[str, Check] = {
     "hardware": _plain_mapping,
     "cost_curve": _optional(_cost_points),
+    "batch_curves": lambda value, where: _batch_curves(value, where),
     "acceptance": _acceptance,
 }
 _PLANNER: dict[str, Check] = {
@@ -230,6 +241,14 @@ _RUNTIME: dict[str, Check] = {
     "flash_attention": _optional(_flag),
     "kv_type": _choice(KV_TYPES),
 }
+_VLLM: dict[str, Check] = {
+    "num_speculative_tokens": _whole(1, 64),
+    "uniform": _flag,
+    "max_model_len": _optional(_whole(16, 1 << 24)),
+    "max_num_seqs": _optional(_whole(1, 1 << 16)),
+    "dtype": _choice(DTYPES),
+    "enforce_eager": _flag,
+}
 _PROFILE: dict[str, Check] = {
     "name": _name,
     "description": _text,
@@ -239,6 +258,7 @@ _PROFILE: dict[str, Check] = {
     "planner": lambda value, where: _section(PlannerSettings, _PLANNER, value, where),
     "exact": _flag,
     "runtime": lambda value, where: _section(Runtime, _RUNTIME, value, where),
+    "vllm": lambda value, where: _section(VllmSettings, _VLLM, value, where),
     "measured": _optional(lambda value, where: _section(Measured, _MEASURED, value, where)),
     "evidence": _plain_mapping,
 }

@@ -16,6 +16,7 @@ SCHEMA = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 ENGINES = ("llama-cpp", "vllm")
 KV_TYPES = ("f16", "bf16", "f32", "q8_0")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,22 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """How vLLM opens the model, by its own flags' names; None is its own choice. `runtime` is llama.cpp's.
+
+    num_speculative_tokens  longest chain of guesses for one sequence
+    uniform                 so many guesses for every sequence of a batch, or none: what full CUDA graphs want
+    """
+
+    num_speculative_tokens: int = 5
+    uniform: bool = False
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    dtype: str = "auto"
+    enforce_eager: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class CostPoints:
     """Milliseconds of one target pass: ms[i][j] with contexts[i] tokens per sequence in the cache and rows[j] rows.
 
@@ -56,11 +73,15 @@ class CostPoints:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was seen on one machine: its fingerprint, the cost curve, and (hits, misses) per bucket."""
+    """What was seen on one machine: its fingerprint, the cost curve, and (hits, misses) per bucket.
+
+    batch_curves  for an engine whose batch changes: one curve per number of sequences, ascending
+    """
 
     hardware: Mapping[str, Any] = field(default_factory=dict)
     cost_curve: CostPoints | None = None
     acceptance: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    batch_curves: tuple[CostPoints, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +96,7 @@ class Profile:
     planner: PlannerSettings = PlannerSettings()
     exact: bool = False
     runtime: Runtime = Runtime()
+    vllm: VllmSettings = VllmSettings()
     measured: Measured | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
 

@@ -100,7 +100,7 @@ def tuned_profile(found: Findings, whole: Mapping[str, Any], learned: Mapping[st
         description=f"Tuned {whole['date']}: {verdict(whole)}",
         model=model,
         runtime=runtime,
-        measured=Measured(machine, points, learned),
+        measured=Measured(machine, points, acceptance=learned),
         evidence=evidence(whole),
     )
     if len(dumps(profile).encode()) > SIZE_LIMIT:  # hundreds of categories

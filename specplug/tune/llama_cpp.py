@@ -109,7 +109,8 @@ class LlamaCppSubject:
         slots: int,
         done: Callable[[int, IntArray, IntArray], None],
     ) -> None:
-        from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+        from specplug.answers import Request
+        from specplug.engines.llama_cpp.engine import LlamaCpp
 
         slots = min(slots, len(prompts))
         longest = max(map(len, prompts)) + max_tokens
@@ -147,7 +148,7 @@ class LlamaCppSubject:
         )
 
     def arm(self, profile: Profile, *, slots: int, cost: CostPoints) -> Arm:
-        from specplug.engines.llama_cpp.sampling import Sampling
+        from specplug.answers import Sampling
 
         return ProfileArm(self._model, profile, Sampling(), slots=slots, cost=cost, prompts=self._prompts)
 
@@ -164,8 +165,9 @@ class LlamaCppSubject:
 
     def _timed(self, prompts: Sequence[IntArray], method: str, seconds: float) -> _Times:
         """Passes of the real loop with drafts of SIZES in turn, under costs that let every draft pay."""
-        from specplug.engines.llama_cpp.engine import Answer as Told
-        from specplug.engines.llama_cpp.engine import LlamaCpp, Request
+        from specplug.answers import Answer as Told
+        from specplug.answers import Request
+        from specplug.engines.llama_cpp.engine import LlamaCpp
 
         specs = (ProposerSpec(method),)
         profile = replace(self.profile, proposers=specs, planner=PlannerSettings(max_nodes=max(SIZES)), exact=False)

@@ -6,22 +6,21 @@ Knows profiles, the step loop and text. Knows neither the command line nor files
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 from specplug import hardware, registry
+from specplug.answers import Answer, Request
 from specplug.core import IntArray, Needs, Proposer
 from specplug.cost import CostCurve
-from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, remembered_cost_points
-from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.rounding import one_row_differs, rows_alike
-from specplug.engines.llama_cpp.sampling import Sampling, TokenLogprobs
+from specplug.engines.warm import check_tokenizer
 from specplug.errors import UsageError
-from specplug.models import tokenizer_hash
 from specplug.profile import CostPoints, Profile
 from specplug.proposers.fusion import Fusion
 from specplug.speculator import Speculator
@@ -29,44 +28,6 @@ from specplug.text import Segment, TextStream
 
 NAME = "llama-cpp"
 GIVES = Needs(topk=1 << 30)
-
-
-GREEDY = Sampling()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """One prompt (int32[n], n >= 1) and how to answer it."""
-
-    prompt: IntArray
-    max_tokens: int = 128
-    sampling: Sampling = GREEDY
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Answer:
-    """What came out.
-
-    tokens    emitted ids, the end token included, nothing past a stop string's last token
-    finish    "stop" (end token or stop string) or "length"
-    seconds   from the first look at the prompt to the last token; `decode_seconds` without evaluating the prompt
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish: str = ""
-    counters: Counters = field(default_factory=Counters)
-    seconds: float = 0.0
-
-    @property
-    def decode_seconds(self) -> float:
-        return self.seconds - self.counters.prompt_ns / 1e9
-
-    @property
-    def text(self) -> str:
-        return "".join(segment.text for segment in self.segments)
 
 
 class LlamaCpp:
@@ -161,6 +122,13 @@ class LlamaCpp:
         if alike <= planner.max_nodes:
             say(f"exact: passes of more than {alike} rows round otherwise here; drafts have {alike - 1} tokens at most")
             self.profile = replace(self.profile, planner=replace(planner, max_nodes=alike - 1))
+
+    def chat_prompt(self, messages: Sequence[Message]) -> IntArray:
+        """int32[n]: a conversation in the model's own template, ready for the answer."""
+        return self.model.chat_prompt(messages)
+
+    def tokenize(self, text: str) -> IntArray:
+        return self.model.tokenize(text)
 
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
         """Fill `answer` step by step; yields the text that each step released. An abandoned stream frees its slot."""
@@ -262,13 +230,7 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
     """The profile's proposers, fresh. UsageError where they need, or were warmed with, what this is not."""
     sources = registry.build_sources(profile.proposers)
     registry.check_needs(sources, GIVES, NAME)
-    for spec in profile.proposers:
-        made_for = spec.options.get("tokenizer_hash")
-        if made_for is not None and made_for != tokenizer_hash(model_path):
-            raise UsageError(
-                f"profile {profile.name}: {spec.method}: warm: {spec.options.get('warm')} is of another tokenizer than "
-                f"{model_path}; drop warm, or use one made for this model"
-            )
+    check_tokenizer(profile, model_path)
     most = MAX_SEQUENCE_IDS - ids_needed(slots, 0)
     if profile.speculates and most < profile.planner.max_nodes:
         raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")

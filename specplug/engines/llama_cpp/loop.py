@@ -17,10 +17,11 @@ from time import perf_counter_ns
 
 import numpy as np
 
+from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import ROOT, Draft, IntArray, Step
 from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import Context, Logits
-from specplug.engines.llama_cpp.sampling import Sampler, Sampling, TokenLogprobs
+from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.tree_batch import Tree, first_branch, lay_out
 from specplug.errors import UsageError
 from specplug.speculator import Speculator

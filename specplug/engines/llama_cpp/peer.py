@@ -12,11 +12,11 @@ from typing import Any
 from llama_cpp import Llama
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
+from specplug.answers import Sampling
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import KV_TYPES
 from specplug.engines.llama_cpp.engine import resolved
 from specplug.engines.llama_cpp.model import Model
-from specplug.engines.llama_cpp.sampling import Sampling
 from specplug.profile import Profile
 
 Generate = Callable[[IntArray, int], tuple[list[int], float]]

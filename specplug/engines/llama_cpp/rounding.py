@@ -9,15 +9,16 @@ the state it had there, can be brought from the one token to the other by change
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
 
+from specplug.answers import Sampling
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, Logits, open_context
 from specplug.engines.llama_cpp.model import Model
-from specplug.engines.llama_cpp.sampling import Sampler, Sampling
+from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.mismatch import Mismatch, first_difference
 from specplug.profile import Runtime
 
 SHAPES = (2, 3, 4, 6, 8, 12, 16, 24)
@@ -28,32 +29,6 @@ MIXTURES = 6
 
 DRAWS = 256
 """Random perturbations tried where tokens are sampled, each logit within its own bound."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """The first difference of two token lists.
-
-    position         index into the answers
-    gap              plain logit of the plain token minus that of the other, after one-row passes
-    shape_difference how far pass shapes alone moved these two logits apart, over the shapes it took to tell
-    is_rounding      whether shape alone explains it
-    """
-
-    position: int
-    plain_token: int | None
-    other_token: int | None
-    gap: float
-    shape_difference: float
-    is_rounding: bool
-
-
-def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first token that differs, or None; a missing token differs."""
-    for position, (a, b) in enumerate(zip(plain, other, strict=False)):
-        if a != b:
-            return position
-    return None if len(plain) == len(other) else min(len(plain), len(other))
 
 
 def one_row_differs(context: Context, runtime: Runtime) -> bool:

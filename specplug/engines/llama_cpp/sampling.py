@@ -8,68 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import FloatArray
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.errors import UsageError
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to draw tokens. Defaults are greedy decoding; the other values are llama.cpp's own defaults.
-
-    temperature    0 is greedy; top_k, top_p, min_p and seed only matter above it
-    seed           None draws a new one each time
-    penalty_last_n generated tokens that penalties look back on; -1 is all
-    logit_bias     token id to what is added to its logit
-    grammar        GBNF text, or None
-    json_schema    JSON schema text, or None
-    logprobs       how many alternatives to report per token; None reports nothing
-    """
-
-    temperature: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    seed: int | None = None
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    penalty_last_n: int = 64
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    grammar: str | None = None
-    json_schema: str | None = None
-    logprobs: int | None = None
-
-    @property
-    def is_argmax(self) -> bool:
-        """True when the next token is the largest raw logit."""
-        return (
-            self.temperature <= 0
-            and not self.penalises
-            and not self.logit_bias
-            and self.grammar is None
-            and self.json_schema is None
-        )
-
-    @property
-    def penalises(self) -> bool:
-        return self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Natural-log probabilities before sampling parameters: of the token, and of the likeliest alternatives."""
-
-    logprob: float
-    top: list[tuple[int, float]]
 
 
 class Sampler:

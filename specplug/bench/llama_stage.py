@@ -1,0 +1,113 @@
+"""The arms of a comparison on llama.cpp: one model, its cost measured, each profile and peer opened on it.
+
+Knows the engine. Knows no workload and no document beyond its head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from specplug import __version__, fingerprint, hardware, models
+from specplug.answers import Sampling
+from specplug.bench.arms import Arm, ProfileArm, PromptLookupPeer, plain
+from specplug.bench.compare import Stage
+from specplug.core import IntArray
+from specplug.errors import UsageError
+from specplug.profile import CostPoints, Profile
+
+MEASURE_SECONDS = 12.0
+"""Time for the cost curve of a comparison: every row count, several rounds."""
+
+
+@contextmanager
+def llama_stage(
+    profiles: Sequence[Profile],
+    peers: Sequence[str],
+    sampling: Sampling,
+    concurrency: int,
+    say: Callable[[str], None],
+) -> Iterator[Stage]:
+    """Everything opened, and closed at the end."""
+    if profiles[0].model is None:
+        raise UsageError(f"profile {profiles[0].name}: no model; name one with --model")
+    path = models.resolve(profiles[0].model)
+    from specplug.engines.llama_cpp import require
+
+    require()
+    from specplug.engines.llama_cpp.engine import resolved
+    from specplug.engines.llama_cpp.measure import cost_points
+    from specplug.engines.llama_cpp.model import open_model
+    from specplug.engines.llama_cpp.rounding import explain
+
+    with ExitStack() as stack:
+        model = stack.enter_context(open_model(path, gpu_layers=profiles[0].runtime.gpu_layers))
+        first = resolved(profiles[0], model)
+        base = plain(first)
+        for place, p in enumerate(profiles):
+            changed = fingerprint.stale(p, path, p.runtime.threads or first.runtime.threads)
+            if changed:
+                say(changed)
+            if place and p.speculates and p.runtime != profiles[0].runtime:
+                say(f"profile {p.name}: runs with the engine settings of {profiles[0].name}, as every arm does")
+        drafting = [replace(p, runtime=first.runtime) for p in profiles if p.speculates]
+        cost = None
+        if drafting:
+            say(f"measuring what a pass costs here (about {MEASURE_SECONDS:.0f} s)")
+            limit = max(p.planner.max_nodes for p in drafting) + concurrency
+            cost = cost_points(model, first.runtime, limit, seconds=MEASURE_SECONDS)
+        ours = [
+            ProfileArm(model, p, sampling, slots=concurrency, cost=_up_to(cost, p, concurrency))
+            for p in (base, *drafting)
+        ]
+        plainly = ours[0].engine
+        arms: list[Arm] = [*ours]
+        arms += [PromptLookupPeer(model, first, name, sampling) for name in peers]
+        for arm in arms:
+            stack.callback(arm.close)
+
+        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
+            found = explain(
+                model, first.runtime, prompt, one, other, sampling, padded=plainly.padded, holes=concurrency > 1
+            )
+            return found is not None and found.is_rounding
+
+        yield Stage(
+            arms,
+            model.chat_prompt,
+            model.text,
+            is_rounding,
+            {
+                "model": f"{path.name} ({model.description})",
+                "engine": "llama-cpp",
+                "hardware": hardware.fingerprint() | {"threads": first.runtime.threads},
+                "versions": {"specplug": __version__, "llama-cpp-python": version("llama-cpp-python")},
+                "cost_curve": _curve(cost),
+            },
+        )
+
+
+def _up_to(cost: CostPoints | None, profile: Profile, concurrency: int) -> CostPoints | None:
+    """The part of the curve that a profile's own limit on rows allows."""
+    if cost is None:
+        return None
+    limit = profile.planner.max_nodes + concurrency
+    rows = (*(n for n in cost.rows if n < limit), limit)
+    ms = tuple(tuple(np.interp(rows, cost.rows, line).tolist()) for line in cost.ms)
+    return CostPoints(cost.contexts, rows, ms)
+
+
+def _curve(cost: CostPoints | None) -> dict[str, Any]:
+    if cost is None:
+        return {"rows": [], "ms": []}
+    return {
+        "rows": list(cost.rows),
+        "ms": list(cost.ms[0]),
+        "context": cost.contexts[0],
+        "contexts": {str(fill): list(line) for fill, line in zip(cost.contexts, cost.ms, strict=True)},
+    }

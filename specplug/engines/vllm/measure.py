@@ -1,0 +1,173 @@
+"""What passes cost in vLLM on this machine, by sequences, rows and context, timed through the engine itself.
+
+Knows how to open vLLM, and where its costs are remembered. Knows no proposer but the one that sweeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from platformdirs import user_cache_dir
+
+from specplug import fingerprint, hardware
+from specplug.engines.vllm.configure import NAME
+from specplug.engines.vllm.sweep import KEY
+from specplug.errors import SpecplugError
+from specplug.files import write_atomically
+from specplug.profile import CostPoints, Measured, Profile
+
+SCHEMA = 1
+SECONDS = 100.0
+"""Time for all of it, starting the engine excluded; larger batches and contexts are left out when it is over."""
+
+CONTEXTS = (256, 1024)
+BATCHES = (1, 4, 16, 64)
+ROUNDS = 6
+"""Passes of every length, per batch and context."""
+
+WARM = 2
+"""Rounds before those that count: an engine's first passes of a shape are slow."""
+
+
+def with_costs(
+    profile: Profile, model: str, settings: Mapping[str, Any], *, say: Callable[[str], None] = lambda text: None
+) -> Profile:
+    """The profile with cost curves of this machine: its own, remembered ones, or measured now. Imports vllm for that.
+
+    settings  how the engine is opened, but for speculation; costs belong to them, too, except that every batch size is
+              measured, whatever the most is to be
+    """
+    settings = {key: value for key, value in settings.items() if key != "max_num_seqs"}
+    here = fingerprint.of(Path(model), engine=NAME, threads=None, gpu=True)
+    if profile.measured is not None and profile.measured.batch_curves:
+        changed = fingerprint.changes(profile.measured.hardware, here)
+        if not changed:
+            return profile
+        say(f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); measuring again")
+    length = profile.vllm.num_speculative_tokens
+    key = hashlib.sha256(json.dumps([SCHEMA, here, settings, length], sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(user_cache_dir("specplug")) / "cost" / f"vllm-{key}.json"
+    curves = _remembered(path)
+    if not curves:
+        say(f"measuring what a pass costs here: once, about {SECONDS:.0f} s after vLLM has started")
+        busy = hardware.busy_warning()
+        if busy:
+            say(busy)
+        curves = measure(model, settings, length)
+        try:
+            write_atomically(path, json.dumps([asdict(curve) for curve in curves]).encode())
+        except SpecplugError as error:
+            say(f"costs are measured again next time: {error}")
+    acceptance = profile.measured.acceptance if profile.measured else {}
+    return replace(profile, measured=Measured(here, None, acceptance, curves))
+
+
+def measure(
+    model: str,
+    settings: Mapping[str, Any],
+    length: int,
+    *,
+    batches: Sequence[int] = BATCHES,
+    contexts: Sequence[int] = CONTEXTS,
+    seconds: float = SECONDS,
+) -> tuple[CostPoints, ...]:
+    """A curve per batch size, rows from one guess-less pass to `length` guesses each, through vLLM's own scheduler.
+
+    Batches and contexts that do not fit are left out. SpecplugError when the engine never got to a pass.
+    """
+    from specplug.engines.vllm.offline import open_llm
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "passes.jsonl"
+        sweep = {
+            "speculative_config": {
+                "method": "custom_class",
+                "model": "specplug.engines.vllm.sweep.SweepProposer",
+                "num_speculative_tokens": length,
+            },
+            "additional_config": {KEY: str(path)},
+            "enable_prefix_caching": False,
+        }
+        with open_llm(model, {**settings, **sweep}) as (llm, _):
+            _run(llm, length, batches, contexts, seconds)
+        passes = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    curves = curves_of(passes, contexts, length)
+    if not curves:
+        raise SpecplugError(f"{model}: vLLM made no pass that could be timed; raise max_model_len")
+    return curves
+
+
+def curves_of(
+    passes: Sequence[tuple[int, int, float, float]], contexts: Sequence[int], length: int
+) -> tuple[CostPoints, ...]:
+    """Medians of passes (sequences, guesses for each, tokens in their caches, ms), those of WARM rounds left out."""
+    seen: dict[tuple[int, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for sequences, guesses, tokens, ms in passes:
+        context = min(contexts, key=lambda c: abs(c - tokens))
+        seen[sequences, context][guesses].append(ms)
+    curves = []
+    for sequences in sorted({batch for batch, _ in seen}):
+        whole = [
+            context
+            for context in sorted(contexts)
+            if len(seen[sequences, context]) == length + 1
+            and all(len(times) > WARM for times in seen[sequences, context].values())
+        ]
+        if not whole:
+            continue
+        lines = []
+        for context in whole:
+            line = [round(median(seen[sequences, context][k][WARM:]), 4) for k in range(length + 1)]
+            lines.append(tuple(line if sequences == 1 else [line[0], *line]))
+        rows = [sequences * (1 + k) for k in range(length + 1)]
+        # Fewer rows than sequences never come; a curve starts at one.
+        curves.append(CostPoints(tuple(whole), tuple(rows if sequences == 1 else [1, *rows]), tuple(lines), sequences))
+    return tuple(curves)
+
+
+def _run(llm: Any, length: int, batches: Sequence[int], contexts: Sequence[int], seconds: float) -> None:
+    from vllm import SamplingParams, TokensPrompt
+
+    config = llm.llm_engine.vllm_config
+    longest, most = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
+    passes = (ROUNDS + WARM + 1) * (length + 1)
+    vocabulary = config.model_config.get_vocab_size()
+    random = np.random.default_rng(0)
+    params = SamplingParams(temperature=0.0, max_tokens=passes, ignore_eos=True, detokenize=False)
+    began = perf_counter()
+    for context in contexts:
+        # A guess that comes true makes an answer longer: room for all of them.
+        if context + passes * (length + 1) > longest:
+            continue
+        slowest = 0.0
+        for batch in batches:
+            left = seconds - (perf_counter() - began)
+            if batch > most or slowest * 4 > left:
+                break
+            started = perf_counter()
+            prompts = [
+                TokensPrompt(prompt_token_ids=random.integers(0, vocabulary, context).tolist()) for _ in range(batch)
+            ]
+            llm.generate(prompts, params, use_tqdm=False)
+            slowest = perf_counter() - started
+
+
+def _remembered(path: Path) -> tuple[CostPoints, ...]:
+    try:
+        lines = json.loads(path.read_text())
+        return tuple(
+            CostPoints(tuple(line["contexts"]), tuple(line["rows"]), tuple(map(tuple, line["ms"])), line["sequences"])
+            for line in lines
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return ()

@@ -1,0 +1,202 @@
+"""The class that vLLM is told to draft with: `method: custom_class`, `model: …SpecplugProposer`.
+
+Knows vLLM's runner: where its rows, tokens and logits lie. Everything that can go wrong in here becomes empty drafts.
+Source: vllm/v1/worker/gpu_model_runner.py, 0.22 to 0.33. vLLM shows a custom class tokens and lengths, but neither
+which request a row belongs to nor the logits; so `GPUModelRunner._sample`, which runs right before, is wrapped once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import wraps
+from itertools import count
+from time import monotonic, perf_counter_ns
+from typing import Any
+
+import numpy.typing as npt
+from vllm.logger import init_logger
+
+from specplug.batch import BatchSpeculator
+from specplug.chains import as_chains
+from specplug.cost import BatchCost, CostCurve
+from specplug.engines.vllm.configure import profile_in, sources_of
+from specplug.engines.vllm.counts import Published
+from specplug.engines.vllm.drafting import Drafting, Pass
+from specplug.engines.vllm.guard import Faults, Guarded
+from specplug.engines.vllm.mends import mend_expansion
+from specplug.engines.vllm.top_ids import TopIdsOfPass
+from specplug.engines.vllm.versions import check_interface, require
+from specplug.errors import UsageError
+from specplug.profile import CostPoints, Profile
+
+ADAPTER = "adapter"
+"""What faults of our own are counted under."""
+
+PUBLISH_SECONDS = 0.2
+
+TICK_NS = 45_000
+"""What the clock moves at each look where several ranks must draft alike: a real one would differ."""
+
+logger = init_logger("vllm.specplug")
+
+
+class SpecplugProposer:
+    """Drafts for vLLM's runner, from the profile that `additional_config` names."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        """EngineError for a vLLM that is not ours; UsageError for a profile that cannot be used."""
+        require()
+        check_interface()
+        profile = profile_in(vllm_config.additional_config)
+        parallel = vllm_config.parallel_config
+        self._vllm_config = vllm_config
+        self._profile = profile
+        self.k: int = vllm_config.speculative_config.num_speculative_tokens
+        several_ranks = parallel.tensor_parallel_size > 1
+        clock = count(step=TICK_NS).__next__ if several_ranks else perf_counter_ns
+        self.faults = Faults(logger)
+        names = [spec.method for spec in profile.proposers]
+        num_tokens = vllm_config.model_config.get_vocab_size()
+        guarded = [
+            Guarded(as_chains(source), name, self.faults, num_tokens=num_tokens)
+            for name, source in zip(names, sources_of(profile), strict=True)
+        ]
+        cost = cost_of(profile)
+        speculator = BatchSpeculator(
+            guarded,
+            names,
+            cost,
+            k=self.k,
+            static=profile.planner.mode == "static",
+            uniform=profile.vllm.uniform,
+            learned=profile.measured.acceptance if profile.measured else None,
+            clock=clock,
+        )
+        self.drafting = Drafting(
+            speculator,
+            cost,
+            max_model_len=vllm_config.model_config.max_model_len,
+            adaptive=not several_ranks,
+            clock=clock,
+        )
+        self._runner: Any = None
+        self._num_drafts: Sequence[int] | None = None
+        self._top_ids: TopIdsOfPass | None = None
+        self._publish_at = 0.0
+        self._published: Published | None = None
+        watch_sampling()
+        if vllm_config.device_config.device_type == "cpu" and mend_expansion():
+            logger.info("specplug: this vLLM expands sampling parameters wrongly on the CPU; mended while it runs")
+        logger.info(
+            "specplug: profile %s drafts with %s, at most %d tokens, on the V1 runner%s",
+            profile.name,
+            " and ".join(names),
+            self.k,
+            "; costs are not corrected while running, since several ranks must draft alike" if several_ranks else "",
+        )
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Called by vLLM with the target; there is nothing to load."""
+
+    def look(self, runner: Any, logits: Any, metadata: Any) -> None:
+        """Right before the pass is sampled: note whose rows they are, and start reading top ids where wanted."""
+        self._runner = runner
+        self._num_drafts = None if metadata is None else metadata.num_draft_tokens
+        self._top_ids = None
+        k = self.drafting.wants_topk
+        if k and logits is not None:
+            self._top_ids = TopIdsOfPass(logits, k, greedy=runner.input_batch.sampling_metadata.all_greedy)
+
+    def propose(
+        self,
+        sampled_token_ids: list[list[int]],
+        num_tokens_no_spec: npt.NDArray[Any],
+        token_ids_cpu: npt.NDArray[Any],
+        slot_mappings: Any = None,
+    ) -> list[list[int]]:
+        """Guesses by row, at most `num_speculative_tokens` each."""
+        n = len(sampled_token_ids)
+        if ADAPTER in self.faults.off:
+            return [[] for _ in range(n)]
+        try:
+            drafts = self.drafting.step(self._pass(sampled_token_ids, num_tokens_no_spec, token_ids_cpu))
+            if monotonic() >= self._publish_at:
+                self._publish()
+        except Exception as error:
+            self.faults.trip(ADAPTER, "raised", f"{type(error).__name__}: {error}")
+            drafts = [[] for _ in range(n)]
+        return drafts
+
+    def _pass(self, sampled: list[list[int]], num_tokens: npt.NDArray[Any], token_ids: npt.NDArray[Any]) -> Pass:
+        runner = self._runner
+        batch, requests = runner.input_batch, runner.requests
+
+        def params(request_id: str) -> Any:
+            return requests[request_id].sampling_params
+
+        return Pass(
+            batch.req_ids,
+            sampled,
+            self._num_drafts,
+            num_tokens,
+            batch.num_prompt_tokens,
+            token_ids,
+            int(runner.query_start_loc.np[len(sampled)]),
+            requests,
+            params,
+            self._top_ids.rows if self._top_ids is not None else None,
+        )
+
+    def _publish(self) -> None:
+        self._publish_at = monotonic() + PUBLISH_SECONDS
+        if self._published is None:
+            self._published = Published()
+        figures = self.drafting.counts.figures()
+        figures["guard_trips"] = {labels: float(number) for labels, number in self.faults.counts.items()}
+        figures["proposers_off"] = {(name,): 1.0 for name in self.faults.off}
+        self._published.tell(figures)
+
+
+def cost_of(profile: Profile) -> BatchCost:
+    """The profile's cost curves. UsageError when it has none: nothing may be assumed."""
+    measured = profile.measured
+    curves = measured.batch_curves if measured else ()
+    if not curves and profile.planner.mode == "static":
+        curves = (CostPoints((0,), (1,), ((1.0,),)),)  # a static plan asks for no costs
+    if not curves:
+        raise UsageError(f"profile {profile.name}: no costs were measured for vLLM; run specplug serve or tune with it")
+    return BatchCost(
+        {
+            curve.sequences: CostCurve(curve.contexts, curve.rows, [list(line) for line in curve.ms], curve.change_ms)
+            for curve in curves
+        }
+    )
+
+
+def watch_sampling() -> None:
+    """Let a SpecplugProposer look at every pass right before it is sampled. Again and again changes nothing more.
+
+    A pass without a single guess is then sampled as plain decoding's is: vLLM's rejection sampler would cost more, and
+    with `top_k` alone it fails on such a pass (0.32.0: the maximum of no rows in `apply_top_k_only`).
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    runner: Any = GPUModelRunner
+    sample = runner._sample
+    if getattr(sample, "watched_by_specplug", False):
+        return
+
+    @wraps(sample)
+    def watched(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
+        drafter = getattr(self, "drafter", None)
+        if isinstance(drafter, SpecplugProposer):
+            try:
+                drafter.look(self, logits, spec_decode_metadata)
+            except Exception as error:
+                drafter.faults.trip(ADAPTER, "raised", f"{type(error).__name__}: {error}")
+            if spec_decode_metadata is not None and not any(spec_decode_metadata.num_draft_tokens):
+                spec_decode_metadata = None
+        return sample(self, logits, spec_decode_metadata)
+
+    watched.watched_by_specplug = True  # type: ignore[attr-defined]
+    runner._sample = watched

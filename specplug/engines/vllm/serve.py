@@ -1,0 +1,82 @@
+"""vLLM's own OpenAI server with a profile: the command that starts it, and its environment.
+
+Knows the command line of the server. Starts nothing itself: the caller becomes the server.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from uuid import uuid4
+
+from platformdirs import user_cache_dir
+
+from specplug.engines.vllm.configure import server_command
+from specplug.engines.vllm.environment import METRICS, preload
+from specplug.engines.vllm.offline import prepare
+from specplug.engines.vllm.versions import require
+from specplug.errors import SpecplugError, UsageError
+from specplug.profile import Profile
+
+KEPT_DAYS = 7
+"""A command that was printed may be run later, and a server may be idle for long."""
+
+OURS = ("--model", "--speculative-config", "--additional-config")
+"""Flags of vLLM that a profile decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """argv, and what the environment needs beside what it has."""
+
+    argv: list[str]
+    environment: dict[str, str]
+
+
+def command(
+    ref: str,
+    profile: Profile,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    api_key: str | None = None,
+    further: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+    say: Callable[[str], None] = lambda text: None,
+) -> Command:
+    """How to start the server; costs are measured first where nothing knows them. UsageError for flags that clash.
+
+    api_key  goes into the environment: an argument list can be read by everybody on the machine
+    further  vLLM's own flags; they win over the profile's
+    """
+    for flag in further:
+        if flag.split("=")[0] in OURS:
+            raise UsageError(
+                f"{flag.split('=')[0]}: the profile decides that; change the profile, or start vLLM itself"
+            )
+    distribution, _ = require()
+    model, settings, _ = prepare(ref, profile, say=say, further={})
+    flags = [*(["--host", host] if host else []), *(["--port", str(port)] if port else []), *further]
+    needed = preload(environment) | ({"VLLM_API_KEY": api_key} if api_key else {})
+    if profile.speculates and METRICS not in environment:
+        needed[METRICS] = str(metrics_folder())
+    return Command(server_command(model, settings, flags, distribution=distribution), needed)
+
+
+def metrics_folder() -> Path:
+    """A fresh folder for a server's figures; those that nobody has written to for KEPT_DAYS are removed."""
+    parent = Path(user_cache_dir("specplug")) / "metrics"
+    folder = parent / uuid4().hex
+    try:
+        for old in parent.iterdir() if parent.is_dir() else ():
+            latest = max((path.stat().st_mtime for path in [old, *old.glob("*")]), default=0.0)
+            if time() - latest > KEPT_DAYS * 86_400:
+                shutil.rmtree(old, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise SpecplugError(f"{folder}: cannot be made ({error.strerror}); free the place") from None
+    return folder

@@ -1,0 +1,50 @@
+"""The target's most likely ids for the rows of one pass.
+
+Knows logits on a device. On a GPU one top-k for the whole batch starts before sampling, and its copy runs beside it; on
+the CPU, where a row takes 15 us, only rows that are asked for are read, after sampling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from specplug.core import IntArray, int_array
+from specplug.topk import top_ids
+
+
+class TopIdsOfPass:
+    """Top ids of `logits` (float[rows, V]), taken at once or when asked for."""
+
+    def __init__(self, logits: Any, k: int, *, greedy: bool) -> None:
+        """greedy  sampling leaves the logits as they are; otherwise penalties and cuts may be written into them"""
+        self._k = k
+        self._logits: Any = None
+        self._ids: Any = None
+        self._copied: Any = None
+        if logits.device.type == "cpu":
+            if greedy:
+                self._logits = logits
+            else:
+                self._ids = top_ids(_as_float(logits), k)
+            return
+        ids = torch.topk(logits, k, dim=-1).indices.to(torch.int32)
+        self._ids = torch.empty(ids.shape, dtype=torch.int32, pin_memory=True)
+        self._ids.copy_(ids, non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+
+    def rows(self, rows: IntArray, k: int) -> IntArray:
+        """int32[len(rows), k]; k as at the start or less."""
+        assert k <= self._k
+        if self._logits is not None:
+            return top_ids(_as_float(self._logits[torch.from_numpy(rows).long()]), k)
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._ids, self._copied = self._ids.numpy(), None
+        return int_array(self._ids[rows, :k])
+
+
+def _as_float(logits: Any) -> Any:
+    return logits.float().numpy()

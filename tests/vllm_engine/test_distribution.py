@@ -1,0 +1,248 @@
+"""Drawn with temperature 1, tokens have the target's own distribution, with drafts as without.
+
+The target is so small that the probability of every continuation of three tokens can be written down.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from specplug import profile as profiles
+from specplug.engines.vllm.configure import engine_settings
+
+pytestmark = pytest.mark.vllm
+
+FloatArray = npt.NDArray[np.float64]
+
+VOCABULARY = 16
+K = 4
+DRAWN = 3
+"""Tokens of an answer whose joint distribution is looked at."""
+
+SAMPLES = 4000
+FALSE_ALARM = 1e-6
+"""Of one chi-square test. Four runs are tested three times each: 1 in 80,000 that any alarm is false."""
+
+WARMER = 1.25
+"""A temperature that is wrong, and has to be seen."""
+
+CELL = 10.0
+"""Least number of samples expected in a cell; rarer continuations share one."""
+
+
+@pytest.fixture(scope="module")
+def prompt() -> list[int]:
+    """Every token stands in it and is followed by something: after any token there is a guess."""
+    draw = np.random.default_rng(1)
+    tokens = [*draw.permutation(VOCABULARY), *draw.permutation(VOCABULARY), *draw.integers(0, VOCABULARY, 4)]
+    return [int(token) for token in tokens]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of one layer with random weights, spread so that some tokens are much likelier than others."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = LlamaForCausalLM(config).float()
+        with torch.no_grad():
+            for name, weights in model.named_parameters():
+                if "norm" not in name:
+                    weights.normal_(0.0, 0.25 if "lm_head" in name else 0.5)
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    model.save_pretrained(path, safe_serialization=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exact(tiny: Path, prompt: list[int]) -> FloatArray:
+    """float64[V, V, V]: the probability of each continuation, by transformers in float64."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float64)
+    contexts, joint = np.array([prompt]), np.ones(1)
+    for _ in range(DRAWN):
+        with torch.no_grad():
+            logits = model(torch.from_numpy(contexts)).logits[:, -1]
+        after = torch.softmax(logits, dim=-1).numpy()
+        joint = (joint[:, None] * after).ravel()
+        contexts = np.repeat(contexts, VOCABULARY, axis=0)
+        contexts = np.column_stack([contexts, np.tile(np.arange(VOCABULARY), len(contexts) // VOCABULARY)])
+    assert joint.sum() == pytest.approx(1.0)
+    return joint.reshape((VOCABULARY,) * DRAWN)
+
+
+def p_value(counts: npt.NDArray[np.int64], probabilities: FloatArray) -> float:
+    """Of Pearson's chi-square test; rare cells are put together, in an order that the samples have no say in."""
+    import torch
+
+    expected = probabilities.ravel() * counts.sum()
+    order = np.argsort(expected, kind="stable")
+    cells = np.zeros(len(order), dtype=np.int64)
+    filled, cell = 0.0, 0
+    for place in order:
+        if filled >= CELL:
+            filled, cell = 0.0, cell + 1
+        cells[place] = cell
+        filled += expected[place]
+    seen = np.bincount(cells, counts.ravel(), minlength=cell + 1)
+    wanted = np.bincount(cells, expected, minlength=cell + 1)
+    if wanted[-1] < CELL:  # the last ones, which fill no cell of their own
+        seen, wanted = np.append(seen[:-2], seen[-2:].sum()), np.append(wanted[:-2], wanted[-2:].sum())
+    assert len(wanted) > 3
+    statistic = ((seen - wanted) ** 2 / wanted).sum()
+    freedom, distance = torch.tensor([len(wanted) - 1, statistic], dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom / 2, distance / 2))
+
+
+def worst(answers: list[tuple[int, ...]], joint: FloatArray) -> float:
+    """The least p-value over the first token, the first two and all three."""
+    counts = np.zeros(joint.shape, dtype=np.int64)
+    np.add.at(counts, tuple(np.array(answers).T), 1)
+    axes = range(1, DRAWN + 1)
+    return min(p_value(counts.sum(axis=tuple(range(n, DRAWN))), joint.sum(axis=tuple(range(n, DRAWN)))) for n in axes)
+
+
+def drawn_from(joint: FloatArray, seed: int) -> list[tuple[int, ...]]:
+    """SAMPLES continuations, by NumPy."""
+    flat = np.random.default_rng(seed).choice(joint.size, SAMPLES, p=joint.ravel() / joint.sum())
+    return list(zip(*(axis.tolist() for axis in np.unravel_index(flat, joint.shape)), strict=True))
+
+
+def warmer(joint: FloatArray, temperature: float) -> FloatArray:
+    """The distribution at another temperature, token by token."""
+    found = np.ones_like(joint)
+    for n in range(1, DRAWN + 1):
+        marginal = joint.sum(axis=tuple(range(n, DRAWN)))
+        after = marginal / marginal.sum(axis=-1, keepdims=True)
+        after = after ** (1 / temperature)
+        after /= after.sum(axis=-1, keepdims=True)
+        found *= after.reshape(after.shape + (1,) * (DRAWN - n))
+    return found
+
+
+def led(joint: FloatArray, prompt: list[int], share: float) -> FloatArray:
+    """The distribution if a share of the second tokens were whatever the prompt says: a draft accepted too often."""
+    found = joint.copy()
+    for first in range(VOCABULARY):
+        guess = prompt[max(i for i in range(len(prompt) - 1) if prompt[i] == first) + 1]
+        whole = joint[first].sum()
+        followed = joint[first, guess] / joint[first, guess].sum()
+        found[first] *= 1 - share
+        found[first, guess] += share * whole * followed
+    return found
+
+
+@contextmanager
+def opened(model: Path, folder: Path, proposer: str) -> Iterator[Any]:
+    from vllm import LLM
+
+    path = folder / "profile.yaml"
+    path.write_text(
+        f"schema: 1\nname: test\nengine: vllm\nproposers: [{proposer}]\nplanner: {{mode: static}}\n"
+        f"vllm: {{num_speculative_tokens: {K}, max_model_len: 128, max_num_seqs: 64, dtype: float32, "
+        "enforce_eager: true}\n"
+    )
+    llm = LLM(
+        str(model),
+        **engine_settings(profiles.load(str(path)), str(path)),
+        skip_tokenizer_init=True,
+        disable_log_stats=False,
+        seed=11,
+    )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+
+
+def answers_of(llm: Any, prompt: list[int], seeded: bool) -> list[tuple[int, ...]]:
+    """The first tokens of many answers, each long enough for whole drafts."""
+    from vllm import SamplingParams, TokensPrompt
+
+    params = [
+        SamplingParams(
+            temperature=1.0,
+            max_tokens=DRAWN + K,
+            ignore_eos=True,
+            detokenize=False,
+            seed=1000 + number if seeded else None,
+        )
+        for number in range(SAMPLES)
+    ]
+    outputs = llm.generate([TokensPrompt(prompt_token_ids=prompt)] * SAMPLES, params, use_tqdm=False)
+    answers = [tuple(output.outputs[0].token_ids) for output in outputs]
+    assert {len(answer) for answer in answers} == {DRAWN + K}
+    return [answer[:DRAWN] for answer in answers]
+
+
+def metric(llm: Any, name: str) -> int:
+    return sum(int(found.value) for found in llm.get_metrics() if found.name == f"vllm:{name}")
+
+
+def test_the_model_is_worth_testing(exact: FloatArray, prompt: list[int]) -> None:
+    """Neither even nor certain: guesses from the prompt come true now and then."""
+    assert set(prompt[:-1]) == set(range(VOCABULARY))
+    first = exact.sum(axis=(1, 2))
+    assert 0.1 < first.max() < 0.7
+    assert np.count_nonzero(exact * SAMPLES > CELL) > 50
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_test_accepts_the_right_distribution(exact: FloatArray, seed: int) -> None:
+    assert worst(drawn_from(exact, seed), exact) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_test_rejects_wrong_ones(exact: FloatArray, prompt: list[int], seed: int) -> None:
+    """A higher temperature, and drafts that are accepted one time in twenty where they should not be."""
+    for wrong in (warmer(exact, WARMER), led(exact, prompt, 0.05)):
+        assert wrong.sum() == pytest.approx(1.0)
+        assert worst(drawn_from(wrong, seed), exact) < FALSE_ALARM
+
+
+def test_plain_decoding_draws_from_the_target(tiny: Path, exact: FloatArray, prompt: list[int], tmp_path: Path) -> None:
+    with opened(tiny, tmp_path, "none") as llm:
+        answers = answers_of(llm, prompt, seeded=False)
+        assert metric(llm, "spec_decode_num_draft_tokens") == 0
+    assert worst(answers, exact) > FALSE_ALARM
+
+
+@pytest.mark.parametrize(("proposer", "seeded"), [("ngram", False), ("ngram", True), ("suffix", False)])
+def test_drafts_do_not_change_the_distribution(
+    tiny: Path, exact: FloatArray, prompt: list[int], tmp_path: Path, proposer: str, seeded: bool
+) -> None:
+    with opened(tiny, tmp_path, proposer) as llm:
+        answers = answers_of(llm, prompt, seeded)
+        drafter = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter
+        accepted, verified = drafter.drafting.counts.accepted_tokens.total(), metric(llm, "spec_decode_num_drafts")
+        assert accepted == metric(llm, "spec_decode_num_accepted_tokens")
+        assert not drafter.faults.counts
+    assert verified >= SAMPLES
+    assert SAMPLES / 20 < accepted < verified * (K - 1), "acceptance and rejection were both at work"
+    assert worst(answers, exact) > FALSE_ALARM
+    assert worst(answers, warmer(exact, WARMER)) < FALSE_ALARM
