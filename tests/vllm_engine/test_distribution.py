@@ -169,6 +169,7 @@ def opened(model: Path, folder: Path, proposer: str) -> Iterator[Any]:
         str(model),
         **engine_settings(profiles.load(str(path)), str(path)),
         skip_tokenizer_init=True,
+        gpu_memory_utilization=0.3,
         disable_log_stats=False,
         seed=11,
     )

@@ -43,6 +43,7 @@ def open_engine(checkpoint: Path, folder: Path, proposers: str) -> Any:
         num_gpu_blocks_override=12,
         block_size=32,
         max_num_batched_tokens=40,
+        gpu_memory_utilization=0.3,
     )
 
 

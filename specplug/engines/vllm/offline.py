@@ -25,7 +25,7 @@ from specplug.answers import Answer, Request, Sampling, TokenLogprobs
 from specplug.core import IntArray, int_array
 from specplug.engines.vllm.configure import engine_settings, sources_of, write_profile
 from specplug.engines.vllm.counts import read_back
-from specplug.engines.vllm.environment import METRICS, QUIET, preload
+from specplug.engines.vllm.environment import METRICS, QUIET, preload, shared_memory
 from specplug.engines.vllm.measure import with_costs
 from specplug.engines.vllm.versions import check_interface, require
 from specplug.engines.warm import check_tokenizer
@@ -37,10 +37,8 @@ from specplug.text import Segment
 
 NONE = (ProposerSpec("none"),)
 
-DRAFTED, SPENT = "vllm:spec_decode_num_draft_tokens", "specplug:draft_milliseconds"
-
-_front: list[str] = []
-"""The folder of this process's own figures, which Prometheus takes once: vLLM's counters of all engines are there."""
+DRAFTED = "vllm:spec_decode_num_draft_tokens"
+SENT, SPENT = "specplug:draft_tokens", "specplug:draft_milliseconds"
 
 
 class Vllm:
@@ -127,8 +125,11 @@ class Vllm:
             answers[0].counters.draft_ns += self._draft_ns() - spent_ns
 
     def _drafted(self) -> int:
-        """Guesses that vLLM has verified so far, in all engines of this process."""
-        return int(read_back(_front[0]).get(DRAFTED, 0.0))
+        """Guesses so far; of vLLM's own methods only the engine that was opened last tells them."""
+        ours = read_back(self._figures).get(SENT)
+        if ours is not None or not self.profile.speculates:
+            return round(ours or 0)
+        return sum(int(metric.value) for metric in self.llm.get_metrics() if metric.name == DRAFTED)
 
     def _draft_ns(self) -> int:
         """What our drafting has taken so far, up to a fraction of a second ago."""
@@ -187,16 +188,13 @@ def open_llm(model: str, settings: Mapping[str, Any]) -> Iterator[tuple[Any, str
     EngineError, in one line, when vLLM refuses to start.
     """
     require()
-    # Prometheus writes into the folder until this process ends.
-    os.environ[METRICS] = figures = mkdtemp(prefix="specplug-")
-    atexit.register(rmtree, figures, ignore_errors=True)
-    _front.append(figures)
+    figures = figures_folder()
     for name, value in {**QUIET, **preload(os.environ)}.items():
         os.environ.setdefault(name, value)
     from vllm import LLM
 
     try:
-        llm = LLM(model, **settings, disable_log_stats=False, use_tqdm_on_load=False)
+        llm = LLM(model, **{**shared_memory(), **settings}, disable_log_stats=False, use_tqdm_on_load=False)
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -206,6 +204,13 @@ def open_llm(model: str, settings: Mapping[str, Any]) -> Iterator[tuple[Any, str
         yield llm, figures
     finally:
         llm.llm_engine.engine_core.shutdown()
+
+
+def figures_folder() -> str:
+    """A fresh folder for the figures of the processes that are started next; it goes when this process ends."""
+    os.environ[METRICS] = folder = mkdtemp(prefix="specplug-")
+    atexit.register(rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def sampling_params(request: Request) -> Any:
