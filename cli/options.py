@@ -61,7 +61,13 @@ def shared_options(
             help=f"A .gguf file, a Hugging Face directory, or {models.DEMO}.",
         ),
         engine_option,
-        threads_option,
+        click.option(
+            "--threads",
+            type=click.IntRange(1, 1024),
+            envvar="SPECPLUG_THREADS",
+            show_envvar=True,
+            help="Threads that compute; the engine's choice where nothing says.",
+        ),
         click.option(
             "--max-tokens",
             type=click.IntRange(1),
@@ -128,17 +134,6 @@ def profile_option(*, several: bool = False) -> Callable[[Callable[..., Any]], C
 def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
     flag = click.option(
         "--engine", type=click.Choice(ENGINES), envvar="SPECPLUG_ENGINE", show_envvar=True, help="The engine."
-    )
-    return flag(command)
-
-
-def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    flag = click.option(
-        "--threads",
-        type=click.IntRange(1, 1024),
-        envvar="SPECPLUG_THREADS",
-        show_envvar=True,
-        help="Threads that compute; the engine's choice where nothing says.",
     )
     return flag(command)
 

@@ -10,14 +10,13 @@ import click
 
 from specplug.errors import EngineError, UsageError
 
-from .options import chosen_profiles, engine_option, note, profile_option, threads_option
+from .options import chosen_profiles, engine_option, note, profile_option
 
 
 @click.command()
 @click.argument("arguments", nargs=-1, metavar="[MODEL] [-- ENGINE FLAGS]")
 @profile_option()
 @engine_option
-@threads_option
 @click.option("--host", envvar="SPECPLUG_HOST", show_envvar=True, help="Address to listen on; 127.0.0.1 if not told.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), envvar="SPECPLUG_PORT", show_envvar=True, help="8000 if not told."
@@ -28,7 +27,6 @@ def serve(
     arguments: tuple[str, ...],
     profile_refs: str | None,
     engine: str | None,
-    threads: int | None,
     host: str | None,
     port: int | None,
     api_key: str | None,
@@ -39,7 +37,7 @@ def serve(
     model, further = (arguments[0], arguments[1:]) if named else (None, arguments)
     if further and not further[0].startswith("-"):
         raise UsageError(f"{further[0]!r}: one model at a time; the engine's own flags come after --")
-    chosen = chosen_profiles([profile_refs] if profile_refs else [], model=model, engine=engine, threads=threads)[0]
+    chosen = chosen_profiles([profile_refs] if profile_refs else [], model=model, engine=engine)[0]
     if chosen.engine != "vllm":
         raise EngineError(f"serve cannot use engine {chosen.engine} yet; use --engine vllm, or a profile for it")
     if chosen.model is None:

@@ -4,7 +4,7 @@ Knows chain proposers, the planner's rule and the cost of a pass by batch size. 
 the same for trees of few sequences, node by node; here every calculation is one over the whole batch.
 Source: expected goodput of a batch as in SmartSpec (arXiv 2406.14066), measured costs in place of its fitted line.
 Keeps: per running sequence the chain it was last offered.
-Cost per step: 1 to 1.5 ms for 64 sequences and four tokens with suffix and token recycling; 1 us while all rest.
+Cost per step: 1.7 ms for 64 sequences and four tokens with suffix and token recycling (benchmarks/vllm_overhead.py).
 """
 
 from __future__ import annotations
@@ -110,15 +110,12 @@ class BatchSpeculator:
         self._topk_ns += (topk_ns - self._topk_ns) * SMOOTHING
         self._learn(steps)
 
-    def plan(
-        self, seqs: Sequence[int], sequences: int, context: int, budgets: IntArray, last_rows: int = 0
-    ) -> BatchPlan:
+    def plan(self, seqs: Sequence[int], sequences: int, context: int, budgets: IntArray) -> BatchPlan:
         """What to verify for each of `seqs`.
 
         sequences  running in all, of which `seqs` may be a part
         context    mean KV fill, tokens
         budgets    int32[n]  most tokens for each sequence, >= 0
-        last_rows  of the pass before
         """
         spent = [0] * len(self.sources)
         offers: list[tuple[int, Chains]] = []
@@ -133,7 +130,7 @@ class BatchSpeculator:
             path[budgets < self.k] = 0.0
             self._room = (budgets >= self.k).astype(np.int32)
         self._offered.update(zip(seqs, zip(chains.tokens.tolist(), chains.buckets.tolist(), strict=True), strict=True))
-        ms = self._row_ms(sequences, context, last_rows)
+        ms = self.cost.at(sequences, context)
         lengths, expected = self._choose(path, sequences, ms)
         plan = BatchPlan(lengths, chains, owners, path, expected)
         if not self.static:
@@ -168,18 +165,6 @@ class BatchSpeculator:
         return Chains(tokens, buckets), owners, path
 
     # -- how many ------------------------------------------------------------------------------------------------
-
-    def _row_ms(self, sequences: int, context: int, last_rows: int) -> FloatArray:
-        """Milliseconds of 1.. rows; what changing the row count costs is in it."""
-        ms = self.cost.at(sequences, context)
-        change_ms = self.cost.change_ms * (2 if last_rows <= sequences else 1)
-        if not change_ms:
-            return ms
-        ms = ms + change_ms
-        for rows in {sequences, last_rows}:
-            if 0 < rows <= len(ms):
-                ms[rows - 1] -= change_ms
-        return ms
 
     def _choose(self, path: FloatArray, sequences: int, ms: FloatArray) -> tuple[IntArray, float]:
         """Tokens per chain, and how many are expected to come of the batch."""

@@ -66,7 +66,7 @@ class ChainSteps:
     emitted  per sequence the new tokens in order, one or more
     before   int32[m]  of every new token the one it follows, all sequences one after the other
     after    int32[m]  the new tokens
-    read     int32[r]  tokens that the target read in its latest pass; accepted ones last
+    read     int32[r]  tokens that the target read in its latest pass, on the way that came true
     topk     int32[r, k]  what it ranked highest after each, most likely first; None where nobody asked for it
     """
 

@@ -127,10 +127,6 @@ class BatchCost:
         self._curves = [curves[size] for size in self._sizes]
         self._arrays: dict[int, tuple[list[float], FloatArray]] = {}
 
-    @property
-    def change_ms(self) -> float:
-        return self._curves[0].change_ms
-
     def at(self, sequences: int, context: int) -> FloatArray:
         """Milliseconds of 1.. rows: of the largest batch measured that is no larger than this one."""
         index = max(0, bisect_right(self._sizes, sequences) - 1)
@@ -140,10 +136,10 @@ class BatchCost:
             known = self._arrays[index] = (line, np.asarray(line))
         return known[1]
 
-    def observe(self, sequences: int, rows: int, context: int, ms: float, changed: bool = False) -> None:
+    def observe(self, sequences: int, rows: int, context: int, ms: float) -> None:
         """A real pass took `ms`."""
         index = max(0, bisect_right(self._sizes, sequences) - 1)
-        self._curves[index].observe(rows, context, ms, changed)
+        self._curves[index].observe(rows, context, ms)
 
 
 def oracle_speedup(curve: CostCurve, context: int, sequences: int = 1) -> float:

@@ -78,8 +78,6 @@ class Drafting:
         self._clock = clock
         self._returned = 0
         self._ids: list[str] = []
-        self._rows = 0
-        self._before = 0
         self._context = 0
 
     @property
@@ -112,10 +110,7 @@ class Drafting:
             self.counts.rows += rows
             if self._adaptive and self._ids == done.request_ids:
                 ms = (now - self._returned) / 1e6
-                self.cost.observe(n, rows, self._context, ms, rows != self._before)
-            self._before = rows
-        else:
-            self._before = 0
+                self.cost.observe(n, rows, self._context, ms)
 
     # -- drafting --------------------------------------------------------------------------------------------------
 
@@ -150,9 +145,7 @@ class Drafting:
         if old:
             self._observe(done, old, lengths)
         budgets = int_array([min(tracked.limit, tracked.end - lengths[row] - 1) for row, tracked in known])
-        plan = self.speculator.plan(
-            [tracked.seq for _, tracked in known], n, self._context, np.maximum(budgets, 0), self._before
-        )
+        plan = self.speculator.plan([tracked.seq for _, tracked in known], n, self._context, np.maximum(budgets, 0))
         self._send(plan, known, drafts)
 
     def _observe(self, done: Pass, old: Sequence[tuple[int, Tracked]], lengths: Sequence[int]) -> None:

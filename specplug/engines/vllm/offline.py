@@ -156,6 +156,8 @@ def prepare(
     Costs that nothing knows are measured here.
     """
     require()
+    if profile.runtime.threads is not None:
+        say("threads are not set for vLLM: it takes VLLM_CPU_OMP_THREADS_BIND")
     sources = sources_of(profile)
     model = model_for(ref)
     plain = {**engine_settings(replace(profile, proposers=NONE), ""), **further}

@@ -49,9 +49,7 @@ class SpecplugProposer:
         check_interface()
         profile = profile_in(vllm_config.additional_config)
         parallel = vllm_config.parallel_config
-        self._vllm_config = vllm_config
-        self._profile = profile
-        self.k: int = vllm_config.speculative_config.num_speculative_tokens
+        k: int = vllm_config.speculative_config.num_speculative_tokens
         several_ranks = parallel.tensor_parallel_size > 1
         clock = count(step=TICK_NS).__next__ if several_ranks else perf_counter_ns
         self.faults = Faults(logger)
@@ -66,7 +64,7 @@ class SpecplugProposer:
             guarded,
             names,
             cost,
-            k=self.k,
+            k=k,
             static=profile.planner.mode == "static",
             uniform=profile.vllm.uniform,
             learned=profile.measured.acceptance if profile.measured else None,
@@ -91,7 +89,7 @@ class SpecplugProposer:
             "specplug: profile %s drafts with %s, at most %d tokens, on the V1 runner%s",
             profile.name,
             " and ".join(names),
-            self.k,
+            k,
             "; costs are not corrected while running, since several ranks must draft alike" if several_ranks else "",
         )
 
