@@ -1,10 +1,13 @@
 """The llama.cpp engine on the real model: the same tokens as plain decoding, whatever is drafted."""
 
 import json
+import os
 import re
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from specplug import profile as profiles
 from specplug.answers import Answer, Request, Sampling
 from specplug.bench.arms import plain
 from specplug.bench.prove import GRAMMAR
+from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rounding import explain
@@ -203,6 +207,16 @@ def test_an_interrupted_pass_leaves_nothing_in_the_cache(f32: Model) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_ctrl_c_while_llama_cpp_logs_is_not_lost(f32: Model) -> None:
+    """Opening a context takes milliseconds, and llama.cpp calls back into Python for every line that it logs."""
+    for delay in (0.001, 0.002, 0.004, 0.008):
+        with pytest.raises(KeyboardInterrupt):
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+            open_context(f32, replace(TREES.runtime, flash_attention=False), cells=4096, num_ids=4, max_rows=8)
+            sleep(delay)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_grammars_and_schemas_are_obeyed(f32: Model) -> None:

@@ -103,7 +103,8 @@ class Context:
 
     def close(self) -> None:
         if self.handle:
-            ll.llama_free(self.handle)
+            with captured_log():
+                ll.llama_free(self.handle)
             self.handle = None
 
     def use_threads(self, threads: int) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ class Model:
 
     def close(self) -> None:
         if self.handle:
-            ll.llama_model_free(self.handle)
+            with captured_log():
+                ll.llama_model_free(self.handle)
             self.handle = None
 
     @property
@@ -165,13 +168,33 @@ class CapturedLog:
 
 @contextlib.contextmanager
 def captured_log() -> Iterator[CapturedLog]:
-    """Keep llama.cpp's log lines from stderr while the block runs."""
+    """Keep llama.cpp's log lines from stderr while the block runs; Ctrl-C comes when it ends.
+
+    Raised while llama.cpp calls back into Python, as it does for every line, KeyboardInterrupt would be lost in ctypes.
+    """
     log = CapturedLog()
-    ll.llama_log_set(log.callback, ctypes.c_void_p(0))
+    with _interrupts_held():
+        ll.llama_log_set(log.callback, ctypes.c_void_p(0))
+        try:
+            yield log
+        finally:
+            ll.llama_log_set(llama_logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield  # nothing can be raised here
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
-        yield log
+        yield
     finally:
-        ll.llama_log_set(llama_logger.llama_log_callback, ctypes.c_void_p(0))
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
