@@ -19,8 +19,9 @@ from specplug.profile import CostPoints, PlannerSettings
 from specplug.registry import ProposerSpec
 from specplug.tune.expense import Expense, Line
 from specplug.tune.llama_cpp import LlamaCppSubject
+from specplug.tune.prediction import Costs
 from specplug.tune.recording import record, record_asides
-from specplug.tune.replay import Costs, replay
+from specplug.tune.replay import replay
 from specplug.tune.settings import Setting
 from specplug.tune.trace import Trace
 

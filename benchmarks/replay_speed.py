@@ -15,8 +15,9 @@ from specplug.bench.workloads import Prompt, load_workload
 from specplug.profile import CostPoints
 from specplug.tune.expense import Expense, Line
 from specplug.tune.llama_cpp import LlamaCppSubject
+from specplug.tune.prediction import Costs
 from specplug.tune.recording import record
-from specplug.tune.replay import Costs, replay_all
+from specplug.tune.replay import replay_all
 from specplug.tune.settings import grid
 from specplug.tune.trace import Trace
 

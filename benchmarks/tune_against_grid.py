@@ -22,13 +22,13 @@ from time import perf_counter
 
 from specplug import models, profile
 from specplug.bench.workloads import limit, load_workload
-from specplug.profile import CostPoints
 from specplug.tune.choose import CANDIDATES, Pairs, candidates
 from specplug.tune.confirm import confirm
 from specplug.tune.cost import measure_curve
 from specplug.tune.llama_cpp import LlamaCppSubject
+from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.recording import record, record_asides
-from specplug.tune.replay import Costs, Prediction, replay_all
+from specplug.tune.replay import replay_all
 from specplug.tune.settings import PLAIN, Setting, grid
 from specplug.tune.trace import Trace
 
@@ -52,10 +52,9 @@ def main() -> None:
         trace = record(subject, trace, prompts, path, seconds=3600)
         if not options.no_asides:
             trace = record_asides(subject, trace, path, seconds=3600)
-        talks = [answer.prompt for answer in trace.answers]
         settings = grid(subject.gives)
         methods = list(dict.fromkeys(spec.method for setting in settings for spec in setting.proposers))
-        costs = Costs(curve.points, subject.expense(talks, methods, 12.0))
+        costs = Costs(curve.points, subject.expense(trace, methods, 1, 12.0))
         settings = [s for s in settings if s.planner.mode == "measured" or s.planner.max_nodes < curve.rows[-1]]
         began = perf_counter()
         predicted = dict(replay_all(settings, path, costs))
@@ -63,11 +62,11 @@ def main() -> None:
         say(f"{len(settings)} settings replayed over {trace.num_tokens} tokens in {seconds:.1f} s")
         ranked = sorted(predicted, key=lambda setting: -predicted[setting].total.speedup)
         finalists = candidates({setting: predicted[setting].total.speedup for setting in ranked})
-        tried = live(subject, trace, costs.points, finalists, options.rounds, CANDIDATES)
+        tried = live(subject, trace, costs, finalists, options.rounds, CANDIDATES)
         chosen = max(tried, key=lambda setting: speed(tried[setting]))
-        first = live(subject, trace, costs.points, settings[:: options.every], 1, 4)
+        first = live(subject, trace, costs, settings[:: options.every], 1, 4)
         best = sorted(first, key=lambda setting: -speed(first[setting]))[:FINAL]
-        last = live(subject, trace, costs.points, list(dict.fromkeys([chosen, *best])), options.rounds, 1 + FINAL)
+        last = live(subject, trace, costs, list(dict.fromkeys([chosen, *best])), options.rounds, 1 + FINAL)
     report(predicted, first, last, chosen)
     if options.json:
         lines = [
@@ -79,7 +78,7 @@ def main() -> None:
 
 
 def live(
-    subject: LlamaCppSubject, trace: Trace, points: CostPoints, settings: Sequence[Setting], rounds: int, beside: int
+    subject: LlamaCppSubject, trace: Trace, costs: Costs, settings: Sequence[Setting], rounds: int, beside: int
 ) -> dict[Setting, Pairs]:
     """Each setting beside plain decoding and others, so many in a group, over all answers."""
     found: dict[Setting, Pairs] = {}
@@ -89,7 +88,7 @@ def live(
         with ExitStack() as stack:
             arms = {}
             for setting in (PLAIN, *part):
-                arm = subject.arm(setting.profile(subject.profile, "arm"), slots=1, cost=points)
+                arm = subject.arm(setting.profile(subject.profile, "arm"), slots=1, costs=costs)
                 stack.callback(arm.close)
                 arms[setting] = arm
             found |= confirm(arms, trace, 1, left=lambda: 1e9, rounds=rounds, until_clear=False)

@@ -19,12 +19,13 @@ from specplug.bench import workloads
 from specplug.core import Needs
 from specplug.errors import UsageError
 from specplug.files import write_atomically
+from specplug.profile import Profile
 from specplug.registry import nearest
 from specplug.tune import budget as budgets
 from specplug.tune.document import errors, evidence, interval_text, verdict
 from specplug.tune.request import OBJECTIVES, Request, check
 from specplug.tune.session import tune as run_tune
-from specplug.tune.settings import grid
+from specplug.tune.settings import LONGEST, grid
 
 from . import options
 from .options import model_path, note, parse_levels, shared_options
@@ -78,8 +79,8 @@ def tune(
     prompts = _prompts(workload, kinds, limit)
     seconds = budgets.parse(budget)
     levels = tuple(sorted(set(parse_levels(concurrency))))
-    path = model_path(request.profile)
-    target = _target(out, path)
+    path, label = _model(request.profile)
+    target = _target(out, label)
     if html is not None:
         _check_report(html)
     wanted = Request(
@@ -131,10 +132,23 @@ def _prompts(workload: str, kinds: tuple[str, ...], limit: int | None) -> list[w
     return prompts if limit is None else workloads.limit(prompts, limit)
 
 
-def _target(out: str | None, model: Path) -> Path:
+def _model(profile: Profile) -> tuple[Path, str]:
+    """The file, or the folder of a name that vLLM knows; and what to call it."""
+    if profile.engine != "vllm" or profile.model is None:
+        path = model_path(profile)
+        return path, path.name.removesuffix(".gguf")
+    from specplug.engines.vllm.offline import folder_of, model_for
+    from specplug.engines.vllm.versions import require
+
+    require()
+    label = profile.model.rstrip("/").rpartition("/")[2].removeprefix("demo:")
+    return folder_of(model_for(profile.model)), label
+
+
+def _target(out: str | None, label: str) -> Path:
     """Where the profile goes; UsageError when it cannot have that name."""
     if out is None:
-        slug = re.sub(r"[^a-z0-9._-]+", "-", model.stem.lower()).strip("-._")
+        slug = re.sub(r"[^a-z0-9._-]+", "-", label.lower()).strip("-._")
         return profiles.user_folder() / f"{slug[:80] or 'model'}-tuned.yaml"
     path = Path(out).expanduser()
     if path.suffix not in (".yaml", ".yml"):
@@ -156,7 +170,8 @@ def _check_report(path: Path) -> None:
 
 
 def _plan(request: Request) -> dict[str, Any]:
-    settings = grid(Needs(topk=1 << 30))
+    vllm = request.base.engine == "vllm"
+    settings = grid(Needs(topk=1 << 30, builtin=vllm), trees=not vllm, most_nodes=LONGEST if vllm else 1 << 20)
     return {
         "profile": str(request.out),
         "model": str(request.model),
@@ -174,11 +189,12 @@ def _plan(request: Request) -> dict[str, Any]:
 
 def _show(document: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 140)
-    work, level = document["workload"], str(document["level"])
+    work, level, chosen = document["workload"], str(document["level"]), document["threads"]["chosen"]
+    threads = "" if chosen is None else f"{chosen} threads, "
     console.print(
-        f"{document['model']['description']}, {document['threads']['chosen']} threads, {work['answers']} answers of "
-        f"{work['max_tokens']} tokens of {work['name']}, {level} at once, {document['seconds']:.0f} s; "
-        f"perfect guesses would give {document['oracle_speedup'][level]:.2f}"
+        f"{document['model']['description']}, {threads}{work['answers']} answers of {work['max_tokens']} tokens of "
+        f"{work['name']}, {level} at once, {document['seconds']:.0f} s; perfect guesses would give "
+        f"{document['oracle_speedup'][level]:.2f}"
     )
     table = Table("setting", "predicted", "accepted/step", "confirmed live", "tokens/s", "", box=None)
     shown = evidence(document)

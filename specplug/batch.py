@@ -9,7 +9,7 @@ Cost per step: 1.7 ms for 64 sequences and four tokens with suffix and token rec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -19,8 +19,9 @@ import numpy.typing as npt
 from specplug.acceptance import AcceptanceTable
 from specplug.chains import NOTHING, ChainProposer, Chains, ChainSteps
 from specplug.core import FloatArray, IntArray
-from specplug.cost import BatchCost
+from specplug.cost import BatchCost, CostCurve
 from specplug.planner import MARGIN, Rest
+from specplug.profile import CostPoints
 from specplug.proposers.fusion import Fusion
 
 SMOOTHING = 0.1
@@ -171,7 +172,10 @@ class BatchSpeculator:
         n = len(path)
         nothing = np.zeros(n, dtype=np.int32), float(sequences)
         if self.static:
-            return np.count_nonzero(path, axis=1).astype(np.int32), sequences + float(path.sum())
+            lengths = np.count_nonzero(path, axis=1).astype(np.int32)
+            if self.uniform:
+                lengths = self._room * np.int32(self.k if path.any() else 0)
+            return lengths, sequences + float(path.sum())
         if sequences > len(ms) or not n:
             return nothing
         if self.uniform:
@@ -235,6 +239,16 @@ class BatchSpeculator:
         if rows == sequences:
             return 0.0
         return float(ms[sequences - 1] * expected / sequences - ms[rows - 1])
+
+
+def batch_cost(curves: Iterable[CostPoints]) -> BatchCost:
+    """Of a profile's curves."""
+    return BatchCost(
+        {
+            curve.sequences: CostCurve(curve.contexts, curve.rows, [list(line) for line in curve.ms], curve.change_ms)
+            for curve in curves
+        }
+    )
 
 
 def _ranked(path: FloatArray, limit: int) -> tuple[npt.NDArray[np.intp], FloatArray]:

@@ -93,13 +93,12 @@ class CostCurve:
         first, further = raw[0], raw[rows - 1] - raw[0]
         now = (first * self._one + further * self._extra) * self._own[rows - 1]
         sign = (ms > now) - (ms < now)
-        if rows == 1:
+        if further == 0.0:  # plain decoding, whatever the batch
             self._one *= 1 + sign * DRIFT
             self._extra += (1.0 - self._extra) * FORGET
         else:
             self._observed_extra += 1
-            if further > 0.0:
-                self._extra *= 1 + sign * max(EXTRA_DRIFT, EARLY / self._observed_extra)
+            self._extra *= 1 + sign * max(EXTRA_DRIFT, EARLY / self._observed_extra)
             self._one *= 1 + sign * OWN_DRIFT
             self._own[rows - 1] *= 1 + sign * OWN_DRIFT
         self._observed += 1
@@ -125,21 +124,50 @@ class BatchCost:
         """`curves` by sequences; at least one."""
         self._sizes = sorted(curves)
         self._curves = [curves[size] for size in self._sizes]
-        self._arrays: dict[int, tuple[list[float], FloatArray]] = {}
+        self._between: dict[int, tuple[list[float], list[float], FloatArray]] = {}
 
     def at(self, sequences: int, context: int) -> FloatArray:
-        """Milliseconds of 1.. rows: of the largest batch measured that is no larger than this one."""
-        index = max(0, bisect_right(self._sizes, sequences) - 1)
-        line = self._curves[index].at(context)
-        known = self._arrays.get(index)
-        if known is None or known[0] is not line:
-            known = self._arrays[index] = (line, np.asarray(line))
-        return known[1]
+        """Milliseconds of 1.. rows: between two batches that were measured, what lies between their curves; beyond the
+        largest, its curve, as far as that reaches."""
+        index = self._below(sequences)
+        low = self._curves[index].at(context)
+        high = self._curves[index + 1].at(context) if self._inside(index, sequences) else low
+        known = self._between.get(sequences)
+        if known is None or known[0] is not low or known[1] is not high:
+            share = 0.0
+            if high is not low:
+                share = (sequences - self._sizes[index]) / (self._sizes[index + 1] - self._sizes[index])
+            known = self._between[sequences] = (low, high, _mixed(low, high, share))
+        return known[2]
 
     def observe(self, sequences: int, rows: int, context: int, ms: float) -> None:
-        """A real pass took `ms`."""
-        index = max(0, bisect_right(self._sizes, sequences) - 1)
-        self._curves[index].observe(rows, context, ms)
+        """A real pass took `ms`: told to the curve below, as much more or less than expected."""
+        index = self._below(sequences)
+        curve = self._curves[index]
+        if self._inside(index, sequences):
+            expected = self.at(sequences, context)
+            if rows > min(len(expected), curve.limit):
+                return
+            ms *= curve.at(context)[rows - 1] / float(expected[rows - 1])
+        curve.observe(rows, context, ms)
+
+    def _below(self, sequences: int) -> int:
+        return max(0, bisect_right(self._sizes, sequences) - 1)
+
+    def _inside(self, index: int, sequences: int) -> bool:
+        return self._sizes[index] < sequences and index + 1 < len(self._sizes)
+
+
+def _mixed(low: Sequence[float], high: Sequence[float], share: float) -> FloatArray:
+    """(1 - share) low + share high, `low` going on as it ends."""
+    found = np.asarray(low)
+    if share == 0.0:
+        return found
+    if len(found) < len(high):
+        slope = (found[-1] - found[0]) / max(1, len(found) - 1)
+        found = np.concatenate((found, found[-1] + slope * np.arange(1, len(high) - len(found) + 1)))
+    mixed: FloatArray = (1 - share) * found[: len(high)] + share * np.asarray(high)
+    return mixed
 
 
 def oracle_speedup(curve: CostCurve, context: int, sequences: int = 1) -> float:

@@ -48,42 +48,56 @@ def versions(engine: str) -> dict[str, str]:
 
 
 def model_identity(path: Path) -> dict[str, Any]:
-    """file, bytes, and the SHA-256 of three samples of it; of a directory, those of its config.json.
+    """file, bytes, and the SHA-256 of three samples of it; of a directory, of all its weights and JSON files.
 
     A name that an engine resolves itself, with no such file here, stands for itself.
     """
     if not path.exists() and not path.is_absolute():
         return {"file": str(path)}
-    file = path / "config.json" if path.is_dir() else path
     digest = hashlib.sha256()
+    total = 0
     try:
-        with open(file, "rb") as stream:
-            size = stream.seek(0, 2)
-            for at in (0, size // 2, max(0, size - SAMPLE_BYTES)):
-                stream.seek(at)
-                digest.update(stream.read(SAMPLE_BYTES))
+        for file in _files(path):
+            with open(file, "rb") as stream:
+                size = stream.seek(0, 2)
+                for at in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+                    stream.seek(at)
+                    digest.update(stream.read(SAMPLE_BYTES))
+            total += size
     except OSError as error:
-        raise SpecplugError(f"{file}: the model cannot be read ({error.strerror or error}); put it back") from None
-    return {"file": path.name, "bytes": size, "sample_sha256": digest.hexdigest()}
+        raise SpecplugError(f"{path}: the model cannot be read ({error.strerror or error}); put it back") from None
+    return {"file": path.name, "bytes": total, "sample_sha256": digest.hexdigest()}
 
 
 def sha256(path: Path) -> str:
-    """Of a whole model file; of a directory, over its safetensors and JSON files in order of name."""
-    files = sorted([*path.glob("*.safetensors"), *path.glob("*.json")]) if path.is_dir() else [path]
+    """Of a whole model file; of a directory, over its weights and JSON files in order of name."""
     digest = hashlib.sha256()
-    for file in files:
+    for file in _files(path):
         with open(file, "rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
 
 
+def uses_gpu(profile: Profile) -> bool:
+    """Whether a GPU, where there is one, computes."""
+    return profile.engine == "vllm" or profile.runtime.gpu_layers != 0
+
+
+def _files(path: Path) -> list[Path]:
+    """What decides which tokens come."""
+    if not path.is_dir():
+        return [path]
+    kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+    return sorted(file for kind in kinds for file in path.glob(kind))
+
+
 def stale(profile: Profile, model: Path, threads: int | None) -> str | None:
     """What to tell a person who uses a tuned profile under other conditions; None where all is as it was."""
     if profile.measured is None or not profile.measured.hardware:
         return None
-    gpu = profile.runtime.gpu_layers != 0
-    changed = changes(profile.measured.hardware, of(model, engine=profile.engine, threads=threads, gpu=gpu))
+    now = of(model, engine=profile.engine, threads=threads, gpu=uses_gpu(profile))
+    changed = changes(profile.measured.hardware, now)
     if not changed:
         return None
     return f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); tune again"
@@ -108,7 +122,8 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old.get(package) != new.get(package):
             found.append(f"{package}: was {old.get(package, 'absent')}, is {new.get(package, 'absent')}")
     before, after = _mapping(then.get("model")), _mapping(now.get("model"))
-    if before and any(before.get(key) != after.get(key) for key in ("bytes", "sample_sha256")):
+    same = ("bytes", "sample_sha256") if "bytes" in before else ("file",)
+    if before and any(before.get(key) != after.get(key) for key in same):
         found.append(f"model: was {before.get('file')}, is another file ({after.get('file')})")
     return found
 

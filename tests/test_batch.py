@@ -105,6 +105,13 @@ def test_uniform_is_all_or_nothing() -> None:
     assert dear.lengths.tolist() == [0, 0]
 
 
+def test_uniform_is_all_or_nothing_under_a_static_plan_too() -> None:
+    one = speculator([Says([1], [0.01])], [1000.0 * n for n in range(1, 9)], static=True, uniform=True)
+    assert plan(one, [0, 1], [K - 1, K]).lengths.tolist() == [0, K]
+    silent = speculator([Says([], [])], [1.0] * 8, static=True, uniform=True)
+    assert plan(silent, [0, 1]).lengths.tolist() == [0, 0]
+
+
 def test_static_verifies_everything() -> None:
     found = plan(
         speculator([Says([1, 2], [0.01, 0.01])], [1000.0 * n for n in range(1, 9)], static=True), [0, 1], [3, 1]
@@ -163,10 +170,24 @@ def test_of_an_ended_sequence_nothing_is_kept() -> None:
     assert one.table.learned() == {}
 
 
-def test_costs_go_by_the_largest_batch_measured_that_is_no_larger() -> None:
+def test_costs_between_two_batches_lie_between_their_curves() -> None:
     cost = BatchCost({1: CostCurve([0], [1, 8], [[1.0, 8.0]]), 4: CostCurve([0], [1, 16], [[5.0, 5.0]])})
-    assert [float(cost.at(n, 0)[3]) for n in (1, 3, 4, 9)] == [4.0, 4.0, 5.0, 5.0]
+    assert [float(cost.at(n, 0)[3]) for n in (1, 3, 4, 9)] == pytest.approx([4.0, 4 + 2 / 3, 5.0, 5.0])
+    assert [len(cost.at(n, 0)) for n in (1, 2, 4, 9)] == [8, 16, 16, 16]
+    assert float(cost.at(2, 0)[15]) == pytest.approx(16 * 2 / 3 + 5 / 3)  # the lower one goes on as it ends
     assert len(cost.at(4, 0)) == 16
     for _ in range(400):
         cost.observe(4, 4, 0, 10.0)
     assert float(cost.at(4, 0)[3]) > 6.0 and float(cost.at(1, 0)[3]) == 4.0
+
+
+def test_a_price_that_stopped_drafts_is_forgotten_while_a_batch_decodes_plainly() -> None:
+    line = [10.0, *(10.0 + rows for rows in range(1, 33))]
+    cost = BatchCost({4: CostCurve([0], [1, *range(4, 36)], [[10.0, *line[:-1]]])})
+    before = float(cost.at(4, 0)[11])
+    for _ in range(400):
+        cost.observe(4, 12, 0, 1000.0)
+    risen = float(cost.at(4, 0)[11])
+    for _ in range(4000):
+        cost.observe(4, 4, 0, 10.0)
+    assert risen > 2 * before and float(cost.at(4, 0)[11]) < before + (risen - before) / 2

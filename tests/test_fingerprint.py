@@ -84,6 +84,20 @@ def test_weights_that_differ_in_one_place_are_another_model(tmp_path: Path) -> N
     assert fingerprint.sha256(path) != before["sample_sha256"]
 
 
+def test_folders_with_one_configuration_and_other_weights_are_other_models(tmp_path: Path) -> None:
+    for name, weights in (("base", b"1"), ("tuned", b"2")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(weights * 100)
+    base, tuned = (fingerprint.model_identity(tmp_path / name) for name in ("base", "tuned"))
+    assert base["bytes"] == tuned["bytes"] == 102 and base["sample_sha256"] != tuned["sample_sha256"]
+    assert fingerprint.changes({"model": base}, {"model": tuned}) and fingerprint.changes({"model": base}, {}) != []
+    names = [fingerprint.model_identity(Path(name)) for name in ("org/a", "org/b", "org/a")]
+    assert fingerprint.changes({"model": names[0]}, {"model": names[1]})
+    assert not fingerprint.changes({"model": names[0]}, {"model": names[2]})
+
+
 def test_a_model_that_is_gone_is_said(tmp_path: Path) -> None:
     with pytest.raises(SpecplugError, match=r"gone\.gguf: the model cannot be read"):
         fingerprint.model_identity(tmp_path / "gone.gguf")

@@ -16,8 +16,10 @@ from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.profile import CostPoints, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.topk import top_ids
+from specplug.tune.expense import Expense
 from specplug.tune.llama_cpp import RUNNERS_UP, LlamaCppSubject
-from specplug.tune.trace import ALONE, Answer
+from specplug.tune.prediction import Costs
+from specplug.tune.trace import ALONE, Answer, Trace
 
 pytestmark = pytest.mark.llama
 
@@ -97,7 +99,9 @@ def test_passes_are_timed_and_leave_the_cache_as_it_was(subject: LlamaCppSubject
 
 
 def test_what_drafting_costs_is_told_by_method(subject: LlamaCppSubject, prompts: list[IntArray]) -> None:
-    found = subject.expense(prompts, ["ngram", "token_recycling"], 0.5)
+    none = np.zeros((0, 1), dtype=np.int32)
+    answers = tuple(Answer("", 0, str(i), prompt, prompt[:1], none) for i, prompt in enumerate(prompts))
+    found = subject.expense(Trace({}, answers), ["ngram", "token_recycling"], 1, 0.5)
     assert found.ask.keys() == found.tell.keys() == {"ngram", "token_recycling"}
     for line in (*found.ask.values(), *found.tell.values(), found.plan, found.topk, found.step):
         assert 0 < line.base + line.per < 100_000 and line.base >= 0 and line.per >= 0
@@ -105,13 +109,13 @@ def test_what_drafting_costs_is_told_by_method(subject: LlamaCppSubject, prompts
 
 def test_arms_that_share_prompts_say_what_they_say_alone(subject: LlamaCppSubject, prompts: list[IntArray]) -> None:
     """A prompt is read by the first arm only, and everybody answers as if it had read it itself."""
-    points = CostPoints((1,), (1, 26), ((10.0, 10.5),))
+    costs = Costs(CostPoints((1,), (1, 26), ((10.0, 10.5),)), Expense())
     plain = replace(subject.profile, proposers=(ProposerSpec("none"),))
     drafting = replace(subject.profile, proposers=(ProposerSpec("suffix"), ProposerSpec("token_recycling")))
     with LlamaCpp(subject._model, plain) as engine:
         alone = [engine.generate(Request(prompt, TOKENS)).tokens for prompt in prompts]
     for profile in (plain, drafting, plain):
-        arm = subject.arm(profile, slots=1, cost=points)
+        arm = subject.arm(profile, slots=1, costs=costs)
         assert [arm.answer([prompt], TOKENS)[0].tokens for prompt in prompts] == alone
         arm.close()
 

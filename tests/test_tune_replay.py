@@ -14,7 +14,8 @@ from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 from specplug.testing import replay as drive
 from specplug.tune.expense import Expense, Line
-from specplug.tune.replay import Costs, Prediction, replay, replay_all
+from specplug.tune.prediction import Costs, Prediction
+from specplug.tune.replay import replay, replay_all
 from specplug.tune.settings import PLAIN, Setting
 from specplug.tune.trace import ALONE, Answer, Asides, Trace, save
 

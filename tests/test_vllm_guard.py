@@ -87,6 +87,16 @@ def test_a_stall_is_a_fault() -> None:
     assert faults.counts == {("slow", "stalled"): 1}
 
 
+def test_a_stall_while_it_is_told_something_is_a_fault() -> None:
+    times = iter([0, 1_000_000, 0, 900_000_000])
+    faults = Faults(logging.getLogger("specplug test"))
+    one = Guarded(as_chains(Broken(lambda budget: chain([1]))), "slow", faults, num_tokens=TOKENS, clock=times.__next__)
+    one.begin(0, int_array([1]))
+    assert not faults.counts
+    one.end(0)
+    assert faults.counts == {("slow", "stalled"): 1}
+
+
 def test_after_some_faults_it_is_off_and_never_called_again(caplog: pytest.LogCaptureFixture) -> None:
     calls = []
 

@@ -9,12 +9,15 @@ import numpy as np
 
 from specplug.bench.arms import Result
 from specplug.core import IntArray, Needs, int_array
-from specplug.profile import CostPoints, Profile
+from specplug.profile import Profile
 from specplug.testing import ToyTarget
+from specplug.tune.cost import Curve, Progress, choose_threads, curves_by_timer
 from specplug.tune.expense import Expense, Line
-from specplug.tune.replay import Costs, Replay
+from specplug.tune.prediction import Costs
+from specplug.tune.replay_batch import BatchReplay
+from specplug.tune.replay_sequences import Replay
 from specplug.tune.settings import Setting
-from specplug.tune.trace import Answer, Asides
+from specplug.tune.trace import Answer, Asides, Trace
 
 
 @dataclass
@@ -44,11 +47,11 @@ class ToyArm:
 
     profile = None
 
-    def __init__(self, subject: "ToySubject", profile: Profile, cost: CostPoints) -> None:
+    def __init__(self, subject: "ToySubject", profile: Profile, costs: Costs) -> None:
         self.name = profile.name
         self._subject = subject
         self._setting = Setting(profile.proposers, profile.planner)
-        self._costs = Costs(cost, Expense())
+        self._costs = replace(costs, expense=Expense())
         self.reset()
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
@@ -61,7 +64,8 @@ class ToyArm:
         ]
 
     def reset(self) -> None:
-        self._replay = Replay(self._setting, self._costs, max_tokens=self._subject.max_tokens)
+        driver = BatchReplay if self._costs.batch else Replay
+        self._replay = driver(self._setting, self._costs, max_tokens=self._subject.max_tokens)
 
     def close(self) -> None:
         pass
@@ -70,11 +74,18 @@ class ToyArm:
 class ToySubject:
     """`ms` is the true cost of n rows; `asked` is called before every live answer."""
 
-    gives = Needs(topk=64)
-    trees = True
-
-    def __init__(self, profile: Profile, ms: Callable[[int], float], target: ToyTarget | None = None) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        ms: Callable[[int], float],
+        target: ToyTarget | None = None,
+        *,
+        batched: bool = False,
+    ) -> None:
         self.profile = profile
+        self.gives = Needs(topk=64, builtin=batched)
+        self.trees = not batched
+        self.batched = batched
         self.ms = ms
         self.target = target or ToyTarget(vocab=128, seed=4, order=2)
         self.noise = np.random.default_rng(0)
@@ -93,7 +104,7 @@ class ToySubject:
         self.profile = replace(self.profile, runtime=runtime)
 
     def limits(self, sequences: int) -> tuple[bool, int]:
-        return False, 256 - 2 * sequences - 1
+        return False, 8 if self.batched else 256 - 2 * sequences - 1
 
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
         text = "|".join(message["content"] for message in messages)
@@ -102,8 +113,14 @@ class ToySubject:
     def text(self, tokens: Sequence[int]) -> str:
         return " ".join(map(str, tokens))
 
+    def choose_threads(self, seconds: float) -> tuple[int | None, dict[int, float]]:
+        return (None, {}) if self.batched else choose_threads(ToyTimer(self.ms), 2, seconds)
+
+    def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
+        return curves_by_timer(self._timer, levels, self.profile.runtime.context, seconds, progress)
+
     @contextmanager
-    def timer(self, *, sequences: int, tokens: int, limit: int) -> Iterator[ToyTimer]:
+    def _timer(self, sequences: int, tokens: int, limit: int) -> Iterator[ToyTimer]:
         yield ToyTimer(self.ms, sequences)
 
     def answer(self, prompt: IntArray, max_tokens: int) -> Answer:
@@ -129,12 +146,12 @@ class ToySubject:
     def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
         yield from [None] * len(answers)
 
-    def expense(self, prompts: Sequence[IntArray], methods: Sequence[str], seconds: float) -> Expense:
+    def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
         line = {method: Line(20.0, 1.0) for method in methods}
         return Expense(ask=line, tell=line, plan=Line(50.0, 1.0), step=Line(10.0, 0.0))
 
-    def arm(self, profile: Profile, *, slots: int, cost: CostPoints) -> ToyArm:
-        return ToyArm(self, profile, cost)
+    def arm(self, profile: Profile, *, slots: int, costs: Costs) -> ToyArm:
+        return ToyArm(self, profile, costs)
 
     def close(self) -> None:
         self.closed = True

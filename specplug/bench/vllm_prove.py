@@ -43,8 +43,8 @@ def prove_vllm(
     differences: list[Difference] = []
     sums = {}
     with (
-        open_vllm(profile.model, plain(profile), say=say) as plainly,
-        open_vllm(profile.model, tried, say=say) as speculating,
+        open_vllm(profile.model, plain(profile), say=say, engines=2) as plainly,
+        open_vllm(profile.model, tried, say=say, engines=2) as speculating,
     ):
         for name in settings:
             line = {"answers": 0, "identical": 0, "rounding": 0, "different": 0, "accepted_tokens": 0}

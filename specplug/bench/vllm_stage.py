@@ -8,20 +8,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 from specplug import fingerprint, hardware
 from specplug.answers import Request, Sampling
 from specplug.bench.arms import Result, plain
 from specplug.bench.compare import Stage
 from specplug.core import IntArray
+from specplug.engines.vllm.configure import write_profile
 from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.rounding import explain
+from specplug.engines.vllm.switch import SWITCH
 from specplug.errors import UsageError
 from specplug.profile import Profile, VllmSettings
 
 
 class VllmArm:
-    """A profile on vLLM. What it learned stays: its engine is not started again for each repeat."""
+    """A profile on vLLM.
+
+    The seconds of an answer are those that its own request took, over as many as there were at once; the wait for the
+    longest of a group is nobody's.
+    """
 
     def __init__(self, name: str, engine: Vllm, sampling: Sampling) -> None:
         self.name = self.profile = name
@@ -31,13 +40,36 @@ class VllmArm:
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
         answers, per_token = self.engine.generate_all(requests)
-        return [Result(a.tokens, per_token * (len(a.tokens) - 1), a.counters) for a in answers]
+        usual = median([seconds for seconds in per_token if seconds] or [0.0])  # of answers that came with their prompt
+        return [
+            Result(a.tokens, (seconds or usual) * (len(a.tokens) - 1) / len(answers), a.counters)
+            for a, seconds in zip(answers, per_token, strict=True)
+        ]
 
     def reset(self) -> None:
         self.engine.llm.reset_prefix_cache()
 
     def close(self) -> None:
         """The engine is closed by whoever opened it."""
+
+
+class SwitchedArm(VllmArm):
+    """A profile on an engine that may draft with others in turn. What it learned stays until a reset."""
+
+    def __init__(self, name: str, engine: Vllm, ref: str, sampling: Sampling) -> None:
+        """`ref`: the profile's file. The engine was opened with SWITCH."""
+        super().__init__(name, engine, sampling)
+        self._ref = ref
+        self._fresh = True
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+        self.engine.llm.collective_rpc("specplug_use", args=(self._ref, self._fresh))
+        self._fresh = False
+        return super().answer(prompts, max_tokens)
+
+    def reset(self) -> None:
+        super().reset()
+        self._fresh = True
 
 
 @contextmanager
@@ -56,10 +88,17 @@ def vllm_stage(
     drafting = [replace(p, vllm=_as_first(p.vllm, shared)) for p in profiles if p.speculates]
     base = replace(plain(first), vllm=shared)
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="specplug-bench-")))
         arms: list[VllmArm] = []
         for p in (base, *drafting):
             say(f"starting vLLM for {p.name}")
-            arms.append(VllmArm(p.name, stack.enter_context(open_vllm(first.model, p, say=say)), sampling))
+            ours = p.speculates and all(spec.method != "builtin" for spec in p.proposers)
+            further = {"worker_extension_cls": SWITCH} if ours else {}
+            engine = stack.enter_context(open_vllm(first.model, p, say=say, engines=1 + len(drafting), **further))
+            if ours:
+                arms.append(SwitchedArm(p.name, engine, write_profile(engine.profile, folder), sampling))
+            else:
+                arms.append(VllmArm(p.name, engine, sampling))
         plainly = arms[0].engine
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:

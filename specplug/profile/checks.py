@@ -79,6 +79,13 @@ def _number(value: object, where: str) -> float:
     return float(value)
 
 
+def _share(value: object, where: str) -> float:
+    found = _number(value, where)
+    if not 0 < found <= 1:
+        raise _wrong(where, value, "a share above 0, up to 1")
+    return found
+
+
 def _flag(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise _wrong(where, value, "true or false")
@@ -246,6 +253,7 @@ _VLLM: dict[str, Check] = {
     "uniform": _flag,
     "max_model_len": _optional(_whole(16, 1 << 24)),
     "max_num_seqs": _optional(_whole(1, 1 << 16)),
+    "gpu_memory_utilization": _optional(_share),
     "dtype": _choice(DTYPES),
     "enforce_eager": _flag,
 }

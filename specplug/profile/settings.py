@@ -46,12 +46,14 @@ class VllmSettings:
 
     num_speculative_tokens  longest chain of guesses for one sequence
     uniform                 so many guesses for every sequence of a batch, or none: what full CUDA graphs want
+    gpu_memory_utilization  share of the memory; where several engines are open at once, of all of them together
     """
 
     num_speculative_tokens: int = 5
     uniform: bool = False
     max_model_len: int | None = None
     max_num_seqs: int | None = None
+    gpu_memory_utilization: float | None = None
     dtype: str = "auto"
     enforce_eager: bool = False
 

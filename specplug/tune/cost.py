@@ -5,7 +5,8 @@ Knows how often to time what. Knows no engine: it is given something that times 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -33,6 +34,18 @@ DENSE = tuple(range(1, 25))
 COARSE = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)
 SPARSE = (1, 2, 4, 8, 16)
 FURTHER = (32, 48, 64, 96, 128, 192, 256)
+
+CONTEXTS = (256, 2048, 8192)
+"""Fills at which costs are measured, as far as the profile's context and the time allow."""
+
+ROWS, MANY_ROWS = 25, 96
+"""Further rows than one per sequence up to which costs are measured; many, where ROWS of them cost less than STEEP
+times as much as none."""
+
+STEEP = 3.0
+
+
+Progress = Callable[[float], None]
 
 
 class PassTimer(Protocol):
@@ -101,13 +114,36 @@ class Curve:
         )
 
 
+def curves_by_timer(
+    open_timer: Callable[[int, int, int], AbstractContextManager[PassTimer]],
+    levels: Sequence[int],
+    context: int,
+    seconds: float,
+    progress: Progress = lambda share: None,
+) -> Iterator[Curve]:
+    """A curve for so many sequences at once, one level after the other.
+
+    open_timer  of sequences, tokens in each at most, and rows at most
+    context     tokens that a sequence can hold
+    """
+    room = context - MANY_ROWS
+    fills = [fill for fill in CONTEXTS if fill <= room] or [max(1, room)]
+    for level in levels:
+        own = fills if level == 1 else fills[:1]  # every sequence has to be filled
+        with open_timer(level, own[-1], level + MANY_ROWS) as timer:
+            few, more = (min(timer.time(rows) for _ in range(3)) for rows in (level, level + ROWS))
+            limit = level + (ROWS if more > STEEP * few else MANY_ROWS)
+            curve = measure_curve(timer, limit, own, seconds / len(levels), progress=progress)
+        yield curve
+
+
 def measure_curve(
     timer: PassTimer,
     limit: int,
     contexts: Sequence[int],
     seconds: float,
     *,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Progress = lambda share: None,
 ) -> Curve:
     """Time 1..limit rows at the given fills, ascending: interleaved rounds until every point is settled, or time is up.
 

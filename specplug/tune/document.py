@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from specplug import hardware
@@ -16,7 +17,7 @@ from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
 from specplug.tune.choose import Pairs
 from specplug.tune.cost import Curve
 from specplug.tune.expense import Expense
-from specplug.tune.replay import Prediction, Sums
+from specplug.tune.prediction import Prediction, Sums
 from specplug.tune.request import SCHEMA, Request, workload_hash
 from specplug.tune.settings import PLAIN, Setting
 from specplug.tune.trace import Trace
@@ -35,6 +36,7 @@ class Findings:
 
     request: Request
     fingerprint: Mapping[str, Any]
+    batched: bool
     model: Mapping[str, Any]
     trace: Trace
     threads: Mapping[str, Any]
@@ -88,19 +90,23 @@ def tuned_profile(found: Findings, whole: Mapping[str, Any], learned: Mapping[st
     """The profile to write: plain decoding where nothing beats it. `learned` is what its buckets know by now."""
     request = found.request
     threads, model = found.threads["chosen"], request.base.model
-    if model is not None and not model.startswith("demo:"):
+    if model is not None and Path(model).expanduser().exists():
         model = str(request.model.resolve())
     runtime = request.base.runtime
-    if threads != hardware.usable_cores():  # all of them is what an engine takes anyway
+    if threads is not None and threads != hardware.usable_cores():  # all of them is what an engine takes anyway
         runtime = replace(runtime, threads=threads)
     machine = {key: value for key, value in found.fingerprint.items() if key != "read_gib_s"}
-    (points,) = [curve.points for curve in found.curves if curve.sequences == request.level]
+    if found.batched:
+        measured = Measured(machine, None, learned, tuple(curve.points for curve in found.curves))
+    else:
+        (points,) = [curve.points for curve in found.curves if curve.sequences == request.level]
+        measured = Measured(machine, points, learned)
     profile = replace(
         found.chosen.profile(request.base, request.name),
         description=f"Tuned {whole['date']}: {verdict(whole)}",
         model=model,
         runtime=runtime,
-        measured=Measured(machine, points, acceptance=learned),
+        measured=measured,
         evidence=evidence(whole),
     )
     if len(dumps(profile).encode()) > SIZE_LIMIT:  # hundreds of categories

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from specplug.chains import ChainProposer, Chains, ChainSteps
 from specplug.core import Draft, Proposer, Step
 
 
@@ -48,6 +49,8 @@ class Line:
 class Expense:
     """Beside the target's own time. By method: `ask` per guessed node, `tell` per emitted token.
 
+    Where one plan serves a batch, `ask` and `plan` are per sequence.
+
     plan    choosing, laying out and learning, per guessed node; `idle` where a method was asked and guessed nothing
     topk    reading top ids, per row
     step    the loop itself, plain decoding's too, per row
@@ -70,8 +73,16 @@ class Expense:
         return cls(ask=ask, tell=tell, **lines)
 
 
+class Clock(Protocol):
+    """Nanoseconds; `pay` tells it of time that was only counted."""
+
+    def __call__(self) -> int: ...
+
+    def pay(self, ns: int) -> None: ...
+
+
 class CountedClock:
-    """Nanoseconds that pass only when somebody says so."""
+    """Time passes only when somebody pays."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -79,11 +90,24 @@ class CountedClock:
     def __call__(self) -> int:
         return self.now
 
+    def pay(self, ns: int) -> None:
+        self.now += ns
+
+
+class RealClock:
+    """The machine's time, whatever is paid."""
+
+    def __call__(self) -> int:
+        return perf_counter_ns()
+
+    def pay(self, ns: int) -> None:
+        pass
+
 
 class Priced:
     """A proposer whose calls take, on a counted clock, what they were measured to take."""
 
-    def __init__(self, source: Proposer, clock: CountedClock, expense: Expense, method: str, sources: int) -> None:
+    def __init__(self, source: Proposer, clock: Clock, expense: Expense, method: str, sources: int) -> None:
         """`sources` is how many share the cost of planning."""
         self.source = source
         self.needs = source.needs
@@ -99,12 +123,36 @@ class Priced:
     def propose(self, seq: int, budget: int) -> Draft:
         draft = self.source.propose(seq, budget)
         n = len(draft)
-        self._clock.now += self._ask.ns(n) + (self._plan if n else self._idle).ns(n)
+        self._clock.pay(self._ask.ns(n) + (self._plan if n else self._idle).ns(n))
         return draft
 
     def observe(self, seq: int, step: Step) -> None:
         self.source.observe(seq, step)
-        self._clock.now += self._tell.ns(len(step.emitted))
+        self._clock.pay(self._tell.ns(len(step.emitted)))
+
+
+class PricedChains:
+    """The same for many sequences at once."""
+
+    def __init__(self, source: ChainProposer, clock: Clock, expense: Expense, method: str, sources: int) -> None:
+        self.source = source
+        self.needs = source.needs
+        self.buckets = source.buckets
+        self.begin = source.begin
+        self.end = source.end
+        self._clock = clock
+        self._ask = expense.ask.get(method, Line())
+        self._tell = expense.tell.get(method, Line())
+        self._plan = Line(expense.plan.base / sources, expense.plan.per / sources)
+
+    def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
+        chains = self.source.propose_chains(seqs, k)
+        self._clock.pay(self._ask.ns(len(seqs)) + self._plan.ns(len(seqs)))
+        return chains
+
+    def observe_chains(self, steps: ChainSteps) -> None:
+        self.source.observe_chains(steps)
+        self._clock.pay(self._tell.ns(len(steps.after)))
 
 
 class Timed:
@@ -132,3 +180,27 @@ class Timed:
         began = self._clock()
         self.source.observe(seq, step)
         self.told.append((len(step.emitted), (self._clock() - began) / 1000))
+
+
+class TimedChains:
+    """A source of chains whose calls are timed: (sequences, us) of `asked`, (new tokens, us) of `told`."""
+
+    def __init__(self, source: ChainProposer) -> None:
+        self.source = source
+        self.needs = source.needs
+        self.buckets = source.buckets
+        self.begin = source.begin
+        self.end = source.end
+        self.asked: list[tuple[int, float]] = []
+        self.told: list[tuple[int, float]] = []
+
+    def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
+        began = perf_counter_ns()
+        chains = self.source.propose_chains(seqs, k)
+        self.asked.append((len(seqs), (perf_counter_ns() - began) / 1000))
+        return chains
+
+    def observe_chains(self, steps: ChainSteps) -> None:
+        began = perf_counter_ns()
+        self.source.observe_chains(steps)
+        self.told.append((len(steps.after), (perf_counter_ns() - began) / 1000))

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from specplug import registry
+from specplug import hardware, registry
 from specplug.bench.arms import Arm, ProfileArm, PromptStates
 from specplug.core import IntArray, Needs, int_array
 from specplug.errors import UsageError
 from specplug.profile import CostPoints, PlannerSettings, Profile
 from specplug.registry import ProposerSpec
 from specplug.topk import top_ids
+from specplug.tune.cost import Curve, Progress, choose_threads, curves_by_timer
 from specplug.tune.expense import Expense, Line, Timed
-from specplug.tune.trace import ALONE, Answer, Asides, Recorder
+from specplug.tune.prediction import Costs
+from specplug.tune.trace import ALONE, Answer, Asides, Recorder, Trace
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.context import Context
@@ -48,6 +50,7 @@ class LlamaCppSubject:
     """A model and how to run it."""
 
     trees = True
+    batched = False
 
     def __init__(self, model_path: Path, profile: Profile) -> None:
         """EngineError without llama-cpp-python; UsageError for a model or profile that does not fit."""
@@ -61,6 +64,7 @@ class LlamaCppSubject:
         self._model = open_model(model_path, gpu_layers=profile.runtime.gpu_layers)
         self._model.check_rollback()
         self.profile = resolved(profile, self._model)
+        self._most_context = self.profile.runtime.context
         self._prompts = None if profile.exact else PromptStates()  # exact reads every prompt from its beginning
 
     def about(self) -> dict[str, Any]:
@@ -94,8 +98,17 @@ class LlamaCppSubject:
     def text(self, tokens: Sequence[int]) -> str:
         return self._model.text(tokens)
 
+    def choose_threads(self, seconds: float) -> tuple[int, dict[int, float]]:
+        with self.timer(1, 128, 4) as timer:
+            timer.fill(64)
+            return choose_threads(timer, hardware.usable_cores(), seconds)
+
+    def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
+        return curves_by_timer(self.timer, levels, self._most_context, seconds, progress)
+
     @contextmanager
-    def timer(self, *, sequences: int, tokens: int, limit: int) -> Iterator[PassTimer]:
+    def timer(self, sequences: int, tokens: int, limit: int) -> Iterator[PassTimer]:
+        """A timer of passes of up to `limit` rows over sequences of up to `tokens` tokens."""
         from specplug.engines.llama_cpp.measure import PassTimer
 
         with self._context(sequences * tokens + limit, num_ids=sequences, max_rows=limit) as context:
@@ -131,7 +144,8 @@ class LlamaCppSubject:
             for answer in answers:
                 yield _asides(context, answer)
 
-    def expense(self, prompts: Sequence[IntArray], methods: Sequence[str], seconds: float) -> Expense:
+    def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+        prompts = [answer.prompt for answer in trace.answers[: len(trace.categories())]]
         seen = {method: self._timed(prompts, method, seconds / (len(methods) + 1)) for method in ("none", *methods)}
         blind = [seen[method] for method in methods if not seen[method].reads_rows]
         readers = [seen[method] for method in methods if seen[method].reads_rows]
@@ -147,10 +161,10 @@ class LlamaCppSubject:
             step=Line.through([point for one in seen.values() for point in one.loop]),
         )
 
-    def arm(self, profile: Profile, *, slots: int, cost: CostPoints) -> Arm:
+    def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
         from specplug.answers import Sampling
 
-        return ProfileArm(self._model, profile, Sampling(), slots=slots, cost=cost, prompts=self._prompts)
+        return ProfileArm(self._model, profile, Sampling(), slots=slots, cost=costs.points, prompts=self._prompts)
 
     def close(self) -> None:
         self._model.close()

@@ -1,9 +1,7 @@
 """What a setting would do over recorded answers: the code that runs live, with the target's answers read from a trace
 and time counted from measured costs.
 
-Knows traces, costs and settings. Knows no engine; runs no model.
-Greedy acceptance is a function of the trace. Only rows after wrong guesses are not in it, beyond the recorded asides: a
-proposer that reads top ids is not shown them. (Showing the last row known of the same token misleads it.)
+Knows traces, settings, and processes to replay them in. Knows no engine; runs no model.
 """
 
 from __future__ import annotations
@@ -11,93 +9,19 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-
-from specplug import hardware, registry
-from specplug.core import ROOT, Draft, IntArray, Step
-from specplug.cost import CostCurve
-from specplug.profile import CostPoints, Profile
-from specplug.proposers.fusion import Fusion
-from specplug.speculator import Speculator
-from specplug.tune.expense import CountedClock, Expense, Priced
+from specplug import hardware
+from specplug.tune.prediction import Costs, Prediction, Sums
+from specplug.tune.replay_batch import BatchReplay
+from specplug.tune.replay_sequences import Replay
 from specplug.tune.settings import Setting
-from specplug.tune.trace import ALONE, Answer, Trace, load
+from specplug.tune.trace import Answer, Trace, load
 
 MAX_WORKERS = 16
-
-POSITIONS = 16
-"""Draft positions whose acceptance is told apart."""
-
-
-@dataclass(slots=True)
-class Sums:
-    """Over some answers; milliseconds."""
-
-    tokens: int = 0
-    ms: float = 0.0
-    plain_ms: float = 0.0
-    steps: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    offered_at: list[int] = field(default_factory=lambda: [0] * POSITIONS)
-    accepted_at: list[int] = field(default_factory=lambda: [0] * POSITIONS)
-
-    def add(self, other: Sums) -> None:
-        self.tokens += other.tokens
-        self.ms += other.ms
-        self.plain_ms += other.plain_ms
-        self.steps += other.steps
-        self.drafted += other.drafted
-        self.accepted += other.accepted
-        self.offered_at = [a + b for a, b in zip(self.offered_at, other.offered_at, strict=True)]
-        self.accepted_at = [a + b for a, b in zip(self.accepted_at, other.accepted_at, strict=True)]
-
-    @property
-    def speedup(self) -> float:
-        return self.plain_ms / self.ms if self.ms else 1.0
-
-    @property
-    def mean_acceptance_length(self) -> float:
-        return 1 + self.accepted / self.steps if self.steps else 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One setting over one trace: per answer, in the trace's order, and what its buckets had learned at the end."""
-
-    answers: tuple[Sums, ...]
-    categories: tuple[str, ...]
-    learned: Mapping[str, tuple[float, float]]
-
-    @property
-    def total(self) -> Sums:
-        return self._sum(range(len(self.answers)))
-
-    def by_category(self) -> dict[str, Sums]:
-        return {
-            kind: self._sum([i for i, of in enumerate(self.categories) if of == kind])
-            for kind in dict.fromkeys(self.categories)
-        }
-
-    def _sum(self, which: Sequence[int]) -> Sums:
-        total = Sums()
-        for i in which:
-            total.add(self.answers[i])
-        return total
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """All that takes time on this machine, for `points.sequences` answers at once."""
-
-    points: CostPoints
-    expense: Expense
 
 
 def replay(
@@ -108,7 +32,8 @@ def replay(
     learned: Mapping[str, Sequence[float]] | None = None,
 ) -> Prediction:
     """Drive the setting over the trace, `costs.points.sequences` answers at a time. Deterministic."""
-    one = Replay(setting, costs, max_tokens=trace.about["max_tokens"], learned=learned)
+    driver = BatchReplay if costs.batch else Replay
+    one = driver(setting, costs, max_tokens=trace.about["max_tokens"], learned=learned)
     sums: dict[int, Sums] = {}
     for group in together(trace.answers, costs.points.sequences):
         sums |= {id(answer): found for answer, found in zip(group, one.run(group), strict=True)}
@@ -163,162 +88,6 @@ def _start(trace_path: Path, costs: Costs) -> None:
 def _replay_one(setting: Setting) -> Prediction:
     assert _worker is not None
     return replay(setting, *_worker)
-
-
-@dataclass(slots=True)
-class _Cursor:
-    """Where one answer stands: `at` is the index of its last known token."""
-
-    seq: int
-    answer: Answer
-    tokens: list[int]
-    sums: Sums
-    at: int = 0
-    aside: int = 0
-
-
-class Replay:
-    """One setting under way: what it learns from one answer it knows at the next."""
-
-    def __init__(
-        self,
-        setting: Setting,
-        costs: Costs,
-        *,
-        max_tokens: int,
-        learned: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
-        sources = registry.build_sources(setting.proposers)
-        self._clock = CountedClock()
-        self._expense = expense = costs.expense
-        priced = [
-            Priced(source, self._clock, expense, spec.method, len(sources))
-            for source, spec in zip(sources, setting.proposers, strict=True)
-        ]
-        fusion = Fusion(priced, clock=self._clock, names=[type(source).__name__ for source in sources])
-        points = costs.points
-        ms = [list(line) for line in points.ms]
-        profile = Profile("replay", proposers=setting.proposers, planner=setting.planner)
-        self.speculator = Speculator(
-            fusion, CostCurve(points.contexts, points.rows, ms, points.change_ms), profile, learned=learned
-        )
-        self._truth = CostCurve(points.contexts, points.rows, ms)
-        self._change_ms = points.change_ms
-        self._last_rows = 0
-        self._max_tokens = max_tokens
-        self._reads_rows = fusion.needs.topk > 0
-
-    def run(self, group: Sequence[Answer]) -> list[Sums]:
-        """Answer a group of prompts together; each bears the part of the time that belongs to its tokens."""
-        one = self.speculator
-        cursors = [_Cursor(seq, answer, answer.tokens.tolist(), Sums()) for seq, answer in enumerate(group)]
-        for c in cursors:
-            one.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[:1]))
-        running = [c for c in cursors if len(c.tokens) > 1]
-        total, plain, plain_rows = 0.0, 0.0, 0
-        self._last_rows = 0
-        while running:
-            total += self._step(running)
-            running = [c for c in running if c.at + 1 < len(c.tokens)]
-        for at in range(1, max(len(c.tokens) for c in cursors)):
-            left = [c for c in cursors if at < len(c.tokens)]
-            fill = sum(len(c.answer.prompt) + at - 1 for c in left) // len(left)
-            plain += self._truth.at(fill)[len(left) - 1] + self._expense.step.ns(len(left)) / 1e6
-            plain += self._change_ms if len(left) != plain_rows else 0.0
-            plain_rows = len(left)
-        emitted = sum(len(c.tokens) - 1 for c in cursors)
-        for c in cursors:
-            one.end(c.seq)
-            c.sums.tokens = len(c.tokens) - 1
-            c.sums.ms = total * c.sums.tokens / max(1, emitted)
-            c.sums.plain_ms = plain * c.sums.tokens / max(1, emitted)
-        return [c.sums for c in cursors]
-
-    def _step(self, running: Sequence[_Cursor]) -> float:
-        """One pass for all; returns its milliseconds, drafting included."""
-        one, clock = self.speculator, self._clock
-        began = clock.now
-        fill = sum(len(c.answer.prompt) + c.at for c in running) // len(running)
-        seqs = [c.seq for c in running]
-        drafts = one.plan(seqs, fill, [self._max_tokens - c.at - 2 for c in running])
-        steps = [self._verify(c, draft) for c, draft in zip(running, drafts, strict=True)]
-        rows = len(running) + sum(map(len, drafts))
-        line = self._truth.at(fill)
-        target_ms = line[min(rows, len(line)) - 1] + (self._change_ms if rows != self._last_rows else 0.0)
-        self._last_rows = rows
-        topk_ns = self._expense.topk.ns(rows) if one.wants_topk else 0
-        clock.now += topk_ns
-        one.observe(seqs, steps, target_ms=target_ms, topk_ns=topk_ns)
-        return target_ms + (clock.now - began) / 1e6 + self._expense.step.ns(rows) / 1e6
-
-    def _verify(self, c: _Cursor, draft: Draft) -> Step:
-        """Walk the draft along the answer; moves the cursor."""
-        accepted: list[int] = []
-        last = len(c.tokens) - 1
-        tokens, parents = draft.tokens.tolist(), draft.parents.tolist()
-        node, at = ROOT, c.at
-        while at + 1 < last:
-            token = c.tokens[at + 1]
-            follow = next((i for i in range(node + 1, len(tokens)) if parents[i] == node and tokens[i] == token), ROOT)
-            if follow == ROOT:
-                break
-            accepted.append(follow)
-            node, at = follow, at + 1
-        step = self._seen(c, draft, accepted) if self._reads_rows else None
-        emitted = c.tokens[c.at + 1 : at + 2]
-        c.at = at + 1
-        sums = c.sums
-        sums.steps += 1
-        sums.drafted += len(tokens)
-        sums.accepted += len(accepted)
-        if tokens:
-            depths: list[int] = []
-            for parent in parents:
-                depths.append(1 if parent == ROOT else depths[parent] + 1)
-            for place in range(min(POSITIONS, max(depths))):
-                sums.offered_at[place] += 1
-                sums.accepted_at[place] += place < len(accepted)
-        return Step(emitted, *(step or (draft, accepted, None)))
-
-    def _seen(self, c: _Cursor, draft: Draft, accepted: Sequence[int]) -> tuple[Draft, list[int], IntArray | None]:
-        """The part of the verified draft whose rows are known, with them."""
-        topk = c.answer.topk
-        wanted = self.speculator.wants_topk
-        asides = self._asides(c, len(accepted))
-        if not wanted:
-            return draft, list(accepted), None
-        rows = [topk[c.at]]
-        kept: list[int] = []
-        place = {node: i for i, node in enumerate(accepted)}
-        path_of: dict[int, tuple[int, ...]] = {ROOT: ()}
-        tokens = draft.tokens.tolist()
-        for node, parent in enumerate(draft.parents.tolist()):
-            if parent not in path_of:
-                continue
-            path = (*path_of[parent], tokens[node])
-            row = topk[c.at + place[node] + 1] if node in place else asides.get(path)
-            if row is None:
-                continue
-            path_of[node] = path
-            kept.append(node)
-            rows.append(row)
-        new_of = {old: new for new, old in enumerate(kept)}
-        seen = draft if len(kept) == len(draft) else draft.select(kept)
-        return seen, [new_of[node] for node in accepted], np.stack(rows)[:, :wanted]
-
-    def _asides(self, c: _Cursor, num_accepted: int) -> dict[tuple[int, ...], IntArray]:
-        """The recorded rows after wrong guesses at the positions that this pass settled, by path from its root."""
-        found: dict[tuple[int, ...], IntArray] = {}
-        asides = c.answer.asides
-        if asides is None:
-            return found
-        while c.aside < len(asides.at) and asides.at[c.aside] <= c.at + num_accepted:
-            first, second = asides.path[c.aside].tolist()
-            guess = (first,) if second == ALONE else (first, second)
-            text = tuple(c.tokens[c.at + 1 : asides.at[c.aside] + 1])
-            found[(*text, *guess)] = asides.topk[c.aside]
-            c.aside += 1
-        return found
 
 
 def together(answers: Sequence[Answer], size: int) -> Iterator[Sequence[Answer]]:

@@ -68,10 +68,11 @@ def page(document: Mapping[str, Any]) -> str:
 def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     work, machine, model = document["workload"], document["fingerprint"], document["model"]
     won = document["chosen"] != "none"
-    level = str(document["level"])
+    level, chosen = str(document["level"]), document["threads"]["chosen"]
+    threads = "" if chosen is None else f", {chosen} threads"
     yield f'<p class="verdict {"won" if won else "lost"}" id="verdict">{escape(verdict(document))}</p>'
     facts = (
-        f"{model['description']} on {machine['cpu']}, {document['threads']['chosen']} threads; {work['answers']} "
+        f"{model['description']} on {machine['cpu']}{threads}; {work['answers']} "
         f"answers ({work['tokens']} tokens) of {work['name']}, {level} at once; {document['date']}, "
         f"{document['seconds']:.0f} of {document['budget_s']:.0f} s. Guesses that are always right would give "
         f"{document['oracle_speedup'][level]:.2f}."

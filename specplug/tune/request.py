@@ -18,7 +18,7 @@ from platformdirs import user_state_dir
 from specplug import fingerprint
 from specplug import profile as profiles
 from specplug.bench.workloads import Prompt
-from specplug.errors import EngineError, UsageError
+from specplug.errors import UsageError
 from specplug.profile import Profile
 from specplug.tune.budget import FEWEST_TOKENS
 from specplug.tune.journal import Journal
@@ -51,7 +51,7 @@ class Request:
 
     def fingerprint(self) -> dict[str, Any]:
         """Of this machine and model, as far as the base profile uses them."""
-        return fingerprint.of(self.model, engine=self.base.engine, threads=None, gpu=self.base.runtime.gpu_layers != 0)
+        return fingerprint.of(self.model, engine=self.base.engine, threads=None, gpu=fingerprint.uses_gpu(self.base))
 
     def identity(self) -> dict[str, Any]:
         """What a journal must have been begun with to be continued."""
@@ -79,8 +79,6 @@ def workload_hash(prompts: Sequence[Prompt]) -> str:
 def check(request: Request) -> None:
     """Raise what would otherwise be found only after measuring."""
     base = request.base
-    if base.engine != "llama-cpp":
-        raise EngineError(f"tune cannot measure engine {base.engine} yet; use --engine llama-cpp")
     if request.max_tokens < FEWEST_TOKENS:
         raise UsageError(f"answers of {request.max_tokens} tokens say nothing of drafts; use at least {FEWEST_TOKENS}")
     if base.exact and max(request.concurrency) > 1:

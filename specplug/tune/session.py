@@ -25,10 +25,11 @@ from specplug.tune import trace as traces
 from specplug.tune.budget import Budget
 from specplug.tune.choose import Pairs, candidates, winners
 from specplug.tune.confirm import confirm
-from specplug.tune.cost import Curve, choose_threads, measure_curve
+from specplug.tune.cost import CONTEXTS, Curve
 from specplug.tune.document import Findings, document, tuned_profile
 from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
+from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.recording import (
     asides_matter,
     known_trace,
@@ -39,23 +40,14 @@ from specplug.tune.recording import (
     trace_path,
     trace_to_use,
 )
-from specplug.tune.replay import Costs, Prediction, replay, replay_all
+from specplug.tune.replay import replay, replay_all
 from specplug.tune.request import SCHEMA, Request, check, check_journal, journal_path, workload_hash
 from specplug.tune.settings import PLAIN, Setting, grid
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Trace
 
-CONTEXTS = (256, 2048, 8192)
-"""Fills at which costs are measured, as far as the base profile's context and the time allow."""
-
 AMPLE_CONTEXT = 4096
 """Tokens of context with which settings are confirmed, where the base profile has as many."""
-
-ROWS, MANY_ROWS = 25, 96
-"""Further rows than one per sequence up to which costs are measured; many, where ROWS of them cost less than STEEP
-times as much as none."""
-
-STEEP = 3.0
 
 REPLAYED_TOKENS = 200
 """Answers recorded by an earlier tune are used, too, as long as they leave replay so many tokens per second."""
@@ -95,17 +87,24 @@ def tune(
         if journal.entries:
             check_journal(journal, request)
         budget = Budget(request.budget, journal.entries[-1]["spent"] if journal.entries else 0.0, clock)
-        subject = (opener or open_subject)(request)
+        busy = hardware.busy_warning()  # before an engine is
+        subject = opener(request) if opener else open_subject(request, say)
         stack.callback(subject.close)
         session = _Session(request, subject, journal, budget, say, progress)
+        if busy:
+            session.note(busy)
         outcome = session.run()
         profiles.save(outcome.profile, request.out)
         session.add("done", path=str(request.out))
     return outcome
 
 
-def open_subject(request: Request) -> Subject:
+def open_subject(request: Request, say: Callable[[str], None]) -> Subject:
     """The engine of the base profile with the model in it."""
+    if request.base.engine == "vllm":
+        from specplug.tune.vllm import VllmSubject
+
+        return VllmSubject(str(request.model), request.base, most=max(request.concurrency), say=say)
     from specplug.tune.llama_cpp import LlamaCppSubject
 
     return LlamaCppSubject(request.model, request.base)
@@ -142,19 +141,25 @@ class _Session:
         level = self.request.level
         padded, most_nodes = self.subject.limits(level)
         points = {curve.sequences: curve.points for curve in curves}
-        costs = Costs(_padded(points[level]) if padded else points[level], expense)
+        batch = tuple(points.values()) if self.subject.batched else ()
+        live = {
+            level: Costs(points[level], expense, batch, self.request.base.vllm.uniform)
+            for level in self.request.concurrency
+        }
+        costs = replace(live[level], points=_padded(points[level])) if padded else live[level]
         predicted = self.replay(path, costs, most_nodes)
         finalists = self.finalists(predicted)
         learned = {setting: predicted[setting].learned for setting in finalists}
         for setting in finalists:  # what is confirmed is what will be written, which knows what was learned here
             predicted[setting] = replay(setting, trace, costs, learned=learned[setting])
         predicted[PLAIN] = replay(PLAIN, trace, costs)
-        confirmed = {level: self.confirm(trace, learned, points[level], len(self.request.concurrency))}
-        chosen, rejected = self.choose(trace, learned, points, confirmed)
+        confirmed = {level: self.confirm(trace, learned, live[level], len(self.request.concurrency))}
+        chosen, rejected = self.choose(trace, learned, live, confirmed)
         self.same_model(begun)
         found = Findings(
             request=self.request,
             fingerprint={**begun["fingerprint"], "threads": threads["chosen"]},
+            batched=self.subject.batched,
             model={**self.subject.about(), "sha256": begun["sha256"]},
             trace=trace,
             threads=threads,
@@ -173,10 +178,7 @@ class _Session:
     # -- stages ---------------------------------------------------------------------------------------------------
 
     def begin(self) -> dict[str, Any]:
-        """The machine and the model as they are now, and how busy."""
-        busy = hardware.busy_warning()
-        if busy:
-            self.note(busy)
+        """The machine and the model as they are now."""
         if self.journal.entries:
             return self.journal.entries[0]
         here = self.request.fingerprint()
@@ -198,9 +200,10 @@ class _Session:
             length = sum(len(subject.encode([{"role": "user", "content": turn}])) for turn in prompt.turns)
             needed = length + len(prompt.turns) * request.max_tokens
             if needed > context:
+                how = f"raise {'vllm: max_model_len' if subject.batched else 'runtime: context'}"
                 raise UsageError(
                     f"{request.workload}: prompt {prompt.id} takes {needed} tokens with its answers, the context "
-                    f"{context}; raise runtime: context, or drop the prompt"
+                    f"{context}; {how}, or drop the prompt"
                 )
             longest = max(longest, needed)
             lengths[prompt.category].append(length)
@@ -213,39 +216,33 @@ class _Session:
         """Chosen by measuring, unless somebody said how many."""
         known = self.journal.last("threads")
         if known is None:
-            chosen = self.subject.profile.runtime.threads or 1
+            chosen = self.subject.profile.runtime.threads
             ms: dict[int, float] = {}
             if self.request.base.runtime.threads is None and hardware.usable_cores() > 1:
                 self.tell("threads", 0.0)
-                with self.subject.timer(sequences=1, tokens=128, limit=4) as timer:
-                    timer.fill(64)
-                    chosen, ms = choose_threads(timer, hardware.usable_cores(), self.budget.of("threads"))
+                chosen, ms = self.subject.choose_threads(self.budget.of("threads"))
             known = self.add("threads", chosen=chosen, one_row_ms={str(count): value for count, value in ms.items()})
         self.subject.use(threads=known["chosen"])
         return {"chosen": known["chosen"], "one_row_ms": known["one_row_ms"]}
 
     def cost(self) -> list[Curve]:
-        """T(rows, context) for every concurrency."""
+        """T(rows, context) for every concurrency, and for others that the engine needs."""
         known = {entry["curve"]["sequences"]: Curve.from_mapping(entry["curve"]) for entry in self.journal.of("cost")}
-        levels = self.request.concurrency
-        open_ = [level for level in levels if level not in known]
-        seconds = self.budget.of("cost") / max(1, len(open_))
-        for level in open_:
-            room = self.request.base.runtime.context - MANY_ROWS
-            fills = [fill for fill in CONTEXTS if fill <= room] or [max(1, room)]
-            if level > 1:  # every sequence has to be filled
-                fills = fills[:1]
-            with self.subject.timer(sequences=level, tokens=fills[-1], limit=level + MANY_ROWS) as timer:
-                few, more = (min(timer.time(rows) for _ in range(3)) for rows in (level, level + ROWS))
-                limit = level + (ROWS if more > STEEP * few else MANY_ROWS)
-                known[level] = measure_curve(
-                    timer, limit, fills, seconds, progress=lambda share: self.tell("cost", share)
-                )
-            self.add("cost", curve=known[level].as_mapping())
-        for level in levels:
-            for text in known[level].notes:
+        open_ = [level for level in self.request.concurrency if level not in known]
+        if open_:
+            seconds = self.budget.of("cost")
+            for curve in self.subject.curves(open_, seconds, lambda share: self.tell("cost", share)):
+                known[curve.sequences] = curve
+                self.add("cost", curve=curve.as_mapping())
+        for level, curve in sorted(known.items()):
+            for text in curve.notes:
                 self.note(f"cost with {level} at once: {text}")
-        return [known[level] for level in levels]
+        for level in self.request.concurrency:
+            if level not in known:
+                raise UsageError(
+                    f"passes with {level} at once could not be timed: lower --concurrency, or give the engine memory"
+                )
+        return [curve for _, curve in sorted(known.items())]
 
     def record(self, lengths: Mapping[str, Sequence[int]], curves: Sequence[Curve]) -> tuple[Trace, Path]:
         """The target's own answers, in turn by category, and the file that holds just these."""
@@ -296,8 +293,7 @@ class _Session:
         known = self.journal.last("expense")
         if known is None:
             self.tell("expense", 0.0)
-            prompts = [answer.prompt for answer in trace.answers[: len(trace.categories())]]
-            found = self.subject.expense(prompts, self.methods(), self.budget.of("expense"))
+            found = self.subject.expense(trace, self.methods(), self.request.level, self.budget.of("expense"))
             known = self.add("expense", expense=found.as_mapping())
         return Expense.from_mapping(known["expense"])
 
@@ -330,10 +326,10 @@ class _Session:
         return chosen
 
     def confirm(
-        self, trace: Trace, learned: Mapping[Setting, Mapping[str, tuple[float, float]]], points: CostPoints, parts: int
+        self, trace: Trace, learned: Mapping[Setting, Mapping[str, tuple[float, float]]], costs: Costs, parts: int
     ) -> dict[Setting, Pairs]:
         """These settings and plain decoding, live, for one of so many equal parts of the time that is left."""
-        level = points.sequences
+        level = costs.points.sequences
         until = self.budget.spent + self.budget.left / parts
 
         def progress(pairs: Mapping[Setting, Pairs]) -> None:
@@ -349,7 +345,7 @@ class _Session:
             for setting in (PLAIN, *learned):
                 profile = setting.profile(self.subject.profile, "none" if setting == PLAIN else "candidate")
                 profile = replace(profile, measured=Measured(acceptance=learned.get(setting, {})))
-                arms[setting] = self.subject.arm(profile, slots=level, cost=points)
+                arms[setting] = self.subject.arm(profile, slots=level, costs=costs)
                 stack.callback(arms[setting].close)
             return confirm(
                 arms,
@@ -365,7 +361,7 @@ class _Session:
         self,
         trace: Trace,
         learned: Mapping[Setting, Mapping[str, tuple[float, float]]],
-        points: Mapping[int, CostPoints],
+        costs: Mapping[int, Costs],
         confirmed: dict[int, dict[Setting, Pairs]],
     ) -> tuple[Setting | None, dict[str, str]]:
         """The fastest that loses at no other concurrency (these are added to `confirmed`), and why others fell."""
@@ -374,7 +370,7 @@ class _Session:
         others = [level for level in self.request.concurrency if level != self.request.level]
         for setting in winners(seen):
             for place, level in enumerate(others):
-                found = self.confirm(trace, {setting: learned[setting]}, points[level], len(others) - place)[setting]
+                found = self.confirm(trace, {setting: learned[setting]}, costs[level], len(others) - place)[setting]
                 confirmed.setdefault(level, {})[setting] = found
                 interval = found.speedup()
                 if interval is None:
@@ -389,9 +385,10 @@ class _Session:
     # -- small things ---------------------------------------------------------------------------------------------
 
     def methods(self) -> list[str]:
-        """The methods in the grid."""
+        """The methods in the grid, the engine's own drafters left out."""
         settings = grid(self.subject.gives, trees=self.subject.trees)
-        return list(dict.fromkeys(spec.method for setting in settings for spec in setting.proposers))
+        found = dict.fromkeys(spec.method for setting in settings for spec in setting.proposers)
+        return [method for method in found if method != "builtin"]
 
     def about(self, max_tokens: int) -> dict[str, Any]:
         """What a trace belongs to: all that decides which tokens come."""
@@ -405,6 +402,7 @@ class _Session:
             "kv_type": runtime.kv_type,
             "flash_attention": runtime.flash_attention,
             "exact": self.subject.profile.exact,
+            **({"dtype": self.subject.profile.vllm.dtype} if self.subject.batched else {}),
         }
 
     def same_model(self, begun: Mapping[str, Any]) -> None:

@@ -31,6 +31,12 @@ TREES = (2, 4, 8, 16)
 
 PAPER_NODES = 80
 
+LONGEST = 8
+"""Guesses for one sequence of a batch, at most: with more, a pass costs more than they bring."""
+
+BUILTIN = {"name": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5}
+"""The engine's own drafter that is tried beside ours where it has one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -65,7 +71,12 @@ class Setting:
 
     def profile(self, base: Profile, name: str) -> Profile:
         """The base profile with these methods under this planner."""
-        return replace(base, name=name, proposers=self.proposers, planner=self.planner, measured=None, evidence={})
+        vllm = base.vllm
+        if base.engine == "vllm" and self.speculates:
+            vllm = replace(vllm, num_speculative_tokens=self.planner.max_nodes)
+        return replace(
+            base, name=name, proposers=self.proposers, planner=self.planner, vllm=vllm, measured=None, evidence={}
+        )
 
 
 PLAIN = Setting((ProposerSpec("none"),), PlannerSettings())
@@ -79,7 +90,7 @@ def grid(gives: Needs, *, trees: bool = True, most_nodes: int = 1 << 20) -> list
     """
     methods = [name for name in registry.names() if name != "none" and _usable(name, gives)]
     found: dict[str, Setting] = {}
-    for setting in _in_order(methods, trees) if most_nodes >= 1 else ():
+    for setting in _in_order(methods, trees, gives.builtin) if most_nodes >= 1 else ():
         planner = setting.planner
         if planner.max_nodes > most_nodes:
             if planner.mode == "static":
@@ -89,7 +100,7 @@ def grid(gives: Needs, *, trees: bool = True, most_nodes: int = 1 << 20) -> list
     return list(found.values())
 
 
-def _in_order(methods: Sequence[str], trees: bool) -> Iterator[Setting]:
+def _in_order(methods: Sequence[str], trees: bool, builtin: bool) -> Iterator[Setting]:
     singles = [(ProposerSpec(method),) for method in methods]
     pairs = [(ProposerSpec(one), ProposerSpec(two)) for one, two in combinations(methods, 2)]
     for nodes in reversed(MAX_NODES):
@@ -100,6 +111,8 @@ def _in_order(methods: Sequence[str], trees: bool) -> Iterator[Setting]:
             yield Setting(specs, PlannerSettings(mode="static", max_nodes=nodes, trees=False))
         for nodes in TREES if trees else ():
             yield Setting(specs, PlannerSettings(mode="static", max_nodes=nodes))
+    for nodes in CHAINS if builtin else ():
+        yield Setting((ProposerSpec("builtin", BUILTIN),), PlannerSettings(mode="static", max_nodes=nodes, trees=False))
     for method in methods:
         for specs in _with_options(method):
             yield Setting(specs, PlannerSettings(max_nodes=max(MAX_NODES), trees=trees))

@@ -6,23 +6,29 @@ Knows the questions. An engine answers them in a file of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from specplug.bench.arms import Arm
 from specplug.core import IntArray, Needs
-from specplug.profile import CostPoints, Profile
-from specplug.tune.cost import PassTimer
+from specplug.profile import Profile
+from specplug.tune.cost import Curve, Progress
 from specplug.tune.expense import Expense
-from specplug.tune.trace import Answer, Asides
+from specplug.tune.prediction import Costs
+from specplug.tune.trace import Answer, Asides, Trace
 
 
 class Subject(Protocol):
-    """One model, opened once for a whole tune. `profile` is the base with the engine's own choices filled in."""
+    """One model, opened once for a whole tune.
+
+    profile  the base with the engine's own choices filled in
+    trees    whether drafts may be trees
+    batched  whether one plan serves a batch that changes at every step (`BatchSpeculator`), not a few sequences
+    """
 
     profile: Profile
     gives: Needs
     trees: bool
+    batched: bool
 
     def about(self) -> dict[str, Any]:
         """The model in words (`description`), and the context that it was trained with."""
@@ -38,8 +44,12 @@ class Subject(Protocol):
 
     def text(self, tokens: Sequence[int]) -> str: ...
 
-    def timer(self, *, sequences: int, tokens: int, limit: int) -> AbstractContextManager[PassTimer]:
-        """A timer of passes of up to `limit` rows over sequences of up to `tokens` tokens."""
+    def choose_threads(self, seconds: float) -> tuple[int | None, dict[int, float]]:
+        """The fastest number of threads, and milliseconds of a one-row pass by number; None where it is not ours."""
+
+    def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
+        """What passes cost with so many sequences at once, each curve as it is done, ascending; others may be among
+        them."""
 
     def record(
         self,
@@ -54,10 +64,10 @@ class Subject(Protocol):
     def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
         """For one answer after the other, what the target says after its own runners-up."""
 
-    def expense(self, prompts: Sequence[IntArray], methods: Sequence[str], seconds: float) -> Expense:
-        """What drafting with each method costs beside the target, in passes of a real loop."""
+    def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+        """What drafting with each method costs beside the target, `level` sequences at once."""
 
-    def arm(self, profile: Profile, *, slots: int, cost: CostPoints) -> Arm:
+    def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
         """A profile ready to answer `slots` prompts at a time."""
 
     def close(self) -> None: ...

@@ -38,7 +38,7 @@ def engine_settings(profile: Profile, profile_ref: str) -> dict[str, Any]:
         raise UsageError(f"profile {profile.name}: it is for {profile.engine}; choose one for vllm, or --engine vllm")
     settings = profile.vllm
     found: dict[str, Any] = {}
-    for key in ("max_model_len", "max_num_seqs"):
+    for key in ("max_model_len", "max_num_seqs", "gpu_memory_utilization"):
         if getattr(settings, key) is not None:
             found[key] = getattr(settings, key)
     if settings.dtype != "auto":

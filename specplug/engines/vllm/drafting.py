@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from specplug.batch import BatchPlan, BatchSpeculator
-from specplug.chains import ChainSteps
+from specplug.chains import NOTHING, ChainSteps
 from specplug.core import IntArray, int_array
 from specplug.cost import BatchCost
 from specplug.engines.vllm.counts import Counts
@@ -205,7 +205,8 @@ class Drafting:
                 draft = [token if token >= 0 else tracked.last for token in draft]
             drafts[row] = draft
             tracked.sent = owners
-        self.counts.sent(plan.lengths, plan.owners, plan.path)
+        guessed = np.count_nonzero(plan.chains.tokens != NOTHING, axis=1)
+        self.counts.sent(np.minimum(plan.lengths, guessed), plan.owners, plan.path)
 
     def _end(self, request_id: str) -> None:
         tracked = self.requests.drop(request_id)

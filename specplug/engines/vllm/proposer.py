@@ -8,6 +8,7 @@ which request a row belongs to nor the logits; so `GPUModelRunner._sample`, whic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import wraps
 from itertools import count
 from time import monotonic, perf_counter_ns
@@ -16,9 +17,10 @@ from typing import Any
 import numpy.typing as npt
 from vllm.logger import init_logger
 
-from specplug.batch import BatchSpeculator
+from specplug import profile as profiles
+from specplug.batch import BatchSpeculator, batch_cost
 from specplug.chains import as_chains
-from specplug.cost import BatchCost, CostCurve
+from specplug.cost import BatchCost
 from specplug.engines.vllm.configure import profile_in, sources_of
 from specplug.engines.vllm.counts import Published
 from specplug.engines.vllm.drafting import Drafting, Pass
@@ -40,6 +42,15 @@ TICK_NS = 45_000
 logger = init_logger("vllm.specplug")
 
 
+@dataclass(slots=True)
+class _Loaded:
+    """A profile in use, with what went wrong under it; `published` is what /metrics was told of it."""
+
+    drafting: Drafting
+    faults: Faults
+    published: Published | None = None
+
+
 class SpecplugProposer:
     """Drafts for vLLM's runner, from the profile that `additional_config` names."""
 
@@ -48,15 +59,60 @@ class SpecplugProposer:
         require()
         check_interface()
         profile = profile_in(vllm_config.additional_config)
-        parallel = vllm_config.parallel_config
+        self._config = vllm_config
+        self._several_ranks = several_ranks = vllm_config.parallel_config.tensor_parallel_size > 1
         k: int = vllm_config.speculative_config.num_speculative_tokens
-        several_ranks = parallel.tensor_parallel_size > 1
-        clock = count(step=TICK_NS).__next__ if several_ranks else perf_counter_ns
-        self.faults = Faults(logger)
+        self._loaded = self._load(profile, k)
+        self._ref = ""
+        self._others: dict[str, _Loaded] = {}
+        self._runner: Any = None
+        self._num_drafts: Sequence[int] | None = None
+        self._top_ids: TopIdsOfPass | None = None
+        self._publish_at = 0.0
+        self._tells = not several_ranks or _is_first_rank()
+        watch_sampling()
+        if vllm_config.device_config.device_type == "cpu" and mend_expansion():
+            logger.info("specplug: this vLLM expands sampling parameters wrongly on the CPU; mended while it runs")
+        logger.info(
+            "specplug: profile %s drafts with %s, at most %d tokens, on the V1 runner%s",
+            profile.name,
+            " and ".join(spec.method for spec in profile.proposers),
+            k,
+            "; costs are not corrected while running, since several ranks must draft alike" if several_ranks else "",
+        )
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Called by vLLM with the target; there is nothing to load."""
+
+    def use(self, ref: str, *, fresh: bool) -> None:
+        """Draft with the profile in a file from now on; between requests only.
+
+        Used before, it goes on with what it learned, unless it is to be `fresh`.
+        """
+        if self._tells:
+            self._publish()
+        self._others[self._ref] = self._loaded
+        if fresh or ref not in self._others:
+            profile = profiles.load(ref)
+            k = min(profile.vllm.num_speculative_tokens, self._config.speculative_config.num_speculative_tokens)
+            self._others[ref] = self._load(profile, k)
+        self._ref, self._loaded = ref, self._others.pop(ref)
+
+    @property
+    def drafting(self) -> Drafting:
+        return self._loaded.drafting
+
+    @property
+    def faults(self) -> Faults:
+        return self._loaded.faults
+
+    def _load(self, profile: Profile, k: int) -> _Loaded:
+        faults = Faults(logger)
+        clock = count(step=TICK_NS).__next__ if self._several_ranks else perf_counter_ns
         names = [spec.method for spec in profile.proposers]
-        num_tokens = vllm_config.model_config.get_vocab_size()
+        num_tokens = self._config.model_config.get_vocab_size()
         guarded = [
-            Guarded(as_chains(source), name, self.faults, num_tokens=num_tokens)
+            Guarded(as_chains(source), name, faults, num_tokens=num_tokens)
             for name, source in zip(names, sources_of(profile), strict=True)
         ]
         cost = cost_of(profile)
@@ -70,38 +126,21 @@ class SpecplugProposer:
             learned=profile.measured.acceptance if profile.measured else None,
             clock=clock,
         )
-        self.drafting = Drafting(
+        drafting = Drafting(
             speculator,
             cost,
-            max_model_len=vllm_config.model_config.max_model_len,
-            adaptive=not several_ranks,
+            max_model_len=self._config.model_config.max_model_len,
+            adaptive=not self._several_ranks,
             clock=clock,
         )
-        self._runner: Any = None
-        self._num_drafts: Sequence[int] | None = None
-        self._top_ids: TopIdsOfPass | None = None
-        self._publish_at = 0.0
-        self._published: Published | None = None
-        watch_sampling()
-        if vllm_config.device_config.device_type == "cpu" and mend_expansion():
-            logger.info("specplug: this vLLM expands sampling parameters wrongly on the CPU; mended while it runs")
-        logger.info(
-            "specplug: profile %s drafts with %s, at most %d tokens, on the V1 runner%s",
-            profile.name,
-            " and ".join(names),
-            k,
-            "; costs are not corrected while running, since several ranks must draft alike" if several_ranks else "",
-        )
-
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Called by vLLM with the target; there is nothing to load."""
+        return _Loaded(drafting, faults)
 
     def look(self, runner: Any, logits: Any, metadata: Any) -> None:
         """Right before the pass is sampled: note whose rows they are, and start reading top ids where wanted."""
         self._runner = runner
         self._num_drafts = None if metadata is None else metadata.num_draft_tokens
         self._top_ids = None
-        k = self.drafting.wants_topk
+        k = 0 if ADAPTER in self.faults.off else self.drafting.wants_topk
         if k and logits is not None:
             self._top_ids = TopIdsOfPass(logits, k, greedy=runner.input_batch.sampling_metadata.all_greedy)
 
@@ -118,7 +157,7 @@ class SpecplugProposer:
             return [[] for _ in range(n)]
         try:
             drafts = self.drafting.step(self._pass(sampled_token_ids, num_tokens_no_spec, token_ids_cpu))
-            if monotonic() >= self._publish_at:
+            if monotonic() >= self._publish_at and self._tells:
                 self._publish()
         except Exception as error:
             self.faults.trip(ADAPTER, "raised", f"{type(error).__name__}: {error}")
@@ -147,12 +186,19 @@ class SpecplugProposer:
 
     def _publish(self) -> None:
         self._publish_at = monotonic() + PUBLISH_SECONDS
-        if self._published is None:
-            self._published = Published()
+        if self._loaded.published is None:
+            self._loaded.published = Published()
         figures = self.drafting.counts.figures()
         figures["guard_trips"] = {labels: float(number) for labels, number in self.faults.counts.items()}
         figures["proposers_off"] = {(name,): 1.0 for name in self.faults.off}
-        self._published.tell(figures)
+        self._loaded.published.tell(figures)
+
+
+def _is_first_rank() -> bool:
+    """All ranks draft alike; figures of one of them are enough."""
+    from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+    return bool(get_tensor_model_parallel_rank() == 0)
 
 
 def cost_of(profile: Profile) -> BatchCost:
@@ -163,12 +209,7 @@ def cost_of(profile: Profile) -> BatchCost:
         curves = (CostPoints((0,), (1,), ((1.0,),)),)  # a static plan asks for no costs
     if not curves:
         raise UsageError(f"profile {profile.name}: no costs were measured for vLLM; run specplug serve or tune with it")
-    return BatchCost(
-        {
-            curve.sequences: CostCurve(curve.contexts, curve.rows, [list(line) for line in curve.ms], curve.change_ms)
-            for curve in curves
-        }
-    )
+    return batch_cost(curves)
 
 
 def watch_sampling() -> None:

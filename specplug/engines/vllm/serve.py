@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import time
+from typing import Any
 from uuid import uuid4
 
 from platformdirs import user_cache_dir
@@ -25,7 +26,7 @@ from specplug.profile import Profile
 KEPT_DAYS = 7
 """A command that was printed may be run later, and a server may be idle for long."""
 
-OURS = ("--model", "--speculative-config", "--additional-config")
+OURS = ("--model", "--speculative-config", "-sc", "--additional-config")
 """Flags of vLLM that a profile decides."""
 
 
@@ -54,17 +55,30 @@ def command(
     further  vLLM's own flags; they win over the profile's
     """
     for flag in further:
-        if flag.split("=")[0] in OURS:
-            raise UsageError(
-                f"{flag.split('=')[0]}: the profile decides that; change the profile, or start vLLM itself"
-            )
+        name = flag.split("=")[0].split(".")[0]
+        if name.replace("_", "-") in OURS:
+            raise UsageError(f"{name}: the profile decides that; change the profile, or start vLLM itself")
+    environment = dict(environment)  # measuring changes it for a while
     distribution, _ = require()
-    model, settings, _ = prepare(ref, profile, say=say, further={})
+    model, settings, _ = prepare(ref, profile, say=say, further={}, measured_with=engine_flags(further))
     flags = [*(["--host", host] if host else []), *(["--port", str(port)] if port else []), *further]
     needed = preload(environment) | ({"VLLM_API_KEY": api_key} if api_key else {})
     if profile.speculates and METRICS not in environment:
         needed[METRICS] = str(metrics_folder())
     return Command(server_command(model, settings, flags, distribution=distribution), needed)
+
+
+def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """Those of vLLM's own flags that are about the engine, as arguments of `vllm.LLM`, but for what is the default."""
+    if not flags:
+        return {}
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    usual, given = vars(parser.parse_args([])), vars(parser.parse_known_args(list(flags))[0])
+    known = {field.name for field in fields(EngineArgs)}
+    return {name: value for name, value in given.items() if name in known and value != usual.get(name)}
 
 
 def metrics_folder() -> Path:

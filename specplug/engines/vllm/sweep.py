@@ -27,6 +27,7 @@ class SweepProposer:
     def __init__(self, vllm_config: Any) -> None:
         self._k: int = vllm_config.speculative_config.num_speculative_tokens
         self._path: str = vllm_config.additional_config[KEY]
+        self._num_tokens: int = vllm_config.model_config.get_vocab_size()
         self._length = 0
         self._sequences = 0
         self._returned = 0.0
@@ -55,6 +56,6 @@ class SweepProposer:
         self._sequences = n if all(sampled_token_ids) else 0
         self._length = (self._length + 1) % (self._k + 1)
         last = token_ids_cpu[range(n), lengths - 1].tolist()
-        drafts = [[token] * self._length for token in last]
+        drafts = [[(token + 1) % self._num_tokens] * self._length for token in last]  # hardly ever right
         self._returned = perf_counter()
         return drafts

@@ -6,6 +6,7 @@ the CPU, where a row takes 15 us, only rows that are asked for are read, after s
 
 from __future__ import annotations
 
+from time import perf_counter_ns
 from typing import Any
 
 import torch
@@ -44,6 +45,18 @@ class TopIdsOfPass:
             self._copied.synchronize()
             self._ids, self._copied = self._ids.numpy(), None
         return int_array(self._ids[rows, :k])
+
+
+def time_reading(num_tokens: int, *, k: int = 8, rounds: int = 12) -> list[tuple[int, float]]:
+    """Microseconds to read the top k ids of some rows on the CPU, several times each: (rows, us)."""
+    sizes = (1, 2, 4, 8)
+    logits = torch.randn(max(sizes), num_tokens)
+    found = []
+    for rows in sizes * rounds:
+        began = perf_counter_ns()
+        TopIdsOfPass(logits, k, greedy=True).rows(int_array(range(rows)), k)
+        found.append((rows, (perf_counter_ns() - began) / 1000))
+    return found
 
 
 def _as_float(logits: Any) -> Any:

@@ -1,0 +1,179 @@
+"""A setting under way over recorded answers, as it runs live on an engine whose batch changes: chains, planned as one.
+
+Knows traces, costs and `BatchSpeculator`. Knows no engine; runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+
+from specplug import registry
+from specplug.batch import BatchSpeculator, batch_cost
+from specplug.chains import ChainProposer, ChainSteps, as_chains
+from specplug.core import IntArray, int_array
+from specplug.registry import ProposerSpec
+from specplug.tune.expense import Clock, CountedClock, PricedChains
+from specplug.tune.prediction import POSITIONS, Costs, Sums
+from specplug.tune.settings import Setting
+from specplug.tune.trace import Answer
+
+Wrap = Callable[[ChainProposer, str], ChainProposer]
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """Where one answer stands: `at` is the index of its last known token, `before` where that was a pass ago; the
+    proposers have seen the first `known` tokens."""
+
+    seq: int
+    answer: Answer
+    tokens: list[int]
+    at: int = 0
+    before: int = 0
+    known: int = 0
+    sums: Sums = field(default_factory=Sums)
+
+
+class BatchReplay:
+    """One setting under way: what it learns from one answer it knows at the next."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        costs: Costs,
+        *,
+        max_tokens: int,
+        learned: Mapping[str, Sequence[float]] | None = None,
+        clock: Clock | None = None,
+        wrap: Wrap | None = None,
+    ) -> None:
+        """clock  counted by default      wrap  puts something around a method's chains; by default what they cost"""
+        specs = [replayed_as(spec) for spec in setting.proposers]
+        self._clock = clock = clock or CountedClock()
+        self._expense = expense = costs.expense
+        self._wrap = wrap or (lambda source, method: PricedChains(source, clock, expense, method, len(specs)))
+        self._cost = batch_cost(costs.batch)
+        self.speculator = BatchSpeculator(
+            [
+                self._wrap(as_chains(source), spec.method)
+                for source, spec in zip(registry.build_sources(specs), setting.proposers, strict=True)
+            ],
+            [spec.method for spec in specs],
+            self._cost,
+            k=setting.planner.max_nodes,
+            static=setting.planner.mode == "static",
+            uniform=costs.uniform,
+            learned=learned,
+            clock=clock,
+        )
+        self._speculates = setting.speculates
+        self._seqs = count()
+        self._ended: list[_Cursor] = []
+        self._max_tokens = max_tokens
+        self.drafted: list[tuple[int, int]] = []
+        """Of every draft for the batch: the sequences in it, and the clock's nanoseconds."""
+
+    def run(self, group: Sequence[Answer]) -> list[Sums]:
+        """Answer a group of prompts together; each bears the time that its own request took, over as many as there were
+        at once: the wait for the longest answer is nobody's."""
+        cursors = [_Cursor(next(self._seqs), answer, answer.tokens.tolist()) for answer in group]
+        running = [c for c in cursors if len(c.tokens) > 1]
+        while running:
+            ms = self._step(running) / len(group)
+            for c in running:
+                c.sums.ms += ms
+            self._ended += [c for c in running if c.known and c.at + 1 == len(c.tokens)]
+            running = [c for c in running if c.at + 1 < len(c.tokens)]
+        for at in range(1, max(len(c.tokens) for c in cursors)):
+            left = [c for c in cursors if at < len(c.tokens)]
+            fill = sum(len(c.answer.prompt) + at - 1 for c in left) // len(left)
+            line = self._cost.at(len(left), fill)
+            ms = float(line[min(len(left), len(line)) - 1]) + self._expense.step.ns(len(left)) / 1e6
+            for c in left:
+                c.sums.plain_ms += ms / len(group)
+        for c in cursors:
+            c.sums.tokens = len(c.tokens) - 1
+        return [c.sums for c in cursors]
+
+    def _step(self, running: Sequence[_Cursor]) -> float:
+        """Draft for all and make one pass; returns its milliseconds, drafting included."""
+        began = self._clock()
+        fill = sum(len(c.answer.prompt) + c.at for c in running) // len(running)
+        drafts = self._draft(running, fill) if self._speculates else [[] for _ in running]
+        spent_ns = self._clock() - began
+        rows = len(running) + sum(map(len, drafts))
+        line = self._cost.at(len(running), fill)
+        for c, draft in zip(running, drafts, strict=True):
+            _verify(c, draft)
+        return float(line[min(rows, len(line)) - 1]) + (spent_ns + self._expense.step.ns(rows)) / 1e6
+
+    def _draft(self, running: Sequence[_Cursor], fill: int) -> list[list[int]]:
+        one = self.speculator
+        if not one.due():
+            return [[] for _ in running]
+        began = self._clock()
+        old = [c for c in (*running, *self._ended) if c.known <= c.at and c.known]
+        for c in running:
+            if not c.known:
+                one.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[: c.at + 1]))
+        if old:
+            self._observe(old)
+        for c in self._ended:  # what they said last is heard, as live
+            one.end(c.seq)
+        self._ended = []
+        for c in running:
+            c.known = c.at + 1
+        budgets = int_array([max(0, self._max_tokens - c.at - 2) for c in running])
+        plan = one.plan([c.seq for c in running], len(running), fill, budgets)
+        self.drafted.append((len(running), self._clock() - began))
+        chains = plan.chains.tokens.tolist()
+        return [chain[:length] for chain, length in zip(chains, plan.lengths.tolist(), strict=True)]
+
+    def _observe(self, old: Sequence[_Cursor]) -> None:
+        """Tell what came since a sequence was last told, and of its latest pass the top ids."""
+        emitted = [c.tokens[c.known : c.at + 1] for c in old]
+        before = [token for c in old for token in c.tokens[c.known - 1 : c.at]]
+        after = [token for tokens in emitted for token in tokens]
+        read: IntArray = int_array([])
+        topk, topk_ns = None, 0
+        if self.speculator.wants_topk:
+            read = np.concatenate([c.answer.tokens[c.before : c.at] for c in old])
+            rows = np.concatenate([c.answer.topk[c.before : c.at] for c in old])
+            topk = rows[:, : self.speculator.wants_topk]
+            topk_ns = self._expense.topk.ns(len(rows))
+            self._clock.pay(topk_ns)
+        steps = ChainSteps([c.seq for c in old], emitted, int_array(before), int_array(after), read, topk)
+        self.speculator.observe(steps, topk_ns)
+
+
+def replayed_as(spec: ProposerSpec) -> ProposerSpec:
+    """Of the engine's own drafters the method here that guesses most alike; others are themselves."""
+    if spec.method != "builtin":
+        return spec
+    name = spec.options["name"]
+    if name == "ngram":
+        return ProposerSpec(
+            "ngram", {"min_match": spec.options["prompt_lookup_min"], "max_match": spec.options["prompt_lookup_max"]}
+        )
+    return ProposerSpec(str(name))
+
+
+def _verify(c: _Cursor, draft: Sequence[int]) -> None:
+    """Walk the draft along the answer; moves the cursor."""
+    accepted = 0
+    for guess, token in zip(draft, c.tokens[c.at + 1 :], strict=False):
+        if guess != token:
+            break
+        accepted += 1
+    c.before, c.at = c.at, min(c.at + accepted + 1, len(c.tokens) - 1)
+    sums = c.sums
+    sums.steps += 1
+    sums.drafted += len(draft)
+    sums.accepted += accepted
+    for place in range(min(POSITIONS, len(draft))):
+        sums.offered_at[place] += 1
+        sums.accepted_at[place] += place < accepted

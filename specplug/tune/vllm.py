@@ -1,0 +1,219 @@
+"""vLLM as a subject of tuning.
+
+Knows the vLLM engine. Knows no budget.
+Two engines are open at once: vLLM as it is by default, and one that drafts with each setting in turn, since starting
+takes 40 s on two cores; a drafter of vLLM's own has one to itself. Costs are measured in another, before any drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from specplug import fingerprint
+from specplug.answers import Request, Sampling
+from specplug.bench.arms import Arm, plain
+from specplug.bench.statistics import median_interval
+from specplug.bench.vllm_stage import SwitchedArm, VllmArm
+from specplug.core import IntArray, int_array
+from specplug.engines.vllm.configure import GIVES, NAME, engine_settings, write_profile
+from specplug.engines.vllm.environment import shared_memory
+from specplug.engines.vllm.measure import BATCHES, CONTEXTS, by_batch, passes, rows_of
+from specplug.engines.vllm.offline import Vllm, open_vllm
+from specplug.engines.vllm.switch import SWITCH
+from specplug.profile import CostPoints, Measured, PlannerSettings, Profile
+from specplug.registry import ProposerSpec
+from specplug.tune.cost import Curve, Progress
+from specplug.tune.expense import Expense, Line, RealClock, TimedChains
+from specplug.tune.prediction import Costs
+from specplug.tune.replay import together
+from specplug.tune.replay_batch import BatchReplay
+from specplug.tune.settings import LONGEST, Setting
+from specplug.tune.trace import Answer, Asides, Trace
+
+MOST = 16
+"""Sequences at once that every engine is opened for, at least: what a server may come to see is timed, too."""
+
+ENGINES = 3
+"""At once, at most: plain, drafting, and one with a drafter of vLLM's own."""
+
+PROMPTS, PROMPT_TOKENS = 3, 192
+"""Read to time reading."""
+
+
+_FREE = CostPoints((0,), (1, 1024), ((1.0, 1.0),))
+"""Costs under which every draft pays, where only drafting is timed."""
+
+
+class VllmSubject:
+    """A model and how to serve it."""
+
+    gives = GIVES
+    trees = False
+    batched = True
+
+    def __init__(self, model: str, profile: Profile, *, most: int, say: Callable[[str], None]) -> None:
+        """`most` sequences run at once. EngineError without vLLM; UsageError for what it refuses."""
+        settings = replace(profile.vllm, max_num_seqs=max(most, MOST, profile.vllm.max_num_seqs or 0))
+        self._model, self._say = model, say
+        self._drafting: Vllm | None = None
+        self.profile = replace(profile, vllm=settings)
+        say("starting vLLM")
+        with ExitStack() as stack:
+            self._stack = stack
+            self._folder = Path(stack.enter_context(TemporaryDirectory(prefix="specplug-tune-")))
+            self._plain = self._open(plain(self.profile))
+            self._stack = stack.pop_all()
+        self._config = self._plain.llm.llm_engine.vllm_config
+        context = self._config.model_config.max_model_len
+        self.profile = replace(self.profile, runtime=replace(profile.runtime, context=context, threads=None))
+
+    def about(self) -> dict[str, Any]:
+        return {"description": self._plain.description, "train_context": self._config.model_config.max_model_len}
+
+    def use(self, *, threads: int | None = None, context: int | None = None) -> None:
+        """Threads and memory are vLLM's own."""
+
+    def limits(self, sequences: int) -> tuple[bool, int]:
+        return False, LONGEST
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
+        return self._plain.chat_prompt(messages)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self._plain.text(tokens)
+
+    def choose_threads(self, seconds: float) -> tuple[None, dict[int, float]]:
+        return None, {}
+
+    def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
+        """Other batches, too, as far as there is time: each ends as a smaller one, and a server has larger ones."""
+        self._say("starting vLLM again, to time its passes")
+        most = self.profile.vllm.max_num_seqs or max(levels)
+        batches = [*levels, *(size for size in BATCHES if size <= most and size not in levels)]
+        memory = shared_memory(ENGINES, self.profile.vllm.gpu_memory_utilization)
+        settings = engine_settings(plain(self.profile), "") | memory
+        prompt_ms = self._prompt_ms()
+        timed = passes(
+            self._model,
+            settings,
+            LONGEST,
+            batches=batches,
+            contexts=CONTEXTS,
+            seconds=seconds,
+            needed=levels,
+            progress=progress,
+        )
+        for sequences, contexts, lines in by_batch(timed, CONTEXTS, LONGEST):
+            intervals = tuple(tuple(median_interval(times) for times in line) for line in lines)
+            rows, rounds = rows_of(sequences, LONGEST), min(len(times) for line in lines for times in line)
+            yield Curve(sequences, contexts, rows, intervals, rounds, prompt_ms, change_ms=0.0)
+
+    def _prompt_ms(self) -> float:
+        """To read one token of a prompt, nothing remembered."""
+        random = np.random.default_rng(0)
+        found = []
+        for _ in range(PROMPTS):
+            prompt = random.integers(0, self._config.model_config.get_vocab_size(), PROMPT_TOKENS, dtype=np.int32)
+            began = perf_counter()
+            self._plain.generate_all([Request(prompt, 1)])
+            found.append(1000 * (perf_counter() - began) / PROMPT_TOKENS)
+        return median_interval(found).median
+
+    def record(
+        self,
+        prompts: Sequence[IntArray],
+        max_tokens: int,
+        k: int,
+        slots: int,
+        done: Callable[[int, IntArray, IntArray], None],
+    ) -> None:
+        requests = [Request(prompt, max_tokens, Sampling(logprobs=k)) for prompt in prompts]
+        answers, _ = self._plain.generate_all(requests)
+        for index, answer in enumerate(answers):
+            rows = [[token for token, _ in line.top[:k]] for line in answer.logprobs[1:]]
+            done(index, int_array(answer.tokens), np.array(rows, dtype=np.int32).reshape(len(rows), k))
+
+    def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
+        """None: vLLM says what comes after a text only by reading all of it again."""
+        yield from [None] * len(answers)
+
+    def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+        """Drafting is the same code whether passes are real: timed over recorded answers. The loop is in the passes."""
+        asked: dict[str, list[tuple[int, float]]] = {}
+        told: dict[str, list[tuple[int, float]]] = {}
+        rest: list[tuple[int, float]] = []
+        free = Costs(_FREE, Expense(), (_FREE,))
+        for method in methods:
+            sources: list[TimedChains] = []
+
+            def wrap(source: Any, name: str, sources: list[TimedChains] = sources) -> TimedChains:
+                sources.append(TimedChains(source))
+                return sources[-1]
+
+            setting = Setting((ProposerSpec(method),), PlannerSettings(max_nodes=LONGEST, trees=False))
+            one = BatchReplay(setting, free, max_tokens=trace.about["max_tokens"], clock=RealClock(), wrap=wrap)
+            began = perf_counter()
+            for group in together(trace.answers, level):
+                one.run(group)
+                if perf_counter() - began > seconds / len(methods):
+                    break
+            (source,) = sources
+            asked[method], told[method] = source.asked, source.told
+            spent = sum(us for _, us in (*source.asked, *source.told)) / max(1, len(one.drafted))
+            rest += [(sequences, max(0.0, ns / 1000 - spent)) for sequences, ns in one.drafted]
+        return Expense(
+            ask={method: Line.through(points) for method, points in asked.items()},
+            tell={method: Line.through(points) for method, points in told.items()},
+            plan=Line.through(rest),
+            topk=self._topk(),
+        )
+
+    def _topk(self) -> Line:
+        """Reading top ids. On a GPU they are copied while it samples."""
+        if self._config.device_config.device_type != "cpu":
+            return Line()
+        from specplug.engines.vllm.top_ids import time_reading
+
+        return Line.through(time_reading(self._config.model_config.get_vocab_size()))
+
+    def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
+        if not profile.speculates:
+            return VllmArm(profile.name, self._plain, Sampling())
+        here = fingerprint.of(Path(self._model), engine=NAME, threads=None, gpu=True)
+        learned = profile.measured.acceptance if profile.measured else {}
+        profile = replace(profile, measured=Measured(here, None, learned, costs.batch))
+        if any(spec.method == "builtin" for spec in profile.proposers):
+            self._say(f"starting vLLM with its own {profile.proposers[0].options['name']}")
+            return _OwnArm(profile, self._model)
+        if self._drafting is None:
+            self._say("starting vLLM with drafts")
+            static = replace(profile, planner=replace(profile.planner, mode="static"))
+            static = replace(static, vllm=replace(static.vllm, num_speculative_tokens=LONGEST))
+            self._drafting = self._open(static, worker_extension_cls=SWITCH)
+        return SwitchedArm(profile.name, self._drafting, write_profile(profile, self._folder), Sampling())
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _open(self, profile: Profile, **further: Any) -> Vllm:
+        return self._stack.enter_context(open_vllm(self._model, profile, say=self._say, engines=ENGINES, **further))
+
+
+class _OwnArm(VllmArm):
+    """An engine for one profile alone."""
+
+    def __init__(self, profile: Profile, model: str) -> None:
+        self._stack = ExitStack()
+        engine = self._stack.enter_context(open_vllm(model, profile, engines=ENGINES))
+        super().__init__(profile.name, engine, Sampling())
+
+    def close(self) -> None:
+        self._stack.close()

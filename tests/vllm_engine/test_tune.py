@@ -1,0 +1,134 @@
+"""vLLM as a subject of tuning: what it records is what it says, and settings take turns on one engine."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specplug.core import IntArray
+from specplug.engines.vllm.measure import rows_of
+from specplug.engines.vllm.offline import folder_of
+from specplug.engines.vllm.serve import engine_flags
+from specplug.errors import UsageError
+from specplug.profile import PlannerSettings, Profile, VllmSettings
+from specplug.registry import ProposerSpec
+from specplug.tune.prediction import Costs
+from specplug.tune.replay import replay
+from specplug.tune.settings import LONGEST, PLAIN, Setting, grid
+from specplug.tune.trace import Answer, Trace
+from specplug.tune.vllm import VllmSubject
+
+pytestmark = pytest.mark.vllm
+
+BASE = Profile("base", engine="vllm", vllm=VllmSettings(max_model_len=512, dtype="float32", enforce_eager=True))
+TEXTS = ("Count from one to twelve, in words.", "Write this down three times: the quick brown fox.")
+TOKENS = 32
+BEFORE = dict(os.environ)
+"""As this file is read: an engine that ran in this process since has left its own variables."""
+
+
+@pytest.fixture(scope="module")
+def subject(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSubject]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - BEFORE.keys():
+            patch.delenv(name)
+        for name, value in BEFORE.items():
+            patch.setenv(name, value)
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # several engines, a process each
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        made = VllmSubject(str(checkpoint), BASE, most=2, say=lambda text: None)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(subject: VllmSubject) -> list[IntArray]:
+    return [subject.encode([{"role": "user", "content": text}]) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def trace(subject: VllmSubject, prompts: list[IntArray]) -> Trace:
+    found: dict[int, Answer] = {}
+
+    def done(index: int, tokens: IntArray, topk: IntArray) -> None:
+        found[index] = Answer(str(index), 0, f"kind {index}", prompts[index], tokens, topk)
+
+    subject.record(prompts, TOKENS, 8, 2, done)
+    return Trace({"max_tokens": TOKENS}, (found[0], found[1]))
+
+
+def test_answers_are_recorded_with_what_the_target_ranked_high(trace: Trace, subject: VllmSubject) -> None:
+    for answer in trace.answers:
+        assert 4 < len(answer.tokens) <= TOKENS and answer.topk.shape == (len(answer.tokens) - 1, 8)
+        assert (answer.topk[:, 0] == answer.tokens[1:]).all()
+        assert all(len(set(row)) == 8 for row in answer.topk.tolist())
+    assert "fox" in subject.text(trace.answers[1].tokens.tolist())
+
+
+def test_settings_take_turns_and_answer_as_plain_decoding_does(subject: VllmSubject, trace: Trace) -> None:
+    (curve,) = [one for one in subject.curves([2], 1.0, lambda share: None) if one.sequences == 2]
+    assert curve.rows == rows_of(2, LONGEST) and min(i.low for i in curve.intervals[0]) > 0 and curve.prompt_ms > 0
+    found = subject.expense(trace, ["suffix", "token_recycling"], 2, 0.5)
+    for line in (*found.ask.values(), *found.tell.values(), found.plan, found.topk):
+        assert 0 < line.base + line.per < 100_000
+    costs = Costs(curve.points, found, (curve.points,))
+    assert replay(PLAIN, trace, costs).total.speedup == pytest.approx(1.0)
+
+    chain = PlannerSettings(mode="static", max_nodes=3, trees=False)
+    texts = [answer.prompt for answer in trace.answers]
+    plain = subject.arm(PLAIN.profile(subject.profile, "none"), slots=2, costs=costs)
+    expected = [result.tokens for result in plain.answer(texts, TOKENS)]
+    assert [tokens[:1] for tokens in expected] == [answer.tokens[:1].tolist() for answer in trace.answers]
+    arms = {
+        method: subject.arm(
+            Setting((ProposerSpec(method),), chain).profile(subject.profile, method), slots=2, costs=costs
+        )
+        for method in ("suffix", "token_recycling")
+    }
+    for arm in arms.values():
+        arm.reset()
+    first = arms["suffix"].answer(texts, TOKENS)
+    other = arms["token_recycling"].answer(texts, TOKENS)
+    again = arms["suffix"].answer(texts, TOKENS)
+    arms["suffix"].reset()
+    fresh = arms["suffix"].answer(texts, TOKENS)
+    for results in (first, other, again, fresh):
+        assert [result.tokens for result in results] == expected
+        assert all(result.seconds > 0 for result in results)
+    steps = [sum(result.counters.steps for result in results if result.counters) for results in (first, again, fresh)]
+    assert steps[1] < steps[0] == steps[2], "what suffix learned is known after its turn, and gone after a reset"
+    assert sum(len(tokens) - 1 for tokens in expected) > steps[0]
+
+
+def test_a_name_is_a_folder_of_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--org--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("abc")
+    (kept / "snapshots" / "abc").mkdir(parents=True)
+    (kept / "snapshots" / "abc" / "config.json").write_text("{}")
+    assert folder_of("org/name") == kept / "snapshots" / "abc"
+    assert folder_of(str(tmp_path)) == tmp_path
+    with pytest.raises(UsageError, match="org/none: cannot be fetched"):
+        folder_of("org/none")
+
+
+def test_costs_are_measured_with_vllms_own_flags() -> None:
+    flags = ["--max-num-seqs", "3", "--dtype=float32", "--port", "1", "--enforce-eager", "--api-key", "x"]
+    assert engine_flags(flags) == {"max_num_seqs": 3, "dtype": "float32", "enforce_eager": True}
+    assert engine_flags([]) == {}
+
+
+def test_what_is_tried_are_chains_and_vllms_own(subject: VllmSubject) -> None:
+    settings = grid(subject.gives, trees=subject.trees, most_nodes=subject.limits(1)[1])
+    assert not any(one.planner.trees for one in settings)
+    assert {"builtin", "suffix + token_recycling"} <= {one.method for one in settings}
+    longest = [one.profile(subject.profile, "x").vllm.num_speculative_tokens for one in settings]
+    assert max(longest) == LONGEST and min(longest) == 1
+    assert replace(settings[0].profile(subject.profile, "x"), model="m").engine == "vllm"
+    assert np.all(np.array(longest) > 0)
