@@ -20,6 +20,7 @@ from specplug import profile
 from specplug.answers import Request
 from specplug.bench.arms import plain
 from specplug.bench.statistics import Interval, paired_ratio
+from specplug.bench.vllm_stage import as_first
 from specplug.bench.workloads import load_workload
 from specplug.engines.vllm.offline import open_vllm
 
@@ -31,10 +32,7 @@ def main() -> None:
     options = _options()
     bases = [replace(profile.load(ref), model=options.model) for ref in options.profile]
     shared = replace(bases[0].vllm, max_num_seqs=options.concurrency)
-    own = [
-        replace(b, vllm=replace(shared, num_speculative_tokens=b.vllm.num_speculative_tokens, uniform=b.vllm.uniform))
-        for b in bases
-    ]
+    own = [replace(base, vllm=as_first(base.vllm, shared)) for base in bases]
     asked = defaultdict(list)
     prompts = load_workload(options.workload)
     sizes = {kind: sum(p.category == kind for p in prompts) for kind in {p.category for p in prompts}}

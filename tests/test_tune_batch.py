@@ -102,7 +102,7 @@ def test_the_engines_own_drafters_are_tried_where_it_has_some() -> None:
     assert not any("24" in name.rpartition(",")[2] for name in names)
     like = replayed_as(ProposerSpec("builtin", BUILTIN))
     assert like == ProposerSpec("ngram", {"min_match": 2, "max_match": 5})
-    assert replayed_as(ProposerSpec("builtin", {"name": "suffix"})) == ProposerSpec("suffix")
+    assert replayed_as(ProposerSpec("suffix")) == ProposerSpec("suffix")
 
 
 @pytest.mark.parametrize("concurrency", [(1,), (1, 4)])

@@ -1,5 +1,6 @@
 """Profiles as vLLM's settings, its server's command, what workers read, and which vLLM fits. No vllm is imported."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from specplug import profile as profiles
 from specplug.core import int_array
-from specplug.engines.vllm import versions
+from specplug.engines.vllm import offline, versions
 from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_in, server_command, write_profile
 from specplug.engines.vllm.counts import AGREED, FIGURES, Counts
 from specplug.engines.vllm.measure import WARM, curves_of
@@ -163,6 +164,15 @@ def test_counts_go_by_who_guessed() -> None:
     assert figures["draft_tokens"] == {("suffix",): 2, (AGREED,): 1, ("ngram",): 1}
     assert figures["accepted_tokens"] == {("suffix",): 2} and figures["predicted_tokens"] == {(): 2.0}
     assert figures.keys() <= FIGURES.keys()
+
+
+def test_what_an_engine_needs_around_it_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECPLUG_TEST_KEPT", "before")
+    monkeypatch.delenv("SPECPLUG_TEST_NEW", raising=False)
+    with pytest.raises(RuntimeError), offline._environment({"SPECPLUG_TEST_KEPT": "in", "SPECPLUG_TEST_NEW": "in"}):
+        assert os.environ["SPECPLUG_TEST_KEPT"] == os.environ["SPECPLUG_TEST_NEW"] == "in"
+        raise RuntimeError
+    assert os.environ["SPECPLUG_TEST_KEPT"] == "before" and "SPECPLUG_TEST_NEW" not in os.environ
 
 
 def test_curves_are_medians_of_whole_rounds_after_the_first() -> None:

@@ -85,7 +85,7 @@ def vllm_stage(
     if first.model is None:
         raise UsageError(f"profile {first.name}: no model; name one with --model")
     shared = replace(first.vllm, max_num_seqs=max(concurrency, first.vllm.max_num_seqs or 0))
-    drafting = [replace(p, vllm=_as_first(p.vllm, shared)) for p in profiles if p.speculates]
+    drafting = [replace(p, vllm=as_first(p.vllm, shared)) for p in profiles if p.speculates]
     base = replace(plain(first), vllm=shared)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="specplug-bench-")))
@@ -121,6 +121,6 @@ def vllm_stage(
         )
 
 
-def _as_first(own: VllmSettings, shared: VllmSettings) -> VllmSettings:
+def as_first(own: VllmSettings, shared: VllmSettings) -> VllmSettings:
     """The shared settings of the engine, the profile's own of its drafts."""
     return replace(shared, num_speculative_tokens=own.num_speculative_tokens, uniform=own.uniform)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from specplug.chains import ChainProposer, Chains, ChainSteps
 from specplug.core import Draft, Proposer, Step
+
+T = TypeVar("T", Proposer, ChainProposer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +97,35 @@ class CountedClock:
 
 
 class RealClock:
-    """The machine's time, whatever is paid."""
+    """The machine's time and what is paid; time paid back was somebody else's."""
+
+    def __init__(self) -> None:
+        self._paid = 0
 
     def __call__(self) -> int:
-        return perf_counter_ns()
+        return perf_counter_ns() + self._paid
 
     def pay(self, ns: int) -> None:
-        pass
+        self._paid += ns
 
 
-class Priced:
-    """A proposer whose calls take, on a counted clock, what they were measured to take."""
+class _Around(Generic[T]):
+    """What a wrapped source leaves as it is."""
 
-    def __init__(self, source: Proposer, clock: Clock, expense: Expense, method: str, sources: int) -> None:
-        """`sources` is how many share the cost of planning."""
-        self.source = source
+    def __init__(self, source: T) -> None:
+        self.source: T = source
         self.needs = source.needs
         self.buckets = source.buckets
         self.begin = source.begin
         self.end = source.end
+
+
+class Priced(_Around[Proposer]):
+    """A proposer whose calls take, on a counted clock, what they were measured to take."""
+
+    def __init__(self, source: Proposer, clock: Clock, expense: Expense, method: str, sources: int) -> None:
+        """`sources` is how many share the cost of planning."""
+        super().__init__(source)
         self._clock = clock
         self._ask = expense.ask.get(method, Line())
         self._tell = expense.tell.get(method, Line())
@@ -131,15 +143,11 @@ class Priced:
         self._clock.pay(self._tell.ns(len(step.emitted)))
 
 
-class PricedChains:
+class PricedChains(_Around[ChainProposer]):
     """The same for many sequences at once."""
 
     def __init__(self, source: ChainProposer, clock: Clock, expense: Expense, method: str, sources: int) -> None:
-        self.source = source
-        self.needs = source.needs
-        self.buckets = source.buckets
-        self.begin = source.begin
-        self.end = source.end
+        super().__init__(source)
         self._clock = clock
         self._ask = expense.ask.get(method, Line())
         self._tell = expense.tell.get(method, Line())
@@ -155,15 +163,11 @@ class PricedChains:
         self._clock.pay(self._tell.ns(len(steps.after)))
 
 
-class Timed:
+class Timed(_Around[Proposer]):
     """A proposer whose calls are timed, asked for drafts of different sizes in turn."""
 
     def __init__(self, source: Proposer, sizes: Sequence[int], clock: Callable[[], int] = perf_counter_ns) -> None:
-        self.source = source
-        self.needs = source.needs
-        self.buckets = source.buckets
-        self.begin = source.begin
-        self.end = source.end
+        super().__init__(source)
         self.asked: list[tuple[int, float]] = []
         self.told: list[tuple[int, float]] = []
         self._sizes = sizes
@@ -182,25 +186,30 @@ class Timed:
         self.told.append((len(step.emitted), (self._clock() - began) / 1000))
 
 
-class TimedChains:
-    """A source of chains whose calls are timed: (sequences, us) of `asked`, (new tokens, us) of `told`."""
+class TimedChains(_Around[ChainProposer]):
+    """A source of chains whose calls are timed: (sequences, us) of `asked`, (new tokens, us) of `told`.
 
-    def __init__(self, source: ChainProposer) -> None:
-        self.source = source
-        self.needs = source.needs
-        self.buckets = source.buckets
-        self.begin = source.begin
-        self.end = source.end
+    Their time is taken off `clock`, which so shows what goes on around them.
+    """
+
+    def __init__(self, source: ChainProposer, clock: Clock) -> None:
+        super().__init__(source)
         self.asked: list[tuple[int, float]] = []
         self.told: list[tuple[int, float]] = []
+        self._clock = clock
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
         began = perf_counter_ns()
         chains = self.source.propose_chains(seqs, k)
-        self.asked.append((len(seqs), (perf_counter_ns() - began) / 1000))
+        self.asked.append((len(seqs), self._taken(began)))
         return chains
 
     def observe_chains(self, steps: ChainSteps) -> None:
         began = perf_counter_ns()
         self.source.observe_chains(steps)
-        self.told.append((len(steps.after), (perf_counter_ns() - began) / 1000))
+        self.told.append((len(steps.after), self._taken(began)))
+
+    def _taken(self, began: int) -> float:
+        taken = perf_counter_ns() - began
+        self._clock.pay(-taken)
+        return taken / 1000

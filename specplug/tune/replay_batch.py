@@ -18,7 +18,7 @@ from specplug.core import IntArray, int_array
 from specplug.registry import ProposerSpec
 from specplug.tune.expense import Clock, CountedClock, PricedChains
 from specplug.tune.prediction import POSITIONS, Costs, Sums
-from specplug.tune.settings import Setting
+from specplug.tune.settings import BUILTIN, Setting
 from specplug.tune.trace import Answer
 
 Wrap = Callable[[ChainProposer, str], ChainProposer]
@@ -151,15 +151,10 @@ class BatchReplay:
 
 
 def replayed_as(spec: ProposerSpec) -> ProposerSpec:
-    """Of the engine's own drafters the method here that guesses most alike; others are themselves."""
-    if spec.method != "builtin":
+    """The method itself; for the engine's own drafter that is tried, ours that guesses most alike."""
+    if spec.options != BUILTIN:
         return spec
-    name = spec.options["name"]
-    if name == "ngram":
-        return ProposerSpec(
-            "ngram", {"min_match": spec.options["prompt_lookup_min"], "max_match": spec.options["prompt_lookup_max"]}
-        )
-    return ProposerSpec(str(name))
+    return ProposerSpec("ngram", {"min_match": BUILTIN["prompt_lookup_min"], "max_match": BUILTIN["prompt_lookup_max"]})
 
 
 def _verify(c: _Cursor, draft: Sequence[int]) -> None:

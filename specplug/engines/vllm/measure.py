@@ -21,13 +21,13 @@ from platformdirs import user_cache_dir
 
 from specplug import fingerprint, hardware
 from specplug.engines.vllm.configure import NAME
-from specplug.engines.vllm.environment import KEY as MEMORY
+from specplug.engines.vllm.environment import MEMORY_FLAG
 from specplug.engines.vllm.sweep import KEY
 from specplug.errors import SpecplugError
 from specplug.files import write_atomically
 from specplug.profile import CostPoints, Measured, Profile
 
-SCHEMA = 1
+SCHEMA = 2
 SECONDS = 100.0
 """Time for all of it, starting the engine excluded; larger batches and contexts are left out when it is over."""
 
@@ -58,7 +58,7 @@ def with_costs(
     folder    where the model's files are
     """
     settings = {key: value for key, value in settings.items() if key != "max_num_seqs"}
-    decisive = {key: value for key, value in settings.items() if key != MEMORY}
+    decisive = {key: value for key, value in settings.items() if key != MEMORY_FLAG}
     here = fingerprint.of(folder, engine=NAME, threads=None, gpu=True)
     if profile.measured is not None and profile.measured.batch_curves:
         changed = fingerprint.changes(profile.measured.hardware, here)
@@ -76,7 +76,8 @@ def with_costs(
         busy = hardware.busy_warning()
         if busy:
             say(busy)
-        curves = measure(model, settings, length)
+        timed = passes(model, settings, length, batches=BATCHES, contexts=CONTEXTS, seconds=SECONDS)
+        curves = curves_of(timed, CONTEXTS, length)
         try:
             write_atomically(path, json.dumps([asdict(curve) for curve in curves]).encode())
         except SpecplugError as error:
@@ -85,26 +86,8 @@ def with_costs(
     return replace(profile, measured=Measured(here, None, acceptance, curves))
 
 
-def measure(
-    model: str,
-    settings: Mapping[str, Any],
-    length: int,
-    *,
-    batches: Sequence[int] = BATCHES,
-    contexts: Sequence[int] = CONTEXTS,
-    seconds: float = SECONDS,
-) -> tuple[CostPoints, ...]:
-    """A curve per batch size, rows from one guess-less pass to `length` guesses each, through vLLM's own scheduler.
-
-    Batches and contexts that do not fit are left out. SpecplugError when the engine never got to a pass.
-    """
-    return curves_of(
-        passes(model, settings, length, batches=batches, contexts=contexts, seconds=seconds), contexts, length
-    )
-
-
 def curves_of(timed: Sequence[Pass], contexts: Sequence[int], length: int) -> tuple[CostPoints, ...]:
-    """The medians."""
+    """A curve per batch size, from one guess-less pass to `length` guesses for each: the medians."""
     return tuple(
         CostPoints(
             whole,
@@ -127,7 +110,9 @@ def passes(
     needed: Sequence[int] = (),
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[Pass]:
-    """Passes of random text, timed one by one. SpecplugError when the engine never got to one.
+    """Passes of random text through vLLM's own scheduler, timed one by one; what does not fit is left out.
+
+    SpecplugError when the engine never got to one.
 
     needed  batches that are timed at the first context however long it takes
     """
@@ -205,10 +190,10 @@ def _run(
     random = np.random.default_rng(0)
     params = SamplingParams(temperature=0.0, max_tokens=passes, ignore_eos=True, detokenize=False)
     began = perf_counter()
+    took = 0.0  # by one sequence, at the latest
     for place, context in enumerate(contexts):
         if context + passes > longest:
             continue
-        took = 0.0  # by one sequence, at the latest
         for batch in batches:
             left = seconds - (perf_counter() - began)
             if batch > most or (took * batch > left and (place or batch not in needed)):

@@ -184,13 +184,12 @@ def prepare(
     if not profile.speculates:
         return model, plain, profile
     if not isinstance(sources[0], Builtin):
-        check_tokenizer(profile, folder_of(model))
+        folder = folder_of(model)
+        check_tokenizer(profile, folder)
         check_interface()
         if profile.planner.mode != "static":
             memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
-            profile = with_costs(
-                profile, model, {**memory, **plain, **(measured_with or {})}, folder_of(model), say=say
-            )
+            profile = with_costs(profile, model, {**memory, **plain, **(measured_with or {})}, folder, say=say)
     path = write_profile(profile, Path(user_cache_dir("specplug")) / "vllm")
     return model, {**engine_settings(profile, path), **further}, profile
 

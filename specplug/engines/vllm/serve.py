@@ -30,6 +30,10 @@ OURS = ("--model", "--speculative-config", "-sc", "--additional-config")
 """Flags of vLLM that a profile decides."""
 
 
+REPLICAS = "data_parallel"
+"""What the names of their flags begin with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """argv, and what the environment needs beside what it has."""
@@ -69,7 +73,10 @@ def command(
 
 
 def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
-    """Those of vLLM's own flags that are about the engine, as arguments of `vllm.LLM`, but for what is the default."""
+    """Those of vLLM's own flags that decide what a pass costs, as arguments of `vllm.LLM`, but for what is the default.
+
+    Replicas are left out: each makes passes of its own, and `vllm.LLM` has none.
+    """
     if not flags:
         return {}
     from vllm.engine.arg_utils import EngineArgs
@@ -77,7 +84,8 @@ def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     usual, given = vars(parser.parse_args([])), vars(parser.parse_known_args(list(flags))[0])
-    known = {field.name for field in fields(EngineArgs)}
+    known = {field.name for field in fields(EngineArgs) if not field.name.startswith(REPLICAS)}
+    known -= {"disable_log_stats", "served_model_name"}
     return {name: value for name, value in given.items() if name in known and value != usual.get(name)}
 
 
