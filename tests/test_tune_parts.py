@@ -285,6 +285,18 @@ def test_the_winner_beats_plain_decoding_outside_the_noise() -> None:
     assert winners({made("ngram"): sure, made("suffix"): faster}) == [made("suffix"), made("ngram")]
 
 
+def test_the_winner_beats_its_own_engine_at_rest() -> None:
+    line = Pairs()
+    for i, own in enumerate([1.0, 0.9, 1.1] * 3):  # the engine at rest takes 1, drafts between 0.9 and 1.1, plain 1.3
+        line.add(f"g{i}", "chat", f"a{i}", (100, own, 100, 1.3, 100, 1.0))
+    overall, own_rest, rest = line.speedup(), line.over_rest(), line.rest()
+    assert overall is not None and own_rest is not None and rest is not None
+    assert overall.low > 1.1 and own_rest.median == pytest.approx(1.0, abs=0.03)
+    assert rest.median == pytest.approx(1.3)
+    assert str(line.against()).startswith("not shown to be faster than an engine at rest (1.0") and not line.is_slower()
+    assert pairs([1.3] * 9).over_rest() is None and pairs([1.3] * 9).rest() is None
+
+
 def test_repeats_of_the_same_answers_are_no_larger_sample() -> None:
     """Four answers stay four, and their interval stays as wide, however often they are measured."""
     assert "too few different answers: 4" in str(pairs([2.0] * 4, repeats=50).against())

@@ -89,6 +89,18 @@ def test_dear_passes_end_in_plain_decoding(request_: Request) -> None:
     assert outcome.document["oracle_speedup"]["1"] == pytest.approx(1.0, rel=0.01)
 
 
+def test_an_engine_that_is_fast_by_chance_is_no_gain(request_: Request) -> None:
+    """Two processes of one engine may differ for as long as they live: drafts must beat their own engine at rest."""
+    subject = ToySubject(request_.base, DEAR)
+    subject.rest = 1.2
+    outcome = run(request_, subject=subject)
+    assert outcome.document["chosen"] == "none" and any("at rest" in w for w in outcome.document["rejected"].values())
+    assert any("ran at 1.2" in note and "of plain decoding while" in note for note in outcome.document["notes"])
+    subject = ToySubject(request_.base, CHEAP)
+    subject.rest, subject.max_tokens = 0.95, request_.max_tokens  # the trace is the first tune's
+    assert run(replace(request_, out=request_.out.with_name("two.yaml")), subject=subject).profile.speculates
+
+
 def test_text_that_nobody_can_guess_ends_in_plain_decoding(request_: Request) -> None:
     """Every token depends on all before it: no text repeats, whatever a pass costs."""
     wild = ToySubject(request_.base, lambda rows: 10.0 + 3.0 * rows, ToyTarget(vocab=4096, order=64, branches=64))

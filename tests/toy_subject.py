@@ -16,7 +16,7 @@ from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
 from specplug.tune.replay_batch import BatchReplay
 from specplug.tune.replay_sequences import Replay
-from specplug.tune.settings import Setting
+from specplug.tune.settings import PLAIN, Setting
 from specplug.tune.trace import Answer, Asides, Trace
 
 
@@ -47,8 +47,10 @@ class ToyArm:
 
     profile = None
 
-    def __init__(self, subject: "ToySubject", profile: Profile, costs: Costs) -> None:
+    def __init__(self, subject: "ToySubject", profile: Profile, costs: Costs, speed: float = 1.0) -> None:
+        """speed  how many times faster than it should be"""
         self.name = profile.name
+        self._speed = speed
         self._subject = subject
         self._setting = Setting(profile.proposers, profile.planner)
         self._costs = replace(costs, expense=Expense())
@@ -59,7 +61,7 @@ class ToyArm:
         answers = [self._subject.answer(prompt, max_tokens) for prompt in prompts]
         noise = self._subject.noise
         return [
-            Result(one.tokens.tolist(), sums.ms / 1000 * noise.uniform(0.97, 1.03), None)
+            Result(one.tokens.tolist(), sums.ms / 1000 / self._speed * noise.uniform(0.97, 1.03), None)
             for one, sums in zip(answers, self._replay.run(answers), strict=True)
         ]
 
@@ -94,6 +96,8 @@ class ToySubject:
         self.spend: Callable[[float], None] = lambda seconds: None
         self.asked: Callable[[str], None] = lambda name: None
         self.closed = False
+        self.rest: float | None = None
+        """How many times faster than plain decoding's the engine that drafts is, for whatever reason."""
 
     def about(self) -> dict[str, Any]:
         return {"description": "toy", "train_context": 4096}
@@ -151,7 +155,10 @@ class ToySubject:
         return Expense(ask=line, tell=line, plan=Line(50.0, 1.0), step=Line(10.0, 0.0))
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> ToyArm:
-        return ToyArm(self, profile, costs)
+        return ToyArm(self, profile, costs, self.rest or 1.0 if profile.speculates else 1.0)
+
+    def resting(self, *, slots: int, costs: Costs) -> ToyArm | None:
+        return ToyArm(self, replace(self.profile, proposers=PLAIN.proposers), costs, self.rest) if self.rest else None
 
     def close(self) -> None:
         self.closed = True

@@ -26,7 +26,7 @@ FEWEST_OF_KIND = 3
 """Of a category: fewer answers say nothing of it alone."""
 
 Totals = list[float]
-"""Tokens, seconds, plain decoding's tokens, plain decoding's seconds."""
+"""Tokens and seconds; plain decoding's; and those of the engine that drafts while nobody does, 0 where it is none."""
 
 
 @dataclass(slots=True)
@@ -43,10 +43,10 @@ class Pairs:
     looks: dict[str, int] = field(default_factory=dict)
 
     def add(self, group: str, kind: str, answer: str, values: Sequence[float]) -> None:
-        """One answer's tokens, seconds, plain tokens and plain seconds."""
+        """One answer's tokens and seconds, plain decoding's, and maybe those of the engine at rest."""
         for sums in (
-            self.groups.setdefault(group, [0.0] * 4),
-            self.answers.setdefault(kind, {}).setdefault(answer, [0.0] * 4),
+            self.groups.setdefault(group, [0.0] * 6),
+            self.answers.setdefault(kind, {}).setdefault(answer, [0.0] * 6),
         ):
             for i, value in enumerate(values):
                 sums[i] += value
@@ -55,34 +55,55 @@ class Pairs:
     def speedup(self, kind: str | None = None) -> Interval | None:
         """Over all groups, or over the answers of one category; None where nothing has tokens."""
         found = self.groups if kind is None else self.answers.get(kind, {})
-        lines = [sums for sums in found.values() if min(sums[0], sums[2]) > 0]
-        if not lines:
-            return None
-        tokens, seconds, plain_tokens, plain_seconds = (list(column) for column in zip(*lines, strict=True))
-        return paired_ratio(tokens, seconds, plain_tokens, plain_seconds)
+        return _ratio(found, (0, 1), (2, 3))
+
+    def over_rest(self, kind: str | None = None) -> Interval | None:
+        """Over the engine that drafts while nobody does: two processes of one engine may differ for as long as they
+        live, which no number of answers shows."""
+        return _ratio(self.groups if kind is None else self.answers.get(kind, {}), (0, 1), (4, 5))
+
+    def rest(self) -> Interval | None:
+        """That engine over plain decoding."""
+        return _ratio(self.groups, (4, 5), (2, 3))
 
     def totals(self, kind: str | None = None) -> Totals:
         lines = list((self.groups if kind is None else self.answers.get(kind, {})).values())
-        return [sum(column) for column in zip(*lines, strict=True)] if lines else [0.0] * 4
+        return [sum(column) for column in zip(*lines, strict=True)] if lines else [0.0] * 6
 
     def against(self) -> str | None:
-        """Why this is not shown to be faster than plain decoding; None where it is."""
+        """Why this is not shown to be faster than plain decoding, and than an engine at rest; None where it is."""
         overall = self.speedup()
         if overall is None or len(self.groups) < FEWEST:
             return f"too few different answers: {len(self.groups)}, {FEWEST} are needed"
         if overall.low <= 1.0 or overall.median < WORTH:
             return "not faster" if overall.median < WORTH else "not shown to be faster"
+        own = self.over_rest()
+        if own is not None and (own.low <= 1.0 or own.median < WORTH):
+            return f"not shown to be faster than an engine at rest ({own.median:.2f})"
         slow = self.slow_kinds()
         return f"slower at {', '.join(slow)}" if slow else None
 
     def slow_kinds(self) -> list[str]:
-        """Categories in which plain decoding is faster outside the noise."""
-        found = []
-        for kind, answers in self.answers.items():
-            interval = self.speedup(kind)
-            if interval is not None and len(answers) >= FEWEST_OF_KIND and interval.high < SLOWER:
-                found.append(kind)
-        return found
+        """Categories in which plain decoding, or an engine at rest, is faster outside the noise."""
+        return [
+            kind
+            for kind, answers in self.answers.items()
+            if len(answers) >= FEWEST_OF_KIND
+            and any(seen is not None and seen.high < SLOWER for seen in (self.speedup(kind), self.over_rest(kind)))
+        ]
+
+    def is_slower(self) -> bool:
+        """Whether plain decoding, or an engine at rest, is faster outside the noise over all."""
+        return any(seen is not None and seen.high < 1.0 for seen in (self.speedup(), self.over_rest()))
+
+
+def _ratio(found: Mapping[str, Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
+    """Tokens per second over those of a base, both named by their places in the sums; None where one has no tokens."""
+    lines = [sums for sums in found.values() if min(sums[own[0]], sums[base[0]]) > 0]
+    if not lines:
+        return None
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    return paired_ratio(*(columns[place] for place in (*own, *base)))
 
 
 def candidates(predicted: Mapping[Setting, float], count: int = CANDIDATES) -> list[Setting]:
@@ -99,15 +120,17 @@ def candidates(predicted: Mapping[Setting, float], count: int = CANDIDATES) -> l
 def still_open(pairs: Mapping[Setting, Pairs], kinds: Sequence[str]) -> list[Setting]:
     """The settings that more pairs could still make the winner.
 
-    Out: what plain decoding beats outside the noise, and what the leader does. Nothing is out before every one of
-    `kinds` was looked at twice.
+    Out: what plain decoding or an engine at rest beats outside the noise, and what the leader does. Nothing is out
+    before every one of `kinds` was looked at twice.
     """
     if any(line.looks.get(kind, 0) < 2 for line in pairs.values() for kind in kinds):
         return list(pairs)
     seen = {setting: line.speedup() for setting, line in pairs.items()}
     known = {setting: interval for setting, interval in seen.items() if interval is not None}
     best_low = max((interval.low for interval in known.values()), default=1.0)
-    return [setting for setting, interval in known.items() if interval.high >= max(1.0, best_low)]
+    return [
+        setting for setting, interval in known.items() if interval.high >= best_low and not pairs[setting].is_slower()
+    ]
 
 
 def separated(pairs: Mapping[Setting, Pairs], open_: Sequence[Setting]) -> bool:
@@ -116,7 +139,7 @@ def separated(pairs: Mapping[Setting, Pairs], open_: Sequence[Setting]) -> bool:
 
 
 def winners(pairs: Mapping[Setting, Pairs]) -> list[Setting]:
-    """Those that beat plain decoding outside the noise, the fastest first."""
+    """Those that nothing speaks against, the fastest first."""
     fast = {setting: line.speedup() for setting, line in pairs.items() if line.against() is None}
     medians = {setting: interval.median for setting, interval in fast.items() if interval is not None}
     return sorted(medians, key=lambda setting: -medians[setting])

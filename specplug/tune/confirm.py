@@ -20,6 +20,9 @@ MOST_ROUNDS = 4
 Seen = Mapping[str, Sequence[Sequence[float]]]
 """Of one group of answers: (tokens, seconds) of each, by setting name, plain decoding's among them."""
 
+REST = "at rest"
+"""In their place, what the engine that drafts does while nobody does."""
+
 
 def confirm(
     arms: Mapping[Setting, Arm],
@@ -27,6 +30,7 @@ def confirm(
     size: int,
     *,
     left: Callable[[], float],
+    rest: Arm | None = None,
     seen: Sequence[Seen] = (),
     keep: Callable[[Seen], object] = lambda seen: None,
     progress: Callable[[Mapping[Setting, Pairs]], None] = lambda pairs: None,
@@ -36,6 +40,7 @@ def confirm(
     """Pairs of each setting with PLAIN, whose arm is among `arms`; `size` prompts at a time, in the trace's order.
 
     left    seconds that remain
+    rest    the engine that drafts while nobody does, where it is another one than plain decoding's
     rounds  over all answers, at most
     seen    groups measured earlier, from the first on; `keep` is given each new one
 
@@ -45,13 +50,16 @@ def confirm(
     groups = list(together(trace.answers, size))
     kinds = trace.categories()
     max_tokens: int = trace.about["max_tokens"]
+    if rest is not None:  # what an older version wrote knows none, and is measured again
+        seen = [earlier for earlier in seen if REST in earlier]
     pairs = {setting: Pairs() for setting in arms if setting != PLAIN}
     for index, earlier in enumerate(seen):
         _add(pairs, groups[index % len(groups)], earlier)
     open_ = list(pairs)
     longest = 0.0
+    every = {setting.name: arm for setting, arm in arms.items()} | ({REST: rest} if rest is not None else {})
     if left() > 0:
-        for arm in arms.values():  # the first passes of a context are slow
+        for arm in every.values():  # the first passes of a context are slow
             arm.answer([trace.answers[0].prompt], 4)
     for index in range(len(seen), rounds * len(groups)):
         whole = index % len(groups) == 0
@@ -62,16 +70,16 @@ def confirm(
         if left() <= longest:
             break
         if whole or index == len(seen):
-            for arm in arms.values():
+            for arm in every.values():
                 arm.reset()
         began = perf_counter()
         group = groups[index % len(groups)]
-        running = [PLAIN, *open_]
+        running = [PLAIN.name, *(setting.name for setting in open_), *([REST] if rest is not None else [])]
         told: dict[str, list[list[float]]] = {}
         for place in range(len(running)):
-            setting = running[(place + index) % len(running)]
-            results = arms[setting].answer([answer.prompt for answer in group], max_tokens)
-            told[setting.name] = [[len(r.tokens) - 1, r.seconds] for r in results]
+            name = running[(place + index) % len(running)]
+            results = every[name].answer([answer.prompt for answer in group], max_tokens)
+            told[name] = [[len(r.tokens) - 1, r.seconds] for r in results]
         longest = max(longest, perf_counter() - began)
         keep(told)
         _add(pairs, group, told)
@@ -82,8 +90,9 @@ def confirm(
 def _add(pairs: Mapping[Setting, Pairs], group: Sequence[Answer], told: Seen) -> None:
     name = " ".join(_key(answer) for answer in group)
     for setting, line in pairs.items():
-        for answer, own, plain in zip(group, told.get(setting.name, ()), told[PLAIN.name], strict=False):
-            line.add(name, answer.category, _key(answer), [*own, *plain])
+        rests = told.get(REST, [()] * len(group))
+        for answer, own, plain, rest in zip(group, told.get(setting.name, ()), told[PLAIN.name], rests, strict=False):
+            line.add(name, answer.category, _key(answer), [*own, *plain, *rest])
 
 
 def _key(answer: Answer) -> str:

@@ -166,6 +166,9 @@ class LlamaCppSubject:
 
         return ProfileArm(self._model, profile, Sampling(), slots=slots, cost=costs.points, prompts=self._prompts)
 
+    def resting(self, *, slots: int, costs: Costs) -> None:
+        """Every arm is an engine of the same kind, in this process."""
+
     def close(self) -> None:
         self._model.close()
 

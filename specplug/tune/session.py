@@ -347,11 +347,15 @@ class _Session:
                 profile = replace(profile, measured=Measured(acceptance=learned.get(setting, {})))
                 arms[setting] = self.subject.arm(profile, slots=level, costs=costs)
                 stack.callback(arms[setting].close)
+            rest = self.subject.resting(slots=level, costs=costs)
+            if rest is not None:
+                stack.callback(rest.close)
             return confirm(
                 arms,
                 trace,
                 level,
                 left=lambda: until - self.budget.spent,
+                rest=rest,
                 seen=[entry["seen"] for entry in self.journal.of("pair") if entry["level"] == level],
                 keep=lambda seen: self.add("pair", level=level, seen=seen),
                 progress=progress,
@@ -366,16 +370,21 @@ class _Session:
     ) -> tuple[Setting | None, dict[str, str]]:
         """The fastest that loses at no other concurrency (these are added to `confirmed`), and why others fell."""
         seen = confirmed[self.request.level]
+        rest = next((interval for pairs in seen.values() if (interval := pairs.rest()) is not None), None)
+        if rest is not None:
+            self.note(
+                f"the engine that drafts ran at {rest.median:.2f} ({rest.low:.2f}-{rest.high:.2f}) of plain decoding "
+                "while nobody drafted: what is chosen has to beat both"
+            )
         rejected = {setting.name: why for setting, pairs in seen.items() if (why := pairs.against()) is not None}
         others = [level for level in self.request.concurrency if level != self.request.level]
         for setting in winners(seen):
             for place, level in enumerate(others):
                 found = self.confirm(trace, {setting: learned[setting]}, costs[level], len(others) - place)[setting]
                 confirmed.setdefault(level, {})[setting] = found
-                interval = found.speedup()
-                if interval is None:
+                if found.speedup() is None:
                     self.note(f"{setting.name}: no time was left to look at it with {level} at once")
-                elif interval.high < 1.0:
+                elif found.is_slower():
                     rejected[setting.name] = f"slower with {level} at once"
                     break
             if setting.name not in rejected:

@@ -70,4 +70,7 @@ class Subject(Protocol):
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
         """A profile ready to answer `slots` prompts at a time."""
 
+    def resting(self, *, slots: int, costs: Costs) -> Arm | None:
+        """The engine of the arms that draft, with nobody drafting; None where it is plain decoding's own."""
+
     def close(self) -> None: ...

@@ -189,11 +189,18 @@ class VllmSubject:
         if any(spec.method == "builtin" for spec in profile.proposers):
             self._say(f"starting vLLM with its own {profile.proposers[0].options['name']}")
             return _OwnArm(profile, self._model)
+        return self._switched(profile)
+
+    def resting(self, *, slots: int, costs: Costs) -> Arm:
+        """Plain decoding has an engine of its own."""
+        return self._switched(replace(plain(self.profile), measured=Measured(batch_curves=costs.batch)))
+
+    def _switched(self, profile: Profile) -> SwitchedArm:
         if self._drafting is None:
             self._say("starting vLLM with drafts")
-            static = replace(profile, planner=replace(profile.planner, mode="static"))
-            static = replace(static, vllm=replace(static.vllm, num_speculative_tokens=LONGEST))
-            self._drafting = self._open(static, worker_extension_cls=SWITCH)
+            drafts = replace(self.profile, proposers=(ProposerSpec("ngram"),), planner=PlannerSettings(mode="static"))
+            drafts = replace(drafts, vllm=replace(drafts.vllm, num_speculative_tokens=LONGEST))
+            self._drafting = self._open(drafts, worker_extension_cls=SWITCH)
         return SwitchedArm(profile.name, self._drafting, write_profile(profile, self._folder), Sampling())
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ import pytest
 pytestmark = pytest.mark.vllm
 
 FAULT_REQUESTS, SOAK_REQUESTS = (200, 1000) if os.environ.get("ALL_REQUESTS") else (32, 80)
-"""All of them take half an hour: ALL_REQUESTS=1 make test-vllm."""
+"""All of them take twelve minutes with the rest of this file: ALL_REQUESTS=1 make test-vllm."""
 
 BEFORE = dict(os.environ)
 """As this file is read: an engine that ran in this process since has left its own variables."""

@@ -90,13 +90,17 @@ def test_settings_take_turns_and_answer_as_plain_decoding_does(subject: VllmSubj
         arm.reset()
     first = arms["suffix"].answer(texts, TOKENS)
     other = arms["token_recycling"].answer(texts, TOKENS)
+    rest = subject.resting(slots=2, costs=costs)
+    idle = rest.answer(texts, TOKENS)
     again = arms["suffix"].answer(texts, TOKENS)
+    rest.reset()
     arms["suffix"].reset()
     fresh = arms["suffix"].answer(texts, TOKENS)
-    for results in (first, other, again, fresh):
+    for results in (first, other, idle, again, fresh):
         assert [result.tokens for result in results] == expected
         assert all(result.seconds > 0 for result in results)
     steps = [sum(result.counters.steps for result in results if result.counters) for results in (first, again, fresh)]
+    assert not any(result.counters.draft_tokens + result.counters.accepted_tokens for result in idle if result.counters)
     assert steps[1] < steps[0] == steps[2], "what suffix learned is known after its turn, and gone after a reset"
     assert sum(len(tokens) - 1 for tokens in expected) > steps[0]
 

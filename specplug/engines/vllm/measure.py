@@ -33,8 +33,9 @@ SECONDS = 100.0
 
 CONTEXTS = (256, 1024)
 BATCHES = (1, 4, 16, 64)
-ROUNDS = 12
-"""Passes of every length, per batch and context."""
+ROUNDS, FEWER_ROUNDS, MANY = 12, 6, 16
+"""Passes of every length, per batch and context, and from how many sequences on fewer are enough: a pass over many is
+slow, and its time varies less."""
 
 Pass = tuple[int, int, float, float]
 """Sequences, guesses for each, tokens in their caches on average, milliseconds."""
@@ -185,25 +186,27 @@ def _run(
 
     config = llm.llm_engine.vllm_config
     longest, most = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
-    passes = (ROUNDS + WARM + 1) * (length + 1)
     vocabulary = config.model_config.get_vocab_size()
     random = np.random.default_rng(0)
-    params = SamplingParams(temperature=0.0, max_tokens=passes, ignore_eos=True, detokenize=False)
     began = perf_counter()
-    took = 0.0  # by one sequence, at the latest
+    took: dict[int, float] = {}  # seconds per pass by batch, reading included
     for place, context in enumerate(contexts):
-        if context + passes > longest:
-            continue
         for batch in batches:
+            passes = ((FEWER_ROUNDS if batch >= MANY else ROUNDS) + WARM + 1) * (length + 1)
+            if batch > most or context + passes > longest:
+                continue
             left = seconds - (perf_counter() - began)
-            if batch > most or (took * batch > left and (place or batch not in needed)):
+            like = max((size for size in took if size <= batch), default=batch)
+            expected = took.get(like, 0.0) * batch / like * passes
+            if expected > left and (place or batch not in needed):
                 continue
             started = perf_counter()
             prompts = [
                 TokensPrompt(prompt_token_ids=random.integers(0, vocabulary, context).tolist()) for _ in range(batch)
             ]
+            params = SamplingParams(temperature=0.0, max_tokens=passes, ignore_eos=True, detokenize=False)
             llm.generate(prompts, params, use_tqdm=False)
-            took = (perf_counter() - started) / batch
+            took[batch] = (perf_counter() - started) / passes
             progress(min(1.0, (perf_counter() - began) / seconds))
 
 
