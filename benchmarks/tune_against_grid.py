@@ -113,7 +113,7 @@ def report(
 
 def speed(pairs: Pairs) -> float:
     """The plain ratio of totals."""
-    tokens, seconds, plain_tokens, plain_seconds = pairs.totals()
+    tokens, seconds, plain_tokens, plain_seconds, *_ = pairs.totals()
     return (tokens / seconds) / (plain_tokens / plain_seconds)
 
 

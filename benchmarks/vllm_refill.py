@@ -26,7 +26,7 @@ from specplug import profile
 from specplug.answers import Request
 from specplug.bench.arms import plain
 from specplug.bench.statistics import Interval, paired_ratio
-from specplug.bench.vllm_stage import as_first
+from specplug.bench.vllm_stage import as_first, is_ours
 from specplug.bench.workloads import load_workload
 from specplug.counters import Counters
 from specplug.engines.vllm.configure import write_profile
@@ -72,7 +72,7 @@ def main() -> None:
                 _answer_chunk(arms, opened, kind, texts, (start, start + place), options.max_tokens)
                 line = ", ".join(f"{name} {_speed(arm, kind):.1f}" for name, arm in arms.items())
                 say(f"chunk {number + 1} of {len(chunks)}, {kind}: {line} tokens/s")
-    _report(arms, {REST} | {p.name for p in own if all(spec.method != "builtin" for spec in p.proposers)}, options)
+    _report(arms, {REST} | {p.name for p in own if is_ours(p)}, options)
 
 
 def _chunks(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
@@ -92,7 +92,7 @@ def _chunks(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
 
 def _open(stack: ExitStack, model: str, profiles: Sequence[Profile], turn: int) -> dict[str, Opened]:
     """Every arm's engine. Which one is started first changes from turn to turn."""
-    ours = [p for p in profiles if p.speculates and all(spec.method != "builtin" for spec in p.proposers)]
+    ours = [p for p in profiles if is_ours(p)]
     ours.sort(key=lambda p: p.planner.mode == "static")  # costs are measured for a planned one
     others = [replace(plain(profiles[0]), vllm=profiles[0].vllm), *(p for p in profiles if p not in ours)]
     longest = max((p.vllm.num_speculative_tokens for p in ours), default=0)

@@ -294,6 +294,14 @@ def test_the_winner_beats_its_own_engine_at_rest() -> None:
     assert overall.low > 1.1 and own_rest.median == pytest.approx(1.0, abs=0.03)
     assert rest.median == pytest.approx(1.3)
     assert str(line.against()).startswith("not shown to be faster than an engine at rest (1.0") and not line.is_slower()
+    for i, own in enumerate([1.1, 1.15, 1.2] * 3):  # slower than the engine at rest, faster than plain decoding
+        line.add(f"h{i}", "code", f"b{i}", (100, own, 100, 1.3, 100, 1.0))
+    assert line.slow_kinds() == ["code"]
+    slow = Pairs()
+    for i in range(9):
+        for _ in range(2):
+            slow.add(f"g{i}", "chat", f"a{i}", (100, 1.1, 100, 1.3, 100, 1.0))
+    assert slow.is_slower() and still_open({made("ngram"): slow}, ["chat"]) == []
     assert pairs([1.3] * 9).over_rest() is None and pairs([1.3] * 9).rest() is None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specplug.bench.arms import Arm, Result
-from specplug.bench.statistics import Interval, paired_ratio
+from specplug.bench.statistics import paired_ratio
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray
 from specplug.counters import Counters
@@ -48,11 +48,9 @@ class Tally:
             "draft_tokens": c.draft_tokens if c else None,
             "accepted_tokens": c.accepted_tokens if c else None,
             "overhead_us_per_step": round(c.overhead_us_per_step, 1) if c else None,
-            "speedup": _rounded(
-                paired_ratio(self.tokens, self.seconds, self.base_tokens, self.base_seconds)
-                if any(min(pair) > 0 for pair in zip(self.tokens, self.base_tokens, strict=True))
-                else None
-            ),
+            "speedup": paired_ratio(self.tokens, self.seconds, self.base_tokens, self.base_seconds).as_mapping()
+            if any(min(pair) > 0 for pair in zip(self.tokens, self.base_tokens, strict=True))
+            else None,
             "identical": self.identical,
             "rounding": self.rounding,
             "different": self.different,
@@ -142,9 +140,3 @@ def _add(
                     tally.counters.add(result.counters)
                 if verdict is not None:
                     setattr(tally, verdict, getattr(tally, verdict) + 1)
-
-
-def _rounded(interval: Interval | None) -> dict[str, float] | None:
-    if interval is None:
-        return None
-    return {"median": round(interval.median, 4), "low": round(interval.low, 4), "high": round(interval.high, 4)}

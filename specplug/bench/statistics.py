@@ -24,6 +24,10 @@ class Interval:
     low: float
     high: float
 
+    def as_mapping(self) -> dict[str, float]:
+        """For documents."""
+        return {"median": round(self.median, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
+
 
 def paired_ratio(
     tokens: Sequence[float], seconds: Sequence[float], base_tokens: Sequence[float], base_seconds: Sequence[float]

@@ -92,7 +92,7 @@ def vllm_stage(
         arms: list[VllmArm] = []
         for p in (base, *drafting):
             say(f"starting vLLM for {p.name}")
-            ours = p.speculates and all(spec.method != "builtin" for spec in p.proposers)
+            ours = is_ours(p)
             further = {"worker_extension_cls": SWITCH} if ours else {}
             engine = stack.enter_context(open_vllm(first.model, p, say=say, engines=1 + len(drafting), **further))
             if ours:
@@ -119,6 +119,11 @@ def vllm_stage(
                 "cost_curve": {"by_sequences": [asdict(curve) for curve in measured.batch_curves] if measured else []},
             },
         )
+
+
+def is_ours(profile: Profile) -> bool:
+    """Whether it drafts with our proposers, inside vLLM: it is neither plain nor names a drafter of vLLM's own."""
+    return profile.speculates and all(spec.method != "builtin" for spec in profile.proposers)
 
 
 def as_first(own: VllmSettings, shared: VllmSettings) -> VllmSettings:

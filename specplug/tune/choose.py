@@ -54,20 +54,19 @@ class Pairs:
 
     def speedup(self, kind: str | None = None) -> Interval | None:
         """Over all groups, or over the answers of one category; None where nothing has tokens."""
-        found = self.groups if kind is None else self.answers.get(kind, {})
-        return _ratio(found, (0, 1), (2, 3))
+        return _ratio(self._lines(kind), (0, 1), (2, 3))
 
     def over_rest(self, kind: str | None = None) -> Interval | None:
         """Over the engine that drafts while nobody does: two processes of one engine may differ for as long as they
         live, which no number of answers shows."""
-        return _ratio(self.groups if kind is None else self.answers.get(kind, {}), (0, 1), (4, 5))
+        return _ratio(self._lines(kind), (0, 1), (4, 5))
 
     def rest(self) -> Interval | None:
         """That engine over plain decoding."""
-        return _ratio(self.groups, (4, 5), (2, 3))
+        return _ratio(self._lines(None), (4, 5), (2, 3))
 
     def totals(self, kind: str | None = None) -> Totals:
-        lines = list((self.groups if kind is None else self.answers.get(kind, {})).values())
+        lines = self._lines(kind)
         return [sum(column) for column in zip(*lines, strict=True)] if lines else [0.0] * 6
 
     def against(self) -> str | None:
@@ -96,10 +95,13 @@ class Pairs:
         """Whether plain decoding, or an engine at rest, is faster outside the noise over all."""
         return any(seen is not None and seen.high < 1.0 for seen in (self.speedup(), self.over_rest()))
 
+    def _lines(self, kind: str | None) -> list[Totals]:
+        return list((self.groups if kind is None else self.answers.get(kind, {})).values())
 
-def _ratio(found: Mapping[str, Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
+
+def _ratio(found: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
     """Tokens per second over those of a base, both named by their places in the sums; None where one has no tokens."""
-    lines = [sums for sums in found.values() if min(sums[own[0]], sums[base[0]]) > 0]
+    lines = [sums for sums in found if min(sums[own[0]], sums[base[0]]) > 0]
     if not lines:
         return None
     columns = [list(column) for column in zip(*lines, strict=True)]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from specplug import hardware
-from specplug.bench.statistics import Interval
 from specplug.cost import CostCurve, oracle_speedup
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
 from specplug.tune.choose import Pairs
@@ -148,15 +147,12 @@ def errors(whole: Mapping[str, Any]) -> list[float]:
 def verdict(whole: Mapping[str, Any]) -> str:
     """The outcome in one line."""
     level = str(whole["level"])
-    live = {
-        line["name"]: line["confirmed"][level]["speedup"] for line in whole["settings"] if level in line["confirmed"]
-    }
+    seen = {line["name"]: line["confirmed"][level] for line in whole["settings"] if level in line["confirmed"]}
+    live = {name: found["speedup"] for name, found in seen.items()}
     if whole["chosen"] != PLAIN.name:
-        rest = {line["name"]: line["confirmed"].get(level, {}).get("over_rest") for line in whole["settings"]}
-        over = rest.get(whole["chosen"])
-        return f"{whole['chosen']}: {interval_text(live.get(whole['chosen']))} of plain decoding" + (
-            f", {interval_text(over)} of an engine at rest" if over else ""
-        )
+        told = f"{whole['chosen']}: {interval_text(live.get(whole['chosen']))} of plain decoding"
+        over = seen.get(whole["chosen"], {}).get("over_rest")
+        return f"{told}, {interval_text(over)} of an engine at rest" if over else told
     tried = [f"{name} {interval_text(live.get(name))} {why}" for name, why in whole["rejected"].items()]
     if not any(live.values()):
         return "plain decoding: there was no time to try anything live; raise the budget"
@@ -198,20 +194,14 @@ def _sums(sums: Sums) -> dict[str, Any]:
 
 
 def _pairs(pairs: Pairs, kind: str | None) -> dict[str, Any]:
-    rest = pairs.over_rest(kind)
+    speedup, rest = pairs.speedup(kind), pairs.over_rest(kind)
     tokens, seconds, *_ = pairs.totals(kind)
     return {
         "answers": len(pairs.answers[kind]) if kind else sum(map(len, pairs.answers.values())),
         "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
-        "speedup": _interval(pairs.speedup(kind)),
-        **({"over_rest": _interval(rest)} if rest is not None else {}),
+        "speedup": speedup.as_mapping() if speedup is not None else None,
+        **({"over_rest": rest.as_mapping()} if rest is not None else {}),
     }
-
-
-def _interval(found: Interval | None) -> dict[str, float] | None:
-    if found is None:
-        return None
-    return {"median": round(found.median, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
 def _oracle(curve: Curve) -> float:

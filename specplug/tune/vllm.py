@@ -21,7 +21,7 @@ from specplug import fingerprint
 from specplug.answers import Request, Sampling
 from specplug.bench.arms import Arm, plain
 from specplug.bench.statistics import median_interval
-from specplug.bench.vllm_stage import SwitchedArm, VllmArm
+from specplug.bench.vllm_stage import SwitchedArm, VllmArm, is_ours
 from specplug.chains import ChainProposer
 from specplug.core import IntArray, int_array
 from specplug.engines.vllm.configure import GIVES, NAME, engine_settings, write_profile
@@ -186,7 +186,7 @@ class VllmSubject:
         here = fingerprint.of(Path(self._model), engine=NAME, threads=None, gpu=True)
         learned = profile.measured.acceptance if profile.measured else {}
         profile = replace(profile, measured=Measured(here, None, learned, costs.batch))
-        if any(spec.method == "builtin" for spec in profile.proposers):
+        if not is_ours(profile):
             self._say(f"starting vLLM with its own {profile.proposers[0].options['name']}")
             return _OwnArm(profile, self._model)
         return self._switched(profile)
