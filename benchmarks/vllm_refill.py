@@ -8,6 +8,10 @@ nobody drafting, and all engines are started anew from time to time: intervals o
 intervals over `at-rest` from chunks.
 
     python benchmarks/vllm_refill.py --profile P --profile vllm-builtin-ngram --workload W.jsonl --concurrency 4
+
+What several runs saw, of other kinds or with other arms, makes one table; nothing is run:
+
+    python benchmarks/vllm_refill.py --profile P --restarts 0 --join one.json --join two.json
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 from specplug import profile
 from specplug.answers import Request
@@ -45,6 +50,7 @@ class Arm:
     """What one way of drafting did. `chunks`: by kind, of each chunk the tokens, the seconds, and after which start."""
 
     chunks: dict[str, list[tuple[int, float, int]]] = field(default_factory=lambda: defaultdict(list))
+    answers: int = 0
     same: int = 0
     work: Counters = field(default_factory=Counters)
 
@@ -72,6 +78,13 @@ def main() -> None:
                 _answer_chunk(arms, opened, kind, texts, (start, start + place), options.max_tokens)
                 line = ", ".join(f"{name} {_speed(arm, kind):.1f}" for name, arm in arms.items())
                 say(f"chunk {number + 1} of {len(chunks)}, {kind}: {line} tokens/s")
+    for path in options.join:
+        earlier = json.loads(path.read_bytes())
+        if earlier["asked"] != _asked(options):
+            raise SystemExit(f"{path}: was run with {earlier['asked']}, not with {_asked(options)}")
+        _join(arms, earlier)
+    if not arms["none"].chunks:
+        raise SystemExit("nothing was run, and nothing joined: use --restarts 1 or more, or --join")
     _report(arms, {REST} | {p.name for p in own if is_ours(p)}, options)
 
 
@@ -149,13 +162,30 @@ def _answer_chunk(
         for answer in answers:
             arms[name].work.add(answer.counters)
     for name, tokens in said.items():
+        arms[name].answers += len(tokens)
         arms[name].same += sum(one == two for one, two in zip(tokens, said["none"], strict=True))
+
+
+def _asked(options: argparse.Namespace) -> dict[str, int]:
+    """What runs must share to stand in one table."""
+    return {"max_tokens": options.max_tokens, "concurrency": options.concurrency, "chunk": options.chunk}
+
+
+def _join(arms: dict[str, Arm], earlier: dict[str, Any]) -> None:
+    """Add what an earlier run saw; its starts count as further ones."""
+    first = 1 + max((at for arm in arms.values() for seen in arm.chunks.values() for *_, at in seen), default=-1)
+    for name, told in earlier["arms"].items():
+        for kind, seen in told["chunks"].items():
+            arms[name].chunks[kind] += [(tokens, seconds, first + at) for tokens, seconds, at in seen]
+        arms[name].answers += told["answers"]
+        arms[name].same += told["same"]
+        arms[name].work.add(Counters(**told["work"]))
 
 
 def _report(arms: dict[str, Arm], ours: set[str], options: argparse.Namespace) -> None:
     kinds = list(arms["none"].chunks)
-    count = arms["none"].same
-    print(f"{count} prompts, {options.max_tokens} tokens, {options.concurrency} at a time, chunks of {options.chunk}")
+    asked = f"{options.max_tokens} tokens, {options.concurrency} at a time, chunks of {options.chunk}"
+    print(f"{arms['none'].answers} prompts, {asked}")
     print(f"{'arm':24} {'same':>9} a pass drafting {'all':>17}  " + "  ".join(f"{kind:>17}" for kind in kinds))
     ratios = {}
     for base in ("none", REST):
@@ -164,17 +194,26 @@ def _report(arms: dict[str, Arm], ours: set[str], options: argparse.Namespace) -
         print(f"tokens per second over those of {base}")
         for name, arm in arms.items():
             starts = base != REST or name not in ours
-            cells = {k: _ratio(arm, arms[base], [k] if k in kinds else kinds, starts) for k in ("all", *kinds)}
+            seen = [kind for kind in kinds if arm.chunks.get(kind)]
+            cells = {k: _ratio(arm, arms[base], [k] if k in kinds else seen, starts) for k in ("all", *kinds)}
             ratios[f"{name} / {base}"] = cells
             seconds = sum(s for chunks in arm.chunks.values() for _, s, _ in chunks)
             share = f"{arm.work.draft_ns / 1e9 / seconds:.2%}" if name in ours else "-"
             own = f"{arm.work.mean_acceptance_length:6.2f} {share:>8}"
-            print(f"{name:24} {arm.same:4}/{count:4} {own} " + "  ".join(f"{cell:>17}" for cell in cells.values()))
+            print(
+                f"{name:24} {arm.same:4}/{arm.answers:4} {own} " + "  ".join(f"{cell:>17}" for cell in cells.values())
+            )
     if options.json:
         found = {
+            "asked": _asked(options),
             "ratios": ratios,
             "arms": {
-                name: {"chunks": dict(arm.chunks), "same": arm.same, "work": asdict(arm.work)}
+                name: {
+                    "chunks": dict(arm.chunks),
+                    "answers": arm.answers,
+                    "same": arm.same,
+                    "work": asdict(arm.work),
+                }
                 for name, arm in arms.items()
             },
         }
@@ -182,22 +221,29 @@ def _report(arms: dict[str, Arm], ours: set[str], options: argparse.Namespace) -
 
 
 def _ratio(arm: Arm, base: Arm, kinds: Sequence[str], starts: bool) -> str:
-    """`starts`: what was measured after one start of the engines is one sample."""
+    """`starts`: what was measured after one start of the engines is one sample. "" where the arm saw none of it."""
     own, other = (_samples(one, kinds, starts) for one in (arm, base))
-    found: Interval = paired_ratio(*map(list, zip(*own, strict=True)), *map(list, zip(*other, strict=True)))
-    if len(own) < 2:
+    both = [key for key in own if key in other]  # an arm may have been in one of several runs
+    if not both:
+        return ""
+    columns = [list(column) for samples in (own, other) for column in zip(*(samples[key] for key in both), strict=True)]
+    found: Interval = paired_ratio(*columns)
+    if len(both) < 2:
         return f"{found.median:.2f}"
     return f"{found.median:.2f} ({found.low:.2f}-{found.high:.2f})"
 
 
-def _samples(arm: Arm, kinds: Sequence[str], starts: bool) -> list[tuple[int, float]]:
-    seen = [chunk for kind in kinds for chunk in arm.chunks[kind]]
-    if not starts:
-        return [(tokens, seconds) for tokens, seconds, _ in seen]
-    return [
-        (sum(tokens for tokens, _, at in seen if at == start), sum(seconds for _, seconds, at in seen if at == start))
-        for start in sorted({at for _, _, at in seen})
-    ]
+def _samples(arm: Arm, kinds: Sequence[str], starts: bool) -> dict[object, tuple[int, float]]:
+    """Tokens and seconds by start, or by chunk."""
+    found: dict[object, tuple[int, float]] = {}
+    for kind in kinds:
+        of_start: dict[int, int] = defaultdict(int)
+        for tokens, seconds, start in arm.chunks.get(kind, ()):
+            of_start[start] += 1
+            key = start if starts else (kind, start, of_start[start])
+            before = found.get(key, (0, 0.0))
+            found[key] = (before[0] + tokens, before[1] + seconds)
+    return found
 
 
 def _speed(arm: Arm, kind: str) -> float:
@@ -219,6 +265,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--chunk", type=int, default=20)
     parser.add_argument("--restarts", type=int, default=1, help="times that all engines are started, chunks in between")
+    parser.add_argument(
+        "--join", type=Path, action="append", default=[], help="an earlier run's --json, in the table too"
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
