@@ -6,7 +6,7 @@ Source: the flat tree layout follows SpecInfer's token tree (arXiv 2305.09781).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -115,11 +115,13 @@ class Needs:
     """What a proposer wants to see (`needs`) or an engine can show (`gives`).
 
     builtin  a drafter of the engine's own, which the proposer only names
+    drafter  a model that the engine opens, which the proposer only names
     """
 
     topk: int = 0
     hidden: bool = False
     builtin: bool = False
+    drafter: bool = False
 
     def missing_from(self, gives: Needs) -> list[str]:
         """Names of what `gives` lacks; empty when everything is there."""
@@ -130,10 +132,17 @@ class Needs:
             missing.append("HIDDEN")
         if self.builtin and not gives.builtin:
             missing.append("BUILTIN")
+        if self.drafter and not gives.drafter:
+            missing.append("DRAFTER")
         return missing
 
     def union(self, other: Needs) -> Needs:
-        return Needs(max(self.topk, other.topk), self.hidden or other.hidden, self.builtin or other.builtin)
+        return Needs(
+            max(self.topk, other.topk),
+            self.hidden or other.hidden,
+            self.builtin or other.builtin,
+            self.drafter or other.drafter,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +179,18 @@ class Proposer(Protocol):
 
     def end(self, seq: int) -> None:
         """Forget `seq`."""
+
+
+@runtime_checkable
+class Steered(Protocol):
+    """A proposer whose every guess takes so long that it asks before each whether another pays.
+
+    guess_ms  what a guess takes, milliseconds
+    pays      told the buckets of the chain so far, and the share of guesses that come true; None until somebody sets it
+    """
+
+    guess_ms: float
+    pays: Callable[[Sequence[int], float], bool] | None
 
 
 @runtime_checkable

@@ -7,34 +7,79 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from specplug.errors import SpecplugError, UsageError
 
 FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q4_k_m": 15, "bf16": 32}
 """Format name to llama.cpp's `llama_ftype` number."""
 
+HEADS = {"f32": 0, "f16": 1, "q4_0": 8, "q4_1": 8, "q8_0": 8, "bf16": 30}
+"""Of formats that a drafter can be in, the type of its head's tensor: 8 is q8_0. Four bits in so few rows save little,
+and cost many right guesses (docs/measured.md)."""
 
-def requantise(source: Path, target: Path, fmt: str, *, threads: int = 2) -> Path:
-    """Write `source` as `target` in format `fmt`; the file appears whole or not at all.
 
+def requantise(source: Path, target: Path, fmt: str, *, threads: int = 2, drafter: bool = False) -> Path:
+    """Write `source` as `target` in format `fmt`; the file appears whole or not at all. Both may be one path.
+
+    drafter  with the head in HEADS, for which llama.cpp takes formats of its own choice; and with scales of blocks by
+             least squares, which it searches only where it is told how much each weight matters: here all the same
     Raises UsageError for an unknown format, SpecplugError when llama.cpp refuses the file.
     """
-    if fmt not in FORMATS:
-        raise UsageError(f"format {fmt!r} is unknown; use one of {', '.join(FORMATS)}")
+    known = HEADS if drafter else FORMATS
+    if fmt not in known:
+        raise UsageError(f"format {fmt!r} is unknown; use one of {', '.join(known)}")
     import llama_cpp.llama_cpp as ll
 
     params = ll.llama_model_quantize_default_params()
     params.nthread = threads
     params.ftype = FORMATS[fmt]
     params.allow_requantize = True
+    if drafter:
+        params.output_tensor_type = params.token_embedding_type = HEADS[fmt]
+        entries, ones = _uniform(source)  # `ones` is what the entries point to
+        params.imatrix = entries
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        code = ll.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(params))
+        with _silence():
+            code = ll.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(params))
         if code != 0:
             raise SpecplugError(f"{source}: llama.cpp could not write it as {fmt} (code {code})")
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _uniform(source: Path) -> tuple[Any, Any]:
+    """llama.cpp's array of importances, ended by an empty entry: one for every column of every matrix; and the ones."""
+    import llama_cpp.llama_cpp as ll
+    from gguf import GGUFReader
+
+    matrices = [(tensor.name, int(tensor.shape[0])) for tensor in GGUFReader(source).tensors if len(tensor.shape) == 2]
+    ones = np.ones(max((width for _, width in matrices), default=0), dtype=np.float32)
+    entries = (ll.llama_model_imatrix_data * (len(matrices) + 1))()
+    for entry, (name, width) in zip(entries, matrices, strict=False):
+        entry.name, entry.size = name.encode(), width
+        entry.data = ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return entries, ones
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without llama.cpp's line for every tensor."""
+    import llama_cpp._logger as llama_logger
+    import llama_cpp.llama_cpp as ll
+
+    nothing = ll.llama_log_callback(lambda level, text, user: None)
+    ll.llama_log_set(nothing, ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        ll.llama_log_set(llama_logger.llama_log_callback, ctypes.c_void_p(0))

@@ -1,0 +1,200 @@
+"""A drafter's folder: where it is, what its manifest says, and whether its files are those that were written.
+
+Knows names, sizes and hashes. Knows no engine and no file format. What is read here may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import file_digest
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+from platformdirs import user_data_dir
+
+from specplug.core import IntArray
+from specplug.errors import SpecplugError, UsageError
+
+PREFIX = "drafter:"
+"""Before a name instead of a path: a folder among the user's data."""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+MANIFEST = "specplug.json"
+IDS = "ids.npy"
+SCHEMA = 1
+SIZE_LIMIT = 1 << 20
+
+FORMATS = ("gguf", "checkpoint")
+"""What llama.cpp loads, and what vLLM does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a drafter's folder holds.
+
+    format       of FORMATS
+    kind         model: a model of its own; eagle3: a head that reads the target's hidden states
+    tokenizer    `models.tokenizer_hash` of what it was made from, hence of every target that it fits
+    num_tokens   the whole vocabulary, which its input has
+    rows         tokens that its head can guess; IDS names them, ascending
+    input_scale  by what rows of the embedding table are multiplied before they go in
+    source       `fingerprint.model_identity` of the model that it was made from
+    files        name to SHA-256, IDS among them
+    built        how: calibration, coverage, format of the weights; for people
+    """
+
+    format: str
+    kind: str
+    architecture: str
+    tokenizer: str
+    num_tokens: int
+    rows: int
+    input_scale: float = 1.0
+    source: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    built: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve(ref: str, build: Sequence[str] = ()) -> Path:
+    """The folder of a drafter: a path, or `drafter:NAME`.
+
+    build  arguments of `specplug build vocab-trim` that make it, for the message where it is not there
+    UsageError where it is not there, or holds no manifest.
+    """
+    folder = place(ref)
+    if not (folder / MANIFEST).is_file():
+        advice = f"specplug build vocab-trim {shlex.join([*build, '--out', ref])}" if build else "build it first"
+        what = "no drafter is there" if folder.exists() else "not built yet"
+        raise UsageError(f"{ref}: {what}; run: {advice}" if build else f"{ref}: {what}; {advice}")
+    return folder
+
+
+def place(ref: str) -> Path:
+    """Where the folder of a drafter is, or would be. UsageError for a name that is none."""
+    if not ref.startswith(PREFIX):
+        return Path(ref).expanduser()
+    name = ref.removeprefix(PREFIX)
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{ref}: no name for a drafter; use a-z, 0-9, '.', '_' and '-' after {PREFIX}")
+    return Path(user_data_dir("specplug")) / "drafters" / name
+
+
+def read(folder: Path) -> tuple[Manifest, IntArray]:
+    """The manifest and the kept ids (int32[rows], ascending), every file checked against its hash.
+
+    Costs a read of all files: 0.1 s per 100 MB. UsageError says what does not fit.
+    """
+    manifest = _manifest(folder)
+    for name, expected in manifest.files.items():
+        found = _hash(folder / name)
+        if found != expected:
+            raise UsageError(
+                f"{folder / name}: its SHA-256 is {found[:12]}, the manifest says {expected[:12]}; "
+                "build the drafter again"
+            )
+    try:
+        ids = np.load(folder / IDS, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder / IDS}: cannot be read ({error}); build the drafter again") from None
+    whole = ids.dtype == np.int32 and ids.shape == (manifest.rows,) and len(ids)
+    if not whole or ids[0] < 0 or ids[-1] >= manifest.num_tokens or (np.diff(ids) <= 0).any():
+        raise UsageError(f"{folder / IDS}: not {manifest.rows} ascending ids below {manifest.num_tokens}; build again")
+    return manifest, ids
+
+
+def check_target(manifest: Manifest, folder: Path, tokenizer: str, target: str) -> None:
+    """UsageError unless the drafter was made for models with this tokenizer."""
+    if manifest.tokenizer != tokenizer:
+        raise UsageError(
+            f"{folder}: its tokenizer is {manifest.tokenizer[:12]}, that of {target} {tokenizer[:12]}; "
+            "build a drafter from a model of the target's family"
+        )
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, which gets its name when the block ends well; else nothing is left of it.
+
+    UsageError where there is something already, SpecplugError where the disk refuses.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists already; name a new folder, or remove it")
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        yield partial
+        os.chmod(partial, 0o755)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise SpecplugError(
+            f"{folder}: cannot be written ({error.strerror or error}); nothing was left there"
+        ) from error
+    finally:
+        if partial is not None:
+            rmtree(partial, ignore_errors=True)
+
+
+def finish(folder: Path, manifest: Manifest, ids: IntArray) -> Manifest:
+    """Write the ids and, with the hashes of all files in the folder, the manifest."""
+    with open(folder / IDS, "wb") as file:
+        np.save(file, ids.astype(np.int32), allow_pickle=False)
+    files = {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST}
+    whole = asdict(manifest) | {"files": files}
+    text = json.dumps({"schema": SCHEMA, **whole}, indent=1)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return Manifest(**whole)
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        with open(path, "rb") as file:
+            content = file.read(SIZE_LIMIT + 1)
+        data = json.loads(content) if len(content) <= SIZE_LIMIT else None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); build the drafter again") from None
+    wrong = _what_is_wrong(data)
+    if wrong or data is None:
+        raise UsageError(f"{path}: {wrong}; build the drafter again")
+    del data["schema"]
+    return Manifest(**data)
+
+
+def _what_is_wrong(data: object) -> str | None:
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        return f"not a manifest of schema {SCHEMA}"
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "format": str, "kind": str, "architecture": str, "tokenizer": str, "num_tokens": int, "rows": int,
+        "input_scale": (int, float), "source": dict, "files": dict, "built": dict,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if not isinstance(data.get(key), kind) or isinstance(data[key], bool):
+            return f"{key} is missing, or not what it should be"
+    if data.keys() != {"schema", *kinds}:
+        return f"unknown keys: {', '.join(sorted(data.keys() - kinds.keys() - {'schema'}))}"
+    if data["format"] not in FORMATS:
+        return f"format {data['format']!r} is none of {', '.join(FORMATS)}"
+    for name, value in data["files"].items():
+        if Path(name).name != name or not isinstance(value, str):
+            return f"{name!r} is no name of a file in the folder"
+    if IDS not in data["files"] or not 0 < data["rows"] <= data["num_tokens"]:
+        return "its ids are missing"
+    return None
+
+
+def _hash(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error}); build the drafter again") from None

@@ -1,0 +1,308 @@
+"""Trimmed GGUF files: what is in them, that stock llama.cpp runs them, and that their logits are the whole model's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specplug import drafters
+from specplug.core import IntArray
+from specplug.errors import UsageError
+from specplug.models import tokenizer_hash
+from specplug.transforms.kept_ids import by_size
+
+pytestmark = pytest.mark.llama
+
+
+@pytest.fixture(scope="module")
+def ids(demo_path: Path) -> IntArray:
+    """Every third token, beside those that are always kept."""
+    from specplug.transforms.gguf_head import vocabulary
+
+    counts = np.zeros(49152, dtype=np.int64)
+    counts[::3] = 1
+    return by_size(counts, vocabulary(demo_path).always_kept(), 8192)
+
+
+@pytest.fixture(scope="module")
+def trimmed(formats: dict[str, Path], ids: IntArray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from specplug.transforms.gguf_head import trim
+
+    folder = tmp_path_factory.mktemp("trimmed")
+    for name, path in formats.items():
+        trim(path, ids, folder / name)
+    return {name: folder / name for name in formats}
+
+
+def tokens_of(seed: int, count: int = 40) -> IntArray:
+    return np.random.default_rng(seed).integers(0, 49152, count).astype(np.int32)
+
+
+@pytest.mark.parametrize("name", ["f32", "bf16", "q8_0", "q4_0"])
+def test_rows_of_the_head_are_the_sources_bytes(
+    name: str, formats: dict[str, Path], trimmed: dict[str, Path], ids: IntArray
+) -> None:
+    from gguf import GGUFReader
+
+    whole = {tensor.name: tensor for tensor in GGUFReader(formats[name]).tensors}
+    cut = {tensor.name: tensor for tensor in GGUFReader(trimmed[name] / "model.gguf").tensors}
+    (table,) = GGUFReader(trimmed[name] / "embeddings.gguf").tensors
+    assert np.array_equal(table.data, whole["token_embd.weight"].data)
+    assert np.array_equal(cut["token_embd.weight"].data, whole["token_embd.weight"].data[ids])
+    assert whole.keys() == cut.keys()
+    for tensor in whole.keys() - {"token_embd.weight"}:
+        assert np.array_equal(cut[tensor].data, whole[tensor].data)
+        assert cut[tensor].tensor_type == whole[tensor].tensor_type
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("name", ["f32", "bf16", "q8_0", "q4_0"])
+def test_logits_of_kept_rows_are_those_of_the_whole_model_bit_for_bit(
+    name: str, rows: int, formats: dict[str, Path], trimmed: dict[str, Path], ids: IntArray
+) -> None:
+    from specplug.engines.llama_cpp.context import open_context
+    from specplug.engines.llama_cpp.drafters.input_table import InputTable
+    from specplug.engines.llama_cpp.model import open_model
+    from specplug.profile import Runtime
+
+    runtime = Runtime(threads=2, flash_attention=True, kv_type="bf16")
+    table = InputTable(trimmed[name] / "embeddings.gguf", 1.0)
+    tokens = tokens_of(rows)
+    with (
+        open_model(formats[name]) as whole,
+        open_model(trimmed[name] / "model.gguf") as cut,
+        open_context(whole, runtime, cells=256, num_ids=1, max_rows=8) as one,
+        open_context(cut, runtime, cells=256, num_ids=1, max_rows=8, inputs=table) as other,
+    ):
+        for at in range(0, len(tokens), rows):
+            seen = []
+            for context in (one, other):
+                context.clear_batch()
+                context.add_span(tokens[at : at + rows], at, 0, wanted=True)
+                context.decode()
+                seen.append(np.array(context.logits(context.rows)))
+            assert np.array_equal(seen[0][:, ids], seen[1])
+
+
+def test_stock_llama_loads_the_file_as_it_is(trimmed: dict[str, Path], ids: IntArray) -> None:
+    from llama_cpp import Llama
+
+    llama = Llama(str(trimmed["q8_0"] / "model.gguf"), n_ctx=64, verbose=False)
+    try:
+        assert llama.n_vocab() == len(ids)
+        llama.eval([1, 5, 9])
+        assert llama.n_tokens == 3
+        assert 0 <= llama.sample(temp=0.0) < len(ids)
+    finally:
+        llama.close()
+
+
+def test_tokenizer_lists_and_named_tokens_are_cut_alike(
+    demo_path: Path, trimmed: dict[str, Path], ids: IntArray
+) -> None:
+    from gguf import GGUFReader
+
+    whole, cut = (GGUFReader(path) for path in (demo_path, trimmed["f32"] / "model.gguf"))
+    texts, kept = (reader.fields["tokenizer.ggml.tokens"].contents() for reader in (whole, cut))
+    assert kept == [texts[id] for id in ids.tolist()]
+    for key in ("bos", "eos", "unknown", "padding"):
+        one, other = (reader.fields[f"tokenizer.ggml.{key}_token_id"].contents() for reader in (whole, cut))
+        assert ids[other] == one
+    assert cut.fields["llama.vocab_size"].contents() == len(ids)
+
+
+def test_the_manifest_says_what_the_folder_holds(
+    formats: dict[str, Path], trimmed: dict[str, Path], ids: IntArray
+) -> None:
+    manifest, kept = drafters.read(trimmed["q4_0"])
+    assert np.array_equal(kept, ids)
+    assert manifest.tokenizer == tokenizer_hash(formats["q4_0"])
+    assert (manifest.format, manifest.num_tokens, manifest.rows, manifest.input_scale) == ("gguf", 49152, 8192, 1.0)
+    assert set(manifest.files) == {"model.gguf", "embeddings.gguf", "ids.npy"}
+
+
+def test_quantized_drafters_have_four_bits_in_their_layers_and_eight_in_their_head(
+    formats: dict[str, Path], ids: IntArray, tmp_path: Path
+) -> None:
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    from specplug.transforms.gguf_head import head_shape, trim
+
+    trim(formats["bf16"], ids, tmp_path / "small", quantize="q4_0")
+    tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "small" / "model.gguf").tensors}
+    assert tensors["token_embd.weight"].tensor_type == GGMLQuantizationType.Q8_0
+    assert tensors["blk.3.ffn_down.weight"].tensor_type == GGMLQuantizationType.Q4_0
+    shape = head_shape(tmp_path / "small" / "model.gguf")
+    assert (shape.num_tokens, shape.width, shape.tied, shape.row_bytes) == (8192, 576, True, 576 // 32 * 34)
+    (table,) = GGUFReader(tmp_path / "small" / "embeddings.gguf").tensors
+    assert table.tensor_type == GGMLQuantizationType.BF16
+
+
+def test_a_drafters_blocks_are_scaled_by_least_squares(formats: dict[str, Path], tmp_path: Path) -> None:
+    """Weights in 4 bits are nearer to the whole ones than those of llama.cpp's plain q4_0."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    from specplug.transforms.requantise import requantise
+
+    requantise(formats["f32"], tmp_path / "drafter.gguf", "q4_0", drafter=True)
+    name, errors = "blk.3.ffn_down.weight", []
+    (whole,) = (tensor.data for tensor in GGUFReader(formats["f32"]).tensors if tensor.name == name)
+    for path in (formats["q4_0"], tmp_path / "drafter.gguf"):
+        (small,) = (tensor for tensor in GGUFReader(path).tensors if tensor.name == name)
+        errors.append(np.square(dequantize(small.data, small.tensor_type) - whole).mean())
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_head_shape_counts_every_weight_that_a_step_reads(formats: dict[str, Path]) -> None:
+    from gguf import GGUFReader
+
+    from specplug.transforms.gguf_head import head_shape
+
+    shape = head_shape(formats["bf16"])
+    assert shape.row_bytes == 2 * 576
+    everything = sum(int(tensor.n_bytes) for tensor in GGUFReader(formats["bf16"]).tensors)
+    assert shape.step_bytes(49152) == everything
+
+
+def test_special_blank_and_digit_tokens_are_always_kept(demo_path: Path) -> None:
+    from specplug.transforms.gguf_head import vocabulary
+
+    known = vocabulary(demo_path)
+    always = set(known.always_kept().tolist())
+    by_piece = {piece: id for id, piece in enumerate(known.pieces)}
+    for piece in (b"0", b"9", b" ", b"\n", b"\n\n"):
+        assert by_piece[piece] in always
+    assert {0, 1, 2} <= always  # <|endoftext|>, <|im_start|>, <|im_end|>
+    assert by_piece[b" the"] not in always
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([], "not ascending ids"), ([5, 4], "not ascending"), ([1, 49152], "below 49152"), ([-1, 3], "below 49152")],
+)
+def test_ids_that_do_not_fit_are_refused(demo_path: Path, ids: list[int], message: str, tmp_path: Path) -> None:
+    from specplug.transforms.gguf_head import trim
+
+    with pytest.raises(UsageError, match=message):
+        trim(demo_path, np.array(ids, dtype=np.int32), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    from specplug.transforms.gguf_head import head_shape, trim
+
+    path = tmp_path / "odd.gguf"
+    writer = GGUFWriter(path, "oddity")
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for call in (lambda: head_shape(path), lambda: trim(path, np.array([1], dtype=np.int32), tmp_path / "out")):
+        with pytest.raises(UsageError, match="architecture oddity is not known; known: llama"):
+            call()
+
+
+def test_a_folder_in_use_is_left_alone(demo_path: Path, ids: IntArray, tmp_path: Path) -> None:
+    from specplug.transforms.gguf_head import trim
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="exists already"):
+        trim(demo_path, ids, tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("quantize", [None, "q4_0"])
+def test_a_full_disk_leaves_nothing(demo_path: Path, tmp_path: Path, quantize: str | None) -> None:
+    """Files may not grow over 20 MB in a process of its own: as if the disk were full there."""
+    program = f"""
+import resource, signal, sys
+import numpy as np
+from pathlib import Path
+from specplug.errors import SpecplugError
+from specplug.transforms.gguf_head import trim
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 20, 20 << 20))
+try:
+    ids = np.arange(4096, dtype=np.int32)
+    trim(Path({str(demo_path)!r}), ids, Path({str(tmp_path / "out")!r}), quantize={quantize!r})
+except SpecplugError as error:
+    print(error.exit_code, error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("1 ") and "out: cannot be written" in done.stdout, done
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gemmas_inputs_are_scaled(tmp_path: Path) -> None:
+    """llama.cpp multiplies tokens' embeddings by sqrt(width) in Gemma, and embeddings that are given by nothing."""
+    from gguf import GGUFWriter
+
+    from specplug.transforms.gguf_head import trim
+
+    path = tmp_path / "gemma.gguf"
+    writer = GGUFWriter(path, "gemma3")
+    writer.add_block_count(1)
+    writer.add_array("tokenizer.ggml.tokens", [f"t{i}" for i in range(64)])
+    writer.add_tensor("token_embd.weight", np.ones((64, 640), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    manifest = trim(path, np.arange(32, dtype=np.int32), tmp_path / "out")
+    assert manifest.input_scale == pytest.approx(640**0.5)
+
+
+# -- what is read back from a stranger ---------------------------------------------------------------------------------
+
+
+def test_a_changed_file_is_noticed(trimmed: dict[str, Path], tmp_path: Path) -> None:
+    from shutil import copytree
+
+    folder = copytree(trimmed["q4_0"], tmp_path / "copy")
+    with open(folder / "model.gguf", "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(UsageError, match=r"model\.gguf: its SHA-256 is [0-9a-f]{12}, the manifest says [0-9a-f]{12}"):
+        drafters.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("schema", 2, "not a manifest of schema 1"),
+        ("format", "zip", "format 'zip' is none of gguf, checkpoint"),
+        ("rows", "many", "rows is missing, or not what it should be"),
+        ("rows", 0, "its ids are missing"),
+        ("files", {"../../etc/passwd": "0"}, "is no name of a file in the folder"),
+        ("extra", 1, "unknown keys: extra"),
+    ],
+)
+def test_odd_manifests_are_refused(
+    trimmed: dict[str, Path], tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    data = json.loads((trimmed["q4_0"] / "specplug.json").read_text())
+    (tmp_path / "specplug.json").write_text(json.dumps(data | {key: value}))
+    with pytest.raises(UsageError, match=message):
+        drafters.read(tmp_path)
+
+
+def test_what_is_not_built_says_how_to_build_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="not built yet; run: specplug build vocab-trim demo:gemma3 --size 16384 --out"
+    ):
+        drafters.resolve(str(tmp_path / "none"), ["demo:gemma3", "--size", "16384"])
+    with pytest.raises(UsageError, match="'a; rm -rf b'"):  # a stranger's profile cannot smuggle in a second command
+        drafters.resolve(str(tmp_path / "none"), ["a; rm -rf b"])
+    with pytest.raises(UsageError, match="no name for a drafter"):
+        drafters.resolve("drafter:../x")
