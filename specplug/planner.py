@@ -28,6 +28,12 @@ REST_LIMIT = 64
 REST_SHARE = 0.004
 """A source may cost this share of a plain step while it does not pay."""
 
+DEAR_REST_LIMIT = 1024
+"""REST_LIMIT of a source that costs passes of a model: so rarely that its share stays small."""
+
+TRIALS = 8
+"""So often such a source is asked in a new text before it may rest, where it paid in the text before."""
+
 
 class Cost(Protocol):
     """What the planner asks of a cost curve (`specplug.cost.CostCurve` is one)."""
@@ -159,6 +165,31 @@ class Planner:
         expected_ms = ms[min(sequences + count, len(ms)) - 1]
         return Plan(plans, sequences + count, tokens, expected_ms, drafts, ranked, ms, change_ms, last_rows)
 
+    def another_pays(self, line: Sequence[float], rate: float, guess_ms: float, context: int, sequences: int) -> bool:
+        """Whether to guess on after a chain with the path probabilities `line`, where every guess takes `guess_ms`.
+
+        It pays where some number of further guesses, each right in the share `rate` of cases, brings more tokens per
+        millisecond than stopping here, or than verifying any part of the chain. What was guessed is paid for.
+        """
+        if self.static:
+            return len(line) < self.max_nodes
+        ms = self.cost.at(context)
+        most = min(self.max_nodes, len(ms) - sequences)
+        spent_ms = len(line) * guess_ms
+        tokens = float(sequences)
+        best = MARGIN * tokens / (ms[sequences - 1] + spent_ms)
+        for nodes, p in enumerate(line[:most], start=1):
+            tokens += p
+            best = max(best, tokens / (ms[sequences + nodes - 1] + spent_ms))
+        p = line[-1] if line else 1.0
+        for nodes in range(len(line) + 1, most + 1):
+            p *= rate
+            tokens += p
+            spent_ms += guess_ms
+            if tokens / (ms[sequences + nodes - 1] + spent_ms) > best:
+                return True
+        return False
+
     def saved_ms(self, plan: Plan, context: int, without: Set[int]) -> float:
         """What drafting was expected to save over plain decoding, had nodes of the buckets `without` not been guessed.
 
@@ -184,12 +215,26 @@ class Planner:
 
 @dataclass(slots=True)
 class Rest:
-    """When to ask a source: always while it pays, ever more rarely while it does not."""
+    """When to ask a source: always while it pays, ever more rarely while it does not.
 
+    dear    what it costs differs from step to step as much as what it saves: judged by the mean of several
+    trials  of a dear source: how often it is still asked before it may rest
+    """
+
+    dear: bool = False
     cost_ms: float = 0.0
+    gain_ms: float = 0.0
+    trials: int = TRIALS
+    promise: int = TRIALS
     waiting: int = 0
     interval: int = 0
     asked: int = field(default=0)
+
+    def new_text(self) -> None:
+        """A dear source gets a new chance: a large one where it paid last, a small one where it did not."""
+        if self.dear:
+            self.promise = TRIALS if self.gain_ms > 0 else max(2, self.promise // 2)
+            self.trials, self.waiting, self.interval = self.promise, 0, 0
 
     def due(self) -> bool:
         """Count one step; True when the source should be asked in it."""
@@ -198,14 +243,18 @@ class Rest:
             return False
         return True
 
-    def used(self, ms: float, paid: bool, plain_ms: float) -> None:
-        """The source was asked at a cost of `ms`; `paid` says whether any of its guesses were worth verifying."""
+    def used(self, ms: float, saved_ms: float, plain_ms: float) -> None:
+        """The source was asked at a cost of `ms`, and its guesses were expected to save `saved_ms`."""
         self.asked += 1
         self.cost_ms += (ms - self.cost_ms) * (0.2 if self.asked > 5 else 1 / self.asked)
-        if paid:
+        weight = 0.5 if self.interval else max(0.05, 1 / self.asked)  # after a rest, the old says little
+        self.gain_ms += (saved_ms - ms - self.gain_ms) * weight
+        self.trials -= 1
+        if (self.gain_ms > 0 or self.trials >= 0) if self.dear else saved_ms > self.cost_ms:
             self.interval = 0
         else:
-            longest = min(REST_LIMIT, ceil(self.cost_ms / (REST_SHARE * plain_ms)) - 1)
+            limit = DEAR_REST_LIMIT if self.dear else REST_LIMIT
+            longest = min(limit, ceil(self.cost_ms / (REST_SHARE * plain_ms)) - 1)
             self.interval = max(0, min(2 * self.interval + 1, longest))
         self.waiting = self.interval
 

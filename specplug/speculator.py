@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from specplug.acceptance import AcceptanceTable
-from specplug.core import EMPTY, Draft, IntArray, Needs, Step
+from specplug.core import EMPTY, Draft, IntArray, Needs, Steered, Step
 from specplug.cost import CostCurve
 from specplug.planner import Plan, Planner, Rest
 from specplug.profile import Profile
 from specplug.proposers.fusion import Fusion
+from specplug.trees import path_probabilities
 
 SMOOTHING = 0.1
 """Weight of a new timing in the running mean of what a top-k row costs."""
@@ -45,7 +46,7 @@ class Speculator:
             trees=planner.trees,
             static=planner.mode == "static",
         )
-        self._rests = [Rest() for _ in fusion.sources]
+        self._rests = [Rest(dear=isinstance(source, Steered)) for source in fusion.sources]
         self.asked: list[int] = []
         """The sources, by index, that were asked in the step under way."""
         self._always = self.planner.static
@@ -59,9 +60,15 @@ class Speculator:
         self._topk_row_ms = 0.0
         self.wants_topk = 0
         """How many top ids per row `observe` should be given in the step under way; 0 for none."""
+        self._sequences = 1
+        for index, source in enumerate(fusion.sources):
+            if isinstance(source, Steered):
+                self._steer(source, fusion.first(index))
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         self._last_rows = 0  # reading its prompt was a pass of another shape
+        for rest in self._rests:
+            rest.new_text()
         self.fusion.begin(seq, prompt)
 
     def end(self, seq: int) -> None:
@@ -73,7 +80,7 @@ class Speculator:
         context  mean KV fill of the sequences, tokens
         budgets  most nodes for each sequence (what is left of its token limit), >= 0
         """
-        self._context = context
+        self._context, self._sequences = context, len(seqs)
         if self._silent:
             return [EMPTY] * len(seqs)
         self.asked = [i for i, rest in enumerate(self._rests) if self._always or rest.due()]
@@ -116,6 +123,16 @@ class Speculator:
             self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * SMOOTHING
         self._tally(len(seqs), self._plan_ns + self.fusion.clock() - began, topk_ns)
 
+    def _steer(self, source: Steered, first: int) -> None:
+        """Let a source ask before every guess whether it pays; `first` is where its buckets begin."""
+
+        def pays(chain: Sequence[int], rate: float) -> bool:
+            probability = self.table.probability
+            line = path_probabilities(range(-1, len(chain) - 1), [probability[first + bucket] for bucket in chain])
+            return self.planner.another_pays(line, rate, source.guess_ms, self._context, self._sequences)
+
+        source.pays = pays
+
     def _tally(self, sequences: int, common_ns: int, topk_ns: int) -> None:
         """Tell every source that was asked whether it gained more time than asking it took.
 
@@ -132,5 +149,5 @@ class Speculator:
             if self.fusion.sources[source].needs.topk:
                 ns += topk_ns / readers
             rest = self._rests[source]
-            rest.used(ns / 1e6, saved_ms - credited > rest.cost_ms, plain_ms)
+            rest.used(ns / 1e6, saved_ms - credited, plain_ms)
             credited = saved_ms

@@ -321,7 +321,7 @@ def waits(rest: Rest, times: int, ms: float, plain_ms: float) -> list[int]:
     found = []
     for _ in range(times):
         assert rest.due()
-        rest.used(ms, False, plain_ms)
+        rest.used(ms, 0.0, plain_ms)
         found.append(0)
         while rest.waiting:
             assert not rest.due()
@@ -345,10 +345,10 @@ def test_a_source_that_costs_nothing_to_speak_of_is_always_asked() -> None:
 
 def test_a_source_that_once_took_no_time_rests_as_any() -> None:
     rest = Rest()
-    rest.used(0.0, False, 10.0)  # a coarse clock
+    rest.used(0.0, 0.0, 10.0)  # a coarse clock
     for _ in range(20):
         if rest.due():
-            rest.used(10.0, False, 10.0)
+            rest.used(10.0, 0.0, 10.0)
     assert rest.asked < 10
 
 
@@ -356,14 +356,14 @@ def test_a_source_that_pays_is_asked_at_every_step() -> None:
     rest = Rest()
     for _ in range(10):
         assert rest.due()
-        rest.used(5.0, True, 10.0)
+        rest.used(5.0, 1e3, 10.0)
 
 
 def test_a_source_that_pays_again_is_asked_at_every_step_again() -> None:
     rest = Rest()
     waits(rest, 8, ms=10.0, plain_ms=10.0)
     assert rest.due()
-    rest.used(10.0, True, 10.0)
+    rest.used(10.0, 1e3, 10.0)
     assert rest.due()
     assert waits(rest, 3, ms=10.0, plain_ms=10.0) == [1, 3, 7]
 
@@ -372,9 +372,9 @@ def test_the_cost_of_asking_is_a_running_mean() -> None:
     """Five plain: the mean 3; then a fifth of the way from 3 to 13."""
     rest = Rest()
     for ms in (1.0, 2.0, 3.0, 4.0, 5.0):
-        rest.used(ms, True, 10.0)
+        rest.used(ms, 1e3, 10.0)
     assert rest.cost_ms == pytest.approx(3.0)
-    rest.used(13.0, True, 10.0)
+    rest.used(13.0, 1e3, 10.0)
     assert rest.cost_ms == pytest.approx(5.0)
     assert rest.asked == 6
 

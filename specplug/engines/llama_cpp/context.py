@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
@@ -28,12 +28,24 @@ MAX_SEQUENCE_IDS = 256
 """llama.cpp's own limit on sequence ids per context."""
 
 
-def open_context(model: Model, runtime: Runtime, *, cells: int, num_ids: int, max_rows: int) -> Context:
+class Inputs(Protocol):
+    """What tokens are to a model whose own embedding table lacks some of them."""
+
+    width: int
+
+    def rows(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
+        """float32[n, width]"""
+
+
+def open_context(
+    model: Model, runtime: Runtime, *, cells: int, num_ids: int, max_rows: int, inputs: Inputs | None = None
+) -> Context:
     """A context of its own for `model`. Raises UsageError when llama.cpp refuses the parameters.
 
     cells    KV cells in all, shared by all sequences
     num_ids  sequence ids, homes and tree leaves together; at most 256
     max_rows rows with logits in one pass
+    inputs   where tokens go in as embeddings
     """
     assert runtime.flash_attention is not None, "an unresolved profile"
     params = ll.llama_context_default_params()
@@ -50,7 +62,7 @@ def open_context(model: Model, runtime: Runtime, *, cells: int, num_ids: int, ma
         handle = ll.llama_init_from_model(model.handle, params)
     if not handle:
         raise UsageError(f"{model.path}: llama.cpp cannot open a context of {cells} tokens: {log.reason()}")
-    return Context(model, handle, num_ids=num_ids, max_rows=max_rows)
+    return Context(model, handle, num_ids=num_ids, max_rows=max_rows, inputs=inputs)
 
 
 def set_tree_params(params: Any, num_ids: int, max_rows: int) -> None:
@@ -66,7 +78,7 @@ class Context:
     Rows are added with `add` or `add_span`, then `decode` evaluates them in one pass.
     """
 
-    def __init__(self, model: Model, handle: Any, *, num_ids: int, max_rows: int) -> None:
+    def __init__(self, model: Model, handle: Any, *, num_ids: int, max_rows: int, inputs: Inputs | None = None) -> None:
         """`handle` is llama.cpp's own pointer, to a context with `set_tree_params`."""
         self.model = model
         self.handle = handle
@@ -83,10 +95,12 @@ class Context:
         self._id_pointers = np.zeros(n, dtype=np.uintp)
         self._single_pointers = (self._single_ids.ctypes.data + 4 * np.arange(n)).astype(np.uintp)
         self._many_pointers = [self._many_ids.ctypes.data + 4 * num_ids * row for row in range(max_rows)]
+        self._inputs = inputs
+        self._embeddings = np.zeros((n if inputs else 0, inputs.width if inputs else 0), dtype=np.float32)
         self._batch = ll.llama_batch(
             0,
-            self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            None,
+            None if inputs else self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            self._embeddings.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) if inputs else None,
             self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             self._num_ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             self._id_pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
@@ -121,7 +135,7 @@ class Context:
     ) -> None:
         """Rows for consecutive positions of one sequence; `wanted` for all their logits, `last` for the last row's."""
         start, stop = self.rows, self.rows + len(tokens)
-        self._tokens[start:stop] = tokens
+        self._take(tokens, start, stop)
         self._positions[start:stop] = np.arange(position, position + stop - start, dtype=np.int32)
         self._num_ids[start:stop] = 1
         self._single_ids[start:stop, 0] = seq_id
@@ -135,7 +149,7 @@ class Context:
         """One row with logits that belongs to several sequence ids: a tree node and the leaves below it."""
         row = self.rows
         count = len(seq_ids)
-        self._tokens[row] = token
+        self._take((token,), row, row + 1)
         self._positions[row] = position
         self._num_ids[row] = count
         self._wanted[row] = 1
@@ -146,6 +160,12 @@ class Context:
             self._many_ids[row, :count] = seq_ids
             self._id_pointers[row] = self._many_pointers[row]
         self.rows = row + 1
+
+    def _take(self, tokens: IntArray | Sequence[int], start: int, stop: int) -> None:
+        if self._inputs is None:
+            self._tokens[start:stop] = tokens
+        else:
+            self._embeddings[start:stop] = self._inputs.rows(tokens)
 
     def decode(self) -> None:
         """Evaluate the batch in one pass. Raises SpecplugError when llama.cpp fails."""

@@ -15,6 +15,7 @@ from specplug.answers import Answer, Request
 from specplug.core import IntArray, Needs, Proposer
 from specplug.cost import CostCurve
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
+from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, remembered_cost_points
 from specplug.engines.llama_cpp.model import Message, Model
@@ -27,7 +28,7 @@ from specplug.speculator import Speculator
 from specplug.text import Segment, TextStream
 
 NAME = "llama-cpp"
-GIVES = Needs(topk=1 << 30)
+GIVES = Needs(topk=1 << 30, drafter=True)
 
 
 class LlamaCpp:
@@ -79,9 +80,15 @@ class LlamaCpp:
         )
         self.slots = slots
         self.padded = profile.exact and one_row_differs(self.context, profile.runtime)
-        if profile.exact and profile.speculates:
-            self._limit_to_exact_rows(say)
-        self.reset(sources)
+        self._drafters = Drafters()
+        try:
+            if profile.exact and profile.speculates:
+                self._limit_to_exact_rows(say)
+            self._drafters.open(sources, self.context, profile.runtime, slots=slots)
+            self.reset(sources)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> LlamaCpp:
         return self
@@ -90,12 +97,14 @@ class LlamaCpp:
         self.close()
 
     def close(self) -> None:
+        self._drafters.close()
         self.context.close()
 
     def reset(self, sources: Sequence[Proposer] | None = None) -> None:
         """Forget everything learned and cached, as if just opened (with fresh proposers where none are given)."""
         profile = self.profile
-        fusion = Fusion(sources if sources is not None else registry.build_sources(profile.proposers))
+        sources = sources if sources is not None else registry.build_sources(profile.proposers)
+        fusion = Fusion(self._drafters.in_place(sources))
         ms = [list(line) for line in self.cost_points.ms]
         if self.padded:
             for line in ms:

@@ -21,7 +21,7 @@ from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import ROOT, Draft, IntArray, Step
 from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import Context, Logits
-from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.engines.llama_cpp.sampling import DrawsAlike, Sampler
 from specplug.engines.llama_cpp.tree_batch import Tree, first_branch, lay_out
 from specplug.errors import UsageError
 from specplug.speculator import Speculator
@@ -125,6 +125,9 @@ class StepLoop:
         running.counters.prompt_tokens = len(prompt)
         running.counters.prompt_ns = perf_counter_ns() - began
         self.adopt(running, prompt)
+        for source in self.speculator.fusion.sources:
+            if isinstance(source, DrawsAlike):
+                source.draw_like(seq, sampler)
         return running
 
     def adopt(self, running: Running, prompt: IntArray) -> None:

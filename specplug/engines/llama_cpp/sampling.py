@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from specplug.answers import Sampling, TokenLogprobs
-from specplug.core import FloatArray
+from specplug.core import FloatArray, IntArray
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.errors import UsageError
@@ -56,17 +56,20 @@ class Sampler:
         """What `pick` would return for other logits (float32[V]); advances nothing."""
         if self._chain is None:
             return int(values.argmax())
-        data = np.zeros(len(values), dtype=_TOKEN_DATA)
-        data["id"] = np.arange(len(values))
-        data["logit"] = values
-        pointer = data.ctypes.data_as(ll.llama_token_data_p)
-        array = ll.llama_token_data_array(pointer, len(values), -1, False)
         twin = ll.llama_sampler_clone(self._chain)
         try:
-            ll.llama_sampler_apply(twin, ctypes.byref(array))
-            return int(array.data[array.selected].id)
+            found = _apply(twin, values)
+            assert found is not None, "a sampler that allows no token"
+            return found
         finally:
             ll.llama_sampler_free(twin)
+
+    def twin(self, ids: IntArray | None) -> Twin | None:
+        """What would draw the next tokens from another model's logits; None where that is argmax.
+
+        ids  int32[rows]: the token of each logit; None where they are the tokens themselves
+        """
+        return None if self._chain is None else Twin(ll.llama_sampler_clone(self._chain), ids)
 
     def logprobs(self, logits: Logits, row: int, token: int) -> TokenLogprobs | None:
         """What to report about `token`, or None where nothing was asked for."""
@@ -78,6 +81,50 @@ class Sampler:
         line -= np.log(np.exp(line).sum())
         best = np.argsort(-line, kind="stable")[:count].tolist()
         return TokenLogprobs(float(line[token]), [(t, float(line[t])) for t in best])
+
+
+class Twin:
+    """A copy of a sampler in the state that it has: its random numbers, penalties and grammar.
+
+    What it draws is likelier to be what the sampler will draw than the likeliest token is: both walk their
+    distributions with the same random number.
+    """
+
+    def __init__(self, chain: Any, ids: IntArray | None) -> None:
+        self._chain = chain
+        self._ids = ids
+
+    def close(self) -> None:
+        ll.llama_sampler_free(self._chain)
+
+    def draw(self, logits: Logits) -> int | None:
+        """The row that is drawn from `logits` (float32[rows]), as if it had come; None where a grammar forbids all."""
+        found = _apply(self._chain, logits, self._ids)
+        if found is None:
+            return None
+        ll.llama_sampler_accept(self._chain, found)
+        return found if self._ids is None else int(np.searchsorted(self._ids, found))
+
+
+@runtime_checkable
+class DrawsAlike(Protocol):
+    """A proposer that can draw its guesses with a copy of the sampler that draws a sequence's tokens."""
+
+    def draw_like(self, seq: int, sampler: Sampler) -> None: ...
+
+
+def _apply(chain: Any, values: Logits, ids: IntArray | None = None) -> int | None:
+    """The token that a chain of samplers picks from `values` (float32[n]), which it does not accept; None for none."""
+    data = np.zeros(len(values), dtype=_TOKEN_DATA)
+    data["id"] = np.arange(len(values)) if ids is None else ids
+    data["logit"] = values
+    pointer = data.ctypes.data_as(ll.llama_token_data_p)
+    array = ll.llama_token_data_array(pointer, len(values), -1, False)
+    ll.llama_sampler_apply(chain, ctypes.byref(array))
+    if array.selected < 0:
+        return None
+    picked = array.data[array.selected]
+    return int(picked.id) if picked.logit > -np.inf else None
 
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

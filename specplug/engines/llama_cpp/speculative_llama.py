@@ -18,10 +18,11 @@ import numpy as np
 from llama_cpp import Llama
 
 from specplug import profile as profiles
-from specplug.core import ROOT
+from specplug.core import ROOT, Proposer
 from specplug.cost import CostCurve
 from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
+from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.engine import fitting_sources
 from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import own_cost_points, points_on, remembered_cost_points
@@ -58,7 +59,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         sources = fitting_sources(self.profile, Path(model_path), slots=1)
         super().__init__(model_path, **options)
         if self._speculates:
-            self._loop = self._open_loop(Fusion(sources))
+            self._loop = self._open_loop(sources)
 
     @property
     def counters(self) -> Counters:
@@ -165,7 +166,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
                 del tree.accepted[len(running.fresh) - 1 :]
                 loop.settle(passed)
 
-    def _open_loop(self, fusion: Fusion) -> StepLoop:
+    def _open_loop(self, sources: Sequence[Proposer]) -> StepLoop:
         model = Model(Path(self.model_path), self._model.model)
         model.check_rollback()
         max_nodes = min(self._max_nodes, self.n_batch - 1)
@@ -176,6 +177,10 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             key = ("Llama", runtime, self.n_threads_batch, max_nodes + 1)
             points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), say=self._say)
             context.clear()
+        drafters = Drafters()
+        self._stack.callback(drafters.close)
+        drafters.open(sources, context, runtime, slots=1)
+        fusion = Fusion(drafters.in_place(sources))
         curve = CostCurve(points.contexts, points.rows, points.ms, points.change_ms)
         learned = self.profile.measured.acceptance if self.profile.measured else None
         # A batch holds the root and all nodes, whatever a profile's own curve covers.

@@ -1,0 +1,1 @@
+"""Models that draft for another model on llama.cpp."""

@@ -1,0 +1,262 @@
+"""A second model that drafts: chains of its own likeliest tokens, with runners-up where they are asked for.
+
+Knows tokens and the drafter's context. Knows neither the planner nor the target, beyond what it lends: the cells of a
+text that both have read, and a copy of the sampler that draws its tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+
+import numpy as np
+
+from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step
+from specplug.engines.llama_cpp.context import Context, Logits
+from specplug.engines.llama_cpp.sampling import Sampler, Twin
+
+EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
+"""Between the buckets of a guess, by the probability that the drafter itself gives it."""
+
+FIRST_RATE = 0.8
+"""Share of guesses expected to be right before any was seen; where not even so many would pay, none is made."""
+
+RATE_WEIGHT = 10.0
+"""So many guesses that counts for; the last hundred or so matter."""
+
+DECAY = 0.99
+
+LEND_FROM = 24
+"""Tokens still to be read from which borrowing the target's cells costs less, where it lends them."""
+
+DRIFT = 0.01
+"""Relative step towards a new timing of a guess. Steps of equal size track a median, which no pause moves far."""
+
+
+class ModelDrafter:
+    """Source: speculative decoding (arXiv 2211.17192); trimmed heads, VocabTrim (arXiv 2506.22694); stopping where the
+    next guess no longer pays as in SpecDec++ (arXiv 2405.19715), by measured costs instead of a trained threshold.
+    A guess's bucket is the probability that the drafter gives it, so that the planner learns how far to trust it.
+
+    Keeps: the tokens of running sequences, and per sequence the cells of what it has read, which a prompt with the same
+    beginning uses again. Needs: nothing of the target. Cost per guess: a pass of the drafter over one row.
+    """
+
+    needs = Needs()
+
+    def __init__(
+        self,
+        context: Context,
+        ids: IntArray | None,
+        *,
+        slots: int,
+        max_tokens: int,
+        max_draft: int,
+        branches: int,
+        end_tokens: Set[int] = frozenset(),
+        lend: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """
+        ids         int32[rows of the head]: the token of each; None where they are the tokens themselves
+        slots       sequence ids 0..slots-1 are used
+        max_tokens  longest text of one sequence
+        end_tokens  after which nothing is guessed
+        lend        the target's cells of a sequence, all but its last token; None where they are of no use here
+        """
+        self.buckets = tuple(
+            Bucket(f"{rank} {low:g}-{high:g}", (low + high) / 2)
+            for rank in ("best", "runner-up")[:branches]
+            for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)
+        )
+        self.guess_ms = 0.0
+        """What one guess takes, milliseconds."""
+        self.pays: Callable[[Sequence[int], float], bool] | None = None
+        """Told the buckets of the guesses so far, and what share of guesses comes true: whether to guess on."""
+        self.shared_held: list[list[int]] = [[] for _ in range(slots)]
+        """Per slot the tokens in the drafter's cache."""
+        self._context = context
+        self._ids = ids
+        self._max_tokens = max_tokens
+        self._max_draft = max_draft
+        self._branches = branches
+        self._end_tokens = end_tokens
+        self._lend = lend
+        self._texts: dict[int, _Text] = {}
+        self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
+
+    def warm_up(self, passes: int = 5) -> None:
+        """Time passes of one row on the empty context, so that the first decision knows what a guess costs."""
+        context = self._context
+        times = []
+        for place in range(passes):
+            context.clear_batch()
+            context.add_span([0], place, 0, wanted=True)
+            began = perf_counter_ns()
+            context.decode()
+            logits = context.logits(1)[0]
+            _share(logits, int(logits.argmax()))
+            times.append(perf_counter_ns() - began)
+        context.drop(0)
+        self.guess_ms = float(np.median(times[1:])) / 1e6
+
+    def forget(self) -> None:
+        """As if just opened, but for what a guess costs."""
+        self._context.clear()
+        for held in self.shared_held:
+            held.clear()
+        self._texts.clear()
+        self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
+
+    def close(self) -> None:
+        self._context.close()
+        self._context.model.close()
+
+    def draw_like(self, seq: int, sampler: Sampler) -> None:
+        """Draw guesses for a sequence as its own tokens are drawn, with the same random numbers, penalties, grammar."""
+        self._texts[seq].sampler = sampler
+
+    # -- the proposer's contract ----------------------------------------------------------------------------------
+
+    def begin(self, seq: int, prompt: IntArray) -> None:
+        held = self.shared_held[seq]
+        n = min(len(held), len(prompt))
+        differs = np.asarray(held[:n], dtype=np.int32) != prompt[:n]
+        # Half of what the texts before taught, at the weight of a first guess: this one may be another kind.
+        self._hits = (self._hits / self._tested + FIRST_RATE) / 2 * RATE_WEIGHT
+        self._tested = RATE_WEIGHT
+        self._texts[seq] = _Text(prompt.tolist(), int(differs.argmax()) if differs.any() else n)
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        text = self._texts[seq]
+        most = min(budget, self._max_draft, self._max_tokens - len(text.tokens))
+        text.guessed = []
+        if most < 1 or (self.pays is not None and not self.pays([], FIRST_RATE)):
+            return EMPTY
+        logits = self._catch_up(seq, text)
+        twin = text.sampler.twin(self._ids) if text.sampler is not None else None
+        try:
+            return self._draft(seq, text, logits, twin, budget, most)
+        finally:
+            if twin is not None:
+                twin.close()
+
+    def observe(self, seq: int, step: Step) -> None:
+        text = self._texts[seq]
+        for token in step.emitted:
+            held = self.shared_held[seq]
+            if text.read == len(text.tokens) < len(held) and held[text.read] == token:
+                text.read += 1
+            text.tokens.append(token)
+        self._learn(text.guessed, step.emitted)
+        text.guessed = []
+
+    def end(self, seq: int) -> None:
+        text = self._texts.pop(seq)
+        del self.shared_held[seq][text.read :]
+        self._context.drop(seq, text.read)
+
+    # -- drafting -------------------------------------------------------------------------------------------------
+
+    def _draft(self, seq: int, text: _Text, logits: Logits, twin: Twin | None, budget: int, most: int) -> Draft:
+        tokens: list[int] = []
+        parents: list[int] = []
+        buckets: list[int] = []
+        chain: list[int] = []
+        parent = ROOT
+        began = perf_counter_ns()
+        while True:
+            best = int(logits.argmax()) if twin is None else twin.draw(logits)
+            if best is None:
+                return Draft.of(tokens, parents, buckets)
+            token = self._token(best)
+            parents.append(parent)
+            parent = len(tokens)
+            tokens.append(token)
+            buckets.append(bisect_right(EDGES, _share(logits, best)))
+            chain.append(buckets[-1])
+            text.guessed.append(token)
+            if self._branches > 1 and len(tokens) < budget:
+                second, p_second = _runner_up(logits, best)
+                tokens.append(self._token(second))
+                parents.append(parents[parent])
+                buckets.append(len(EDGES) + 1 + bisect_right(EDGES, p_second))
+            full = len(chain) >= most or len(tokens) >= budget
+            if full or token in self._end_tokens or not self._guess_on(chain):
+                return Draft.of(tokens, parents, buckets)
+            logits = self._read(seq, [token])
+            now = perf_counter_ns()
+            self.guess_ms *= 1 + DRIFT if (now - began) / 1e6 > self.guess_ms else 1 - DRIFT
+            began = now
+
+    def _guess_on(self, chain: Sequence[int]) -> bool:
+        return self.pays is None or self.pays(chain, self._hits / self._tested)
+
+    def _learn(self, guessed: Sequence[int], emitted: Sequence[int]) -> None:
+        """Count the guesses that were tested: those that came true, and the first that did not."""
+        if not guessed:
+            return
+        hits = 0
+        while hits < min(len(guessed), len(emitted)) and guessed[hits] == emitted[hits]:
+            hits += 1
+        tested = min(len(guessed), len(emitted), hits + 1)
+        kept = DECAY**tested
+        self._hits, self._tested = self._hits * kept + hits, self._tested * kept + tested
+
+    def _token(self, row: int) -> int:
+        return row if self._ids is None else int(self._ids[row])
+
+    # -- the drafter's cache --------------------------------------------------------------------------------------
+
+    def _catch_up(self, seq: int, text: _Text) -> Logits:
+        """Read what is not yet in the cache, the last token at least; returns the logits after it."""
+        held = self.shared_held[seq]
+        known = text.tokens
+        start = min(text.read, len(known) - 1)
+        if self._lend is not None and len(known) - start > LEND_FROM:
+            self._context.drop(seq)
+            held.clear()
+            self._context.restore(seq, self._lend(seq))
+            held += known[:-1]
+        elif start < len(held):
+            self._context.drop(seq, start)
+            del held[start:]
+        logits = self._read(seq, known[len(held) :])
+        text.read = len(known)
+        return logits
+
+    def _read(self, seq: int, tokens: Sequence[int]) -> Logits:
+        """float32[rows of the head]: the logits after `tokens`, which follow what is held."""
+        context, held = self._context, self.shared_held[seq]
+        for at in range(0, len(tokens), context.num_batch):
+            part = tokens[at : at + context.num_batch]
+            context.clear_batch()
+            context.add_span(part, len(held), seq, wanted=False, last=True)
+            context.decode()
+            held += part
+        logits: Logits = context.logits(1)[0]
+        return logits
+
+
+@dataclass(slots=True)
+class _Text:
+    """One sequence: its tokens, how many of them the drafter's cache holds, and the chain guessed last."""
+
+    tokens: list[int]
+    read: int
+    sampler: Sampler | None = None
+    guessed: list[int] = field(default_factory=list)
+
+
+def _share(logits: Logits, row: int) -> float:
+    """The probability of a row: 1 where all others are far below."""
+    return float(1.0 / np.exp(logits - logits[row]).sum())
+
+
+def _runner_up(logits: Logits, best: int) -> tuple[int, float]:
+    """The likeliest row but one, and its probability."""
+    rest = logits.copy()
+    rest[best] = -np.inf
+    second = int(rest.argmax())
+    return second, _share(logits, second)

@@ -1,0 +1,99 @@
+"""Opens the models that a profile's proposers name, beside the target.
+
+Knows folders of drafters and GGUF files. Knows no tokens and no planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from specplug import drafters, fingerprint, models
+from specplug.core import Proposer
+from specplug.engines.llama_cpp.context import Context, Inputs, open_context
+from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.errors import UsageError
+from specplug.profile import Runtime
+from specplug.proposers.draft_model import DraftModel
+from specplug.proposers.vocab_trim import VocabTrim
+from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
+
+
+class Drafters:
+    """The drafters of one engine, by their place among its proposers."""
+
+    def __init__(self) -> None:
+        self._opened: dict[int, ModelDrafter] = {}
+
+    def open(self, sources: Sequence[Proposer], target: Context, runtime: Runtime, *, slots: int) -> None:
+        """Open what `sources` only name. UsageError where it is not there, or does not fit the target.
+
+        runtime  the target's: a drafter runs with the same, so that it can take over the target's cells
+        """
+        for place, source in enumerate(sources):
+            if isinstance(source, DraftModel):
+                self._opened[place] = _open(source, target, runtime, slots)
+
+    def in_place(self, sources: Sequence[Proposer]) -> list[Proposer]:
+        """The sources, those that name a drafter replaced by it, as if just opened."""
+        for drafter in self._opened.values():
+            drafter.forget()
+        return [self._opened.get(place, source) for place, source in enumerate(sources)]
+
+    def close(self) -> None:
+        for drafter in self._opened.values():
+            drafter.close()
+        self._opened.clear()
+
+
+def _open(source: DraftModel, target: Context, runtime: Runtime, slots: int) -> ModelDrafter:
+    if isinstance(source, VocabTrim):
+        folder = drafters.resolve(source.model, source.build)
+        manifest, ids = drafters.read(folder)
+        if manifest.format != "gguf":
+            raise UsageError(f"{folder}: a drafter for vLLM; build one from a GGUF model")
+        drafters.check_target(manifest, folder, models.tokenizer_hash(target.model.path), target.model.path.name)
+        from specplug.engines.llama_cpp.drafters.input_table import InputTable
+
+        table: Inputs | None = InputTable(folder / EMBEDDINGS, manifest.input_scale)
+        same = _same_model(manifest.source, target.model.path)
+        path = folder / MODEL
+    else:
+        path, ids, table, same = models.resolve(source.model), None, None, False
+        own, wanted = models.tokenizer_hash(path), models.tokenizer_hash(target.model.path)
+        if own != wanted:
+            raise UsageError(
+                f"{path}: its tokenizer is {own[:12]}, that of {target.model.path.name} {wanted[:12]}; "
+                "choose a drafter of the target's family"
+            )
+    model = open_model(path, gpu_layers=runtime.gpu_layers)
+    try:
+        context = _context(model, table, runtime, slots, source.max_draft)
+    except BaseException:
+        model.close()
+        raise
+    drafter = ModelDrafter(
+        context,
+        ids,
+        slots=slots,
+        max_tokens=runtime.context,
+        max_draft=source.max_draft,
+        branches=source.branches,
+        end_tokens=target.model.end_tokens,
+        lend=target.state if same else None,
+    )
+    drafter.warm_up()
+    return drafter
+
+
+def _context(model: Model, table: Inputs | None, runtime: Runtime, slots: int, max_draft: int) -> Context:
+    model.check_rollback()
+    cells = slots * (runtime.context + max_draft + 1)
+    return open_context(model, runtime, cells=-(-cells // 256) * 256, num_ids=slots, max_rows=1, inputs=table)
+
+
+def _same_model(source: object, target: Path) -> bool:
+    """Whether a drafter was made from the target's own file: then its cells hold what the target's do."""
+    identity = fingerprint.model_identity(target)
+    return isinstance(source, dict) and all(source.get(key) == identity[key] for key in ("bytes", "sample_sha256"))

@@ -1,0 +1,375 @@
+"""Draft models and trimmed heads on llama.cpp, with the real model: the same tokens, and guesses that come true."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from specplug.answers import Request, Sampling
+from specplug.bench.arms import plain
+from specplug.bench.prove import GRAMMAR
+from specplug.core import Draft, IntArray, Step
+from specplug.engines.llama_cpp import SpeculativeLlama
+from specplug.engines.llama_cpp.context import open_context
+from specplug.engines.llama_cpp.drafters.input_table import InputTable
+from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, ModelDrafter
+from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.errors import UsageError
+from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
+from specplug.registry import ProposerSpec
+from specplug.transforms.gguf_head import trim, vocabulary
+from specplug.transforms.kept_ids import by_size
+
+pytestmark = pytest.mark.llama
+
+FREE_ROWS = CostPoints((128,), (1, 64), ((1.0, 1.001),))
+"""A cost curve under which every guess pays."""
+
+DEAR_ROWS = CostPoints((128,), (1, 64), ((1.0, 64.0),))
+"""One under which none does: n rows cost n times one."""
+
+RUNTIME = Runtime(threads=2, context=512, kv_type="bf16")
+"""With q8_0 weights, passes of all shapes round alike."""
+
+PROMPTS = (
+    "Why do leaves turn yellow in autumn? Answer in two sentences.",
+    "List the numbers from one to twenty in words.",
+    "Write two lines of Python that print the squares of 1 to 5.",
+)
+
+SETTINGS = {
+    "greedy": Sampling(),
+    "sampled": Sampling(temperature=0.8, seed=3),
+    "penalties": Sampling(temperature=0.7, seed=5, repeat_penalty=1.2, presence_penalty=0.1),
+    "grammar": Sampling(grammar=GRAMMAR),
+    "sampled with grammar": Sampling(temperature=0.8, seed=3, grammar=GRAMMAR),
+}
+
+
+@pytest.fixture(scope="module")
+def kept(formats: dict[str, Path]) -> IntArray:
+    """8,192 of the first 12,000 tokens, by a rule that has nothing to do with what is said."""
+    known = vocabulary(formats["q8_0"])
+    counts = np.zeros(len(known.pieces), dtype=np.int64)
+    counts[[id for id in range(12_000) if id % 10 < 7]] = 1
+    return by_size(counts, known.always_kept(), 8192)
+
+
+@pytest.fixture(scope="module")
+def folder(formats: dict[str, Path], kept: IntArray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("drafters") / "small"
+    trim(formats["q8_0"], kept, path)
+    return path
+
+
+def trimmed(folder: Path, planner: PlannerSettings, **options: object) -> Profile:
+    spec = ProposerSpec("vocab_trim", {"model": str(folder), **options})
+    return Profile("trimmed", proposers=(spec,), planner=planner, runtime=RUNTIME)
+
+
+def always(nodes: int) -> PlannerSettings:
+    return PlannerSettings(mode="static", max_nodes=nodes)
+
+
+def chats(model: Model) -> list[IntArray]:
+    return [model.chat_prompt([{"role": "user", "content": text}]) for text in PROMPTS]
+
+
+# -- the same output ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_trimmed_drafter_changes_no_token(name: str, branches: int, q8_0: Model, folder: Path) -> None:
+    profile = trimmed(folder, always(4 * branches), max_draft=4, branches=branches)
+    assert_same_answers(q8_0, profile, SETTINGS[name], slots=1)
+
+
+@pytest.mark.parametrize("name", ["greedy", "sampled"])
+def test_nor_with_three_sequences_at_once(name: str, f32: Model, folder: Path) -> None:
+    """Where sequences share a cache, sums run in other orders: only 32 bits are fine enough."""
+    profile = trimmed(folder, always(24), max_draft=4, branches=2)
+    profile = replace(profile, runtime=replace(RUNTIME, kv_type="f32"))
+    assert_same_answers(f32, profile, SETTINGS[name], slots=3)
+
+
+def assert_same_answers(model: Model, profile: Profile, how: Sampling, *, slots: int) -> None:
+    requests = [Request(prompt, 40, how) for prompt in chats(model)]
+    with LlamaCpp(model, plain(profile)) as base, LlamaCpp(model, profile, slots=slots, cost=FREE_ROWS) as engine:
+        expected = [base.generate(request).tokens for request in requests]
+        answers = engine.generate_all(requests)
+    assert [answer.tokens for answer in answers] == expected
+    assert sum(answer.counters.accepted_tokens for answer in answers) > 20
+
+
+def test_a_whole_draft_model_of_another_format_changes_no_token(q8_0: Model, formats: dict[str, Path]) -> None:
+    spec = ProposerSpec("draft_model", {"model": str(formats["q4_0"]), "max_draft": 3})
+    profile = Profile("small", proposers=(spec,), planner=always(3), runtime=RUNTIME)
+    with LlamaCpp(q8_0, plain(profile)) as base, LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
+        for prompt in chats(q8_0):
+            answer = engine.generate(Request(prompt, 40))
+            assert answer.tokens == base.generate(Request(prompt, 40)).tokens
+            assert answer.counters.mean_acceptance_length > 2
+
+
+def test_with_another_proposer_beside_it(q8_0: Model, folder: Path) -> None:
+    profile = trimmed(folder, always(8))
+    both = replace(profile, proposers=(ProposerSpec("suffix"), *profile.proposers))
+    with LlamaCpp(q8_0, plain(profile)) as base, LlamaCpp(q8_0, both, cost=FREE_ROWS) as engine:
+        for prompt in chats(q8_0):
+            assert engine.generate(Request(prompt, 40)).tokens == base.generate(Request(prompt, 40)).tokens
+
+
+def test_a_talk_goes_on_where_both_caches_are(q8_0: Model, folder: Path) -> None:
+    """The second prompt begins with the first and its answer, which both models have read."""
+    profile = trimmed(folder, always(4))
+    messages = [{"role": "user", "content": PROMPTS[0]}]
+    with LlamaCpp(q8_0, plain(profile)) as base, LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
+        for _ in range(3):
+            request = Request(q8_0.chat_prompt(messages), 30)
+            answer = engine.generate(request)
+            assert answer.tokens == base.generate(request).tokens
+            messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "Go on."}]
+
+
+def test_answers_after_a_reset_are_those_before(q8_0: Model, folder: Path) -> None:
+    with LlamaCpp(q8_0, trimmed(folder, always(4)), cost=FREE_ROWS) as engine:
+        seen = []
+        for _ in range(2):
+            answer = engine.generate(Request(chats(q8_0)[0], 30))
+            seen.append((answer.tokens, answer.counters.steps, answer.counters.accepted_tokens))
+            engine.reset()
+    assert seen[0] == seen[1]
+
+
+def test_speculative_llama_drafts_with_it(formats: dict[str, Path], folder: Path) -> None:
+    import llama_cpp
+
+    options = {
+        "model_path": str(formats["q8_0"]), "n_ctx": 256, "n_batch": 128, "n_threads": 2, "n_threads_batch": 2,
+        "type_k": 30, "type_v": 30, "flash_attn": True, "verbose": False,
+    }  # fmt: skip
+    profile = replace(trimmed(folder, always(4)), measured=Measured(cost_curve=FREE_ROWS))
+    base, llama = llama_cpp.Llama(**options), SpeculativeLlama(profile=profile, **options)
+    try:
+        for temperature in (0.0, 0.8):
+            how = {"max_tokens": 40, "temperature": temperature, "seed": 3}
+            assert llama(PROMPTS[1], **how)["choices"] == base(PROMPTS[1], **how)["choices"]
+        assert llama.counters.accepted_tokens > 10
+    finally:
+        base.close()
+        llama.close()
+
+
+# -- what it guesses ---------------------------------------------------------------------------------------------------
+
+
+def test_a_self_drafter_is_right_as_far_as_its_rows_reach(q8_0: Model, folder: Path, kept: IntArray) -> None:
+    """Same layers, same rows: of a chain of 4 it has all up to the first token that is not kept."""
+    profile = trimmed(folder, always(4), max_draft=4)
+    known = set(kept.tolist())
+    with LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
+        for prompt in chats(q8_0):
+            answer = engine.generate(Request(prompt, 60))
+            rest, steps = answer.tokens[1:], 0
+            while rest:
+                run = 0
+                while run < min(4, len(rest) - 1) and rest[run] in known and rest[run] not in q8_0.end_tokens:
+                    run += 1
+                ended = run < len(rest) and rest[run] in q8_0.end_tokens
+                rest = rest[run + 1 :] if not ended else []
+                steps += 1
+            assert answer.counters.steps == steps
+
+
+def test_sampled_guesses_are_drawn_as_the_target_draws(q8_0: Model, folder: Path, kept: IntArray) -> None:
+    """With the target's random numbers a self-drafter guesses the very token that will be drawn, likely or not.
+
+    Always to guess the likeliest would be right where that is what was drawn, as far as the rows reach.
+    """
+    profile = trimmed(folder, always(4), max_draft=4)
+    how = Sampling(temperature=1.2, seed=1, logprobs=1)
+    accepted = steps = 0
+    likeliest = []
+    with LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
+        for prompt in chats(q8_0):
+            answer = engine.generate(Request(prompt, 60, how))
+            accepted += answer.counters.accepted_tokens
+            steps += answer.counters.steps
+            likeliest += [
+                report.top[0][0] == token and token in kept
+                for token, report in zip(answer.tokens, answer.logprobs, strict=True)
+            ]
+    right = accepted / (accepted + steps)  # at most one guess per step is wrong
+    assert right > np.mean(likeliest)
+
+
+def test_runners_up_come_beside_the_likeliest(q8_0: Model, folder: Path) -> None:
+    """With two branches every place has two guesses, which differ, and only the likeliest goes on."""
+    with opened(q8_0, folder, branches=2) as drafter:
+        drafter.begin(0, chats(q8_0)[0])
+        draft = drafter.propose(0, 6)
+    draft.check(num_tokens=q8_0.num_tokens, num_buckets=len(drafter.buckets))
+    assert draft.parents.tolist() == [-1, -1, 0, 0, 2, 2]
+    assert [bucket >= len(EDGES) + 1 for bucket in draft.buckets.tolist()] == [False, True] * 3
+
+
+def test_nothing_is_guessed_after_an_end(q8_0: Model, folder: Path) -> None:
+    """After a whole answer the likeliest token ends it."""
+    with LlamaCpp(q8_0, plain(trimmed(folder, always(4)))) as base:
+        answer = base.generate(Request(chats(q8_0)[0], 200))
+    assert answer.finish == "stop"
+    with opened(q8_0, folder) as drafter:
+        drafter.begin(0, np.concatenate((chats(q8_0)[0], np.array(answer.tokens[:-1], dtype=np.int32))))
+        assert drafter.propose(0, 8).tokens.tolist() == [answer.tokens[-1]]
+
+
+def test_borrowed_cells_give_the_guesses_that_reading_gives(q8_0: Model, folder: Path) -> None:
+    prompt = chats(q8_0)[0]
+    assert len(prompt) > LEND_FROM + 1
+    runtime = replace(RUNTIME, flash_attention=True)
+    with open_context(q8_0, runtime, cells=512, num_ids=2, max_rows=4) as target:
+        target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
+        target.decode()
+        guesses = []
+        for lend in (None, target.state):
+            with opened(q8_0, folder, lend=lend) as drafter:
+                drafter.begin(0, prompt)
+                guesses.append(drafter.propose(0, 6).tokens.tolist())
+    assert len(guesses[0]) == 6
+    assert guesses[0] == guesses[1]
+
+
+def test_catching_up_after_a_rest_gives_the_same_guesses(q8_0: Model, folder: Path) -> None:
+    prompt, text = chats(q8_0)[0], np.arange(100, 160, dtype=np.int32)
+    with opened(q8_0, folder) as one, opened(q8_0, folder) as other:
+        one.begin(0, prompt)
+        one.propose(0, 4)
+        for token in text.tolist():  # told, not asked
+            one.observe(0, Step([token], Draft.of([], [], []), []))
+        other.begin(0, np.concatenate((prompt, text)))
+        assert one.propose(0, 4).tokens.tolist() == other.propose(0, 4).tokens.tolist()
+        assert one.shared_held == other.shared_held
+
+
+def test_it_stops_guessing_when_told_that_no_more_pays(q8_0: Model, folder: Path) -> None:
+    asked: list[list[int]] = []
+
+    def pays(chain: object, rate: float) -> bool:
+        asked.append(list(chain))  # type: ignore[call-overload]
+        return len(asked) < 3
+
+    with opened(q8_0, folder) as drafter:
+        drafter.begin(0, chats(q8_0)[0])
+        drafter.pays = pays
+        draft = drafter.propose(0, 8)
+        assert len(draft) == 2
+        assert asked == [[], draft.buckets.tolist()[:1], draft.buckets.tolist()]
+        assert len(drafter.propose(0, 8)) == 0
+
+
+def test_where_no_guess_can_pay_the_drafter_is_never_run(q8_0: Model, folder: Path) -> None:
+    profile = trimmed(folder, PlannerSettings(max_nodes=8))
+    with LlamaCpp(q8_0, profile, cost=DEAR_ROWS) as engine:
+        answer = engine.generate(Request(chats(q8_0)[0], 40))
+        (drafter,) = engine.speculator.fusion.sources
+        assert isinstance(drafter, ModelDrafter)
+        assert drafter.shared_held == [[]]
+        assert (answer.counters.draft_tokens, answer.counters.steps) == (0, len(answer.tokens) - 1)
+
+
+def test_the_contract_of_a_proposer(q8_0: Model, folder: Path) -> None:
+    """The shipped contract's toy target has another vocabulary than a model: its points, one by one."""
+    prompt = chats(q8_0)[0]
+    empty = Step([5], Draft.of([], [], []), [])
+    with opened(q8_0, folder, branches=2) as drafter:
+        for call in (lambda: drafter.propose(0, 4), lambda: drafter.observe(0, empty), lambda: drafter.end(0)):
+            with pytest.raises(KeyError):
+                call()
+        drafter.begin(0, prompt)
+        for budget in (0, 1, 2, 5):
+            draft, again = drafter.propose(0, budget), drafter.propose(0, budget)
+            draft.check(num_tokens=q8_0.num_tokens, num_buckets=len(drafter.buckets))
+            assert len(draft) == budget
+            assert [draft.tokens.tolist(), draft.parents.tolist()] == [again.tokens.tolist(), again.parents.tolist()]
+        drafter.begin(1, chats(q8_0)[1])
+        alone = drafter.propose(1, 4).tokens.tolist()
+        drafter.end(0)
+        assert drafter.propose(1, 4).tokens.tolist() == alone
+        drafter.begin(0, prompt[:1])
+        assert len(drafter.propose(0, 3)) == 3
+        drafter.end(0)
+        drafter.end(1)
+        assert drafter.shared_held[0] == prompt[:1].tolist()  # of what was guessed nothing stays
+
+
+def opened(target: Model, folder: Path, **options: object) -> "Opened":
+    return Opened(target, folder, **options)
+
+
+class Opened(ModelDrafter):
+    """A drafter for one sequence, closed at the end of a `with` statement."""
+
+    def __init__(self, target: Model, folder: Path, **options: object) -> None:
+        model = open_model(folder / "model.gguf")
+        runtime = replace(RUNTIME, flash_attention=True)
+        table = InputTable(folder / "embeddings.gguf", 1.0)
+        context = open_context(model, runtime, cells=1024, num_ids=8, max_rows=1, inputs=table)
+        settings = {"slots": 8, "max_tokens": 512, "max_draft": 64, "branches": 1, "end_tokens": target.end_tokens}
+        super().__init__(context, np.load(folder / "ids.npy"), **settings | options)  # type: ignore[arg-type]
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_drafter_of_another_tokenizer_is_refused_with_both_hashes(q8_0: Model, folder: Path, tmp_path: Path) -> None:
+    other = copytree(folder, tmp_path / "other")
+    manifest = json.loads((other / "specplug.json").read_text())
+    own = manifest["tokenizer"]
+    (other / "specplug.json").write_text(json.dumps(manifest | {"tokenizer": "0123456789abcdef"}))
+    with pytest.raises(UsageError, match=f"its tokenizer is 0123456789ab, that of .* {own[:12]}"):
+        LlamaCpp(q8_0, trimmed(other, always(4)), cost=FREE_ROWS)
+
+
+def test_a_draft_model_of_another_tokenizer_is_refused_with_both_hashes(q8_0: Model, folder: Path) -> None:
+    """A trimmed file alone has a tokenizer of its own."""
+    spec = ProposerSpec("draft_model", {"model": str(folder / "model.gguf")})
+    profile = Profile("wrong", proposers=(spec,), planner=always(3), runtime=RUNTIME)
+    with pytest.raises(UsageError, match=r"its tokenizer is [0-9a-f]{12}, that of .* [0-9a-f]{12}; choose a drafter"):
+        LlamaCpp(q8_0, profile, cost=FREE_ROWS)
+
+
+def test_a_drafter_that_is_not_built_says_how_to_build_it(q8_0: Model, tmp_path: Path) -> None:
+    spec = ProposerSpec("vocab_trim", {"model": str(tmp_path / "x"), "build": ["demo:smollm2", "--size", "8192"]})
+    profile = Profile("missing", proposers=(spec,), planner=always(3), runtime=RUNTIME)
+    message = f"not built yet; run: specplug build vocab-trim demo:smollm2 --size 8192 --out {tmp_path / 'x'}"
+    with pytest.raises(UsageError, match=message):
+        LlamaCpp(q8_0, profile, cost=FREE_ROWS)
+
+
+def test_a_drafter_for_vllm_is_refused(q8_0: Model, folder: Path, tmp_path: Path) -> None:
+    other = copytree(folder, tmp_path / "other")
+    manifest = json.loads((other / "specplug.json").read_text())
+    (other / "specplug.json").write_text(json.dumps(manifest | {"format": "checkpoint"}))
+    with pytest.raises(UsageError, match="a drafter for vLLM; build one from a GGUF model"):
+        LlamaCpp(q8_0, trimmed(other, always(4)), cost=FREE_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"max_draft": 0}, "max_draft is 0"), ({"branches": 3}, "branches is 3")]
+)
+def test_options_out_of_range_are_refused(options: dict[str, int], message: str, q8_0: Model, folder: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        LlamaCpp(q8_0, trimmed(folder, always(4), **options), cost=FREE_ROWS)
