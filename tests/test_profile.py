@@ -17,7 +17,7 @@ HEAD = "schema: 1\nname: mine\n"
 SHIPPED = {
     "default", "none", "ngram", "suffix", "recycling", "exact",
     "recycling-paper", "ngram-static", "suffix-static", "recycling-static",
-    "vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix",
+    "vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix", "llama3-vocabtrim",
 }  # fmt: skip
 
 

@@ -4,21 +4,25 @@ import os
 import shlex
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from specplug import drafters
 from specplug import profile as profiles
 from specplug.core import int_array
-from specplug.engines.vllm import offline, versions
+from specplug.engines.vllm import offline, plugin, versions
 from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_in, server_command, write_profile
 from specplug.engines.vllm.counts import AGREED, FIGURES, Counts
 from specplug.engines.vllm.measure import WARM, curves_of
 from specplug.errors import EngineError, UsageError
 from specplug.profile import Profile, VllmSettings
 from specplug.registry import ProposerSpec
+from specplug.transforms.checkpoint_head import TRIMMED
 
 
 def made(*specs: ProposerSpec, **settings: Any) -> Profile:
@@ -98,6 +102,94 @@ def test_workers_read_the_profile_that_was_written(tmp_path: Path) -> None:
 def test_workers_say_what_is_missing(config: object) -> None:
     with pytest.raises(UsageError, match="additional_config: needs"):
         profile_in(config)
+
+
+def drafter(
+    folder: Path, *, kind: str = "model", form: str = "checkpoint", architecture: str = "LlamaForCausalLM"
+) -> Path:
+    """A drafter's folder, with nothing in it that an engine could open; its tokenizer.json was `{}`."""
+    with drafters.writing(folder) as partial:
+        manifest = drafters.Manifest(form, kind, architecture, sha256(b"{}").hexdigest(), 9, 2)
+        drafters.finish(partial, manifest, int_array([1, 4]))
+    return folder
+
+
+def trimmed(folder: Path | str, **options: Any) -> Profile:
+    return made(ProposerSpec("vocab_trim", {"model": str(folder), **options}), num_speculative_tokens=3)
+
+
+@pytest.mark.parametrize(("kind", "method"), [("model", "draft_model"), ("eagle3", "eagle3")])
+def test_a_trimmed_drafter_goes_in_by_its_folder(tmp_path: Path, kind: str, method: str) -> None:
+    folder = drafter(tmp_path / "d", kind=kind)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "tokenizer.json").write_bytes(b"{}")
+    for target in (None, str(tmp_path / "target"), "org/name"):
+        assert engine_settings(trimmed(folder), "x", target) == {
+            "speculative_config": {"method": method, "model": str(folder), "num_speculative_tokens": 3}
+        }
+
+
+def test_a_drafter_whose_layers_attend_in_two_ways_has_one_kind_of_cache(tmp_path: Path) -> None:
+    found = engine_settings(trimmed(drafter(tmp_path / "d", architecture="Gemma3ForCausalLM")), "x")
+    assert found.pop("disable_hybrid_kv_cache_manager") is True
+    assert found["speculative_config"]["method"] == "draft_model"
+
+
+def test_a_draft_model_goes_in_as_it_is_named() -> None:
+    found = engine_settings(made(ProposerSpec("draft_model", {"model": "org/small"})), "x")
+    assert found == {"speculative_config": {"method": "draft_model", "model": "org/small", "num_speculative_tokens": 5}}
+
+
+def test_a_drafter_that_is_missing_is_told_with_the_command_that_builds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        engine_settings(profiles.load("llama3-vocabtrim"), "llama3-vocabtrim")
+    assert str(caught.value) == (
+        "drafter:llama3-vocabtrim: not built yet; run: specplug build vocab-trim meta-llama/Llama-3.2-1B-Instruct "
+        "--size 32768 --calibrate self --out drafter:llama3-vocabtrim"
+    )
+
+
+def test_a_drafter_of_another_tokenizer_engine_or_content_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "tokenizer.json").write_bytes(b"[]")
+    one, two = (sha256(content).hexdigest()[:12] for content in (b"{}", b"[]"))
+    with pytest.raises(UsageError, match=f"its tokenizer is {one}, that of .*target {two}; build a drafter from"):
+        engine_settings(trimmed(drafter(tmp_path / "d")), "x", str(tmp_path / "target"))
+    with pytest.raises(UsageError, match=r"a drafter for llama\.cpp; build one for vLLM"):
+        engine_settings(trimmed(drafter(tmp_path / "g", form="gguf")), "x")
+    (tmp_path / "d" / drafters.IDS).write_bytes(b"other")
+    with pytest.raises(UsageError, match=r"ids\.npy: its SHA-256 is [0-9a-f]{12}, the manifest says"):
+        engine_settings(trimmed(tmp_path / "d"), "x")
+
+
+@pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])
+def test_a_drafter_beside_other_proposers_is_refused(method: str) -> None:
+    both = made(ProposerSpec("suffix"), ProposerSpec(method, {"model": "m"}))
+    with pytest.raises(UsageError, match=f"profile p: {method} stands beside other proposers"):
+        engine_settings(both, "x")
+
+
+def test_the_plugin_names_classes_and_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, str] = {}
+    registry = SimpleNamespace(register_model=told.__setitem__)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
+    for _ in range(2):
+        plugin.register()
+    assert told == {name: f"specplug.engines.vllm.trimmed:{name}" for name in TRIMMED.values()}
+    source = (Path(plugin.__file__).parent / "trimmed.py").read_text(encoding="utf-8")
+    assert all(f"\nclass {name}(TrimmedHead, {base}):" in source for base, name in TRIMMED.items())
+    assert "specplug.engines.vllm.trimmed" not in sys.modules
+
+
+def test_a_plugin_that_fails_does_not_break_vllm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    plugin.register()
+    assert "drafters with trimmed heads cannot be loaded" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix"])

@@ -11,28 +11,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from specplug import drafters, models, registry
 from specplug import profile as profiles
-from specplug import registry
 from specplug.core import Needs, Proposer
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile
 from specplug.proposers.builtin import Builtin
+from specplug.proposers.draft_model import DraftModel
+from specplug.proposers.vocab_trim import VocabTrim
 
 NAME = "vllm"
-GIVES = Needs(topk=1 << 10, builtin=True)
+GIVES = Needs(topk=1 << 10, builtin=True, drafter=True)
 
 PROPOSER = "specplug.engines.vllm.proposer.SpecplugProposer"
 """What `speculative_config.model` names for `method: custom_class`."""
+
+TWO_ATTENTIONS = ("Gemma3ForCausalLM",)
+"""Architectures whose layers attend to everything or to a window. vLLM keeps their caches in two groups, and can draft
+with a model only when it keeps them in one."""
 
 KEY = "specplug"
 """Ours in `additional_config`."""
 
 
-def engine_settings(profile: Profile, profile_ref: str) -> dict[str, Any]:
+def engine_settings(profile: Profile, profile_ref: str, model: str | None = None) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`, the model left out; the same keys are flags of `vllm serve`.
 
     profile_ref  where the workers find the profile: a shipped name, or a path that each of them can read
-    UsageError for a profile that is not for vLLM.
+    model        the target, which a drafter's tokenizer is checked against where it is a folder
+    UsageError for a profile that is not for vLLM, or whose drafter is missing, damaged or for another target.
     """
     if profile.engine != NAME:
         raise UsageError(f"profile {profile.name}: it is for {profile.engine}; choose one for vllm, or --engine vllm")
@@ -51,6 +58,8 @@ def engine_settings(profile: Profile, profile_ref: str) -> dict[str, Any]:
     length = {"num_speculative_tokens": settings.num_speculative_tokens}
     if isinstance(sources[0], Builtin):
         return found | {"speculative_config": _builtin(sources[0]) | length}
+    if isinstance(sources[0], DraftModel):
+        return found | _drafter(sources[0], model, length)
     return found | {
         "speculative_config": {"method": "custom_class", "model": PROPOSER} | length,
         "additional_config": {KEY: {"profile": profile_ref}},
@@ -58,10 +67,24 @@ def engine_settings(profile: Profile, profile_ref: str) -> dict[str, Any]:
 
 
 def sources_of(profile: Profile) -> list[Proposer]:
-    """The profile's proposers, built. EngineError when one needs what vLLM does not give."""
+    """The profile's proposers, built. EngineError when one needs what vLLM does not give.
+
+    UsageError for a drafter beside other proposers.
+    """
     sources = registry.build_sources(profile.proposers)
     registry.check_needs(sources, GIVES, NAME)
+    models_named = [registry.name_of(source) for source in sources if isinstance(source, DraftModel)]
+    if models_named and len(sources) > 1:
+        raise UsageError(
+            f"profile {profile.name}: {models_named[0]} stands beside other proposers, and vLLM drafts either with a "
+            "model or with them; list it alone, or drop it"
+        )
     return sources
+
+
+def drafts_itself(sources: Sequence[Proposer]) -> bool:
+    """Whether vLLM drafts with a method or a model of its own, so that none of our code runs in its steps."""
+    return isinstance(sources[0], Builtin | DraftModel)
 
 
 def server_command(
@@ -116,3 +139,19 @@ def _builtin(source: Builtin) -> dict[str, Any]:
         if getattr(source, key) is not None:
             config[key] = getattr(source, key)
     return config
+
+
+def _drafter(source: DraftModel, target: str | None, length: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(source, VocabTrim):
+        return {"speculative_config": {"method": "draft_model", "model": source.model, **length}}
+    folder = drafters.resolve(source.model, source.build)
+    manifest, _ = drafters.read(folder)
+    if manifest.format != "checkpoint":
+        raise UsageError(f"{source.model}: a drafter for llama.cpp; build one for vLLM from a Hugging Face checkpoint")
+    if target is not None and Path(target).is_dir():
+        drafters.check_target(manifest, folder, models.tokenizer_hash(Path(target)), target)
+    method = "eagle3" if manifest.kind == "eagle3" else "draft_model"
+    found: dict[str, Any] = {"speculative_config": {"method": method, "model": str(folder.absolute()), **length}}
+    if manifest.architecture in TWO_ATTENTIONS:
+        found["disable_hybrid_kv_cache_manager"] = True
+    return found

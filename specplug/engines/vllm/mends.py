@@ -27,6 +27,24 @@ def mend_expansion() -> bool:
     return True
 
 
+def mend_top_k() -> bool:
+    """Make `apply_top_k_only` take no rows where it does not; whether it did not.
+
+    A pass without any guess, as one that reads prompts is, goes through the rejection sampler, too. On a CPU without
+    Triton, 0.32.0 then asks for the largest of no `top_k`, and the engine stops.
+    """
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    module: Any = topk_topp_sampler
+    apply = module.apply_top_k_only
+    try:
+        apply(torch.empty(0, 2), torch.empty(0, dtype=torch.int32))
+    except (IndexError, RuntimeError):
+        module.apply_top_k_only = lambda logits, k: apply(logits, k) if len(logits) else logits
+        return True
+    return False
+
+
 def expand_batch_to_tokens(
     x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: int = 0, replace_to: int = 0
 ) -> Any:

@@ -23,7 +23,7 @@ from platformdirs import user_cache_dir
 from specplug import models
 from specplug.answers import Answer, Request, Sampling, TokenLogprobs
 from specplug.core import IntArray, int_array
-from specplug.engines.vllm.configure import engine_settings, sources_of, write_profile
+from specplug.engines.vllm.configure import drafts_itself, engine_settings, sources_of, write_profile
 from specplug.engines.vllm.counts import read_back
 from specplug.engines.vllm.environment import METRICS, QUIET, preload, shared_memory
 from specplug.engines.vllm.measure import with_costs
@@ -31,7 +31,6 @@ from specplug.engines.vllm.versions import check_interface, require
 from specplug.engines.warm import check_tokenizer
 from specplug.errors import EngineError, UsageError
 from specplug.profile import Profile
-from specplug.proposers.builtin import Builtin
 from specplug.registry import ProposerSpec
 from specplug.text import Segment
 
@@ -183,7 +182,7 @@ def prepare(
     plain = {**engine_settings(replace(profile, proposers=NONE), ""), **further}
     if not profile.speculates:
         return model, plain, profile
-    if not isinstance(sources[0], Builtin):
+    if not drafts_itself(sources):
         folder = folder_of(model)
         check_tokenizer(profile, folder)
         check_interface()
@@ -191,7 +190,7 @@ def prepare(
             memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
             profile = with_costs(profile, model, {**memory, **plain, **(measured_with or {})}, folder, say=say)
     path = write_profile(profile, Path(user_cache_dir("specplug")) / "vllm")
-    return model, {**engine_settings(profile, path), **further}, profile
+    return model, {**engine_settings(profile, path, model), **further}, profile
 
 
 def model_for(ref: str) -> str:
