@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "Generate text with a profile, from a prompt, stdin or a file.",
     "bench": "Compare profiles with plain decoding over a workload.",
     "tune": "Measure this machine and this work, and write the profile that is fastest here.",
+    "build": "Make drafters: trim a model's head to the words that are used.",
     "verify": "Prove that a profile's output equals plain decoding's.",
     "profiles": "List, show, check, draw and translate profiles.",
     "doctor": "Say what this machine has, what works and what to install.",

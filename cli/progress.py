@@ -38,3 +38,22 @@ def budget_bar(title: str, seconds: float) -> Iterator[Callable[[str, float, str
             bar.update(task, completed=seconds - rest, description=what, left=f"{rest // 60}:{rest % 60:02} left")
 
         yield tell
+
+
+@contextmanager
+def stage_bar(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A function that tells the stage, and its share that is done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=1.0)
+        under_way = ""
+
+        def tell(stage: str, share: float) -> None:
+            nonlocal under_way
+            if stage != under_way:
+                under_way = stage
+                bar.reset(task, total=1.0, description=f"{title}: {stage}")
+            bar.update(task, completed=share)
+
+        yield tell

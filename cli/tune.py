@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from specplug import hardware
+from specplug import hardware, pages
 from specplug import profile as profiles
 from specplug.bench import workloads
 from specplug.core import Needs
@@ -82,7 +82,7 @@ def tune(
     path, label = _model(request.profile)
     target = _target(out, label)
     if html is not None:
-        _check_report(html)
+        pages.check_target(html)
     wanted = Request(
         model=path,
         base=request.profile,
@@ -158,15 +158,6 @@ def _target(out: str | None, label: str) -> Path:
     if not profiles.NAME.fullmatch(path.stem):
         raise UsageError(f"--out {out}: {path.stem!r} is no profile name; use a-z, 0-9, '.', '_' and '-'")
     return path
-
-
-def _check_report(path: Path) -> None:
-    """UsageError when the report could not be written after all that measuring."""
-    from specplug.tune import report
-
-    report.require()
-    if not path.parent.is_dir():
-        raise UsageError(f"--html {path}: its folder does not exist; create it first")
 
 
 def _plan(request: Request) -> dict[str, Any]:

@@ -84,9 +84,15 @@ def test_what_lies_below_the_methods_does_not_import_them(module: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "specplug" / "proposers").glob("*.py")), ids=relative)
 def test_proposers_know_no_engine_no_profile_and_no_registry(path: Path) -> None:
     for name in imports(path):
-        for other in ("engines", "transforms", "bench", "tune", "profile", "registry", "models", "speculator"):
+        for other in ("engines", "transforms", "bench", "tune", "build", "profile", "registry", "models", "speculator"):
             assert not below(name, f"specplug.{other}")
         assert not below(name, "specplug_cli")
+
+
+@pytest.mark.parametrize("lower", ["engines", "transforms", "bench", "tune"])
+def test_what_lies_below_building_does_not_import_it(lower: str) -> None:
+    files = sorted((ROOT / "specplug" / lower).rglob("*.py"))
+    assert files and not any(below(name, "specplug.build") for path in files for name in imports(path))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "specplug").rglob("*.py")), ids=relative)

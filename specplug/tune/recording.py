@@ -18,9 +18,10 @@ from platformdirs import user_cache_dir
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray
 from specplug.errors import UsageError
+from specplug.profile import Profile
 from specplug.tune import trace as traces
 from specplug.tune.budget import answers_to_record
-from specplug.tune.request import Request
+from specplug.tune.request import Request, workload_hash
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Answer, Trace
 
@@ -38,6 +39,26 @@ ASIDE_NODES, ASIDE_TOKENS = 8, 2.2
 a pass costs more, what such a method learns from wrong guesses is not recorded."""
 
 Progress = Callable[[float], None]
+
+
+def trace_about(
+    fingerprint: Mapping[str, Any], profile: Profile, prompts: Sequence[Prompt], max_tokens: int, *, batched: bool
+) -> dict[str, Any]:
+    """What a trace belongs to: all that decides which tokens come.
+
+    fingerprint  `fingerprint.of` the model      profile  with the engine's own choices filled in
+    """
+    runtime = profile.runtime
+    return {
+        "model": {key: fingerprint["model"][key] for key in ("bytes", "sample_sha256")},
+        "versions": {key: value for key, value in fingerprint["versions"].items() if key != "specplug"},
+        "workload": workload_hash(prompts),
+        "max_tokens": max_tokens,
+        "kv_type": runtime.kv_type,
+        "flash_attention": runtime.flash_attention,
+        "exact": profile.exact,
+        **({"dtype": profile.vllm.dtype} if batched else {}),
+    }
 
 
 def trace_path(about: Mapping[str, Any]) -> Path:

@@ -5,12 +5,13 @@ Knows the document of `tune --json`. Measures nothing. The pictures are plotly's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
-from importlib import import_module
 from typing import Any
 
-from specplug.errors import SpecplugError, UsageError
+from specplug import pages
+from specplug.errors import UsageError
+from specplug.pages import facts_html, figure_html, table_html
 from specplug.tune.document import interval_text, verdict
 
 BARS = 24
@@ -23,46 +24,17 @@ LONGEST = 25
 SHARES = tuple(percent / 100 for percent in range(5, 100, 5))
 """Shares of right guesses that the what-if slider offers."""
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1c1c1c; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.verdict { border-left: .4rem solid; padding: .6rem 1rem; background: #f4f6f8; font-weight: 600; }
-.won { border-color: #2a7f3f; } .lost { border-color: #b3541e; }
-table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .15rem .8rem .15rem 0; text-align: left; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } tr.chosen { background: #e7f3ea; font-weight: 600; }
-tr.losing td { color: #6b6b6b; } .wide { overflow-x: auto; }
-footer { margin-top: 3rem; color: #555; font-size: .85rem; }
-"""
-
-
-def require() -> None:
-    """SpecplugError where plotly is missing."""
-    try:
-        import_module("plotly.graph_objects")
-    except ImportError as error:
-        raise SpecplugError(f"the report needs plotly ({error}): pip install 'specplug[report]'") from None
-
 
 def page(document: Mapping[str, Any]) -> str:
     """The whole page. UsageError for a document that `tune` did not write."""
-    require()
-    from plotly.offline import get_plotlyjs
-
+    pages.require()
     try:
-        parts = list(_parts(document))
+        title, parts = f"specplug tune: {document['profile']}", list(_parts(document))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UsageError(
             f"this is not what a tune writes ({type(error).__name__}: {error}); tune again for a report"
         ) from None
-    title = f"specplug tune: {escape(str(document['profile']))}"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head>\n<body><h1>{title}</h1>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return pages.page(title, parts)
 
 
 def _parts(document: Mapping[str, Any]) -> Iterator[str]:
@@ -80,36 +52,24 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"<p>{escape(facts)}</p>"
     yield "<h2>What a pass costs</h2><p>One pass of the model over several rows against as many passes over one: what "
     yield "lies below the dotted line is where right guesses save time.</p>"
-    yield _figure("cost", _cost(document))
+    yield figure_html("cost", _cost(document))
     yield "<h2>Predicted and confirmed</h2><p>Speed against plain decoding, by replaying the recorded answers, and "
     yield "live where a bar shows its 95% interval.</p>"
-    yield _figure("settings", _settings(document, level))
+    yield figure_html("settings", _settings(document, level))
     shown = _shown(document)
     yield f"<h2>Which guesses come true</h2><p>{escape(shown['name'])}: how often a draft that reached a position was "
     yield "right up to there, by kind of work.</p>"
-    yield _figure("acceptance", _acceptance(shown))
+    yield figure_html("acceptance", _acceptance(shown))
     yield "<h2>What if</h2><p>Drafts of fixed length under the costs above, if each guess were right as often as the "
     yield "slider says.</p>"
-    yield _figure("what-if", _what_if(document, level))
+    yield figure_html("what-if", _what_if(document, level))
     yield "<h2>By kind of work</h2>" + _kinds(document, shown, level)
     yield "<h2>All settings</h2>" + _table(document, level)
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in document["notes"])
     yield f"<h2>Notes</h2><ul>{notes or '<li>none</li>'}</ul>"
     where = {**machine, **{f"model {key}": value for key, value in model.items()}, "workload sha256": work["sha256"]}
-    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in where.items())
-    yield f'<h2>Where this holds</h2><div class="wide"><table>{rows}</table></div>'
+    yield "<h2>Where this holds</h2>" + facts_html(where)
     yield f"<footer><code>{escape(str(document['command']))}</code></footer>"
-
-
-def _figure(name: str, figure: Any) -> str:
-    figure.update_layout(
-        template="plotly_white",
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        legend={"orientation": "h", "y": -0.25},
-        font={"size": 13},
-    )
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False})
-    return html
 
 
 def _cost(document: Mapping[str, Any]) -> Any:
@@ -235,7 +195,7 @@ def _kinds(document: Mapping[str, Any], line: Mapping[str, Any], level: str) -> 
         )
         for kind, found in line["predicted"]["categories"].items()
     ]
-    return _html_table(("kind of work", "predicted", "accepted per pass", "confirmed live"), rows)
+    return table_html(("kind of work", "predicted", "accepted per pass", "confirmed live"), rows)
 
 
 def _table(document: Mapping[str, Any], level: str) -> str:
@@ -255,15 +215,7 @@ def _table(document: Mapping[str, Any], level: str) -> str:
         classes.append(name)
     more = document.get("settings_left_out", 0)
     note = f"<p>{int(more)} further settings were replayed and are left out here.</p>" if more else ""
-    return _html_table(("setting", "predicted", "accepted", "guessed", "confirmed live"), rows, classes) + note
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()) -> str:
-    lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"]
-    for i, (first, *others) in enumerate(rows):
-        numbers = "".join(f'<td class="n">{escape(cell)}</td>' for cell in others)
-        lines.append(f'<tr class="{classes[i] if classes else ""}"><td>{escape(first)}</td>{numbers}</tr>')
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    return table_html(("setting", "predicted", "accepted", "guessed", "confirmed live"), rows, classes) + note
 
 
 def _shown(document: Mapping[str, Any]) -> Mapping[str, Any]:

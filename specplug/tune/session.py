@@ -37,11 +37,12 @@ from specplug.tune.recording import (
     record,
     record_asides,
     recorded,
+    trace_about,
     trace_path,
     trace_to_use,
 )
 from specplug.tune.replay import replay, replay_all
-from specplug.tune.request import SCHEMA, Request, check, check_journal, journal_path, workload_hash
+from specplug.tune.request import SCHEMA, Request, check, check_journal, journal_path
 from specplug.tune.settings import PLAIN, Setting, grid
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Trace
@@ -400,19 +401,10 @@ class _Session:
         return [method for method in found if method != "builtin"]
 
     def about(self, max_tokens: int) -> dict[str, Any]:
-        """What a trace belongs to: all that decides which tokens come."""
-        runtime = self.subject.profile.runtime
+        """What a trace belongs to."""
         here = self.journal.entries[0]["fingerprint"]
-        return {
-            "model": {key: here["model"][key] for key in ("bytes", "sample_sha256")},
-            "versions": {key: value for key, value in here["versions"].items() if key != "specplug"},
-            "workload": workload_hash(self.request.prompts),
-            "max_tokens": max_tokens,
-            "kv_type": runtime.kv_type,
-            "flash_attention": runtime.flash_attention,
-            "exact": self.subject.profile.exact,
-            **({"dtype": self.subject.profile.vllm.dtype} if self.subject.batched else {}),
-        }
+        profile, batched = self.subject.profile, self.subject.batched
+        return trace_about(here, profile, self.request.prompts, max_tokens, batched=batched)
 
     def same_model(self, begun: Mapping[str, Any]) -> None:
         """SpecplugError when the model file changed, or went away, while it was measured."""

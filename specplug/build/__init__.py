@@ -1,0 +1,1 @@
+"""What `specplug build` makes: drafters, from measured frequencies and with measured costs."""

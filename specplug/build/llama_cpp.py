@@ -1,0 +1,230 @@
+"""A GGUF model to trim, on llama.cpp.
+
+Knows the llama.cpp engine. Knows no calibration and no choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import rmtree
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specplug.answers import Sampling
+from specplug.bench.arms import Arm, ProfileArm, plain
+from specplug.bench.run import run_arms
+from specplug.bench.workloads import Prompt
+from specplug.build.source import Progress
+from specplug.build.sweep import LONGEST, Costs, Hits, added, best_in_each
+from specplug.core import IntArray
+from specplug.drafters import Manifest
+from specplug.drafters import read as read_drafter
+from specplug.errors import EngineError, UsageError
+from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
+from specplug.registry import ProposerSpec
+from specplug.transforms.head_shape import HeadShape
+from specplug.transforms.kept_ids import Vocabulary
+from specplug.tune.subject import Subject
+from specplug.tune.trace import Answer
+
+if TYPE_CHECKING:
+    from specplug.engines.llama_cpp.context import Context
+
+ROUNDS, STEPS, CELLS = 9, 9, 256
+"""Costs are timed in so many rounds, the target and the heads in turn, so that all see the same machine; so many draft
+steps in each, in caches of so many tokens."""
+
+WHOLE, SAMPLE, TRIED = "whole", "sample", "tried"
+"""Folders in the workplace: the whole head in the drafter's format, a head to time, a head to draft with."""
+
+
+class GgufSource:
+    """See `Source`. The target stays open."""
+
+    batched = False
+
+    def __init__(self, model: Path, target: Path, *, quantize: str | None, threads: int | None) -> None:
+        """EngineError without llama-cpp-python or gguf; UsageError for a model that does not fit."""
+        from specplug.engines.llama_cpp import require
+
+        require()
+        if find_spec("gguf") is None:
+            raise EngineError(f"{model}: to trim it needs gguf, not installed: pip install 'specplug[llama-cpp]'")
+        from specplug.engines.llama_cpp.engine import resolved
+        from specplug.engines.llama_cpp.model import open_model
+        from specplug.transforms.gguf_head import head_shape
+
+        head_shape(model)  # of an architecture that can be trimmed
+        self._model, self._target = model, target
+        self._quantize = quantize
+        self._costs: CostPoints | None = None
+        self._opened = open_model(target)
+        self._opened.check_rollback()
+        base = Profile("target", proposers=(ProposerSpec("none"),), runtime=Runtime(threads=threads))
+        self.profile = resolved(base, self._opened)
+
+    def vocabulary(self) -> Vocabulary:
+        from specplug.transforms.gguf_head import vocabulary
+
+        return vocabulary(self._model)
+
+    def guessable(self) -> IntArray:
+        return np.arange(self._opened.num_tokens, dtype=np.int32)
+
+    def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
+        return [self._opened.tokenize(text, add_special=False) for text in texts]
+
+    @contextmanager
+    def answering(self) -> Iterator[Subject]:
+        from specplug.tune.llama_cpp import LlamaCppSubject
+
+        subject = LlamaCppSubject(self._target, self.profile)
+        try:
+            yield subject
+        finally:
+            subject.close()
+
+    def shape(self, workplace: Path) -> HeadShape:
+        from specplug.transforms.gguf_head import MODEL, head_shape
+
+        return head_shape(self._model if self._quantize is None else self._whole(workplace) / MODEL)
+
+    def target_bytes(self) -> int:
+        from specplug.transforms.gguf_head import head_shape
+
+        try:
+            return head_shape(self._target).step_bytes(self._opened.num_tokens)
+        except UsageError:
+            return self._target.stat().st_size
+
+    def can_judge(self) -> str | None:
+        return None
+
+    def hits(
+        self, answers: Sequence[Answer], nested: Sequence[IntArray], workplace: Path, progress: Progress
+    ) -> list[list[Hits]]:
+        from specplug.engines.llama_cpp.forced import ROWS, forced_logits
+
+        parts = added(nested)
+        found: list[list[Hits]] = [[] for _ in nested]
+        longest = max(len(answer.prompt) + len(answer.tokens) for answer in answers)
+        with self._context(self._whole(workplace), cells=longest + ROWS, max_rows=ROWS) as context:
+            for done, answer in enumerate(answers, start=1):
+                text = np.concatenate((answer.prompt, answer.tokens[:-1]))
+                rows = [best_in_each(logits, parts) for logits in forced_logits(context, text, len(answer.prompt))]
+                best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
+                for place, lines in enumerate(found):
+                    lines.append(best[:, place] == answer.tokens[1:])
+                progress(done / len(answers))
+        return found
+
+    def costs(self, ids: IntArray, workplace: Path) -> Costs:
+        from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+        from specplug.engines.llama_cpp.measure import PassTimer
+
+        folders = {self._opened.num_tokens: self._whole(workplace)}
+        if len(ids) < self._opened.num_tokens:
+            self.trim(ids, workplace / SAMPLE, {})
+            folders[len(ids)] = workplace / SAMPLE
+        with ExitStack() as stack:
+            timer = PassTimer(stack.enter_context(self._context(self._target, cells=CELLS, max_rows=LONGEST + 1)))
+            timer.fill(CELLS // 2)
+            drafting = [
+                ModelDrafter(
+                    stack.enter_context(self._context(folder, cells=CELLS, max_rows=1)),
+                    None,
+                    slots=1,
+                    max_tokens=CELLS,
+                    max_draft=LONGEST,
+                    branches=1,
+                )
+                for folder in folders.values()
+            ]
+            passes: list[list[float]] = []
+            steps: list[list[float]] = []
+            for _ in range(ROUNDS):
+                # The second of two passes: the first after one of another row count takes longer.
+                passes.append([(timer.time(rows), timer.time(rows))[1] for rows in range(1, LONGEST + 2)])
+                for drafter in drafting:
+                    drafter.warm_up(STEPS)
+                steps.append([drafter.guess_ms for drafter in drafting])
+        target_ms, step_ms = ([median(line) for line in zip(*times, strict=True)] for times in (passes, steps))
+        return Costs(target_ms, list(zip(folders, step_ms, strict=True)))
+
+    def measure(self, ids: IntArray, prompts: Sequence[Prompt], max_tokens: int, workplace: Path) -> dict[str, Any]:
+        from specplug.engines.llama_cpp.rounding import explain
+
+        folder, sampling = workplace / TRIED, Sampling()
+        self.trim(ids, folder, {})
+        drafting = replace(
+            self.profile,
+            name=f"vocab-trim-{len(ids)}",
+            proposers=(ProposerSpec("vocab_trim", {"model": str(folder), "max_draft": LONGEST}),),
+            planner=PlannerSettings(max_nodes=LONGEST),
+        )
+
+        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
+            found = explain(self._opened, self.profile.runtime, prompt, one, other, sampling, padded=False, holes=False)
+            return found is not None and found.is_rounding
+
+        with ExitStack() as stack:
+            arms: list[Arm] = []
+            for profile in (plain(self.profile), drafting):
+                arms.append(ProfileArm(self._opened, profile, sampling, cost=self._planned_costs()))
+                stack.callback(arms[-1].close)
+            model = self._opened
+            outcome = run_arms(arms, prompts, model.chat_prompt, model.text, is_rounding, max_tokens=max_tokens)
+        rmtree(folder)
+        return outcome.overall[1].figures()
+
+    def trim(self, ids: IntArray, out: Path, built: Mapping[str, Any]) -> Manifest:
+        from specplug.transforms.gguf_head import trim
+
+        threads = self.profile.runtime.threads or 1
+        return trim(self._model, ids, out, quantize=self._quantize, threads=threads, built=built)
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def _whole(self, workplace: Path) -> Path:
+        """The drafter with the whole head: the model itself, or a folder where its format is another."""
+        if self._quantize is None:
+            return self._model
+        folder = workplace / WHOLE
+        if not folder.exists():
+            self.trim(self.guessable(), folder, {})
+        return folder
+
+    @contextmanager
+    def _context(self, place: Path, *, cells: int, max_rows: int) -> Iterator[Context]:
+        """A context of a model, or of a drafter's folder, which reads embeddings."""
+        from specplug.engines.llama_cpp.context import open_context
+        from specplug.engines.llama_cpp.drafters.input_table import InputTable
+        from specplug.engines.llama_cpp.model import open_model
+        from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
+
+        inputs = None
+        if place.is_dir():
+            inputs = InputTable(place / EMBEDDINGS, read_drafter(place)[0].input_scale)
+        cells = -(-cells // 256) * 256
+        with (
+            open_model(place / MODEL if inputs else place) as model,
+            open_context(
+                model, self.profile.runtime, cells=cells, num_ids=1, max_rows=max_rows, inputs=inputs
+            ) as context,
+        ):
+            yield context
+
+    def _planned_costs(self) -> CostPoints:
+        """What the planner of drafters that are tried is told; measured once."""
+        from specplug.engines.llama_cpp.measure import cost_points
+
+        if self._costs is None:
+            self._costs = cost_points(self._opened, self.profile.runtime, LONGEST + 1)
+        return self._costs

@@ -1,0 +1,373 @@
+"""Building a drafter with a trimmed head: count, look at sizes, choose, write.
+
+Knows the order of things, and the document of `build vocab-trim --json`. Knows no engine inside, and no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from datetime import date
+from math import inf
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from specplug import __version__, fingerprint, hardware
+from specplug.bench import workloads
+from specplug.bench.workloads import Prompt
+from specplug.build import sweep
+from specplug.build.frequencies import Frequencies, count, held_out, read_text
+from specplug.build.source import Source
+from specplug.build.sweep import GAMMA, Costs, Hits, Selection, Size
+from specplug.core import IntArray
+from specplug.errors import SpecplugError, UsageError
+from specplug.models import tokenizer_hash
+from specplug.transforms.kept_ids import coverage
+from specplug.tune.recording import known_trace, record, trace_about, trace_path
+from specplug.tune.trace import Answer
+
+SCHEMA = 1
+SELF = "self"
+"""Stands for the prompts of the built-in workload."""
+
+COUNTED = ("target", "raw")
+
+FEWEST_TOKENS = 8
+"""Per answer; of fewer no draft can be judged."""
+
+Progress = Callable[[str, float], None]
+"""Told the stage, and the share of it that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for.
+
+    model, target  a GGUF file or a checkpoint's folder: what is trimmed, and what it will draft for
+    calibrate      SELF, a workload in JSONL, or a file of text
+    counted        of prompts: the target's answers, or the prompts' own text
+    tokens         of an answer, at most
+    measure        prompts that are answered with a drafter of every size, beside plain decoding
+    command        how it was asked for, for the record
+    """
+
+    model: Path
+    target: Path
+    out: Path
+    selection: Selection
+    calibrate: str = SELF
+    counted: str | None = None
+    quantize: str | None = None
+    tokens: int = 256
+    measure: int = 0
+    threads: int | None = None
+    command: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        return self.calibrate != SELF and not self.calibrate.endswith(".jsonl")
+
+    @property
+    def is_raw(self) -> bool:
+        return self.is_text or self.counted == "raw"
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return self.model.is_dir()
+
+
+def check(request: Request) -> None:
+    """Raise what would otherwise be found only after generating."""
+    out = request.out
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out}: exists already; name a new folder, or remove it")
+    if request.is_text and request.counted == "target":
+        raise UsageError(
+            f"--calibrate {request.calibrate}: a text has no prompts to answer; use --from raw, or a .jsonl"
+        )
+    if request.tokens < FEWEST_TOKENS:
+        raise UsageError(f"answers of {request.tokens} tokens say nothing of drafts; use at least {FEWEST_TOKENS}")
+    if request.is_checkpoint != request.target.is_dir():
+        raise UsageError(
+            f"{request.model} and {request.target}: one is a GGUF file, the other a folder; name two alike"
+        )
+    if request.is_checkpoint and request.quantize is not None:
+        raise UsageError(
+            f"--quantize {request.quantize}: {request.model} is a checkpoint; only GGUF files are quantised"
+        )
+    # An EAGLE-3 head comes without a tokenizer, and reads its target's.
+    if not request.is_checkpoint or (request.model / "tokenizer.json").is_file():
+        own, wanted = tokenizer_hash(request.model), tokenizer_hash(request.target)
+        if own != wanted:
+            raise UsageError(
+                f"{request.model}: its tokenizer is {own[:12]}, that of {request.target} {wanted[:12]}; "
+                "trim a model of the target's family"
+            )
+
+
+def build(
+    request: Request,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda stage, share: None,
+    opener: Callable[[Request], Source] | None = None,
+) -> dict[str, Any]:
+    """Write the drafter and return the document of `build vocab-trim --json`.
+
+    The folder appears last, whole or not at all; answers of the target are kept for another run with the same model.
+    `opener` opens another kind of model.
+    """
+    check(request)
+    began = monotonic()
+    material = _material(request)
+    with ExitStack() as stack:
+        busy = hardware.busy_warning()
+        if busy:
+            say(busy)
+        source = stack.enter_context(closing(opener(request) if opener else open_source(request, say)))
+        why_not = source.can_judge()
+        if why_not and (request.selection.auto or request.measure):
+            flag = "--auto" if request.selection.auto else "--measure"
+            raise UsageError(f"{flag}: {why_not}; use --size or --coverage")
+        vocabulary, guessable = source.vocabulary(), source.guessable()
+        always = np.flatnonzero(np.isin(guessable, vocabulary.always_kept())).astype(np.int32)  # places in `guessable`
+        request.selection.rows(np.ones(len(guessable), dtype=np.int64), always)  # what cannot be, before the work
+        workplace = _workplace(stack, request.out)
+        counted = _counted(request, source, material, len(vocabulary.pieces), say, progress)
+        counts = counted.frequencies.chosen_by[guessable]
+        wanted = request.selection.rows(counts, always)
+        rows = sweep.sizes(len(guessable), len(always), wanted)
+        nested = [guessable[places] for places in sweep.kept(counts, always, rows)]
+        table, costs = _table(request, source, counted, nested, workplace, progress)
+        chosen = next((line for line in table if line.rows == wanted), None) or sweep.fastest(table)
+        progress("writing", 0.0)
+        document = {
+            "schema": SCHEMA,
+            "out": str(request.out),
+            "rows": chosen.rows,
+            "num_tokens": len(vocabulary.pieces),
+            "always_kept": len(always),
+            "chosen_by": _chosen_by(request.selection),
+            "model": fingerprint.model_identity(request.model),
+            "target": fingerprint.model_identity(request.target),
+            "quantize": request.quantize,
+            "calibration": _calibration(request, counted.frequencies),
+            "judged_by": _amount(counted.answers),
+            "gamma": GAMMA,
+            "sizes": [line.as_mapping() for line in table],
+            "costs": None if costs is None else costs.as_mapping(),
+            "why_not_judged": why_not,
+            "hardware": hardware.fingerprint() | {"threads": source.profile.runtime.threads},
+            "versions": fingerprint.versions(source.profile.engine),
+            "date": date.today().isoformat(),
+            "command": request.command,
+        }
+        built = {key: document[key] for key in BUILT} | {"specplug": __version__}
+        manifest = source.trim(nested[table.index(chosen)], request.out, built)
+    return document | {
+        "tokenizer": manifest.tokenizer,
+        "architecture": manifest.architecture,
+        "kind": manifest.kind,
+        "bytes": sum(path.stat().st_size for path in request.out.iterdir()),
+        "seconds": round(monotonic() - began, 1),
+    }
+
+
+BUILT = ("chosen_by", "quantize", "calibration", "judged_by", "gamma", "target", "sizes", "costs", "date", "command")
+"""Of the document, what the drafter's manifest keeps."""
+
+
+def verdict(document: Mapping[str, Any]) -> str:
+    """In one line what was built, and what to expect of it."""
+    line = next(line for line in document["sizes"] if line["rows"] == document["rows"])
+    what = f"{line['rows']} of {document['num_tokens']} rows, {line['coverage']:.2%} of held-out tokens"
+    if line["predicted"] is None:
+        return what
+    best = max(document["sizes"], key=lambda other: other["predicted"])
+    if best["predicted"] <= 1:
+        return f"{what}; no size beats plain decoding here (the best, {best['rows']} rows: {best['predicted']:.2f})"
+    return f"{what}; predicted {line['predicted']:.2f} times plain decoding with drafts of {line['guesses']}"
+
+
+def open_source(request: Request, say: Callable[[str], None]) -> Source:
+    """The model and its target, by their kind."""
+    if request.is_checkpoint:
+        from specplug.build.checkpoint import CheckpointSource
+
+        if request.threads is not None:
+            say("threads are not set for vLLM: it takes VLLM_CPU_OMP_THREADS_BIND")
+        return CheckpointSource(request.model, request.target, say=say)
+    from specplug.build.llama_cpp import GgufSource
+
+    return GgufSource(request.model, request.target, quantize=request.quantize, threads=request.threads)
+
+
+def _material(request: Request) -> list[str] | list[Prompt]:
+    """What to calibrate on: pieces of text, or prompts."""
+    if request.is_text:
+        return read_text(Path(request.calibrate).expanduser())
+    name = workloads.BUILTIN if request.calibrate == SELF else request.calibrate
+    return workloads.load_workload(name, category="all")
+
+
+def _workplace(stack: ExitStack, out: Path) -> Path:
+    """A folder beside the drafter, where there must be room anyway; gone at the end."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.tried.")))
+    except OSError as error:
+        raise SpecplugError(f"{out}: cannot be written ({error.strerror or error}); name another folder") from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Counted:
+    """The frequencies; and answers of the target that were not counted, to judge drafts by, with their prompts."""
+
+    frequencies: Frequencies
+    answers: list[Answer]
+    prompts: list[Prompt]
+
+
+def _counted(
+    request: Request,
+    source: Source,
+    material: Sequence[str] | Sequence[Prompt],
+    num_tokens: int,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> _Counted:
+    prompts = [one for one in material if isinstance(one, Prompt)]
+    if request.is_raw:
+        progress("counting", 0.0)
+        if request.is_text:
+            texts = {f"piece {i}": [str(piece)] for i, piece in enumerate(material)}
+            others = workloads.limit(workloads.load_workload(workloads.BUILTIN), 1)
+        else:
+            texts = {prompt.id: list(prompt.turns) for prompt in prompts}
+            held = held_out(list(texts))
+            others = [prompt for prompt in prompts if prompt.id in held]
+        frequencies = count({name: source.tokenize(parts) for name, parts in texts.items()}, num_tokens)
+        answers = _answers(request, source, others, say, progress) if source.can_judge() is None else []
+        return _Counted(frequencies, answers, others)
+    if len(prompts) < 2:
+        raise UsageError(f"--calibrate {request.calibrate}: holds 1 prompt; give at least 2, of which one is held out")
+    answers = _answers(request, source, prompts, say, progress)
+    documents: dict[str, list[IntArray]] = {}
+    for answer in answers:
+        documents.setdefault(answer.prompt_id, []).append(answer.tokens)
+    frequencies = count(documents, num_tokens)
+    held = frequencies.held
+    return _Counted(
+        frequencies,
+        [answer for answer in answers if answer.prompt_id in held],
+        [prompt for prompt in prompts if prompt.id in held],
+    )
+
+
+def _answers(
+    request: Request,
+    source: Source,
+    prompts: Sequence[Prompt],
+    say: Callable[[str], None],
+    progress: Progress,
+) -> list[Answer]:
+    """The target's own greedy answers to all turns; what another run, or a tune, has recorded is not asked again."""
+    engine = source.profile.engine
+    here = fingerprint.of(request.target, engine=engine, threads=None, gpu=engine == "vllm")
+    about = trace_about(here, source.profile, prompts, request.tokens, batched=source.batched)
+    path = trace_path(about)
+    trace = known_trace(path, about, say)
+    known = {(answer.prompt_id, answer.turn) for answer in trace.answers}
+    if any((prompt.id, turn) not in known for prompt in prompts for turn in range(len(prompt.turns))):
+        progress("answers", 0.0)
+        with source.answering() as subject:
+            try:
+                trace = record(
+                    subject, trace, prompts, path, seconds=inf, progress=lambda share: progress("answers", share)
+                )
+            except KeyboardInterrupt:
+                say("the answers so far are kept: the same command goes on")
+                raise
+    wanted = {prompt.id for prompt in prompts}
+    answers = [answer for answer in trace.answers if answer.prompt_id in wanted and len(answer.tokens) > 1]
+    if not answers:
+        raise UsageError(f"{request.target}: answers nothing at all to these prompts; calibrate on others")
+    return answers
+
+
+def _table(
+    request: Request,
+    source: Source,
+    counted: _Counted,
+    nested: Sequence[IntArray],
+    workplace: Path,
+    progress: Progress,
+) -> tuple[list[Size], Costs | None]:
+    """What every nested set of ids would bring, and the costs that say so; where drafts cannot be judged, only what can
+    be told without them."""
+    progress("weights", 0.0)
+    shape, target_bytes = source.shape(workplace), source.target_bytes()
+    table = [
+        Size(
+            len(ids),
+            coverage(ids, counted.frequencies.held_out),
+            shape.step_bytes(len(ids)),
+            byte_ratio=shape.step_bytes(len(ids)) / target_bytes,
+        )
+        for ids in nested
+    ]
+    if source.can_judge() is not None:
+        return table, None
+    hits = source.hits(counted.answers, nested, workplace, lambda share: progress("drafts", share))
+    progress("costs", 0.0)
+    costs = source.costs(nested[0], workplace)
+    table = [_judged(line, of_line, costs) for line, of_line in zip(table, hits, strict=True)]
+    for place, ids in enumerate(nested if request.measure else ()):
+        progress(f"measuring {len(ids)} rows", place / len(nested))
+        figures = source.measure(ids, counted.prompts[: request.measure], request.tokens, workplace)
+        table[place] = replace(table[place], measured=figures)
+    return table, costs
+
+
+def _judged(line: Size, hits: Sequence[Hits], costs: Costs) -> Size:
+    efficiency = sweep.emitted_per_pass(hits, GAMMA)
+    guesses, speed = sweep.predicted(hits, costs, line.rows)
+    assert line.byte_ratio is not None
+    return replace(
+        line,
+        acceptance=float(np.concatenate(hits).mean()),
+        block_efficiency=efficiency,
+        mbsu=sweep.mbsu(efficiency, line.byte_ratio, GAMMA),
+        draft_ms=costs.draft_ms(line.rows),
+        guesses=guesses,
+        predicted=speed,
+    )
+
+
+def _amount(answers: Sequence[Answer]) -> dict[str, int]:
+    """Tokens without the first of each answer, which comes with its prompt."""
+    return {"answers": len(answers), "tokens": sum(len(answer.tokens) - 1 for answer in answers)}
+
+
+def _chosen_by(selection: Selection) -> str:
+    if selection.size is not None:
+        return f"size {selection.size}"
+    return "predicted speed" if selection.auto else f"coverage {selection.coverage}"
+
+
+def _calibration(request: Request, frequencies: Frequencies) -> dict[str, Any]:
+    return {
+        "source": request.calibrate if request.calibrate == SELF else Path(request.calibrate).name,
+        "counted": "text" if request.is_raw else "the target's answers",
+        "answer_tokens": None if request.is_raw else request.tokens,
+        "documents": frequencies.num_documents - len(frequencies.held),
+        "tokens": int(frequencies.chosen_by.sum()),
+        "different_tokens": int((frequencies.chosen_by > 0).sum()),
+        "held_out_documents": len(frequencies.held),
+        "held_out_tokens": int(frequencies.held_out.sum()),
+    }
