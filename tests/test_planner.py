@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from specplug.acceptance import AcceptanceTable
 from specplug.core import EMPTY, ROOT, Bucket, Draft
 from specplug.cost import CostCurve
-from specplug.planner import MARGIN, REST_LIMIT, REST_SHARE, Plan, Planner, Rest, best_nodes
+from specplug.planner import DEAR_REST_LIMIT, MARGIN, REST_LIMIT, REST_SHARE, TRIALS, Plan, Planner, Rest, best_nodes
 
 Node = tuple[int, int]
 """Sequence and node."""
@@ -405,3 +405,70 @@ def test_another_row_count_costs_a_change_and_leaving_plain_decoding_two(
     plan = one.plan(drafts, 0, last_rows=last_rows)
     assert plan.rows == rows
     assert one.saved_ms(plan, 0, frozenset()) == pytest.approx(saved)
+
+
+def test_a_dear_source_is_judged_by_its_mean_gain() -> None:
+    """It gains 6 ms in every second step, and loses 4 in the others: 1 ms a step."""
+    rest = Rest(dear=True)
+    for step in range(100):
+        assert rest.due()
+        rest.used(4.0, 10.0 if step % 2 else 0.0, 10.0)
+    assert Rest(dear=False).due()
+
+
+def test_a_dear_source_that_loses_rests_after_its_trials() -> None:
+    rest = Rest(dear=True)
+    assert waits(rest, TRIALS + 4, ms=10.0, plain_ms=10.0) == [0] * TRIALS + [1, 3, 7, 15]
+    waits(rest, 12, ms=100.0, plain_ms=1.0)
+    assert rest.interval == DEAR_REST_LIMIT
+
+
+def test_a_new_text_gives_a_dear_source_a_new_chance_and_a_smaller_one_where_it_lost() -> None:
+    rest = Rest(dear=True)
+    for trials in (TRIALS // 2, TRIALS // 4, 2, 2):
+        waits(rest, TRIALS + 3, ms=10.0, plain_ms=10.0)
+        rest.new_text()
+        assert waits(rest, trials + 1, ms=10.0, plain_ms=10.0) == [0] * trials + [1]
+    for _ in range(40):
+        rest.used(1.0, 10.0, 10.0)
+    rest.new_text()
+    assert rest.trials == TRIALS
+    other = Rest()
+    waits(other, 3, ms=10.0, plain_ms=10.0)
+    waiting = other.waiting
+    other.new_text()
+    assert other.waiting == waiting
+
+
+# -- guessing on -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ms", "line", "rate", "guess_ms", "expected"),
+    [
+        (FLAT, [], 0.8, 1.0, True),  # 1.8 tokens in 11 ms against 1 in 10
+        (FLAT, [], 0.8, 1000.0, False),
+        (STEEP, [], 0.99, 0.0, False),  # n rows cost n times one
+        ([10.0, 25.0, 25.0, 25.0], [], 0.9, 1.0, True),  # three guesses: 3.44 in 28 ms; one: 1.9 in 26
+        ([10.0, 25.0, 25.0, 25.0], [], 0.7, 1.0, False),  # 2.53 in 28 ms
+        (FLAT, [0.9], 0.8, 1.0, True),  # 2.62 in 12 ms against 1.9 in 11
+        (FLAT, [0.1], 0.8, 5.0, False),  # 1.18 in 20 ms against 1.1 in 15
+        (FLAT[:2], [0.9], 0.9, 0.1, False),  # the cost curve ends there
+    ],
+)
+def test_another_guess_is_made_where_further_ones_bring_more_per_millisecond(
+    ms: list[float], line: list[float], rate: float, guess_ms: float, expected: bool
+) -> None:
+    assert planner([0.5], ms).another_pays(line, rate, guess_ms, 0, 1) is expected
+
+
+def test_a_guess_for_one_of_many_sequences_brings_as_much_and_the_pass_costs_all() -> None:
+    """T grows by 1 ms a row: 4 sequences plain 13 ms, 3.25 ms a token; one more guess of 0.8: 4.8 tokens in 15 ms."""
+    ms = [10.0 + row for row in range(16)]
+    assert planner([0.5], ms).another_pays([], 0.8, 1.0, 0, 4)
+    assert not planner([0.5], ms).another_pays([], 0.1, 1.0, 0, 4)
+
+
+def test_static_planners_guess_on_up_to_their_size() -> None:
+    static = planner([0.5], STEEP, max_nodes=3, static=True)
+    assert [static.another_pays([0.1] * n, 0.0, 1e9, 0, 1) for n in range(5)] == [True, True, True, False, False]

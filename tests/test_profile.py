@@ -17,7 +17,8 @@ HEAD = "schema: 1\nname: mine\n"
 SHIPPED = {
     "default", "none", "ngram", "suffix", "recycling", "exact",
     "recycling-paper", "ngram-static", "suffix-static", "recycling-static",
-    "vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix", "llama3-vocabtrim",
+    "vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix",
+    "llama3-vocabtrim", "llama3-vocabtrim-cpu", "gemma3-vocabtrim-self",
 }  # fmt: skip
 
 
