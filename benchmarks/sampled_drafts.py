@@ -1,0 +1,108 @@
+"""How often a drafter's guess is the token that a sampling target draws, by how the guess is made.
+
+Over answers that the target has drawn, from its distribution p and the drafter's q at every place, both after top-k,
+top-p, min-p and temperature; the means of
+
+likeliest   p of the drafter's likeliest token
+drawn       the chance that both draw the same token with the same random number, each walking its tokens from the
+            likeliest on: what `vocab_trim` does where the target samples
+rejection   the sum of min(p, q): what rejection sampling accepts (arXiv 2211.17192)
+
+    python benchmarks/sampled_drafts.py --model some.gguf --drafter drafter:mine --temperature 0.8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from specplug import drafters, models
+from specplug.answers import Request, Sampling
+from specplug.bench.workloads import BUILTIN, limit, load_workload
+from specplug.engines.llama_cpp.context import open_context
+from specplug.engines.llama_cpp.drafters.input_table import InputTable
+from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.forced import ROWS, forced_logits
+from specplug.engines.llama_cpp.model import open_model
+from specplug.profile import load
+from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
+
+Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+"""Ids from the likeliest on, and their probabilities."""
+
+
+def drawn_from(logits: npt.NDArray[np.float32], sampling: Sampling) -> Ranked:
+    """llama.cpp's chain: top-k, then top-p, then min-p, of probabilities before temperature; then temperature."""
+    ids = np.argsort(-logits, kind="stable")[: sampling.top_k or len(logits)]
+    line = logits[ids].astype(np.float64)
+    p = np.exp(line - line[0])
+    p /= p.sum()
+    if sampling.top_p < 1:
+        p = p[: int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1]
+    keep = int((p >= sampling.min_p * p[0]).sum())
+    p = np.exp((line[:keep] - line[0]) / sampling.temperature)
+    return ids[:keep], p / p.sum()
+
+
+def chances(target: Ranked, drafter: Ranked) -> tuple[float, float, float]:
+    """Likeliest, drawn, rejection: see above."""
+    p_of = dict(zip(target[0].tolist(), target[1].tolist(), strict=True))
+    start_of = dict(zip(target[0].tolist(), (np.cumsum(target[1]) - target[1]).tolist(), strict=True))
+    drawn = rejection = start = 0.0
+    for id, q in zip(drafter[0].tolist(), drafter[1].tolist(), strict=True):
+        p = p_of.get(id, 0.0)
+        rejection += min(p, q)
+        if p:
+            drawn += max(0.0, min(start + q, start_of[id] + p) - max(start, start_of[id]))
+        start += q
+    return p_of.get(int(drafter[0][0]), 0.0), drawn, rejection
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--drafter", required=True, help="a folder that build vocab-trim wrote, or drafter:NAME")
+    parser.add_argument("--workload", default=BUILTIN)
+    parser.add_argument("--limit", type=int, default=2, help="prompts per category")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.4, 0.8, 1.2])
+    args = parser.parse_args()
+    path, folder = models.resolve(args.model), drafters.resolve(args.drafter)
+    manifest, kept = drafters.read(folder)
+    prompts = limit(load_workload(args.workload, category="all"), args.limit)
+    table = InputTable(folder / EMBEDDINGS, manifest.input_scale)
+    for temperature in args.temperature:
+        sampling = Sampling(temperature=temperature, seed=0)
+        found: list[tuple[float, float, float]] = []
+        with open_model(path) as model, open_model(Path(folder) / MODEL) as small:
+            with LlamaCpp(model, load("none")) as engine:
+                runtime = engine.profile.runtime
+                texts = []
+                for prompt in prompts:
+                    tokens = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
+                    texts.append((tokens, engine.generate(Request(tokens, args.max_tokens, sampling)).tokens))
+            cells = -(-max(len(tokens) + len(answer) for tokens, answer in texts) // 256) * 256 + 256
+            with (
+                open_context(model, runtime, cells=cells, num_ids=1, max_rows=ROWS) as one,
+                open_context(small, runtime, cells=cells, num_ids=1, max_rows=ROWS, inputs=table) as other,
+            ):
+                for tokens, answer in texts:
+                    whole = np.concatenate((tokens, np.array(answer[:-1], dtype=np.int32)))
+                    pairs = zip(
+                        forced_logits(one, whole, len(tokens)), forced_logits(other, whole, len(tokens)), strict=True
+                    )
+                    for ours, theirs in pairs:
+                        for line, draft in zip(ours, theirs, strict=True):
+                            rows, q = drawn_from(draft, sampling)
+                            found.append(chances(drawn_from(line, sampling), (kept[rows].astype(np.int64), q)))
+        likeliest, drawn, rejection = (round(float(value), 4) for value in np.mean(found, axis=0))
+        figures = {"likeliest": likeliest, "drawn": drawn, "rejection": rejection}
+        print(json.dumps({"temperature": temperature, "places": len(found), **figures}))
+
+
+if __name__ == "__main__":
+    main()
