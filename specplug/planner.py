@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, sqrt
 from typing import Protocol
 
 from specplug.acceptance import AcceptanceTable
@@ -28,8 +28,8 @@ REST_LIMIT = 64
 REST_SHARE = 0.004
 """A source may cost this share of a plain step while it does not pay."""
 
-DEAR_REST_LIMIT = 1024
-"""REST_LIMIT of a source that costs passes of a model: so rarely that its share stays small."""
+DEAR_REST_SHARE = 0.02
+"""REST_SHARE of a source that costs passes of a model: a smaller one would not let it try again within an answer."""
 
 TRIALS = 8
 """So often such a source is asked in a new text before it may rest, where it paid in the text before."""
@@ -218,12 +218,14 @@ class Rest:
     """When to ask a source: always while it pays, ever more rarely while it does not.
 
     dear    what it costs differs from step to step as much as what it saves: judged by the mean of several
+    gain_ms what it gained, of late, per asking in this text
     trials  of a dear source: how often it is still asked before it may rest
     """
 
     dear: bool = False
     cost_ms: float = 0.0
     gain_ms: float = 0.0
+    seen: int = 0
     trials: int = TRIALS
     promise: int = TRIALS
     waiting: int = 0
@@ -234,7 +236,7 @@ class Rest:
         """A dear source gets a new chance: a large one where it paid last, a small one where it did not."""
         if self.dear:
             self.promise = TRIALS if self.gain_ms > 0 else max(2, self.promise // 2)
-            self.trials, self.waiting, self.interval = self.promise, 0, 0
+            self.trials, self.waiting, self.interval, self.seen = self.promise, 0, 0, 0
 
     def due(self) -> bool:
         """Count one step; True when the source should be asked in it."""
@@ -247,14 +249,16 @@ class Rest:
         """The source was asked at a cost of `ms`, and its guesses were expected to save `saved_ms`."""
         self.asked += 1
         self.cost_ms += (ms - self.cost_ms) * (0.2 if self.asked > 5 else 1 / self.asked)
-        weight = 0.5 if self.interval else max(0.05, 1 / self.asked)  # after a rest, the old says little
+        self.seen += 1
+        doubt_ms = plain_ms / (2 * sqrt(self.seen))
+        weight = 0.5 if self.interval else max(0.05, 1 / self.seen)  # after a rest, the old says little
         self.gain_ms += (saved_ms - ms - self.gain_ms) * weight
         self.trials -= 1
-        if (self.gain_ms > 0 or self.trials >= 0) if self.dear else saved_ms > self.cost_ms:
+        if (self.gain_ms > -doubt_ms or self.trials >= 0) if self.dear else saved_ms > self.cost_ms:
             self.interval = 0
         else:
-            limit = DEAR_REST_LIMIT if self.dear else REST_LIMIT
-            longest = min(limit, ceil(self.cost_ms / (REST_SHARE * plain_ms)) - 1)
+            share = DEAR_REST_SHARE if self.dear else REST_SHARE
+            longest = min(REST_LIMIT, ceil(self.cost_ms / (share * plain_ms)) - 1)
             self.interval = max(0, min(2 * self.interval + 1, longest))
         self.waiting = self.interval
 

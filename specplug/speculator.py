@@ -121,7 +121,7 @@ class Speculator:
             return
         if self.wants_topk:
             self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * SMOOTHING
-        self._tally(len(seqs), self._plan_ns + self.fusion.clock() - began, topk_ns)
+        self._tally(steps, self._plan_ns + self.fusion.clock() - began, topk_ns)
 
     def _steer(self, source: Steered, first: int) -> None:
         """Let a source ask before every guess whether it pays; `first` is where its buckets begin."""
@@ -133,11 +133,12 @@ class Speculator:
 
         source.pays = pays
 
-    def _tally(self, sequences: int, common_ns: int, topk_ns: int) -> None:
+    def _tally(self, steps: Sequence[Step], common_ns: int, topk_ns: int) -> None:
         """Tell every source that was asked whether it gained more time than asking it took.
 
         What several guessed is credited to the cheapest of them, so that a dear source must find what others do not.
         """
+        sequences = len(steps)
         plain_ms = self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
         readers = sum(self.fusion.sources[i].needs.topk > 0 for i in self.asked)
         order = sorted(self.asked, key=lambda i: self._rests[i].cost_ms)
@@ -149,5 +150,18 @@ class Speculator:
             if self.fusion.sources[source].needs.topk:
                 ns += topk_ns / readers
             rest = self._rests[source]
-            rest.used(ns / 1e6, saved_ms - credited, plain_ms)
+            rest.used(ns / 1e6, self._came_ms(source, steps) if rest.dear else saved_ms - credited, plain_ms)
             credited = saved_ms
+
+    def _came_ms(self, source: int, steps: Sequence[Step]) -> float:
+        """What a source's guesses saved in this pass, or lost: of dear mistakes, what was expected says too little."""
+        owner = self.fusion.bucket_source
+        ms, sequences = self.cost.at(self._context), len(steps)
+        owners = [owner[step.draft.buckets].tolist() for step in steps]
+        nodes = sum(map(len, owners))
+        if not nodes:
+            return 0.0
+        own = sum(line.count(source) for line in owners)
+        accepted = sum(line[node] == source for line, step in zip(owners, steps, strict=True) for node in step.accepted)
+        extra_ms = ms[min(sequences + nodes, len(ms)) - 1] - ms[sequences - 1]
+        return float(ms[sequences - 1] * accepted / sequences - extra_ms * own / nodes)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from specplug.acceptance import AcceptanceTable
 from specplug.core import EMPTY, ROOT, Bucket, Draft
 from specplug.cost import CostCurve
-from specplug.planner import DEAR_REST_LIMIT, MARGIN, REST_LIMIT, REST_SHARE, TRIALS, Plan, Planner, Rest, best_nodes
+from specplug.planner import MARGIN, REST_LIMIT, REST_SHARE, TRIALS, Plan, Planner, Rest, best_nodes
 
 Node = tuple[int, int]
 """Sequence and node."""
@@ -420,7 +420,18 @@ def test_a_dear_source_that_loses_rests_after_its_trials() -> None:
     rest = Rest(dear=True)
     assert waits(rest, TRIALS + 4, ms=10.0, plain_ms=10.0) == [0] * TRIALS + [1, 3, 7, 15]
     waits(rest, 12, ms=100.0, plain_ms=1.0)
-    assert rest.interval == DEAR_REST_LIMIT
+    assert rest.interval == REST_LIMIT
+
+
+def test_a_dear_source_of_which_little_is_seen_gets_the_benefit_of_the_doubt() -> None:
+    """It loses 1 ms a time: after n times, 10 / (2 sqrt(n)) is more than that for n below 25."""
+    rest = Rest(dear=True)
+    for _ in range(24):
+        assert rest.due()
+        rest.used(1.0, 0.0, 10.0)
+    assert rest.waiting == 0
+    rest.used(1.0, 0.0, 10.0)
+    assert rest.waiting > 0
 
 
 def test_a_new_text_gives_a_dear_source_a_new_chance_and_a_smaller_one_where_it_lost() -> None:

@@ -42,7 +42,7 @@ def requantise(source: Path, target: Path, fmt: str, *, threads: int = 2, drafte
     params.allow_requantize = True
     if drafter:
         params.output_tensor_type = params.token_embedding_type = HEADS[fmt]
-        entries, ones = _uniform(source)  # `ones` is what the entries point to
+        entries, _ones = _uniform(source)  # what the entries point to must stay
         params.imatrix = entries
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
