@@ -8,65 +8,79 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
+import numpy.typing as npt
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import FloatArray
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.model import Model, captured_stderr
-from specplug.errors import UsageError
+from specplug.errors import SpecplugError, UsageError
+from specplug.topk import top_ids
 
 
 class Sampler:
-    """One sequence's chain of llama.cpp samplers, or plain argmax where that is the same."""
+    """One sequence's chain of llama.cpp samplers, or plain argmax where that is the same.
+
+    A grammar has a chain before the rest: where it leaves no token at all, taking one would end the process.
+    """
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
         """Raises UsageError for a grammar or schema that does not parse and for values out of range."""
         self.sampling = sampling
-        self._chain: Any = None
+        self._chains: list[Any] = []
+        self._data: npt.NDArray[np.void] | None = None
         _check(sampling, model.num_tokens)
         if sampling.is_argmax:
             return
-        params = ll.llama_sampler_chain_default_params()
-        params.no_perf = True
-        self._chain = ll.llama_sampler_chain_init(params)
+        constrained = sampling.grammar is not None or sampling.json_schema is not None
         try:
-            for part in _parts(model, sampling):
-                ll.llama_sampler_chain_add(self._chain, part)
+            shaping = self._open_chain()
+            for part in _shaping(model, sampling):
+                ll.llama_sampler_chain_add(shaping, part)
+            choosing = self._open_chain() if constrained else shaping
+            for part in _choosing(sampling):
+                ll.llama_sampler_chain_add(choosing, part)
         except UsageError:
             self.close()
             raise
+        if constrained:
+            self._data = np.zeros(model.num_tokens, dtype=_TOKEN_DATA)
 
     def close(self) -> None:
-        if self._chain:
-            ll.llama_sampler_free(self._chain)
-            self._chain = None
+        for chain in self._chains:
+            ll.llama_sampler_free(chain)
+        self._chains = []
 
     def pick(self, context: Context, logits: Logits, row: int) -> int:
-        """The target's next token after `row` of the last pass; advances penalties, grammar and random numbers."""
-        if self._chain is None:
+        """The target's next token after `row` of the last pass; advances penalties, grammar and random numbers.
+
+        Raises SpecplugError where the grammar allows no token.
+        """
+        if not self._chains:
             return int(logits[row].argmax())
-        return int(ll.llama_sampler_sample(self._chain, context.handle, row - len(logits)))
+        if self._data is None:
+            return int(ll.llama_sampler_sample(self._chains[0], context.handle, row - len(logits)))
+        token = _choose(self._chains, self._data, logits[row])
+        for chain in self._chains:
+            ll.llama_sampler_accept(chain, token)
+        return token
 
     def pick_from(self, values: Logits) -> int:
         """What `pick` would return for other logits (float32[V]); advances nothing."""
-        if self._chain is None:
+        if not self._chains:
             return int(values.argmax())
-        data = np.zeros(len(values), dtype=_TOKEN_DATA)
-        data["id"] = np.arange(len(values))
-        data["logit"] = values
-        pointer = data.ctypes.data_as(ll.llama_token_data_p)
-        array = ll.llama_token_data_array(pointer, len(values), -1, False)
-        twin = ll.llama_sampler_clone(self._chain)
+        twins = [ll.llama_sampler_clone(chain) for chain in self._chains]
         try:
-            ll.llama_sampler_apply(twin, ctypes.byref(array))
-            return int(array.data[array.selected].id)
+            return _choose(twins, np.zeros(len(values), dtype=_TOKEN_DATA), values)
         finally:
-            ll.llama_sampler_free(twin)
+            for twin in twins:
+                ll.llama_sampler_free(twin)
 
     def logprobs(self, logits: Logits, row: int, token: int) -> TokenLogprobs | None:
         """What to report about `token`, or None where nothing was asked for."""
@@ -76,8 +90,15 @@ class Sampler:
         line: FloatArray = logits[row].astype(np.float64)
         line -= line.max()
         line -= np.log(np.exp(line).sum())
-        best = np.argsort(-line, kind="stable")[:count].tolist()
+        best = top_ids(logits[row : row + 1], count)[0].tolist() if count else []
         return TokenLogprobs(float(line[token]), [(t, float(line[t])) for t in best])
+
+    def _open_chain(self) -> Any:
+        params = ll.llama_sampler_chain_default_params()
+        params.no_perf = True
+        chain = ll.llama_sampler_chain_init(params)
+        self._chains.append(chain)
+        return chain
 
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -104,7 +125,21 @@ def _check(sampling: Sampling, num_tokens: int) -> None:
         raise UsageError("a grammar and a JSON schema were both given; use one of them")
 
 
-def _parts(model: Model, sampling: Sampling) -> list[Any]:
+def _choose(chains: Sequence[Any], data: npt.NDArray[np.void], values: Logits) -> int:
+    """What the chains, one after the other, select from `values` (float32[V]); `data` is room for them."""
+    data["id"] = np.arange(len(values))
+    data["logit"] = values
+    data["p"] = 0.0
+    array = ll.llama_token_data_array(data.ctypes.data_as(ll.llama_token_data_p), len(values), -1, False)
+    for chain in chains:
+        ll.llama_sampler_apply(chain, ctypes.byref(array))
+        if not np.isfinite(data["logit"][: array.size].max()):
+            raise SpecplugError("the grammar allows no further token, not even the end; mend the grammar")
+    return int(array.data[array.selected].id)
+
+
+def _shaping(model: Model, sampling: Sampling) -> list[Any]:
+    """What changes logits: biases, penalties, a grammar."""
     parts = []
     if sampling.logit_bias:
         biases = (ll.llama_logit_bias * len(sampling.logit_bias))()
@@ -131,9 +166,14 @@ def _parts(model: Model, sampling: Sampling) -> list[Any]:
             reason = said[0].removeprefix("parse: error parsing grammar: ").strip() if said else "no reason given"
             raise UsageError(f"the grammar does not parse: {reason}")
         parts.append(part)
+    return parts
+
+
+def _choosing(sampling: Sampling) -> list[Any]:
+    """What takes one token."""
     if sampling.temperature <= 0:
-        parts.append(ll.llama_sampler_init_greedy())
-        return parts
+        return [ll.llama_sampler_init_greedy()]
+    parts = []
     if sampling.top_k:
         parts.append(ll.llama_sampler_init_top_k(sampling.top_k))
     if sampling.top_p < 1:
