@@ -6,7 +6,6 @@ Knows profiles and how the parts are opened. Knows neither HTTP nor queues.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from specplug.answers import Sampling
 from specplug.core import IntArray
@@ -88,13 +87,27 @@ class BatchEngine:
         self.context.close()
 
     @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return self.model.num_tokens
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        return self.model.end_tokens
+
+    @property
+    def carries_tools(self) -> bool:
+        return self.model.carries_tools
+
+    @property
     def source_names(self) -> list[str]:
         """The proposers, as indexed in `Stream.sources`."""
         return [spec.method for spec in self.profile.proposers]
 
-    def plain_ms(self, context: int) -> float | None:
-        """What a plain step for one sequence costs by the curve, with `context` tokens in the cache."""
-        return self.speculator.cost.at(context)[0] if self.profile.speculates else None
+    @property
+    def knows_plain_ms(self) -> bool:
+        """Whether there is a cost curve; plain decoding needs none."""
+        return self.profile.speculates
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """Raises UsageError for what cannot be sampled from. It belongs to the caller until a stream begins with it."""
@@ -103,5 +116,12 @@ class BatchEngine:
     def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
         return self.model.tokenize(text, add_special=add_special)
 
-    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> IntArray:
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> IntArray:
         return self.model.chat_prompt(messages, tools)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token prints."""
+        return self.model.piece(token)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self.model.text(tokens)

@@ -46,6 +46,8 @@ class Stream:
     cached     tokens of the prompt that were in the cache already
     sources    for each token in `running.fresh` the index of the proposer that guessed it, or TARGET
     failure    why it ends without having finished
+    decode_ms  of the steps without pieces of prompts; what they would have taken for the same tokens in plain decoding,
+               by the cost curve, is in `plain_ms`
     """
 
     prompt: IntArray
@@ -56,6 +58,8 @@ class Stream:
     reading: bool = True
     sources: list[int] = field(default_factory=list)
     failure: SpecplugError | None = None
+    decode_ms: float = 0.0
+    plain_ms: float = 0.0
 
     @property
     def fresh(self) -> list[int]:
@@ -178,6 +182,9 @@ class BatchLoop:
             c.target_ns += (decoded - drafted) // len(running)
             c.sample_ns += (verified - decoded) // len(running)
             c.draft_ns += (drafted - began + ended - verified) // len(running)
+            if not added:
+                stream.decode_ms += (ended - began) / 1e6
+                stream.plain_ms += self._plain_ms(running) * len(stream.fresh)
 
     # -- parts of a step ------------------------------------------------------------------------------------------
 
@@ -205,6 +212,10 @@ class BatchLoop:
         # A draft of n nodes can emit n + 1 tokens: never draft past the limit.
         budgets = [min(s.running.left - 1, s.max_draft) for s in running]
         return self.speculator.plan([s.running.seq for s in running], fill, budgets)
+
+    def _plain_ms(self, running: Sequence[Stream]) -> float:
+        fill = sum(s.running.position for s in running) // len(running)
+        return self.speculator.cost.at(fill)[min(len(running), self.speculator.cost.limit) - 1]
 
     def _pieces(self, reading: Sequence[Stream], room: int) -> list[tuple[Stream, int]]:
         """How many rows each prompt gets, the first all it can take."""
