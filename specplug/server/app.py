@@ -57,7 +57,8 @@ STATIC = {
 }
 
 PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
@@ -114,6 +115,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
 
     app = FastAPI(title="specplug", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.specplug = state
+    app.add_middleware(_Counted, figures=figures)
     _add_errors(app)
     _add_openai_routes(app, state)
     _add_own_routes(app, state)
@@ -456,6 +458,24 @@ def _prompt(engine: Engine, prompt: str | list[int]) -> IntArray:
 def _check_ids(tokens: Sequence[int], num_tokens: int) -> None:
     if len(tokens) and int(np.max(tokens)) >= num_tokens:
         raise UsageError(f"token {int(np.max(tokens))} is none; the vocabulary has {num_tokens} tokens")
+
+
+class _Counted:
+    """Counts answered requests by path and status."""
+
+    def __init__(self, app: Any, figures: Figures) -> None:
+        self._app = app
+        self._figures = figures
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                route = scope.get("route")  # its pattern, so that nobody can make labels up
+                path = route.path if route is not None else "other"
+                self._figures.requests.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted if scope["type"] == "http" else send)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ class Figures:
         self._engine = engine
         self._scheduler = scheduler
         self._recent: deque[tuple[float, int]] = deque()
+        self._times: deque[tuple[float, float, float]] = deque()  # when, and the loop's two sums
         self._last: dict[Job, float] = {}
-        self._step_ms = self._plain_ms = 0.0
         self.registry = CollectorRegistry()
         counter, histogram = _counter(self.registry), _histogram(self.registry)
         self.requests = counter("specplug_requests", "Answered requests.", ("path", "status"))
@@ -62,8 +62,8 @@ class Figures:
                 self._prompt_tokens.inc(report.prompt_tokens)
                 self._cached_tokens.inc(report.cached)
                 self._answer_s.observe(now - job.submitted)
-                self._step_ms += report.step_ms
-                self._plain_ms += report.plain_ms
+        loop = self._engine.loop
+        self._times.append((now, loop.decode_ms, loop.plain_ms))
         self._forget_old(now)
 
     def forget(self, jobs: Sequence[Job]) -> None:
@@ -86,7 +86,7 @@ class Figures:
             for job in running
         ]
         rate = sum(count for _, count in self._recent) / WINDOW_S
-        speedup = self._plain_ms / self._step_ms if engine.knows_plain_ms and self._step_ms else None
+        speedup = self._speedup()
         return {
             "slots": slots + [{"state": "idle"}] * (engine.slots - len(slots)),
             "waiting": scheduler.waiting,
@@ -125,9 +125,18 @@ class Figures:
         yield guessed
         yield accepted
 
+    def _speedup(self) -> float | None:
+        """Over plain decoding, in the last seconds; None where nothing was decoded."""
+        if not self._engine.knows_plain_ms or len(self._times) < 2:
+            return None
+        (_, step_ms, plain_ms), (_, step_ms_now, plain_ms_now) = self._times[0], self._times[-1]
+        return (plain_ms_now - plain_ms) / (step_ms_now - step_ms) if step_ms_now > step_ms else None
+
     def _forget_old(self, now: float) -> None:
         while self._recent and self._recent[0][0] < now - WINDOW_S:
             self._recent.popleft()
+        while self._times and self._times[0][0] < now - WINDOW_S:
+            self._times.popleft()
 
 
 class _Live:

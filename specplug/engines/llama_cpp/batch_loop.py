@@ -104,6 +104,10 @@ class BatchLoop:
         self.guessed: npt.NDArray[np.int64] = np.zeros((num_sources, PLACES), dtype=np.int64)
         """Guesses that were verified, by proposer and by place in the draft."""
         self.accepted: npt.NDArray[np.int64] = np.zeros((num_sources, PLACES), dtype=np.int64)
+        self.decode_ms = 0.0
+        """Of all steps without pieces of prompts."""
+        self.plain_ms = 0.0
+        """What plain decoding would have taken for the same tokens, by the cost curve."""
 
     # -- life of a stream -----------------------------------------------------------------------------------------
 
@@ -173,6 +177,8 @@ class BatchLoop:
         self._follow(added, logits, tree_rows)
         ended = perf_counter_ns()
         self.pace.observe(len(running), rows - tree_rows, (ended - began) / 1e6)
+        if running and not added:
+            self._compare(running, (ended - began) / 1e6)
         for stream, tree in zip(running, trees, strict=True):
             c = stream.counters
             c.steps += 1
@@ -182,9 +188,6 @@ class BatchLoop:
             c.target_ns += (decoded - drafted) // len(running)
             c.sample_ns += (verified - decoded) // len(running)
             c.draft_ns += (drafted - began + ended - verified) // len(running)
-            if not added:
-                stream.decode_ms += (ended - began) / 1e6
-                stream.plain_ms += self._plain_ms(running) * len(stream.fresh)
 
     # -- parts of a step ------------------------------------------------------------------------------------------
 
@@ -213,9 +216,15 @@ class BatchLoop:
         budgets = [min(s.running.left - 1, s.max_draft) for s in running]
         return self.speculator.plan([s.running.seq for s in running], fill, budgets)
 
-    def _plain_ms(self, running: Sequence[Stream]) -> float:
+    def _compare(self, running: Sequence[Stream], ms: float) -> None:
+        """Count a step of `ms`, and what plain decoding would have taken for what it brought."""
         fill = sum(s.running.position for s in running) // len(running)
-        return self.speculator.cost.at(fill)[min(len(running), self.speculator.cost.limit) - 1]
+        plain_ms = self.speculator.cost.at(fill)[min(len(running), self.speculator.cost.limit) - 1]
+        for stream in running:
+            stream.decode_ms += ms
+            stream.plain_ms += plain_ms * len(stream.fresh)
+        self.decode_ms += ms
+        self.plain_ms += plain_ms * sum(len(stream.fresh) for stream in running) / len(running)
 
     def _pieces(self, reading: Sequence[Stream], room: int) -> list[tuple[Stream, int]]:
         """How many rows each prompt gets, the first all it can take."""
