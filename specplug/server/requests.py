@@ -232,6 +232,8 @@ class CompletionRequest(Common):
             raise ValueError("suffix is not supported; leave it out")
         if self.echo and self.logprobs is not None:
             raise ValueError("echo with logprobs is not supported; use one of them")
+        if not self.prompts:
+            raise ValueError("no prompt; give at least one")
         if len(self.prompts) * self.n > MOST_PROMPTS:
             raise ValueError(f"prompts times n is more than {MOST_PROMPTS}; ask several times")
         return self
