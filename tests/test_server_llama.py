@@ -222,7 +222,7 @@ def test_a_long_prompt_does_not_hold_others_up(client: Any) -> None:
 
     def long() -> None:
         reading.append(time.monotonic())
-        said(client, "lorem ipsum dolor " * 180, max_completion_tokens=1)
+        said(client, "lorem ipsum dolor " * 120, max_completion_tokens=1)
         reading.append(time.monotonic())
 
     thread = threading.Thread(target=long)

@@ -43,6 +43,8 @@ def browser() -> Iterator[Any]:
 def test_a_chat_with_marked_text_and_moving_figures(
     server: Served, browser: Any, width: int, scheme: str, tmp_path: Path
 ) -> None:
+    from playwright.sync_api import expect
+
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme=scheme,
@@ -66,11 +68,11 @@ def test_a_chat_with_marked_text_and_moving_figures(
     said = page.locator(".message.assistant").inner_text()
     marked = page.locator(".message.assistant mark").all_inner_texts()
     assert "fox" in said and all(text.strip() in said for text in marked)
-    page.wait_for_function("Number.parseFloat(document.getElementById('rate').textContent) > 0")
+    expect(page.locator("#rate")).not_to_have_text("0.0")
     assert "guesses accepted" in page.locator("#last").inner_text()
     rows = page.locator("#acceptance tbody tr")
     assert rows.locator("th").all_inner_texts() == ["suffix", "token_recycling"]
-    assert "%" in rows.first.locator("td").first.inner_text()
+    expect(rows.first.locator("td").first).to_contain_text("%")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.activeElement.id") == "say"
     shot = os.environ.get("SPECPLUG_SCREENSHOTS")
@@ -82,7 +84,7 @@ def test_a_chat_with_marked_text_and_moving_figures(
     page.wait_for_selector("#stop:enabled")
     page.keyboard.press("Escape")
     page.wait_for_selector("#send:enabled", timeout=5000)
-    page.wait_for_function("document.querySelectorAll('#slots li.idle').length === 2", timeout=5000)
+    expect(page.locator("#slots li.idle")).to_have_count(2)
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.focus("#theme")
     page.keyboard.press("Enter")

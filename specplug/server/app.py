@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from time import monotonic
@@ -40,7 +40,7 @@ from specplug.server.requests import (
 from specplug.server.scheduler import EngineFailed, Late, QueueFull, Scheduler
 from specplug.server.shapes import ChatShape, Choice, CompletionShape, Json, Shape, error_body
 from specplug.server.tools import forced_schema, messages_with_tools
-from specplug.server.worker import Mailbox, Worker
+from specplug.server.worker import Closing, Mailbox, Worker
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,6 @@ class State:
     worker: Worker
     figures: Figures
     closing: bool = False
-    under_way: set[Answering] = field(default_factory=set)
 
 
 def make_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -520,6 +519,8 @@ def _refusal(error: SpecplugError) -> tuple[int, Json, dict[str, str] | None]:
         return 429, body, {"retry-after": str(error.retry_after_s)}
     if isinstance(error, Late):
         return 408, error_body(text, "timeout_error", "deadline_passed"), None
+    if isinstance(error, Closing):
+        return 503, error_body(text, "server_error", "closing"), None
     if isinstance(error, EngineFailed):
         return 503, error_body(text, "server_error", "engine_failed"), None
     code = "context_length_exceeded" if isinstance(error, ContextExceeded) else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -59,7 +60,7 @@ class Guard:
             await _refuse(send, *refusal)
             return
         if scope["method"] not in ("POST", "PUT", "PATCH"):
-            await self._app(scope, receive, send)
+            await self._run(scope, receive, send)
             return
         body = await self._body(headers, receive)
         if body is None:  # the client has left
@@ -67,7 +68,11 @@ class Guard:
         if isinstance(body, tuple):
             await _refuse(send, *body)
             return
-        await self._app(scope, _replayed(body, receive), send)
+        await self._run(scope, _replayed(body, receive), send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(asyncio.CancelledError):  # the process ends, and the client takes nothing any more
+            await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:

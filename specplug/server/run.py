@@ -5,6 +5,7 @@ Knows uvicorn and the event loop's surroundings. Knows no engine.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import signal
@@ -12,6 +13,8 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
+from types import FrameType
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
@@ -23,6 +26,9 @@ from specplug.server.guard import LOCAL_NAMES, Guard, Limits
 
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another: the engine's, above all, should not wait for requests."""
+
+LAST_SECONDS = 5
+"""For clients to take what is left once their answers were given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +86,12 @@ def run(
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_graceful_shutdown=ceil(grace) + LAST_SECONDS,
         limit_concurrency=None,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
     )
-    server = _Server(config, app.state.specplug)
+    server = _Server(config, app.state.specplug, grace)
     _log_to_stderr(settings.log_prompts)
     kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM,)}
     interval = sys.getswitchinterval()
@@ -103,15 +109,20 @@ def run(
 
 
 class _Server(uvicorn.Server):
-    """Tells the application as soon as it is asked to end, so that nothing new begins on connections kept open."""
+    """From the signal on nothing new begins, not on connections kept open either; after `grace` seconds all ends."""
 
-    def __init__(self, config: uvicorn.Config, state: State) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, grace: float) -> None:
         super().__init__(config)
         self._state = state
+        self._grace = grace
 
-    def handle_exit(self, sig: int, frame: object) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._state.closing = True
-        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(self._grace, self._state.worker.give_up)
+        await super().shutdown(sockets)
 
 
 def _listen(address: Address) -> socket.socket:

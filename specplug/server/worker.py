@@ -16,6 +16,11 @@ from specplug.server.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
+
+class Closing(SpecplugError):
+    """The server ends before the answer does."""
+
+
 Mailbox = asyncio.Queue[tuple[Job, Delta]]
 
 
@@ -62,6 +67,13 @@ class Worker:
         for job in jobs:
             job.cancelled = True
             self._mailboxes.pop(job, None)
+
+    def give_up(self) -> None:
+        """Everyone who still waits is told that the server ends."""
+        for job, mailbox in self._mailboxes.items():
+            job.cancelled = True
+            mailbox.put_nowait((job, Delta(error=Closing("the server is going down; ask another one"))))
+        self._mailboxes.clear()
 
     # -- the engine's thread --------------------------------------------------------------------------------------
 
