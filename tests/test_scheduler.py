@@ -1,6 +1,8 @@
 """Who is answered when, on a toy loop and a clock that only the test moves."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from toy_serving import END, ToyLoop, ToySampler
 
 pytest.importorskip("fastapi")
@@ -160,3 +162,49 @@ def test_characters_are_whole() -> None:
     scheduler.submit([one])
     texts = [segment.text for _, delta in run(scheduler) for segment in delta.segments]
     assert texts == ["é", "€", "😀"]
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(1, 4), st.integers(1, 12)),
+        st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("step"), st.integers(1, 4), st.just(0)),
+        st.tuples(st.just("fail"), st.just(0), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@given(EVENTS)
+def test_whatever_happens_everyone_gets_the_own_answer_or_is_told(events: list[tuple[str, int, int]]) -> None:
+    scheduler, loop, _ = made(slots=3, kv_tokens=60, queue_limit=6)
+    jobs: list[Job] = []
+    deltas: list[tuple[Job, Delta]] = []
+    for event, one, other in events:
+        if event == "submit":
+            new = [job(f"{len(jobs)}:{n}" + "x" * other, max_tokens=20, max_draft=n % 2) for n in range(one)]
+            try:
+                scheduler.submit(new)
+            except QueueFull:
+                continue
+            jobs += new
+        elif event == "cancel" and jobs:
+            jobs[one % len(jobs)].cancelled = True
+        elif event == "step":
+            deltas += run(scheduler, one)
+        elif event == "fail":
+            loop.fail = SpecplugError("no")
+        assert loop.open == len(scheduler.active) <= 3
+        assert sum(one.needs for one in scheduler.active) <= 60
+    deltas += run(scheduler)
+    for one in jobs:
+        own = [delta for other, delta in deltas if other is one]
+        ends = [delta for delta in own if delta.finish or delta.error]
+        assert len(ends) <= 1 and (ends or one.cancelled)
+        said = bytes(one.prompt.tolist()).decode()
+        if ends and ends[0].finish:
+            assert text_of(one, deltas) == said
+        else:
+            assert said.startswith(text_of(one, deltas))
+        assert not one.sampler.open  # type: ignore[attr-defined]
+    assert loop.open == 0

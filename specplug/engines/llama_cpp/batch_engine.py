@@ -101,7 +101,7 @@ class BatchEngine:
 
     @property
     def source_names(self) -> list[str]:
-        """The proposers, as indexed in `Stream.sources`."""
+        """The proposers, as the loop counts them."""
         return [spec.method for spec in self.profile.proposers]
 
     @property
@@ -117,7 +117,10 @@ class BatchEngine:
         return self.model.tokenize(text, add_special=add_special)
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> IntArray:
-        return self.model.chat_prompt(messages, tools)
+        try:
+            return self.model.chat_prompt(messages, tools)
+        except UsageError as error:  # its own words name the file, which is nobody's business
+            raise UsageError(f"the model's chat template failed: {error.__cause__}") from error
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token prints."""

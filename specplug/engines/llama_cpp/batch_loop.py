@@ -8,7 +8,7 @@ round alike (q8_0 and q4_0 weights with a bf16 cache). `loop.py` is the loop for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter_ns
 
 import numpy as np
@@ -33,9 +33,6 @@ PLACES = 16
 WORTH_WAITING = 64
 """Tokens of a common beginning for which a prompt waits until another one is read."""
 
-TARGET = -1
-"""In `Stream.sources`: the target's own token."""
-
 
 @dataclass(slots=True, eq=False)
 class Stream:
@@ -44,7 +41,6 @@ class Stream:
     running    what the last step emitted, and whether it was the last
     max_draft  most guesses in a step
     cached     tokens of the prompt that were in the cache already
-    sources    for each token in `running.fresh` the index of the proposer that guessed it, or TARGET
     failure    why it ends without having finished
     decode_ms  of the steps without pieces of prompts; what they would have taken for the same tokens in plain decoding,
                by the cost curve, is in `plain_ms`
@@ -56,7 +52,6 @@ class Stream:
     cached: int
     began_ns: int
     reading: bool = True
-    sources: list[int] = field(default_factory=list)
     failure: SpecplugError | None = None
     decode_ms: float = 0.0
     plain_ms: float = 0.0
@@ -252,15 +247,11 @@ class BatchLoop:
             stream.failure = error
         owners = self.speculator.fusion.bucket_source
         draft, accepted = tree.draft, tree.accepted
-        stream.sources = [TARGET] * len(running.fresh)
         if not len(draft):
             return
         sources, places = owners[draft.buckets], np.minimum(draft.depths(), PLACES) - 1
         np.add.at(self.guessed, (sources, places), 1)
         np.add.at(self.accepted, (sources[accepted], places[accepted]), 1)
-        for place, node in enumerate(accepted):
-            if place < len(running.fresh):
-                stream.sources[place] = int(sources[node])
 
     def _keep(self, running: Sequence[Stream], trees: Sequence[Tree], pieces: Sequence[Piece]) -> None:
         """The cache keeps roots, accepted nodes and prompts; cells before the last one kept stay taken."""
@@ -321,7 +312,7 @@ class BatchLoop:
             if not piece.last:
                 continue
             stream, running = piece.stream, piece.stream.running
-            running.fresh, running.logprobs, stream.sources = [], [], [TARGET]
+            running.fresh, running.logprobs = [], []
             try:
                 running.root = emit(self.context, running, logits, row)
             except SpecplugError as error:

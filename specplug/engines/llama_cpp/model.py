@@ -204,12 +204,16 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+_STDERR = threading.Lock()
+"""There is one for all threads."""
+
+
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[list[str]]:
     """The lines that C code prints to stderr while the block runs, filled when it ends: for messages past the log."""
     said: list[str] = []
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
+    with _STDERR, tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
