@@ -17,6 +17,9 @@ from .options import chosen_profiles, engine_option, model_path, note, profile_o
 OWN = ("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name")
 """Flags of our own server, on llama.cpp; vLLM has its own, after --."""
 
+SERVED = "serve"
+"""The profile where none is named: many answers at once should each be their single run."""
+
 
 @click.command()
 @click.argument("arguments", nargs=-1, metavar="[MODEL] [-- ENGINE FLAGS]")
@@ -85,6 +88,9 @@ def serve(
     model, further = (arguments[0], arguments[1:]) if named else (None, arguments)
     if further and not further[0].startswith("-"):
         raise UsageError(f"{further[0]!r}: one model at a time; the engine's own flags come after --")
+    if profile_refs is None and engine != "vllm":
+        profile_refs = SERVED
+        note(f"no profile named: {SERVED}")
     chosen = chosen_profiles([profile_refs] if profile_refs else [], model=model, engine=engine)[0]
     if chosen.engine == "vllm":
         given = [flag for flag in OWN if ctx.get_parameter_source(flag) is not click.core.ParameterSource.DEFAULT]
