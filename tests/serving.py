@@ -18,9 +18,10 @@ name: served
 engine: llama-cpp
 proposers: [suffix, token_recycling]
 planner: {mode: static, max_nodes: 8}
-runtime: {kv_type: bf16, context: 1024, threads: 2}
+runtime: {kv_type: bf16, context: 1024, threads: 1}
 """
-"""Drafts whatever they cost, so that there are some in every answer."""
+"""Drafts whatever they cost, so that there are some in every answer; on one thread, since two wait for each other where
+other processes want the cores, too."""
 
 
 @dataclass

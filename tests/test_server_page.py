@@ -18,7 +18,7 @@ pytestmark = pytest.mark.llama
 BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 KEY = "opensesame"
-COPY = "Say this three times: the quick brown fox jumps over the lazy dog and the old grey cat."
+COUNT = "Count from one to three hundred in words."
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +58,16 @@ def test_a_chat_with_marked_text_and_moving_figures(
     page.on("request", lambda request: asked.append(request.url))
     page.goto(server.url)
     page.wait_for_selector("#slots li.idle")
-    page.fill("#tokens", "80")
+    page.fill("#tokens", "250")
     page.focus("#say")
-    page.keyboard.type(COPY)
+    page.keyboard.type(COUNT)
     page.keyboard.press("Enter")
     page.wait_for_selector("#slots li.answering")
     page.wait_for_selector(".message.assistant mark")
     page.wait_for_selector("#send:enabled", timeout=60_000)
     said = page.locator(".message.assistant").inner_text()
     marked = page.locator(".message.assistant mark").all_inner_texts()
-    assert "fox" in said and all(text.strip() in said for text in marked)
+    assert len(said) > 200 and all(text.strip() in said for text in marked)
     expect(page.locator("#rate")).not_to_have_text("0.0")
     assert "guesses accepted" in page.locator("#last").inner_text()
     rows = page.locator("#acceptance tbody tr")

@@ -47,7 +47,7 @@ class Figures:
     def saw(self, deltas: Sequence[tuple[Job, Delta]]) -> None:
         now = monotonic()
         for job, delta in deltas:
-            if delta.tokens:
+            if delta.tokens and not job.cancelled:  # of one that nobody waits for no end will be seen
                 self._tokens.inc(len(delta.tokens))
                 self._recent.append((now, len(delta.tokens)))
                 if job in self._last:
@@ -67,7 +67,7 @@ class Figures:
         self._forget_old(now)
 
     def forget(self, jobs: Sequence[Job]) -> None:
-        """Of jobs that nobody waits for no end will be seen."""
+        """Of jobs that nobody waits for any longer."""
         for job in jobs:
             self._last.pop(job, None)
 
