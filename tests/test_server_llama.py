@@ -217,7 +217,9 @@ def test_errors_are_the_clients_own_kinds(client: Any) -> None:
 def test_a_long_prompt_does_not_hold_others_up(client: Any) -> None:
     """While it is read, in many pieces, a running stream goes on."""
     came: list[float] = []
-    stream = said(client, "Count from one to three hundred in words.", stream=True, max_completion_tokens=400)
+    stream = said(
+        client, "Tell me a long story about a lighthouse keeper and a whale.", stream=True, max_completion_tokens=400
+    )
     reading: list[float] = []
 
     def long() -> None:

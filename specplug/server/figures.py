@@ -25,7 +25,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class Figures:
-    """One per server. `saw` is called in the event loop with everything that came."""
+    """One per server. `saw` is called in the engine's thread with everything that came."""
 
     def __init__(self, engine: Engine, scheduler: Scheduler) -> None:
         self._engine = engine
@@ -64,7 +64,10 @@ class Figures:
                 self._answer_s.observe(now - job.submitted)
         loop = self._engine.loop
         self._times.append((now, loop.decode_ms, loop.plain_ms))
-        self._forget_old(now)
+        while self._recent and self._recent[0][0] < now - WINDOW_S:
+            self._recent.popleft()
+        while self._times and self._times[0][0] < now - WINDOW_S:
+            self._times.popleft()
 
     def forget(self, jobs: Sequence[Job]) -> None:
         """Of jobs that nobody waits for any longer."""
@@ -73,7 +76,7 @@ class Figures:
 
     def now(self) -> dict[str, Any]:
         """The figures that the page shows."""
-        self._forget_old(monotonic())
+        since = monotonic() - WINDOW_S
         scheduler, engine = self._scheduler, self._engine
         running = list(scheduler.active)
         slots = [
@@ -85,8 +88,8 @@ class Figures:
             }
             for job in running
         ]
-        rate = sum(count for _, count in self._recent) / WINDOW_S
-        speedup = self._speedup()
+        rate = sum(count for when, count in list(self._recent) if when >= since) / WINDOW_S
+        speedup = self._speedup(since)
         return {
             "slots": slots + [{"state": "idle"}] * (engine.slots - len(slots)),
             "waiting": scheduler.waiting,
@@ -125,18 +128,13 @@ class Figures:
         yield guessed
         yield accepted
 
-    def _speedup(self) -> float | None:
-        """Over plain decoding, in the last seconds; None where nothing was decoded."""
-        if not self._engine.knows_plain_ms or len(self._times) < 2:
+    def _speedup(self, since: float) -> float | None:
+        """Over plain decoding; None where nothing was decoded."""
+        times = [time for time in list(self._times) if time[0] >= since]
+        if not self._engine.knows_plain_ms or not times:
             return None
-        (_, step_ms, plain_ms), (_, step_ms_now, plain_ms_now) = self._times[0], self._times[-1]
+        (_, step_ms, plain_ms), (_, step_ms_now, plain_ms_now) = times[0], times[-1]
         return (plain_ms_now - plain_ms) / (step_ms_now - step_ms) if step_ms_now > step_ms else None
-
-    def _forget_old(self, now: float) -> None:
-        while self._recent and self._recent[0][0] < now - WINDOW_S:
-            self._recent.popleft()
-        while self._times and self._times[0][0] < now - WINDOW_S:
-            self._times.popleft()
 
 
 class _Live:

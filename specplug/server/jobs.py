@@ -80,6 +80,16 @@ class Delta:
     report: Report | None = None
     error: SpecplugError | None = None
 
+    def followed_by(self, later: Delta) -> Delta:
+        """Both as one."""
+        return Delta(
+            self.segments + later.segments,
+            self.tokens + later.tokens,
+            self.logprobs + later.logprobs,
+            later.finish,
+            later.report,
+        )
+
 
 @dataclass(slots=True, eq=False)
 class Job:

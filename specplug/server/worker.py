@@ -1,6 +1,7 @@
 """The thread that owns the engine: it steps while there is work, and hands what came to the event loop.
 
 Knows threads. Knows neither an engine nor HTTP.
+What several fast steps bring is handed over together: the event loop wants a core that a pass is computed on.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 from specplug.errors import SpecplugError
 from specplug.server.jobs import Delta, Job
 from specplug.server.scheduler import Scheduler
+
+HANDOVER_S = 0.01
+"""The least between two handovers while answers are under way."""
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +33,7 @@ class Worker:
     """Start it in the event loop that waits for the answers."""
 
     def __init__(self, scheduler: Scheduler, seen: Callable[[Sequence[tuple[Job, Delta]]], None]) -> None:
-        """`seen` is told of everything that comes, in the event loop's thread."""
+        """`seen` is told of everything that comes, in the engine's thread."""
         self.scheduler = scheduler
         self._seen = seen
         self._wake = threading.Condition()
@@ -78,6 +83,9 @@ class Worker:
     # -- the engine's thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        assert self._loop is not None
+        held: list[tuple[Job, Delta]] = []
+        handed_over = 0.0
         while True:
             with self._wake:
                 while not self.scheduler.work and not self._stopping:
@@ -90,15 +98,35 @@ class Worker:
             except Exception as error:  # a bug of ours: those under way are told, the server lives on
                 log.exception("a step failed")
                 deltas = self.scheduler.fail_all(SpecplugError(f"{type(error).__name__} in a step"))
-            if deltas:
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._deliver, deltas)
+            self._seen(deltas)
+            held += deltas
+            now = monotonic()
+            if held and (now >= handed_over + HANDOVER_S or not self.scheduler.work or any(map(_is_last, deltas))):
+                self._loop.call_soon_threadsafe(self._deliver, held)
+                held, handed_over = [], now
 
     def _deliver(self, deltas: Sequence[tuple[Job, Delta]]) -> None:
-        self._seen(deltas)
-        for job, delta in deltas:
+        for job, delta in _merged(deltas):
             mailbox = self._mailboxes.get(job)
             if mailbox is not None:
                 mailbox.put_nowait((job, delta))
             if delta.finish or delta.error is not None:
                 self._mailboxes.pop(job, None)
+
+
+def _is_last(brought: tuple[Job, Delta]) -> bool:
+    return bool(brought[1].finish) or brought[1].error is not None
+
+
+def _merged(deltas: Sequence[tuple[Job, Delta]]) -> list[tuple[Job, Delta]]:
+    """One delta for each job, unless it ends with an error: then what came before is one, and the error another."""
+    found: dict[Job, Delta] = {}
+    errors = []
+    for job, delta in deltas:
+        if delta.error is not None:
+            errors.append((job, delta))
+        elif job in found:
+            found[job] = found[job].followed_by(delta)
+        else:
+            found[job] = delta
+    return [*found.items(), *errors]
