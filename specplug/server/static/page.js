@@ -3,7 +3,7 @@
 
 const by = (id) => document.getElementById(id);
 const talk = by("talk"), say = by("say"), send = by("send"), stop = by("stop");
-const STATS_MS = 500, PLACES_SHOWN = 6;
+const STATS_MS = 500, PLACES_SHOWN = 4;
 let messages = [];
 let running = null;
 
