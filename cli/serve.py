@@ -102,7 +102,7 @@ def serve(
         raise UsageError("llama.cpp is served by specplug itself: no flags after --, and no command to print")
     path = model_path(chosen)
     _require_server()
-    from specplug.engines.llama_cpp.batch_engine import BatchEngine
+    from specplug.engines.llama_cpp.batch_engine import open_batch_engine
     from specplug.engines.llama_cpp.model import open_model
     from specplug.server.app import Settings
     from specplug.server.guard import Limits
@@ -113,7 +113,7 @@ def serve(
     settings = Settings(name or path.stem, queue, deadline, log_prompts)
     with (
         open_model(path, gpu_layers=chosen.runtime.gpu_layers) as opened,
-        BatchEngine(opened, chosen, slots=slots, kv_tokens=kv_tokens, say=note) as batch,
+        open_batch_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, say=note) as batch,
     ):
         run(batch, settings, address, Limits(max_body), grace=grace, say=note)
 

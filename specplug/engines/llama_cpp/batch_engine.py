@@ -6,6 +6,7 @@ Knows profiles and how the parts are opened. Knows neither HTTP nor queues.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from specplug.answers import Sampling
 from specplug.core import IntArray
@@ -20,6 +21,18 @@ from specplug.errors import UsageError
 from specplug.profile import CostPoints, Profile
 from specplug.proposers.fusion import Fusion
 from specplug.speculator import Speculator
+
+
+def open_batch_engine(
+    model: Model, profile: Profile, *, slots: int, kv_tokens: int | None, say: Callable[[str], None]
+) -> BatchEngine:
+    """A BatchEngine whose loop will run in another thread than this one.
+
+    OpenMP keeps a team for every thread that ever computed. With two teams there are more threads than cores, and all
+    barriers sleep: passes take twice as long on 2 cores. So passes are timed in a thread that has ended afterwards.
+    """
+    with ThreadPoolExecutor(1) as opening:
+        return opening.submit(BatchEngine, model, profile, slots=slots, kv_tokens=kv_tokens, say=say).result()
 
 
 class BatchEngine:
