@@ -5,7 +5,7 @@ python benchmarks/serve_load.py MODEL.gguf [--profile serve] [--clients 16] [--r
 
 Starts the server itself. First every distinct prompt is answered alone, plainly; then `--clients` ask for them in
 random order, with random lengths, and each answer must be the beginning of the single run (or all of it). Memory is the
-server's resident set. Then two streams run while prompts of 2,000 tokens are read: waits between their pieces, against
+server's resident set. Then two streams run while a prompt of 2,000 tokens is read: waits between their pieces, against
 those of the same streams with nothing beside them. `--end-token ID` (2 is SmolLM2's) keeps these from ending.
 """
 
@@ -84,8 +84,8 @@ def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Na
 
 
 def gaps(endpoint: Endpoint) -> None:
-    """Waits of two running streams, without and with 2,000-token prompts beside them, which share no beginning."""
-    for prompts in (0, 3):
+    """Waits of two running streams, without and with a prompt of 2,000 tokens beside them."""
+    for prompts in (0, 1):
         window: list[float] = []
 
         def running(n: int) -> list[float]:
