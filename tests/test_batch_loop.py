@@ -154,12 +154,12 @@ def test_exact_is_refused(q8_0: Model) -> None:
 
 
 def test_the_pace_keeps_a_step_within_its_bound() -> None:
-    """A machine where a step takes 10 ms and a row of a prompt 0.5 ms: two steps leave room for 20 rows."""
+    """A machine where a step takes 10 ms and a prompt's row 0.5 ms: 2.5 steps leave room for 30 rows."""
     pace = Pace()
     assert pace.rows(2) == FEWEST_ROWS
     for _ in range(60):
         pace.observe(2, 0, 10.0)
         rows = pace.rows(2)
         pace.observe(2, rows, 10.0 + 0.5 * rows)
-    assert pace.rows(2) in (19, 20)
-    assert pace.rows(3) in (19, 20), "no such batch was seen yet: as for the next smaller one"
+    assert pace.rows(2) in (29, 30)
+    assert pace.rows(3) in (29, 30), "no such batch was seen yet: as for the next smaller one"

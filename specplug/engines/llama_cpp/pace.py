@@ -6,7 +6,7 @@ Keeps: a running mean per number of sequences.
 
 from __future__ import annotations
 
-MOST_STEPS = 2.0
+MOST_STEPS = 2.5
 """A step with a prompt in it may take as long as so many without."""
 
 FEWEST_ROWS = 4
