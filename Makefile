@@ -31,7 +31,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "specplug needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) -e '.[llama-cpp,demo,report,dev]'
+	$(BIN)/python $(PIP_INSTALL) -e '.[llama-cpp,demo,report,serve,dev]'
 	touch $(STAMP)
 
 # vLLM without a GPU. Its torch is PyTorch's build for CPUs, which pip finds where TORCH_INDEX names PyTorch's index of

@@ -103,16 +103,20 @@ class Speculator:
         self._plan_ns = self.fusion.clock() - began - sum(self._ask_ns)
         return self._plan.drafts
 
-    def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float, topk_ns: int = 0) -> None:
-        """Learn from one target pass that took `target_ms`; `topk_ns` is what reading the top ids took."""
+    def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float | None, topk_ns: int = 0) -> None:
+        """Learn from one target pass that took `target_ms`; `topk_ns` is what reading the top ids took.
+
+        target_ms  None where other rows were in the pass, as those of a prompt: it says nothing about the cost curve
+        """
         if self._silent:
             return
         began = self.fusion.clock()
         for seq, step in zip(seqs, steps, strict=True):
             self.fusion.observe(seq, step)
         rows = len(seqs) + sum(len(step.draft) for step in steps)
-        self.cost.observe(rows, self._context, target_ms, rows != self._last_rows)
-        self._last_rows = rows
+        if target_ms is not None:
+            self.cost.observe(rows, self._context, target_ms, rows != self._last_rows)
+        self._last_rows = rows if target_ms is not None else 0
         if not self._candidates:
             return
         for candidate, step in zip(self._candidates, steps, strict=True):

@@ -105,6 +105,16 @@ def test_the_command_line_imports_itself_relatively(path: Path) -> None:
     assert not any(below(name, package) for name in imports(path) for package in ("specplug_cli", "cli"))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "specplug" / "server").glob("*.py")), ids=relative)
+def test_the_server_knows_no_engine(path: Path) -> None:
+    assert not any(below(name, "specplug.engines") for name in imports(path))
+
+
+def test_no_engine_knows_the_server() -> None:
+    for path in (ROOT / "specplug" / "engines").rglob("*.py"):
+        assert not any(below(name, "specplug.server") for name in imports(path)), path
+
+
 def test_the_reader_of_imports_sees_them_all(tmp_path: Path) -> None:
     """Without this, a broken reader would make every test above pass."""
     path = tmp_path / "m.py"

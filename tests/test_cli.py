@@ -376,10 +376,15 @@ def test_a_wrong_variable_is_bad_input_and_named(invoke: Invoke) -> None:
 
 
 def test_serve_says_in_one_line_why_it_cannot() -> None:
-    assert failed(call("serve", "--profile", "default", "a.gguf")) == (
-        5,
-        "error: serve cannot use engine llama-cpp yet; use --engine vllm, or a profile for it",
+    code, said = failed(call("serve", "--profile", "default", "a.gguf"))
+    assert code == 2 and said.startswith("error: model a.gguf: no such file")
+    code, said = failed(call("serve", "--profile", "default", "a.gguf", "--", "--flag"))
+    assert (
+        code == 2
+        and said == "error: llama.cpp is served by specplug itself: no flags after --, and no command to print"
     )
+    code, said = failed(call("serve", "--profile", "vllm", "org/one", "--slots", "3"))
+    assert code == 2 and said == "error: --slots is for llama.cpp; vLLM's own flags come after --"
     code, said = failed(call("serve", "--profile", "vllm"))
     assert code == 2 and said == "error: profile vllm: no model; name one, as in specplug serve org/name"
     code, said = failed(call("serve", "--profile", "vllm", "org/one", "org/two"))

@@ -60,17 +60,9 @@ class LlamaCpp:
         max_nodes = profile.planner.max_nodes if profile.speculates else 0
         limit = max_nodes + slots
         self.model = model
-        own = None if cost else own_cost_points(model, profile, slots=slots, say=say)
-        if not profile.speculates:
-            self.cost_points = CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
-        else:
-            self.cost_points = (
-                cost
-                or own
-                or remembered_cost_points(
-                    model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), say=say
-                )
-            )
+        if cost is None or not profile.speculates:
+            cost = fitting_cost_points(model, profile, slots=slots, limit=limit, say=say)
+        self.cost_points = cost
         num_ids = ids_needed(slots, max_nodes)
         # Beside the sequences' own tokens: one plan's rejected nodes, and those that stay parked.
         self._spare_cells = profile.runtime.context // SPARE_SHARE if profile.speculates else 0
@@ -244,6 +236,18 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
     if profile.speculates and most < profile.planner.max_nodes:
         raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")
     return sources
+
+
+def fitting_cost_points(
+    model: Model, profile: Profile, *, slots: int, limit: int, say: Callable[[str], None]
+) -> CostPoints:
+    """T(rows, context) up to `limit` rows: the profile's own where it fits, remembered or measured elsewhere."""
+    own = own_cost_points(model, profile, slots=slots, say=say)
+    if not profile.speculates:
+        return CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
+    return own or remembered_cost_points(
+        model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), say=say
+    )
 
 
 def resolved(profile: Profile, model: Model) -> Profile:

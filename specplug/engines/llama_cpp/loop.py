@@ -120,14 +120,11 @@ class StepLoop:
             self.forget(seq)
             raise
         running = Running(seq, sampler, self.context.model.end_tokens, 0, len(prompt), max_tokens)
-        running.root = self._emit(running, logits, len(logits) - 1)
-        running.fresh = [running.root]
+        running.root = emit(self.context, running, logits, len(logits) - 1)
         running.counters.prompt_tokens = len(prompt)
         running.counters.prompt_ns = perf_counter_ns() - began
         self.adopt(running, prompt)
-        for source in self.speculator.fusion.sources:
-            if isinstance(source, DrawsAlike):
-                source.draw_like(seq, sampler)
+        draw_alike(self.speculator, running)
         return running
 
     def adopt(self, running: Running, prompt: IntArray) -> None:
@@ -196,7 +193,7 @@ class StepLoop:
         """One target pass for `running` (none of them finished); each gets at least one token in `fresh`."""
         passed = self.evaluate(running)
         for r, tree in zip(running, passed.trees, strict=True):
-            self._verify(r, tree, passed.logits)
+            walk(self.context, r, tree, passed.logits)
         self.settle(passed)
 
     def evaluate(self, running: Sequence[Running]) -> Pass:
@@ -233,7 +230,7 @@ class StepLoop:
         topk = top_ids(passed.logits, speculator.wants_topk) if speculator.wants_topk else None
         ranked = perf_counter_ns()
         steps = [
-            Step(r.fresh, tree.draft, tree.accepted, _rows_of(topk, tree))
+            Step(r.fresh, tree.draft, tree.accepted, rows_of(topk, tree))
             for r, tree in zip(running, trees, strict=True)
         ]
         speculator.observe(
@@ -260,33 +257,6 @@ class StepLoop:
         if len(draft) + len(self._parked[r.seq]) <= self._spare_cells:
             return draft
         return draft.select(first_branch(draft))
-
-    def _verify(self, r: Running, tree: Tree, logits: Logits) -> None:
-        """Walk the tree along the target's own tokens; fills r.fresh and tree.accepted."""
-        r.logprobs = []
-        token = self._emit(r, logits, tree.first)
-        r.fresh = [token]
-        child = tree.children()
-        node = child.get((ROOT, token))
-        while node is not None and r.finish is None:
-            tree.accepted.append(node)
-            token = self._emit(r, logits, tree.row_of[node])
-            r.fresh.append(token)
-            node = child.get((node, token))
-
-    def _emit(self, r: Running, logits: Logits, row: int) -> int:
-        assert r.sampler is not None
-        token = r.sampler.pick(self.context, logits, row)
-        if r.sampler.sampling.logprobs is not None:
-            report = r.sampler.logprobs(logits, row, token)
-            if report is not None:
-                r.logprobs.append(report)
-        r.left -= 1
-        if token in r.end_tokens:
-            r.finish = "stop"
-        elif r.left <= 0:
-            r.finish = "length"
-        return token
 
     def _keep_branch(self, r: Running, tree: Tree) -> None:
         """The KV cache keeps the root and the accepted nodes on the home id; everything else goes."""
@@ -328,13 +298,13 @@ class StepLoop:
 
     def _choose_home(self, prompt: IntArray) -> int:
         """The free slot whose cells share the longest beginning with `prompt`."""
-        return max(self._free_homes, key=lambda seq: _common_prefix(self._held[seq], prompt))
+        return max(self._free_homes, key=lambda seq: common_prefix(self._held[seq], prompt))
 
     def _read_prompt(self, seq: int, prompt: IntArray) -> Logits:
         """Evaluate what is not yet in the cache; returns float32[1, V], the logits after the last token."""
         context = self.context
         # The last token is always evaluated anew: its logits are needed.
-        start = 0 if self._exact else min(_common_prefix(self._held[seq], prompt), len(prompt) - 1)
+        start = 0 if self._exact else min(common_prefix(self._held[seq], prompt), len(prompt) - 1)
         self.forget(seq, start)
         step = context.num_batch
         for at in range(start, len(prompt), step):
@@ -346,7 +316,45 @@ class StepLoop:
         return context.logits(1)
 
 
-def _rows_of(topk: IntArray | None, tree: Tree) -> IntArray | None:
+def draw_alike(speculator: Speculator, r: Running) -> None:
+    """Let proposers that can draw their guesses as the sequence's own tokens are drawn."""
+    assert r.sampler is not None
+    for source in speculator.fusion.sources:
+        if isinstance(source, DrawsAlike):
+            source.draw_like(r.seq, r.sampler)
+
+
+def walk(context: Context, r: Running, tree: Tree, logits: Logits) -> None:
+    """Walk the tree along the target's own tokens; fills r.fresh, r.logprobs and tree.accepted."""
+    r.logprobs = []
+    r.fresh = []
+    token = emit(context, r, logits, tree.first)
+    child = tree.children()
+    node = child.get((ROOT, token))
+    while node is not None and r.finish is None:
+        tree.accepted.append(node)
+        token = emit(context, r, logits, tree.row_of[node])
+        node = child.get((node, token))
+
+
+def emit(context: Context, r: Running, logits: Logits, row: int) -> int:
+    """The target's own token after `row`, added to r.fresh; sets r.finish where it is the last one."""
+    assert r.sampler is not None
+    token = r.sampler.pick(context, logits, row)
+    if r.sampler.sampling.logprobs is not None:
+        report = r.sampler.logprobs(logits, row, token)
+        if report is not None:
+            r.logprobs.append(report)
+    r.fresh.append(token)
+    r.left -= 1
+    if token in r.end_tokens:
+        r.finish = "stop"
+    elif r.left <= 0:
+        r.finish = "length"
+    return token
+
+
+def rows_of(topk: IntArray | None, tree: Tree) -> IntArray | None:
     """The top ids of the root's row and of every node's."""
     if topk is None:
         return None
@@ -358,7 +366,7 @@ def ids_needed(slots: int, max_nodes: int) -> int:
     return 2 * slots + 1 + max_nodes
 
 
-def _common_prefix(held: list[int], prompt: IntArray) -> int:
+def common_prefix(held: list[int] | IntArray, prompt: IntArray) -> int:
     """How many leading tokens both share."""
     n = min(len(held), len(prompt))
     differs = np.asarray(held[:n], dtype=np.int32) != prompt[:n]

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 
-Message = dict[str, str]
+Message = Mapping[str, Any]
 
 LOG_LEVEL_ERROR = 3
 
@@ -54,6 +54,7 @@ class Model:
         self.train_context: int = ll.llama_model_n_ctx_train(self.handle)
         self.end_tokens = frozenset(t for t in range(self.num_tokens) if ll.llama_vocab_is_eog(self.vocab, t))
         self._pieces: dict[int, bytes] = {}
+        self._formatter: Jinja2ChatFormatter | None = None
 
     def __enter__(self) -> Model:
         return self
@@ -121,22 +122,28 @@ class Model:
         """What the tokens print; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
-    def chat_prompt(self, messages: Sequence[Message]) -> IntArray:
+    @property
+    def carries_tools(self) -> bool:
+        """Whether the chat template has a place for the descriptions of tools."""
+        return "tools" in (self.meta("tokenizer.chat_template") or "")
+
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
         """Tokens of a conversation in the model's own template, ready for the answer.
 
         Templates come from the model file, hence run in llama-cpp-python's sandboxed Jinja. A model without a template
         gets the last message as plain text.
         """
-        template = self.meta("tokenizer.chat_template")
-        if template is None:
-            return self.tokenize(messages[-1]["content"])
-        formatter = Jinja2ChatFormatter(
-            template=template,
-            eos_token=self._token_text(ll.llama_vocab_eos(self.vocab)),
-            bos_token=self._token_text(ll.llama_vocab_bos(self.vocab)),
-        )
+        if self._formatter is None:
+            template = self.meta("tokenizer.chat_template")
+            if template is None:
+                return self.tokenize(messages[-1]["content"])
+            self._formatter = Jinja2ChatFormatter(
+                template=template,
+                eos_token=self._token_text(ll.llama_vocab_eos(self.vocab)),
+                bos_token=self._token_text(ll.llama_vocab_bos(self.vocab)),
+            )
         try:
-            text = formatter(messages=list(messages)).prompt
+            text = self._formatter(messages=list(messages), tools=list(tools) or None).prompt
         except Exception as error:  # anything can come out of a foreign template
             raise UsageError(f"{self.path}: its chat template failed: {error}; use --raw") from error
         return self.tokenize(text, add_special=False, parse_special=True)
@@ -197,12 +204,16 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
+_STDERR = threading.Lock()
+"""There is one for all threads."""
+
+
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[list[str]]:
     """The lines that C code prints to stderr while the block runs, filled when it ends: for messages past the log."""
     said: list[str] = []
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
+    with _STDERR, tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:

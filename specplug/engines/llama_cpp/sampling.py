@@ -8,68 +8,86 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
+import numpy.typing as npt
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import FloatArray, IntArray
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.model import Model, captured_stderr
-from specplug.errors import UsageError
+from specplug.errors import SpecplugError, UsageError
+from specplug.topk import top_ids
 
 
 class Sampler:
-    """One sequence's chain of llama.cpp samplers, or plain argmax where that is the same."""
+    """One sequence's chain of llama.cpp samplers, or plain argmax where that is the same.
+
+    A grammar has a chain before the rest: where it leaves no token at all, taking one would end the process.
+    """
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
         """Raises UsageError for a grammar or schema that does not parse and for values out of range."""
         self.sampling = sampling
-        self._chain: Any = None
+        self._chains: list[Any] = []
+        self._data: npt.NDArray[np.void] | None = None
         _check(sampling, model.num_tokens)
         if sampling.is_argmax:
             return
-        params = ll.llama_sampler_chain_default_params()
-        params.no_perf = True
-        self._chain = ll.llama_sampler_chain_init(params)
+        constrained = sampling.grammar is not None or sampling.json_schema is not None
         try:
-            for part in _parts(model, sampling):
-                ll.llama_sampler_chain_add(self._chain, part)
+            shaping = self._open_chain()
+            for part in _shaping(model, sampling):
+                ll.llama_sampler_chain_add(shaping, part)
+            choosing = self._open_chain() if constrained else shaping
+            for part in _choosing(sampling):
+                ll.llama_sampler_chain_add(choosing, part)
         except UsageError:
             self.close()
             raise
+        if constrained:
+            self._data = np.zeros(model.num_tokens, dtype=_TOKEN_DATA)
 
     def close(self) -> None:
-        if self._chain:
-            ll.llama_sampler_free(self._chain)
-            self._chain = None
+        for chain in self._chains:
+            ll.llama_sampler_free(chain)
+        self._chains = []
 
     def pick(self, context: Context, logits: Logits, row: int) -> int:
-        """The target's next token after `row` of the last pass; advances penalties, grammar and random numbers."""
-        if self._chain is None:
+        """The target's next token after `row` of the last pass; advances penalties, grammar and random numbers.
+
+        Raises SpecplugError where the grammar allows no token.
+        """
+        if not self._chains:
             return int(logits[row].argmax())
-        return int(ll.llama_sampler_sample(self._chain, context.handle, row - len(logits)))
+        if self._data is None:
+            return int(ll.llama_sampler_sample(self._chains[0], context.handle, row - len(logits)))
+        token = _possible(_choose(self._chains, self._data, logits[row]))
+        for chain in self._chains:
+            ll.llama_sampler_accept(chain, token)
+        return token
 
     def pick_from(self, values: Logits) -> int:
         """What `pick` would return for other logits (float32[V]); advances nothing."""
-        if self._chain is None:
+        if not self._chains:
             return int(values.argmax())
-        twin = ll.llama_sampler_clone(self._chain)
+        twins = [ll.llama_sampler_clone(chain) for chain in self._chains]
         try:
-            found = _apply(twin, values)
-            assert found is not None, "a sampler that allows no token"
-            return found
+            return _possible(_choose(twins, np.zeros(len(values), dtype=_TOKEN_DATA), values))
         finally:
-            ll.llama_sampler_free(twin)
+            for twin in twins:
+                ll.llama_sampler_free(twin)
 
     def twin(self, ids: IntArray | None) -> Twin | None:
         """What would draw the next tokens from another model's logits; None where that is argmax.
 
         ids  int32[rows]: the token of each logit; None where they are the tokens themselves
         """
-        return None if self._chain is None else Twin(ll.llama_sampler_clone(self._chain), ids)
+        return Twin([ll.llama_sampler_clone(chain) for chain in self._chains], ids) if self._chains else None
 
     def logprobs(self, logits: Logits, row: int, token: int) -> TokenLogprobs | None:
         """What to report about `token`, or None where nothing was asked for."""
@@ -79,8 +97,15 @@ class Sampler:
         line: FloatArray = logits[row].astype(np.float64)
         line -= line.max()
         line -= np.log(np.exp(line).sum())
-        best = np.argsort(-line, kind="stable")[:count].tolist()
+        best = top_ids(logits[row : row + 1], count)[0].tolist() if count else []
         return TokenLogprobs(float(line[token]), [(t, float(line[t])) for t in best])
+
+    def _open_chain(self) -> Any:
+        params = ll.llama_sampler_chain_default_params()
+        params.no_perf = True
+        chain = ll.llama_sampler_chain_init(params)
+        self._chains.append(chain)
+        return chain
 
 
 class Twin:
@@ -90,19 +115,21 @@ class Twin:
     distributions with the same random number.
     """
 
-    def __init__(self, chain: Any, ids: IntArray | None) -> None:
-        self._chain = chain
+    def __init__(self, chains: Sequence[Any], ids: IntArray | None) -> None:
+        self._chains = chains
         self._ids = ids
 
     def close(self) -> None:
-        ll.llama_sampler_free(self._chain)
+        for chain in self._chains:
+            ll.llama_sampler_free(chain)
 
     def draw(self, logits: Logits) -> int | None:
         """The row that is drawn from `logits` (float32[rows]), as if it had come; None where a grammar forbids all."""
-        found = _apply(self._chain, logits, self._ids)
+        found = _choose(self._chains, np.zeros(len(logits), dtype=_TOKEN_DATA), logits, self._ids)
         if found is None:
             return None
-        ll.llama_sampler_accept(self._chain, found)
+        for chain in self._chains:
+            ll.llama_sampler_accept(chain, found)
         return found if self._ids is None else int(np.searchsorted(self._ids, found))
 
 
@@ -111,20 +138,6 @@ class DrawsAlike(Protocol):
     """A proposer that can draw its guesses with a copy of the sampler that draws a sequence's tokens."""
 
     def draw_like(self, seq: int, sampler: Sampler) -> None: ...
-
-
-def _apply(chain: Any, values: Logits, ids: IntArray | None = None) -> int | None:
-    """The token that a chain of samplers picks from `values` (float32[n]), which it does not accept; None for none."""
-    data = np.zeros(len(values), dtype=_TOKEN_DATA)
-    data["id"] = np.arange(len(values)) if ids is None else ids
-    data["logit"] = values
-    pointer = data.ctypes.data_as(ll.llama_token_data_p)
-    array = ll.llama_token_data_array(pointer, len(values), -1, False)
-    ll.llama_sampler_apply(chain, ctypes.byref(array))
-    if array.selected < 0:
-        return None
-    picked = array.data[array.selected]
-    return int(picked.id) if picked.logit > -np.inf else None
 
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -151,7 +164,33 @@ def _check(sampling: Sampling, num_tokens: int) -> None:
         raise UsageError("a grammar and a JSON schema were both given; use one of them")
 
 
-def _parts(model: Model, sampling: Sampling) -> list[Any]:
+def _possible(token: int | None) -> int:
+    if token is None:
+        raise SpecplugError("the grammar allows no further token, not even the end; mend the grammar")
+    return token
+
+
+def _choose(
+    chains: Sequence[Any], data: npt.NDArray[np.void], values: Logits, ids: IntArray | None = None
+) -> int | None:
+    """What the chains, one after the other, select from `values` (float32[n]); None where they leave nothing.
+
+    data  room for them
+    ids   the token of each; None where they are the tokens themselves
+    """
+    data["id"] = np.arange(len(values)) if ids is None else ids
+    data["logit"] = values
+    data["p"] = 0.0
+    array = ll.llama_token_data_array(data.ctypes.data_as(ll.llama_token_data_p), len(values), -1, False)
+    for chain in chains:
+        ll.llama_sampler_apply(chain, ctypes.byref(array))
+        if not np.isfinite(data["logit"][: array.size].max()):
+            return None
+    return int(array.data[array.selected].id)
+
+
+def _shaping(model: Model, sampling: Sampling) -> list[Any]:
+    """What changes logits: biases, penalties, a grammar."""
     parts = []
     if sampling.logit_bias:
         biases = (ll.llama_logit_bias * len(sampling.logit_bias))()
@@ -178,9 +217,14 @@ def _parts(model: Model, sampling: Sampling) -> list[Any]:
             reason = said[0].removeprefix("parse: error parsing grammar: ").strip() if said else "no reason given"
             raise UsageError(f"the grammar does not parse: {reason}")
         parts.append(part)
+    return parts
+
+
+def _choosing(sampling: Sampling) -> list[Any]:
+    """What takes one token."""
     if sampling.temperature <= 0:
-        parts.append(ll.llama_sampler_init_greedy())
-        return parts
+        return [ll.llama_sampler_init_greedy()]
+    parts = []
     if sampling.top_k:
         parts.append(ll.llama_sampler_init_top_k(sampling.top_k))
     if sampling.top_p < 1:

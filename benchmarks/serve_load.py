@@ -1,0 +1,116 @@
+"""Many clients against `specplug serve`: answers that are lost or mixed up, memory, and waits beside long prompts.
+
+python benchmarks/serve_load.py MODEL.gguf [--profile serve] [--clients 16] [--requests 500] [--slots 8] [--prompts 40]
+                                [--part load|gaps|all] [--end-token ID]
+
+Starts the server itself. First every distinct prompt is answered alone, plainly; then `--clients` ask for them in
+random order, with random lengths, and each answer must be the beginning of the single run (or all of it). Memory is the
+server's resident set. Then two streams run while a prompt of 2,000 tokens is read: waits between their pieces, against
+those of the same streams with nothing beside them. `--end-token ID` (2 is SmolLM2's) keeps these from ending.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median, quantiles
+
+import psutil
+from openai_endpoint import TOPICS, Endpoint, answer
+from serve_speed import serving
+
+KINDS = [
+    "Tell me about {topic}, number {n}.",
+    "Repeat this three times: {topic}, {topic}, number {n}, and {topic} again.",
+    "Summarise: " + "{topic} is number {n}, and there is more to say about {topic}. " * 12,
+    "List {n} facts about {topic}. " + "Be brief. " * 40,
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--profile", default="serve")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--part", choices=("load", "gaps", "all"), default="all")
+    parser.add_argument("--end-token", type=int)
+    args = parser.parse_args()
+    command = ["specplug_cli.main", "serve", args.model, "--profile", args.profile, "--slots", str(args.slots)]
+    with serving(command) as (port, process):
+        endpoint = Endpoint(f"http://127.0.0.1:{port}")
+        if args.part != "gaps":
+            load(endpoint, process, args)
+        if args.part != "load":
+            gaps(replace(endpoint, plain=True, end_token=args.end_token))
+
+
+def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Namespace) -> None:
+    draw = random.Random(0)
+    texts = [KINDS[n % len(KINDS)].format(topic=TOPICS[n % 8], n=n) for n in range(args.prompts)]
+    alone = {text: answer(replace(endpoint, plain=True), text, 96).text for text in texts}
+    asked = [(draw.choice(texts), draw.choice((4, 16, 32, 64, 96))) for _ in range(args.requests)]
+    server = psutil.Process(process.pid)
+    memory: list[float] = []
+
+    def one(what: tuple[str, int]) -> tuple[bool, int]:
+        text, most = what
+        got = answer(endpoint, text, most)
+        memory.append(server.memory_info().rss / 2**20)
+        return alone[text].startswith(got.text) and (most < 96 or got.text == alone[text]), got.tokens
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(args.clients) as threads:
+        done = list(threads.map(one, asked))
+    seconds = time.perf_counter() - began
+    late = memory[-300:]
+    print(
+        f"{len(done)} of {args.requests} answered, {sum(not same for same, _ in done)} other than alone, "
+        f"{sum(tokens for _, tokens in done) / seconds:.1f} tokens/s"
+    )
+    print(
+        f"memory {memory[0]:.1f} MiB after the first; over the last {len(late)} {late[0]:.1f} to {late[-1]:.1f} MiB, "
+        f"between {min(late):.1f} and {max(late):.1f}"
+    )
+
+
+def gaps(endpoint: Endpoint) -> None:
+    """Waits of two running streams, without and with a prompt of 2,000 tokens beside them."""
+    for prompts in (0, 1):
+        window: list[float] = []
+
+        def running(n: int) -> list[float]:
+            return answer(endpoint, f"Count from {n} to three thousand in words.", 600).came
+
+        def reading(kept: list[float] = window, prompts: int = prompts) -> None:
+            time.sleep(1.0)
+            for n in range(prompts):
+                kept.append(time.perf_counter())
+                answer(endpoint, f"{n} " + f"lorem ipsum dolor {n} " * 330, 1)
+                kept.append(time.perf_counter())
+
+        beside = threading.Thread(target=reading)
+        with ThreadPoolExecutor(2) as threads:
+            beside.start()
+            came = list(threads.map(running, range(2)))
+        beside.join()
+        begin, end = (min(window), max(window)) if window else (0.0, float("inf"))
+        found = [b - a for line in came for a, b in pairwise(line) if begin < a < end]
+        print(
+            f"{prompts} prompts of 2,000 tokens: {len(found)} gaps, median {1000 * median(found):.1f} ms, "
+            f"p95 {1000 * quantiles(found, n=20)[-1]:.1f} ms, longest {1000 * max(found):.1f} ms"
+            + (f", read in {(end - begin) / prompts:.1f} s each" if window else "")
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

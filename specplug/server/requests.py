@@ -1,0 +1,306 @@
+"""What a client may ask, field by field: OpenAI's names, llama.cpp's further ones, and `specplug`.
+
+Knows JSON shapes and limits. Knows no engine.
+A field that OpenAI's API does not know is refused, as there; one that it knows and that changes nothing here is
+accepted; one that would change the answer, and cannot here, is refused where it asks for that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MOST_CHOICES = 16
+MOST_PROMPTS = 16
+MOST_MESSAGES = 4096
+MOST_TOOLS = 128
+MOST_BIASES = 300
+MOST_STOPS = 16
+MOST_STOP_CHARS = 256
+MOST_GRAMMAR_BYTES = 16 * 1024
+MOST_GRAMMAR_DEPTH = 32
+MOST_SCHEMA_BYTES = 32 * 1024
+MOST_SCHEMA_DEPTH = 24
+MOST_SCHEMA_PARTS = 1000
+MOST_REPEATS = 512
+MOST_PATTERN_CHARS = 256
+COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+
+Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+class Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=False)
+
+
+class SpecplugOptions(Asked):
+    """mode       off: plain decoding for this answer; auto: what the planner finds worth it
+    max_draft  most guesses in one step
+    deadline   seconds for the whole answer
+    details    what was guessed, in each piece of a stream
+    """
+
+    mode: Literal["off", "auto"] = "auto"
+    max_draft: Annotated[int, Field(ge=0, le=256)] | None = None
+    deadline: Seconds | None = None
+    details: bool = False
+
+
+class StreamOptions(Asked):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class Common(Asked):
+    """What both ways of asking have."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1000)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=MOST_BIASES)
+    grammar: str | None = None
+    user: str | None = None
+    specplug: SpecplugOptions = SpecplugOptions()
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, stop: str | list[str] | None) -> list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > MOST_STOPS or any(not 0 < len(one) <= MOST_STOP_CHARS for one in stops):
+            raise ValueError(f"up to {MOST_STOPS} strings of 1 to {MOST_STOP_CHARS} characters")
+        return stops
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _biases_of_ids(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
+        for key in biases or {}:
+            if not re.fullmatch(r"[0-9]{1,9}", key):
+                raise ValueError(f"{key[:20]!r} is not a token id")
+        return biases
+
+    @field_validator("grammar")
+    @classmethod
+    def _small_grammar(cls, grammar: str | None) -> str | None:
+        if grammar is not None:
+            check_grammar(grammar)
+        return grammar
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(self.stop or ())
+
+
+class Said(BaseModel):
+    """Part of a conversation: clients send back what they were given, by us or by others, with further fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class FunctionCall(Said):
+    name: str
+    arguments: str
+
+
+class ToolCall(Said):
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class TextPart(Said):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Said):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class Function(Asked):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    strict: bool | None = None
+
+
+class Tool(Asked):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Asked):
+    name: str
+
+
+class NamedTool(Asked):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(Asked):
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Asked):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatRequest(Common):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    # OpenAI's, and without a meaning here:
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prediction: dict[str, Any] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        names = [tool.function.name for tool in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice names a function that is not in tools")
+        if self.tool_choice in ("required", "auto") and not names:
+            raise ValueError("tool_choice needs tools")
+        forced = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+        shaped = self.response_format is not None and self.response_format.type != "text"
+        if (self.grammar is not None) + forced + shaped > 1:
+            raise ValueError("grammar, response_format and a forced tool exclude each other; use one")
+        if self.response_format is not None and self.response_format.type == "json_schema":
+            if self.response_format.json_schema is None:
+                raise ValueError("response_format of type json_schema needs json_schema")
+            check_schema(self.response_format.json_schema.schema_)
+        for tool in self.tools or ():
+            check_schema(tool.function.parameters)
+        return self
+
+
+class CompletionRequest(Common):
+    prompt: str | list[str] | Ids | list[Ids]
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of != self.n:
+            raise ValueError("best_of other than n is not supported; leave it out")
+        if self.suffix:
+            raise ValueError("suffix is not supported; leave it out")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs is not supported; use one of them")
+        if not self.prompts:
+            raise ValueError("no prompt; give at least one")
+        if len(self.prompts) * self.n > MOST_PROMPTS:
+            raise ValueError(f"prompts times n is more than {MOST_PROMPTS}; ask several times")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One by one, as text or as token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class TokenizeRequest(Asked):
+    content: str
+    add_special: bool = False
+
+
+class DetokenizeRequest(Asked):
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1 << 17)]
+
+
+def check_grammar(grammar: str) -> None:
+    """ValueError for a grammar that is larger or deeper than anybody needs."""
+    if len(grammar.encode()) > MOST_GRAMMAR_BYTES:
+        raise ValueError(f"a grammar of more than {MOST_GRAMMAR_BYTES} bytes")
+    depth = deepest = 0
+    for char in grammar:
+        depth += (char == "(") - (char == ")")
+        deepest = max(deepest, depth)
+    if deepest > MOST_GRAMMAR_DEPTH:
+        raise ValueError(f"a grammar nested deeper than {MOST_GRAMMAR_DEPTH}")
+    if any(int(number) > MOST_REPEATS for number in re.findall(r"[{,]\s*(\d{1,9})", grammar)):
+        raise ValueError(f"a grammar with more than {MOST_REPEATS} repetitions")
+
+
+def check_schema(schema: dict[str, Any]) -> None:
+    """ValueError for a schema that is larger or deeper than anybody needs, or that points outside itself."""
+    if len(json.dumps(schema)) > MOST_SCHEMA_BYTES:
+        raise ValueError(f"a schema of more than {MOST_SCHEMA_BYTES} bytes")
+    parts = 0
+    level: list[Any] = [schema]
+    for _ in range(MOST_SCHEMA_DEPTH):
+        parts += len(level)
+        level = [inner for one in level for inner in _inside(one)]
+        if parts > MOST_SCHEMA_PARTS:
+            raise ValueError(f"a schema of more than {MOST_SCHEMA_PARTS} parts")
+        if not level:
+            return
+    raise ValueError(f"a schema nested deeper than {MOST_SCHEMA_DEPTH}")
+
+
+def _inside(part: Any) -> list[Any]:
+    if isinstance(part, list):
+        return part
+    if not isinstance(part, dict):
+        return []
+    for key in COUNTS:
+        if isinstance(part.get(key), int | float) and not 0 <= part[key] <= MOST_REPEATS:
+            raise ValueError(f"{key} is {part[key]}; use a value from 0 to {MOST_REPEATS}")
+    reference = part.get("$ref")
+    if isinstance(reference, str) and not reference.startswith("#"):
+        raise ValueError("a $ref to another document; put what it means into the schema")
+    pattern = part.get("pattern")
+    if isinstance(pattern, str):
+        if len(pattern) > MOST_PATTERN_CHARS:
+            raise ValueError(f"a pattern of more than {MOST_PATTERN_CHARS} characters")
+        check_grammar(pattern)
+    return list(part.values())

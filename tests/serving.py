@@ -1,0 +1,68 @@
+"""`specplug serve` as a process of its own, on the packaged model."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+PROFILE = """schema: 1
+name: served
+engine: llama-cpp
+proposers: [suffix, token_recycling]
+planner: {mode: static, max_nodes: 8}
+runtime: {kv_type: bf16, context: 1024, threads: 1}
+"""
+"""Drafts whatever they cost, so that there are some in every answer; on one thread, since two wait for each other where
+other processes want the cores, too."""
+
+
+@dataclass
+class Served:
+    url: str
+    process: "subprocess.Popen[str]"
+    log: Path
+
+    def terminate(self, timeout: float = 30) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+@contextmanager
+def served(folder: Path, model: Path, *flags: str, wait: bool = True) -> Iterator[Served]:
+    """Ends it at the end, whatever happened."""
+    (folder / "served.yaml").write_text(PROFILE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "server.log"
+    arguments = ["serve", str(model), "--profile", str(folder / "served.yaml"), "--port", str(port), *flags]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "specplug_cli.main", *arguments],
+            stdout=out,
+            stderr=out,
+            text=True,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+    one = Served(f"http://127.0.0.1:{port}", process, log)
+    try:
+        until = time.monotonic() + 120
+        while wait:
+            try:
+                urlopen(f"{one.url}/health", timeout=5)
+                break
+            except (URLError, ConnectionError):
+                assert process.poll() is None and time.monotonic() < until, log.read_text()
+                time.sleep(0.1)
+        yield one
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,165 @@
+"""Many streams in one context on the real model: each says what it says alone, whatever comes and goes beside it."""
+
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from test_llama_engine import BOTH, COPY, FREE, FREE_ROWS, TREES, chat, q8_0_profile
+
+from specplug.answers import Request, Sampling
+from specplug.bench.arms import plain
+from specplug.engines.llama_cpp.batch_engine import BatchEngine
+from specplug.engines.llama_cpp.batch_loop import Stream
+from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.pace import FEWEST_ROWS, Pace
+from specplug.errors import UsageError
+
+pytestmark = pytest.mark.llama
+
+SMALL = q8_0_profile(replace(TREES, runtime=replace(TREES.runtime, context=512)))
+TOPICS = ["a fox", "the moon", "total(prices, tax)", "apples and pears", "Berlin", "a long train", "rain", "shoes"]
+
+
+def opened(model: Model, slots: int = 4, kv_tokens: int | None = None, profile=SMALL) -> BatchEngine:  # type: ignore[no-untyped-def]
+    return BatchEngine(model, profile, slots=slots, kv_tokens=kv_tokens, cost=FREE_ROWS)
+
+
+def answer_all(engine: BatchEngine, requests: list[Request]) -> tuple[list[list[int]], list[Stream]]:
+    """Every request as soon as a slot is free; the tokens of each, and the streams."""
+    waiting, active = deque(enumerate(requests)), dict[int, Stream]()
+    tokens: list[list[int]] = [[] for _ in requests]
+    done: list[Stream] = []
+    while waiting or active:
+        while waiting and len(active) < engine.slots:
+            if engine.loop.shares_more_later(waiting[0][1].prompt, [s for s in active.values() if s.reading]):
+                break
+            index, asked = waiting.popleft()
+            active[index] = engine.loop.begin(asked.prompt, engine.sampler(asked.sampling), asked.max_tokens, 99)
+        streams = list(active.values())
+        engine.loop.step([s for s in streams if not s.reading], [s for s in streams if s.reading])
+        for index, stream in list(active.items()):
+            if not stream.reading:
+                tokens[index] += stream.fresh
+                if stream.finish or stream.failure:
+                    engine.loop.finish(active.pop(index))
+                    done.append(stream)
+    return tokens, done
+
+
+def alone(model: Model, requests: list[Request]) -> list[list[int]]:
+    with LlamaCpp(model, plain(SMALL), cost=FREE_ROWS) as engine:
+        found = []
+        for asked in requests:
+            engine.loop.forget_prompts()
+            found.append(engine.generate(asked).tokens)
+        return found
+
+
+def mixed(model: Model, count: int) -> list[Request]:
+    rng = np.random.default_rng(0)
+    texts = [f"Write about {TOPICS[n % 8]} number {n}. " * int(1 + rng.integers(1, 12)) for n in range(count)]
+    return [Request(chat(model, text), int(10 + rng.integers(0, 40))) for text in texts]
+
+
+def test_each_stream_is_its_single_run_through_packing_and_reuse(q8_0: Model) -> None:
+    requests = mixed(q8_0, 18)
+    expected = alone(q8_0, requests)
+    with opened(q8_0, kv_tokens=1024) as engine:
+        tokens, streams = answer_all(engine, requests)
+        assert tokens == expected
+        assert engine.loop.cells.packed > 0, "the cache was never packed"
+    assert sum(s.counters.accepted_tokens for s in streams) > 30
+    assert any(s.cached > 20 for s in streams)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=0.8, seed=3), Sampling(repeat_penalty=1.3), Sampling(json_schema='{"type": "array"}')],
+    ids=["seed", "penalty", "schema"],
+)
+def test_sampled_streams_are_their_single_runs(q8_0: Model, sampling: Sampling) -> None:
+    requests = [Request(asked.prompt, 24, sampling) for asked in mixed(q8_0, 6)]
+    expected = alone(q8_0, requests)
+    with opened(q8_0) as engine:
+        assert answer_all(engine, requests)[0] == expected
+
+
+def test_prompts_that_begin_alike_are_read_once(q8_0: Model) -> None:
+    prompt = chat(q8_0, COPY * 2)
+    requests = [Request(prompt, 8, Sampling(temperature=1.0, seed=seed)) for seed in range(4)]
+    with opened(q8_0) as engine:
+        _, streams = answer_all(engine, requests)
+    assert sorted(s.cached for s in streams) == [0, *[len(prompt) - 1] * 3]
+
+
+def test_a_long_prompt_comes_in_pieces_while_others_run(q8_0: Model) -> None:
+    long, short = chat(q8_0, "one two three " * 130), chat(q8_0, FREE)
+    with opened(q8_0, profile=plain(SMALL)) as engine:
+        loop = engine.loop
+        first = loop.begin(short, engine.sampler(Sampling()), 200, 0)
+        loop.step([], [first])
+        for _ in range(5):
+            loop.step([first], [])
+        second = loop.begin(long, engine.sampler(Sampling()), 4, 0)
+        beside = 0
+        while second.reading:
+            loop.step([first], [second])
+            assert len(first.fresh) == 1
+            beside += 1
+        assert beside >= 5, "the prompt was read at once"
+        loop.finish(first)
+        loop.finish(second)
+
+
+def test_a_stream_that_is_left_gives_its_slot_back_with_what_it_read(q8_0: Model) -> None:
+    prompt = chat(q8_0, COPY * 3)
+    with opened(q8_0, slots=1) as engine:
+        for _ in range(3):
+            stream = engine.loop.begin(prompt, engine.sampler(Sampling()), 8, 99)
+            engine.loop.step([], [stream])
+            engine.loop.finish(stream)
+        assert stream.cached == len(prompt) - 1
+
+
+def test_a_grammar_without_a_way_out_ends_its_own_stream_only(q8_0: Model) -> None:
+    dead = Sampling(grammar='root ::= "a" [^\\x00-\\U0010FFFF] "b"')
+    good = Request(chat(q8_0, FREE), 16)
+    requests = [Request(chat(q8_0, COPY), 16, dead), good]
+    with opened(q8_0) as engine:
+        tokens, streams = answer_all(engine, requests)
+    assert [str(s.failure) for s in streams if s.failure] == [
+        "the grammar allows no further token, not even the end; mend the grammar"
+    ]
+    assert tokens[1] == alone(q8_0, [good])[0]
+
+
+def test_what_was_guessed_is_counted_by_proposer_and_place(q8_0: Model) -> None:
+    with opened(q8_0) as engine:
+        _, (stream,) = answer_all(engine, [Request(chat(q8_0, COPY), 40)])
+        loop = engine.loop
+        assert engine.source_names == [spec.method for spec in BOTH]
+        assert loop.guessed.sum() == stream.counters.draft_tokens
+        assert loop.accepted.sum() == stream.counters.accepted_tokens > 0
+        assert (loop.accepted <= loop.guessed).all()
+
+
+def test_exact_is_refused(q8_0: Model) -> None:
+    with pytest.raises(UsageError, match="exact is for one sequence at a time"):
+        opened(q8_0, profile=replace(SMALL, exact=True))
+
+
+def test_the_pace_keeps_a_step_within_its_bound() -> None:
+    """A machine where a step takes 10 ms and a prompt's row 0.5 ms: 2.5 steps leave room for 30 rows."""
+    pace = Pace()
+    assert pace.rows(2) == FEWEST_ROWS
+    for _ in range(60):
+        pace.observe(2, 0, 10.0)
+        rows = pace.rows(2)
+        pace.observe(2, rows, 10.0 + 0.5 * rows)
+    assert pace.rows(2) in (29, 30)
+    assert pace.rows(3) in (29, 30), "no such batch was seen yet: as for the next smaller one"

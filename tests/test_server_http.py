@@ -1,0 +1,376 @@
+"""The server's edges, on a toy engine: keys, hosts, limits, shapes, and whatever strangers send."""
+
+import base64
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from time import monotonic, sleep
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from toy_serving import ToyEngine, serving
+
+from specplug.errors import SpecplugError, UsageError
+from specplug.server.app import Settings
+from specplug.server.guard import Limits
+from specplug.server.run import Address
+
+PATHS = ["/", "/page.js", "/v1/models", "/metrics", "/specplug/stats", "/openapi.json", "/nowhere"]
+CHAT = "/v1/chat/completions"
+
+
+def chat(text: str = "hello", **further: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **further}
+
+
+def ask(
+    url: str, path: str = CHAT, body: Any = None, headers: dict[str, str] | None = None
+) -> tuple[int, Any, http.client.HTTPMessage]:
+    """Status, body (parsed where it is JSON) and headers; a POST where there is a body."""
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)) as connection:
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        given_headers = {"content-type": "application/json"} if body is not None else {}
+        connection.request("GET" if body is None else "POST", path, data, given_headers | (headers or {}))
+        answer = connection.getresponse()
+        raw = answer.read()
+        kind = answer.headers.get("content-type", "")
+        return answer.status, json.loads(raw) if kind == "application/json" else raw.decode(), answer.headers
+
+
+def events(url: str, body: dict[str, Any], path: str = CHAT) -> list[Any]:
+    status, text, _ = ask(url, path, {**body, "stream": True})
+    assert status == 200
+    lines = [part.removeprefix("data: ") for part in text.strip().split("\n\n")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def is_error(body: Any) -> bool:
+    return set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving(ToyEngine(), limits=Limits(body_bytes=100_000, body_seconds=0.5)) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def keyed() -> Iterator[str]:
+    with serving(ToyEngine(), key="s3cret") as one:
+        yield one
+
+
+# -- who may come in --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_asks_for_the_key(keyed: str, path: str) -> None:
+    for shown in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic !"}, {"authorization": "s3cret"}):
+        status, body, headers = ask(keyed, path, headers=shown)
+        assert (status, is_error(body), headers["www-authenticate"][:5]) == (401, True, "Basic")
+    basic = base64.b64encode(b"anyone:s3cret").decode()
+    for shown in ({"authorization": "Bearer s3cret"}, {"authorization": f"Basic {basic}"}):
+        assert ask(keyed, path, headers=shown)[0] == (404 if path == "/nowhere" else 200)
+
+
+def test_answers_ask_for_the_key_and_health_does_not(keyed: str) -> None:
+    assert ask(keyed, body=chat())[0] == 401
+    assert ask(keyed, "/tokenize", {"content": "a"})[0] == 401
+    assert ask(keyed, "/health")[:2] == (200, {"status": "ok"})
+
+
+def test_other_names_and_other_kinds_of_body_are_refused(url: str) -> None:
+    """What a stranger's page in the user's browser can send without being asked: a rebound name, a form, plain text."""
+    assert ask(url, "/v1/models", headers={"host": "evil.example:8000"})[0] == 421
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        assert ask(url, body=chat(), headers={"content-type": kind})[0] == 415
+    _, _, headers = ask(url, body=chat(), headers={"origin": "https://evil.example"})
+    assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "some.host"])
+def test_the_network_is_refused_without_a_key(host: str) -> None:
+    with pytest.raises(UsageError, match="--api-key, or --insecure"):
+        Address(host).check()
+    Address(host, key="k").check()
+    Address(host, insecure=True).check()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.53"])
+def test_this_machine_needs_no_key(host: str) -> None:
+    Address(host).check()
+
+
+@pytest.mark.parametrize("key", ["", "  ", "schlüssel"])
+def test_keys_that_cannot_work_are_refused(key: str) -> None:
+    with pytest.raises(UsageError, match="the API key"):
+        Address(key=key).check()
+
+
+# -- what is answered -------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_whole_and_in_pieces(url: str) -> None:
+    status, whole, _ = ask(url, body=chat("say me", specplug={"mode": "auto"}))
+    assert status == 200 and whole["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "say me",
+        "refusal": None,
+    }
+    assert whole["usage"]["prompt_tokens"] == 6 and whole["usage"]["completion_tokens"] == 7
+    pieces = events(url, chat("say me", stream_options={"include_usage": True}))
+    assert pieces[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces if p["choices"]) == "say me"
+    assert [p["choices"][0]["finish_reason"] for p in pieces if p["choices"]][-1] == "stop"
+    assert pieces[-1]["choices"] == [] and pieces[-1]["usage"]["total_tokens"] == 13
+
+
+def test_marks_come_with_the_pieces_where_they_are_asked_for(url: str) -> None:
+    pieces = events(url, chat("abcde", specplug={"details": True}))
+    marked = [tuple(s) for p in pieces if p["choices"] for s in p.get("specplug", {}).get("segments", [])]
+    assert marked == [("a", False), ("b", True), ("c", False), ("d", True), ("e", False)]
+    off = events(url, chat("abc", specplug={"details": True, "mode": "off"}))
+    assert not any(s[1] for p in off if p["choices"] for s in p.get("specplug", {}).get("segments", []))
+
+
+def test_n_answers_and_several_prompts(url: str) -> None:
+    _, whole, _ = ask(url, body=chat("abc", n=3))
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert whole["usage"]["prompt_tokens"] == 3 and whole["usage"]["completion_tokens"] == 12
+    _, several, _ = ask(url, "/v1/completions", {"prompt": ["one", "two!"], "n": 2, "echo": True})
+    assert [choice["text"] for choice in several["choices"]] == ["oneone"] * 2 + ["two!two!"] * 2
+    assert several["usage"]["prompt_tokens"] == 7
+    for ids in ([97, 98], [[97, 98]]):
+        assert ask(url, "/v1/completions", {"prompt": ids})[1]["choices"][0]["text"] == "ab"
+
+
+def test_max_tokens_and_stop(url: str) -> None:
+    _, short, _ = ask(url, body=chat("abcdef", max_completion_tokens=3))
+    assert short["choices"][0]["message"]["content"] == "abc" and short["choices"][0]["finish_reason"] == "length"
+    _, stopped, _ = ask(url, body=chat("abcdef", stop="d"))
+    assert stopped["choices"][0]["message"]["content"] == "abc" and stopped["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_call_is_found_in_what_is_said(url: str) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    said = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
+    _, whole, _ = ask(url, body=chat(said, tools=tools))
+    (call,) = whole["choices"][0]["message"]["tool_calls"]
+    assert whole["choices"][0]["finish_reason"] == "tool_calls"
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("look", {"at": "é"})
+    pieces = [p["choices"][0] for p in events(url, chat("Well. " + said, tools=tools))]
+    assert "".join(p["delta"].get("content", "") for p in pieces) == "Well. "
+    assert [p["delta"]["tool_calls"][0]["function"]["name"] for p in pieces if "tool_calls" in p["delta"]] == ["look"]
+    assert pieces[-1]["finish_reason"] == "tool_calls"
+    for other in ('{"name": "else", "arguments": {}}', "<tool_call>{", "a < b", "{}"):
+        _, whole, _ = ask(url, body=chat(other, tools=tools))
+        assert whole["choices"][0]["message"]["content"] == other
+        assert "tool_calls" not in whole["choices"][0]["message"]
+
+
+def test_tokens_there_and_back(url: str) -> None:
+    assert ask(url, "/tokenize", {"content": "hé"})[1] == {"tokens": [104, 195, 169], "count": 3}
+    assert ask(url, "/detokenize", {"tokens": [104, 195, 169]})[1] == {"content": "hé"}
+    assert ask(url, "/detokenize", {"tokens": [257]})[0] == 400
+
+
+def test_figures_count_what_was_answered() -> None:
+    with serving(ToyEngine()) as own:
+        for _ in range(3):
+            ask(own, body=chat("abc"))
+        ask(own, body={"nothing": 1})
+        _, text, _ = ask(own, "/metrics")
+        assert 'specplug_requests_total{path="/v1/chat/completions",status="200"} 3.0' in text
+        assert 'specplug_requests_total{path="/v1/chat/completions",status="400"} 1.0' in text
+        assert "specplug_generated_tokens_total 12.0" in text
+        stats = ask(own, "/specplug/stats")[1]
+        assert stats["slots"] == [{"state": "idle"}] * 2 and stats["waiting"] == 0
+
+
+# -- what is not ------------------------------------------------------------------------------------------------------
+
+WRONG = [
+    ({}, "messages"),
+    (chat(unknown=1), "Unrecognized request argument supplied: unknown"),
+    (chat(n=17), "n:"),
+    (chat(n=0), "n:"),
+    (chat(temperature=-1), "temperature"),
+    (chat(max_tokens=0), "max_tokens"),
+    (chat(top_logprobs=3), "top_logprobs needs logprobs"),
+    (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
+    (chat(logit_bias={"x": 1}), "is not a token id"),
+    (chat(logit_bias={str(n): 1 for n in range(301)}), "logit_bias"),
+    (chat(stop=[""]), "stop"),
+    (chat(stop=["x"] * 17), "stop"),
+    (chat(grammar="a" * 20_000), "a grammar of more than"),
+    (chat(grammar="(" * 40), "nested deeper"),
+    (chat(grammar="root ::= [a]{1000000}"), "repetitions"),
+    (chat(grammar="wrong"), "the grammar does not parse"),
+    (chat(tool_choice="required"), "tool_choice needs tools"),
+    (chat(tool_choice={"type": "function", "function": {"name": "x"}}, tools=[]), "not in tools"),
+    (chat(response_format={"type": "json_schema"}), "needs json_schema"),
+    (chat(messages=[]), "messages"),
+    (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), "messages"),
+    (chat(modalities=["audio"]), "modalities"),
+    (chat("x" * 4096), "the prompt has 4096 tokens"),
+    (chat(""), "the prompt is empty"),
+    (chat("\ud800"), ""),
+    (chat(specplug={"mode": "fast"}), "specplug.mode"),
+]
+
+
+@pytest.mark.parametrize(("body", "expected"), WRONG, ids=[str(n) for n in range(len(WRONG))])
+def test_wrong_requests_are_refused_with_a_reason(url: str, body: Any, expected: str) -> None:
+    status, answer, _ = ask(url, body=body)
+    assert status == 400 and is_error(answer) and expected in answer["error"]["message"]
+
+
+def schema(inner: Any) -> dict[str, Any]:
+    return chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": inner}})
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        (nested(30), "nested deeper"),
+        ({"enum": ["x" * 40_000]}, "more than 32768 bytes"),
+        ({"anyOf": [{}] * 2000}, "more than 1000 parts"),
+        ({"$ref": "https://example.com/a.json"}, "another document"),
+        ({"$ref": "file:///etc/passwd"}, "another document"),
+        ({"type": "array", "maxItems": 10**9}, "maxItems"),
+        ({"type": "string", "pattern": "(" * 300}, "pattern"),
+    ],
+)
+def test_schemas_have_limits(url: str, inner: Any, expected: str) -> None:
+    status, answer, _ = ask(url, body=schema(inner))
+    assert status == 400 and expected in answer["error"]["message"]
+
+
+def test_a_prompt_beyond_the_context_has_its_own_code(url: str) -> None:
+    assert ask(url, body=chat("x" * 5000))[1]["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[" * 50_000, b"\xff\xfe", b'{"a": NaN}', b"null", b"1", b'"text"'])
+def test_bodies_that_are_no_request(url: str, data: bytes) -> None:
+    status, answer, _ = ask(url, body=data)
+    assert status == 400 and is_error(answer)
+
+
+def test_large_bodies_are_not_read(url: str) -> None:
+    assert ask(url, body=b" " * 100_001)[0] == 413
+    with closing(socket.create_connection(urlsplit(url).netloc.split(":"), timeout=5)) as raw:  # type: ignore[arg-type]
+        raw.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        raw.sendall(b"Transfer-Encoding: chunked\r\n\r\n" + b"8000\r\n" + b" " * 0x8000 + b"\r\n")
+        for _ in range(4):
+            raw.sendall(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_half_a_body_is_given_up(url: str) -> None:
+    with closing(socket.create_connection(urlsplit(url).netloc.split(":"), timeout=5)) as raw:  # type: ignore[arg-type]
+        raw.sendall(b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        raw.sendall(b'Content-Length: 100\r\n\r\n{"content":')
+        began = monotonic()
+        assert raw.recv(100).startswith(b"HTTP/1.1 408")
+        assert 0.3 < monotonic() - began < 3
+
+
+def test_a_full_queue_says_when_to_ask_again() -> None:
+    engine = ToyEngine(slots=1, step_s=0.02)
+    with serving(engine, Settings("toy", queue_limit=1)) as own:
+        held = [http.client.HTTPConnection(urlsplit(own).netloc, timeout=20) for _ in range(2)]
+        for connection in held:
+            connection.request("POST", CHAT, json.dumps(chat("x" * 200)), {"content-type": "application/json"})
+        while ask(own, "/specplug/stats")[1]["waiting"] < 1:
+            sleep(0.01)
+        status, answer, headers = ask(own, body=chat())
+        assert (status, answer["error"]["code"]) == (429, "queue_full") and 1 <= int(headers["retry-after"]) <= 60
+        for connection in held:
+            connection.close()
+        while engine.loop.open:
+            sleep(0.01)
+        assert ask(own, body=chat())[0] == 200
+
+
+def test_a_deadline(url: str) -> None:
+    with serving(ToyEngine(step_s=0.02)) as own:
+        _, answer, _ = ask(own, body=chat("x" * 500, specplug={"deadline": 0.3}))
+        assert answer["choices"][0]["finish_reason"] == "length" and answer["specplug"]["deadline_passed"]
+        assert 2 < len(answer["choices"][0]["message"]["content"]) < 40
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot_within_a_step(stream: bool) -> None:
+    engine = ToyEngine(step_s=0.02)
+    with serving(engine) as own:
+        connection = http.client.HTTPConnection(urlsplit(own).netloc, timeout=20)
+        body = json.dumps(chat("x" * 4000, stream=stream))
+        connection.request("POST", CHAT, body, {"content-type": "application/json"})
+        while not engine.loop.open:
+            sleep(0.01)
+        if stream:
+            connection.getresponse().read(100)
+        connection.close()
+        began = monotonic()
+        while engine.loop.open:
+            assert monotonic() - began < 1
+            sleep(0.005)
+        assert ask(own, body=chat())[0] == 200
+
+
+@pytest.mark.parametrize("error", [SpecplugError("out of cells"), RuntimeError("a bug")])
+def test_an_engine_that_fails_once_answers_again(error: Exception) -> None:
+    engine = ToyEngine(step_s=0.01)
+    with serving(engine) as own:
+        engine.loop.fail = error
+        status, answer, _ = ask(own, body=chat())
+        assert (status, answer["error"]["code"]) == (503, "engine_failed")
+        engine.loop.fail = error
+        with pytest.raises(AssertionError):
+            events(own, chat())  # the status was sent: an error event, and no [DONE]
+        assert ask(own, body=chat())[0] == 200
+        assert engine.loop.open == 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+POSTS = [CHAT, "/v1/completions", "/tokenize", "/detokenize"]
+FIELDS = st.sampled_from(
+    "messages model n temperature top_p seed stop stream stream_options max_tokens logit_bias logprobs top_logprobs "
+    "response_format tools tool_choice specplug presence_penalty prompt grammar content tokens echo".split()
+)
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([CHAT, "/v1/completions", "/tokenize", "/detokenize"]), st.dictionaries(FIELDS, JSON, max_size=6)
+)
+def test_malformed_requests_are_answered_with_an_error_in_shape(url: str, path: str, body: dict[str, Any]) -> None:
+    status, answer, _ = ask(url, path, body)
+    assert status < 500
+    assert status == 200 or is_error(answer)
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(FIELDS, JSON)
+def test_one_wrong_field_in_a_good_request(url: str, field: str, value: Any) -> None:
+    status, answer, _ = ask(url, body=chat("hi", max_tokens=4) | {field: value})
+    assert status < 500
+    assert status == 200 or is_error(answer)

@@ -1,0 +1,236 @@
+"""The official `openai` client against the real server on the real model."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+pytest.importorskip("llama_cpp")
+pytest.importorskip("fastapi")
+pytest.importorskip("openai")
+
+import openai
+from serving import Served, served
+
+pytestmark = pytest.mark.llama
+
+PLAIN: Any = {"specplug": {"mode": "off"}}
+COPY = "Repeat this, and rename it to total_price:\n\ndef total(prices, tax):\n    return sum(prices) * (1 + tax)\n"
+TEXTS = [
+    COPY,
+    "Why do leaves turn yellow in autumn?",
+    "List five kinds of fruit, then list them again backwards.",
+    "Say this three times: the quick brown fox jumps over the lazy dog.",
+    "Write a haiku about rain.",
+    "What is 12 times 12? Explain. " * 8,
+    "Translate to French: I like apples, pears and plums.",
+    "Tell me about Berlin. " * 20,
+]
+
+
+@pytest.fixture(scope="module")
+def server(formats: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("served"), formats["q8_0"], "--slots", "4", "--name", "smollm2") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> Any:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+def said(client: Any, text: str, **options: Any) -> Any:
+    options = {"temperature": 0, "max_completion_tokens": 40} | options
+    return client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": text}], **options)
+
+
+def content(answer: Any) -> str:
+    return answer.choices[0].message.content
+
+
+def gauge(server: Served, name: str) -> float:
+    text = urlopen(f"{server.url}/metrics").read().decode()
+    return float(next(line for line in text.splitlines() if line.startswith(f"{name} ")).split()[1])
+
+
+def test_the_model_is_listed(client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["smollm2"]
+    assert client.models.retrieve("smollm2").owned_by == "specplug"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_each_of_many_at_once_is_its_plain_single_run(client: Any) -> None:
+    alone = [content(said(client, text, extra_body=PLAIN)) for text in TEXTS]
+    assert len(set(alone)) == len(TEXTS)
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda text: said(client, text), TEXTS * 3))
+    assert [content(answer) for answer in together] == alone * 3
+    assert sum(answer.usage.completion_tokens_details.accepted_prediction_tokens for answer in together) > 50
+
+
+def test_a_stream_is_the_whole_answer(client: Any) -> None:
+    whole = said(client, COPY)
+    pieces = list(said(client, COPY, stream=True, stream_options={"include_usage": True}))
+    assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices) == content(whole)
+    assert pieces[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert [p.choices[0].finish_reason for p in pieces if p.choices][-1] == whole.choices[0].finish_reason
+    assert len(pieces) > 5
+
+
+def test_the_figures_of_an_answer_add_up(client: Any) -> None:
+    answer = said(client, COPY)
+    figures, usage = answer.specplug, answer.usage
+    # The first token comes of the prompt's pass; every step then brings its accepted guesses and one more.
+    assert 1 + figures["steps"] + figures["accepted_tokens"] >= usage.completion_tokens
+    assert figures["draft_tokens"] >= figures["accepted_tokens"] > 0
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    off = said(client, COPY, extra_body=PLAIN)
+    assert (off.specplug["draft_tokens"], off.specplug["steps"]) == (0, off.usage.completion_tokens - 1)
+    one = said(client, COPY, extra_body={"specplug": {"max_draft": 1}})
+    assert one.specplug["draft_tokens"] <= one.specplug["steps"]
+
+
+def test_seeds_and_n(client: Any) -> None:
+    first = said(client, TEXTS[1], temperature=1, seed=5, n=2)
+    again = said(client, TEXTS[1], temperature=1, seed=5, n=2)
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert texts[0] != texts[1]
+    assert first.usage.completion_tokens > first.usage.prompt_tokens / 2
+
+
+def test_logprobs_are_probabilities_and_greedy_takes_the_first(client: Any) -> None:
+    answer = said(client, TEXTS[1], logprobs=True, top_logprobs=5, max_completion_tokens=12)
+    tokens = answer.choices[0].logprobs.content
+    assert "".join(token.token for token in tokens) == content(answer)
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == content(answer)
+    for token in tokens:
+        assert len(token.top_logprobs) == 5 and token.top_logprobs[0].token == token.token
+        chances = [math.exp(one.logprob) for one in token.top_logprobs]
+        assert chances == sorted(chances, reverse=True) and 0 < sum(chances) <= 1 + 1e-6
+
+
+def test_completions_of_text_with_logprobs(client: Any) -> None:
+    answer = client.completions.create(
+        model="smollm2",
+        prompt=["One, two, three,", "The capital of France is"],
+        max_tokens=8,
+        temperature=0,
+        logprobs=2,
+    )
+    assert " four" in answer.choices[0].text and "Paris" in answer.choices[1].text
+    logprobs = answer.choices[0].logprobs
+    assert "".join(logprobs.tokens) == answer.choices[0].text
+    assert logprobs.text_offset == [sum(map(len, logprobs.tokens[:n])) for n in range(len(logprobs.tokens))]
+    assert [max(top, key=top.get) for top in logprobs.top_logprobs] == logprobs.tokens
+
+
+def test_json_as_the_schema_says(client: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    shape = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
+    answer = json.loads(content(said(client, "Invent a person.", response_format=shape)))
+    assert set(answer) == {"name", "age"} and isinstance(answer["age"], int) and len(answer["name"]) <= 12
+    free = content(said(client, "Give me JSON.", response_format={"type": "json_object"}, max_completion_tokens=60))
+    assert free.startswith("{")
+
+
+def test_a_tool_that_must_be_called_is(client: Any) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 16}}, "required": ["city"]}
+    tools = [
+        {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": parameters}},
+        {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}},
+    ]
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice in (named, "required"):
+        answer = said(client, "How is the weather in Rome?", tools=tools, tool_choice=choice).choices[0]
+        assert answer.finish_reason == "tool_calls"
+        (call,) = answer.message.tool_calls
+        assert call.function.name == "weather" or choice == "required"
+        assert isinstance(json.loads(call.function.arguments), dict)
+    pieces = list(said(client, "How is the weather in Rome?", tools=tools, tool_choice=named, stream=True))
+    (found,) = [p.choices[0].delta.tool_calls[0] for p in pieces if p.choices[0].delta.tool_calls]
+    assert "city" in json.loads(found.function.arguments)
+    earlier = {"id": "1", "type": "function", "function": found.function.model_dump()}
+    followed = client.chat.completions.create(
+        model="smollm2",
+        temperature=0,
+        max_completion_tokens=8,
+        tools=tools,
+        tool_choice="none",
+        messages=[
+            {"role": "user", "content": "How is the weather in Rome?"},
+            {"role": "assistant", "tool_calls": [earlier]},
+            {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+        ],
+    )
+    assert followed.choices[0].message.content and not followed.choices[0].message.tool_calls
+
+
+def test_biases_and_penalties_reach_the_sampler(client: Any, server: Served) -> None:
+    plain = content(said(client, TEXTS[1], max_completion_tokens=4))
+    body = json.dumps({"content": plain}).encode()
+    asked = Request(f"{server.url}/tokenize", body, {"content-type": "application/json"})
+    first = json.load(urlopen(asked))["tokens"][0]
+    other = content(said(client, TEXTS[1], max_completion_tokens=4, logit_bias={str(first): -100}))
+    assert not other.startswith(plain[:4])
+    again = "Repeat the word yes without end: yes yes yes yes"
+    once = content(said(client, again, frequency_penalty=2, presence_penalty=2))
+    assert once.lower().count("yes") < content(said(client, again)).lower().count("yes")
+
+
+def test_a_stream_that_is_closed_ends_at_once(client: Any, server: Served) -> None:
+    stream = said(client, "Write a very long story.", stream=True, max_completion_tokens=900)
+    next(iter(stream))
+    assert gauge(server, "specplug_running_answers") == 1
+    stream.close()
+    until = time.monotonic() + 2
+    while gauge(server, "specplug_running_answers"):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_errors_are_the_clients_own_kinds(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="Unrecognized request argument supplied: colour"):
+        said(client, "hi", extra_body={"colour": "red"})
+    with pytest.raises(openai.BadRequestError) as error:
+        said(client, "word " * 3000)
+    assert error.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="the grammar does not parse"):
+        said(client, "hi", extra_body={"grammar": "root :: ="})
+    with pytest.raises(openai.BadRequestError, match="the vocabulary has"):
+        said(client, "hi", logit_bias={"999999": 1})
+
+
+def test_a_long_prompt_does_not_hold_others_up(client: Any) -> None:
+    """While it is read, in many pieces, a running stream goes on."""
+    came: list[float] = []
+    stream = said(
+        client, "Tell me a long story about a lighthouse keeper and a whale.", stream=True, max_completion_tokens=400
+    )
+    reading: list[float] = []
+
+    def long() -> None:
+        reading.append(time.monotonic())
+        said(client, "lorem ipsum dolor " * 120, max_completion_tokens=1)
+        reading.append(time.monotonic())
+
+    thread = threading.Thread(target=long)
+    for count, _ in enumerate(stream):
+        came.append(time.monotonic())
+        if count == 10:
+            thread.start()
+    thread.join()
+    assert sum(reading[0] < at < reading[1] for at in came) >= 5

@@ -1,0 +1,160 @@
+"""A toy engine behind the real server: it says the prompt again, byte by byte, and then ends. No model, no tree."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import sleep
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from specplug.answers import Sampling, TokenLogprobs
+from specplug.core import IntArray, int_array
+from specplug.counters import Counters
+from specplug.errors import SpecplugError, UsageError
+from specplug.profile import Profile
+from specplug.server.app import Settings, make_app
+from specplug.server.guard import Guard, Limits
+
+END = 256
+
+
+@dataclass(eq=False)
+class ToySampler:
+    sampling: Sampling
+    open: bool = True
+
+    def close(self) -> None:
+        assert self.open, "closed twice"
+        self.open = False
+
+
+@dataclass(eq=False)
+class ToyStream:
+    prompt: list[int]
+    sampler: ToySampler
+    max_tokens: int
+    max_draft: int
+    reading: bool = True
+    cached: int = 0
+    failure: SpecplugError | None = None
+    decode_ms: float = 0.0
+    plain_ms: float = 0.0
+    fresh: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish: str | None = None
+    counters: Counters = field(default_factory=Counters)
+    said: int = 0
+
+
+class ToyLoop:
+    """Two tokens a step where it may guess, one where not; a prompt takes a step to read."""
+
+    def __init__(self, step_s: float = 0.0) -> None:
+        self.step_s = step_s
+        self.begun: list[str] = []
+        self.open = 0
+        self.resets = 0
+        self.steps = 0
+        self.fail: BaseException | None = None
+        self.decode_ms = self.plain_ms = 0.0
+        self.guessed = np.zeros((1, 16), dtype=np.int64)
+        self.accepted = np.zeros((1, 16), dtype=np.int64)
+        self.alike = False
+
+    def begin(self, prompt: IntArray, sampler: ToySampler, max_tokens: int, max_draft: int) -> ToyStream:
+        self.begun.append(bytes(prompt.tolist()).decode("utf-8", "replace"))
+        self.open += 1
+        return ToyStream(prompt.tolist(), sampler, max_tokens, max_draft)
+
+    def shares_more_later(self, prompt: IntArray, reading: Sequence[ToyStream]) -> bool:
+        return self.alike and any(s.prompt == prompt.tolist() for s in reading)
+
+    def step(self, running: Sequence[ToyStream], reading: Sequence[ToyStream]) -> None:
+        sleep(self.step_s)
+        self.steps += 1
+        if self.fail is not None:
+            error, self.fail = self.fail, None
+            raise error
+        for stream in running:
+            self._emit(stream, 2 if stream.max_draft else 1)
+            stream.counters.steps += 1
+        for stream in reading:
+            stream.reading = False
+            self._emit(stream, 1)
+
+    def finish(self, stream: ToyStream) -> None:
+        stream.sampler.close()
+        self.open -= 1
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def _emit(self, stream: ToyStream, count: int) -> None:
+        stream.fresh = []
+        for _ in range(count):
+            token = stream.prompt[stream.said] if stream.said < len(stream.prompt) else END
+            stream.said += 1
+            stream.fresh.append(token)
+            if token == END or stream.said == stream.max_tokens:
+                stream.finish = "stop" if token == END else "length"
+                break
+        top = stream.sampler.sampling.logprobs
+        stream.logprobs = [] if top is None else [TokenLogprobs(-0.5, [(t, -0.5)] * min(top, 1)) for t in stream.fresh]
+
+
+class ToyEngine:
+    profile = Profile("toy")
+    num_tokens = END + 1
+    end_tokens = frozenset({END})
+    carries_tools = False
+    source_names = ["suffix"]  # noqa: RUF012
+    knows_plain_ms = True
+
+    def __init__(self, *, slots: int = 2, max_context: int = 4096, step_s: float = 0.0) -> None:
+        self.slots = slots
+        self.max_context = max_context
+        self.kv_tokens = slots * max_context
+        self.loop = ToyLoop(step_s)
+
+    def sampler(self, sampling: Sampling) -> ToySampler:
+        if sampling.grammar == "wrong":
+            raise UsageError("the grammar does not parse: wrong")
+        return ToySampler(sampling)
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
+        return int_array(list(text.encode()))
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
+        return self.tokenize(messages[-1]["content"])
+
+    def piece(self, token: int) -> bytes:
+        return b"" if token == END else bytes([token])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
+
+
+@contextmanager
+def serving(
+    engine: Any, settings: Settings | None = None, *, key: str | None = None, limits: Limits | None = None
+) -> Iterator[str]:
+    """The server on a port of its own, in a thread; its URL."""
+    app = make_app(engine, settings or Settings("toy"))
+    guarded = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
+    config = uvicorn.Config(guarded, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        sleep(0.01)
+        assert thread.is_alive(), "the server did not start"
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
