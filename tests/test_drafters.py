@@ -10,11 +10,14 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+from test_batch_loop import answer_all
+
 from specplug.answers import Request, Sampling
 from specplug.bench.arms import plain
 from specplug.bench.prove import GRAMMAR
 from specplug.core import Draft, IntArray, Step
 from specplug.engines.llama_cpp import SpeculativeLlama
+from specplug.engines.llama_cpp.batch_engine import BatchEngine
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, ModelDrafter
@@ -106,6 +109,19 @@ def assert_same_answers(model: Model, profile: Profile, how: Sampling, *, slots:
         answers = engine.generate_all(requests)
     assert [answer.tokens for answer in answers] == expected
     assert sum(answer.counters.accepted_tokens for answer in answers) > 20
+
+
+@pytest.mark.parametrize("name", ["greedy", "sampled"])
+def test_streams_of_a_server_are_what_each_is_alone(name: str, q8_0: Model, folder: Path) -> None:
+    """The server's loop keeps cells in order, so that here, too, nothing differs in the last bit."""
+    profile = trimmed(folder, always(12), max_draft=4)
+    requests = [Request(prompt, 40, SETTINGS[name]) for prompt in chats(q8_0)]
+    with LlamaCpp(q8_0, plain(profile)) as base:
+        expected = [base.generate(request).tokens for request in requests]
+    with BatchEngine(q8_0, profile, slots=3, cost=FREE_ROWS) as engine:
+        tokens, streams = answer_all(engine, requests)
+    assert tokens == expected
+    assert sum(stream.counters.accepted_tokens for stream in streams) > 20
 
 
 def test_a_whole_draft_model_of_another_format_changes_no_token(q8_0: Model, formats: dict[str, Path]) -> None:
