@@ -28,7 +28,7 @@ REST_LIMIT = 64
 REST_SHARE = 0.004
 """A source may cost this share of a plain step while it does not pay."""
 
-DEAR_REST_SHARE = 0.02
+DEAR_REST_SHARE = 0.04
 """REST_SHARE of a source that costs passes of a model: a smaller one would not let it try again within an answer."""
 
 TRIALS = 8

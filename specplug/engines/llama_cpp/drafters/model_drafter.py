@@ -21,7 +21,10 @@ EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 """Between the buckets of a guess, by the probability that the drafter itself gives it."""
 
 FIRST_RATE = 0.8
-"""Share of guesses expected to be right before any was seen; where not even so many would pay, none is made."""
+"""Share of guesses expected to be right before any was seen."""
+
+BEST_RATE = 0.9
+"""Where not even so many right ones would pay, nothing is guessed."""
 
 RATE_WEIGHT = 10.0
 """So many guesses that counts for; the last hundred or so matter."""
@@ -86,8 +89,11 @@ class ModelDrafter:
         self._texts: dict[int, _Text] = {}
         self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
 
-    def warm_up(self, passes: int = 5) -> None:
-        """Time passes of one row on the empty context, so that the first decision knows what a guess costs."""
+    def warm_up(self, passes: int = 16) -> None:
+        """Time passes of one row on the empty context, so that the first decision knows what a guess costs.
+
+        The lower quartile: what disturbs makes them longer, and a price too high would never be corrected.
+        """
         context = self._context
         times = []
         for place in range(passes):
@@ -99,7 +105,7 @@ class ModelDrafter:
             _share(logits, int(logits.argmax()))
             times.append(perf_counter_ns() - began)
         context.drop(0)
-        self.guess_ms = float(np.median(times[1:])) / 1e6
+        self.guess_ms = float(np.quantile(times, 0.25)) / 1e6
 
     def forget(self) -> None:
         """As if just opened, but for what a guess costs."""
@@ -132,7 +138,7 @@ class ModelDrafter:
         text = self._texts[seq]
         most = min(budget, self._max_draft, self._max_tokens - len(text.tokens))
         text.guessed = []
-        if most < 1 or (self.pays is not None and not self.pays([], FIRST_RATE)):
+        if most < 1 or (self.pays is not None and not self.pays([], BEST_RATE)):
             return EMPTY
         logits = self._catch_up(seq, text)
         twin = text.sampler.twin(self._ids) if text.sampler is not None else None
