@@ -246,21 +246,24 @@ class Rest:
         return True
 
     def used(self, ms: float, saved_ms: float, plain_ms: float) -> None:
-        """The source was asked at a cost of `ms`, and its guesses were expected to save `saved_ms`."""
+        """The source was asked at a cost of `ms`; its guesses should save `saved_ms`, those of a dear one did."""
         self.asked += 1
         self.cost_ms += (ms - self.cost_ms) * (0.2 if self.asked > 5 else 1 / self.asked)
-        self.seen += 1
-        doubt_ms = plain_ms / (2 * sqrt(self.seen))
-        weight = 0.5 if self.interval else max(0.05, 1 / self.seen)  # after a rest, the old says little
-        self.gain_ms += (saved_ms - ms - self.gain_ms) * weight
-        self.trials -= 1
-        if (self.gain_ms > -doubt_ms or self.trials >= 0) if self.dear else saved_ms > self.cost_ms:
+        if self._gained(ms, saved_ms, plain_ms) if self.dear else saved_ms > self.cost_ms:
             self.interval = 0
         else:
             share = DEAR_REST_SHARE if self.dear else REST_SHARE
             longest = min(REST_LIMIT, ceil(self.cost_ms / (share * plain_ms)) - 1)
             self.interval = max(0, min(2 * self.interval + 1, longest))
         self.waiting = self.interval
+
+    def _gained(self, ms: float, saved_ms: float, plain_ms: float) -> bool:
+        """Whether a dear source gains by the mean of several askings, which of few of them is doubtful."""
+        self.seen += 1
+        self.trials -= 1
+        weight = 0.5 if self.interval else max(0.05, 1 / self.seen)  # after a rest, the old says little
+        self.gain_ms += (saved_ms - ms - self.gain_ms) * weight
+        return self.gain_ms > -plain_ms / (2 * sqrt(self.seen)) or self.trials >= 0
 
 
 def _likeliest_chains(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step
+from specplug.core import Needs
+from specplug.proposers.named import Named
 
 
-class Builtin:
+class Builtin(Named):
     """One of vLLM's own methods. Its draft length is the profile's `vllm.num_speculative_tokens`.
 
     Source: vllm/config/speculative.py. Needs: an engine that has it. Keeps nothing.
@@ -21,7 +22,6 @@ class Builtin:
     """
 
     needs = Needs(builtin=True)
-    buckets: tuple[Bucket, ...] = ()
 
     def __init__(
         self,
@@ -39,15 +39,3 @@ class Builtin:
         self.model = model
         self.prompt_lookup_min = prompt_lookup_min
         self.prompt_lookup_max = prompt_lookup_max
-
-    def begin(self, seq: int, prompt: IntArray) -> None:
-        pass
-
-    def propose(self, seq: int, budget: int) -> Draft:
-        return EMPTY
-
-    def observe(self, seq: int, step: Step) -> None:
-        pass
-
-    def end(self, seq: int) -> None:
-        pass

@@ -5,12 +5,13 @@ Knows names and options. Drafts nothing itself.
 
 from __future__ import annotations
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step
+from specplug.core import Needs
+from specplug.proposers.named import Named
 
 MAX_DRAFT = 8
 
 
-class DraftModel:
+class DraftModel(Named):
     """Another model with the target's tokenizer. Source: speculative decoding (arXiv 2211.17192). Keeps nothing.
 
     model      a GGUF file for llama.cpp, a Hugging Face folder or name for vLLM
@@ -20,7 +21,6 @@ class DraftModel:
     """
 
     needs = Needs(drafter=True)
-    buckets: tuple[Bucket, ...] = ()
 
     def __init__(self, *, model: str, max_draft: int = MAX_DRAFT, branches: int = 1) -> None:
         if not 1 <= max_draft <= 64:
@@ -30,15 +30,3 @@ class DraftModel:
         self.model = model
         self.max_draft = max_draft
         self.branches = branches
-
-    def begin(self, seq: int, prompt: IntArray) -> None:
-        pass
-
-    def propose(self, seq: int, budget: int) -> Draft:
-        return EMPTY
-
-    def observe(self, seq: int, step: Step) -> None:
-        pass
-
-    def end(self, seq: int) -> None:
-        pass

@@ -15,6 +15,7 @@ import numpy as np
 
 from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step
 from specplug.engines.llama_cpp.context import Context, Logits
+from specplug.engines.llama_cpp.loop import common_prefix
 from specplug.engines.llama_cpp.sampling import Sampler, Twin
 
 EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
@@ -126,13 +127,10 @@ class ModelDrafter:
     # -- the proposer's contract ----------------------------------------------------------------------------------
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        held = self.shared_held[seq]
-        n = min(len(held), len(prompt))
-        differs = np.asarray(held[:n], dtype=np.int32) != prompt[:n]
         # Half of what the texts before taught, at the weight of a first guess: this one may be another kind.
         self._hits = (self._hits / self._tested + FIRST_RATE) / 2 * RATE_WEIGHT
         self._tested = RATE_WEIGHT
-        self._texts[seq] = _Text(prompt.tolist(), int(differs.argmax()) if differs.any() else n)
+        self._texts[seq] = _Text(prompt.tolist(), common_prefix(self.shared_held[seq], prompt))
 
     def propose(self, seq: int, budget: int) -> Draft:
         text = self._texts[seq]
