@@ -1,6 +1,8 @@
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -9,6 +11,9 @@ from hypothesis import settings
 settings.register_profile("specplug", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("specplug")
 
+
+BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 FORMATS = ("f32", "bf16", "q8_0", "q4_0")
 
@@ -44,3 +49,15 @@ def q8_0(formats: dict[str, Path]) -> Iterator[object]:
 
     with open_model(formats["q8_0"]) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not BROWSERS and not os.environ.get("SPECPLUG_NEEDS_BROWSER"):
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=BROWSERS[0], args=FLAGS)
+        yield one
+        one.close()

@@ -1,7 +1,6 @@
 """The page in a real browser: a chat, marked text, moving figures, without anything from elsewhere."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from serving import Served, served
 
 pytestmark = pytest.mark.llama
 
-BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 KEY = "opensesame"
 STORY = "Tell me a long story about a lighthouse keeper and a whale."
 
@@ -25,18 +22,6 @@ STORY = "Tell me a long story about a lighthouse keeper and a whale."
 def server(formats: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with served(tmp_path_factory.mktemp("page"), formats["q8_0"], "--api-key", KEY, "--slots", "2") as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not BROWSERS and not os.environ.get("SPECPLUG_NEEDS_BROWSER"):
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=BROWSERS[0], args=FLAGS)
-        yield one
-        one.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])

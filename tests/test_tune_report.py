@@ -1,8 +1,6 @@
 """The report: what is on the page, and that a real browser shows it without anything beside the file."""
 
 import copy
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,6 @@ from specplug.tune.request import Request
 from specplug.tune.session import tune
 
 pytest.importorskip("plotly")
-
-BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +95,6 @@ def test_what_no_tune_wrote_is_refused(document: dict[str, Any], key: str) -> No
     for wrong in ({k: v for k, v in document.items() if k != key}, {"a": 1}):
         with pytest.raises(UsageError, match="not what a tune writes"):
             page(wrong)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not BROWSERS and not os.environ.get("SPECPLUG_NEEDS_BROWSER"):
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=BROWSERS[0], args=FLAGS)
-        yield one
-        one.close()
 
 
 @pytest.mark.parametrize("width", [1200, 400])
