@@ -29,7 +29,7 @@ pytestmark = pytest.mark.vllm
 
 MIB = 1 << 20
 MOST_GROWN = 64 * MIB
-"""From the middle of the soak to its end; docs/measured.md has what it is."""
+"""The most that a worker may grow from the middle of the soak to its end; 23 MiB were seen, and 37 over 500 requests."""
 
 FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8"}
 """oneDNN keeps kernels of up to 1,024 shapes; every other number of rows in a pass is another shape, with drafts or
@@ -549,7 +549,7 @@ def failed(command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        ("schema: 1\nname: test\nengine: llama-cpp\nproposers: [suffix]\n", 5, "serve cannot use engine llama-cpp"),
+        ("schema: 1\nname: test\nengine: llama-cpp\nproposers: [suffix]\n", 5, "llama-cpp-python is not installed"),
         (f"{HEAD}proposers: [sufix]\n", 2, "'sufix' is not registered; did you mean suffix"),
         (f"{HEAD}proposers: [suffix]\nvllm: {{num_speculative_tokens: 0}}\n", 2, "num_speculative_tokens"),
     ],
