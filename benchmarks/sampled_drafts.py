@@ -6,6 +6,8 @@ top-p, min-p and temperature; the means of
 likeliest   p of the drafter's likeliest token
 drawn       the chance that both draw the same token with the same random number, each walking its tokens from the
             likeliest on: what `vocab_trim` does where the target samples
+coupled     the chance that both draw the same token by the same Gumbel noise: the largest of log p + g, of log q + g
+            (arXiv 2408.07978)
 rejection   the sum of min(p, q): what rejection sampling accepts (arXiv 2211.17192)
 
     python benchmarks/sampled_drafts.py --model some.gguf --drafter drafter:mine --temperature 0.8
@@ -48,18 +50,21 @@ def drawn_from(logits: npt.NDArray[np.float32], sampling: Sampling) -> Ranked:
     return ids[:keep], p / p.sum()
 
 
-def chances(target: Ranked, drafter: Ranked) -> tuple[float, float, float]:
-    """Likeliest, drawn, rejection: see above."""
+def chances(target: Ranked, drafter: Ranked) -> tuple[float, float, float, float]:
+    """Likeliest, drawn, coupled, rejection: see above."""
     p_of = dict(zip(target[0].tolist(), target[1].tolist(), strict=True))
     start_of = dict(zip(target[0].tolist(), (np.cumsum(target[1]) - target[1]).tolist(), strict=True))
-    drawn = rejection = start = 0.0
+    drawn = coupled = rejection = start = 0.0
+    all_p = np.array([p_of.get(id, 0.0) for id in drafter[0].tolist()])
+    unseen = 1.0 - all_p.sum()
     for id, q in zip(drafter[0].tolist(), drafter[1].tolist(), strict=True):
         p = p_of.get(id, 0.0)
         rejection += min(p, q)
         if p:
+            coupled += 1.0 / (np.maximum(all_p / p, drafter[1] / q).sum() + unseen / p)
             drawn += max(0.0, min(start + q, start_of[id] + p) - max(start, start_of[id]))
         start += q
-    return p_of.get(int(drafter[0][0]), 0.0), drawn, rejection
+    return p_of.get(int(drafter[0][0]), 0.0), drawn, coupled, rejection
 
 
 def main() -> None:
@@ -77,7 +82,7 @@ def main() -> None:
     table = InputTable(folder / EMBEDDINGS, manifest.input_scale)
     for temperature in args.temperature:
         sampling = Sampling(temperature=temperature, seed=0)
-        found: list[tuple[float, float, float]] = []
+        found: list[tuple[float, float, float, float]] = []
         with open_model(path) as model, open_model(Path(folder) / MODEL) as small:
             with LlamaCpp(model, load("none")) as engine:
                 runtime = engine.profile.runtime
@@ -99,8 +104,8 @@ def main() -> None:
                         for line, draft in zip(ours, theirs, strict=True):
                             rows, q = drawn_from(draft, sampling)
                             found.append(chances(drawn_from(line, sampling), (kept[rows].astype(np.int64), q)))
-        likeliest, drawn, rejection = (round(float(value), 4) for value in np.mean(found, axis=0))
-        figures = {"likeliest": likeliest, "drawn": drawn, "rejection": rejection}
+        likeliest, drawn, coupled, rejection = (round(float(value), 4) for value in np.mean(found, axis=0))
+        figures = {"likeliest": likeliest, "drawn": drawn, "coupled": coupled, "rejection": rejection}
         print(json.dumps({"temperature": temperature, "places": len(found), **figures}))
 
 
