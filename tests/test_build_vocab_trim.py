@@ -58,12 +58,23 @@ def test_answers_are_counted_and_those_held_out_judge(request_: Request) -> None
     assert document["calibration"]["tokens"] == expected[False].sum()
     assert document["calibration"]["held_out_tokens"] == expected[True].sum()
     assert {answer.prompt_id for answer in source.judged_by} == held and len(source.judged_by) == judging
+    assert len(source.weighed) == 45 - judging and not held & {answer.prompt_id for answer in source.weighed}
     manifest, ids = drafters.read(request_.out)
     kept = {0, *np.argsort(-expected[False], kind="stable")[:64].tolist()}
     assert set(ids.tolist()) <= kept and len(ids) == 64 == manifest.rows
     line = document["sizes"][0]
     assert line["rows"] == 64
     assert line["coverage"] == pytest.approx(expected[True][ids].sum() / expected[True].sum(), abs=1e-6)
+
+
+def test_rows_follow_what_the_target_thought_likely_not_what_came(request_: Request) -> None:
+    likely = np.arange(128.0)
+    document = built(request_, ToySource(likely=likely))
+    _, ids = drafters.read(request_.out)
+    assert ids.tolist() == [0, *range(65, 128)] and document["calibration"]["ranked_by"] == "likelihoods"
+    by_counts = built(replace(request_, out=request_.out / "other"), ToySource())
+    assert by_counts["calibration"]["ranked_by"] == "counts"
+    assert by_counts["calibration"]["tokens"] == document["calibration"]["tokens"]
 
 
 def test_the_figures_of_the_whole_head_follow_from_its_being_the_target(request_: Request) -> None:

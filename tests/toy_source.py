@@ -17,17 +17,25 @@ from specplug.drafters import Manifest
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.transforms.head_shape import HeadShape
-from specplug.transforms.kept_ids import Vocabulary
+from specplug.transforms.kept_ids import Vocabulary, Weights
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Answer
 
 
 class ToySource:
-    """`step_ms` of a draft step by rows; a pass of the target takes 10 ms, however many rows it has."""
+    """`step_ms` of a draft step by rows; a pass of the target takes 10 ms, however many rows it has. `likely` is what
+    to expect along all answers."""
 
     batched = False
 
-    def __init__(self, *, step_ms: float = 0.01, why_not: str | None = None, rowless: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        step_ms: float = 0.01,
+        why_not: str | None = None,
+        rowless: Sequence[int] = (),
+        likely: Weights | None = None,
+    ) -> None:
         none = (ProposerSpec("none"),)
         self.profile = Profile("toy", proposers=none, runtime=Runtime(threads=1, context=256, flash_attention=True))
         self.subject = ToySubject(self.profile, lambda rows: 10.0)
@@ -35,6 +43,8 @@ class ToySource:
         self.workplace = Path()
         self.measured: list[tuple[int, list[str]]] = []
         self.judged_by: list[Answer] = []
+        self.weighed: list[Answer] = []
+        self._likely = likely
         self.closed = False
         self._step_ms, self._why_not, self._rowless = step_ms, why_not, rowless
 
@@ -50,6 +60,10 @@ class ToySource:
     @contextmanager
     def answering(self) -> Iterator[Subject]:
         yield self.subject
+
+    def expected(self, answers: Sequence[Answer], progress: Progress) -> Weights | None:
+        self.weighed = list(answers)
+        return self._likely
 
     def shape(self, workplace: Path) -> HeadShape:
         self.workplace = workplace

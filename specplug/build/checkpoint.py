@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from specplug.build.source import Progress
 from specplug.core import IntArray
 from specplug.drafters import Manifest
 from specplug.errors import UsageError
@@ -21,6 +22,7 @@ from specplug.transforms.checkpoint_text import tokenize
 from specplug.transforms.head_shape import HeadShape
 from specplug.transforms.kept_ids import Vocabulary
 from specplug.tune.subject import Subject
+from specplug.tune.trace import Answer
 
 AT_ONCE = 16
 """Answers that vLLM is opened for."""
@@ -66,6 +68,9 @@ class CheckpointSource:
             yield subject
         finally:
             subject.close()
+
+    def expected(self, answers: Sequence[Answer], progress: Progress) -> None:
+        """vLLM tells the likeliest tokens of a place, not all."""
 
     def shape(self, workplace: Path) -> HeadShape:
         return self._shape

@@ -29,7 +29,7 @@ from specplug.errors import EngineError, UsageError
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.transforms.head_shape import HeadShape
-from specplug.transforms.kept_ids import Vocabulary
+from specplug.transforms.kept_ids import Vocabulary, Weights
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Answer
 
@@ -90,6 +90,20 @@ class GgufSource:
         finally:
             subject.close()
 
+    def expected(self, answers: Sequence[Answer], progress: Progress) -> Weights:
+        from specplug.engines.llama_cpp.forced import ROWS, forced_logits
+
+        weights = np.zeros(self._opened.num_tokens)
+        with self._context(self._target, cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
+            for done, answer in enumerate(answers, start=1):
+                text = np.concatenate((answer.prompt, answer.tokens[:-1]))
+                for logits in forced_logits(context, text, len(answer.prompt) - 1):
+                    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+                    shares /= shares.sum(axis=1, keepdims=True)
+                    weights += shares.sum(axis=0)
+                progress(done / len(answers))
+        return weights
+
     def shape(self, workplace: Path) -> HeadShape:
         from specplug.transforms.gguf_head import MODEL, head_shape
 
@@ -113,8 +127,7 @@ class GgufSource:
 
         parts = added(nested)
         found: list[list[Hits]] = [[] for _ in nested]
-        longest = max(len(answer.prompt) + len(answer.tokens) for answer in answers)
-        with self._context(self._whole(workplace), cells=longest + ROWS, max_rows=ROWS) as context:
+        with self._context(self._whole(workplace), cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
                 rows = [best_in_each(logits, parts) for logits in forced_logits(context, text, len(answer.prompt))]
@@ -228,3 +241,8 @@ class GgufSource:
         if self._costs is None:
             self._costs = cost_points(self._opened, self.profile.runtime, LONGEST + 1)
         return self._costs
+
+
+def _longest(answers: Sequence[Answer]) -> int:
+    """Tokens of the longest answer with its prompt."""
+    return max(len(answer.prompt) + len(answer.tokens) for answer in answers)

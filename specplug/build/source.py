@@ -16,7 +16,7 @@ from specplug.core import IntArray
 from specplug.drafters import Manifest
 from specplug.profile import Profile
 from specplug.transforms.head_shape import HeadShape
-from specplug.transforms.kept_ids import Vocabulary
+from specplug.transforms.kept_ids import Vocabulary, Weights
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Answer
 
@@ -44,6 +44,10 @@ class Source(Protocol):
 
     def answering(self) -> AbstractContextManager[Subject]:
         """The target, opened to answer prompts."""
+
+    def expected(self, answers: Sequence[Answer], progress: Progress) -> Weights | None:
+        """float64[V]: how often each token was to be expected along these answers, by the probabilities that the target
+        gave it; None where they are not to be had."""
 
     def shape(self, workplace: Path) -> HeadShape:
         """Sizes of the drafter with the whole head, in the format that it will have."""

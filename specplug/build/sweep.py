@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from specplug.core import IntArray
 from specplug.errors import UsageError
-from specplug.transforms.kept_ids import Counts, by_coverage, by_size
+from specplug.transforms.kept_ids import Weights, by_coverage, by_size
 
 SIZES = (4096, 8192, 16384, 32768, 65536, 131072)
 """Rows that are looked at, as far as the vocabulary has as many; the whole head always is."""
@@ -100,12 +100,12 @@ class Selection:
         if sum(asked) != 1:
             raise UsageError("how many rows to keep: use one of --size, --coverage and --auto")
 
-    def rows(self, counts: Counts, always: IntArray) -> int | None:
+    def rows(self, weights: Weights, always: IntArray) -> int | None:
         """The rows asked for, as they will come out; None where measuring chooses. UsageError for what cannot be."""
         if self.size is not None:
-            return len(by_size(counts, always, self.size))
+            return len(by_size(weights, always, self.size))
         if self.coverage is not None:
-            return len(by_coverage(counts, always, self.coverage))
+            return len(by_coverage(weights, always, self.coverage))
         return None
 
 
@@ -114,9 +114,9 @@ def sizes(num_tokens: int, fewest: int, wanted: int | None = None) -> list[int]:
     return sorted({n for n in SIZES if fewest <= n < num_tokens} | {num_tokens} | ({wanted} if wanted else set()))
 
 
-def kept(counts: Counts, always: IntArray, rows: Sequence[int]) -> list[IntArray]:
+def kept(weights: Weights, always: IntArray, rows: Sequence[int]) -> list[IntArray]:
     """The ids that heads of so many rows keep; each holds those before it where `rows` ascend."""
-    return [by_size(counts, always, n) for n in rows]
+    return [by_size(weights, always, n) for n in rows]
 
 
 def added(nested: Sequence[IntArray]) -> list[IntArray]:

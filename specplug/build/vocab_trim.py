@@ -1,4 +1,4 @@
-"""Building a drafter with a trimmed head: count, look at sizes, choose, write.
+"""Building a drafter with a trimmed head: count, weigh, look at sizes, choose, write.
 
 Knows the order of things, and the document of `build vocab-trim --json`. Knows no engine inside, and no terminal.
 """
@@ -27,7 +27,7 @@ from specplug.build.sweep import GAMMA, Costs, Hits, Selection, Size
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 from specplug.models import tokenizer_hash
-from specplug.transforms.kept_ids import coverage
+from specplug.transforms.kept_ids import Weights, coverage
 from specplug.tune.recording import known_trace, record, trace_about, trace_path
 from specplug.tune.trace import Answer
 
@@ -139,10 +139,10 @@ def build(
         request.selection.rows(np.ones(len(guessable), dtype=np.int64), always)  # what cannot be, before the work
         workplace = _workplace(stack, request.out)
         counted = _counted(request, source, material, len(vocabulary.pieces), say, progress)
-        counts = counted.frequencies.chosen_by[guessable]
-        wanted = request.selection.rows(counts, always)
+        weights = counted.weights[guessable]
+        wanted = request.selection.rows(weights, always)
         rows = sweep.sizes(len(guessable), len(always), wanted)
-        nested = [guessable[places] for places in sweep.kept(counts, always, rows)]
+        nested = [guessable[places] for places in sweep.kept(weights, always, rows)]
         table, costs = _table(request, source, counted, nested, workplace, progress)
         chosen = next((line for line in table if line.rows == wanted), None) or sweep.fastest(table)
         progress("writing", 0.0)
@@ -156,7 +156,7 @@ def build(
             "model": fingerprint.model_identity(request.model),
             "target": fingerprint.model_identity(request.target),
             "quantize": request.quantize,
-            "calibration": _calibration(request, counted.frequencies),
+            "calibration": _calibration(request, counted),
             "judged_by": _amount(counted.answers),
             "gamma": GAMMA,
             "sizes": [line.as_mapping() for line in table],
@@ -226,9 +226,11 @@ def _workplace(stack: ExitStack, out: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Counted:
-    """The frequencies; and answers of the target that were not counted, to judge drafts by, with their prompts."""
+    """The frequencies; by what rows are chosen; and answers of the target that were not counted, to judge drafts by,
+    with their prompts."""
 
     frequencies: Frequencies
+    weights: Weights
     answers: list[Answer]
     prompts: list[Prompt]
 
@@ -253,7 +255,7 @@ def _counted(
             others = [prompt for prompt in prompts if prompt.id in held]
         frequencies = count({name: source.tokenize(parts) for name, parts in texts.items()}, num_tokens)
         answers = _answers(request, source, others, say, progress) if source.can_judge() is None else []
-        return _Counted(frequencies, answers, others)
+        return _Counted(frequencies, frequencies.chosen_by, answers, others)
     if len(prompts) < 2:
         raise UsageError(f"--calibrate {request.calibrate}: holds 1 prompt; give at least 2, of which one is held out")
     answers = _answers(request, source, prompts, say, progress)
@@ -262,8 +264,12 @@ def _counted(
         documents.setdefault(answer.prompt_id, []).append(answer.tokens)
     frequencies = count(documents, num_tokens)
     held = frequencies.held
+    progress("likelihoods", 0.0)
+    chosen_by = [answer for answer in answers if answer.prompt_id not in held]
+    weights = source.expected(chosen_by, lambda share: progress("likelihoods", share))
     return _Counted(
         frequencies,
+        frequencies.chosen_by if weights is None else weights,
         [answer for answer in answers if answer.prompt_id in held],
         [prompt for prompt in prompts if prompt.id in held],
     )
@@ -360,10 +366,12 @@ def _chosen_by(selection: Selection) -> str:
     return "predicted speed" if selection.auto else f"coverage {selection.coverage}"
 
 
-def _calibration(request: Request, frequencies: Frequencies) -> dict[str, Any]:
+def _calibration(request: Request, counted: _Counted) -> dict[str, Any]:
+    frequencies = counted.frequencies
     return {
         "source": request.calibrate if request.calibrate == SELF else Path(request.calibrate).name,
         "counted": "text" if request.is_raw else "the target's answers",
+        "ranked_by": "counts" if counted.weights is frequencies.chosen_by else "likelihoods",
         "answer_tokens": None if request.is_raw else request.tokens,
         "documents": frequencies.num_documents - len(frequencies.held),
         "tokens": int(frequencies.chosen_by.sum()),

@@ -1,9 +1,9 @@
 """Which rows a trimmed head keeps.
 
-Knows counts of tokens and what tokens print. Knows neither where the counts come from nor any file.
+Knows weights of tokens and what tokens print. Knows neither where the weights come from nor any file.
 Source: VocabTrim (arXiv 2506.22694), top-K and coverage; FR-Spec (arXiv 2502.14856) for forcing what ends an answer.
 Ours also keeps every special, byte, blank and digit token, and breaks ties by id: in most vocabularies frequent tokens
-come first.
+come first. Where the target's probabilities are at hand, weights are what was to be expected, not what came.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from specplug.core import IntArray
 from specplug.errors import UsageError
 
 Counts = npt.NDArray[np.int64]
+
+Weights = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+"""[V]: how often each token came, or was to be expected."""
 
 ROUND_TO = 32
 """Rows come in multiples of so many: of another count, kernels compute the last ones by sums that round otherwise."""
@@ -40,31 +43,30 @@ class Vocabulary:
         return np.array(sorted(plain | self.special), dtype=np.int32)
 
 
-def by_size(counts: Counts, always: IntArray, size: int) -> IntArray:
-    """int32[n], ascending: `always` and the most frequent others, `size` rows, rounded up to ROUND_TO.
+def by_size(weights: Weights, always: IntArray, size: int) -> IntArray:
+    """int32[n], ascending: `always` and the heaviest others, `size` rows, rounded up to ROUND_TO.
 
-    counts  int64[V]
     UsageError for a size below 1, above V, or below what is always kept.
     """
-    num_tokens = len(counts)
+    num_tokens = len(weights)
     if not 1 <= size <= num_tokens:
         raise UsageError(f"size {size}: use 1 to {num_tokens}, the tokens of this vocabulary")
     if size < len(always):
         raise UsageError(f"size {size}: special, blank and digit tokens alone are {len(always)}; use at least as many")
     size = min(-(-size // ROUND_TO) * ROUND_TO, num_tokens)
-    return np.sort(_ranked(counts, always)[:size]).astype(np.int32)
+    return np.sort(_ranked(weights, always)[:size]).astype(np.int32)
 
 
-def by_coverage(counts: Counts, always: IntArray, share: float) -> IntArray:
-    """As `by_size`, with the fewest rows that hold this share of everything counted (0 < share <= 1)."""
+def by_coverage(weights: Weights, always: IntArray, share: float) -> IntArray:
+    """As `by_size`, with the fewest rows that hold this share of all weight (0 < share <= 1)."""
     if not 0 < share <= 1:
         raise UsageError(f"coverage {share}: use a share above 0, up to 1")
-    if not counts.any():
+    if not weights.any():
         raise UsageError("nothing was counted; calibrate on more text")
-    ranked = _ranked(counts, always)
-    held = np.cumsum(counts[ranked]) / counts.sum()
+    ranked = _ranked(weights, always)
+    held = np.cumsum(weights[ranked]) / weights.sum()
     size = max(int(np.searchsorted(held, share - 1e-12)) + 1, len(always))
-    return by_size(counts, always, min(size, len(counts)))
+    return by_size(weights, always, min(size, len(weights)))
 
 
 def coverage(ids: IntArray, counts: Counts) -> float:
@@ -73,10 +75,10 @@ def coverage(ids: IntArray, counts: Counts) -> float:
     return float(counts[ids].sum()) / total if total else 0.0
 
 
-def _ranked(counts: Counts, always: IntArray) -> IntArray:
-    """All ids: `always` first, then by falling count, equal ones by id."""
-    order = np.argsort(-counts, kind="stable")
-    forced = np.zeros(len(counts), dtype=bool)
+def _ranked(weights: Weights, always: IntArray) -> IntArray:
+    """All ids: `always` first, then by falling weight, equal ones by id."""
+    order = np.argsort(-weights, kind="stable")
+    forced = np.zeros(len(weights), dtype=bool)
     forced[always] = True
     return np.concatenate((always, order[~forced[order]])).astype(np.int32)
 

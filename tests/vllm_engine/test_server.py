@@ -29,7 +29,7 @@ pytestmark = pytest.mark.vllm
 
 MIB = 1 << 20
 MOST_GROWN = 64 * MIB
-"""The most that a worker may grow from the middle of the soak to its end; 23 MiB were seen, and 37 over 500 requests."""
+"""The most that a worker may grow from the middle of the soak to its end: 23 MiB were seen, 37 over 500 requests."""
 
 FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8"}
 """oneDNN keeps kernels of up to 1,024 shapes; every other number of rows in a pass is another shape, with drafts or
