@@ -20,7 +20,7 @@ from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.batch_engine import BatchEngine
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
-from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, ModelDrafter
+from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, REFUSED, ModelDrafter
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.errors import UsageError
@@ -122,6 +122,39 @@ def test_streams_of_a_server_are_what_each_is_alone(name: str, q8_0: Model, fold
         tokens, streams = answer_all(engine, requests)
     assert tokens == expected
     assert sum(stream.counters.accepted_tokens for stream in streams) > 20
+
+
+@pytest.mark.parametrize("name", ["sampled", "penalties", "sampled with grammar"])
+def test_coupled_sampling_says_the_same_with_and_without_a_drafter(name: str, q8_0: Model, folder: Path) -> None:
+    profile = trimmed(folder, always(8), max_draft=4, branches=2)
+    profile = replace(profile, runtime=replace(RUNTIME, coupled=True))
+    assert_same_answers(q8_0, profile, SETTINGS[name], slots=1)
+
+
+def test_coupled_guesses_of_a_self_drafter_are_right_as_far_as_its_rows_reach(
+    q8_0: Model, folder: Path, kept: IntArray
+) -> None:
+    """At a temperature where the likeliest token comes rarely. The rows that are missing make the others likelier, so
+    that a cut by rank or by share lets other tokens in: here nothing is cut."""
+    how = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=1, logprobs=1)
+    profile = trimmed(folder, always(4), max_draft=4)
+    profile = replace(profile, runtime=replace(RUNTIME, coupled=True))
+    accepted = steps = 0
+    inside: list[bool] = []
+    likeliest: list[bool] = []
+    with LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
+        for prompt in chats(q8_0):
+            answer = engine.generate(Request(prompt, 60, how))
+            accepted += answer.counters.accepted_tokens
+            steps += answer.counters.steps
+            inside += [token in kept for token in answer.tokens]
+            likeliest += [
+                report.top[0][0] == token for token, report in zip(answer.tokens, answer.logprobs, strict=True)
+            ]
+    assert np.mean(likeliest) < 0.5
+    # Every guess is tested but those after the first wrong one of a step; a token outside ends a draft.
+    outside = len(inside) - sum(inside)
+    assert steps <= outside + (len(inside) - outside) / 5 + 3 * len(chats(q8_0))
 
 
 def test_a_whole_draft_model_of_another_format_changes_no_token(q8_0: Model, formats: dict[str, Path]) -> None:
@@ -298,6 +331,21 @@ def test_where_no_guess_can_pay_the_drafter_is_never_run(q8_0: Model, folder: Pa
         assert isinstance(drafter, ModelDrafter)
         assert drafter.shared_held == [[]]
         assert (answer.counters.draft_tokens, answer.counters.steps) == (0, len(answer.tokens) - 1)
+
+
+def test_a_price_that_was_too_high_is_found_out(q8_0: Model, folder: Path) -> None:
+    """Where nothing is guessed nothing is timed; so it looks, now and then, and what is held stays as it is."""
+    with opened(q8_0, folder) as drafter:
+        drafter.begin(0, chats(q8_0)[0])
+        drafter.pays = lambda chain, rate: drafter.guess_ms < 1000
+        expected = drafter.propose(0, 4).tokens.tolist()
+        drafter.guess_ms = 5000.0
+        asked = 0
+        while not len(drafter.propose(0, 4)):
+            asked += 1
+            assert asked <= REFUSED
+        assert asked == REFUSED and drafter.guess_ms < 1000
+        assert drafter.propose(0, 4).tokens.tolist() == expected
 
 
 def test_the_contract_of_a_proposer(q8_0: Model, folder: Path) -> None:

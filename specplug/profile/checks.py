@@ -247,6 +247,7 @@ _RUNTIME: dict[str, Check] = {
     "gpu_layers": _whole(-1, 10_000),
     "flash_attention": _optional(_flag),
     "kv_type": _choice(KV_TYPES),
+    "coupled": _flag,
 }
 _VLLM: dict[str, Check] = {
     "num_speculative_tokens": _whole(1, 64),

@@ -43,7 +43,10 @@ def export(profile: Profile, target: str, model: str | None = None) -> Exported:
     """The profile for one of TARGETS; `model` is what the engine is given, the profile's own where None."""
     methods = {spec.method: _options(spec) for spec in profile.proposers}
     model = model or profile.model or "MODEL"
-    return _llama_server(profile, methods, model) if target == "llama-server" else _vllm(profile, methods, model)
+    made = _llama_server(profile, methods, model) if target == "llama-server" else _vllm(profile, methods, model)
+    if profile.runtime.coupled:
+        made.lost.append("coupled sampling is specplug's own: a seed gives another text there")
+    return made
 
 
 def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> Exported:

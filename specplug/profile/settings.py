@@ -30,7 +30,11 @@ class PlannerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """How the engine opens the model; `threads` None is the engine's choice."""
+    """How the engine opens the model; `threads` None is the engine's choice.
+
+    coupled  above temperature 0, draw tokens by random numbers that a model that drafts can share: more of its guesses
+             are right. A seed then gives another text than llama.cpp's own, the same whether or not anything drafts
+    """
 
     threads: int | None = None
     context: int = 4096
@@ -38,6 +42,7 @@ class Runtime:
     gpu_layers: int = 0
     flash_attention: bool | None = None
     kv_type: str = "f16"
+    coupled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class BatchEngine:
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """Raises UsageError for what cannot be sampled from. It belongs to the caller until a stream begins with it."""
-        return Sampler(self.model, sampling)
+        return Sampler(self.model, sampling, coupled=self.profile.runtime.coupled)
 
     def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
         return self.model.tokenize(text, add_special=add_special)

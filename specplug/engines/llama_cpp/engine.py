@@ -112,6 +112,7 @@ class LlamaCpp:
             spare_cells=self._spare_cells,
             exact=profile.exact,
             padded=self.padded,
+            coupled=profile.runtime.coupled,
         )
 
     def _limit_to_exact_rows(self, say: Callable[[str], None]) -> None:

@@ -78,11 +78,13 @@ class StepLoop:
         spare_cells: int,
         exact: bool = False,
         padded: bool = False,
+        coupled: bool = False,
     ) -> None:
         """For a context with `ids_needed` sequence ids; `spare_cells` may be parked per slot.
 
         exact   reads every prompt from its beginning, in the same passes
         padded  gives passes of one row a second one; slots must be 1
+        coupled draws tokens by GumbelNoise
         """
         assert not padded or slots == 1
         self.context = context
@@ -90,6 +92,7 @@ class StepLoop:
         self.counters = Counters()
         self._exact = exact
         self._padded = padded
+        self._coupled = coupled
         self._free_homes = list(range(slots))
         self._held: list[list[int]] = [[] for _ in range(slots)]
         self._parked: list[list[int]] = [[] for _ in range(slots)]  # positions
@@ -112,7 +115,7 @@ class StepLoop:
             raise UsageError("every slot is taken; finish a sequence first")
         began = perf_counter_ns()
         seq = self._choose_home(prompt)
-        sampler = Sampler(self.context.model, sampling)
+        sampler = Sampler(self.context.model, sampling, coupled=self._coupled)
         try:
             logits = self._read_prompt(seq, prompt)
         except BaseException:

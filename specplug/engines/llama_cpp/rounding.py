@@ -91,7 +91,7 @@ def explain(
     a, b = plain[position], other[position]
     known = np.asarray(plain[:position], dtype=np.int32)
     cells = -(-(len(prompt) + 3 * position + 64) // 256) * 256
-    sampler = Sampler(model, sampling)
+    sampler = Sampler(model, sampling, coupled=runtime.coupled)
     try:
         with open_context(model, runtime, cells=cells, num_ids=4, max_rows=SHAPES[-1] + 2) as context:
             base = _plainly(context, prompt, known, sampler, padded)

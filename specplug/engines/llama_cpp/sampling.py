@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import secrets
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Protocol, runtime_checkable
 
 import llama_cpp.llama_cpp as ll
@@ -19,6 +21,7 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import FloatArray, IntArray
 from specplug.engines.llama_cpp.context import Context, Logits
+from specplug.engines.llama_cpp.gumbel import GumbelNoise
 from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.errors import SpecplugError, UsageError
 from specplug.topk import top_ids
@@ -30,9 +33,15 @@ class Sampler:
     A grammar has a chain before the rest: where it leaves no token at all, taking one would end the process.
     """
 
-    def __init__(self, model: Model, sampling: Sampling) -> None:
-        """Raises UsageError for a grammar or schema that does not parse and for values out of range."""
+    def __init__(self, model: Model, sampling: Sampling, *, coupled: bool = False) -> None:
+        """Raises UsageError for a grammar or schema that does not parse and for values out of range.
+
+        coupled  above temperature 0 the last draw is by GumbelNoise, and not by llama.cpp's own random numbers
+        """
         self.sampling = sampling
+        self._noise: GumbelNoise | None = None
+        if coupled and sampling.temperature > 0:
+            self._noise = GumbelNoise(secrets.randbits(32) if sampling.seed is None else sampling.seed)
         self._chains: list[Any] = []
         self._data: npt.NDArray[np.void] | None = None
         _check(sampling, model.num_tokens)
@@ -44,12 +53,12 @@ class Sampler:
             for part in _shaping(model, sampling):
                 ll.llama_sampler_chain_add(shaping, part)
             choosing = self._open_chain() if constrained else shaping
-            for part in _choosing(sampling):
+            for part in _choosing(sampling, draws=self._noise is None):
                 ll.llama_sampler_chain_add(choosing, part)
         except UsageError:
             self.close()
             raise
-        if constrained:
+        if constrained or self._noise is not None:
             self._data = np.zeros(model.num_tokens, dtype=_TOKEN_DATA)
 
     def close(self) -> None:
@@ -66,7 +75,7 @@ class Sampler:
             return int(logits[row].argmax())
         if self._data is None:
             return int(ll.llama_sampler_sample(self._chains[0], context.handle, row - len(logits)))
-        token = _possible(_choose(self._chains, self._data, logits[row]))
+        token = _possible(_choose(self._chains, self._data, logits[row], noise=self._noise))
         for chain in self._chains:
             ll.llama_sampler_accept(chain, token)
         return token
@@ -77,7 +86,8 @@ class Sampler:
             return int(values.argmax())
         twins = [ll.llama_sampler_clone(chain) for chain in self._chains]
         try:
-            return _possible(_choose(twins, np.zeros(len(values), dtype=_TOKEN_DATA), values))
+            noise = copy(self._noise)
+            return _possible(_choose(twins, np.zeros(len(values), dtype=_TOKEN_DATA), values, noise=noise))
         finally:
             for twin in twins:
                 ll.llama_sampler_free(twin)
@@ -87,7 +97,9 @@ class Sampler:
 
         ids  int32[rows]: the token of each logit; None where they are the tokens themselves
         """
-        return Twin([ll.llama_sampler_clone(chain) for chain in self._chains], ids) if self._chains else None
+        if not self._chains:
+            return None
+        return Twin([ll.llama_sampler_clone(chain) for chain in self._chains], ids, copy(self._noise))
 
     def logprobs(self, logits: Logits, row: int, token: int) -> TokenLogprobs | None:
         """What to report about `token`, or None where nothing was asked for."""
@@ -111,13 +123,15 @@ class Sampler:
 class Twin:
     """A copy of a sampler in the state that it has: its random numbers, penalties and grammar.
 
-    What it draws is likelier to be what the sampler will draw than the likeliest token is: both walk their
-    distributions with the same random number.
+    With llama.cpp's own random numbers both walk their distributions, from the likeliest token on, with the same
+    number: that tells more than the likeliest token where the models are one, and no more where they differ. Coupled,
+    it comes close to rejection sampling (benchmarks/sampled_drafts.py).
     """
 
-    def __init__(self, chains: Sequence[Any], ids: IntArray | None) -> None:
+    def __init__(self, chains: Sequence[Any], ids: IntArray | None, noise: GumbelNoise | None) -> None:
         self._chains = chains
         self._ids = ids
+        self._noise = noise
 
     def close(self) -> None:
         for chain in self._chains:
@@ -125,7 +139,8 @@ class Twin:
 
     def draw(self, logits: Logits) -> int | None:
         """The row that is drawn from `logits` (float32[rows]), as if it had come; None where a grammar forbids all."""
-        found = _choose(self._chains, np.zeros(len(logits), dtype=_TOKEN_DATA), logits, self._ids)
+        data = np.zeros(len(logits), dtype=_TOKEN_DATA)
+        found = _choose(self._chains, data, logits, self._ids, self._noise)
         if found is None:
             return None
         for chain in self._chains:
@@ -171,12 +186,17 @@ def _possible(token: int | None) -> int:
 
 
 def _choose(
-    chains: Sequence[Any], data: npt.NDArray[np.void], values: Logits, ids: IntArray | None = None
+    chains: Sequence[Any],
+    data: npt.NDArray[np.void],
+    values: Logits,
+    ids: IntArray | None = None,
+    noise: GumbelNoise | None = None,
 ) -> int | None:
     """What the chains, one after the other, select from `values` (float32[n]); None where they leave nothing.
 
-    data  room for them
-    ids   the token of each; None where they are the tokens themselves
+    data   room for them
+    ids    the token of each; None where they are the tokens themselves
+    noise  what selects from those that the chains leave, where they do not
     """
     data["id"] = np.arange(len(values)) if ids is None else ids
     data["logit"] = values
@@ -186,7 +206,10 @@ def _choose(
         ll.llama_sampler_apply(chain, ctypes.byref(array))
         if not np.isfinite(data["logit"][: array.size].max()):
             return None
-    return int(array.data[array.selected].id)
+    if noise is None:
+        return int(array.data[array.selected].id)
+    left = np.ctypeslib.as_array(array.data, shape=(array.size,))
+    return int(left["id"][noise.draw(left["id"], left["logit"])])
 
 
 def _shaping(model: Model, sampling: Sampling) -> list[Any]:
@@ -220,8 +243,8 @@ def _shaping(model: Model, sampling: Sampling) -> list[Any]:
     return parts
 
 
-def _choosing(sampling: Sampling) -> list[Any]:
-    """What takes one token."""
+def _choosing(sampling: Sampling, *, draws: bool) -> list[Any]:
+    """What takes one token; all but the last draw itself unless it `draws`."""
     if sampling.temperature <= 0:
         return [ll.llama_sampler_init_greedy()]
     parts = []
@@ -232,6 +255,8 @@ def _choosing(sampling: Sampling) -> list[Any]:
     if sampling.min_p > 0:
         parts.append(ll.llama_sampler_init_min_p(ctypes.c_float(sampling.min_p), 1))
     parts.append(ll.llama_sampler_init_temp(ctypes.c_float(sampling.temperature)))
+    if not draws:
+        return parts
     seed = ll.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed
     parts.append(ll.llama_sampler_init_dist(seed))
     return parts

@@ -32,6 +32,9 @@ RATE_WEIGHT = 10.0
 
 DECAY = 0.99
 
+REFUSED = 64
+"""After so many refusals the price of a guess is looked at again: it may have been high for a while only."""
+
 LEND_FROM = 24
 """Tokens still to be read from which borrowing the target's cells costs less, where it lends them."""
 
@@ -89,6 +92,7 @@ class ModelDrafter:
         self._lend = lend
         self._texts: dict[int, _Text] = {}
         self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
+        self._refusals = 0
 
     def warm_up(self, passes: int = 16) -> None:
         """Time passes of one row on the empty context, so that the first decision knows what a guess costs.
@@ -136,7 +140,12 @@ class ModelDrafter:
         text = self._texts[seq]
         most = min(budget, self._max_draft, self._max_tokens - len(text.tokens))
         text.guessed = []
-        if most < 1 or (self.pays is not None and not self.pays([], BEST_RATE)):
+        if most < 1:
+            return EMPTY
+        if self.pays is not None and not self.pays([], BEST_RATE):
+            self._refusals += 1
+            if self._refusals % REFUSED == 0:
+                self._look_at_price(seq)
             return EMPTY
         logits = self._catch_up(seq, text)
         twin = text.sampler.twin(self._ids) if text.sampler is not None else None
@@ -196,6 +205,17 @@ class ModelDrafter:
 
     def _guess_on(self, chain: Sequence[int]) -> bool:
         return self.pays is None or self.pays(chain, self._hits / self._tested)
+
+    def _look_at_price(self, seq: int) -> None:
+        """A pass for nothing, after what is held: one that is faster than the known price shows that it has fallen."""
+        place = len(self.shared_held[seq])
+        began = perf_counter_ns()
+        self._context.clear_batch()
+        self._context.add_span([0], place, seq, wanted=True)
+        self._context.decode()
+        self._context.logits(1)
+        self.guess_ms = min(self.guess_ms, (perf_counter_ns() - began) / 1e6)
+        self._context.drop(seq, place)
 
     def _learn(self, guessed: Sequence[int], emitted: Sequence[int]) -> None:
         """Count the guesses that were tested: those that came true, and the first that did not."""
