@@ -22,7 +22,7 @@ from specplug.tune.document import interval_text
 from .options import json_option, note
 from .progress import stage_bar
 
-FORMATS = ("q4_0", "q8_0")
+FORMATS = ("q4_0", "iq4_nl", "q8_0")
 """Of a drafter's weights: those in which passes of one row are fastest."""
 
 

@@ -124,17 +124,18 @@ def test_the_manifest_says_what_the_folder_holds(
     assert set(manifest.files) == {"model.gguf", "embeddings.gguf", "ids.npy"}
 
 
+@pytest.mark.parametrize("four_bits", ["q4_0", "iq4_nl"])
 def test_quantized_drafters_have_four_bits_in_their_layers_and_eight_in_their_head(
-    formats: dict[str, Path], ids: IntArray, tmp_path: Path
+    four_bits: str, formats: dict[str, Path], ids: IntArray, tmp_path: Path
 ) -> None:
     from gguf import GGMLQuantizationType, GGUFReader
 
     from specplug.transforms.gguf_head import head_shape, trim
 
-    trim(formats["bf16"], ids, tmp_path / "small", quantize="q4_0")
+    trim(formats["bf16"], ids, tmp_path / "small", quantize=four_bits)
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "small" / "model.gguf").tensors}
     assert tensors["token_embd.weight"].tensor_type == GGMLQuantizationType.Q8_0
-    assert tensors["blk.3.ffn_down.weight"].tensor_type == GGMLQuantizationType.Q4_0
+    assert tensors["blk.3.ffn_down.weight"].tensor_type == GGMLQuantizationType[four_bits.upper()]
     shape = head_shape(tmp_path / "small" / "model.gguf")
     assert (shape.num_tokens, shape.width, shape.tied, shape.row_bytes) == (8192, 576, True, 576 // 32 * 34)
     (table,) = GGUFReader(tmp_path / "small" / "embeddings.gguf").tensors
@@ -148,7 +149,7 @@ def test_a_drafters_blocks_are_scaled_by_least_squares(formats: dict[str, Path],
 
     from specplug.transforms.requantise import requantise
 
-    requantise(formats["f32"], tmp_path / "drafter.gguf", "q4_0", drafter=True)
+    requantise(formats["f32"], tmp_path / "drafter.gguf", "q4_0", least_squares=True)
     name, errors = "blk.3.ffn_down.weight", []
     (whole,) = (tensor.data for tensor in GGUFReader(formats["f32"]).tensors if tensor.name == name)
     for path in (formats["q4_0"], tmp_path / "drafter.gguf"):

@@ -38,6 +38,10 @@ SCALED = ("gemma", "gemma2", "gemma3")
 PLAIN = ("llama", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
 """Architectures in which an embedding goes in as it is."""
 
+FOUR_BITS, EIGHT_BITS = ("q4_0", "q4_1", "iq4_nl"), "q8_0"
+"""A drafter in the first has its head in the second: four bits in so few rows save little, and cost many right guesses
+(docs/measured.md)."""
+
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
 """Token types of GGUF; 4 is a user-defined token, which is text."""
 
@@ -90,7 +94,7 @@ def trim(
     """Write the folder `out`: the model with the rows `ids` in its head, the whole embedding table, the manifest.
 
     ids       int32[n], ascending
-    quantize  format of the drafter's weights, of `requantise.FORMATS`; as in the source where None
+    quantize  format of the drafter's weights, of `requantise.HEADS`; as in the source where None
     built     for the manifest
     UsageError for a damaged file, an unknown architecture or ids that do not fit; SpecplugError where the disk refuses.
     """
@@ -104,7 +108,8 @@ def trim(
         model = partial / MODEL
         _write_model(reader, architecture, ids, model)
         if quantize is not None:
-            requantise(model, model, quantize, threads=threads, drafter=True)
+            head = EIGHT_BITS if quantize in FOUR_BITS else quantize
+            requantise(model, model, quantize, threads=threads, head=head, least_squares=True)
         _write_table(tensors[TABLE], partial / EMBEDDINGS)
         manifest = Manifest(
             format="gguf",

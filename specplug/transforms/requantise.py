@@ -16,32 +16,45 @@ import numpy as np
 
 from specplug.errors import SpecplugError, UsageError
 
-FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q4_k_m": 15, "bf16": 32}
+FORMATS = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 8,
+    "q8_0": 7,
+    "iq4_nl": 25,
+    "q4_k_m": 15,
+    "bf16": 32,
+}
 """Format name to llama.cpp's `llama_ftype` number."""
 
-HEADS = {"f32": 0, "f16": 1, "q4_0": 8, "q4_1": 8, "q8_0": 8, "bf16": 30}
-"""Of formats that a drafter can be in, the type of its head's tensor: 8 is q8_0. Four bits in so few rows save little,
-and cost many right guesses (docs/measured.md)."""
+HEADS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
+"""Of formats that a head can be in, the `ggml_type` number of its tensor."""
 
 
-def requantise(source: Path, target: Path, fmt: str, *, threads: int = 2, drafter: bool = False) -> Path:
+def requantise(
+    source: Path, target: Path, fmt: str, *, threads: int = 2, head: str | None = None, least_squares: bool = False
+) -> Path:
     """Write `source` as `target` in format `fmt`; the file appears whole or not at all. Both may be one path.
 
-    drafter  with the head in HEADS, for which llama.cpp takes formats of its own choice; and with scales of blocks by
-             least squares, which it searches only where it is told how much each weight matters: here all the same
+    head           format of the head, or of the table that serves as one; llama.cpp's choice where None
+    least_squares  search for the scales of blocks: llama.cpp does where it is told how much each weight matters, here
+                   all the same
     Raises UsageError for an unknown format, SpecplugError when llama.cpp refuses the file.
     """
-    known = HEADS if drafter else FORMATS
-    if fmt not in known:
-        raise UsageError(f"format {fmt!r} is unknown; use one of {', '.join(known)}")
+    for name, known in ((fmt, FORMATS), (head or "q8_0", HEADS)):
+        if name not in known:
+            raise UsageError(f"format {name!r} is unknown; use one of {', '.join(known)}")
     import llama_cpp.llama_cpp as ll
 
     params = ll.llama_model_quantize_default_params()
     params.nthread = threads
     params.ftype = FORMATS[fmt]
     params.allow_requantize = True
-    if drafter:
-        params.output_tensor_type = params.token_embedding_type = HEADS[fmt]
+    if head is not None:
+        params.output_tensor_type = params.token_embedding_type = HEADS[head]
+    if least_squares:
         entries, _ones = _uniform(source)  # what the entries point to must stay
         params.imatrix = entries
     target.parent.mkdir(parents=True, exist_ok=True)

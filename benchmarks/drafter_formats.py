@@ -1,0 +1,128 @@
+"""What the format of a drafter's weights does: guesses right, and milliseconds of a draft step.
+
+    python benchmarks/drafter_formats.py --model some-bf16.gguf --drafter drafter:whole --workload prompts.jsonl
+
+DRAFTER is what `specplug build vocab-trim` made of MODEL without `--quantize`. A format is BODY/HEAD, of the layers and
+of the head; `plain:` before it leaves out the scaling of blocks by least squares. Right: the share of guesses, each
+after MODEL's own greedy text, that are its next token; tokens a pass: with drafts of 4. Times are of one row, with
+`--threads`, with flash attention, and with one thread: medians of rounds in which every format has its turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from specplug import drafters, hardware, models
+from specplug.answers import Request
+from specplug.bench.workloads import BUILTIN, limit, load_workload
+from specplug.build.sweep import GAMMA, Hits, emitted_per_pass
+from specplug.core import IntArray
+from specplug.engines.llama_cpp.context import open_context
+from specplug.engines.llama_cpp.drafters.input_table import InputTable
+from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.forced import ROWS, forced_logits
+from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.profile import Runtime, load
+from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
+from specplug.transforms.requantise import requantise
+
+FORMATS = [
+    "plain:q4_0/q4_0",
+    "q4_0/q4_0",
+    "plain:q4_0/q8_0",
+    "q4_0/q8_0",
+    "iq4_nl/q8_0",
+    "q4_1/q8_0",
+    "q5_0/q8_0",
+    "q8_0/q8_0",
+    "bf16/bf16",
+]
+
+ROUNDS, STEPS, CELLS = 15, 12, 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--drafter", required=True, help="a folder that build vocab-trim wrote, or drafter:NAME")
+    parser.add_argument("--workload", default=BUILTIN)
+    parser.add_argument("--limit", type=int, default=2, help="prompts per category")
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--formats", nargs="+", default=FORMATS)
+    args = parser.parse_args()
+    folder = drafters.resolve(args.drafter)
+    manifest, ids = drafters.read(folder)
+    table = InputTable(folder / EMBEDDINGS, manifest.input_scale)
+    texts, runtime = answered(models.resolve(args.model), args.workload, args.limit, args.max_tokens)
+    runtime = replace(runtime, threads=args.threads)
+    ways = {
+        f"{args.threads} threads": runtime,
+        "flash attention": replace(runtime, flash_attention=True),
+        "1 thread": replace(runtime, threads=1),
+    }
+    with TemporaryDirectory(dir=folder.parent) as made, ExitStack() as stack:
+        right: dict[str, list[Hits]] = {}
+        drafting: dict[tuple[str, str], ModelDrafter] = {}
+        for number, name in enumerate(args.formats):
+            body, head = name.removeprefix("plain:").split("/")
+            path = Path(made) / f"{number}.gguf"
+            requantise(folder / MODEL, path, body, head=head, least_squares=not name.startswith("plain:"))
+            model = stack.enter_context(open_model(path))
+            right[name] = hits(model, texts, ids, runtime, table)
+            for way, how in ways.items():
+                context = open_context(model, how, cells=CELLS, num_ids=1, max_rows=1, inputs=table)
+                drafting[name, way] = ModelDrafter(
+                    stack.enter_context(context), None, slots=1, max_tokens=CELLS, max_draft=1, branches=1
+                )
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in drafting}
+        for _ in range(ROUNDS):
+            for key, drafter in drafting.items():
+                drafter.warm_up(STEPS)
+                times[key].append(drafter.guess_ms)
+    places = sum(len(line) for line in right[args.formats[0]])
+    print(f"{hardware.fingerprint()}, {args.model}, {len(ids)} rows, {places} guesses; ms with {', '.join(ways)}")
+    for name in args.formats:
+        line = right[name]
+        ms = "  ".join(f"{median(times[name, way]):5.2f}" for way in ways)
+        share = float(np.concatenate(line).mean())
+        print(f"{name:18s} {share:.3f} right  {emitted_per_pass(line, GAMMA):.2f} tokens/pass  {ms}")
+
+
+def answered(path: Path, workload: str, prompts: int, tokens: int) -> tuple[list[tuple[IntArray, list[int]]], Runtime]:
+    """The model's greedy answers with their prompts, and how the engine ran."""
+    with open_model(path) as model, LlamaCpp(model, load("none")) as engine:
+        texts = []
+        for prompt in limit(load_workload(workload, category="all"), prompts):
+            asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
+            answer = engine.generate(Request(asked, tokens)).tokens
+            if len(answer) > 1:
+                texts.append((asked, answer))
+        return texts, engine.profile.runtime
+
+
+def hits(
+    model: Model, texts: Sequence[tuple[IntArray, list[int]]], ids: IntArray, runtime: Runtime, table: InputTable
+) -> list[Hits]:
+    """Of every answer, which guesses are right."""
+    cells = -(-max(len(asked) + len(answer) for asked, answer in texts) // 256) * 256 + 256
+    found = []
+    with open_context(model, runtime, cells=cells, num_ids=1, max_rows=ROWS, inputs=table) as context:
+        for asked, answer in texts:
+            text = np.concatenate((asked, np.array(answer[:-1], dtype=np.int32)))
+            best = [ids[logits.argmax(axis=1)] for logits in forced_logits(context, text, len(asked))]
+            found.append(np.concatenate(best) == answer[1:])
+    return found
+
+
+if __name__ == "__main__":
+    main()
