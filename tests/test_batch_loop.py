@@ -16,7 +16,6 @@ from specplug.engines.llama_cpp.batch_engine import BatchEngine
 from specplug.engines.llama_cpp.batch_loop import Stream
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model
-from specplug.engines.llama_cpp.pace import FEWEST_ROWS, Pace
 from specplug.errors import UsageError
 
 pytestmark = pytest.mark.llama
@@ -151,15 +150,3 @@ def test_what_was_guessed_is_counted_by_proposer_and_place(q8_0: Model) -> None:
 def test_exact_is_refused(q8_0: Model) -> None:
     with pytest.raises(UsageError, match="exact is for one sequence at a time"):
         opened(q8_0, profile=replace(SMALL, exact=True))
-
-
-def test_the_pace_keeps_a_step_within_its_bound() -> None:
-    """A machine where a step takes 10 ms and a prompt's row 0.5 ms: 2.5 steps leave room for 30 rows."""
-    pace = Pace()
-    assert pace.rows(2) == FEWEST_ROWS
-    for _ in range(60):
-        pace.observe(2, 0, 10.0)
-        rows = pace.rows(2)
-        pace.observe(2, rows, 10.0 + 0.5 * rows)
-    assert pace.rows(2) in (29, 30)
-    assert pace.rows(3) in (29, 30), "no such batch was seen yet: as for the next smaller one"

@@ -147,10 +147,12 @@ class BatchLoop:
         """
         began = perf_counter_ns()
         drafts = self._plan(running)
-        room = self.context.num_batch - len(running) - sum(map(len, drafts))
-        pieces = self._pieces(reading, min(room, self.pace.rows(len(running))) if running else room)
-        rows = len(running) + sum(map(len, drafts)) + sum(length for _, length in pieces)
-        self.cells.make_room(rows, self._free)
+        # Rows of trees come first, all with logits, then the last row of each prompt that ends here.
+        tree_rows = len(running) + sum(map(len, drafts))
+        room = self.context.num_batch - tree_rows
+        pieces = self._pieces(reading, min(room, self.pace.rows(len(running), tree_rows)) if running else room)
+        piece_rows = sum(length for _, length in pieces)
+        self.cells.make_room(tree_rows + piece_rows, self._free)
         self.context.clear_batch()
         leaf_ids = iter(self._leaf_ids)
         trees = [
@@ -160,8 +162,6 @@ class BatchLoop:
         added = [self._add(stream, length) for stream, length in pieces]
         drafted = perf_counter_ns()
         self.context.decode()
-        # Rows of trees come first, all with logits, then the last row of each prompt that ends here.
-        tree_rows = sum(len(draft) + 1 for draft in drafts)
         logits = self.context.logits(tree_rows + sum(piece.last for piece in added))
         decoded = perf_counter_ns()
         for stream, tree in zip(running, trees, strict=True):
@@ -171,7 +171,8 @@ class BatchLoop:
         self._learn(running, trees, logits[:tree_rows], None if added else (decoded - drafted) / 1e6)
         self._follow(added, logits, tree_rows)
         ended = perf_counter_ns()
-        self.pace.observe(len(running), rows - tree_rows, (ended - began) / 1e6)
+        if running:
+            self.pace.observe(len(running), tree_rows, piece_rows, (ended - began) / 1e6)
         if running and not added:
             self._compare(running, (ended - began) / 1e6)
         for stream, tree in zip(running, trees, strict=True):
