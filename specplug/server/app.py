@@ -311,7 +311,8 @@ def _jobs(state: State, asked: Common, prompts: Sequence[IntArray], sampling: Sa
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
                 limit = min(most or room, room)
                 drawn = replace(sampling, seed=seed, penalty_last_n=limit)
-                jobs.append(Job(prompt, engine.sampler(drawn), limit, max_draft, asked.stops, deadline))
+                sampler = engine.sampler(drawn)
+                jobs.append(Job(prompt, sampler, limit, max_draft, asked.stops, deadline, bool(asked.stream)))
     except BaseException:
         for job in jobs:
             job.sampler.close()

@@ -97,6 +97,7 @@ class Job:
 
     max_draft  most guesses in a step; 0 is plain decoding
     deadline   on the scheduler's clock, in seconds; None is never
+    streamed   whether anyone waits for less than the whole answer
     cancelled  set by anyone, seen before the next step
     """
 
@@ -106,6 +107,7 @@ class Job:
     max_draft: int
     stop: tuple[str, ...] = ()
     deadline: float | None = None
+    streamed: bool = True
     cancelled: bool = False
     text: TextStream = field(init=False)
     stream: Stream | None = None
