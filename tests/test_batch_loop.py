@@ -147,6 +147,22 @@ def test_what_was_guessed_is_counted_by_proposer_and_place(q8_0: Model) -> None:
         assert (loop.accepted <= loop.guessed).all()
 
 
+def test_each_guess_that_came_true_has_its_proposer(q8_0: Model) -> None:
+    with opened(q8_0) as engine:
+        loop = engine.loop
+        stream = loop.begin(chat(q8_0, COPY), engine.sampler(Sampling()), 40, 99)
+        loop.step([], [stream])
+        assert stream.guessers == []
+        by_source = [0] * len(engine.source_names)
+        while stream.finish is None:
+            loop.step([stream], [])
+            assert len(stream.guessers) == len(stream.fresh) - 1
+            for source in stream.guessers:
+                by_source[source] += 1
+        loop.finish(stream)
+        assert by_source == loop.accepted.sum(axis=1).tolist() and sum(by_source) > 0
+
+
 def test_exact_is_refused(q8_0: Model) -> None:
     with pytest.raises(UsageError, match="exact is for one sequence at a time"):
         opened(q8_0, profile=replace(SMALL, exact=True))

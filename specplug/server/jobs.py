@@ -22,10 +22,14 @@ class Sampler(Protocol):
 
 
 class Stream(Protocol):
-    """An answer under way in an engine; `fresh` is what the last step emitted."""
+    """An answer under way in an engine; `fresh` is what the last step emitted, all but the last of it guessed.
+
+    guessers  the proposer, by index, of each guess in `fresh`
+    """
 
     reading: bool
     cached: int
+    guessers: list[int]
     failure: SpecplugError | None
     decode_ms: float
     plain_ms: float

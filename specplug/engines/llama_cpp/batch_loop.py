@@ -8,7 +8,7 @@ round alike (q8_0 and q4_0 weights with a bf16 cache). `loop.py` is the loop for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 import numpy as np
@@ -41,6 +41,7 @@ class Stream:
     running    what the last step emitted, and whether it was the last
     max_draft  most guesses in a step
     cached     tokens of the prompt that were in the cache already
+    guessers   the proposer, by index, of each guess that came true in the last step
     failure    why it ends without having finished
     decode_ms  of the steps without pieces of prompts; what they would have taken for the same tokens in plain decoding,
                by the cost curve, is in `plain_ms`
@@ -52,6 +53,7 @@ class Stream:
     cached: int
     began_ns: int
     reading: bool = True
+    guessers: list[int] = field(default_factory=list)
     failure: SpecplugError | None = None
     decode_ms: float = 0.0
     plain_ms: float = 0.0
@@ -248,11 +250,13 @@ class BatchLoop:
             stream.failure = error
         owners = self.speculator.fusion.bucket_source
         draft, accepted = tree.draft, tree.accepted
+        stream.guessers = []
         if not len(draft):
             return
         sources, places = owners[draft.buckets], np.minimum(draft.depths(), PLACES) - 1
         np.add.at(self.guessed, (sources, places), 1)
         np.add.at(self.accepted, (sources[accepted], places[accepted]), 1)
+        stream.guessers = sources[accepted].tolist()
 
     def _keep(self, running: Sequence[Stream], trees: Sequence[Tree], pieces: Sequence[Piece]) -> None:
         """The cache keeps roots, accepted nodes and prompts; cells before the last one kept stay taken."""
