@@ -1,12 +1,12 @@
 """Many clients against `specplug serve`: answers that are lost or mixed up, memory, and waits beside long prompts.
 
 python benchmarks/serve_load.py MODEL.gguf [--profile serve] [--clients 16] [--requests 500] [--slots 8] [--prompts 40]
-                                [--part load|gaps|all] [--end-token ID]
+                                [--part load|gaps|all] [--rounds 3] [--end-token ID]
 
 Starts the server itself. First every distinct prompt is answered alone, plainly; then `--clients` ask for them in
 random order, with random lengths, and each answer must be the beginning of the single run (or all of it). Memory is the
-server's resident set. Then two streams run while a prompt of 2,000 tokens is read: waits between their pieces, against
-those of the same streams with nothing beside them. `--end-token ID` (2 is SmolLM2's) keeps these from ending.
+server's resident set. Then, `--rounds` times, two streams run while a prompt of 2,000 tokens is read: waits between
+their pieces, against those of the seconds before it came. `--end-token ID` (2 is SmolLM2's) keeps streams from ending.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import random
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +24,12 @@ from statistics import median, quantiles
 import psutil
 from openai_endpoint import TOPICS, Endpoint, answer
 from serve_speed import serving
+
+STREAMED = 800
+"""Tokens of the streams beside a prompt."""
+
+QUIET_S = 3.0
+"""Before a prompt comes."""
 
 KINDS = [
     "Tell me about {topic}, number {n}.",
@@ -43,6 +48,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--part", choices=("load", "gaps", "all"), default="all")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--end-token", type=int)
     args = parser.parse_args()
     command = ["specplug_cli.main", "serve", args.model, "--profile", args.profile, "--slots", str(args.slots)]
@@ -51,7 +57,7 @@ def main() -> None:
         if args.part != "gaps":
             load(endpoint, process, args)
         if args.part != "load":
-            gaps(replace(endpoint, plain=True, end_token=args.end_token))
+            gaps(replace(endpoint, plain=True, end_token=args.end_token), args.rounds)
 
 
 def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Namespace) -> None:
@@ -83,33 +89,37 @@ def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Na
     )
 
 
-def gaps(endpoint: Endpoint) -> None:
-    """Waits of two running streams, without and with a prompt of 2,000 tokens beside them."""
-    for prompts in (0, 1):
-        window: list[float] = []
+def gaps(endpoint: Endpoint, rounds: int) -> None:
+    """Waits of two running streams, beside a prompt of 2,000 tokens and in the seconds before it, in the same cache."""
+    before: list[float] = []
+    beside: list[float] = []
+    steps: list[float] = []
+    read: list[float] = []
+    for turn in range(rounds):
 
         def running(n: int) -> list[float]:
-            return answer(endpoint, f"Count from {n} to three thousand in words.", 600).came
+            return answer(endpoint, f"Count from {n} to three thousand in words.", STREAMED).came
 
-        def reading(kept: list[float] = window, prompts: int = prompts) -> None:
-            time.sleep(1.0)
-            for n in range(prompts):
-                kept.append(time.perf_counter())
-                answer(endpoint, f"{n} " + f"lorem ipsum dolor {n} " * 330, 1)
-                kept.append(time.perf_counter())
-
-        beside = threading.Thread(target=reading)
         with ThreadPoolExecutor(2) as threads:
-            beside.start()
-            came = list(threads.map(running, range(2)))
-        beside.join()
-        begin, end = (min(window), max(window)) if window else (0.0, float("inf"))
-        found = [b - a for line in came for a, b in pairwise(line) if begin < a < end]
+            coming = [threads.submit(running, n) for n in range(2)]
+            time.sleep(QUIET_S)
+            begin = time.perf_counter()
+            answer(endpoint, f"{turn} " + f"lorem ipsum dolor {turn} " * 220, 1)  # 2,012 of SmolLM2's tokens
+            end = time.perf_counter()
+            lines = [one.result() for one in coming]
+        read.append(end - begin)
+        quiet = [b - a for line in lines for a, b in pairwise(line) if b < begin]
+        found = [b - a for line in lines for a, b in pairwise(line) if begin < a and b < end]
+        before += quiet
+        beside += found
+        steps += [gap / median(quiet) for gap in found]
+    for name, waits in (("before", before), ("beside", beside)):
         print(
-            f"{prompts} prompts of 2,000 tokens: {len(found)} gaps, median {1000 * median(found):.1f} ms, "
-            f"p95 {1000 * quantiles(found, n=20)[-1]:.1f} ms, longest {1000 * max(found):.1f} ms"
-            + (f", read in {(end - begin) / prompts:.1f} s each" if window else "")
+            f"{name} a prompt of 2,000 tokens: {len(waits)} gaps, median {1000 * median(waits):.1f} ms, "
+            f"p95 {1000 * quantiles(waits, n=20)[-1]:.1f} ms, longest {1000 * max(waits):.1f} ms"
         )
+    print(f"in medians of the same round's quiet: median {median(steps):.2f}, p95 {quantiles(steps, n=20)[-1]:.2f}")
+    print(f"prompts read in {', '.join(f'{seconds:.1f}' for seconds in read)} s")
 
 
 if __name__ == "__main__":

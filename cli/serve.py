@@ -104,9 +104,9 @@ def serve(
     _require_server()
     from specplug.engines.llama_cpp.batch_engine import open_batch_engine
     from specplug.engines.llama_cpp.model import open_model
-    from specplug.server.app import Settings
     from specplug.server.guard import Limits
     from specplug.server.run import Address, run
+    from specplug.server.state import Settings
 
     address = Address(host or "127.0.0.1", port or 8000, api_key, insecure, cors_origin)
     address.check()  # before the model is loaded

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Text to show, and whether an accepted draft token brought it."""
+    """Text to show, whether an accepted draft token brought it, and which proposer guessed that one, where known."""
 
     text: str
     drafted: bool
+    source: int | None = None
 
 
 class TextStream:
@@ -32,13 +33,13 @@ class TextStream:
         self.stopped = False
         """True once a stop string came; what follows is ignored."""
 
-    def feed(self, data: bytes, drafted: bool) -> list[Segment]:
+    def feed(self, data: bytes, drafted: bool, source: int | None = None) -> list[Segment]:
         """Text released by one more token."""
         if self.stopped:
             return []
         text = self._decoder.decode(data)
         if text:
-            self._held.append(Segment(text, drafted))
+            self._held.append(Segment(text, drafted, source))
         return self._release(final=False)
 
     def close(self) -> list[Segment]:
@@ -81,8 +82,8 @@ def _cut(segments: Sequence[Segment], at: int) -> tuple[list[Segment], list[Segm
     for segment in segments:
         left, right = segment.text[: max(at, 0)], segment.text[max(at, 0) :]
         if left:
-            before.append(Segment(left, segment.drafted))
+            before.append(replace(segment, text=left))
         if right:
-            after.append(Segment(right, segment.drafted))
+            after.append(replace(segment, text=right))
         at -= len(segment.text)
     return before, after

@@ -16,7 +16,6 @@ from specplug.engines.llama_cpp.batch_engine import BatchEngine
 from specplug.engines.llama_cpp.batch_loop import Stream
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model
-from specplug.engines.llama_cpp.pace import FEWEST_ROWS, Pace
 from specplug.errors import UsageError
 
 pytestmark = pytest.mark.llama
@@ -148,18 +147,22 @@ def test_what_was_guessed_is_counted_by_proposer_and_place(q8_0: Model) -> None:
         assert (loop.accepted <= loop.guessed).all()
 
 
+def test_each_guess_that_came_true_has_its_proposer(q8_0: Model) -> None:
+    with opened(q8_0) as engine:
+        loop = engine.loop
+        stream = loop.begin(chat(q8_0, COPY), engine.sampler(Sampling()), 40, 99)
+        loop.step([], [stream])
+        assert stream.guessers == []
+        by_source = [0] * len(engine.source_names)
+        while stream.finish is None:
+            loop.step([stream], [])
+            assert len(stream.guessers) == len(stream.fresh) - 1
+            for source in stream.guessers:
+                by_source[source] += 1
+        loop.finish(stream)
+        assert by_source == loop.accepted.sum(axis=1).tolist() and sum(by_source) > 0
+
+
 def test_exact_is_refused(q8_0: Model) -> None:
     with pytest.raises(UsageError, match="exact is for one sequence at a time"):
         opened(q8_0, profile=replace(SMALL, exact=True))
-
-
-def test_the_pace_keeps_a_step_within_its_bound() -> None:
-    """A machine where a step takes 10 ms and a prompt's row 0.5 ms: 2.5 steps leave room for 30 rows."""
-    pace = Pace()
-    assert pace.rows(2) == FEWEST_ROWS
-    for _ in range(60):
-        pace.observe(2, 0, 10.0)
-        rows = pace.rows(2)
-        pace.observe(2, rows, 10.0 + 0.5 * rows)
-    assert pace.rows(2) in (29, 30)
-    assert pace.rows(3) in (29, 30), "no such batch was seen yet: as for the next smaller one"

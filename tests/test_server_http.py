@@ -20,9 +20,9 @@ pytest.importorskip("uvicorn")
 from toy_serving import ToyEngine, serving
 
 from specplug.errors import SpecplugError, UsageError
-from specplug.server.app import Settings
 from specplug.server.guard import Limits
 from specplug.server.run import Address
+from specplug.server.state import Settings
 
 PATHS = ["/", "/page.js", "/v1/models", "/metrics", "/specplug/stats", "/openapi.json", "/nowhere"]
 CHAT = "/v1/chat/completions"
@@ -138,7 +138,7 @@ def test_an_answer_whole_and_in_pieces(url: str) -> None:
 def test_marks_come_with_the_pieces_where_they_are_asked_for(url: str) -> None:
     pieces = events(url, chat("abcde", specplug={"details": True}))
     marked = [tuple(s) for p in pieces if p["choices"] for s in p.get("specplug", {}).get("segments", [])]
-    assert marked == [("a", False), ("b", True), ("c", False), ("d", True), ("e", False)]
+    assert marked == [("a", None), ("b", "suffix"), ("c", None), ("d", "suffix"), ("e", None)]
     off = events(url, chat("abc", specplug={"details": True, "mode": "off"}))
     assert not any(s[1] for p in off if p["choices"] for s in p.get("specplug", {}).get("segments", []))
 

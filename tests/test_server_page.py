@@ -52,6 +52,12 @@ def test_a_chat_with_marked_text_and_moving_figures(
     page.wait_for_selector("#send:enabled", timeout=60_000)
     said = page.locator(".message.assistant").inner_text()
     marked = page.locator(".message.assistant mark").all_inner_texts()
+    names = page.locator("#sources mark").all_inner_texts()
+    assert names == ["suffix", "token_recycling"]
+    looks = {mark.get_attribute("title"): mark.get_attribute("class") for mark in page.locator("#sources mark").all()}
+    assert looks == {"guessed by suffix": "by-0", "guessed by token_recycling": "by-1"}
+    for mark in page.locator(".message.assistant mark").all():
+        assert looks[mark.get_attribute("title")] == mark.get_attribute("class")
     assert len(said) > 200 and all(text.strip() in said for text in marked)
     expect(page.locator("#rate")).not_to_have_text("0.0")
     assert "guesses accepted" in page.locator("#last").inner_text()

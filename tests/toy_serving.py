@@ -15,8 +15,9 @@ from specplug.core import IntArray, int_array
 from specplug.counters import Counters
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile
-from specplug.server.app import Settings, make_app
+from specplug.server.app import make_app
 from specplug.server.guard import Guard, Limits
+from specplug.server.state import Settings
 
 END = 256
 
@@ -39,6 +40,7 @@ class ToyStream:
     max_draft: int
     reading: bool = True
     cached: int = 0
+    guessers: list[int] = field(default_factory=list)
     failure: SpecplugError | None = None
     decode_ms: float = 0.0
     plain_ms: float = 0.0
@@ -101,6 +103,7 @@ class ToyLoop:
             if token == END or stream.said == stream.max_tokens:
                 stream.finish = "stop" if token == END else "length"
                 break
+        stream.guessers = [0] * (len(stream.fresh) - 1)
         top = stream.sampler.sampling.logprobs
         stream.logprobs = [] if top is None else [TokenLogprobs(-0.5, [(t, -0.5)] * min(top, 1)) for t in stream.fresh]
 

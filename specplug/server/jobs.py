@@ -22,10 +22,14 @@ class Sampler(Protocol):
 
 
 class Stream(Protocol):
-    """An answer under way in an engine; `fresh` is what the last step emitted."""
+    """An answer under way in an engine; `fresh` is what the last step emitted, all but the last of it guessed.
+
+    guessers  the proposer, by index, of each guess in `fresh`
+    """
 
     reading: bool
     cached: int
+    guessers: list[int]
     failure: SpecplugError | None
     decode_ms: float
     plain_ms: float
@@ -97,6 +101,7 @@ class Job:
 
     max_draft  most guesses in a step; 0 is plain decoding
     deadline   on the scheduler's clock, in seconds; None is never
+    streamed   whether anyone waits for less than the whole answer
     cancelled  set by anyone, seen before the next step
     """
 
@@ -106,6 +111,7 @@ class Job:
     max_draft: int
     stop: tuple[str, ...] = ()
     deadline: float | None = None
+    streamed: bool = True
     cancelled: bool = False
     text: TextStream = field(init=False)
     stream: Stream | None = None

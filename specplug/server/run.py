@@ -20,9 +20,10 @@ import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 
 from specplug.errors import SpecplugError, UsageError
-from specplug.server.app import Settings, State, make_app
+from specplug.server.app import make_app
 from specplug.server.engine import Engine
 from specplug.server.guard import LOCAL_NAMES, Guard, Limits
+from specplug.server.state import Settings, State
 
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another: the engine's, above all, should not wait for requests."""

@@ -190,11 +190,12 @@ class Scheduler:
             return Delta(error=stream.failure)
         if not job.emitted:
             job.first = self.clock()
-        fresh, drafted = stream.fresh, len(stream.fresh) - 1
+        fresh, sources = stream.fresh, [*stream.guessers, None]
         segments, count = [], 0
-        for count, token in enumerate(fresh, start=1):
+        for token, source in zip(fresh, sources, strict=True):
+            count += 1
             if token not in self._end_tokens:
-                segments += job.text.feed(self._piece(token), count <= drafted)
+                segments += job.text.feed(self._piece(token), source is not None, source)
             if job.text.stopped:
                 break
         job.emitted += count

@@ -16,8 +16,8 @@ from specplug.errors import SpecplugError
 from specplug.server.jobs import Delta, Job
 from specplug.server.scheduler import Scheduler
 
-HANDOVER_S = 0.01
-"""The least between two handovers while answers are under way."""
+HELD_S = 0.02
+"""The longest that a piece of a stream is held for those of further steps to go with it."""
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class Worker:
             if self._stopping:
                 self.scheduler.drop_all()
                 return
+            began = monotonic()
             try:
                 deltas = self.scheduler.step()
             except Exception as error:  # a bug of ours: those under way are told, the server lives on
@@ -101,7 +102,9 @@ class Worker:
             self._seen(deltas)
             held += deltas
             now = monotonic()
-            if held and (now >= handed_over + HANDOVER_S or not self.scheduler.work or any(map(_is_last, deltas))):
+            late = now + (now - began) > handed_over + HELD_S  # after another step
+            due = late and any(job.streamed for job, _ in held)
+            if held and (due or not self.scheduler.work or any(map(_is_last, deltas))):
                 self._loop.call_soon_threadsafe(self._deliver, held)
                 held, handed_over = [], now
 

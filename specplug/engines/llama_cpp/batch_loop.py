@@ -8,7 +8,7 @@ round alike (q8_0 and q4_0 weights with a bf16 cache). `loop.py` is the loop for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 import numpy as np
@@ -41,6 +41,7 @@ class Stream:
     running    what the last step emitted, and whether it was the last
     max_draft  most guesses in a step
     cached     tokens of the prompt that were in the cache already
+    guessers   the proposer, by index, of each guess that came true in the last step
     failure    why it ends without having finished
     decode_ms  of the steps without pieces of prompts; what they would have taken for the same tokens in plain decoding,
                by the cost curve, is in `plain_ms`
@@ -52,6 +53,7 @@ class Stream:
     cached: int
     began_ns: int
     reading: bool = True
+    guessers: list[int] = field(default_factory=list)
     failure: SpecplugError | None = None
     decode_ms: float = 0.0
     plain_ms: float = 0.0
@@ -147,10 +149,12 @@ class BatchLoop:
         """
         began = perf_counter_ns()
         drafts = self._plan(running)
-        room = self.context.num_batch - len(running) - sum(map(len, drafts))
-        pieces = self._pieces(reading, min(room, self.pace.rows(len(running))) if running else room)
-        rows = len(running) + sum(map(len, drafts)) + sum(length for _, length in pieces)
-        self.cells.make_room(rows, self._free)
+        # Rows of trees come first, all with logits, then the last row of each prompt that ends here.
+        tree_rows = len(running) + sum(map(len, drafts))
+        room = self.context.num_batch - tree_rows
+        pieces = self._pieces(reading, min(room, self.pace.rows(len(running), tree_rows)) if running else room)
+        piece_rows = sum(length for _, length in pieces)
+        self.cells.make_room(tree_rows + piece_rows, self._free)
         self.context.clear_batch()
         leaf_ids = iter(self._leaf_ids)
         trees = [
@@ -160,8 +164,6 @@ class BatchLoop:
         added = [self._add(stream, length) for stream, length in pieces]
         drafted = perf_counter_ns()
         self.context.decode()
-        # Rows of trees come first, all with logits, then the last row of each prompt that ends here.
-        tree_rows = sum(len(draft) + 1 for draft in drafts)
         logits = self.context.logits(tree_rows + sum(piece.last for piece in added))
         decoded = perf_counter_ns()
         for stream, tree in zip(running, trees, strict=True):
@@ -171,7 +173,8 @@ class BatchLoop:
         self._learn(running, trees, logits[:tree_rows], None if added else (decoded - drafted) / 1e6)
         self._follow(added, logits, tree_rows)
         ended = perf_counter_ns()
-        self.pace.observe(len(running), rows - tree_rows, (ended - began) / 1e6)
+        if running:
+            self.pace.observe(len(running), tree_rows, piece_rows, (ended - began) / 1e6)
         if running and not added:
             self._compare(running, (ended - began) / 1e6)
         for stream, tree in zip(running, trees, strict=True):
@@ -247,11 +250,13 @@ class BatchLoop:
             stream.failure = error
         owners = self.speculator.fusion.bucket_source
         draft, accepted = tree.draft, tree.accepted
+        stream.guessers = []
         if not len(draft):
             return
         sources, places = owners[draft.buckets], np.minimum(draft.depths(), PLACES) - 1
         np.add.at(self.guessed, (sources, places), 1)
         np.add.at(self.accepted, (sources[accepted], places[accepted]), 1)
+        stream.guessers = sources[accepted].tolist()
 
     def _keep(self, running: Sequence[Stream], trees: Sequence[Tree], pieces: Sequence[Piece]) -> None:
         """The cache keeps roots, accepted nodes and prompts; cells before the last one kept stay taken."""

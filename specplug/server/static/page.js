@@ -3,7 +3,8 @@
 
 const by = (id) => document.getElementById(id);
 const talk = by("talk"), say = by("say"), send = by("send"), stop = by("stop");
-const STATS_MS = 500, PLACES_SHOWN = 4;
+const STATS_MS = 500, PLACES_SHOWN = 4, LOOKS = 4;
+let proposers = [];
 let messages = [];
 let running = null;
 
@@ -66,11 +67,9 @@ async function ask() {
     for await (const event of events(answer.body)) {
       if (event.error) throw new Error(event.error.message);
       if (event.choices.length === 0) showLast(event.specplug);
-      else for (const [part, guessed] of event.specplug?.segments ?? []) {
+      else for (const [part, guesser] of event.specplug?.segments ?? []) {
         said += part;
-        const piece = guessed ? document.createElement("mark") : document.createTextNode("");
-        piece.textContent = part;
-        line.append(piece);
+        line.append(guesser ? marked(part, guesser) : part);
       }
       talk.scrollTop = talk.scrollHeight;
     }
@@ -81,6 +80,14 @@ async function ask() {
   running = null;
   send.disabled = false; stop.disabled = true;
   say.focus();
+}
+
+function marked(text, guesser) {
+  const made = document.createElement("mark");
+  made.className = `by-${Math.max(proposers.indexOf(guesser), 0) % LOOKS}`;
+  made.title = `guessed by ${guesser}`;
+  made.textContent = text;
+  return made;
 }
 
 async function* events(body) {
@@ -120,15 +127,24 @@ function cell(row, kind, text) {
 
 function share(accepted, guessed) { return guessed ? `${Math.round(100 * accepted / guessed)}%` : "–"; }
 
-function showProposers(proposers) {
-  const drafting = proposers.filter((one) => one.method !== "none");
+function showLegend(names) {
+  if (names.join() === proposers.join()) return;
+  proposers = names;
+  by("sources").replaceChildren(...names.flatMap((name, place) => (place ? [", ", marked(name, name)] : [marked(name, name)])));
+}
+
+function showProposers(counted) {
+  const drafting = counted.filter((one) => one.method !== "none");
+  showLegend(counted.map((one) => one.method));
   const head = document.createElement("tr");
   for (const name of ["Proposer", "All"]) cell(head, "th", name).scope = "col";
   for (let place = 1; place <= PLACES_SHOWN; place += 1) cell(head, "th", String(place)).scope = "col";
   by("acceptance").tHead.replaceChildren(head);
   const rows = drafting.map((one) => {
     const row = document.createElement("tr");
-    cell(row, "th", one.method).scope = "row";
+    const name = cell(row, "th", "");
+    name.scope = "row";
+    name.append(marked(one.method, one.method));
     const guessed = one.guessed.reduce((a, b) => a + b, 0), accepted = one.accepted.reduce((a, b) => a + b, 0);
     const all = cell(row, "td", `${share(accepted, guessed)} `);
     const bar = document.createElement("meter");
