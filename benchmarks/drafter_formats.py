@@ -5,7 +5,7 @@
 DRAFTER is what `specplug build vocab-trim` made of MODEL without `--quantize`. A format is BODY/HEAD, of the layers and
 of the head; `plain:` before it leaves out the scaling of blocks by least squares. Right: the share of guesses, each
 after MODEL's own greedy text, that are its next token; tokens a pass: with drafts of 4. Times are of one row, with
-`--threads`, with flash attention, and with one thread: medians of rounds in which every format has its turn.
+`--threads`, with flash attention, and with one thread: medians of rounds in which MODEL and all formats take turns.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.forced import ROWS, forced_logits
+from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.profile import Runtime, load
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
@@ -84,13 +85,18 @@ def main() -> None:
                 drafting[name, way] = ModelDrafter(
                     stack.enter_context(context), None, slots=1, max_tokens=CELLS, max_draft=1, branches=1
                 )
+        target = stack.enter_context(open_model(models.resolve(args.model)))
+        timer = PassTimer(stack.enter_context(open_context(target, runtime, cells=CELLS, num_ids=1, max_rows=1)))
         times: dict[tuple[str, str], list[float]] = {key: [] for key in drafting}
+        target_ms: list[float] = []
         for _ in range(ROUNDS):
+            target_ms.append(timer.time(1))
             for key, drafter in drafting.items():
                 drafter.warm_up(STEPS)
                 times[key].append(drafter.guess_ms)
     places = sum(len(line) for line in right[args.formats[0]])
     print(f"{hardware.fingerprint()}, {args.model}, {len(ids)} rows, {places} guesses; ms with {', '.join(ways)}")
+    print(f"{'the target itself':18s} {'':35s} {median(target_ms):5.2f}")
     for name in args.formats:
         line = right[name]
         ms = "  ".join(f"{median(times[name, way]):5.2f}" for way in ways)
