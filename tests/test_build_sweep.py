@@ -147,13 +147,15 @@ def test_one_way_to_say_how_many_rows(asked: dict[str, object]) -> None:
 )
 def test_sizes_that_cannot_be_are_refused(asked: Selection, what: str) -> None:
     with pytest.raises(UsageError, match=what):
-        asked.rows(np.ones(1000, dtype=np.int64), always())
+        asked.rows(np.ones(1000, dtype=np.int64), always(), np.ones(1000, dtype=np.int64))
 
 
 def test_the_rows_asked_for() -> None:
     counts = np.zeros(1000, dtype=np.int64)
     counts[100:200] = 1  # a hundred tokens, one each
-    assert Selection(size=64).rows(counts, always()) == 64
-    assert Selection(size=65).rows(counts, always()) == 96  # whole groups of 32
-    assert Selection(coverage=0.5).rows(counts, always()) == 96  # 40 that are always kept, 50 of the hundred: 90
-    assert Selection(auto=True).rows(counts, always()) is None
+    assert Selection(size=64).rows(counts, always(), counts) == 64
+    assert Selection(size=65).rows(counts, always(), counts) == 96  # whole groups of 32
+    assert (
+        Selection(coverage=0.5).rows(counts, always(), counts) == 96
+    )  # 40 that are always kept, 50 of the hundred: 90
+    assert Selection(auto=True).rows(counts, always(), counts) is None

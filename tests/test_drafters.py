@@ -111,10 +111,11 @@ def assert_same_answers(model: Model, profile: Profile, how: Sampling, *, slots:
     assert sum(answer.counters.accepted_tokens for answer in answers) > 20
 
 
-@pytest.mark.parametrize("name", ["greedy", "sampled"])
-def test_streams_of_a_server_are_what_each_is_alone(name: str, q8_0: Model, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "coupled"), [("greedy", False), ("sampled", False), ("sampled", True)])
+def test_streams_of_a_server_are_what_each_is_alone(name: str, coupled: bool, q8_0: Model, folder: Path) -> None:
     """The server's loop keeps cells in order, so that here, too, nothing differs in the last bit."""
     profile = trimmed(folder, always(12), max_draft=4)
+    profile = replace(profile, runtime=replace(RUNTIME, coupled=coupled))
     requests = [Request(prompt, 40, SETTINGS[name]) for prompt in chats(q8_0)]
     with LlamaCpp(q8_0, plain(profile)) as base:
         expected = [base.generate(request).tokens for request in requests]
@@ -139,13 +140,12 @@ def test_coupled_guesses_of_a_self_drafter_are_right_as_far_as_its_rows_reach(
     how = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=1, logprobs=1)
     profile = trimmed(folder, always(4), max_draft=4)
     profile = replace(profile, runtime=replace(RUNTIME, coupled=True))
-    accepted = steps = 0
+    steps = 0
     inside: list[bool] = []
     likeliest: list[bool] = []
     with LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
         for prompt in chats(q8_0):
             answer = engine.generate(Request(prompt, 60, how))
-            accepted += answer.counters.accepted_tokens
             steps += answer.counters.steps
             inside += [token in kept for token in answer.tokens]
             likeliest += [
@@ -339,13 +339,31 @@ def test_a_price_that_was_too_high_is_found_out(q8_0: Model, folder: Path) -> No
         drafter.begin(0, chats(q8_0)[0])
         drafter.pays = lambda chain, rate: drafter.guess_ms < 1000
         expected = drafter.propose(0, 4).tokens.tolist()
-        drafter.guess_ms = 5000.0
-        asked = 0
+        drafter.guess_ms = 1500.0
+        prices = []
         while not len(drafter.propose(0, 4)):
-            asked += 1
-            assert asked <= REFUSED
-        assert asked == REFUSED and drafter.guess_ms < 1000
+            prices.append(drafter.guess_ms)
+            assert len(prices) <= 2 * REFUSED
+        assert prices == [1500.0] * (REFUSED - 1) + [1125.0] * REFUSED + [843.75], (
+            "a quarter less, whatever one pass says"
+        )
         assert drafter.propose(0, 4).tokens.tolist() == expected
+
+
+def test_looking_at_the_price_reads_nothing(q8_0: Model, folder: Path) -> None:
+    with opened(q8_0, folder) as drafter:
+        drafter.begin(0, chats(q8_0)[0])
+        drafter.pays = lambda chain, rate: False
+        drafter.guess_ms = 0.001
+        for _ in range(REFUSED):
+            assert len(drafter.propose(0, 4)) == 0
+        assert drafter.guess_ms == 0.001, "a pass that takes longer is no news"
+        assert drafter.shared_held[0] == []
+        drafter.pays = None
+        expected = drafter.propose(0, 4).tokens.tolist()
+    with opened(q8_0, folder) as other:
+        other.begin(0, chats(q8_0)[0])
+        assert other.propose(0, 4).tokens.tolist() == expected
 
 
 def test_the_contract_of_a_proposer(q8_0: Model, folder: Path) -> None:

@@ -108,3 +108,31 @@ def test_through_llama_cpps_chain(how: Sampling, expected: npt.NDArray[np.float6
         drawn.append(index_of[sampler.pick_from(values)])
         sampler.close()
     assert_drawn_from(expected, drawn)
+
+
+@pytest.mark.llama
+def test_asking_again_gives_the_same_token_until_one_is_picked(q8_0: Any) -> None:
+    """`pick_from` advances nothing; `pick` goes on to the next place."""
+    from specplug.engines.llama_cpp.sampling import Sampler
+
+    values = np.zeros((1, q8_0.num_tokens), dtype=np.float32)
+    how = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=4)
+    ids = np.arange(q8_0.num_tokens, dtype=np.int32)
+    sampler = Sampler(q8_0, how, coupled=True)
+    for place in range(4):
+        expected = int(GumbelNoise(4).at(place, ids).argmax())
+        assert sampler.pick_from(values[0]) == sampler.pick_from(values[0]) == expected
+        assert sampler.pick(None, values, 0) == expected  # type: ignore[arg-type]
+    sampler.close()
+
+
+@pytest.mark.llama
+def test_a_temperature_that_leaves_no_number_is_an_error(q8_0: Any) -> None:
+    from specplug.engines.llama_cpp.sampling import Sampler
+    from specplug.errors import SpecplugError
+
+    values = np.full(q8_0.num_tokens, 50.0, dtype=np.float32)
+    sampler = Sampler(q8_0, Sampling(temperature=1e-38, seed=4), coupled=True)
+    with pytest.raises(SpecplugError, match="use a higher one"):
+        sampler.pick_from(values)
+    sampler.close()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from specplug.core import IntArray
 from specplug.errors import UsageError
-from specplug.transforms.kept_ids import Weights, by_coverage, by_size
+from specplug.transforms.kept_ids import Counts, Weights, by_coverage, by_size
 
 SIZES = (4096, 8192, 16384, 32768, 65536, 131072)
 """Rows that are looked at, as far as the vocabulary has as many; the whole head always is."""
@@ -100,12 +100,12 @@ class Selection:
         if sum(asked) != 1:
             raise UsageError("how many rows to keep: use one of --size, --coverage and --auto")
 
-    def rows(self, weights: Weights, always: IntArray) -> int | None:
+    def rows(self, weights: Weights, always: IntArray, counts: Counts) -> int | None:
         """The rows asked for, as they will come out; None where measuring chooses. UsageError for what cannot be."""
         if self.size is not None:
             return len(by_size(weights, always, self.size))
         if self.coverage is not None:
-            return len(by_coverage(weights, always, self.coverage))
+            return len(by_coverage(weights, always, self.coverage, counts))
         return None
 
 

@@ -136,11 +136,12 @@ def build(
             raise UsageError(f"{flag}: {why_not}; use --size or --coverage")
         vocabulary, guessable = source.vocabulary(), source.guessable()
         always = np.flatnonzero(np.isin(guessable, vocabulary.always_kept())).astype(np.int32)  # places in `guessable`
-        request.selection.rows(np.ones(len(guessable), dtype=np.int64), always)  # what cannot be, before the work
+        even = np.ones(len(guessable), dtype=np.int64)
+        request.selection.rows(even, always, even)  # what cannot be, before the work
         workplace = _workplace(stack, request.out)
         counted = _counted(request, source, material, len(vocabulary.pieces), say, progress)
         weights = counted.weights[guessable]
-        wanted = request.selection.rows(weights, always)
+        wanted = request.selection.rows(weights, always, counted.frequencies.chosen_by[guessable])
         rows = sweep.sizes(len(guessable), len(always), wanted)
         nested = [guessable[places] for places in sweep.kept(weights, always, rows)]
         table, costs = _table(request, source, counted, nested, workplace, progress)

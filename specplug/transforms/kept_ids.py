@@ -57,14 +57,14 @@ def by_size(weights: Weights, always: IntArray, size: int) -> IntArray:
     return np.sort(_ranked(weights, always)[:size]).astype(np.int32)
 
 
-def by_coverage(weights: Weights, always: IntArray, share: float) -> IntArray:
-    """As `by_size`, with the fewest rows that hold this share of all weight (0 < share <= 1)."""
+def by_coverage(weights: Weights, always: IntArray, share: float, counts: Counts) -> IntArray:
+    """As `by_size`, with the fewest rows that hold this share of everything counted (0 < share <= 1)."""
     if not 0 < share <= 1:
         raise UsageError(f"coverage {share}: use a share above 0, up to 1")
-    if not weights.any():
+    if not counts.any():
         raise UsageError("nothing was counted; calibrate on more text")
     ranked = _ranked(weights, always)
-    held = np.cumsum(weights[ranked]) / weights.sum()
+    held = np.cumsum(counts[ranked]) / counts.sum()
     size = max(int(np.searchsorted(held, share - 1e-12)) + 1, len(always))
     return by_size(weights, always, min(size, len(weights)))
 

@@ -39,7 +39,7 @@ class GumbelNoise:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
         x ^= x >> np.uint64(31)
-        uniform = ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        uniform = ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # never 0 nor 1
         noise: npt.NDArray[np.float64] = -np.log(-np.log(uniform))
         return noise
 

@@ -39,6 +39,7 @@ class Sampler:
         coupled  above temperature 0 the last draw is by GumbelNoise, and not by llama.cpp's own random numbers
         """
         self.sampling = sampling
+        self._constrained = sampling.grammar is not None or sampling.json_schema is not None
         self._noise: GumbelNoise | None = None
         if coupled and sampling.temperature > 0:
             self._noise = GumbelNoise(secrets.randbits(32) if sampling.seed is None else sampling.seed)
@@ -47,18 +48,17 @@ class Sampler:
         _check(sampling, model.num_tokens)
         if sampling.is_argmax:
             return
-        constrained = sampling.grammar is not None or sampling.json_schema is not None
         try:
             shaping = self._open_chain()
             for part in _shaping(model, sampling):
                 ll.llama_sampler_chain_add(shaping, part)
-            choosing = self._open_chain() if constrained else shaping
+            choosing = self._open_chain() if self._constrained else shaping
             for part in _choosing(sampling, draws=self._noise is None):
                 ll.llama_sampler_chain_add(choosing, part)
         except UsageError:
             self.close()
             raise
-        if constrained or self._noise is not None:
+        if self._constrained or self._noise is not None:
             self._data = np.zeros(model.num_tokens, dtype=_TOKEN_DATA)
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class Sampler:
             return int(logits[row].argmax())
         if self._data is None:
             return int(ll.llama_sampler_sample(self._chains[0], context.handle, row - len(logits)))
-        token = _possible(_choose(self._chains, self._data, logits[row], noise=self._noise))
+        token = self._possible(_choose(self._chains, self._data, logits[row], noise=self._noise))
         for chain in self._chains:
             ll.llama_sampler_accept(chain, token)
         return token
@@ -87,7 +87,8 @@ class Sampler:
         twins = [ll.llama_sampler_clone(chain) for chain in self._chains]
         try:
             noise = copy(self._noise)
-            return _possible(_choose(twins, np.zeros(len(values), dtype=_TOKEN_DATA), values, noise=noise))
+            data = np.zeros(len(values), dtype=_TOKEN_DATA)
+            return self._possible(_choose(twins, data, values, noise=noise))
         finally:
             for twin in twins:
                 ll.llama_sampler_free(twin)
@@ -111,6 +112,13 @@ class Sampler:
         line -= np.log(np.exp(line).sum())
         best = top_ids(logits[row : row + 1], count)[0].tolist() if count else []
         return TokenLogprobs(float(line[token]), [(t, float(line[t])) for t in best])
+
+    def _possible(self, token: int | None) -> int:
+        if token is None:
+            if self._constrained:
+                raise SpecplugError("the grammar allows no further token, not even the end; mend the grammar")
+            raise SpecplugError(f"no token can be drawn at temperature {self.sampling.temperature}; use a higher one")
+        return token
 
     def _open_chain(self) -> Any:
         params = ll.llama_sampler_chain_default_params()
@@ -179,12 +187,6 @@ def _check(sampling: Sampling, num_tokens: int) -> None:
         raise UsageError("a grammar and a JSON schema were both given; use one of them")
 
 
-def _possible(token: int | None) -> int:
-    if token is None:
-        raise SpecplugError("the grammar allows no further token, not even the end; mend the grammar")
-    return token
-
-
 def _choose(
     chains: Sequence[Any],
     data: npt.NDArray[np.void],
@@ -208,7 +210,8 @@ def _choose(
             return None
     if noise is None:
         return int(array.data[array.selected].id)
-    left = np.ctypeslib.as_array(array.data, shape=(array.size,))
+    assert ctypes.addressof(array.data.contents) == data.ctypes.data, "llama.cpp's samplers work in place"
+    left = data[: array.size]
     return int(left["id"][noise.draw(left["id"], left["logit"])])
 
 

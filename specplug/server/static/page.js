@@ -135,7 +135,7 @@ function showLegend(names) {
 
 function showProposers(counted) {
   const drafting = counted.filter((one) => one.method !== "none");
-  showLegend(counted.map((one) => one.method));
+  showLegend(drafting.map((one) => one.method));
   const head = document.createElement("tr");
   for (const name of ["Proposer", "All"]) cell(head, "th", name).scope = "col";
   for (let place = 1; place <= PLACES_SHOWN; place += 1) cell(head, "th", String(place)).scope = "col";

@@ -1,13 +1,12 @@
 """The whole embedding table of a drafter whose head was trimmed.
 
 Knows rows of weights in llama.cpp's formats. Knows no context.
-Keeps: the rows asked for last, up to KEPT, since texts repeat their tokens and a row takes 0.1 ms to unpack.
+Keeps: rows that were asked for alone, up to KEPT, since texts repeat their tokens and a row takes 0.1 ms to unpack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,20 @@ class InputTable:
         self._data = table.data
         self._format = table.tensor_type
         self._scale = np.float32(scale)
-        self._row = lru_cache(KEPT)(self._unpacked)
+        self._kept: dict[int, npt.NDArray[np.float32]] = {}
 
     def rows(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
         """float32[n, width]"""
-        return self._row(int(tokens[0])) if len(tokens) == 1 else self._unpacked(tokens)
+        if len(tokens) > 1:
+            return self._unpacked(tokens)
+        token = int(tokens[0])
+        found = self._kept.get(token)
+        if found is None:
+            if len(self._kept) == KEPT:
+                self._kept.clear()
+            found = self._kept[token] = self._unpacked(tokens)
+        return found
 
-    def _unpacked(self, tokens: int | IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32[n, width], n = 1 for a single token."""
-        found: npt.NDArray[np.float32] = dequantize(self._data[np.atleast_1d(tokens)], self._format)
+    def _unpacked(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = dequantize(self._data[np.asarray(tokens)], self._format)
         return found if self._scale == 1.0 else found * self._scale

@@ -35,6 +35,9 @@ DECAY = 0.99
 REFUSED = 64
 """After so many refusals the price of a guess is looked at again: it may have been high for a while only."""
 
+CHEAPER = 0.75
+"""Such a look lowers the price to this share at most: it is one pass, with less text before it than guesses have."""
+
 LEND_FROM = 24
 """Tokens still to be read from which borrowing the target's cells costs less, where it lends them."""
 
@@ -99,18 +102,19 @@ class ModelDrafter:
 
         The lower quartile: what disturbs makes them longer, and a price too high would never be corrected.
         """
-        context = self._context
-        times = []
-        for place in range(passes):
-            context.clear_batch()
-            context.add_span([0], place, 0, wanted=True)
-            began = perf_counter_ns()
-            context.decode()
-            logits = context.logits(1)[0]
-            _share(logits, int(logits.argmax()))
-            times.append(perf_counter_ns() - began)
-        context.drop(0)
+        times = [self._pass_ns(place, 0) for place in range(passes)]
+        self._context.drop(0)
         self.guess_ms = float(np.quantile(times, 0.25)) / 1e6
+
+    def _pass_ns(self, place: int, seq: int) -> int:
+        """What a guess takes: a row of no meaning, and the choice of a token."""
+        began = perf_counter_ns()
+        self._context.clear_batch()
+        self._context.add_span([0], place, seq, wanted=True)
+        self._context.decode()
+        logits = self._context.logits(1)[0]
+        _share(logits, int(logits.argmax()))
+        return perf_counter_ns() - began
 
     def forget(self) -> None:
         """As if just opened, but for what a guess costs."""
@@ -119,6 +123,7 @@ class ModelDrafter:
             held.clear()
         self._texts.clear()
         self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
+        self._refusals = 0
 
     def close(self) -> None:
         self._context.close()
@@ -207,15 +212,12 @@ class ModelDrafter:
         return self.pays is None or self.pays(chain, self._hits / self._tested)
 
     def _look_at_price(self, seq: int) -> None:
-        """A pass for nothing, after what is held: one that is faster than the known price shows that it has fallen."""
+        """A pass for nothing, after what is held: one faster than the known price shows that it may have fallen."""
         place = len(self.shared_held[seq])
-        began = perf_counter_ns()
-        self._context.clear_batch()
-        self._context.add_span([0], place, seq, wanted=True)
-        self._context.decode()
-        self._context.logits(1)
-        self.guess_ms = min(self.guess_ms, (perf_counter_ns() - began) / 1e6)
+        ms = self._pass_ns(place, seq) / 1e6
         self._context.drop(seq, place)
+        if ms < self.guess_ms:
+            self.guess_ms = max(ms, CHEAPER * self.guess_ms)
 
     def _learn(self, guessed: Sequence[int], emitted: Sequence[int]) -> None:
         """Count the guesses that were tested: those that came true, and the first that did not."""
