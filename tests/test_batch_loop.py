@@ -163,6 +163,16 @@ def test_each_guess_that_came_true_has_its_proposer(q8_0: Model) -> None:
         assert by_source == loop.accepted.sum(axis=1).tolist() and sum(by_source) > 0
 
 
+def test_rows_skip_what_other_sequences_hold(f32: Model) -> None:
+    """Without flash attention, the choice for one sequence in these weights, each row would pay for every cell."""
+    for slots, chosen in ((2, True), (1, False)):
+        with opened(f32, slots) as engine:
+            assert engine.profile.runtime.flash_attention is chosen
+    asked = replace(SMALL, runtime=replace(SMALL.runtime, flash_attention=False))
+    with opened(f32, profile=asked) as engine:
+        assert engine.profile.runtime.flash_attention is False
+
+
 def test_exact_is_refused(q8_0: Model) -> None:
     with pytest.raises(UsageError, match="exact is for one sequence at a time"):
         opened(q8_0, profile=replace(SMALL, exact=True))

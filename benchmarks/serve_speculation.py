@@ -1,0 +1,92 @@
+"""What guessing brings to one stream of `specplug serve`, beside what it brings to the engine of `specplug bench`.
+
+python benchmarks/serve_speculation.py MODEL.gguf [--profile serve] [--limit 2] [--tokens 128] [--slots 8] [--repeats 1]
+
+The built-in workload's first turns, each answered by four, one after the other: the engine in this process, plain and
+guessing, and two servers, plain and guessing, with the same profile. Greedy; time is from the first token on, by the
+clock of whoever answers. Sources that learn over answers keep what they learned, in the engine as in the server: with
+`--repeats 2` they have seen every answer. Speedup is plain time per token over guessing time per token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+
+from serve_speed import serving
+
+from specplug import hardware, profile
+from specplug.answers import Request
+from specplug.bench.arms import plain
+from specplug.bench.workloads import limit, load_workload
+from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.model import open_model
+from specplug.models import resolve
+
+ARMS = ("engine, plain", "engine, guessing", "server, plain", "server, guessing")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--profile", default="serve")
+    parser.add_argument("--limit", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=1)
+    args = parser.parse_args()
+    path = resolve(args.model)
+    chosen = profile.load(args.profile)
+    prompts = limit(load_workload("builtin"), args.limit) * args.repeats
+    milliseconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    tokens: dict[str, list[int]] = {arm: [] for arm in ARMS}
+    lengths: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    with TemporaryDirectory() as folder, ExitStack() as opened:
+        model = opened.enter_context(open_model(path))
+        engines, ports = {}, {}
+        for kind, used in (("plain", plain(chosen)), ("guessing", chosen)):
+            engines[f"engine, {kind}"] = opened.enter_context(LlamaCpp(model, used))
+            written = Path(folder) / f"{kind}.yaml"
+            profile.save(replace(used, name=kind), written)
+            command = ["specplug_cli.main", "serve", str(path), "--profile", str(written), "--slots", str(args.slots)]
+            ports[f"server, {kind}"], _ = opened.enter_context(serving(command))
+        for number, prompt in enumerate(prompts):
+            for arm in ARMS if number % 2 else reversed(ARMS):
+                if arm in engines:
+                    asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
+                    answer = engines[arm].generate(Request(asked, args.tokens))
+                    count, ms = len(answer.tokens), 1000 * answer.decode_seconds
+                    length = answer.counters.emitted_tokens / max(1, answer.counters.steps)
+                else:
+                    count, ms, length = served(ports[arm], prompt.turns[0], args.tokens)
+                milliseconds[arm].append(ms / max(1, count - 1))
+                tokens[arm].append(count)
+                lengths[arm].append(length)
+    print(f"{hardware.fingerprint()}, {path.name}, profile {chosen.name}, {args.slots} slots")
+    for arm in ARMS:
+        base = milliseconds[arm.split(",")[0] + ", plain"]
+        print(
+            f"{arm:18s} {len(prompts)} answers, {sum(tokens[arm])} tokens, {mean(milliseconds[arm]):6.2f} ms each, "
+            f"{mean(lengths[arm]):.2f} per step, speedup {sum(base) / sum(milliseconds[arm]):.3f}"
+        )
+
+
+def served(port: int, text: str, tokens: int) -> tuple[int, float, float]:
+    """Tokens, milliseconds after the first one, tokens per step."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": tokens}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+    found = json.load(connection.getresponse())
+    connection.close()
+    figures = found["specplug"]
+    return found["usage"]["completion_tokens"], figures["decode_ms"], figures["mean_acceptance_length"]
+
+
+if __name__ == "__main__":
+    main()
