@@ -17,7 +17,7 @@ from specplug.server.jobs import Delta, Job
 from specplug.server.scheduler import Scheduler
 
 HELD_S = 0.02
-"""The longest that a piece of a stream is held for those of further steps to go with it."""
+"""How long a piece of a stream is held for those of further steps to go with it, if these take as long as the last."""
 
 log = logging.getLogger(__name__)
 
