@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from specplug import drafters, hardware, models
-from specplug.answers import Request
+from specplug.answers import GREEDY, Request, Sampling
 from specplug.bench.workloads import BUILTIN, limit, load_workload
 from specplug.build.sweep import GAMMA, Hits, emitted_per_pass
 from specplug.core import IntArray
@@ -104,13 +104,15 @@ def main() -> None:
         print(f"{name:18s} {share:.3f} right  {emitted_per_pass(line, GAMMA):.2f} tokens/pass  {ms}")
 
 
-def answered(path: Path, workload: str, prompts: int, tokens: int) -> tuple[list[tuple[IntArray, list[int]]], Runtime]:
-    """The model's greedy answers with their prompts, and how the engine ran."""
+def answered(
+    path: Path, workload: str, prompts: int, tokens: int, sampling: Sampling = GREEDY
+) -> tuple[list[tuple[IntArray, list[int]]], Runtime]:
+    """The model's answers with their prompts, and how the engine ran."""
     with open_model(path) as model, LlamaCpp(model, load("none")) as engine:
         texts = []
         for prompt in limit(load_workload(workload, category="all"), prompts):
             asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
-            answer = engine.generate(Request(asked, tokens)).tokens
+            answer = engine.generate(Request(asked, tokens, sampling)).tokens
             if len(answer) > 1:
                 texts.append((asked, answer))
         return texts, engine.profile.runtime

@@ -17,20 +17,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from drafter_formats import answered
 
 from specplug import drafters, models
-from specplug.answers import Request, Sampling
-from specplug.bench.workloads import BUILTIN, limit, load_workload
+from specplug.answers import Sampling
+from specplug.bench.workloads import BUILTIN
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
-from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.forced import ROWS, forced_logits
 from specplug.engines.llama_cpp.model import open_model
-from specplug.profile import load
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
 
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -78,18 +76,12 @@ def main() -> None:
     args = parser.parse_args()
     path, folder = models.resolve(args.model), drafters.resolve(args.drafter)
     manifest, kept = drafters.read(folder)
-    prompts = limit(load_workload(args.workload, category="all"), args.limit)
     table = InputTable(folder / EMBEDDINGS, manifest.input_scale)
     for temperature in args.temperature:
         sampling = Sampling(temperature=temperature, seed=0)
         found: list[tuple[float, float, float, float]] = []
-        with open_model(path) as model, open_model(Path(folder) / MODEL) as small:
-            with LlamaCpp(model, load("none")) as engine:
-                runtime = engine.profile.runtime
-                texts = []
-                for prompt in prompts:
-                    tokens = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
-                    texts.append((tokens, engine.generate(Request(tokens, args.max_tokens, sampling)).tokens))
+        texts, runtime = answered(path, args.workload, args.limit, args.max_tokens, sampling)
+        with open_model(path) as model, open_model(folder / MODEL) as small:
             cells = -(-max(len(tokens) + len(answer) for tokens, answer in texts) // 256) * 256 + 256
             with (
                 open_context(model, runtime, cells=cells, num_ids=1, max_rows=ROWS) as one,

@@ -5,7 +5,8 @@ python benchmarks/serve_speculation.py MODEL.gguf [--profile serve] [--limit 2] 
 The built-in workload's first turns, each answered by four, one after the other: the engine in this process, plain and
 guessing, and two servers, plain and guessing, with the same profile. Greedy; time is from the first token on, by the
 clock of whoever answers. Sources that learn over answers keep what they learned, in the engine as in the server: with
-`--repeats 2` they have seen every answer. Speedup is plain time per token over guessing time per token.
+`--repeats 2` they have seen every answer. Speedup is tokens per second over those of plain decoding in the same engine
+or server, with a 95% interval over prompts.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from serve_speed import serving
 from specplug import hardware, profile
 from specplug.answers import Request
 from specplug.bench.arms import plain
+from specplug.bench.statistics import paired_ratio
 from specplug.bench.workloads import limit, load_workload
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
 from specplug.models import resolve
+from specplug.tune.document import interval_text
 
 ARMS = ("engine, plain", "engine, guessing", "server, plain", "server, guessing")
 
@@ -44,8 +47,8 @@ def main() -> None:
     path = resolve(args.model)
     chosen = profile.load(args.profile)
     prompts = limit(load_workload("builtin"), args.limit) * args.repeats
-    milliseconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    tokens: dict[str, list[int]] = {arm: [] for arm in ARMS}
+    tokens: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     lengths: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with TemporaryDirectory() as folder, ExitStack() as opened:
         model = opened.enter_context(open_model(path))
@@ -61,31 +64,36 @@ def main() -> None:
                 if arm in engines:
                     asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
                     answer = engines[arm].generate(Request(asked, args.tokens))
-                    count, ms = len(answer.tokens), 1000 * answer.decode_seconds
-                    length = answer.counters.emitted_tokens / max(1, answer.counters.steps)
+                    count, took, length = (
+                        len(answer.tokens),
+                        answer.decode_seconds,
+                        answer.counters.mean_acceptance_length,
+                    )
                 else:
-                    count, ms, length = served(ports[arm], prompt.turns[0], args.tokens)
-                milliseconds[arm].append(ms / max(1, count - 1))
-                tokens[arm].append(count)
+                    count, took, length = served(ports[arm], prompt.turns[0], args.tokens)
+                tokens[arm].append(count - 1)  # the first came with the prompt
+                seconds[arm].append(took)
                 lengths[arm].append(length)
     print(f"{hardware.fingerprint()}, {path.name}, profile {chosen.name}, {args.slots} slots")
     for arm in ARMS:
-        base = milliseconds[arm.split(",")[0] + ", plain"]
+        base = arm.split(",")[0] + ", plain"
+        speedup = paired_ratio(tokens[arm], seconds[arm], tokens[base], seconds[base])
         print(
-            f"{arm:18s} {len(prompts)} answers, {sum(tokens[arm])} tokens, {mean(milliseconds[arm]):6.2f} ms each, "
-            f"{mean(lengths[arm]):.2f} per step, speedup {sum(base) / sum(milliseconds[arm]):.3f}"
+            f"{arm:18s} {len(prompts)} answers, {sum(tokens[arm]):.0f} tokens, "
+            f"{1000 * sum(seconds[arm]) / sum(tokens[arm]):6.2f} ms each, {mean(lengths[arm]):.2f} per step, "
+            f"speedup {interval_text(speedup.as_mapping())}"
         )
 
 
 def served(port: int, text: str, tokens: int) -> tuple[int, float, float]:
-    """Tokens, milliseconds after the first one, tokens per step."""
+    """Tokens, seconds after the first one, tokens per step."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": tokens}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     found = json.load(connection.getresponse())
     connection.close()
     figures = found["specplug"]
-    return found["usage"]["completion_tokens"], figures["decode_ms"], figures["mean_acceptance_length"]
+    return found["usage"]["completion_tokens"], figures["decode_ms"] / 1000, figures["mean_acceptance_length"]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def bench(
     if limit is not None:
         prompts = workloads.limit(prompts, limit)
     for level in levels:
-        check(request.profiles, peers, level)
+        check(request.profiles, peers, level, request.temperature)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"{out}: its folder does not exist; create it first")
     if out is not None and out.exists() and not out.is_file():

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -95,6 +96,14 @@ def test_what_is_lost_is_said(target: str) -> None:
     assert export(made("token_recycling"), target, "m").lost == ["token_recycling has no counterpart and is dropped"]
     lines = str(found).splitlines()
     assert lines[:-1] == [f"# {line}" for line in found.lost] and shlex.split(lines[-1]) == found.argv
+
+
+@pytest.mark.parametrize("target", ["llama-server", "vllm"])
+def test_coupled_sampling_is_lost(target: str) -> None:
+    profile = replace(made("suffix"), runtime=Runtime(coupled=True))
+    line = "coupled sampling is specplug's own: a seed gives another text there"
+    assert line in export(profile, target, "m").lost
+    assert line not in export(made("suffix"), target, "m").lost
 
 
 @pytest.mark.parametrize("target", ["llama-server", "vllm"])

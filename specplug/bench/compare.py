@@ -52,7 +52,7 @@ def compare(
 
     All run the model of the first, with its engine settings, so that only the drafts differ.
     """
-    check(profiles, peers, concurrency)
+    check(profiles, peers, concurrency, temperature)
     sampling = Sampling(temperature=temperature, seed=seed)
     if profiles[0].engine == "vllm":
         from specplug.bench.vllm_stage import vllm_stage as open_stage
@@ -94,7 +94,7 @@ def compare(
     }
 
 
-def check(profiles: Sequence[Profile], peers: Sequence[str], concurrency: int) -> None:
+def check(profiles: Sequence[Profile], peers: Sequence[str], concurrency: int, temperature: float) -> None:
     """Raises what `compare` would raise before it opens anything."""
     engines = sorted({profile.engine for profile in profiles})
     if len(engines) > 1:
@@ -115,3 +115,5 @@ def check(profiles: Sequence[Profile], peers: Sequence[str], concurrency: int) -
         raise UsageError(f"no peer is named {unknown[0]!r}; there are {', '.join(PEERS)}")
     if peers and concurrency > 1:
         raise UsageError(f"peer {peers[0]} answers one prompt at a time; use --concurrency 1")
+    if peers and temperature > 0 and profiles[0].runtime.coupled:  # the first one's settings are those of all arms
+        raise UsageError(f"profile {profiles[0].name}: no peer draws coupled; compare peers at temperature 0")

@@ -55,8 +55,6 @@ def llama_stage(
                 say(changed)
             if place and p.speculates and p.runtime != profiles[0].runtime:
                 say(f"profile {p.name}: runs with the engine settings of {profiles[0].name}, as every arm does")
-        if peers and first.runtime.coupled and sampling.temperature > 0:
-            raise UsageError(f"profile {first.name}: coupled draws are specplug's own; compare peers at temperature 0")
         drafting = [replace(p, runtime=first.runtime) for p in profiles if p.speculates]
         cost = None
         if drafting:

@@ -100,7 +100,7 @@ class ModelDrafter:
     def warm_up(self, passes: int = 16) -> None:
         """Time passes of one row on the empty context, so that the first decision knows what a guess costs.
 
-        The lower quartile: what disturbs makes them longer, and a price too high would never be corrected.
+        The lower quartile: what disturbs makes them longer, and a price too high is found out late.
         """
         times = [self._pass_ns(place, 0) for place in range(passes)]
         self._context.drop(0)
