@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 from specplug.answers import Sampling
 from specplug.core import IntArray
@@ -58,7 +57,7 @@ class BatchEngine:
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or measured, where None
         """
-        self.profile = profile = resolved(_skipping(profile) if slots > 1 else profile, model)
+        self.profile = profile = resolved(profile, model, many=slots > 1)
         if profile.exact:
             raise UsageError(
                 f"profile {profile.name}: exact is for one sequence at a time; with q8_0 or q4_0 weights and "
@@ -151,11 +150,3 @@ class BatchEngine:
 
     def text(self, tokens: Sequence[int]) -> str:
         return self.model.text(tokens)
-
-
-def _skipping(profile: Profile) -> Profile:
-    """With flash attention, which skips other sequences' cells; without it each row pays for all that anyone holds."""
-    runtime = profile.runtime
-    if runtime.flash_attention is not None or runtime.kv_type == "f32":  # which it would turn into f16 at every pass
-        return profile
-    return replace(profile, runtime=replace(runtime, flash_attention=True))

@@ -251,14 +251,16 @@ def fitting_cost_points(
     )
 
 
-def resolved(profile: Profile, model: Model) -> Profile:
+def resolved(profile: Profile, model: Model, *, many: bool = False) -> Profile:
     """The profile with the engine's own choices filled in.
 
     threads          every usable core
     flash_attention  on where passes of one row and of several round alike with it (weights of 4 and 8 bits), so that
                      verified text is plain decoding's to the last bit; off for 16 and 32 bits on the CPU, where they
-                     never do and several rows cost less without (docs/measured.md). An f32 cache it would turn into
-                     f16 at every pass; `exact` has it on always, since without it sums depend on which cells are taken
+                     never do and several rows cost less without (docs/measured.md), unless the cache is of `many`
+                     sequences: it skips others' cells, and without it each row pays for all that anyone holds. An f32
+                     cache it would turn into f16 at every pass; `exact` has it on always, since without it sums depend
+                     on which cells are taken
     """
     runtime = profile.runtime
     if profile.exact and runtime.flash_attention is False:
@@ -266,7 +268,7 @@ def resolved(profile: Profile, model: Model) -> Profile:
     attention = runtime.flash_attention
     if attention is None:
         attention = profile.exact or (
-            runtime.kv_type != "f32" and (runtime.gpu_layers != 0 or not model.is_full_precision)
+            runtime.kv_type != "f32" and (many or runtime.gpu_layers != 0 or not model.is_full_precision)
         )
     return replace(
         profile,
