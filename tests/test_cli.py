@@ -128,19 +128,28 @@ def open_once_it_is_read(pipe: Path) -> int:
     raise TimeoutError("the pipe was never opened")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe to wait on")
+def until_asleep(running: subprocess.Popen[str]) -> None:
+    """Until the kernel says that `running` waits. A signal that comes before a read begins does not interrupt it."""
+    for _ in range(6000):
+        if Path(f"/proc/{running.pid}/stat").read_text().rpartition(") ")[2].startswith("S"):
+            return
+        time.sleep(0.005)
+    raise TimeoutError("it never waited")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc to see that it waits")
 def test_ctrl_c_ends_in_130(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "waiting.yaml")
-    running = subprocess.Popen(
-        [SPECPLUG, "profiles", "show", str(tmp_path / "waiting.yaml")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    writer = open_once_it_is_read(tmp_path / "waiting.yaml")  # from here on it waits for what is never written
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=30)
-    os.close(writer)
+    command = [SPECPLUG, "profiles", "show", str(tmp_path / "waiting.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        writer = open_once_it_is_read(tmp_path / "waiting.yaml")  # from here on it waits for what is never written
+        try:
+            until_asleep(running)
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=30)
+        finally:
+            os.close(writer)
+            running.kill()
     assert (running.returncode, out) == (130, "")
     assert err.strip() == "specplug: interrupted"
 
