@@ -1,12 +1,14 @@
 """Many clients against `specplug serve`: answers that are lost or mixed up, memory, and waits beside long prompts.
 
 python benchmarks/serve_load.py MODEL.gguf [--profile serve] [--clients 16] [--requests 500] [--slots 8] [--prompts 40]
-                                [--part load|gaps|all] [--rounds 3] [--end-token ID]
+                                [--part load|gaps|behind|all] [--rounds 3] [--end-token ID]
 
 Starts the server itself. First every distinct prompt is answered alone, plainly; then `--clients` ask for them in
 random order, with random lengths, and each answer must be the beginning of the single run (or all of it). Memory is the
 server's resident set. Then, `--rounds` times, two streams run while a prompt of 2,000 tokens is read: waits between
 their pieces, against those of the seconds before it came. `--end-token ID` (2 is SmolLM2's) keeps streams from ending.
+Last, `--rounds` times, a short question comes right behind three such prompts while a stream runs: how long each waits
+for its first token.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ STREAMED = 800
 QUIET_S = 3.0
 """Before a prompt comes."""
 
+ORDER_S = 0.3
+"""Between prompts whose order matters."""
+
 KINDS = [
     "Tell me about {topic}, number {n}.",
     "Repeat this three times: {topic}, {topic}, number {n}, and {topic} again.",
@@ -47,17 +52,20 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=40)
-    parser.add_argument("--part", choices=("load", "gaps", "all"), default="all")
+    parser.add_argument("--part", choices=("load", "gaps", "behind", "all"), default="all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--end-token", type=int)
     args = parser.parse_args()
     command = ["specplug_cli.main", "serve", args.model, "--profile", args.profile, "--slots", str(args.slots)]
     with serving(command) as (port, process):
         endpoint = Endpoint(f"http://127.0.0.1:{port}")
-        if args.part != "gaps":
+        streaming = replace(endpoint, plain=True, end_token=args.end_token)
+        if args.part in ("load", "all"):
             load(endpoint, process, args)
-        if args.part != "load":
-            gaps(replace(endpoint, plain=True, end_token=args.end_token), args.rounds)
+        if args.part in ("gaps", "all"):
+            gaps(streaming, args.rounds)
+        if args.part in ("behind", "all"):
+            behind(streaming, args.rounds)
 
 
 def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Namespace) -> None:
@@ -104,7 +112,7 @@ def gaps(endpoint: Endpoint, rounds: int) -> None:
             coming = [threads.submit(running, n) for n in range(2)]
             time.sleep(QUIET_S)
             begin = time.perf_counter()
-            answer(endpoint, f"{turn} " + f"lorem ipsum dolor {turn} " * 220, 1)  # 2,012 of SmolLM2's tokens
+            answer(endpoint, long_text(turn), 1)
             end = time.perf_counter()
             lines = [one.result() for one in coming]
         read.append(end - begin)
@@ -120,6 +128,36 @@ def gaps(endpoint: Endpoint, rounds: int) -> None:
         )
     print(f"in medians of the same round's quiet: median {median(steps):.2f}, p95 {quantiles(steps, n=20)[-1]:.2f}")
     print(f"prompts read in {', '.join(f'{seconds:.1f}' for seconds in read)} s")
+
+
+def behind(endpoint: Endpoint, rounds: int) -> None:
+    """Waits for the first token of three prompts of 2,000 tokens, and of a short question that comes after them."""
+    waits: list[list[float]] = []
+    for turn in range(rounds):
+
+        def waited(text: str) -> float:
+            asked = time.perf_counter()
+            return answer(endpoint, text, 1).came[0] - asked
+
+        with ThreadPoolExecutor(5) as threads:
+            running = threads.submit(answer, endpoint, f"Count from {turn} to three thousand in words.", STREAMED)
+            time.sleep(QUIET_S)
+            coming = []
+            for text in (*(long_text(3 * turn + n) for n in range(3)), f"What is {turn} and {turn}?"):
+                coming.append(threads.submit(waited, text))
+                time.sleep(ORDER_S)
+            waits.append([one.result() for one in coming])
+            running.result()
+    *long, short = (median(seconds) for seconds in zip(*waits, strict=True))
+    print(
+        f"seconds to the first token: three prompts of 2,000 tokens {', '.join(f'{seconds:.1f}' for seconds in long)}, "
+        f"a short question behind them {short:.1f}"
+    )
+
+
+def long_text(begins: int) -> str:
+    """About 2,000 of SmolLM2's tokens (2,012 where it begins with one digit), which share no beginning with others."""
+    return f"{begins} " + f"lorem ipsum dolor {begins} " * 220
 
 
 if __name__ == "__main__":

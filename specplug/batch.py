@@ -86,9 +86,13 @@ class BatchSpeculator:
         self._began = 0
         self._room: IntArray = np.zeros(0, dtype=np.int32)
 
-    def due(self) -> bool:
-        """Count one step; whether any source should be asked in it. What follows, until `plan` ends, is its cost."""
-        self.asked = [i for i, rest in enumerate(self._rests) if self.static or rest.due()]
+    def due(self, timed: int = 0) -> bool:
+        """Count one step; whether any source should be asked in it. What follows, until `plan` ends, is its cost.
+
+        timed  sequences of the pass before, where it told what it took, as the next one then will
+        """
+        plain_due = timed > 0 and self.cost.plain_due(timed)
+        self.asked = [i for i, rest in enumerate(self._rests) if self.static or (rest.due() and not plain_due)]
         if not self.asked:
             self.wants_topk = 0
             return False

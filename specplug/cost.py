@@ -27,6 +27,19 @@ EARLY = 0.1
 OWN_DRIFT = 0.001
 """Relative step of a row count's own correction."""
 
+SELDOM = 64
+"""So many passes of several rows in a row, and a plain one is due: what it takes decides whether to draft at all, and
+no other pass tells. One in 64 costs well below 1% of what drafts gain."""
+
+SOON = 4
+"""The same after a plain pass that took another time than was thought."""
+
+SURPRISE = 0.1
+"""Which is one further off than this share."""
+
+RARE_DRIFT = 0.04
+"""A rare plain pass speaks for those since the last one: it steps by DRIFT for each, and this far at most."""
+
 FORGET = 0.0005
 """Share of the correction of further rows that a pass of one row takes back: a price that made drafts stop is tried
 again some day."""
@@ -68,6 +81,8 @@ class CostCurve:
         self._own = [1.0] * self.limit
         self._observed = 0
         self._observed_extra = 0
+        self._since_plain = 0
+        self._plain_every = SELDOM
         self._raw: dict[int, list[float]] = {}
         self._cached: dict[int, list[float]] = {}
 
@@ -82,6 +97,11 @@ class CostCurve:
             self._cached[key] = found
         return found
 
+    @property
+    def plain_due(self) -> bool:
+        """Whether the next pass had better be plain, since for long no pass told what such a one takes."""
+        return self._since_plain >= self._plain_every
+
     def observe(self, rows: int, context: int, ms: float, changed: bool = False) -> None:
         """A real pass took `ms`: move the corrections towards it. `changed`: the one before had other rows."""
         if rows > self.limit:
@@ -94,9 +114,14 @@ class CostCurve:
         now = (first * self._one + further * self._extra) * self._own[rows - 1]
         sign = (ms > now) - (ms < now)
         if further == 0.0:  # plain decoding, whatever the batch
-            self._one *= 1 + sign * DRIFT
+            seldom = self._since_plain >= SOON
+            self._one *= 1 + sign * (min(DRIFT * self._since_plain, RARE_DRIFT) if seldom else DRIFT)
+            surprised = seldom and abs(ms - now) > SURPRISE * now
+            self._plain_every = SOON if surprised else min(2 * self._plain_every, SELDOM)
+            self._since_plain = 0
             self._extra += (1.0 - self._extra) * FORGET
         else:
+            self._since_plain += 1
             self._observed_extra += 1
             self._extra *= 1 + sign * max(EXTRA_DRIFT, EARLY / self._observed_extra)
             self._one *= 1 + sign * OWN_DRIFT
@@ -139,6 +164,10 @@ class BatchCost:
                 share = (sequences - self._sizes[index]) / (self._sizes[index + 1] - self._sizes[index])
             known = self._between[sequences] = (low, high, _mixed(low, high, share))
         return known[2]
+
+    def plain_due(self, sequences: int) -> bool:
+        """Whether the next pass had better be plain, since for long no pass told what such a one takes."""
+        return self._curves[self._below(sequences)].plain_due
 
     def observe(self, sequences: int, rows: int, context: int, ms: float) -> None:
         """A real pass took `ms`: told to the curve below, as much more or less than expected."""

@@ -83,7 +83,9 @@ class Speculator:
         self._context, self._sequences = context, len(seqs)
         if self._silent:
             return [EMPTY] * len(seqs)
-        self.asked = [i for i, rest in enumerate(self._rests) if self._always or rest.due()]
+        # A pass is timed where the one before was: not while a prompt is being read beside.
+        plain_due = len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
+        self.asked = [i for i, rest in enumerate(self._rests) if self._always or (rest.due() and not plain_due)]
         if not self.asked:
             self.wants_topk = 0
             self._candidates = []

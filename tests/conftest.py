@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from hypothesis import settings
 # A busy machine is slow without being wrong; in CI every run draws the same examples.
 settings.register_profile("specplug", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("specplug")
+
+# What a shell starts in the background ignores Ctrl-C, and hands that on to the commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 BROWSERS = [found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from specplug.batch import BatchPlan, BatchSpeculator
 from specplug.chains import Chains, ChainSteps
 from specplug.core import Bucket, IntArray, Needs, int_array
-from specplug.cost import BatchCost, CostCurve
+from specplug.cost import SELDOM, BatchCost, CostCurve
 
 K = 3
 
@@ -179,6 +179,22 @@ def test_costs_between_two_batches_lie_between_their_curves() -> None:
     for _ in range(400):
         cost.observe(4, 4, 0, 10.0)
     assert float(cost.at(4, 0)[3]) > 6.0 and float(cost.at(1, 0)[3]) == 4.0
+
+
+def test_a_plain_pass_is_due_by_the_curve_of_the_batch() -> None:
+    """Passes of 12 rows for 4 sequences, then one of none that drafts; other batches are not concerned."""
+    cost = BatchCost(
+        {size: CostCurve([0], [1, *range(size, 36)], [[9.0, *map(float, range(9, 45 - size))]]) for size in (2, 4)}
+    )
+    one = BatchSpeculator([Says([1], [0.9])], ["source"], cost, k=K)
+    asked = []
+    for _ in range(SELDOM + 2):
+        asked.append(one.due(4))
+        cost.observe(4, 12 if asked[-1] else 4, 0, 17.0 if asked[-1] else 9.0)
+    assert asked == [True] * SELDOM + [False, True]
+    for _ in range(SELDOM):
+        cost.observe(4, 12, 0, 17.0)
+    assert one.due(2) and one.due() and not one.due(4)
 
 
 def test_a_price_that_stopped_drafts_is_forgotten_while_a_batch_decodes_plainly() -> None:

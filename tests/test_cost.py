@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.cost import DRIFT, EARLY, FORGET, OWN_DRIFT, REFRESH, CostCurve, oracle_speedup
+from specplug.cost import DRIFT, EARLY, FORGET, OWN_DRIFT, REFRESH, SELDOM, SOON, CostCurve, oracle_speedup
 from specplug.errors import UsageError
 
 
@@ -212,6 +212,50 @@ def test_a_price_that_nothing_confirms_is_forgotten() -> None:
     feed(curve, 1, [10.0] * round(3 / FORGET))
     assert dear > 9.5
     assert curve.at(0)[7] - curve.at(0)[0] < 8.0
+
+
+def passes_until_plain_is_due(curve: CostCurve) -> int:
+    for passes in range(1000):
+        if curve.plain_due:
+            return passes
+        curve.observe(2, 0, 12.0)
+    return 1000
+
+
+def test_a_plain_pass_is_due_when_none_was_seen_for_long() -> None:
+    """After one that took about what was thought, not again for as long; after a surprise, soon, then ever later."""
+    curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
+    assert passes_until_plain_is_due(curve) == SELDOM
+    curve.observe(1, 0, 10.5)
+    assert passes_until_plain_is_due(curve) == SELDOM
+    curve.observe(1, 0, 8.0)
+    waits = []
+    for _ in range(6):
+        waits.append(passes_until_plain_is_due(curve))
+        curve.observe(1, 0, curve.at(0)[0])
+    assert waits == [SOON, 2 * SOON, 4 * SOON, 8 * SOON, SELDOM, SELDOM]
+
+
+@pytest.mark.parametrize("true_ms", [12.0, 18.0])
+def test_plain_passes_that_change_are_found_out_while_drafts_run(true_ms: float) -> None:
+    """Thought to be 15 ms. A fifth is 6 steps of 4%, each with some 10 passes of several rows before it."""
+    curve = CostCurve([0], [1, 2, 3, 4, 5], [[15.0, 17.0, 19.0, 21.0, 23.0]])
+    plain = 0
+    for _ in range(SELDOM + 100):
+        rows = 1 if curve.plain_due else 5
+        plain += rows == 1
+        curve.observe(rows, 0, true_ms if rows == 1 else 23.0)
+    assert curve.at(0)[0] == pytest.approx(true_ms, rel=0.06)
+    assert curve.at(0)[4] == pytest.approx(23.0, rel=0.06)
+    assert plain < 20
+
+
+def test_a_pause_in_a_rare_plain_pass_moves_the_curve_little() -> None:
+    curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
+    passes_until_plain_is_due(curve)
+    curve.observe(1, 0, 1e9)
+    feed(curve, 1, [10.0] * 20 * REFRESH)
+    assert curve.at(0)[0] == pytest.approx(10.0, rel=0.02)
 
 
 def test_rows_beyond_the_curve_teach_nothing() -> None:

@@ -1,6 +1,6 @@
 """The parts of a tune that decide by numbers: budget, cost, expense, grid, choice, journal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_subject import ToyTimer
 
+from specplug.bench.arms import Result
 from specplug.bench.statistics import median_interval
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step, int_array
 from specplug.errors import UsageError
 from specplug.profile import PlannerSettings, Profile
 from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
 from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_record, parse
 from specplug.tune.choose import Pairs, candidates, separated, still_open, winners
+from specplug.tune.confirm import REST, confirm
 from specplug.tune.cost import Curve, choose_threads, measure_curve
 from specplug.tune.expense import CountedClock, Expense, Line, Priced, Timed
 from specplug.tune.settings import PLAIN, Setting, grid
+from specplug.tune.trace import Answer, Trace
 
 # -- budget -----------------------------------------------------------------------------------------------------------
 
@@ -303,6 +306,54 @@ def test_the_winner_beats_its_own_engine_at_rest() -> None:
             slow.add(f"g{i}", "chat", f"a{i}", (100, 1.1, 100, 1.3, 100, 1.0))
     assert slow.is_slower() and still_open({made("ngram"): slow}, ["chat"]) == []
     assert pairs([1.3] * 9).over_rest() is None and pairs([1.3] * 9).rest() is None
+
+
+class Says:
+    """Answers every prompt with three tokens in `seconds`."""
+
+    profile = None
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.seconds = seconds
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+        return [Result([1, 2, 3], self.seconds, None) for _ in prompts]
+
+    def reset(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("at_rest", [False, True])
+def test_what_was_measured_without_the_engine_at_rest_is_measured_again_where_it_counts(at_rest: bool) -> None:
+    setting = made("ngram")
+    empty = np.zeros((2, 0), dtype=np.int32)
+    answers = [Answer(f"a{i}", 0, "chat", int_array([i]), int_array([1, 2, 3]), empty) for i in range(2)]
+    trace = Trace({"max_tokens": 3}, tuple(answers))
+    kept: list[Mapping[str, Sequence[Sequence[float]]]] = []
+    found = confirm(
+        {PLAIN: Says("plain", 1.5), setting: Says("ngram", 1.0)},
+        trace,
+        1,
+        left=lambda: 100.0,
+        rest=Says("rest", 1.25) if at_rest else None,
+        seen=[{PLAIN.name: [[2, 9.0]], setting.name: [[2, 1.0]]}],
+        keep=kept.append,
+        rounds=1,
+        until_clear=False,
+    )
+    assert [sorted(told) for told in kept] == [sorted({PLAIN.name, setting.name} | ({REST} if at_rest else set()))] * (
+        2 if at_rest else 1
+    )
+    rest, speedup = found[setting].rest(), found[setting].speedup()
+    if at_rest:
+        assert rest is not None and rest.median == pytest.approx(1.5 / 1.25)
+        assert speedup is not None and speedup.median == pytest.approx(1.5)
+    else:
+        assert rest is None and speedup is not None and speedup.median == pytest.approx((9.0 + 1.5) / 2.0)
 
 
 def test_repeats_of_the_same_answers_are_no_larger_sample() -> None:

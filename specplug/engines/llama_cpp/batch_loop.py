@@ -23,6 +23,7 @@ from specplug.engines.llama_cpp.loop import Running, common_prefix, draw_alike, 
 from specplug.engines.llama_cpp.pace import Pace
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.tree_batch import Tree, lay_out
+from specplug.engines.llama_cpp.turns import shares
 from specplug.errors import SpecplugError
 from specplug.speculator import Speculator
 from specplug.topk import top_ids
@@ -225,15 +226,9 @@ class BatchLoop:
         self.plain_ms += plain_ms * sum(len(stream.fresh) for stream in running) / len(running)
 
     def _pieces(self, reading: Sequence[Stream], room: int) -> list[tuple[Stream, int]]:
-        """How many rows each prompt gets, the first all it can take."""
-        found = []
-        for stream in reading:
-            length = min(room, len(stream.prompt) - stream.running.position)
-            if length <= 0:
-                break
-            found.append((stream, length))
-            room -= length
-        return found
+        """The prompts that get rows, and how many."""
+        left = [len(stream.prompt) - stream.running.position for stream in reading]
+        return [(stream, rows) for stream, rows in zip(reading, shares(left, room), strict=True) if rows]
 
     def _add(self, stream: Stream, length: int) -> Piece:
         at, first = stream.running.position, self.context.rows

@@ -89,11 +89,11 @@ class Drafting:
         """Guesses by row, at most k each; often none."""
         began = self._clock()
         n = len(done.sampled)
-        self._see_pass(done, n, began)
+        timed = self._see_pass(done, n, began)
         for request_id in self.requests.finished(done.live):
             self._end(request_id)
         drafts: list[list[int]] = [[] for _ in range(n)]
-        if self.speculator.due():
+        if self.speculator.due(n if timed else 0):
             self._draft(done, n, drafts)
         self._ids = list(done.request_ids)
         self._returned = self._clock()
@@ -102,15 +102,19 @@ class Drafting:
 
     # -- what the pass cost ---------------------------------------------------------------------------------------
 
-    def _see_pass(self, done: Pass, n: int, now: int) -> None:
-        """A pass counts where it only decoded, for the requests of the pass before: nothing else was waited for."""
+    def _see_pass(self, done: Pass, n: int, now: int) -> bool:
+        """Whether a pass tells what it took: one that only decoded, for the requests of the pass before, so that
+        nothing else was waited for."""
         rows = n + (sum(done.num_drafts) if done.num_drafts is not None else 0)
-        if done.num_read == rows:
-            self.counts.steps += 1
-            self.counts.rows += rows
-            if self._adaptive and self._ids == done.request_ids:
-                ms = (now - self._returned) / 1e6
-                self.cost.observe(n, rows, self._context, ms)
+        if done.num_read != rows:
+            return False
+        self.counts.steps += 1
+        self.counts.rows += rows
+        if self._ids != done.request_ids:
+            return False
+        if self._adaptive:
+            self.cost.observe(n, rows, self._context, (now - self._returned) / 1e6)
+        return True
 
     # -- drafting --------------------------------------------------------------------------------------------------
 

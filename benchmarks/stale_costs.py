@@ -1,0 +1,86 @@
+"""What believing a wrong price of plain decoding costs, and how much of that plain passes now and then win back.
+
+python benchmarks/stale_costs.py MODEL.gguf --profile gemma3-vocabtrim-self [--believed 1.2] [--workload W.jsonl]
+
+Four engines with one profile take turns, prompt by prompt: plain decoding; the measured costs; costs in which a pass of
+one row takes `--believed` times what it does, as when the machine's memory has become faster since; and the same with
+no plain pass asked for. Speedup is tokens per second after the prompt over plain decoding's, with a 95% interval over
+prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from dataclasses import replace
+
+from specplug import hardware, profile
+from specplug.answers import Request
+from specplug.bench.arms import plain
+from specplug.bench.statistics import paired_ratio
+from specplug.bench.workloads import BUILTIN, limit, load_workload
+from specplug.cost import CostCurve
+from specplug.engines.llama_cpp.engine import LlamaCpp, fitting_cost_points, resolved
+from specplug.engines.llama_cpp.model import open_model
+from specplug.models import resolve
+from specplug.profile import CostPoints
+from specplug.tune.document import interval_text
+
+
+class NeverLooks(CostCurve):
+    """Follows passes as they come, and asks for none."""
+
+    plain_due = False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--believed", type=float, default=1.2)
+    parser.add_argument("--workload", default=BUILTIN)
+    parser.add_argument("--limit", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=128)
+    args = parser.parse_args()
+    path = resolve(args.model)
+    chosen = profile.load(args.profile)
+    prompts = limit(load_workload(args.workload), args.limit)
+    with ExitStack() as opened:
+        model = opened.enter_context(open_model(path))
+        points = fitting_cost_points(
+            model, resolved(chosen, model), slots=1, limit=chosen.planner.max_nodes + 1, say=lambda text: None
+        )
+        wrong = believing(points, args.believed)
+        engines = {"plain": opened.enter_context(LlamaCpp(model, plain(chosen)))}
+        for arm, cost in (("measured costs", points), ("wrong costs", wrong), ("wrong, none asked for", wrong)):
+            engines[arm] = opened.enter_context(LlamaCpp(model, chosen, cost=cost))
+        blind = engines["wrong, none asked for"].speculator
+        blind.cost = blind.planner.cost = NeverLooks(wrong.contexts, wrong.rows, wrong.ms, wrong.change_ms)
+        tokens: dict[str, list[float]] = {arm: [] for arm in engines}
+        seconds: dict[str, list[float]] = {arm: [] for arm in engines}
+        passes: dict[str, list[int]] = {arm: [] for arm in engines}
+        for number, prompt in enumerate(prompts):
+            asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
+            for arm in list(engines)[:: 1 if number % 2 else -1]:
+                answer = engines[arm].generate(Request(asked, args.tokens))
+                tokens[arm].append(len(answer.tokens) - 1)  # the first came with the prompt
+                seconds[arm].append(answer.decode_seconds)
+                passes[arm].append(answer.counters.steps)
+        believed = {arm: engine.speculator.cost.at(256)[0] for arm, engine in engines.items()}
+    print(f"{hardware.fingerprint()}, {path.name}, profile {chosen.name}, {len(prompts)} prompts")
+    for arm in engines:
+        speedup = paired_ratio(tokens[arm], seconds[arm], tokens["plain"], seconds["plain"])
+        print(
+            f"{arm:22s} {1000 * sum(seconds[arm]) / sum(tokens[arm]):6.2f} ms a token, "
+            f"{sum(tokens[arm]) / sum(passes[arm]):.2f} tokens a pass, T(1) at the end {believed[arm]:.2f} ms, "
+            f"speedup {interval_text(speedup.as_mapping())}"
+        )
+
+
+def believing(points: CostPoints, factor: float) -> CostPoints:
+    """The costs with a pass of one row taking `factor` times as much, but less than one of two rows."""
+    return replace(points, ms=tuple((min(factor * line[0], 0.99 * line[1]), *line[1:]) for line in points.ms))
+
+
+if __name__ == "__main__":
+    main()
