@@ -249,7 +249,9 @@ def batch_cost(curves: Iterable[CostPoints]) -> BatchCost:
     """Of a profile's curves."""
     return BatchCost(
         {
-            curve.sequences: CostCurve(curve.contexts, curve.rows, [list(line) for line in curve.ms], curve.change_ms)
+            curve.sequences: CostCurve(
+                curve.contexts, curve.rows, [list(line) for line in curve.ms], curve.change_ms, curve.sequences
+            )
             for curve in curves
         }
     )

@@ -55,10 +55,16 @@ class CostCurve:
     rows       row counts, ascending, starting at 1
     ms         float64[len(contexts), len(rows)], of passes after one of as many rows
     change_ms  what a pass costs more after one of another row count: an engine prepares each shape anew
+    sequences  that share a pass: one of no more rows is plain decoding
     """
 
     def __init__(
-        self, contexts: Sequence[int], rows: Sequence[int], ms: Sequence[Sequence[float]], change_ms: float = 0.0
+        self,
+        contexts: Sequence[int],
+        rows: Sequence[int],
+        ms: Sequence[Sequence[float]],
+        change_ms: float = 0.0,
+        sequences: int = 1,
     ) -> None:
         """Raises UsageError when the points do not form a curve that starts at one row."""
         self.contexts = list(contexts)
@@ -72,6 +78,7 @@ class CostCurve:
         if not np.isfinite(self.ms).all() or (self.ms <= 0).any():
             raise UsageError("cost curve: every value must be a positive number of milliseconds; measure again")
         self.change_ms = change_ms
+        self.sequences = sequences
         self.limit = self.rows[-1]
         every = np.arange(1, self.limit + 1)
         full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
@@ -113,19 +120,21 @@ class CostCurve:
         first, further = raw[0], raw[rows - 1] - raw[0]
         now = (first * self._one + further * self._extra) * self._own[rows - 1]
         sign = (ms > now) - (ms < now)
-        if further == 0.0:  # plain decoding, whatever the batch
-            seldom = self._since_plain >= SOON
+        seldom = self._since_plain >= SOON
+        if further == 0.0:  # plain decoding, or as cheap
             self._one *= 1 + sign * (min(DRIFT * self._since_plain, RARE_DRIFT) if seldom else DRIFT)
-            surprised = seldom and abs(ms - now) > SURPRISE * now
-            self._plain_every = SOON if surprised else min(2 * self._plain_every, SELDOM)
-            self._since_plain = 0
             self._extra += (1.0 - self._extra) * FORGET
         else:
-            self._since_plain += 1
             self._observed_extra += 1
             self._extra *= 1 + sign * max(EXTRA_DRIFT, EARLY / self._observed_extra)
             self._one *= 1 + sign * OWN_DRIFT
             self._own[rows - 1] *= 1 + sign * OWN_DRIFT
+        if further == 0.0 or rows <= self.sequences:
+            surprised = seldom and abs(ms - now) > SURPRISE * now
+            self._plain_every = SOON if surprised else min(2 * self._plain_every, SELDOM)
+            self._since_plain = 0
+        else:
+            self._since_plain += 1
         self._observed += 1
         if self._observed % REFRESH == 0:
             self._cached.clear()
@@ -166,8 +175,9 @@ class BatchCost:
         return known[2]
 
     def plain_due(self, sequences: int) -> bool:
-        """Whether the next pass had better be plain, since for long no pass told what such a one takes."""
-        return self._curves[self._below(sequences)].plain_due
+        """Whether the next pass had better be plain; of a batch without a curve of its own none would tell."""
+        index = self._below(sequences)
+        return self._sizes[index] == sequences and self._curves[index].plain_due
 
     def observe(self, sequences: int, rows: int, context: int, ms: float) -> None:
         """A real pass took `ms`: told to the curve below, as much more or less than expected."""

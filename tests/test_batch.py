@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specplug.batch import BatchPlan, BatchSpeculator
+from specplug.batch import BatchPlan, BatchSpeculator, batch_cost
 from specplug.chains import Chains, ChainSteps
 from specplug.core import Bucket, IntArray, Needs, int_array
 from specplug.cost import SELDOM, BatchCost, CostCurve
+from specplug.profile import CostPoints
 
 K = 3
 
@@ -195,6 +196,27 @@ def test_a_plain_pass_is_due_by_the_curve_of_the_batch() -> None:
     for _ in range(SELDOM):
         cost.observe(4, 12, 0, 17.0)
     assert one.due(2) and one.due() and not one.due(4)
+
+
+def test_one_plain_pass_is_enough_whatever_the_curves_form() -> None:
+    """Here one row of 4 sequences is said to take less than four."""
+    cost = batch_cost([CostPoints((0,), tuple(range(1, 36)), (tuple(float(ms) for ms in range(9, 44)),), 4)])
+    one = BatchSpeculator([Says([1], [0.9])], ["source"], cost, k=K)
+    asked = []
+    for _ in range(2 * SELDOM + 2):
+        asked.append(one.due(4))
+        cost.observe(4, 7 if asked[-1] else 4, 0, float(cost.at(4, 0)[6 if asked[-1] else 3]))
+    assert asked == [*[True] * SELDOM, False] * 2
+
+
+@pytest.mark.parametrize("sequences", [3, 9])
+def test_a_batch_without_a_curve_of_its_own_drafts_on(sequences: int) -> None:
+    """No pass of it is plain to the curve that is taken for it, so that one would be due for ever."""
+    cost = BatchCost({size: CostCurve([0], range(1, 36), [list(range(9, 44))]) for size in (2, 4)})
+    one = BatchSpeculator([Says([1], [0.9])], ["source"], cost, k=K)
+    for _ in range(3 * SELDOM):
+        assert one.due(sequences)
+        cost.observe(sequences, sequences + 3, 0, 20.0)
 
 
 def test_a_price_that_stopped_drafts_is_forgotten_while_a_batch_decodes_plainly() -> None:
