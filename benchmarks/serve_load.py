@@ -143,7 +143,7 @@ def behind(endpoint: Endpoint, rounds: int) -> None:
             running = threads.submit(answer, endpoint, f"Count from {turn} to three thousand in words.", STREAMED)
             time.sleep(QUIET_S)
             coming = []
-            for text in (*(long_text(3 * turn + n) for n in range(3)), f"What is {turn} and {turn}?"):
+            for text in (*(long_text(1 + 3 * turn + n, "amet") for n in range(3)), f"What is {turn} and {turn}?"):
                 coming.append(threads.submit(waited, text))
                 time.sleep(ORDER_S)
             waits.append([one.result() for one in coming])
@@ -155,9 +155,9 @@ def behind(endpoint: Endpoint, rounds: int) -> None:
     )
 
 
-def long_text(begins: int) -> str:
-    """About 2,000 of SmolLM2's tokens (2,012 where it begins with one digit), which share no beginning with others."""
-    return f"{begins} " + f"lorem ipsum dolor {begins} " * 220
+def long_text(number: int, word: str = "dolor") -> str:
+    """About 2,000 of SmolLM2's tokens (2,012 where `number` has one digit), which share no beginning with others."""
+    return f"{number} " + f"lorem ipsum {word} {number} " * 220
 
 
 if __name__ == "__main__":

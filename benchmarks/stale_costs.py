@@ -55,7 +55,8 @@ def main() -> None:
         for arm, cost in (("measured costs", points), ("wrong costs", wrong), ("wrong, none asked for", wrong)):
             engines[arm] = opened.enter_context(LlamaCpp(model, chosen, cost=cost))
         blind = engines["wrong, none asked for"].speculator
-        blind.cost = blind.planner.cost = NeverLooks(wrong.contexts, wrong.rows, wrong.ms, wrong.change_ms)
+        known = blind.cost
+        blind.cost = blind.planner.cost = NeverLooks(known.contexts, known.rows, known.ms.tolist(), known.change_ms)
         tokens: dict[str, list[float]] = {arm: [] for arm in engines}
         seconds: dict[str, list[float]] = {arm: [] for arm in engines}
         passes: dict[str, list[int]] = {arm: [] for arm in engines}
@@ -68,6 +69,7 @@ def main() -> None:
                 passes[arm].append(answer.counters.steps)
         believed = {arm: engine.speculator.cost.at(256)[0] for arm, engine in engines.items()}
     print(f"{hardware.fingerprint()}, {path.name}, profile {chosen.name}, {len(prompts)} prompts")
+    print(f"T(1) measured {points.ms[0][0]:.2f} ms, wrong costs {wrong.ms[0][0]:.2f}, T(2) {points.ms[0][1]:.2f}")
     for arm in engines:
         speedup = paired_ratio(tokens[arm], seconds[arm], tokens["plain"], seconds["plain"])
         print(

@@ -86,12 +86,12 @@ class BatchSpeculator:
         self._began = 0
         self._room: IntArray = np.zeros(0, dtype=np.int32)
 
-    def due(self, timed: int = 0) -> bool:
+    def due(self, sequences: int = 0) -> bool:
         """Count one step; whether any source should be asked in it. What follows, until `plan` ends, is its cost.
 
-        timed  sequences of the pass before, where it told what it took, as the next one then will
+        sequences  of the pass before, where it was timed, as the next one probably will be; else 0
         """
-        plain_due = timed > 0 and self.cost.plain_due(timed)
+        plain_due = sequences > 0 and self.cost.plain_due(sequences)
         self.asked = [i for i, rest in enumerate(self._rests) if self.static or (rest.due() and not plain_due)]
         if not self.asked:
             self.wants_topk = 0
@@ -249,9 +249,7 @@ def batch_cost(curves: Iterable[CostPoints]) -> BatchCost:
     """Of a profile's curves."""
     return BatchCost(
         {
-            curve.sequences: CostCurve(
-                curve.contexts, curve.rows, [list(line) for line in curve.ms], curve.change_ms, curve.sequences
-            )
+            curve.sequences: CostCurve(curve.contexts, curve.rows, [list(line) for line in curve.ms], curve.change_ms)
             for curve in curves
         }
     )

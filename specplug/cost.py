@@ -27,18 +27,22 @@ EARLY = 0.1
 OWN_DRIFT = 0.001
 """Relative step of a row count's own correction."""
 
-SELDOM = 64
-"""So many passes of several rows in a row, and a plain one is due: what it takes decides whether to draft at all, and
-no other pass tells. One in 64 costs well below 1% of what drafts gain."""
+PLAIN_EVERY = 64
+"""After so many passes with guesses a plain one is due: what it takes decides whether to draft at all, and no other
+tells. One in 64 costs below 1% of the time."""
 
-SOON = 4
-"""The same after a plain pass that took another time than was thought."""
+PLAIN_SOON = 4
+"""The least of that, to which it falls while plain passes take another time than was thought."""
 
 SURPRISE = 0.1
-"""Which is one further off than this share."""
+"""Which are those further off than this share."""
 
 RARE_DRIFT = 0.04
-"""A rare plain pass speaks for those since the last one: it steps by DRIFT for each, and this far at most."""
+"""A rare plain pass speaks for those since the last one: it steps by DRIFT for each, this far at most, and by no more
+than half of what it is off."""
+
+ROUNDING = 1e-9
+"""A pass that is off by less took what was thought."""
 
 FORGET = 0.0005
 """Share of the correction of further rows that a pass of one row takes back: a price that made drafts stop is tried
@@ -55,16 +59,10 @@ class CostCurve:
     rows       row counts, ascending, starting at 1
     ms         float64[len(contexts), len(rows)], of passes after one of as many rows
     change_ms  what a pass costs more after one of another row count: an engine prepares each shape anew
-    sequences  that share a pass: one of no more rows is plain decoding
     """
 
     def __init__(
-        self,
-        contexts: Sequence[int],
-        rows: Sequence[int],
-        ms: Sequence[Sequence[float]],
-        change_ms: float = 0.0,
-        sequences: int = 1,
+        self, contexts: Sequence[int], rows: Sequence[int], ms: Sequence[Sequence[float]], change_ms: float = 0.0
     ) -> None:
         """Raises UsageError when the points do not form a curve that starts at one row."""
         self.contexts = list(contexts)
@@ -78,7 +76,6 @@ class CostCurve:
         if not np.isfinite(self.ms).all() or (self.ms <= 0).any():
             raise UsageError("cost curve: every value must be a positive number of milliseconds; measure again")
         self.change_ms = change_ms
-        self.sequences = sequences
         self.limit = self.rows[-1]
         every = np.arange(1, self.limit + 1)
         full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
@@ -89,7 +86,7 @@ class CostCurve:
         self._observed = 0
         self._observed_extra = 0
         self._since_plain = 0
-        self._plain_every = SELDOM
+        self._plain_every = PLAIN_EVERY
         self._raw: dict[int, list[float]] = {}
         self._cached: dict[int, list[float]] = {}
 
@@ -109,8 +106,11 @@ class CostCurve:
         """Whether the next pass had better be plain, since for long no pass told what such a one takes."""
         return self._since_plain >= self._plain_every
 
-    def observe(self, rows: int, context: int, ms: float, changed: bool = False) -> None:
-        """A real pass took `ms`: move the corrections towards it. `changed`: the one before had other rows."""
+    def observe(self, rows: int, context: int, ms: float, changed: bool = False, sequences: int = 1) -> None:
+        """A real pass of `sequences` took `ms`: move the corrections towards it.
+
+        changed  the one before had another row count
+        """
         if rows > self.limit:
             return
         if changed:
@@ -119,19 +119,20 @@ class CostCurve:
         raw = self._raw[context >> 7]
         first, further = raw[0], raw[rows - 1] - raw[0]
         now = (first * self._one + further * self._extra) * self._own[rows - 1]
-        sign = (ms > now) - (ms < now)
-        seldom = self._since_plain >= SOON
-        if further == 0.0:  # plain decoding, or as cheap
-            self._one *= 1 + sign * (min(DRIFT * self._since_plain, RARE_DRIFT) if seldom else DRIFT)
+        off = ms / now - 1
+        sign = 0 if abs(off) < ROUNDING else 1 if off > 0 else -1
+        if further == 0.0:
+            rare = min(DRIFT * self._since_plain, RARE_DRIFT, abs(off) / 2)
+            self._one *= 1 + sign * max(DRIFT, rare)
             self._extra += (1.0 - self._extra) * FORGET
         else:
             self._observed_extra += 1
             self._extra *= 1 + sign * max(EXTRA_DRIFT, EARLY / self._observed_extra)
             self._one *= 1 + sign * OWN_DRIFT
             self._own[rows - 1] *= 1 + sign * OWN_DRIFT
-        if further == 0.0 or rows <= self.sequences:
-            surprised = seldom and abs(ms - now) > SURPRISE * now
-            self._plain_every = SOON if surprised else min(2 * self._plain_every, SELDOM)
+        if further == 0.0 or rows <= sequences:
+            every = self._plain_every
+            self._plain_every = max(every // 4, PLAIN_SOON) if abs(off) > SURPRISE else min(2 * every, PLAIN_EVERY)
             self._since_plain = 0
         else:
             self._since_plain += 1
@@ -188,7 +189,7 @@ class BatchCost:
             if rows > min(len(expected), curve.limit):
                 return
             ms *= curve.at(context)[rows - 1] / float(expected[rows - 1])
-        curve.observe(rows, context, ms)
+        curve.observe(rows, context, ms, sequences=sequences)
 
     def _below(self, sequences: int) -> int:
         return max(0, bisect_right(self._sizes, sequences) - 1)

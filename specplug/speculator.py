@@ -55,6 +55,10 @@ class Speculator:
         self._plan = Plan([], 0, 0.0, 0.0)
         self._context = 0
         self._last_rows = 0
+        """Of the pass before, where it was timed; else 0."""
+        self._chosen_rows = 0
+        """The same of the last pass that was not plain because a plain one was due."""
+        self._plain_due = False
         self._ask_ns = [0] * len(fusion.sources)
         self._plan_ns = 0
         self._topk_row_ms = 0.0
@@ -66,7 +70,7 @@ class Speculator:
                 self._steer(source, fusion.first(index))
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        self._last_rows = 0  # reading its prompt was a pass of another shape
+        self._last_rows = self._chosen_rows = 0  # reading its prompt was a pass of another shape
         for rest in self._rests:
             rest.new_text()
         self.fusion.begin(seq, prompt)
@@ -84,8 +88,8 @@ class Speculator:
         if self._silent:
             return [EMPTY] * len(seqs)
         # A pass is timed where the one before was: not while a prompt is being read beside.
-        plain_due = len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
-        self.asked = [i for i, rest in enumerate(self._rests) if self._always or (rest.due() and not plain_due)]
+        self._plain_due = not self._always and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
+        self.asked = [i for i, rest in enumerate(self._rests) if self._always or (rest.due() and not self._plain_due)]
         if not self.asked:
             self.wants_topk = 0
             self._candidates = []
@@ -101,7 +105,7 @@ class Speculator:
         ]
         self.wants_topk = max(self.fusion.sources[i].needs.topk for i in self.asked)
         row_ms = self._topk_row_ms if self.wants_topk else 0.0
-        self._plan = self.planner.plan(self._candidates, context, row_ms, self._last_rows)
+        self._plan = self.planner.plan(self._candidates, context, row_ms, self._chosen_rows)
         self._plan_ns = self.fusion.clock() - began - sum(self._ask_ns)
         return self._plan.drafts
 
@@ -117,8 +121,10 @@ class Speculator:
             self.fusion.observe(seq, step)
         rows = len(seqs) + sum(len(step.draft) for step in steps)
         if target_ms is not None:
-            self.cost.observe(rows, self._context, target_ms, rows != self._last_rows)
+            self.cost.observe(rows, self._context, target_ms, rows != self._last_rows, len(seqs))
         self._last_rows = rows if target_ms is not None else 0
+        if not self._plain_due or not self._last_rows:
+            self._chosen_rows = self._last_rows
         if not self._candidates:
             return
         for candidate, step in zip(self._candidates, steps, strict=True):

@@ -142,14 +142,16 @@ def test_ctrl_c_ends_in_130(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "waiting.yaml")
     command = [SPECPLUG, "profiles", "show", str(tmp_path / "waiting.yaml")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        writer = open_once_it_is_read(tmp_path / "waiting.yaml")  # from here on it waits for what is never written
+        writer = None
         try:
+            writer = open_once_it_is_read(tmp_path / "waiting.yaml")  # from here on it waits for what is never written
             until_asleep(running)
             running.send_signal(signal.SIGINT)
             out, err = running.communicate(timeout=30)
         finally:
-            os.close(writer)
             running.kill()
+            if writer is not None:
+                os.close(writer)
     assert (running.returncode, out) == (130, "")
     assert err.strip() == "specplug: interrupted"
 

@@ -38,7 +38,7 @@ def call(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedPro
 
 
 def refused(done: subprocess.CompletedProcess[bytes], code: int) -> str:
-    """The one line of a failure that leaves stdout empty, beside that the machine is busy where it is."""
+    """The one line of a failure that leaves stdout empty; another one may say that the machine is busy."""
     assert (done.returncode, done.stdout) == (code, b""), done.stderr.decode()
     lines = [line for line in done.stderr.decode().splitlines() if "busy with other work" not in line]
     assert len(lines) == 1, lines
