@@ -28,8 +28,11 @@ REST_LIMIT = 64
 REST_SHARE = 0.004
 """A source may cost this share of a plain step while it does not pay."""
 
-DEAR_REST_SHARE = 0.04
+DEAR_REST_SHARE = 0.01
 """REST_SHARE of a source that costs passes of a model: a smaller one would not let it try again within an answer."""
+
+REFUSED_LIMIT = 7
+"""A source that finds by the costs that no guess would pay waits so many steps at most: costs change slowly."""
 
 TRIALS = 8
 """So often such a source is asked in a new text before it may rest, where it paid in the text before."""
@@ -257,13 +260,18 @@ class Rest:
             self.interval = max(0, min(2 * self.interval + 1, longest))
         self.waiting = self.interval
 
+    def refused(self) -> None:
+        """The source was asked, and guessed nothing, since no guess would pay."""
+        self.interval = min(2 * self.interval + 1, REFUSED_LIMIT)
+        self.waiting = self.interval
+
     def _gained(self, ms: float, saved_ms: float, plain_ms: float) -> bool:
         """Whether a dear source gains by the mean of several askings, which of few of them is doubtful."""
         self.seen += 1
         self.trials -= 1
         weight = 0.5 if self.interval else max(0.05, 1 / self.seen)  # after a rest, the old says little
         self.gain_ms += (saved_ms - ms - self.gain_ms) * weight
-        return self.gain_ms > -plain_ms / (2 * sqrt(self.seen)) or self.trials >= 0
+        return self.gain_ms > -plain_ms / sqrt(self.seen) or self.trials >= 0
 
 
 def _likeliest_chains(

@@ -162,8 +162,17 @@ class Speculator:
             if self.fusion.sources[source].needs.topk:
                 ns += topk_ns / readers
             rest = self._rests[source]
-            rest.used(ns / 1e6, self._came_ms(source, steps) if rest.dear else saved_ms - credited, plain_ms)
+            if not rest.dear:
+                rest.used(ns / 1e6, saved_ms - credited, plain_ms)
+            elif self._guessed(source):
+                rest.used(ns / 1e6, self._came_ms(source, steps), plain_ms)
+            else:
+                rest.refused()
             credited = saved_ms
+
+    def _guessed(self, source: int) -> bool:
+        owner = self.fusion.bucket_source
+        return any((owner[candidate.buckets] == source).any() for candidate in self._candidates)
 
     def _came_ms(self, source: int, steps: Sequence[Step]) -> float:
         """What a source's guesses saved in this pass, or lost: of dear mistakes, what was expected says too little."""

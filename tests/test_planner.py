@@ -413,7 +413,6 @@ def test_a_dear_source_is_judged_by_its_mean_gain() -> None:
     for step in range(100):
         assert rest.due()
         rest.used(4.0, 10.0 if step % 2 else 0.0, 10.0)
-    assert Rest(dear=False).due()
 
 
 def test_a_dear_source_that_loses_rests_after_its_trials() -> None:
@@ -424,14 +423,27 @@ def test_a_dear_source_that_loses_rests_after_its_trials() -> None:
 
 
 def test_a_dear_source_of_which_little_is_seen_gets_the_benefit_of_the_doubt() -> None:
-    """It loses 1 ms a time: after n times, 10 / (2 sqrt(n)) is more than that for n below 25."""
+    """It loses 2 ms a time: after n times, 10 / sqrt(n) is more than that for n below 25."""
     rest = Rest(dear=True)
     for _ in range(24):
         assert rest.due()
-        rest.used(1.0, 0.0, 10.0)
+        rest.used(2.0, 0.0, 10.0)
     assert rest.waiting == 0
-    rest.used(1.0, 0.0, 10.0)
+    rest.used(2.0, 0.0, 10.0)
     assert rest.waiting > 0
+
+
+def test_a_dear_source_that_refuses_is_asked_again_soon_and_not_held_to_have_lost() -> None:
+    rest = Rest(dear=True)
+    found = []
+    for _ in range(5):
+        rest.refused()
+        found.append(rest.waiting)
+        while not rest.due():
+            pass
+    assert found == [1, 3, 7, 7, 7]
+    rest.used(1.0, 10.0, 10.0)
+    assert rest.due() and rest.gain_ms > 0 and rest.trials == TRIALS - 1
 
 
 def test_a_new_text_gives_a_dear_source_a_new_chance_and_a_smaller_one_where_it_lost() -> None:

@@ -1,7 +1,7 @@
 """The whole loop of an engine over a toy target. No test waits for a real clock: time is what the test says."""
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -210,6 +210,29 @@ def test_where_nothing_pays_nothing_is_verified(source: type[Ngram] | type[Suffi
     log = generate(speculator([source()], DEAR), DEAR, {0: REPEATS[:10]}, {0: text})
     assert log.texts == {0: text}
     assert log.nodes == 0
+
+
+class Careful(Recorder):
+    """Asks before it guesses, where a guess takes 30 ms."""
+
+    def __init__(self) -> None:
+        super().__init__([1])
+        self.guess_ms = 30.0
+        self.pays: Callable[[Sequence[int], float], bool] | None = None
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        found = super().propose(seq, budget)
+        assert self.pays is not None
+        return found if self.pays([], 0.9) else EMPTY
+
+
+@pytest.mark.parametrize(("ms", "guesses"), [([20.0 * rows for rows in range(1, 17)], False), ([200.0] * 16, True)])
+def test_a_source_that_refuses_is_asked_in_every_eighth_step(ms: list[float], guesses: bool) -> None:
+    """Every guess is right, and all rows cost as much as the first, or nothing."""
+    source = Careful()
+    log = generate(speculator([source], ms), ms, {0: [1]}, {0: [1] * 201})
+    assert (log.nodes > 0) == guesses
+    assert source.asked == (len(log.drafts) if guesses else 1 + 1 + 1 + (201 - 7) // 8)
 
 
 def test_drafts_stop_when_plain_passes_turn_out_cheaper() -> None:

@@ -32,7 +32,7 @@ RATE_WEIGHT = 10.0
 
 DECAY = 0.99
 
-REFUSED = 64
+REFUSED = 32
 """After so many refusals the price of a guess is looked at again: it may have been high for a while only."""
 
 CHEAPER = 0.75
