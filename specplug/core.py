@@ -186,10 +186,12 @@ class Steered(Protocol):
     """A proposer whose every guess takes so long that it asks before each whether another pays.
 
     guess_ms  what a guess takes, milliseconds
+    passes    run for guesses so far
     pays      told the buckets of the chain so far, and the share of guesses that come true; None until somebody sets it
     """
 
     guess_ms: float
+    passes: int
     pays: Callable[[Sequence[int], float], bool] | None
 
 

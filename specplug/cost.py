@@ -38,8 +38,8 @@ SURPRISE = 0.1
 """Which are those further off than this share."""
 
 RARE_DRIFT = 0.04
-"""A rare plain pass speaks for those since the last one: it steps by DRIFT for each, this far at most, and by no more
-than half of what it is off."""
+"""A rare plain pass speaks for those since the last one: it steps by DRIFT for each, but no further than this, nor
+than half of what it is off (or DRIFT, if that is more)."""
 
 ROUNDING = 1e-9
 """A pass that is off by less took what was thought."""

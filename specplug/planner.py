@@ -29,13 +29,17 @@ REST_SHARE = 0.004
 """A source may cost this share of a plain step while it does not pay."""
 
 DEAR_REST_SHARE = 0.01
-"""REST_SHARE of a source that costs passes of a model: a smaller one would not let it try again within an answer."""
-
-REFUSED_LIMIT = 7
-"""A source that finds by the costs that no guess would pay waits so many steps at most: costs change slowly."""
+"""The same of a dear source, one that costs passes of a model; where a try costs more than 0.64 of a step, REST_LIMIT
+binds first."""
 
 TRIALS = 8
-"""So often such a source is asked in a new text before it may rest, where it paid in the text before."""
+"""So often a dear source is asked in a new text before it may rest, where it paid in the text before."""
+
+DOUBT = 1.0
+"""The mean of n askings is taken to be off by this share of a plain step over sqrt(n), in favour of a dear source."""
+
+REFUSED_LIMIT = 7
+"""A dear source that finds by the costs that no guess would pay waits so many steps at most: costs change slowly."""
 
 
 class Cost(Protocol):
@@ -223,6 +227,7 @@ class Rest:
     dear    what it costs differs from step to step as much as what it saves: judged by the mean of several
     gain_ms what it gained, of late, per asking in this text
     trials  of a dear source: how often it is still asked before it may rest
+    shy     how long it last waited because no guess would pay
     """
 
     dear: bool = False
@@ -233,13 +238,15 @@ class Rest:
     promise: int = TRIALS
     waiting: int = 0
     interval: int = 0
+    shy: int = 0
     asked: int = field(default=0)
 
     def new_text(self) -> None:
         """A dear source gets a new chance: a large one where it paid last, a small one where it did not."""
         if self.dear:
-            self.promise = TRIALS if self.gain_ms > 0 else max(2, self.promise // 2)
-            self.trials, self.waiting, self.interval, self.seen = self.promise, 0, 0, 0
+            if self.seen:
+                self.promise = TRIALS if self.gain_ms > 0 else max(2, self.promise // 2)
+            self.trials, self.waiting, self.interval, self.shy, self.seen = self.promise, 0, 0, 0, 0
 
     def due(self) -> bool:
         """Count one step; True when the source should be asked in it."""
@@ -251,6 +258,7 @@ class Rest:
     def used(self, ms: float, saved_ms: float, plain_ms: float) -> None:
         """The source was asked at a cost of `ms`; its guesses should save `saved_ms`, those of a dear one did."""
         self.asked += 1
+        self.shy = 0
         self.cost_ms += (ms - self.cost_ms) * (0.2 if self.asked > 5 else 1 / self.asked)
         if self._gained(ms, saved_ms, plain_ms) if self.dear else saved_ms > self.cost_ms:
             self.interval = 0
@@ -261,9 +269,9 @@ class Rest:
         self.waiting = self.interval
 
     def refused(self) -> None:
-        """The source was asked, and guessed nothing, since no guess would pay."""
-        self.interval = min(2 * self.interval + 1, REFUSED_LIMIT)
-        self.waiting = self.interval
+        """The source was asked, and did not try, since no guess would pay."""
+        self.shy = min(2 * self.shy + 1, REFUSED_LIMIT)
+        self.waiting = max(self.shy, self.interval)
 
     def _gained(self, ms: float, saved_ms: float, plain_ms: float) -> bool:
         """Whether a dear source gains by the mean of several askings, which of few of them is doubtful."""
@@ -271,7 +279,7 @@ class Rest:
         self.trials -= 1
         weight = 0.5 if self.interval else max(0.05, 1 / self.seen)  # after a rest, the old says little
         self.gain_ms += (saved_ms - ms - self.gain_ms) * weight
-        return self.gain_ms > -plain_ms / sqrt(self.seen) or self.trials >= 0
+        return self.gain_ms > -DOUBT * plain_ms / sqrt(self.seen) or self.trials >= 0
 
 
 def _likeliest_chains(

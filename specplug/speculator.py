@@ -47,6 +47,7 @@ class Speculator:
             static=planner.mode == "static",
         )
         self._rests = [Rest(dear=isinstance(source, Steered)) for source in fusion.sources]
+        self._passes = [source.passes if isinstance(source, Steered) else 0 for source in fusion.sources]
         self.asked: list[int] = []
         """The sources, by index, that were asked in the step under way."""
         self._always = self.planner.static
@@ -164,15 +165,18 @@ class Speculator:
             rest = self._rests[source]
             if not rest.dear:
                 rest.used(ns / 1e6, saved_ms - credited, plain_ms)
-            elif self._guessed(source):
+            elif self._ran(source):
                 rest.used(ns / 1e6, self._came_ms(source, steps), plain_ms)
             else:
                 rest.refused()
             credited = saved_ms
 
-    def _guessed(self, source: int) -> bool:
-        owner = self.fusion.bucket_source
-        return any((owner[candidate.buckets] == source).any() for candidate in self._candidates)
+    def _ran(self, index: int) -> bool:
+        """Whether a dear source tried to guess in the step under way."""
+        source = self.fusion.sources[index]
+        assert isinstance(source, Steered)
+        before, self._passes[index] = self._passes[index], source.passes
+        return source.passes > before
 
     def _came_ms(self, source: int, steps: Sequence[Step]) -> float:
         """What a source's guesses saved in this pass, or lost: of dear mistakes, what was expected says too little."""

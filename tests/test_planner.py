@@ -443,7 +443,23 @@ def test_a_dear_source_that_refuses_is_asked_again_soon_and_not_held_to_have_los
             pass
     assert found == [1, 3, 7, 7, 7]
     rest.used(1.0, 10.0, 10.0)
-    assert rest.due() and rest.gain_ms > 0 and rest.trials == TRIALS - 1
+    assert rest.due() and rest.gain_ms == 9.0 and rest.trials == TRIALS - 1
+
+
+def test_a_refusal_forgets_no_loss_and_takes_back_no_promise() -> None:
+    rest = Rest(dear=True)
+    waits(rest, TRIALS + 6, ms=10.0, plain_ms=10.0)
+    assert rest.interval == 63
+    rest.refused()
+    assert rest.waiting == 63
+    rest.used(10.0, 0.0, 10.0)
+    assert rest.waiting == REST_LIMIT
+    rest.new_text()
+    promise = rest.promise
+    for _ in range(3):
+        rest.refused()
+        rest.new_text()
+    assert rest.trials == promise == TRIALS // 2
 
 
 def test_a_new_text_gives_a_dear_source_a_new_chance_and_a_smaller_one_where_it_lost() -> None:

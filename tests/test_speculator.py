@@ -213,17 +213,21 @@ def test_where_nothing_pays_nothing_is_verified(source: type[Ngram] | type[Suffi
 
 
 class Careful(Recorder):
-    """Asks before it guesses, where a guess takes 30 ms."""
+    """Asks before it guesses, where a guess takes `guess_ms`; without `tokens` it tries, and finds nothing to say."""
 
-    def __init__(self) -> None:
-        super().__init__([1])
-        self.guess_ms = 30.0
+    def __init__(self, tokens: Sequence[int] = (1,), guess_ms: float = 30.0) -> None:
+        super().__init__(tokens)
+        self.guess_ms = guess_ms
+        self.passes = 0
         self.pays: Callable[[Sequence[int], float], bool] | None = None
 
     def propose(self, seq: int, budget: int) -> Draft:
         found = super().propose(seq, budget)
         assert self.pays is not None
-        return found if self.pays([], 0.9) else EMPTY
+        if not self.pays([], 0.9):
+            return EMPTY
+        self.passes += 1
+        return found
 
 
 @pytest.mark.parametrize(("ms", "guesses"), [([20.0 * rows for rows in range(1, 17)], False), ([200.0] * 16, True)])
@@ -233,6 +237,21 @@ def test_a_source_that_refuses_is_asked_in_every_eighth_step(ms: list[float], gu
     log = generate(speculator([source], ms), ms, {0: [1]}, {0: [1] * 201})
     assert (log.nodes > 0) == guesses
     assert source.asked == (len(log.drafts) if guesses else 1 + 1 + 1 + (201 - 7) // 8)
+
+
+@pytest.mark.parametrize("dear_first", [False, True])
+@pytest.mark.parametrize("tokens", [(1,), ()])
+def test_a_dear_source_is_charged_for_what_it_ran_whoever_is_credited(
+    tokens: tuple[int, ...], dear_first: bool
+) -> None:
+    """It says what a cheap one says, or tries and has nothing to say: it has not refused."""
+    cheap, dear = Recorder([1]), Careful(tokens, guess_ms=0.02)
+    one = speculator([dear, cheap] if dear_first else [cheap, dear], FREE)
+    log = generate(one, FREE, {0: [1]}, {0: [1] * 2000})
+    assert log.texts == {0: [1] * 2000}
+    assert cheap.asked == len(log.drafts) and dear.passes == dear.asked
+    (rest,) = (rest for rest in one._rests if rest.dear)
+    assert rest.asked == dear.asked and rest.shy == 0
 
 
 def test_drafts_stop_when_plain_passes_turn_out_cheaper() -> None:

@@ -82,6 +82,8 @@ class ModelDrafter:
         )
         self.guess_ms = 0.0
         """What one guess takes, milliseconds."""
+        self.passes = 0
+        """Run for guesses so far."""
         self.pays: Callable[[Sequence[int], float], bool] | None = None
         """Told the buckets of the guesses so far, and what share of guesses comes true: whether to guess on."""
         self.shared_held: list[list[int]] = [[] for _ in range(slots)]
@@ -255,6 +257,7 @@ class ModelDrafter:
     def _read(self, seq: int, tokens: Sequence[int]) -> Logits:
         """float32[rows of the head]: the logits after `tokens`, which follow what is held."""
         context, held = self._context, self.shared_held[seq]
+        self.passes += 1
         for at in range(0, len(tokens), context.num_batch):
             part = tokens[at : at + context.num_batch]
             context.clear_batch()
