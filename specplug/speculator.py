@@ -172,7 +172,7 @@ class Speculator:
             credited = saved_ms
 
     def _ran(self, index: int) -> bool:
-        """Whether a dear source tried to guess in the step under way."""
+        """Whether a dear source has tried to guess since this was asked last, at the end of the last step it was in."""
         source = self.fusion.sources[index]
         assert isinstance(source, Steered)
         before, self._passes[index] = self._passes[index], source.passes
