@@ -19,10 +19,10 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from specplug import hardware
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.model import open_model
+from specplug.machine import hardware
 from specplug.profile import Runtime
 
 TOKENS = 48

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from specplug import hardware
 from specplug import profile as profiles
-from specplug.answers import Answer, Request
 from specplug.bench.arms import plain
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
-from specplug.models import DEMO, resolve
+from specplug.generation.answers import Answer, Request
+from specplug.machine import hardware
+from specplug.models.references import DEMO, resolve
 
 PROMPTS = {
     "copy-heavy": """Here is a function:

@@ -20,18 +20,19 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from specplug import drafters, hardware, models
-from specplug.answers import GREEDY, Request, Sampling
 from specplug.bench.workloads import BUILTIN, limit, load_workload
-from specplug.build.sweep import GAMMA, Hits, emitted_per_pass
+from specplug.build.head_sizes import GAMMA, Hits, emitted_per_pass
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.engine import LlamaCpp
-from specplug.engines.llama_cpp.forced import ROWS, forced_logits
 from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
+from specplug.generation.answers import GREEDY, Request, Sampling
+from specplug.machine import hardware
+from specplug.models import drafter_folders, references
 from specplug.profile import Runtime, load
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
 from specplug.transforms.requantise import requantise
@@ -61,10 +62,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     args = parser.parse_args()
-    folder = drafters.resolve(args.drafter)
-    manifest, ids = drafters.read(folder)
+    folder = drafter_folders.resolve(args.drafter)
+    manifest, ids = drafter_folders.read(folder)
     table = InputTable(folder / EMBEDDINGS, manifest.input_scale)
-    texts, runtime = answered(models.resolve(args.model), args.workload, args.limit, args.max_tokens)
+    texts, runtime = answered(references.resolve(args.model), args.workload, args.limit, args.max_tokens)
     runtime = replace(runtime, threads=args.threads)
     ways = {
         f"{args.threads} threads": runtime,
@@ -85,7 +86,7 @@ def main() -> None:
                 drafting[name, way] = ModelDrafter(
                     stack.enter_context(context), None, slots=1, max_tokens=CELLS, max_draft=1, branches=1
                 )
-        target = stack.enter_context(open_model(models.resolve(args.model)))
+        target = stack.enter_context(open_model(references.resolve(args.model)))
         timer = PassTimer(stack.enter_context(open_context(target, runtime, cells=CELLS, num_ids=1, max_rows=1)))
         times: dict[tuple[str, str], list[float]] = {key: [] for key in drafting}
         target_ms: list[float] = []

@@ -14,14 +14,16 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from specplug import hardware, planner, profile
-from specplug.answers import Request
+from specplug import profile
 from specplug.bench.arms import plain
 from specplug.bench.statistics import paired_ratio
 from specplug.bench.workloads import BUILTIN, limit, load_workload
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
-from specplug.models import resolve
+from specplug.generation.answers import Request
+from specplug.machine import hardware
+from specplug.models.references import resolve
+from specplug.planning import planner
 from specplug.tune.document import interval_text
 
 PLAIN = "plain"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from specplug.models import resolve
+from specplug.models.references import resolve
 from specplug.transforms.requantise import FORMATS, requantise
 
 

@@ -14,12 +14,13 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from specplug import hardware, profile
-from specplug.answers import Request
+from specplug import profile
 from specplug.bench import workloads
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
-from specplug.models import DEMO, resolve
+from specplug.generation.answers import Request
+from specplug.machine import hardware
+from specplug.models.references import DEMO, resolve
 from specplug.profile import CostPoints, PlannerSettings
 from specplug.registry import ProposerSpec
 

@@ -13,16 +13,17 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from specplug import models, profile
+from specplug import profile
 from specplug.bench.workloads import limit, load_workload
+from specplug.models import references
 from specplug.profile import CostPoints, PlannerSettings
 from specplug.registry import ProposerSpec
+from specplug.tune.candidates import Setting
 from specplug.tune.expense import Expense, Line
 from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.prediction import Costs
 from specplug.tune.recording import record, record_asides
 from specplug.tune.replay import replay
-from specplug.tune.settings import Setting
 from specplug.tune.trace import Trace
 
 METHODS = (("suffix",), ("ngram",), ("token_recycling",), ("suffix", "token_recycling"))
@@ -48,7 +49,7 @@ def main() -> None:
     points = [pair.split(":") for pair in options.ms]
     rows, ms = tuple(int(row) for row, _ in points), tuple(float(value) for _, value in points)
     costs = Costs(CostPoints((0,), rows, (ms,), change_ms=options.change_ms), Expense() if options.free else EXPENSE)
-    subject = LlamaCppSubject(models.resolve(options.model), profile.load("default"))
+    subject = LlamaCppSubject(references.resolve(options.model), profile.load("default"))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.npz"
         empty = Trace({"max_tokens": options.max_tokens}, ())

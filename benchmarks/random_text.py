@@ -13,8 +13,8 @@ import json
 
 import numpy as np
 
-from specplug import models
 from specplug.engines.llama_cpp.model import open_model
+from specplug.models import references
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60, help="of each prompt")
     options = parser.parse_args()
     draw = np.random.default_rng(0)
-    with open_model(models.resolve(options.model)) as model:
+    with open_model(references.resolve(options.model)) as model:
         for number in range(options.prompts):
             tokens = draw.integers(0, model.num_tokens, options.tokens).tolist()
             text = model.text([token for token in tokens if token not in model.end_tokens]).replace("\x00", " ")

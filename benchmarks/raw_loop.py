@@ -19,12 +19,13 @@ from time import perf_counter
 import llama_cpp.llama_cpp as ll
 import numpy as np
 
-from specplug import hardware, profile
-from specplug.answers import Request, Sampling
+from specplug import profile
 from specplug.bench.arms import PromptLookupPeer
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import captured_log, open_model
-from specplug.models import DEMO, resolve
+from specplug.generation.answers import Request, Sampling
+from specplug.machine import hardware
+from specplug.models.references import DEMO, resolve
 
 PROMPT = "Tell me a long story about a lighthouse keeper and a whale."
 

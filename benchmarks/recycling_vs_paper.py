@@ -21,19 +21,19 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from specplug import models
 from specplug.bench.workloads import Prompt, categories, limit, load_workload
 from specplug.core import ROOT, Draft, Proposer, Step, int_array
-from specplug.cost import CostCurve
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.generation.topk import top_ids
+from specplug.models import references
+from specplug.planning.cost import CostCurve
+from specplug.planning.fusion import Fusion
+from specplug.planning.speculator import Speculator
 from specplug.profile import PlannerSettings, Profile, Runtime
-from specplug.proposers.fusion import Fusion
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
-from specplug.speculator import Speculator
-from specplug.topk import top_ids
-from specplug.verify import verify_tree
+from specplug.verification.reference import verify_tree
 
 TOP = 8
 MAX_NODES = 80
@@ -231,7 +231,7 @@ def main() -> None:
     prompts = limit(load_workload(options.workload), options.limit)
     runtime = Runtime(context=options.context, threads=options.threads, flash_attention=True)
     turns: dict[str, list[tuple[str, Turn]]] = {}
-    with open_model(models.resolve(options.model)) as model:
+    with open_model(references.resolve(options.model)) as model:
         arms = [arm for arm in _arms(model.num_tokens) if options.only in arm.name]
         with open_context(
             model, runtime, cells=options.context, num_ids=MAX_NODES + 1, max_rows=SHORT + 1 + MAX_NODES

@@ -10,15 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from specplug import models, profile
+from specplug import profile
 from specplug.bench.workloads import Prompt, load_workload
+from specplug.models import references
 from specplug.profile import CostPoints
+from specplug.tune.candidates import grid
 from specplug.tune.expense import Expense, Line
 from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.prediction import Costs
 from specplug.tune.recording import record
 from specplug.tune.replay import replay_all
-from specplug.tune.settings import grid
 from specplug.tune.trace import Trace
 
 ANSWERS, TOKENS = 40, 128
@@ -37,10 +38,10 @@ def main() -> None:
         Expense(plan=Line(200.0, 5.0), topk=Line(60.0, 40.0), step=Line(110.0, 8.0)),
     )
     with TemporaryDirectory() as folder:
-        subject = LlamaCppSubject(models.resolve(options.model), profile.load("default"))
+        subject = LlamaCppSubject(references.resolve(options.model), profile.load("default"))
         path = Path(folder) / "trace.npz"
         trace = record(subject, Trace({"max_tokens": TOKENS}, ()), prompts, path, seconds=3600)
-        settings = [s for s in grid(subject.gives) if s.planner.max_nodes < 26]
+        settings = [s for s in grid(subject.provides) if s.planner.max_nodes < 26]
         subject.close()
         began = perf_counter()
         count = len(list(replay_all(settings, path, costs)))

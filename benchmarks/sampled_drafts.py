@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 from drafter_formats import answered
 
-from specplug import drafters, models
-from specplug.answers import Sampling
 from specplug.bench.workloads import BUILTIN
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
-from specplug.engines.llama_cpp.forced import ROWS, forced_logits
 from specplug.engines.llama_cpp.model import open_model
+from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
+from specplug.generation.answers import Sampling
+from specplug.models import drafter_folders, references
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
 
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -74,8 +74,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.4, 0.8, 1.2])
     args = parser.parse_args()
-    path, folder = models.resolve(args.model), drafters.resolve(args.drafter)
-    manifest, kept = drafters.read(folder)
+    path, folder = references.resolve(args.model), drafter_folders.resolve(args.drafter)
+    manifest, kept = drafter_folders.read(folder)
     table = InputTable(folder / EMBEDDINGS, manifest.input_scale)
     for temperature in args.temperature:
         sampling = Sampling(temperature=temperature, seed=0)

@@ -22,14 +22,15 @@ from tempfile import TemporaryDirectory
 
 from serve_speed import serving
 
-from specplug import hardware, profile
-from specplug.answers import Request
+from specplug import profile
 from specplug.bench.arms import plain
 from specplug.bench.statistics import paired_ratio
 from specplug.bench.workloads import limit, load_workload
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
-from specplug.models import resolve
+from specplug.generation.answers import Request
+from specplug.machine import hardware
+from specplug.models.references import resolve
 from specplug.tune.document import interval_text
 
 ARMS = ("engine, plain", "engine, guessing", "server, plain", "server, guessing")

@@ -30,9 +30,10 @@ from tempfile import TemporaryDirectory
 from openai_endpoint import Endpoint, answer
 from raw_loop import PROMPT, raw_loop
 
-from specplug import hardware, profile
+from specplug import profile
 from specplug.engines.llama_cpp.model import open_model
-from specplug.models import resolve
+from specplug.machine import hardware
+from specplug.models.references import resolve
 
 
 def main() -> None:

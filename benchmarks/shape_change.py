@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 from statistics import median
 
-from specplug import models, profile
+from specplug import profile
+from specplug.models import references
 from specplug.tune.llama_cpp import LlamaCppSubject
 
 ROWS = (1, 2, 4, 8)
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args()
     for ref in options.model:
-        subject = LlamaCppSubject(models.resolve(ref), profile.load("default"))
+        subject = LlamaCppSubject(references.resolve(ref), profile.load("default"))
         changed: dict[int, list[float]] = {rows: [] for rows in ROWS}
         same: dict[int, list[float]] = {rows: [] for rows in ROWS}
         with subject.timer(sequences=1, tokens=options.fill, limit=ROWS[-1]) as timer:

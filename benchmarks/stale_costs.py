@@ -14,15 +14,16 @@ import argparse
 from contextlib import ExitStack
 from dataclasses import replace
 
-from specplug import hardware, profile
-from specplug.answers import Request
+from specplug import profile
 from specplug.bench.arms import plain
 from specplug.bench.statistics import paired_ratio
 from specplug.bench.workloads import BUILTIN, limit, load_workload
-from specplug.cost import CostCurve
 from specplug.engines.llama_cpp.engine import LlamaCpp, fitting_cost_points, resolved
 from specplug.engines.llama_cpp.model import open_model
-from specplug.models import resolve
+from specplug.generation.answers import Request
+from specplug.machine import hardware
+from specplug.models.references import resolve
+from specplug.planning.cost import CostCurve
 from specplug.profile import CostPoints
 from specplug.tune.document import interval_text
 

@@ -61,7 +61,7 @@ class Timed:
 
     def __init__(self, proposer: Any) -> None:
         self._proposer = proposer
-        self.needs = Suffix.needs
+        self.requires = Suffix.requires
         self.buckets = Suffix.buckets
         self.us: dict[str, list[float]] = defaultdict(list)
 

@@ -13,11 +13,12 @@ from time import perf_counter
 
 import psutil
 
-from specplug import hardware, profile
-from specplug.answers import Request
+from specplug import profile
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
-from specplug.models import DEMO, resolve
+from specplug.generation.answers import Request
+from specplug.machine import hardware
+from specplug.models.references import DEMO, resolve
 
 LEVELS = (1, 2, 4, 8)
 TOPICS = ("the sea", "a forest", "a city at night", "snow", "a desert", "an old train", "a market", "the moon")

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specplug import hardware, models
-from specplug.answers import Request
 from specplug.bench.workloads import BUILTIN, limit, load_workload
+from specplug.build.head_sizes import SIZES
 from specplug.build.llama_cpp import GgufSource
-from specplug.build.sweep import SIZES
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
+from specplug.generation.answers import Request
+from specplug.machine import hardware
+from specplug.models import references
 from specplug.profile import load
 from specplug.transforms.kept_ids import Weights, by_size, coverage
 from specplug.tune.trace import Answer
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="prompts per category; 0 for all")
     parser.add_argument("--tokens", type=int, default=192)
     args = parser.parse_args()
-    path = models.resolve(args.model)
+    path = references.resolve(args.model)
     source = GgufSource(path, path, quantize=None, threads=None)
     size = len(source.guessable())
     always = source.vocabulary().always_kept()

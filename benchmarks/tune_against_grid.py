@@ -20,16 +20,17 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from specplug import models, profile
+from specplug import profile
 from specplug.bench.workloads import limit, load_workload
-from specplug.tune.choose import CANDIDATES, Pairs, candidates
+from specplug.models import references
+from specplug.tune.candidates import PLAIN, Setting, grid
 from specplug.tune.confirm import confirm
-from specplug.tune.cost import measure_curve
+from specplug.tune.cost_curves import measure_curve
 from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.recording import record, record_asides
 from specplug.tune.replay import replay_all
-from specplug.tune.settings import PLAIN, Setting, grid
+from specplug.tune.selection import CANDIDATES, Pairs, candidates
 from specplug.tune.trace import Trace
 
 FINAL = 5
@@ -40,7 +41,7 @@ def main() -> None:
     prompts = limit(load_workload(options.workload), options.limit)
     base = profile.load("default")
     with TemporaryDirectory() as folder, ExitStack() as stack:
-        subject = LlamaCppSubject(models.resolve(options.model), base)
+        subject = LlamaCppSubject(references.resolve(options.model), base)
         stack.callback(subject.close)
         subject.use(context=4096)
         say(f"{subject.about()['description']}: cost")
@@ -52,7 +53,7 @@ def main() -> None:
         trace = record(subject, trace, prompts, path, seconds=3600)
         if not options.no_asides:
             trace = record_asides(subject, trace, path, seconds=3600)
-        settings = grid(subject.gives)
+        settings = grid(subject.provides)
         methods = list(dict.fromkeys(spec.method for setting in settings for spec in setting.proposers))
         costs = Costs(curve.points, subject.expense(trace, methods, 1, 12.0))
         settings = [s for s in settings if s.planner.mode == "measured" or s.planner.max_nodes < curve.rows[-1]]

@@ -13,9 +13,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from specplug.answers import Answer, Request
 from specplug.bench.workloads import Prompt, limit, load_workload
 from specplug.engines.vllm.offline import open_vllm
+from specplug.generation.answers import Answer, Request
 from specplug.profile import PlannerSettings, Profile, VllmSettings
 from specplug.registry import ProposerSpec
 

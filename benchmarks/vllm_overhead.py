@@ -17,10 +17,10 @@ from time import perf_counter_ns
 import numpy as np
 
 from specplug import registry
-from specplug.batch import BatchSpeculator
-from specplug.chains import as_chains
-from specplug.cost import BatchCost, CostCurve
+from specplug.drafts.chains import as_chains
 from specplug.engines.vllm.drafting import Drafting, Pass
+from specplug.planning.batch_speculator import BatchSpeculator
+from specplug.planning.cost import BatchCost, CostCurve
 from specplug.registry import ProposerSpec
 
 K, PROMPT, VOCAB, ANSWER = 4, 300, 49_152, 200

@@ -28,15 +28,15 @@ from time import perf_counter
 from typing import Any
 
 from specplug import profile
-from specplug.answers import Request
 from specplug.bench.arms import plain
 from specplug.bench.statistics import Interval, paired_ratio
 from specplug.bench.vllm_stage import as_first, is_ours
 from specplug.bench.workloads import load_workload
-from specplug.counters import Counters
 from specplug.engines.vllm.configure import write_profile
 from specplug.engines.vllm.offline import NONE, Vllm, open_vllm
 from specplug.engines.vllm.switch import SWITCH
+from specplug.generation.answers import Request
+from specplug.generation.counters import Counters
 from specplug.profile import Measured, Profile
 
 FEW = 10

@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from specplug.answers import Answer, Request
 from specplug.bench.workloads import limit, load_workload
 from specplug.core import IntArray
 from specplug.engines.vllm.offline import model_for, open_vllm
+from specplug.generation.answers import Answer, Request
 from specplug.profile import Profile, VllmSettings
 from specplug.registry import ProposerSpec
 from specplug.transforms.checkpoint_head import trim, vocabulary

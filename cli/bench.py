@@ -10,11 +10,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from specplug import hardware
 from specplug.bench import workloads
 from specplug.bench.compare import check, compare
 from specplug.errors import UsageError
-from specplug.files import write_atomically
+from specplug.machine import hardware
+from specplug.machine.files import write_atomically
 
 from .options import Request, note, parse_levels, shared_options
 from .progress import progress_bar

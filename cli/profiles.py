@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from specplug import models, profile
+from specplug import profile
 from specplug.errors import SpecplugError, UsageError
-from specplug.files import write_atomically
+from specplug.machine.files import write_atomically
+from specplug.models import references
 from specplug.profile.export import TARGETS, export
 
 from .options import json_option
@@ -67,13 +68,13 @@ def validate(ctx: click.Context, refs: tuple[str, ...], json: bool) -> None:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page; by default NAME.html, here.")
 def plot(ref: str, out: Path | None) -> None:
     """Draw what a tuned profile was measured with, as one HTML page."""
-    from specplug.tune import report
+    from specplug.reports import tune_report
 
     chosen = profile.load(ref)
     if not chosen.evidence:
         raise UsageError(f"profile {chosen.name}: was not tuned, so there is nothing to draw; see specplug tune")
     target = out or Path(f"{chosen.name}.html")
-    write_atomically(target, report.page(chosen.evidence).encode())
+    write_atomically(target, tune_report.page(chosen.evidence).encode())
     click.echo(target)
 
 
@@ -87,7 +88,7 @@ def export_profile(ref: str, target: str, model: str | None, json: bool) -> None
     chosen = profile.load(ref)
     wanted = model or chosen.model
     if wanted is not None and (target == "llama-server" or wanted.startswith("demo:")):
-        wanted = str(models.resolve(wanted))
+        wanted = str(references.resolve(wanted))
     found = export(chosen, target, wanted)
     click.echo(json_format.dumps(asdict(found), indent=2) if json else str(found))
 

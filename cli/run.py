@@ -12,12 +12,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from specplug.answers import Answer, Sampling
-from specplug.answers import Request as AnswerRequest
 from specplug.bench.workloads import load_workload
-from specplug.engines.choose import open_engine
+from specplug.engines.open_profile import open_engine
 from specplug.errors import UsageError
-from specplug.text import Segment
+from specplug.generation.answers import Answer, Sampling
+from specplug.generation.answers import Request as AnswerRequest
+from specplug.generation.text import Segment
 
 from .options import Request, note, shared_options
 

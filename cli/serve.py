@@ -104,8 +104,8 @@ def serve(
     _require_server()
     from specplug.engines.llama_cpp.batch_engine import open_batch_engine
     from specplug.engines.llama_cpp.model import open_model
-    from specplug.server.guard import Limits
-    from specplug.server.run import Address, run
+    from specplug.server.middleware import Limits
+    from specplug.server.process import Address, run
     from specplug.server.state import Settings
 
     address = Address(host or "127.0.0.1", port or 8000, api_key, insecure, cors_origin)

@@ -13,19 +13,20 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from specplug import hardware, pages
 from specplug import profile as profiles
 from specplug.bench import workloads
-from specplug.core import Needs
+from specplug.core import Requires
 from specplug.errors import UsageError
-from specplug.files import write_atomically
+from specplug.machine import hardware
+from specplug.machine.files import write_atomically
 from specplug.profile import Profile
 from specplug.registry import nearest
+from specplug.reports import html_page
 from specplug.tune import budget as budgets
+from specplug.tune.candidates import LONGEST, grid
 from specplug.tune.document import errors, evidence, interval_text, verdict
-from specplug.tune.request import OBJECTIVES, Request, check
 from specplug.tune.session import tune as run_tune
-from specplug.tune.settings import LONGEST, grid
+from specplug.tune.tune_request import OBJECTIVES, Request, check
 
 from . import options
 from .options import model_path, note, parse_levels, shared_options
@@ -82,7 +83,7 @@ def tune(
     path, label = _model(request.profile)
     target = _target(out, label)
     if html is not None:
-        pages.check_target(html)
+        html_page.check_target(html)
     wanted = Request(
         model=path,
         base=request.profile,
@@ -114,7 +115,7 @@ def tune(
     else:
         _show(document)
     if html is not None:
-        from specplug.tune.report import page
+        from specplug.reports.tune_report import page
 
         write_atomically(html, page(document).encode())
     note(f"{verdict(document)}; written to {target}")
@@ -162,7 +163,7 @@ def _target(out: str | None, label: str) -> Path:
 
 def _plan(request: Request) -> dict[str, Any]:
     vllm = request.base.engine == "vllm"
-    settings = grid(Needs(topk=1 << 30, builtin=vllm), trees=not vllm, most_nodes=LONGEST if vllm else 1 << 20)
+    settings = grid(Requires(topk=1 << 30, builtin=vllm), trees=not vllm, most_nodes=LONGEST if vllm else 1 << 20)
     return {
         "profile": str(request.out),
         "model": str(request.model),

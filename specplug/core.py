@@ -101,7 +101,7 @@ class Step:
              unless generation stopped inside the accepted path
     topk     int32[n + 1, k], most likely first: row 0 belongs to the last verified token, row i + 1 to node i of
              `draft`. None in steps for which no proposer that needs it was asked; k is the most that those asked need,
-             so it may be less than one's own `needs`
+             so it may be less than one's own `requires`
     """
 
     emitted: list[int]
@@ -111,8 +111,8 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What a proposer wants to see (`needs`) or an engine can show (`gives`).
+class Requires:
+    """What a proposer wants to see (`requires`) or an engine can show (`provides`).
 
     builtin  a drafter of the engine's own, which the proposer only names
     drafter  a model that the engine opens, which the proposer only names
@@ -123,21 +123,21 @@ class Needs:
     builtin: bool = False
     drafter: bool = False
 
-    def missing_from(self, gives: Needs) -> list[str]:
-        """Names of what `gives` lacks; empty when everything is there."""
+    def missing_from(self, provides: Requires) -> list[str]:
+        """Names of what `provides` lacks; empty when everything is there."""
         missing = []
-        if self.topk > gives.topk:
+        if self.topk > provides.topk:
             missing.append(f"TOPK({self.topk})")
-        if self.hidden and not gives.hidden:
+        if self.hidden and not provides.hidden:
             missing.append("HIDDEN")
-        if self.builtin and not gives.builtin:
+        if self.builtin and not provides.builtin:
             missing.append("BUILTIN")
-        if self.drafter and not gives.drafter:
+        if self.drafter and not provides.drafter:
             missing.append("DRAFTER")
         return missing
 
-    def union(self, other: Needs) -> Needs:
-        return Needs(
+    def union(self, other: Requires) -> Requires:
+        return Requires(
             max(self.topk, other.topk),
             self.hidden or other.hidden,
             self.builtin or other.builtin,
@@ -165,7 +165,7 @@ class Proposer(Protocol):
     checks all of it.
     """
 
-    needs: Needs
+    requires: Requires
     buckets: tuple[Bucket, ...]
 
     def begin(self, seq: int, prompt: IntArray) -> None:

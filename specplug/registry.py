@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from specplug.core import Needs, Proposer
+from specplug.core import Proposer, Requires
 from specplug.errors import EngineError, SpecplugError, UsageError
 
 PROPOSERS = {
@@ -27,7 +27,7 @@ PROPOSERS = {
     "vocab_trim": "specplug.proposers.vocab_trim:VocabTrim",
     "builtin": "specplug.proposers.builtin:Builtin",
 }
-FUSION = "specplug.proposers.fusion:Fusion"
+FUSION = "specplug.planning.fusion:Fusion"
 """Built from a list of the others, so it is no name of its own."""
 
 GROUP = "specplug.proposers"
@@ -132,12 +132,12 @@ def check_list(specs: Sequence[ProposerSpec]) -> None:
         raise UsageError(f"{alone[0]} stands beside other proposers; list it alone, or drop it")
 
 
-def check_needs(proposers: Iterable[Proposer], gives: Needs, engine_name: str) -> None:
+def check_requirements(proposers: Iterable[Proposer], provides: Requires, engine_name: str) -> None:
     """Raise EngineError, naming both sides, when the engine cannot show what a proposer wants to see."""
     for proposer in proposers:
         if _address(proposer) == FUSION:
-            check_needs(cast(Any, proposer).sources, gives, engine_name)
-        missing = proposer.needs.missing_from(gives)
+            check_requirements(cast(Any, proposer).sources, provides, engine_name)
+        missing = proposer.requires.missing_from(provides)
         if missing:
             raise EngineError(
                 f"proposer {name_of(proposer)} needs {' and '.join(missing)}, "

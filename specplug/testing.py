@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from specplug.core import EMPTY, ROOT, Draft, IntArray, Proposer, Step, int_array
-from specplug.verify import verify_tree
+from specplug.verification.reference import verify_tree
 
 TopK = Callable[[Sequence[int]], IntArray]
 """The target's most likely next ids (int32[k], most likely first) after a context."""
@@ -111,7 +111,7 @@ def replay(
 
     topk: required where the proposer needs it, e.g. `lambda tokens: target.topk(tokens, 8)`.
     """
-    assert topk is not None or proposer.needs.topk == 0, "this proposer needs the target's top-k: pass `topk`"
+    assert topk is not None or proposer.requires.topk == 0, "this proposer needs the target's top-k: pass `topk`"
     context = [int(token) for token in prompt]
     proposer.begin(seq, int_array(context))
     steps: list[Step] = []
@@ -318,7 +318,7 @@ class ProposerContract:
         assert result.mean_acceptance_length >= 1.0
 
     def _topk(self, proposer: Proposer) -> TopK | None:
-        target, k = self.target(), proposer.needs.topk
+        target, k = self.target(), proposer.requires.topk
         return (lambda tokens: target.topk(tokens, k)) if k else None
 
     def _step(self, proposer: Proposer, draft: Draft, rest: Sequence[int], context: Sequence[int]) -> Step:

@@ -25,7 +25,7 @@ FORMATS = ("f32", "bf16", "q8_0", "q4_0")
 @pytest.fixture(scope="session")
 def demo_path() -> Path:
     """The packaged model: SmolLM2-135M-Instruct, Q4_1."""
-    from specplug.models import resolve
+    from specplug.models.references import resolve
 
     return resolve("demo:smollm2")
 

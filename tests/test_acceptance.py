@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.acceptance import DECAY, PRIOR_WEIGHT, AcceptanceTable
 from specplug.core import EMPTY, ROOT, Bucket, Draft
+from specplug.planning.acceptance import DECAY, PRIOR_WEIGHT, AcceptanceTable
 
 
 def table(*priors: float) -> AcceptanceTable:

@@ -55,16 +55,14 @@ def test_the_core_knows_only_numpy_and_the_standard_library() -> None:
     [
         "core",
         "errors",
-        "files",
-        "acceptance",
-        "cost",
-        "counters",
-        "planner",
-        "verify",
+        "drafts",
+        "generation",
+        "planning",
+        "verification",
         "profile",
         "registry",
         "models",
-        "hardware",
+        "machine",
     ],
 )
 def test_what_lies_below_the_methods_does_not_import_them(module: str) -> None:
@@ -84,7 +82,7 @@ def test_what_lies_below_the_methods_does_not_import_them(module: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "specplug" / "proposers").glob("*.py")), ids=relative)
 def test_proposers_know_no_engine_no_profile_and_no_registry(path: Path) -> None:
     for name in imports(path):
-        for other in ("engines", "transforms", "bench", "tune", "build", "profile", "registry", "models", "speculator"):
+        for other in ("engines", "transforms", "bench", "tune", "build", "profile", "registry", "models", "planning"):
             assert not below(name, f"specplug.{other}")
         assert not below(name, "specplug_cli")
 
@@ -130,7 +128,7 @@ def test_the_reader_of_imports_sees_them_all(tmp_path: Path) -> None:
         "from specplug import registry; registry.names()",
         "from specplug import profile; profile.list_profiles()",
         "import specplug_cli.main, specplug_cli.options, specplug_cli.doctor, specplug_cli.profiles",
-        "from specplug import planner, verify, testing, models, hardware",
+        "import specplug.testing, specplug.planning.planner, specplug.models.references, specplug.machine.hardware",
     ],
 )
 def test_no_engine_library_is_loaded_by(statement: str) -> None:

@@ -10,13 +10,13 @@ pytest.importorskip("llama_cpp")
 
 from test_llama_engine import BOTH, COPY, FREE, FREE_ROWS, TREES, chat, q8_0_profile
 
-from specplug.answers import Request, Sampling
 from specplug.bench.arms import plain
 from specplug.engines.llama_cpp.batch_engine import BatchEngine
 from specplug.engines.llama_cpp.batch_loop import Stream
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import UsageError
+from specplug.generation.answers import Request, Sampling
 
 pytestmark = pytest.mark.llama
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from specplug.bench.arms import Result
-from specplug.bench.run import Outcome, Tally, run_arms
+from specplug.bench.interleaved import Outcome, Tally, run_arms
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray, int_array
-from specplug.counters import Counters
+from specplug.generation.counters import Counters
 
 Event = tuple[str, tuple[tuple[int, ...], ...]]
 """An arm's name, and the prompts it was given at once (no prompts: `reset`)."""

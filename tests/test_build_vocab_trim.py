@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from toy_source import ToySource
 
-from specplug import drafters
 from specplug.build import vocab_trim
 from specplug.build.frequencies import held_out
-from specplug.build.sweep import Selection
+from specplug.build.head_sizes import Selection
 from specplug.build.vocab_trim import Request, build, check, verdict
 from specplug.errors import SpecplugError, UsageError
+from specplug.models import drafter_folders
 
 PROMPTS = [{"id": f"p{i}", "category": "toy", "turns": [f"word {7 * i}", "and then"][: 1 + i % 2]} for i in range(30)]
 """Every second one has two turns."""
@@ -59,7 +59,7 @@ def test_answers_are_counted_and_those_held_out_judge(request_: Request) -> None
     assert document["calibration"]["held_out_tokens"] == expected[True].sum()
     assert {answer.prompt_id for answer in source.judged_by} == held and len(source.judged_by) == judging
     assert len(source.weighed) == 45 - judging and not held & {answer.prompt_id for answer in source.weighed}
-    manifest, ids = drafters.read(request_.out)
+    manifest, ids = drafter_folders.read(request_.out)
     kept = {0, *np.argsort(-expected[False], kind="stable")[:64].tolist()}
     assert set(ids.tolist()) <= kept and len(ids) == 64 == manifest.rows
     line = document["sizes"][0]
@@ -70,7 +70,7 @@ def test_answers_are_counted_and_those_held_out_judge(request_: Request) -> None
 def test_rows_follow_what_the_target_thought_likely_not_what_came(request_: Request) -> None:
     likely = np.arange(128.0)
     document = built(request_, ToySource(likely=likely))
-    _, ids = drafters.read(request_.out)
+    _, ids = drafter_folders.read(request_.out)
     assert ids.tolist() == [0, *range(65, 128)] and document["calibration"]["ranked_by"] == "likelihoods"
     by_counts = built(replace(request_, out=request_.out / "other"), ToySource())
     assert by_counts["calibration"]["ranked_by"] == "counts"
@@ -160,7 +160,7 @@ def test_only_tokens_that_the_head_has_rows_for_are_kept(request_: Request) -> N
     """As in EAGLE-3 heads that were trained with a part of the vocabulary."""
     rowless = range(1, 128, 2)
     document = built(replace(request_, selection=Selection(size=32)), ToySource(rowless=rowless))
-    _, ids = drafters.read(request_.out)
+    _, ids = drafter_folders.read(request_.out)
     assert len(ids) == 32 and not set(ids.tolist()) & set(rowless)
     assert [line["rows"] for line in document["sizes"]] == [32, 64] and document["sizes"][1]["coverage"] < 1
 
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(request_: Request, tmp
 
 def test_the_page_shows_every_size_and_no_tags_of_strangers(request_: Request) -> None:
     pytest.importorskip("plotly")
-    from specplug.build.report import page
+    from specplug.reports.trim_report import page
 
     document = built(replace(request_, measure=1), ToySource(), [])
     text = page(document)

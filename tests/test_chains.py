@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from specplug.chains import NOTHING, Chains, ChainSteps, OneByOne, as_chains, likeliest_chain
 from specplug.core import EMPTY, Draft, Step, int_array
+from specplug.drafts.chains import NOTHING, Chains, ChainSteps, OneByOne, as_chains, likeliest_chain
 from specplug.proposers.ngram import Ngram
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import ROW, START, TokenRecycling

@@ -13,10 +13,10 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
-from specplug import drafters
 from specplug.core import IntArray, int_array
 from specplug.errors import UsageError
-from specplug.models import tokenizer_hash
+from specplug.models import drafter_folders
+from specplug.models.references import tokenizer_hash
 from specplug.transforms import tensor_files
 from specplug.transforms.checkpoint_head import TRIMMED, guessable, head_shape, trim, vocabulary
 
@@ -153,7 +153,7 @@ def test_the_head_has_the_kept_rows_and_the_rest_is_as_it_was(
     assert (made.format, made.kind, made.architecture) == ("checkpoint", "model", "LlamaForCausalLM")
     assert (made.num_tokens, made.rows, made.input_scale, made.built) == (V, 6, 1.0, {"calibration": "none"})
     assert made.tokenizer == tokenizer_hash(source) == tokenizer_hash(tmp_path / "out")
-    manifest, ids = drafters.read(tmp_path / "out")
+    manifest, ids = drafter_folders.read(tmp_path / "out")
     assert manifest == made and ids.tolist() == KEPT.tolist()
     assert {"tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"} < manifest.files.keys()
 
@@ -225,7 +225,7 @@ def test_an_eagle3_head_that_has_fewer_rows_is_trimmed_again(tmp_path: Path, shu
     source = eagle3(tmp_path / "e", had)
     assert guessable(source).tolist() == [1, 3, 17, 18, 30, 63]
     made = trim(source, KEPT, tmp_path / "out", target=llama(tmp_path / "t"))
-    assert made.rows == 3 and drafters.read(tmp_path / "out")[1].tolist() == [3, 17, 63]
+    assert made.rows == 3 and drafter_folders.read(tmp_path / "out")[1].tolist() == [3, 17, 63]
     found = read(tmp_path / "out" / "model.safetensors")
     rows = [had.tolist().index(id) for id in (3, 17, 63)]
     assert found["lm_head.weight"][2] == numbers(6, WIDTH, seed=5)[rows].tobytes()
@@ -394,7 +394,7 @@ def test_a_file_that_was_changed_is_noticed(tmp_path: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"model\.safetensors: its SHA-256 is [0-9a-f]{12}, the manifest says"):
-        drafters.read(tmp_path / "out")
+        drafter_folders.read(tmp_path / "out")
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from specplug import drafters, models
+from specplug.models import drafter_folders, references
 
 SPECPLUG = str(Path(sys.executable).with_name("specplug"))
 PROMPTS = [
@@ -99,7 +99,7 @@ def test_a_target_with_another_tokenizer_is_refused_with_both_hashes(tmp_path: P
     )
     message = refused("--size", "8192", "--out", str(tmp_path / "d"), "--target", str(other))
     for path in (demo_path, other):
-        assert models.tokenizer_hash(path)[:12] in message
+        assert references.tokenizer_hash(path)[:12] in message
 
 
 @pytest.mark.llama
@@ -120,14 +120,14 @@ def test_a_drafter_of_the_real_model(tmp_path: Path, prompts: str) -> None:
     assert all(line["measured"]["different"] == 0 for line in document["sizes"])
     assert len(document["costs"]["target_ms"]) == 9 and document["hardware"]["threads"] == 2
     assert page.stat().st_size > 1_000_000
-    manifest, ids = drafters.read(drafters.place("drafter:mine"))
+    manifest, ids = drafter_folders.read(drafter_folders.place("drafter:mine"))
     assert manifest.rows == len(ids) == 8192 and manifest.built["sizes"] == document["sizes"]
     assert manifest.built["command"].startswith("specplug build vocab-trim demo:smollm2")
     traces = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("traces/*.npz")}
     again = call(*asked, "--coverage", "0.5", "--out", str(tmp_path / "other"), "--quantize", "q8_0")
     assert again.returncode == 0 and "chosen" in again.stdout, again.stderr
     assert traces and traces == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("traces/*.npz")}
-    assert not list(tmp_path.glob(".other.*")) and not list(drafters.place("drafter:mine").parent.glob(".*"))
+    assert not list(tmp_path.glob(".other.*")) and not list(drafter_folders.place("drafter:mine").parent.glob(".*"))
 
 
 @pytest.mark.llama

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.cost import (
+from specplug.errors import UsageError
+from specplug.planning.cost import (
     DRIFT,
     EARLY,
     FORGET,
@@ -17,7 +18,6 @@ from specplug.cost import (
     CostCurve,
     oracle_speedup,
 )
-from specplug.errors import UsageError
 
 
 def feed(curve: CostCurve, rows: int, ms: Sequence[float], context: int = 0) -> None:

@@ -12,7 +12,6 @@ pytest.importorskip("llama_cpp")
 
 from test_batch_loop import answer_all
 
-from specplug.answers import Request, Sampling
 from specplug.bench.arms import plain
 from specplug.bench.prove import GRAMMAR
 from specplug.core import Draft, IntArray, Step
@@ -24,6 +23,7 @@ from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, 
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.errors import UsageError
+from specplug.generation.answers import Request, Sampling
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.transforms.gguf_head import trim, vocabulary

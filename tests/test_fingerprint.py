@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug import fingerprint, hardware
 from specplug.errors import SpecplugError
+from specplug.machine import fingerprint, hardware
 from specplug.profile import Measured, Profile
 
 HERE: dict[str, Any] = {

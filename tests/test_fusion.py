@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Proposer, Step, int_array
-from specplug.proposers.fusion import Fusion
+from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
+from specplug.planning.fusion import Fusion
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
 from specplug.testing import ProposerContract, ToyTarget, replay
@@ -19,7 +19,7 @@ class Scripted:
 
     def __init__(self, draft: Draft, priors: Sequence[float] = (0.5,), topk: int = 0, hidden: bool = False) -> None:
         self.draft = draft
-        self.needs = Needs(topk, hidden)
+        self.requires = Requires(topk, hidden)
         self.buckets = tuple(Bucket(f"bucket {i}", prior) for i, prior in enumerate(priors))
         self.told: list[object] = []
 
@@ -227,7 +227,7 @@ def test_everything_is_told_to_all() -> None:
 
 def test_needs_are_the_union() -> None:
     fusion = Fusion([Scripted(EMPTY, topk=4), Impatient(EMPTY, topk=8), Scripted(EMPTY, hidden=True)])
-    assert fusion.needs == Needs(topk=8, hidden=True)
+    assert fusion.requires == Requires(topk=8, hidden=True)
 
 
 def test_recycling_learns_the_rows_of_others_guesses() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specplug import drafters
 from specplug.core import IntArray
 from specplug.errors import UsageError
-from specplug.models import tokenizer_hash
+from specplug.models import drafter_folders
+from specplug.models.references import tokenizer_hash
 from specplug.transforms.kept_ids import by_size
 
 pytestmark = pytest.mark.llama
@@ -117,7 +117,7 @@ def test_tokenizer_lists_and_named_tokens_are_cut_alike(
 def test_the_manifest_says_what_the_folder_holds(
     formats: dict[str, Path], trimmed: dict[str, Path], ids: IntArray
 ) -> None:
-    manifest, kept = drafters.read(trimmed["q4_0"])
+    manifest, kept = drafter_folders.read(trimmed["q4_0"])
     assert np.array_equal(kept, ids)
     assert manifest.tokenizer == tokenizer_hash(formats["q4_0"])
     assert (manifest.format, manifest.num_tokens, manifest.rows, manifest.input_scale) == ("gguf", 49152, 8192, 1.0)
@@ -275,7 +275,7 @@ def test_a_changed_file_is_noticed(trimmed: dict[str, Path], tmp_path: Path) -> 
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
     with pytest.raises(UsageError, match=r"model\.gguf: its SHA-256 is [0-9a-f]{12}, the manifest says [0-9a-f]{12}"):
-        drafters.read(folder)
+        drafter_folders.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -295,15 +295,15 @@ def test_odd_manifests_are_refused(
     data = json.loads((trimmed["q4_0"] / "specplug.json").read_text())
     (tmp_path / "specplug.json").write_text(json.dumps(data | {key: value}))
     with pytest.raises(UsageError, match=message):
-        drafters.read(tmp_path)
+        drafter_folders.read(tmp_path)
 
 
 def test_what_is_not_built_says_how_to_build_it(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="not built yet; run: specplug build vocab-trim demo:gemma3 --size 16384 --out"
     ):
-        drafters.resolve(str(tmp_path / "none"), ["demo:gemma3", "--size", "16384"])
+        drafter_folders.resolve(str(tmp_path / "none"), ["demo:gemma3", "--size", "16384"])
     with pytest.raises(UsageError, match="'a; rm -rf b'"):  # a stranger's profile cannot smuggle in a second command
-        drafters.resolve(str(tmp_path / "none"), ["a; rm -rf b"])
+        drafter_folders.resolve(str(tmp_path / "none"), ["a; rm -rf b"])
     with pytest.raises(UsageError, match="no name for a drafter"):
-        drafters.resolve("drafter:../x")
+        drafter_folders.resolve("drafter:../x")

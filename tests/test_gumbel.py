@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from specplug.answers import Sampling
 from specplug.engines.llama_cpp.gumbel import GumbelNoise
+from specplug.generation.answers import Sampling
 
 P = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
 Q = np.array([0.25, 0.4, 0.0, 0.2, 0.05, 0.1])

@@ -15,7 +15,6 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from specplug import profile as profiles
-from specplug.answers import Answer, Request, Sampling
 from specplug.bench.arms import plain
 from specplug.bench.prove import GRAMMAR
 from specplug.engines.llama_cpp.context import open_context
@@ -23,9 +22,10 @@ from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rounding import explain
 from specplug.errors import UsageError
-from specplug.mismatch import first_difference
+from specplug.generation.answers import Answer, Request, Sampling
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
+from specplug.verification.mismatch import first_difference
 
 pytestmark = pytest.mark.llama
 

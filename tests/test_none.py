@@ -18,4 +18,4 @@ def test_every_step_emits_exactly_one_token() -> None:
 
 def test_it_has_nothing_to_learn() -> None:
     assert NoDraft().buckets == ()
-    assert NoDraft().needs.topk == 0
+    assert NoDraft().requires.topk == 0

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.acceptance import AcceptanceTable
 from specplug.core import EMPTY, ROOT, Bucket, Draft
-from specplug.cost import CostCurve
-from specplug.planner import MARGIN, REST_LIMIT, REST_SHARE, TRIALS, Plan, Planner, Rest, best_nodes
+from specplug.planning.acceptance import AcceptanceTable
+from specplug.planning.cost import CostCurve
+from specplug.planning.planner import MARGIN, REST_LIMIT, REST_SHARE, TRIALS, Plan, Planner, Rest, best_nodes
 
 Node = tuple[int, int]
 """Sequence and node."""

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from specplug import registry
-from specplug.core import Needs, Proposer
+from specplug.core import Proposer, Requires
 from specplug.errors import EngineError, SpecplugError, UsageError
-from specplug.proposers.fusion import Fusion
+from specplug.planning.fusion import Fusion
 from specplug.proposers.none import NoDraft
 from specplug.registry import ProposerSpec
 
@@ -15,11 +15,11 @@ BUILT_IN = ["none", "ngram", "suffix", "token_recycling"]
 STRANGER = """
 from __future__ import annotations
 from typing import Literal
-from specplug.core import EMPTY, Bucket, Needs
+from specplug.core import EMPTY, Bucket, Requires
 
 
 class Peeking:
-    needs = Needs(topk=4)
+    requires = Requires(topk=4)
     buckets = (Bucket("peek", 0.5),)
 
     def __init__(self, depth: int, *, share: float = 0.5, mode: Literal["wide", "deep"] = "wide",
@@ -159,10 +159,10 @@ def test_a_stranger_that_does_not_load_is_named_by_its_package(site: Path) -> No
 
 
 def test_a_name_claimed_by_two_packages_is_refused_with_both(site: Path) -> None:
-    install(site, "first-pack", "twin = stranger_one:X")
-    install(site, "second-pack", "twin = stranger_two:X")
+    install(site, "first-pack", "same = stranger_one:X")
+    install(site, "second-pack", "same = stranger_two:X")
     with pytest.raises(SpecplugError, match="first-pack, second-pack"):
-        registry.load("twin")
+        registry.load("same")
 
 
 def test_a_built_in_name_cannot_be_taken_over(site: Path) -> None:
@@ -196,11 +196,11 @@ class TestNeeds:
     def test_a_mismatch_is_refused_with_both_names(self) -> None:
         proposer = registry.build([ProposerSpec("peeking", {"depth": 1})])
         with pytest.raises(EngineError, match=r"proposer peeking needs TOPK\(4\), which engine quiet does not give"):
-            registry.check_needs([proposer], Needs(topk=3), "quiet")
-        registry.check_needs([proposer], Needs(topk=4), "quiet")
+            registry.check_requirements([proposer], Requires(topk=3), "quiet")
+        registry.check_requirements([proposer], Requires(topk=4), "quiet")
 
     def test_in_a_fusion_the_part_is_named(self) -> None:
         fused = registry.build([ProposerSpec("suffix"), ProposerSpec("peeking", {"depth": 1})])
         with pytest.raises(EngineError, match="proposer peeking needs"):
-            registry.check_needs([fused], Needs(), "quiet")
-        registry.check_needs([fused], Needs(topk=8), "quiet")
+            registry.check_requirements([fused], Requires(), "quiet")
+        registry.check_requirements([fused], Requires(topk=8), "quiet")

@@ -7,9 +7,9 @@ from toy_serving import END, ToyLoop, ToySampler
 
 pytest.importorskip("fastapi")
 
-from specplug.answers import Sampling
 from specplug.core import int_array
 from specplug.errors import SpecplugError
+from specplug.generation.answers import Sampling
 from specplug.server.jobs import Delta, Job
 from specplug.server.scheduler import EngineFailed, Late, QueueFull, Scheduler
 
@@ -195,7 +195,7 @@ def test_whatever_happens_everyone_gets_the_own_answer_or_is_told(events: list[t
         elif event == "fail":
             loop.fail = SpecplugError("no")
         assert loop.open == len(scheduler.active) <= 3
-        assert sum(one.needs for one in scheduler.active) <= 60
+        assert sum(one.reserved_tokens for one in scheduler.active) <= 60
     deltas += run(scheduler)
     for one in jobs:
         own = [delta for other, delta in deltas if other is one]

@@ -20,8 +20,8 @@ pytest.importorskip("uvicorn")
 from toy_serving import ToyEngine, serving
 
 from specplug.errors import SpecplugError, UsageError
-from specplug.server.guard import Limits
-from specplug.server.run import Address
+from specplug.server.middleware import Limits
+from specplug.server.process import Address
 from specplug.server.state import Settings
 
 PATHS = ["/", "/page.js", "/v1/models", "/metrics", "/specplug/stats", "/openapi.json", "/nowhere"]

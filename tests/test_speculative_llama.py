@@ -213,11 +213,11 @@ def test_all_logits_are_left_to_the_base_class(options: dict[str, Any]) -> None:
 
 def test_a_pickled_one_keeps_its_profile(options: dict[str, Any]) -> None:
     llama = SpeculativeLlama(profile=TREES, **options)
-    twin = pickle.loads(pickle.dumps(llama))
-    assert twin.profile == llama.profile
-    assert choice(twin, max_tokens=8) == choice(llama, max_tokens=8)
+    copied = pickle.loads(pickle.dumps(llama))
+    assert copied.profile == llama.profile
+    assert choice(copied, max_tokens=8) == choice(llama, max_tokens=8)
     llama.close()
-    twin.close()
+    copied.close()
 
 
 def test_what_cannot_be_asked(options: dict[str, Any], both: Both) -> None:

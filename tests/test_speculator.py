@@ -7,15 +7,15 @@ from itertools import count
 
 import pytest
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Proposer, Step, int_array
-from specplug.cost import CostCurve
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
+from specplug.planning.cost import CostCurve
+from specplug.planning.fusion import Fusion
+from specplug.planning.speculator import Speculator
 from specplug.profile import PlannerSettings, Profile
-from specplug.proposers.fusion import Fusion
 from specplug.proposers.ngram import Ngram
 from specplug.proposers.none import NoDraft
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
-from specplug.speculator import Speculator
 from specplug.testing import ToyTarget, verify_known
 
 FREE = [50.0] * 32
@@ -35,7 +35,7 @@ class Recorder:
 
     def __init__(self, tokens: Sequence[int] = (1,), topk: int = 0) -> None:
         self.tokens = list(tokens)
-        self.needs = Needs(topk)
+        self.requires = Requires(topk)
         self.asked = 0
         self.told: list[tuple[int, Step]] = []
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.suffix_index import LEVELS, MAX_MATCH, Occurrence, SuffixIndex, continuation
+from specplug.proposers.suffix_index import LEVELS, MAX_MATCH, Occurrence, SuffixIndex, continuation
 
 EVERY = 10_000
 texts = st.lists(st.integers(0, 3), max_size=80)

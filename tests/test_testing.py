@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Proposer, Step, int_array
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
 from specplug.testing import ProposerContract, ToyTarget, replay, verify_known
 
 
 class Echo:
     """A correct proposer without a method: it repeats the last token."""
 
-    needs = Needs()
+    requires = Requires()
     buckets: tuple[Bucket, ...] = (Bucket("echo", 0.1),)
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class WantsItsOwnDraft(Echo):
 
 
 class CountsOnTopIds(Echo):
-    needs = Needs(topk=4)
+    requires = Requires(topk=4)
 
     def observe(self, seq: int, step: Step) -> None:
         super().observe(seq, step)
@@ -307,7 +307,7 @@ def test_topk_rows_belong_to_the_root_and_then_to_each_node_in_its_own_context()
 
 def test_a_proposer_that_needs_topk_is_not_replayed_without() -> None:
     class Curious(Echo):
-        needs = Needs(topk=4)
+        requires = Requires(topk=4)
 
     with pytest.raises(AssertionError, match="topk"):
         replay(Curious(), [1], [2, 3], budget=4)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.text import Segment, TextStream
+from specplug.generation.text import Segment, TextStream
 
 
 def shown(segments: Sequence[Segment]) -> str:

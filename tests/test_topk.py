@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.topk import NUM_BLOCKS, top_ids
+from specplug.generation.topk import NUM_BLOCKS, top_ids
 
 
 def sorted_ids(logits: np.ndarray, k: int) -> np.ndarray:

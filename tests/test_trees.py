@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specplug.core import ROOT
-from specplug.trees import likeliest, path_probabilities
+from specplug.drafts.trees import likeliest, path_probabilities
 
 Tree = tuple[list[int], list[float]]
 

@@ -13,14 +13,14 @@ from specplug.bench.workloads import Prompt
 from specplug.profile import CostPoints, Profile, VllmSettings
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
+from specplug.tune.candidates import BUILTIN, PLAIN, grid
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
 from specplug.tune.replay_batch import replayed_as
-from specplug.tune.request import Request
 from specplug.tune.session import tune
-from specplug.tune.settings import BUILTIN, PLAIN, grid
 from specplug.tune.trace import Trace
+from specplug.tune.tune_request import Request
 
 
 def costs(*curves: tuple[int, tuple[float, ...]], expense: Expense | None = None) -> Costs:
@@ -97,7 +97,7 @@ def test_uniform_drafts_are_whole_or_nothing() -> None:
 
 def test_the_engines_own_drafters_are_tried_where_it_has_some() -> None:
     subject = ToySubject(Profile("base"), lambda rows: 10.0, batched=True)
-    names = [s.name for s in grid(subject.gives, trees=False, most_nodes=8)]
+    names = [s.name for s in grid(subject.provides, trees=False, most_nodes=8)]
     assert len([name for name in names if name.startswith("builtin(")]) == 6
     assert not any("24" in name.rpartition(",")[2] for name in names)
     like = replayed_as(ProposerSpec("builtin", BUILTIN))

@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from specplug.answers import Request
 from specplug.bench.arms import PromptStates
 from specplug.core import IntArray, int_array
 from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.generation.answers import Request
+from specplug.generation.topk import top_ids
 from specplug.profile import CostPoints, Profile, Runtime
 from specplug.registry import ProposerSpec
-from specplug.topk import top_ids
 from specplug.tune.expense import Expense
 from specplug.tune.llama_cpp import RUNNERS_UP, LlamaCppSubject
 from specplug.tune.prediction import Costs

@@ -11,17 +11,17 @@ from toy_subject import ToyTimer
 
 from specplug.bench.arms import Result
 from specplug.bench.statistics import median_interval
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step, int_array
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step, int_array
 from specplug.errors import UsageError
 from specplug.profile import PlannerSettings, Profile
 from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
 from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_record, parse
-from specplug.tune.choose import Pairs, candidates, separated, still_open, winners
+from specplug.tune.candidates import PLAIN, Setting, grid
 from specplug.tune.confirm import REST, confirm
-from specplug.tune.cost import Curve, choose_threads, measure_curve
+from specplug.tune.cost_curves import Curve, choose_threads, measure_curve
 from specplug.tune.expense import CountedClock, Expense, Line, Priced, Timed
-from specplug.tune.settings import PLAIN, Setting, grid
+from specplug.tune.selection import Pairs, candidates, separated, still_open, winners
 from specplug.tune.trace import Answer, Trace
 
 # -- budget -----------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_a_line_through_medians() -> None:
 class Two:
     """Guesses two tokens, or none where the budget is 0."""
 
-    needs = Needs()
+    requires = Requires()
     buckets: tuple[Bucket, ...] = (Bucket("two", 0.5),)
 
     def begin(self, seq: int, prompt: IntArray) -> None: ...
@@ -238,7 +238,7 @@ def test_a_timed_proposer_is_asked_for_sizes_in_turn() -> None:
 
 
 def test_the_grid_has_every_method_alone_and_in_pairs_and_no_name_twice() -> None:
-    settings = grid(Needs(topk=64))
+    settings = grid(Requires(topk=64))
     assert len({setting.name for setting in settings}) == len(settings) > 100
     methods = {setting.method for setting in settings}
     assert {"ngram", "suffix", "token_recycling", "ngram + suffix", "suffix + token_recycling"} <= methods
@@ -247,12 +247,12 @@ def test_the_grid_has_every_method_alone_and_in_pairs_and_no_name_twice() -> Non
 
 
 def test_the_grid_leaves_out_what_the_engine_cannot_give() -> None:
-    blind = grid(Needs())
+    blind = grid(Requires())
     assert blind and not any("token_recycling" in setting.method for setting in blind)
-    small = grid(Needs(topk=64), most_nodes=6)
-    assert max(setting.planner.max_nodes for setting in small) == 6 and grid(Needs(topk=64), most_nodes=0) == []
+    small = grid(Requires(topk=64), most_nodes=6)
+    assert max(setting.planner.max_nodes for setting in small) == 6 and grid(Requires(topk=64), most_nodes=0) == []
     assert {setting.planner.mode for setting in small} == {"static", "measured"}
-    chains = grid(Needs(topk=64), trees=False)
+    chains = grid(Requires(topk=64), trees=False)
     assert not any(setting.planner.trees for setting in chains)
 
 

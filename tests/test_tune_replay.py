@@ -13,10 +13,10 @@ from specplug.profile import CostPoints, PlannerSettings
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 from specplug.testing import replay as drive
+from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.replay import replay, replay_all
-from specplug.tune.settings import PLAIN, Setting
 from specplug.tune.trace import ALONE, Answer, Asides, Trace, save
 
 ROWS = 33

@@ -12,8 +12,8 @@ from specplug.bench.workloads import Prompt
 from specplug.errors import UsageError
 from specplug.profile import Profile, Runtime
 from specplug.tune.document import evidence
-from specplug.tune.request import Request
 from specplug.tune.session import tune
+from specplug.tune.tune_request import Request
 
 pytest.importorskip("plotly")
 
@@ -35,7 +35,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_page_names_what_was_found(document: dict[str, Any]) -> None:
-    from specplug.tune.report import page
+    from specplug.reports.tune_report import page
 
     text = page(document)
     assert document["chosen"] in text and text.count("<tr") > len(document["settings"])
@@ -75,7 +75,7 @@ def test_what_strangers_write_is_text_or_refused(
     document: dict[str, Any], value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any value at any place of the evidence: a page without their tags, or one clear line."""
-    from specplug.tune import report
+    from specplug.reports import tune_report
 
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
     brief = {**document, "settings": [document["settings"][i] for i in (0, 1, -1)]}
@@ -83,14 +83,14 @@ def test_what_strangers_write_is_text_or_refused(
     keys = {path[:2] if path[0] != "settings" else path: path for path in paths}  # one leaf of each kind
     for path in keys.values():
         try:
-            assert TAG not in report.page(with_leaf(brief, path, value)), path
+            assert TAG not in tune_report.page(with_leaf(brief, path, value)), path
         except UsageError as error:
             assert "not what a tune writes" in str(error)
 
 
 @pytest.mark.parametrize("key", ["settings", "cost", "workload", "chosen", "fingerprint"])
 def test_what_no_tune_wrote_is_refused(document: dict[str, Any], key: str) -> None:
-    from specplug.tune.report import page
+    from specplug.reports.tune_report import page
 
     for wrong in ({k: v for k, v in document.items() if k != key}, {"a": 1}):
         with pytest.raises(UsageError, match="not what a tune writes"):
@@ -99,7 +99,7 @@ def test_what_no_tune_wrote_is_refused(document: dict[str, Any], key: str) -> No
 
 @pytest.mark.parametrize("width", [1200, 400])
 def test_a_browser_shows_it(document: dict[str, Any], tmp_path: Path, browser: Any, width: int) -> None:
-    from specplug.tune.report import page as written
+    from specplug.reports.tune_report import page as written
 
     path = tmp_path / "report.html"
     path.write_text(written(document), encoding="utf-8")

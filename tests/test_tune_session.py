@@ -17,8 +17,8 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile, Runtime
 from specplug.testing import ToyTarget
 from specplug.tune import journal as journals
-from specplug.tune.request import Request, journal_path
 from specplug.tune.session import Outcome, tune
+from specplug.tune.tune_request import Request, journal_path
 
 CHEAP: Callable[[int], float] = lambda rows: 10.0 + 0.1 * rows  # noqa: E731
 DEAR: Callable[[int], float] = lambda rows: 10.0 * rows  # noqa: E731

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specplug import drafters
 from specplug import profile as profiles
 from specplug.core import int_array
 from specplug.engines.vllm import offline, plugin, versions
@@ -20,6 +19,7 @@ from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_i
 from specplug.engines.vllm.counts import AGREED, FIGURES, Counts
 from specplug.engines.vllm.measure import WARM, curves_of
 from specplug.errors import EngineError, UsageError
+from specplug.models import drafter_folders
 from specplug.profile import Profile, VllmSettings
 from specplug.registry import ProposerSpec
 from specplug.transforms.checkpoint_head import TRIMMED
@@ -66,11 +66,11 @@ def test_a_profile_for_another_engine_is_refused_by_name() -> None:
 
 def test_a_builtin_method_is_refused_where_the_engine_has_none() -> None:
     from specplug import registry
-    from specplug.core import Needs
+    from specplug.core import Requires
 
     with pytest.raises(EngineError, match="proposer builtin needs BUILTIN, which engine llama-cpp does not give"):
-        registry.check_needs(
-            registry.build_sources([ProposerSpec("builtin", {"name": "ngram"})]), Needs(8), "llama-cpp"
+        registry.check_requirements(
+            registry.build_sources([ProposerSpec("builtin", {"name": "ngram"})]), Requires(8), "llama-cpp"
         )
 
 
@@ -108,9 +108,9 @@ def drafter(
     folder: Path, *, kind: str = "model", form: str = "checkpoint", architecture: str = "LlamaForCausalLM"
 ) -> Path:
     """A drafter's folder, with nothing in it that an engine could open; its tokenizer.json was `{}`."""
-    with drafters.writing(folder) as partial:
-        manifest = drafters.Manifest(form, kind, architecture, sha256(b"{}").hexdigest(), 9, 2)
-        drafters.finish(partial, manifest, int_array([1, 4]))
+    with drafter_folders.writing(folder) as partial:
+        manifest = drafter_folders.Manifest(form, kind, architecture, sha256(b"{}").hexdigest(), 9, 2)
+        drafter_folders.finish(partial, manifest, int_array([1, 4]))
     return folder
 
 
@@ -160,7 +160,7 @@ def test_a_drafter_of_another_tokenizer_engine_or_content_is_refused(tmp_path: P
         engine_settings(trimmed(drafter(tmp_path / "d")), "x", str(tmp_path / "target"))
     with pytest.raises(UsageError, match=r"a drafter for llama\.cpp; build one for vLLM"):
         engine_settings(trimmed(drafter(tmp_path / "g", form="gguf")), "x")
-    (tmp_path / "d" / drafters.IDS).write_bytes(b"other")
+    (tmp_path / "d" / drafter_folders.IDS).write_bytes(b"other")
     with pytest.raises(UsageError, match=r"ids\.npy: its SHA-256 is [0-9a-f]{12}, the manifest says"):
         engine_settings(trimmed(tmp_path / "d"), "x")
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from toy_batch import ToyBatch, ToyRequest
 
 from specplug import registry
-from specplug.batch import BatchSpeculator
-from specplug.chains import as_chains
-from specplug.cost import BatchCost, CostCurve
+from specplug.drafts.chains import as_chains
 from specplug.engines.vllm.drafting import Drafting
-from specplug.engines.vllm.requests import limit_of
+from specplug.engines.vllm.request_table import limit_of
+from specplug.planning.batch_speculator import BatchSpeculator
+from specplug.planning.cost import BatchCost, CostCurve
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 

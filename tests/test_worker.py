@@ -7,8 +7,8 @@ from toy_serving import ToySampler
 
 pytest.importorskip("fastapi")
 
-from specplug.answers import Sampling
 from specplug.core import int_array
+from specplug.generation.answers import Sampling
 from specplug.server import worker
 from specplug.server.jobs import Delta, Job
 from specplug.server.worker import HELD_S, Worker

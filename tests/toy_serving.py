@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import IntArray, int_array
-from specplug.counters import Counters
 from specplug.errors import SpecplugError, UsageError
+from specplug.generation.answers import Sampling, TokenLogprobs
+from specplug.generation.counters import Counters
 from specplug.profile import Profile
 from specplug.server.app import make_app
-from specplug.server.guard import Guard, Limits
+from specplug.server.middleware import Guard, Limits
 from specplug.server.state import Settings
 
 END = 256

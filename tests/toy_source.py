@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from toy_subject import ToySubject
 
-from specplug import drafters
 from specplug.bench.workloads import Prompt
+from specplug.build.head_sizes import Costs, Hits
 from specplug.build.source import Progress
-from specplug.build.sweep import Costs, Hits
 from specplug.core import IntArray, int_array
-from specplug.drafters import Manifest
+from specplug.models import drafter_folders
+from specplug.models.drafter_folders import Manifest
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.transforms.head_shape import HeadShape
@@ -101,8 +101,8 @@ class ToySource:
 
     def trim(self, ids: IntArray, out: Path, built: Mapping[str, Any]) -> Manifest:
         manifest = Manifest("gguf", "model", "toy", "0" * 64, self.num_tokens, len(ids), built=dict(built))
-        with drafters.writing(out) as partial:
-            return drafters.finish(partial, manifest, ids)
+        with drafter_folders.writing(out) as partial:
+            return drafter_folders.finish(partial, manifest, ids)
 
     def close(self) -> None:
         self.closed = True

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from specplug.bench.arms import Result
-from specplug.core import IntArray, Needs, int_array
+from specplug.core import IntArray, Requires, int_array
 from specplug.profile import Profile
 from specplug.testing import ToyTarget
-from specplug.tune.cost import Curve, Progress, choose_threads, curves_by_timer
+from specplug.tune.candidates import PLAIN, Setting
+from specplug.tune.cost_curves import Curve, Progress, choose_threads, curves_by_timer
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
 from specplug.tune.replay_batch import BatchReplay
 from specplug.tune.replay_sequences import Replay
-from specplug.tune.settings import PLAIN, Setting
 from specplug.tune.trace import Answer, Asides, Trace
 
 
@@ -85,7 +85,7 @@ class ToySubject:
         batched: bool = False,
     ) -> None:
         self.profile = profile
-        self.gives = Needs(topk=64, builtin=batched)
+        self.provides = Requires(topk=64, builtin=batched)
         self.trees = not batched
         self.batched = batched
         self.ms = ms

@@ -11,12 +11,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from specplug.core import IntArray
-from specplug.counters import Counters
+from specplug.generation.counters import Counters
 from specplug.profile import CostPoints, Profile
 
 if TYPE_CHECKING:
-    from specplug.answers import Sampling
     from specplug.engines.llama_cpp.model import Model
+    from specplug.generation.answers import Sampling
 
 PEERS = {
     "llama-cpp-python:prompt-lookup": 10,
@@ -95,7 +95,7 @@ class ProfileArm:
         self.engine = LlamaCpp(model, profile, slots=slots, cost=cost, say=say)
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
-        from specplug.answers import Request
+        from specplug.generation.answers import Request
 
         requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
         self.engine.loop.forget_prompts()  # every arm reads the same prompts in the same passes
@@ -123,7 +123,7 @@ class PromptLookupPeer:
 
     def __init__(self, model: Model, profile: Profile, name: str, sampling: Sampling) -> None:
         """Opens the model a second time, with the profile's threads, context, KV type and attention."""
-        from specplug.engines.llama_cpp.peer import open_peer
+        from specplug.engines.llama_cpp.reference_engine import open_peer
 
         self.name = name
         self._generate, self._close = open_peer(model, profile, PEERS[name], sampling)

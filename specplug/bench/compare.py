@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specplug.answers import Sampling
 from specplug.bench.arms import PEERS, Arm
-from specplug.bench.run import Explain, run_arms
+from specplug.bench.interleaved import Explain, run_arms
 from specplug.bench.workloads import Prompt, categories
 from specplug.core import IntArray
 from specplug.errors import UsageError
+from specplug.generation.answers import Sampling
 from specplug.profile import Profile
 
 Progress = Callable[[str, int], None]

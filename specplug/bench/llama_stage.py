@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from specplug import __version__, fingerprint, hardware, models
-from specplug.answers import Sampling
+from specplug import __version__
 from specplug.bench.arms import Arm, ProfileArm, PromptLookupPeer, plain
 from specplug.bench.compare import Stage
 from specplug.core import IntArray
 from specplug.errors import UsageError
+from specplug.generation.answers import Sampling
+from specplug.machine import fingerprint, hardware
+from specplug.models import references
 from specplug.profile import CostPoints, Profile
 
 MEASURE_SECONDS = 12.0
@@ -36,7 +38,7 @@ def llama_stage(
     """Everything opened, and closed at the end."""
     if profiles[0].model is None:
         raise UsageError(f"profile {profiles[0].name}: no model; name one with --model")
-    path = models.resolve(profiles[0].model)
+    path = references.resolve(profiles[0].model)
     from specplug.engines.llama_cpp import require
 
     require()

@@ -67,10 +67,10 @@ def prove(
     from specplug.engines.llama_cpp import require
 
     require()
-    from specplug.answers import Request, Sampling
     from specplug.engines.llama_cpp.engine import LlamaCpp
     from specplug.engines.llama_cpp.model import open_model
     from specplug.engines.llama_cpp.rounding import explain
+    from specplug.generation.answers import Request, Sampling
 
     tried = profile if as_is else replace(profile, planner=replace(profile.planner, mode="static"))
     base = plain(profile)

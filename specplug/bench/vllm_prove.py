@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from specplug.answers import Answer, Request, Sampling
 from specplug.bench.arms import plain
 from specplug.bench.prove import SETTINGS, STOP, Difference
 from specplug.bench.workloads import Prompt
 from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.rounding import explain
 from specplug.errors import UsageError
+from specplug.generation.answers import Answer, Request, Sampling
 from specplug.profile import Profile
 
 GREEDY = tuple(name for name, how in SETTINGS.items() if not how.get("temperature"))

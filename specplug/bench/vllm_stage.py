@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from specplug import fingerprint, hardware
-from specplug.answers import Request, Sampling
 from specplug.bench.arms import Result, plain
 from specplug.bench.compare import Stage
 from specplug.core import IntArray
@@ -22,6 +20,8 @@ from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.rounding import explain
 from specplug.engines.vllm.switch import SWITCH
 from specplug.errors import UsageError
+from specplug.generation.answers import Request, Sampling
+from specplug.machine import fingerprint, hardware
 from specplug.profile import Profile, VllmSettings
 
 

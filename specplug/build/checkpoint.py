@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from specplug.build.source import Progress
 from specplug.core import IntArray
-from specplug.drafters import Manifest
 from specplug.errors import UsageError
+from specplug.models.drafter_folders import Manifest
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
 from specplug.transforms import checkpoint_head

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specplug.answers import Sampling
 from specplug.bench.arms import Arm, ProfileArm, plain
-from specplug.bench.run import run_arms
+from specplug.bench.interleaved import run_arms
 from specplug.bench.workloads import Prompt
+from specplug.build.head_sizes import LONGEST, Costs, Hits, added, best_in_each
 from specplug.build.source import Progress
-from specplug.build.sweep import LONGEST, Costs, Hits, added, best_in_each
 from specplug.core import IntArray
-from specplug.drafters import Manifest
-from specplug.drafters import read as read_drafter
 from specplug.errors import EngineError, UsageError
+from specplug.generation.answers import Sampling
+from specplug.models.drafter_folders import Manifest
+from specplug.models.drafter_folders import read as read_drafter
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.transforms.head_shape import HeadShape
@@ -91,7 +91,7 @@ class GgufSource:
             subject.close()
 
     def expected(self, answers: Sequence[Answer], progress: Progress) -> Weights:
-        from specplug.engines.llama_cpp.forced import ROWS, forced_logits
+        from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
 
         weights = np.zeros(self._opened.num_tokens)
         with self._context(self._target, cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
@@ -123,7 +123,7 @@ class GgufSource:
     def hits(
         self, answers: Sequence[Answer], nested: Sequence[IntArray], workplace: Path, progress: Progress
     ) -> list[list[Hits]]:
-        from specplug.engines.llama_cpp.forced import ROWS, forced_logits
+        from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
 
         parts = added(nested)
         found: list[list[Hits]] = [[] for _ in nested]

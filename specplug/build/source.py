@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specplug.bench.workloads import Prompt
-from specplug.build.sweep import Costs, Hits
+from specplug.build.head_sizes import Costs, Hits
 from specplug.core import IntArray
-from specplug.drafters import Manifest
+from specplug.models.drafter_folders import Manifest
 from specplug.profile import Profile
 from specplug.transforms.head_shape import HeadShape
 from specplug.transforms.kept_ids import Vocabulary, Weights

@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from specplug import __version__, fingerprint, hardware
+from specplug import __version__
 from specplug.bench import workloads
 from specplug.bench.workloads import Prompt
-from specplug.build import sweep
+from specplug.build import head_sizes
 from specplug.build.frequencies import Frequencies, count, held_out, read_text
+from specplug.build.head_sizes import GAMMA, Costs, Hits, Selection, Size
 from specplug.build.source import Source
-from specplug.build.sweep import GAMMA, Costs, Hits, Selection, Size
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
-from specplug.models import tokenizer_hash
+from specplug.machine import fingerprint, hardware
+from specplug.models.references import tokenizer_hash
 from specplug.transforms.kept_ids import Weights, coverage
 from specplug.tune.recording import known_trace, record, trace_about, trace_path
 from specplug.tune.trace import Answer
@@ -142,10 +143,10 @@ def build(
         counted = _counted(request, source, material, len(vocabulary.pieces), say, progress)
         weights = counted.weights[guessable]
         wanted = request.selection.rows(weights, always, counted.frequencies.chosen_by[guessable])
-        rows = sweep.sizes(len(guessable), len(always), wanted)
-        nested = [guessable[places] for places in sweep.kept(weights, always, rows)]
+        rows = head_sizes.sizes(len(guessable), len(always), wanted)
+        nested = [guessable[places] for places in head_sizes.kept(weights, always, rows)]
         table, costs = _table(request, source, counted, nested, workplace, progress)
-        chosen = next((line for line in table if line.rows == wanted), None) or sweep.fastest(table)
+        chosen = next((line for line in table if line.rows == wanted), None) or head_sizes.fastest(table)
         progress("writing", 0.0)
         document = {
             "schema": SCHEMA,
@@ -342,14 +343,14 @@ def _table(
 
 
 def _judged(line: Size, hits: Sequence[Hits], costs: Costs) -> Size:
-    efficiency = sweep.emitted_per_pass(hits, GAMMA)
-    guesses, speed = sweep.predicted(hits, costs, line.rows)
+    efficiency = head_sizes.emitted_per_pass(hits, GAMMA)
+    guesses, speed = head_sizes.predicted(hits, costs, line.rows)
     assert line.byte_ratio is not None
     return replace(
         line,
         acceptance=float(np.concatenate(hits).mean()),
         block_efficiency=efficiency,
-        mbsu=sweep.mbsu(efficiency, line.byte_ratio, GAMMA),
+        mbsu=head_sizes.mbsu(efficiency, line.byte_ratio, GAMMA),
         draft_ms=costs.draft_ms(line.rows),
         guesses=guesses,
         predicted=speed,

@@ -15,7 +15,7 @@ from typing import Any
 from platformdirs import user_config_dir
 
 from specplug.errors import SpecplugError, UsageError
-from specplug.files import write_atomically
+from specplug.machine.files import write_atomically
 from specplug.profile.checks import profile_from
 from specplug.profile.settings import (
     DTYPES,

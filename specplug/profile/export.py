@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specplug import registry
-from specplug.cost import CostCurve
+from specplug.planning.cost import CostCurve
 from specplug.profile.settings import Profile
 
 TARGETS = ("llama-server", "vllm")

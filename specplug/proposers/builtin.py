@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from specplug.core import Needs
-from specplug.proposers.named import Named
+from specplug.core import Requires
+from specplug.proposers.placeholder import Named
 
 
 class Builtin(Named):
     """One of vLLM's own methods. Its draft length is the profile's `vllm.num_speculative_tokens`.
 
-    Source: vllm/config/speculative.py. Needs: an engine that has it. Keeps nothing.
+    Source: vllm/config/speculative.py. Requires: an engine that has it. Keeps nothing.
 
     name               ngram: prompt lookup; suffix: suffix decoding, with arctic-inference; draft_model: a small model
     model              of draft_model: a Hugging Face folder or name
     prompt_lookup_min, prompt_lookup_max  of ngram: the lengths of match that count
     """
 
-    needs = Needs(builtin=True)
+    requires = Requires(builtin=True)
 
     def __init__(
         self,

@@ -5,8 +5,8 @@ Knows names and options. Drafts nothing itself.
 
 from __future__ import annotations
 
-from specplug.core import Needs
-from specplug.proposers.named import Named
+from specplug.core import Requires
+from specplug.proposers.placeholder import Named
 
 MAX_DRAFT = 8
 
@@ -20,7 +20,7 @@ class DraftModel(Named):
     branches   1 guesses a chain; 2 adds the runner-up at every place, where the engine verifies trees
     """
 
-    needs = Needs(drafter=True)
+    requires = Requires(drafter=True)
 
     def __init__(self, *, model: str, max_draft: int = MAX_DRAFT, branches: int = 1) -> None:
         if not 1 <= max_draft <= 64:

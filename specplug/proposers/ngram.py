@@ -5,8 +5,8 @@ Knows the tokens of each running sequence, prompt and output alike. Knows no oth
 
 from __future__ import annotations
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step
-from specplug.suffix_index import MAX_MATCH, SuffixIndex, continuation
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step
+from specplug.proposers.suffix_index import MAX_MATCH, SuffixIndex, continuation
 
 _PRIOR_FROM_MATCH = {1: 0.23, 2: 0.52, 3: 0.63, 4: 0.73, 5: 0.75, 6: 0.77, 8: 0.82, 12: 0.9, 16: 0.93, 32: 0.96}
 """Effective match length, from each key to below the next, to the share of guesses that were right."""
@@ -18,11 +18,11 @@ class Ngram:
     Source: prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding), as in transformers and vLLM.
     They scan the text from its start at every step and take the first occurrence; ours keeps an index and takes the
     last one, measures how far a match reaches beyond `max_match`, and lets a match that overlaps the end repeat.
-    Keeps: 24 to 48 bytes per token of a running sequence and n-gram length. Needs: tokens.
+    Keeps: 24 to 48 bytes per token of a running sequence and n-gram length. Requires: tokens.
     Cost per step: 5 to 15 us, and 0.3 us per new token and n-gram length.
     """
 
-    needs = Needs()
+    requires = Requires()
     buckets: tuple[Bucket, ...] = tuple(Bucket(f"match {length}", prior) for length, prior in _PRIOR_FROM_MATCH.items())
 
     def __init__(self, *, max_match: int = 3, min_match: int = 1, max_draft: int = 10) -> None:

@@ -6,13 +6,13 @@ fallback, so that "do not speculate" runs through the same code as every method.
 
 from __future__ import annotations
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step
 
 
 class NoDraft:
-    """Always the empty draft. Keeps: the running sequences' numbers. Needs: nothing. Cost per step: under 1 us."""
+    """Always the empty draft. Keeps: the running sequences' numbers. Requires: nothing. Cost per step: under 1 us."""
 
-    needs = Needs()
+    requires = Requires()
     buckets: tuple[Bucket, ...] = ()
 
     def __init__(self) -> None:

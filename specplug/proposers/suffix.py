@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specplug.chains import Chains, ChainSteps
-from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step, int_array
-from specplug.suffix_index import LEVELS, MAX_MATCH, SuffixIndex, continuation
+from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Requires, Step, int_array
+from specplug.drafts.chains import Chains, ChainSteps
+from specplug.proposers.suffix_index import LEVELS, MAX_MATCH, SuffixIndex, continuation
 
 _PRIORS: tuple[tuple[str, dict[str, dict[int, float]]], ...] = (
     ("local", {
@@ -73,7 +73,7 @@ class Suffix:
     of the same source, support and match length were worth, and hands these on as buckets. Draft length grows with the
     match length through those priors: no separate rule.
     Keeps: 150 to 210 bytes per token of a running sequence; `shared_index`: 7 MiB when its 65,536 tokens are full,
-    oldest answers out first. Needs: tokens.
+    oldest answers out first. Requires: tokens.
     Cost per step: 3 us without a match, 15 us for a chain, 30 us for a tree; 3 us per new token of the text, and 2 us
     per token of an answer, once, when it is first looked up after its end.
 
@@ -83,7 +83,7 @@ class Suffix:
     shared_tokens  bound on the tokens of finished answers; 0 remembers none
     """
 
-    needs = Needs()
+    requires = Requires()
     buckets: tuple[Bucket, ...] = tuple(
         Bucket(f"{source} {support} {length}", prior)
         for source, supports in _PRIORS

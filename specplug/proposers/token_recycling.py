@@ -6,7 +6,7 @@ Source: arXiv 2408.08696 (Token Recycling). `shape: paper` is its static tree of
 seen are skipped instead of guessing id 0; the prompt's pairs fill such rows; where a token stands in a tree twice, the
 row of the accepted place wins; and `shape: best_first` grows the tree that the counted probabilities favour.
 Keeps: matrix int32[V, k] (1.5 MiB at V = 49k, k = 8; 8 MiB at 262k), reliability int8[V]; V grows in powers of two.
-Needs: TOPK(k); without it, in steps when the engine leaves it out, only the emitted pairs are learned.
+Requires: TOPK(k); without it, in steps when the engine leaves it out, only the emitted pairs are learned.
 Cost per step: 30 us to grow 16 nodes, 15 us to learn; the engine's top-k comes on top.
 """
 
@@ -23,11 +23,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from specplug.chains import Chains, ChainSteps
-from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step
+from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Requires, Step
+from specplug.drafts.chains import Chains, ChainSteps
+from specplug.drafts.trees import likeliest
 from specplug.errors import UsageError
-from specplug.files import write_atomically
-from specplug.trees import likeliest
+from specplug.machine.files import write_atomically
 
 UNKNOWN = -1
 """Fills the end of a row of the matrix; every row is distinct ids, then UNKNOWN."""
@@ -73,7 +73,7 @@ class TokenRecycling:
     k              ids per row of the matrix
     shape          best_first, or the paper's static tree
     warm           a file of `save` to start from
-    tokenizer_hash what `warm` has to be made for (`specplug.models.tokenizer_hash`)
+    tokenizer_hash what `warm` has to be made for (`specplug.models.references.tokenizer_hash`)
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TokenRecycling:
             raise ValueError(f"k is {k}; the paper's tree has ranks up to 7, so use k: 8 or more")
         self.k = k
         self.shape = shape
-        self.needs = Needs(topk=k)
+        self.requires = Requires(topk=k)
         priors = [[line[min(rank, len(line) - 1)] for rank in range(k)] for line in PRIORS] * 2
         self.buckets = tuple(
             Bucket(f"{'row' if kind >= ROW else 'pair'} {kind % COUNTS} rank {rank}", prior)

@@ -15,12 +15,12 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from specplug.answers import Sampling
 from specplug.core import IntArray
 from specplug.errors import UsageError
+from specplug.generation.answers import Sampling
 from specplug.server.jobs import Delta, Job
 from specplug.server.refusals import ContextExceeded
-from specplug.server.requests import Common
+from specplug.server.request_schema import Common
 from specplug.server.scheduler import QueueFull
 from specplug.server.shapes import Choice, Json, Shape
 from specplug.server.state import State

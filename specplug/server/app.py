@@ -22,11 +22,11 @@ from specplug import __version__
 from specplug.core import IntArray, int_array
 from specplug.errors import UsageError
 from specplug.server.answering import answer
-from specplug.server.engine import Engine
+from specplug.server.engine_protocol import Engine
 from specplug.server.figures import Figures
 from specplug.server.refusals import STATUSES, add_errors
-from specplug.server.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from specplug.server.sampling import chat_sampling, completion_sampling
+from specplug.server.request_schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from specplug.server.sampling_options import chat_sampling, completion_sampling
 from specplug.server.scheduler import Scheduler
 from specplug.server.shapes import ChatShape, CompletionShape, Json
 from specplug.server.state import Settings, State

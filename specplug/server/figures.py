@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from specplug.server.engine import Engine
+from specplug.server.engine_protocol import Engine
 from specplug.server.jobs import Delta, Job
 from specplug.server.scheduler import Scheduler
 
@@ -93,7 +93,7 @@ class Figures:
         return {
             "slots": slots + [{"state": "idle"}] * (engine.slots - len(slots)),
             "waiting": scheduler.waiting,
-            "kv_tokens": {"held": sum(job.needs for job in running), "limit": engine.kv_tokens},
+            "kv_tokens": {"held": sum(job.reserved_tokens for job in running), "limit": engine.kv_tokens},
             "tokens_per_second": round(rate, 2),
             "speedup_over_plain": round(speedup, 3) if speedup else None,
             "proposers": [
@@ -113,7 +113,9 @@ class Figures:
         yield _gauge("specplug_waiting_answers", "Answers that wait for a slot.", scheduler.waiting)
         yield _gauge("specplug_running_answers", "Answers under way.", len(active))
         yield _gauge("specplug_slots", "Answers that can be under way at once.", engine.slots)
-        yield _gauge("specplug_kv_tokens_reserved", "Tokens promised to answers.", sum(job.needs for job in active))
+        yield _gauge(
+            "specplug_kv_tokens_reserved", "Tokens promised to answers.", sum(job.reserved_tokens for job in active)
+        )
         guessed = CounterMetricFamily(
             "specplug_draft_tokens", "Guesses that were verified.", labels=("proposer", "place")
         )

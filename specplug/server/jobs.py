@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from specplug.answers import TokenLogprobs
 from specplug.core import IntArray
-from specplug.counters import Counters
 from specplug.errors import SpecplugError
-from specplug.text import Segment, TextStream
+from specplug.generation.answers import TokenLogprobs
+from specplug.generation.counters import Counters
+from specplug.generation.text import Segment, TextStream
 
 
 class Sampler(Protocol):
@@ -124,6 +124,6 @@ class Job:
         self.text = TextStream(self.stop)
 
     @property
-    def needs(self) -> int:
+    def reserved_tokens(self) -> int:
         """Tokens that it may come to hold in the cache."""
         return len(self.prompt) + self.max_tokens

@@ -166,10 +166,10 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Jobs start in order, until one does not fit."""
-        held = sum(job.needs for job in self.active)
+        held = sum(job.reserved_tokens for job in self.active)
         while len(self.active) < self.slots:
             with self._lock:
-                if not self._waiting or held + self._waiting[0].needs > self.kv_tokens:
+                if not self._waiting or held + self._waiting[0].reserved_tokens > self.kv_tokens:
                     return
                 job = self._waiting[0]
                 reading = [other.stream for other in self.active if other.stream is not None and other.stream.reading]
@@ -179,7 +179,7 @@ class Scheduler:
                 self.active.append(job)
             job.started = self.clock()
             job.stream = self.loop.begin(job.prompt, job.sampler, job.max_tokens, job.max_draft)
-            held += job.needs
+            held += job.reserved_tokens
 
     def _take(self, job: Job) -> Delta:
         """Turn what a stream emitted into text; the job leaves with its last token."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specplug import __version__
-from specplug.answers import TokenLogprobs
+from specplug.generation.answers import TokenLogprobs
 from specplug.server.jobs import Delta, Report
 from specplug.server.tools import Call, ToolStream
 

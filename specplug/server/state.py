@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specplug.server.engine import Engine
+from specplug.server.engine_protocol import Engine
 from specplug.server.figures import Figures
 from specplug.server.worker import Worker
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specplug.server.requests import ChatMessage, ChatRequest, NamedTool, Tool
+from specplug.server.request_schema import ChatMessage, ChatRequest, NamedTool, Tool
 
 OPENINGS = ("<tool_call>", "[TOOL_CALLS]")
 CLOSING = "</tool_call>"

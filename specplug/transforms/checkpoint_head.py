@@ -20,11 +20,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from specplug import drafters, fingerprint
 from specplug.core import IntArray
-from specplug.drafters import Manifest
 from specplug.errors import UsageError
-from specplug.models import tokenizer_hash
+from specplug.machine import fingerprint
+from specplug.models import drafter_folders
+from specplug.models.drafter_folders import Manifest
+from specplug.models.references import tokenizer_hash
 from specplug.transforms import tensor_files
 from specplug.transforms.dequantise import END_TOKENS
 from specplug.transforms.gguf_head import check_ids, piece_bytes
@@ -138,14 +139,14 @@ def trim(
         source=fingerprint.model_identity(source),
         built=dict(built or {}),
     )
-    with drafters.writing(out) as partial:
+    with drafter_folders.writing(out) as partial:
         tensor_files.write(partial / tensor_files.WEIGHTS, _entries(model, kept))
         text = json.dumps(_trimmed_config(model, len(kept)), indent=2)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
         for name in COPIED:
             if (source / name).is_file():
                 copyfile(source / name, partial / name)
-        return drafters.finish(partial, manifest, kept)
+        return drafter_folders.finish(partial, manifest, kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from specplug.errors import EngineError, SpecplugError, UsageError
-from specplug.models import check_gguf, resolve
+from specplug.models.references import check_gguf, resolve
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from specplug import drafters, fingerprint
 from specplug.core import IntArray
-from specplug.drafters import Manifest
 from specplug.errors import UsageError
-from specplug.models import check_gguf, tokenizer_hash
+from specplug.machine import fingerprint
+from specplug.models import drafter_folders
+from specplug.models.drafter_folders import Manifest
+from specplug.models.references import check_gguf, tokenizer_hash
 from specplug.transforms.dequantise import END_TOKENS
 from specplug.transforms.head_shape import HeadShape
 from specplug.transforms.kept_ids import Vocabulary
@@ -104,7 +105,7 @@ def trim(
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     num_tokens, width = int(tensors[TABLE].shape[1]), int(tensors[TABLE].shape[0])
     check_ids(ids, num_tokens, source)
-    with drafters.writing(out) as partial:
+    with drafter_folders.writing(out) as partial:
         model = partial / MODEL
         _write_model(reader, architecture, ids, model)
         if quantize is not None:
@@ -122,7 +123,7 @@ def trim(
             source=fingerprint.model_identity(source),
             built=dict(built or {}),
         )
-        return drafters.finish(partial, manifest, ids)
+        return drafter_folders.finish(partial, manifest, ids)
 
 
 def check_ids(ids: IntArray, num_tokens: int, source: Path) -> None:

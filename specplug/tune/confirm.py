@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 from specplug.bench.arms import Arm
-from specplug.tune.choose import Pairs, separated, still_open
+from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.replay import together
-from specplug.tune.settings import PLAIN, Setting
+from specplug.tune.selection import Pairs, separated, still_open
 from specplug.tune.trace import Answer, Trace
 
 MOST_ROUNDS = 4

@@ -11,16 +11,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from specplug import hardware
-from specplug.cost import CostCurve, oracle_speedup
+from specplug.machine import hardware
+from specplug.planning.cost import CostCurve, oracle_speedup
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
-from specplug.tune.choose import Pairs
-from specplug.tune.cost import Curve
+from specplug.tune.candidates import PLAIN, Setting
+from specplug.tune.cost_curves import Curve
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Prediction, Sums
-from specplug.tune.request import SCHEMA, Request, workload_hash
-from specplug.tune.settings import PLAIN, Setting
+from specplug.tune.selection import Pairs
 from specplug.tune.trace import Trace
+from specplug.tune.tune_request import SCHEMA, Request, workload_hash
 
 KEPT = 8
 """Settings in a profile's evidence, beside those that were confirmed, the best of each method under each mode of the

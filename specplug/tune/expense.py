@@ -12,8 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from specplug.chains import ChainProposer, Chains, ChainSteps
 from specplug.core import Draft, Proposer, Step
+from specplug.drafts.chains import ChainProposer, Chains, ChainSteps
 
 T = TypeVar("T", Proposer, ChainProposer)
 
@@ -114,7 +114,7 @@ class _Around(Generic[T]):
 
     def __init__(self, source: T) -> None:
         self.source: T = source
-        self.needs = source.needs
+        self.requires = source.requires
         self.buckets = source.buckets
         self.begin = source.begin
         self.end = source.end

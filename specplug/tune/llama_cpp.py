@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from specplug import hardware, registry
+from specplug import registry
 from specplug.bench.arms import Arm, ProfileArm, PromptStates
-from specplug.core import IntArray, Needs, int_array
+from specplug.core import IntArray, Requires, int_array
 from specplug.errors import UsageError
+from specplug.generation.topk import top_ids
+from specplug.machine import hardware
 from specplug.profile import CostPoints, PlannerSettings, Profile
 from specplug.registry import ProposerSpec
-from specplug.topk import top_ids
-from specplug.tune.cost import Curve, Progress, choose_threads, curves_by_timer
+from specplug.tune.cost_curves import Curve, Progress, choose_threads, curves_by_timer
 from specplug.tune.expense import Expense, Line, Timed
 from specplug.tune.prediction import Costs
 from specplug.tune.trace import ALONE, Answer, Asides, Recorder, Trace
@@ -57,10 +58,10 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp import require
 
         require()
-        from specplug.engines.llama_cpp.engine import GIVES, resolved
+        from specplug.engines.llama_cpp.engine import PROVIDES, resolved
         from specplug.engines.llama_cpp.model import open_model
 
-        self.gives: Needs = GIVES
+        self.provides: Requires = PROVIDES
         self._model = open_model(model_path, gpu_layers=profile.runtime.gpu_layers)
         self._model.check_rollback()
         self.profile = resolved(profile, self._model)
@@ -122,8 +123,8 @@ class LlamaCppSubject:
         slots: int,
         done: Callable[[int, IntArray, IntArray], None],
     ) -> None:
-        from specplug.answers import Request
         from specplug.engines.llama_cpp.engine import LlamaCpp
+        from specplug.generation.answers import Request
 
         slots = min(slots, len(prompts))
         longest = max(map(len, prompts)) + max_tokens
@@ -162,7 +163,7 @@ class LlamaCppSubject:
         )
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
-        from specplug.answers import Sampling
+        from specplug.generation.answers import Sampling
 
         return ProfileArm(self._model, profile, Sampling(), slots=slots, cost=costs.points, prompts=self._prompts)
 
@@ -182,16 +183,16 @@ class LlamaCppSubject:
 
     def _timed(self, prompts: Sequence[IntArray], method: str, seconds: float) -> _Times:
         """Passes of the real loop with drafts of SIZES in turn, under costs that let every draft pay."""
-        from specplug.answers import Answer as Told
-        from specplug.answers import Request
         from specplug.engines.llama_cpp.engine import LlamaCpp
+        from specplug.generation.answers import Answer as Told
+        from specplug.generation.answers import Request
 
         specs = (ProposerSpec(method),)
         profile = replace(self.profile, proposers=specs, planner=PlannerSettings(max_nodes=max(SIZES)), exact=False)
         free = CostPoints((1,), (1, max(SIZES) + 2), ((1000.0, 1000.1),))
         (source,) = registry.build_sources(specs)
         timed = Timed(source, SIZES)
-        times = _Times(reads_rows=source.needs.topk > 0)
+        times = _Times(reads_rows=source.requires.topk > 0)
         began = perf_counter()
         with LlamaCpp(self._model, profile, cost=free) as engine:
             engine.reset([timed])

@@ -21,9 +21,9 @@ from specplug.errors import UsageError
 from specplug.profile import Profile
 from specplug.tune import trace as traces
 from specplug.tune.budget import answers_to_record
-from specplug.tune.request import Request, workload_hash
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Answer, Trace
+from specplug.tune.tune_request import Request, workload_hash
 
 SLOTS = 8
 """Answers recorded at once: a plain pass over several rows costs little more than over one."""

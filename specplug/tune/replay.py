@@ -14,11 +14,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 
-from specplug import hardware
+from specplug.machine import hardware
+from specplug.tune.candidates import Setting
 from specplug.tune.prediction import Costs, Prediction, Sums
 from specplug.tune.replay_batch import BatchReplay
 from specplug.tune.replay_sequences import Replay
-from specplug.tune.settings import Setting
 from specplug.tune.trace import Answer, Trace, load
 
 MAX_WORKERS = 16

@@ -12,13 +12,13 @@ from itertools import count
 import numpy as np
 
 from specplug import registry
-from specplug.batch import BatchSpeculator, batch_cost
-from specplug.chains import ChainProposer, ChainSteps, as_chains
 from specplug.core import IntArray, int_array
+from specplug.drafts.chains import ChainProposer, ChainSteps, as_chains
+from specplug.planning.batch_speculator import BatchSpeculator, batch_cost
 from specplug.registry import ProposerSpec
+from specplug.tune.candidates import BUILTIN, Setting
 from specplug.tune.expense import Clock, CountedClock, PricedChains
 from specplug.tune.prediction import POSITIONS, Costs, Sums
-from specplug.tune.settings import BUILTIN, Setting
 from specplug.tune.trace import Answer
 
 Wrap = Callable[[ChainProposer, str], ChainProposer]

@@ -14,13 +14,13 @@ import numpy as np
 
 from specplug import registry
 from specplug.core import ROOT, Draft, IntArray, Step
-from specplug.cost import CostCurve
+from specplug.planning.cost import CostCurve
+from specplug.planning.fusion import Fusion
+from specplug.planning.speculator import Speculator
 from specplug.profile import Profile
-from specplug.proposers.fusion import Fusion
-from specplug.speculator import Speculator
+from specplug.tune.candidates import Setting
 from specplug.tune.expense import CountedClock, Priced
 from specplug.tune.prediction import POSITIONS, Costs, Sums
-from specplug.tune.settings import Setting
 from specplug.tune.trace import ALONE, Answer
 
 
@@ -65,7 +65,7 @@ class Replay:
         self._change_ms = points.change_ms
         self._last_rows = 0
         self._max_tokens = max_tokens
-        self._reads_rows = fusion.needs.topk > 0
+        self._reads_rows = fusion.requires.topk > 0
 
     def run(self, group: Sequence[Answer]) -> list[Sums]:
         """Answer a group of prompts together; each bears the part of the time that belongs to its tokens."""

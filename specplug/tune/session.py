@@ -12,20 +12,21 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from specplug import fingerprint, hardware, registry
 from specplug import profile as profiles
+from specplug import registry
 from specplug.bench.arms import Arm
 from specplug.bench.workloads import categories
-from specplug.cost import CostCurve
 from specplug.errors import SpecplugError, UsageError
+from specplug.machine import fingerprint, hardware
+from specplug.planning.cost import CostCurve
 from specplug.profile import CostPoints, Measured, Profile
 from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
 from specplug.tune import trace as traces
 from specplug.tune.budget import Budget
-from specplug.tune.choose import Pairs, candidates, winners
+from specplug.tune.candidates import PLAIN, Setting, grid
 from specplug.tune.confirm import confirm
-from specplug.tune.cost import CONTEXTS, Curve
+from specplug.tune.cost_curves import CONTEXTS, Curve
 from specplug.tune.document import Findings, document, tuned_profile
 from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
@@ -42,10 +43,10 @@ from specplug.tune.recording import (
     trace_to_use,
 )
 from specplug.tune.replay import replay, replay_all
-from specplug.tune.request import SCHEMA, Request, check, check_journal, journal_path
-from specplug.tune.settings import PLAIN, Setting, grid
+from specplug.tune.selection import Pairs, candidates, winners
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Trace
+from specplug.tune.tune_request import SCHEMA, Request, check, check_journal, journal_path
 
 AMPLE_CONTEXT = 4096
 """Tokens of context with which settings are confirmed, where the base profile has as many."""
@@ -272,7 +273,7 @@ class _Session:
             seconds=seconds,
             progress=lambda share: self.tell("record", share),
         )
-        readers = any(one.needs.topk for one in registry.build_sources([ProposerSpec(m) for m in self.methods()]))
+        readers = any(one.requires.topk for one in registry.build_sources([ProposerSpec(m) for m in self.methods()]))
         if readers and asides_matter(row_ms):
             trace = record_asides(
                 self.subject,
@@ -301,7 +302,7 @@ class _Session:
     def replay(self, path: Path, costs: Costs, most_nodes: int) -> dict[Setting, Prediction]:
         """Every setting over the trace, as far as time allows; done again where a tune goes on, since it is cheap."""
         most_nodes = min(most_nodes, costs.points.rows[-1] - costs.points.sequences)
-        settings = grid(self.subject.gives, trees=self.subject.trees, most_nodes=most_nodes)
+        settings = grid(self.subject.provides, trees=self.subject.trees, most_nodes=most_nodes)
         known = self.journal.last("finalists")
         seconds = self.budget.of("replay")
         if known is not None:
@@ -396,7 +397,7 @@ class _Session:
 
     def methods(self) -> list[str]:
         """The methods in the grid, the engine's own drafters left out."""
-        settings = grid(self.subject.gives, trees=self.subject.trees)
+        settings = grid(self.subject.provides, trees=self.subject.trees)
         found = dict.fromkeys(spec.method for setting in settings for spec in setting.proposers)
         return [method for method in found if method != "builtin"]
 

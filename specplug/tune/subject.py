@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from specplug.bench.arms import Arm
-from specplug.core import IntArray, Needs
+from specplug.core import IntArray, Requires
 from specplug.profile import Profile
-from specplug.tune.cost import Curve, Progress
+from specplug.tune.cost_curves import Curve, Progress
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Costs
 from specplug.tune.trace import Answer, Asides, Trace
@@ -26,7 +26,7 @@ class Subject(Protocol):
     """
 
     profile: Profile
-    gives: Needs
+    provides: Requires
     trees: bool
     batched: bool
 

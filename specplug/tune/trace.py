@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Needs, Step, int_array
+from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step, int_array
 from specplug.errors import SpecplugError
-from specplug.files import write_atomically
+from specplug.machine.files import write_atomically
 
 SCHEMA = 1
 ALONE = -1
@@ -82,7 +82,7 @@ class Recorder:
     """A proposer that never guesses and takes down what comes. `taken` holds (tokens, topk) of ended sequences."""
 
     def __init__(self, k: int) -> None:
-        self.needs = Needs(topk=k)
+        self.requires = Requires(topk=k)
         self.buckets: tuple[Bucket, ...] = (Bucket("never", 0.5),)
         self.taken: list[tuple[IntArray, IntArray]] = []
         self._running: dict[int, tuple[list[int], list[IntArray]]] = {}
@@ -101,7 +101,7 @@ class Recorder:
 
     def end(self, seq: int) -> None:
         tokens, rows = self._running.pop(seq)
-        empty = np.zeros((0, self.needs.topk), dtype=np.int32)
+        empty = np.zeros((0, self.requires.topk), dtype=np.int32)
         self.taken.append((int_array(tokens), np.concatenate(rows) if rows else empty))
 
 

@@ -17,26 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from specplug import fingerprint
-from specplug.answers import Request, Sampling
 from specplug.bench.arms import Arm, plain
 from specplug.bench.statistics import median_interval
 from specplug.bench.vllm_stage import SwitchedArm, VllmArm, is_ours
-from specplug.chains import ChainProposer
 from specplug.core import IntArray, int_array
-from specplug.engines.vllm.configure import GIVES, NAME, engine_settings, write_profile
+from specplug.drafts.chains import ChainProposer
+from specplug.engines.vllm.configure import NAME, PROVIDES, engine_settings, write_profile
 from specplug.engines.vllm.environment import shared_memory
 from specplug.engines.vllm.measure import BATCHES, CONTEXTS, by_batch, passes, rows_of
 from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.switch import SWITCH
+from specplug.generation.answers import Request, Sampling
+from specplug.machine import fingerprint
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile
 from specplug.registry import ProposerSpec
-from specplug.tune.cost import Curve, Progress
+from specplug.tune.candidates import LONGEST, Setting
+from specplug.tune.cost_curves import Curve, Progress
 from specplug.tune.expense import Expense, Line, RealClock, TimedChains
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import together
 from specplug.tune.replay_batch import BatchReplay
-from specplug.tune.settings import LONGEST, Setting
 from specplug.tune.trace import Answer, Asides, Trace
 
 MOST = 16
@@ -55,7 +55,7 @@ _FREE = CostPoints((0,), (1, 1024), ((1.0, 1.0),))
 class VllmSubject:
     """A model and how to serve it."""
 
-    gives = GIVES
+    provides = PROVIDES
     trees = False
     batched = True
 

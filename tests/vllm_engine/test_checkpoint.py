@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from specplug.errors import EngineError, UsageError
-from specplug.models import resolve
+from specplug.models.references import resolve
 from specplug.transforms import dequantise as module
 from specplug.transforms.dequantise import checkpoint_of, dequantise
 

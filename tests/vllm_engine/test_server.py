@@ -56,15 +56,15 @@ import time
 
 import numpy as np
 
-from specplug.chains import Chains
-from specplug.core import EMPTY, Bucket, Draft, Needs
+from specplug.drafts.chains import Chains
+from specplug.core import EMPTY, Bucket, Draft, Requires
 
 
 class Echo:
     """After any token what followed it last time; every `EVERY`th time it stumbles instead."""
 
     EVERY = 40
-    needs = Needs()
+    requires = Requires()
     buckets = (Bucket("echo", 0.5),)
 
     def __init__(self):

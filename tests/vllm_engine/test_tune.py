@@ -13,9 +13,9 @@ from specplug.engines.vllm.serve import engine_flags
 from specplug.errors import UsageError
 from specplug.profile import PlannerSettings, Profile, VllmSettings
 from specplug.registry import ProposerSpec
+from specplug.tune.candidates import LONGEST, PLAIN, Setting, grid
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
-from specplug.tune.settings import LONGEST, PLAIN, Setting, grid
 from specplug.tune.trace import Answer, Trace
 from specplug.tune.vllm import VllmSubject
 
@@ -128,7 +128,7 @@ def test_costs_are_measured_with_vllms_own_flags() -> None:
 
 
 def test_what_is_tried_are_chains_and_vllms_own(subject: VllmSubject) -> None:
-    settings = grid(subject.gives, trees=subject.trees, most_nodes=subject.limits(1)[1])
+    settings = grid(subject.provides, trees=subject.trees, most_nodes=subject.limits(1)[1])
     assert not any(one.planner.trees for one in settings)
     assert {"builtin", "suffix + token_recycling"} <= {one.method for one in settings}
     longest = [one.profile(subject.profile, "x").vllm.num_speculative_tokens for one in settings]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specplug import drafters
 from specplug.build.frequencies import held_out
+from specplug.models import drafter_folders
 from specplug.transforms.checkpoint_head import vocabulary
 from specplug.transforms.checkpoint_text import tokenize
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_is_trimmed_by_what_it_says(checkpoint: Path, prompts: str,
     work = document["calibration"]
     assert 4 * 8 < work["tokens"] + work["held_out_tokens"] <= 4 * 16
     assert document["sizes"][0]["acceptance"] is None and "vLLM alone" in document["why_not_judged"]
-    manifest, ids = drafters.read(tmp_path / "d")
+    manifest, ids = drafter_folders.read(tmp_path / "d")
     assert (manifest.format, manifest.kind, len(ids)) == ("checkpoint", "model", 8192)
     assert set(vocabulary(checkpoint).always_kept().tolist()) <= set(ids.tolist())
     again = call(checkpoint, *asked, "--coverage", "0.9", "--out", str(tmp_path / "other"))
@@ -64,5 +64,5 @@ def test_texts_are_counted_with_the_checkpoints_tokenizer(checkpoint: Path, prom
     work = json.loads(done.stdout)["calibration"]
     assert work["tokens"] == sum(len(tokens) for text, tokens in texts.items() if text not in held)
     counted = np.unique(np.concatenate([tokens for text, tokens in texts.items() if text not in held]))
-    _, ids = drafters.read(tmp_path / "d")
+    _, ids = drafter_folders.read(tmp_path / "d")
     assert set(counted.tolist()) <= set(ids.tolist())

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from specplug.answers import Sampling
 from specplug.core import IntArray
-from specplug.cost import CostCurve
 from specplug.engines.llama_cpp.batch_loop import BatchLoop, batch_ids_needed
 from specplug.engines.llama_cpp.cells import SPARE_SHARE
 from specplug.engines.llama_cpp.context import open_context
@@ -19,9 +17,11 @@ from specplug.engines.llama_cpp.engine import fitting_cost_points, fitting_sourc
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.errors import UsageError
+from specplug.generation.answers import Sampling
+from specplug.planning.cost import CostCurve
+from specplug.planning.fusion import Fusion
+from specplug.planning.speculator import Speculator
 from specplug.profile import CostPoints, Profile
-from specplug.proposers.fusion import Fusion
-from specplug.speculator import Speculator
 
 
 def open_batch_engine(

@@ -14,19 +14,19 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-from specplug.answers import TokenLogprobs
 from specplug.core import Draft, IntArray, Step
-from specplug.counters import Counters
 from specplug.engines.llama_cpp.cells import Cells
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.loop import Running, common_prefix, draw_alike, emit, rows_of, walk
-from specplug.engines.llama_cpp.pace import Pace
+from specplug.engines.llama_cpp.prefill_budget import PrefillBudget
+from specplug.engines.llama_cpp.prefill_order import shares
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.tree_batch import Tree, lay_out
-from specplug.engines.llama_cpp.turns import shares
 from specplug.errors import SpecplugError
-from specplug.speculator import Speculator
-from specplug.topk import top_ids
+from specplug.generation.answers import TokenLogprobs
+from specplug.generation.counters import Counters
+from specplug.generation.topk import top_ids
+from specplug.planning.speculator import Speculator
 
 PLACES = 16
 """Places in a draft that acceptance is counted for; later ones count as the last."""
@@ -94,7 +94,7 @@ class BatchLoop:
         self.speculator = speculator
         self.slots = slots
         self.cells = Cells(context, slots=slots, junk_id=slots)
-        self.pace = Pace()
+        self.prefill_budget = PrefillBudget()
         self._leaf_ids = range(slots + 1, batch_ids_needed(slots, speculator.planner.max_nodes))
         self._free: list[int] = list(range(slots))
         """Slots without a stream, the one that was left longest ago first."""
@@ -153,7 +153,9 @@ class BatchLoop:
         # Rows of trees come first, all with logits, then the last row of each prompt that ends here.
         tree_rows = len(running) + sum(map(len, drafts))
         room = self.context.num_batch - tree_rows
-        pieces = self._pieces(reading, min(room, self.pace.rows(len(running), tree_rows)) if running else room)
+        pieces = self._pieces(
+            reading, min(room, self.prefill_budget.rows(len(running), tree_rows)) if running else room
+        )
         piece_rows = sum(length for _, length in pieces)
         self.cells.make_room(tree_rows + piece_rows, self._free)
         self.context.clear_batch()
@@ -175,7 +177,7 @@ class BatchLoop:
         self._follow(added, logits, tree_rows)
         ended = perf_counter_ns()
         if running:
-            self.pace.observe(len(running), tree_rows, piece_rows, (ended - began) / 1e6)
+            self.prefill_budget.observe(len(running), tree_rows, piece_rows, (ended - began) / 1e6)
         if running and not added:
             self._compare(running, (ended - began) / 1e6)
         for stream, tree in zip(running, trees, strict=True):

@@ -10,25 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from specplug import hardware, registry
-from specplug.answers import Answer, Request
-from specplug.core import IntArray, Needs, Proposer
-from specplug.cost import CostCurve
+from specplug import registry
+from specplug.core import IntArray, Proposer, Requires
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
 from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, remembered_cost_points
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.rounding import one_row_differs, rows_alike
-from specplug.engines.warm import check_tokenizer
+from specplug.engines.warm_state import check_tokenizer
 from specplug.errors import UsageError
+from specplug.generation.answers import Answer, Request
+from specplug.generation.text import Segment, TextStream
+from specplug.machine import hardware
+from specplug.planning.cost import CostCurve
+from specplug.planning.fusion import Fusion
+from specplug.planning.speculator import Speculator
 from specplug.profile import CostPoints, Profile
-from specplug.proposers.fusion import Fusion
-from specplug.speculator import Speculator
-from specplug.text import Segment, TextStream
 
 NAME = "llama-cpp"
-GIVES = Needs(topk=1 << 30, drafter=True)
+PROVIDES = Requires(topk=1 << 30, drafter=True)
 
 
 class LlamaCpp:
@@ -231,7 +232,7 @@ class _Writer:
 def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[Proposer]:
     """The profile's proposers, fresh. UsageError where they need, or were warmed with, what this is not."""
     sources = registry.build_sources(profile.proposers)
-    registry.check_needs(sources, GIVES, NAME)
+    registry.check_requirements(sources, PROVIDES, NAME)
     check_tokenizer(profile, model_path)
     most = MAX_SEQUENCE_IDS - ids_needed(slots, 0)
     if profile.speculates and most < profile.planner.max_nodes:

@@ -17,15 +17,15 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import ROOT, Draft, IntArray, Step
-from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.sampling import DrawsAlike, Sampler
 from specplug.engines.llama_cpp.tree_batch import Tree, first_branch, lay_out
 from specplug.errors import UsageError
-from specplug.speculator import Speculator
-from specplug.topk import top_ids
+from specplug.generation.answers import Sampling, TokenLogprobs
+from specplug.generation.counters import Counters
+from specplug.generation.topk import top_ids
+from specplug.planning.speculator import Speculator
 
 SPARE_SHARE = 8
 """One KV cell in so many of the context may be held back for rejected nodes."""

@@ -17,12 +17,12 @@ from time import perf_counter
 import numpy as np
 from platformdirs import user_cache_dir
 
-from specplug import fingerprint, hardware
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError
-from specplug.files import write_atomically
+from specplug.machine import fingerprint, hardware
+from specplug.machine.files import write_atomically
 from specplug.profile import CostPoints, Profile, Runtime
 
 QUICK_SECONDS = 3.0

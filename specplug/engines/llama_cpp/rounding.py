@@ -13,13 +13,13 @@ from itertools import cycle
 
 import numpy as np
 
-from specplug.answers import Sampling
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, Logits, open_context
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.sampling import Sampler
-from specplug.mismatch import Mismatch, first_difference
+from specplug.generation.answers import Sampling
 from specplug.profile import Runtime
+from specplug.verification.mismatch import Mismatch, first_difference
 
 SHAPES = (2, 3, 4, 6, 8, 12, 16, 24)
 """Rows per pass that a text is evaluated in again."""

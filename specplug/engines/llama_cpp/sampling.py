@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
-from specplug.answers import Sampling, TokenLogprobs
 from specplug.core import FloatArray, IntArray
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.gumbel import GumbelNoise
 from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.errors import SpecplugError, UsageError
-from specplug.topk import top_ids
+from specplug.generation.answers import Sampling, TokenLogprobs
+from specplug.generation.topk import top_ids
 
 
 class Sampler:
@@ -84,23 +84,23 @@ class Sampler:
         """What `pick` would return for other logits (float32[V]); advances nothing."""
         if not self._chains:
             return int(values.argmax())
-        twins = [ll.llama_sampler_clone(chain) for chain in self._chains]
+        copies = [ll.llama_sampler_clone(chain) for chain in self._chains]
         try:
             noise = copy(self._noise)
             data = np.zeros(len(values), dtype=_TOKEN_DATA)
-            return self._possible(_choose(twins, data, values, noise=noise))
+            return self._possible(_choose(copies, data, values, noise=noise))
         finally:
-            for twin in twins:
-                ll.llama_sampler_free(twin)
+            for copied in copies:
+                ll.llama_sampler_free(copied)
 
-    def twin(self, ids: IntArray | None) -> Twin | None:
+    def copy(self, ids: IntArray | None) -> SamplerCopy | None:
         """What would draw the next tokens from another model's logits; None where that is argmax.
 
         ids  int32[rows]: the token of each logit; None where they are the tokens themselves
         """
         if not self._chains:
             return None
-        return Twin([ll.llama_sampler_clone(chain) for chain in self._chains], ids, copy(self._noise))
+        return SamplerCopy([ll.llama_sampler_clone(chain) for chain in self._chains], ids, copy(self._noise))
 
     def logprobs(self, logits: Logits, row: int, token: int) -> TokenLogprobs | None:
         """What to report about `token`, or None where nothing was asked for."""
@@ -128,7 +128,7 @@ class Sampler:
         return chain
 
 
-class Twin:
+class SamplerCopy:
     """A copy of a sampler in the state that it has: its random numbers, penalties and grammar.
 
     With llama.cpp's own random numbers both walk their distributions, from the likeliest token on, with the same

@@ -19,8 +19,6 @@ from llama_cpp import Llama
 
 from specplug import profile as profiles
 from specplug.core import ROOT, Proposer
-from specplug.cost import CostCurve
-from specplug.counters import Counters
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
 from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.engine import fitting_sources
@@ -28,16 +26,18 @@ from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_
 from specplug.engines.llama_cpp.measure import own_cost_points, points_on, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import UsageError
+from specplug.generation.counters import Counters
+from specplug.planning.cost import CostCurve
+from specplug.planning.fusion import Fusion
+from specplug.planning.speculator import Speculator
 from specplug.profile import Profile, Runtime
-from specplug.proposers.fusion import Fusion
-from specplug.speculator import Speculator
 
 
 class SpeculativeLlama(Llama):  # type: ignore[misc]
     """Takes what `llama_cpp.Llama` takes, and a profile.
 
-    Source: the verification rule of `specplug.verify`; each token is sampled by the base class's own sampler chain, in
-    emission order. With `logits_all=True` or `embedding=True` the base class decodes, without drafts.
+    Source: the verification rule of `specplug.verification.reference`; each token is sampled by the base class's own
+    sampler chain, in emission order. With `logits_all=True` or `embedding=True` the base class decodes, without drafts.
     Keeps: the proposers' state over all calls.
     """
 

@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from specplug import drafters, models, registry
 from specplug import profile as profiles
-from specplug.core import Needs, Proposer
+from specplug import registry
+from specplug.core import Proposer, Requires
 from specplug.errors import SpecplugError, UsageError
+from specplug.models import drafter_folders, references
 from specplug.profile import Profile
 from specplug.proposers.builtin import Builtin
 from specplug.proposers.draft_model import DraftModel
 from specplug.proposers.vocab_trim import VocabTrim
 
 NAME = "vllm"
-GIVES = Needs(topk=1 << 10, builtin=True, drafter=True)
+PROVIDES = Requires(topk=1 << 10, builtin=True, drafter=True)
 
 PROPOSER = "specplug.engines.vllm.proposer.SpecplugProposer"
 """What `speculative_config.model` names for `method: custom_class`."""
@@ -72,7 +73,7 @@ def sources_of(profile: Profile) -> list[Proposer]:
     UsageError for a drafter beside other proposers.
     """
     sources = registry.build_sources(profile.proposers)
-    registry.check_needs(sources, GIVES, NAME)
+    registry.check_requirements(sources, PROVIDES, NAME)
     models_named = [registry.name_of(source) for source in sources if isinstance(source, DraftModel)]
     if models_named and len(sources) > 1:
         raise UsageError(
@@ -144,12 +145,12 @@ def _builtin(source: Builtin) -> dict[str, Any]:
 def _drafter(source: DraftModel, target: str | None, length: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(source, VocabTrim):
         return {"speculative_config": {"method": "draft_model", "model": source.model, **length}}
-    folder = drafters.resolve(source.model, source.build)
-    manifest, _ = drafters.read(folder)
+    folder = drafter_folders.resolve(source.model, source.build)
+    manifest, _ = drafter_folders.read(folder)
     if manifest.format != "checkpoint":
         raise UsageError(f"{source.model}: a drafter for llama.cpp; build one for vLLM from a Hugging Face checkpoint")
     if target is not None and Path(target).is_dir():
-        drafters.check_target(manifest, folder, models.tokenizer_hash(Path(target)), target)
+        drafter_folders.check_target(manifest, folder, references.tokenizer_hash(Path(target)), target)
     method = "eagle3" if manifest.kind == "eagle3" else "draft_model"
     found: dict[str, Any] = {"speculative_config": {"method": method, "model": str(folder.absolute()), **length}}
     if manifest.architecture in TWO_ATTENTIONS:

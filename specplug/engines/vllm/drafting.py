@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specplug.batch import BatchPlan, BatchSpeculator
-from specplug.chains import NOTHING, ChainSteps
 from specplug.core import IntArray, int_array
-from specplug.cost import BatchCost
+from specplug.drafts.chains import NOTHING, ChainSteps
 from specplug.engines.vllm.counts import Counts
-from specplug.engines.vllm.requests import Requests, Tracked, continues, new_tokens, prompt_of
+from specplug.engines.vllm.request_table import Requests, Tracked, continues, new_tokens, prompt_of
+from specplug.planning.batch_speculator import BatchPlan, BatchSpeculator
+from specplug.planning.cost import BatchCost
 
 PROMPT_TOKENS = 8192
 """Most tokens of new prompts that the proposers are shown in one step, the first prompt whole: reading 8192 takes

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from platformdirs import user_cache_dir
 
-from specplug import fingerprint, hardware
 from specplug.engines.vllm.configure import NAME
 from specplug.engines.vllm.environment import MEMORY_FLAG
-from specplug.engines.vllm.sweep import KEY
+from specplug.engines.vllm.timing_proposer import KEY
 from specplug.errors import SpecplugError
-from specplug.files import write_atomically
+from specplug.machine import fingerprint, hardware
+from specplug.machine.files import write_atomically
 from specplug.profile import CostPoints, Measured, Profile
 
 SCHEMA = 2
@@ -124,7 +124,7 @@ def passes(
         sweep = {
             "speculative_config": {
                 "method": "custom_class",
-                "model": "specplug.engines.vllm.sweep.SweepProposer",
+                "model": "specplug.engines.vllm.timing_proposer.SweepProposer",
                 "num_speculative_tokens": length,
             },
             "additional_config": {KEY: str(path)},

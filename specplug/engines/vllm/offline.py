@@ -20,19 +20,19 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
-from specplug import models
-from specplug.answers import Answer, Request, Sampling, TokenLogprobs
 from specplug.core import IntArray, int_array
 from specplug.engines.vllm.configure import drafts_itself, engine_settings, sources_of, write_profile
 from specplug.engines.vllm.counts import read_back
 from specplug.engines.vllm.environment import METRICS, QUIET, preload, shared_memory
 from specplug.engines.vllm.measure import with_costs
 from specplug.engines.vllm.versions import check_interface, require
-from specplug.engines.warm import check_tokenizer
+from specplug.engines.warm_state import check_tokenizer
 from specplug.errors import EngineError, UsageError
+from specplug.generation.answers import Answer, Request, Sampling, TokenLogprobs
+from specplug.generation.text import Segment
+from specplug.models import references
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
-from specplug.text import Segment
 
 NONE = (ProposerSpec("none"),)
 
@@ -200,7 +200,7 @@ def model_for(ref: str) -> str:
 
         return str(checkpoint_of(ref))
     if Path(ref).expanduser().exists() or ref.startswith((".", "/", "~")) or ref.count("/") != 1:
-        return str(models.resolve(ref))
+        return str(references.resolve(ref))
     return ref
 
 

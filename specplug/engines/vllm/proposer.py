@@ -18,17 +18,17 @@ import numpy.typing as npt
 from vllm.logger import init_logger
 
 from specplug import profile as profiles
-from specplug.batch import BatchSpeculator, batch_cost
-from specplug.chains import as_chains
-from specplug.cost import BatchCost
+from specplug.drafts.chains import as_chains
 from specplug.engines.vllm.configure import profile_in, sources_of
 from specplug.engines.vllm.counts import Published
 from specplug.engines.vllm.drafting import Drafting, Pass
-from specplug.engines.vllm.guard import Faults, Guarded
-from specplug.engines.vllm.mends import mend_expansion
+from specplug.engines.vllm.fault_isolation import Faults, Guarded
+from specplug.engines.vllm.patches import mend_expansion
 from specplug.engines.vllm.top_ids import TopIdsOfPass
 from specplug.engines.vllm.versions import check_interface, require
 from specplug.errors import UsageError
+from specplug.planning.batch_speculator import BatchSpeculator, batch_cost
+from specplug.planning.cost import BatchCost
 from specplug.profile import CostPoints, Profile
 
 ADAPTER = "adapter"

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specplug.answers import Answer, Request, Sampling
 from specplug.core import IntArray, int_array
 from specplug.engines.vllm.offline import Vllm
-from specplug.mismatch import Mismatch, first_difference
+from specplug.generation.answers import Answer, Request, Sampling
+from specplug.verification.mismatch import Mismatch, first_difference
 
 TOP = 20
 """Alternatives that vLLM reports per token by its own limit."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from specplug.core import IntArray, int_array
-from specplug.topk import top_ids
+from specplug.generation.topk import top_ids
 
 
 class TopIdsOfPass:

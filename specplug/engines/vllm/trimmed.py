@@ -20,7 +20,7 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.model_executor.models.utils import maybe_prefix
 
-from specplug.engines.vllm.mends import mend_expansion, mend_top_k
+from specplug.engines.vllm.patches import mend_expansion, mend_top_k
 
 logger = init_logger("vllm.specplug")
 

@@ -13,10 +13,10 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Needs, Step
+from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Requires, Step
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.loop import common_prefix
-from specplug.engines.llama_cpp.sampling import Sampler, Twin
+from specplug.engines.llama_cpp.sampling import Sampler, SamplerCopy
 
 EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 """Between the buckets of a guess, by the probability that the drafter itself gives it."""
@@ -51,10 +51,10 @@ class ModelDrafter:
     A guess's bucket is the probability that the drafter gives it, so that the planner learns how far to trust it.
 
     Keeps: the tokens of running sequences, and per sequence the cells of what it has read, which a prompt with the same
-    beginning uses again. Needs: nothing of the target. Cost per guess: a pass of the drafter over one row.
+    beginning uses again. Requires: nothing of the target. Cost per guess: a pass of the drafter over one row.
     """
 
-    needs = Needs()
+    requires = Requires()
 
     def __init__(
         self,
@@ -155,12 +155,12 @@ class ModelDrafter:
                 self._look_at_price(seq)
             return EMPTY
         logits = self._catch_up(seq, text)
-        twin = text.sampler.twin(self._ids) if text.sampler is not None else None
+        copied = text.sampler.copy(self._ids) if text.sampler is not None else None
         try:
-            return self._draft(seq, text, logits, twin, budget, most)
+            return self._draft(seq, text, logits, copied, budget, most)
         finally:
-            if twin is not None:
-                twin.close()
+            if copied is not None:
+                copied.close()
 
     def observe(self, seq: int, step: Step) -> None:
         text = self._texts[seq]
@@ -179,7 +179,7 @@ class ModelDrafter:
 
     # -- drafting -------------------------------------------------------------------------------------------------
 
-    def _draft(self, seq: int, text: _Text, logits: Logits, twin: Twin | None, budget: int, most: int) -> Draft:
+    def _draft(self, seq: int, text: _Text, logits: Logits, draws: SamplerCopy | None, budget: int, most: int) -> Draft:
         tokens: list[int] = []
         parents: list[int] = []
         buckets: list[int] = []
@@ -187,7 +187,7 @@ class ModelDrafter:
         parent = ROOT
         began = perf_counter_ns()
         while True:
-            best = int(logits.argmax()) if twin is None else twin.draw(logits)
+            best = int(logits.argmax()) if draws is None else draws.draw(logits)
             if best is None:
                 return Draft.of(tokens, parents, buckets)
             token = self._token(best)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from specplug import drafters, fingerprint, models
 from specplug.core import Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, open_context
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.errors import UsageError
+from specplug.machine import fingerprint
+from specplug.models import drafter_folders, references
 from specplug.profile import Runtime
 from specplug.proposers.draft_model import DraftModel
 from specplug.proposers.vocab_trim import VocabTrim
@@ -49,19 +50,21 @@ class Drafters:
 
 def _open(source: DraftModel, target: Context, runtime: Runtime, slots: int) -> ModelDrafter:
     if isinstance(source, VocabTrim):
-        folder = drafters.resolve(source.model, source.build)
-        manifest, ids = drafters.read(folder)
+        folder = drafter_folders.resolve(source.model, source.build)
+        manifest, ids = drafter_folders.read(folder)
         if manifest.format != "gguf":
             raise UsageError(f"{folder}: a drafter for vLLM; build one from a GGUF model")
-        drafters.check_target(manifest, folder, models.tokenizer_hash(target.model.path), target.model.path.name)
+        drafter_folders.check_target(
+            manifest, folder, references.tokenizer_hash(target.model.path), target.model.path.name
+        )
         from specplug.engines.llama_cpp.drafters.input_table import InputTable
 
         table: Inputs | None = InputTable(folder / EMBEDDINGS, manifest.input_scale)
         same = _same_model(manifest.source, target.model.path)
         path = folder / MODEL
     else:
-        path, ids, table, same = models.resolve(source.model), None, None, False
-        own, wanted = models.tokenizer_hash(path), models.tokenizer_hash(target.model.path)
+        path, ids, table, same = references.resolve(source.model), None, None, False
+        own, wanted = references.tokenizer_hash(path), references.tokenizer_hash(target.model.path)
         if own != wanted:
             raise UsageError(
                 f"{path}: its tokenizer is {own[:12]}, that of {target.model.path.name} {wanted[:12]}; "

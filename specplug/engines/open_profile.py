@@ -1,0 +1,54 @@
+"""The engine that a profile names, opened to answer.
+
+Knows the engines' names. Imports each only when it is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from specplug.core import IntArray
+from specplug.errors import UsageError
+from specplug.generation.answers import Answer, Request
+from specplug.generation.text import Segment
+from specplug.models import references
+from specplug.profile import Profile
+
+
+class Answering(Protocol):
+    """An engine with a model and a profile in it."""
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> IntArray:
+        """int32[n]: a conversation in the model's own template, ready for the answer."""
+
+    def tokenize(self, text: str) -> IntArray: ...
+
+    def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
+        """Fill `answer` step by step; yields the text that each step released."""
+
+
+@contextmanager
+def open_engine(profile: Profile, say: Callable[[str], None]) -> Iterator[Answering]:
+    """Raises UsageError for a model or profile that cannot be used, EngineError where the engine is missing."""
+    if profile.model is None:
+        raise UsageError(f"profile {profile.name}: engine {profile.engine} has no model; name one with --model")
+    if profile.engine == "vllm":
+        from specplug.engines.vllm.offline import open_vllm
+
+        with open_vllm(profile.model, profile, say=say, max_num_seqs=1) as engine:
+            yield engine
+        return
+    path = references.resolve(profile.model)
+    from specplug.engines.llama_cpp import require
+
+    require()
+    from specplug.engines.llama_cpp.engine import LlamaCpp
+    from specplug.engines.llama_cpp.model import open_model
+
+    with (
+        open_model(path, gpu_layers=profile.runtime.gpu_layers) as model,
+        LlamaCpp(model, profile, say=say) as llama,
+    ):
+        yield llama

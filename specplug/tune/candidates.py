@@ -1,0 +1,141 @@
+"""Which settings are tried: every registered method, its options, pairs of methods, and drafts of fixed size.
+
+Knows methods' names and options. Knows no costs and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from typing import Any
+
+from specplug import registry
+from specplug.core import Requires
+from specplug.profile import PlannerSettings, Profile
+from specplug.registry import ProposerSpec
+
+OPTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "ngram": {"min_match": (1, 2, 3), "max_match": (3, 6, 12), "max_draft": (4, 10, 24)},
+    "suffix": {"max_draft": (8, 32), "occurrences": (1, 8), "min_prob": (0.05, 0.2)},
+    "token_recycling": {"k": (4, 8)},
+}
+"""Of a built-in method, the values tried, its defaults among them. Others are tried as they come."""
+
+MAX_NODES = (8, 24)
+"""Of measured planners."""
+
+CHAINS = (1, 2, 3, 4, 6, 8, 12, 16)
+TREES = (2, 4, 8, 16)
+"""Sizes of fixed drafts."""
+
+PAPER_NODES = 80
+
+LONGEST = 8
+"""Guesses for one sequence of a batch, at most: with more, a pass costs more than they bring."""
+
+BUILTIN = {"name": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5}
+"""The engine's own drafter that is tried beside ours where it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a profile says beside model and engine."""
+
+    proposers: tuple[ProposerSpec, ...]
+    planner: PlannerSettings
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # options are mappings
+
+    @property
+    def method(self) -> str:
+        """The methods alone, such as `suffix + token_recycling`."""
+        return " + ".join(spec.method for spec in self.proposers)
+
+    @property
+    def name(self) -> str:
+        """For people, and unique: `ngram(min_match=2), static 4 chain`."""
+        methods = []
+        for spec in self.proposers:
+            inside = ", ".join(f"{key}={value}" for key, value in sorted(spec.options.items()))
+            methods.append(f"{spec.method}({inside})" if inside else spec.method)
+        planner = self.planner
+        if not self.speculates:
+            return "none"
+        return f"{' + '.join(methods)}, {planner.mode} {planner.max_nodes}{'' if planner.trees else ' chain'}"
+
+    @property
+    def speculates(self) -> bool:
+        return any(spec.method != "none" for spec in self.proposers)
+
+    def profile(self, base: Profile, name: str) -> Profile:
+        """The base profile with these methods under this planner."""
+        vllm = base.vllm
+        if base.engine == "vllm" and self.speculates:
+            vllm = replace(vllm, num_speculative_tokens=self.planner.max_nodes)
+        return replace(
+            base, name=name, proposers=self.proposers, planner=self.planner, vllm=vllm, measured=None, evidence={}
+        )
+
+
+PLAIN = Setting((ProposerSpec("none"),), PlannerSettings())
+
+
+def grid(provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20) -> list[Setting]:
+    """Every setting to try on an engine that `provides` so much, most promising first; without plain decoding.
+
+    trees       whether the engine verifies trees
+    most_nodes  that a draft can have; measured planners are limited to it, larger fixed drafts left out
+    """
+    methods = [name for name in registry.names() if name != "none" and _usable(name, provides)]
+    found: dict[str, Setting] = {}
+    for setting in _in_order(methods, trees, provides.builtin) if most_nodes >= 1 else ():
+        planner = setting.planner
+        if planner.max_nodes > most_nodes:
+            if planner.mode == "static":
+                continue
+            setting = replace(setting, planner=replace(planner, max_nodes=most_nodes))
+        found.setdefault(setting.name, setting)
+    return list(found.values())
+
+
+def _in_order(methods: Sequence[str], trees: bool, builtin: bool) -> Iterator[Setting]:
+    singles = [(ProposerSpec(method),) for method in methods]
+    pairs = [(ProposerSpec(one), ProposerSpec(two)) for one, two in combinations(methods, 2)]
+    for nodes in reversed(MAX_NODES):
+        for specs in (*singles, *pairs):
+            yield Setting(specs, PlannerSettings(max_nodes=nodes, trees=trees))
+    for specs in (*singles, *pairs):
+        for nodes in CHAINS:
+            yield Setting(specs, PlannerSettings(mode="static", max_nodes=nodes, trees=False))
+        for nodes in TREES if trees else ():
+            yield Setting(specs, PlannerSettings(mode="static", max_nodes=nodes))
+    for nodes in CHAINS if builtin else ():
+        yield Setting((ProposerSpec("builtin", BUILTIN),), PlannerSettings(mode="static", max_nodes=nodes, trees=False))
+    for method in methods:
+        for specs in _with_options(method):
+            yield Setting(specs, PlannerSettings(max_nodes=max(MAX_NODES), trees=trees))
+    if trees:
+        for specs in (*singles, *pairs):
+            yield Setting(specs, PlannerSettings(max_nodes=max(MAX_NODES), trees=False))
+    if trees and "token_recycling" in methods:
+        paper = (ProposerSpec("token_recycling", {"shape": "paper"}),)
+        yield Setting(paper, PlannerSettings(max_nodes=max(MAX_NODES)))
+        yield Setting(paper, PlannerSettings(mode="static", max_nodes=PAPER_NODES))
+
+
+def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
+    values = OPTIONS.get(method, {})
+    defaults = {key: option.default for key, option in registry.options(method).items()} if values else {}
+    for combination in product(*values.values()):
+        options = {key: value for key, value in zip(values, combination, strict=True) if value != defaults[key]}
+        yield (ProposerSpec(method, options),)
+
+
+def _usable(method: str, provides: Requires) -> bool:
+    """Whether the method can be built without options, and sees all it needs."""
+    if any(option.required for option in registry.options(method).values()):
+        return False
+    (proposer,) = registry.build_sources([ProposerSpec(method)])
+    return not proposer.requires.missing_from(provides)

@@ -1,0 +1,1 @@
+"""The reference verification rules, and where two answers differ."""
