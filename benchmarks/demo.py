@@ -54,7 +54,7 @@ def main() -> None:
     with (
         open_model(resolve(args.model)) as model,
         LlamaCpp(model, plain(profile)) as plainly,
-        LlamaCpp(model, profile, say=console.print) as speculating,
+        LlamaCpp(model, profile, notify=console.print) as speculating,
     ):
         arms = {"plain": plainly, profile.name: speculating}
         busy = hardware.busy_warning()

@@ -22,7 +22,7 @@ from specplug.tune.candidates import Setting
 from specplug.tune.expense import Expense, Line
 from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.prediction import Costs
-from specplug.tune.recording import record, record_asides
+from specplug.tune.recording import record, record_off_path_rows
 from specplug.tune.replay import replay
 from specplug.tune.trace import Trace
 
@@ -56,7 +56,7 @@ def main() -> None:
         trace = record(
             subject, empty, limit(load_workload(options.workload), options.limit), path, seconds=float("inf")
         )
-        trace = record_asides(subject, trace, path, seconds=float("inf"))
+        trace = record_off_path_rows(subject, trace, path, seconds=float("inf"))
     subject.close()
     for methods in METHODS:
         planner = PlannerSettings(max_nodes=rows[-1] - 1)

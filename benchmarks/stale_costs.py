@@ -49,7 +49,7 @@ def main() -> None:
     with ExitStack() as opened:
         model = opened.enter_context(open_model(path))
         points = fitting_cost_points(
-            model, resolved(chosen, model), slots=1, limit=chosen.planner.max_nodes + 1, say=lambda text: None
+            model, resolved(chosen, model), slots=1, limit=chosen.planner.max_nodes + 1, notify=lambda text: None
         )
         wrong = believing(points, args.believed)
         engines = {"plain": opened.enter_context(LlamaCpp(model, plain(chosen)))}

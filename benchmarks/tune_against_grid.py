@@ -28,7 +28,7 @@ from specplug.tune.confirm import confirm
 from specplug.tune.cost_curves import measure_curve
 from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.prediction import Costs, Prediction
-from specplug.tune.recording import record, record_asides
+from specplug.tune.recording import record, record_off_path_rows
 from specplug.tune.replay import replay_all
 from specplug.tune.selection import CANDIDATES, Pairs, candidates
 from specplug.tune.trace import Trace
@@ -44,15 +44,15 @@ def main() -> None:
         subject = LlamaCppSubject(references.resolve(options.model), base)
         stack.callback(subject.close)
         subject.use(context=4096)
-        say(f"{subject.about()['description']}: cost")
+        notify(f"{subject.about()['description']}: cost")
         with subject.timer(sequences=1, tokens=1024, limit=26) as timer:
             curve = measure_curve(timer, 26, (256, 1024), options.cost_seconds)
-        say(f"T(n) at 256: {dict(zip(curve.rows, [round(i.median, 1) for i in curve.intervals[0]], strict=True))}")
+        notify(f"T(n) at 256: {dict(zip(curve.rows, [round(i.median, 1) for i in curve.intervals[0]], strict=True))}")
         path = Path(folder) / "trace.npz"
         trace = Trace({"max_tokens": options.max_tokens}, ())
         trace = record(subject, trace, prompts, path, seconds=3600)
         if not options.no_asides:
-            trace = record_asides(subject, trace, path, seconds=3600)
+            trace = record_off_path_rows(subject, trace, path, seconds=3600)
         settings = grid(subject.provides)
         methods = list(dict.fromkeys(spec.method for setting in settings for spec in setting.proposers))
         costs = Costs(curve.points, subject.expense(trace, methods, 1, 12.0))
@@ -60,7 +60,7 @@ def main() -> None:
         began = perf_counter()
         predicted = dict(replay_all(settings, path, costs))
         seconds = perf_counter() - began
-        say(f"{len(settings)} settings replayed over {trace.num_tokens} tokens in {seconds:.1f} s")
+        notify(f"{len(settings)} settings replayed over {trace.num_tokens} tokens in {seconds:.1f} s")
         ranked = sorted(predicted, key=lambda setting: -predicted[setting].total.speedup)
         finalists = candidates({setting: predicted[setting].total.speedup for setting in ranked})
         tried = live(subject, trace, costs, finalists, options.rounds, CANDIDATES)
@@ -85,7 +85,7 @@ def live(
     found: dict[Setting, Pairs] = {}
     for start in range(0, len(settings), beside):
         part = settings[start : start + beside]
-        say(f"live {start + 1}-{start + len(part)} of {len(settings)}")
+        notify(f"live {start + 1}-{start + len(part)} of {len(settings)}")
         with ExitStack() as stack:
             arms = {}
             for setting in (PLAIN, *part):
@@ -118,7 +118,7 @@ def speed(pairs: Pairs) -> float:
     return (tokens / seconds) / (plain_tokens / plain_seconds)
 
 
-def say(what: str) -> None:
+def notify(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 

@@ -77,7 +77,7 @@ def main() -> None:
                 kind, texts = chunks[number]
                 _answer_chunk(arms, opened, kind, texts, (start, start + place), options.max_tokens)
                 line = ", ".join(f"{name} {_speed(arm, kind):.1f}" for name, arm in arms.items())
-                say(f"chunk {number + 1} of {len(chunks)}, {kind}: {line} tokens/s")
+                notify(f"chunk {number + 1} of {len(chunks)}, {kind}: {line} tokens/s")
     for path in options.join:
         earlier = json.loads(path.read_bytes())
         if earlier["asked"] != _asked(options):
@@ -114,11 +114,11 @@ def _open(stack: ExitStack, model: str, profiles: Sequence[Profile], turn: int) 
     found: dict[str, Opened] = {}
     for place in range(len(starts)):
         one = starts[(place + turn) % len(starts)]
-        say(f"starting vLLM for {one.name}")
+        notify(f"starting vLLM for {one.name}")
         further = {"worker_extension_cls": SWITCH} if one in ours else {}
         if one in ours:
             one = replace(one, vllm=replace(one.vllm, num_speculative_tokens=longest))
-        engine = stack.enter_context(open_vllm(model, one, say=say, engines=len(starts), **further))
+        engine = stack.enter_context(open_vllm(model, one, notify=notify, engines=len(starts), **further))
         if not further:
             found[one.name] = Opened(engine)
             continue
@@ -250,7 +250,7 @@ def _speed(arm: Arm, kind: str) -> float:
     return sum(tokens for tokens, _, _ in arm.chunks[kind]) / sum(seconds for _, seconds, _ in arm.chunks[kind])
 
 
-def say(text: str) -> None:
+def notify(text: str) -> None:
     print(text, flush=True)
 
 

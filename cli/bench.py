@@ -71,7 +71,7 @@ def bench(
                     seed=request.seed,
                     repeats=repeats,
                     concurrency=level,
-                    say=note,
+                    notify=note,
                     progress=progress,
                 )
             )

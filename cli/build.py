@@ -106,7 +106,7 @@ def vocab_trim(
     if html is not None:
         html_page.check_target(html)
     with stage_bar("build") as progress:
-        document = build_vocab_trim(request, say=note, progress=progress)
+        document = build_vocab_trim(request, notify=note, progress=progress)
     if json:
         click.echo(json_format.dumps(document))
     else:

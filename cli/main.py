@@ -69,10 +69,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has left, as `head` does
         code = 1
     except KeyboardInterrupt:
-        code = _say("interrupted", 130)
+        code = _notify("interrupted", 130)
     except OSError as error:
         _trace()
-        code = _say(f"error: {error}", 1)
+        code = _notify(f"error: {error}", 1)
     else:
         return code
     # What is still buffered cannot go anywhere: without this the interpreter would complain at exit.
@@ -88,20 +88,20 @@ def _run(args: Sequence[str] | None) -> int:
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "specplug"
-        return _say(f"error: {_one_line(error.format_message())} See {command} --help", error.exit_code)
+        return _notify(f"error: {_one_line(error.format_message())} See {command} --help", error.exit_code)
     except click.ClickException as error:
-        return _say(f"error: {_one_line(error.format_message())}", error.exit_code)
+        return _notify(f"error: {_one_line(error.format_message())}", error.exit_code)
     except click.Abort:
         raise KeyboardInterrupt from None
     except SpecplugError as error:
         _trace()
-        return _say(f"error: {_one_line(str(error))}", error.exit_code)
+        return _notify(f"error: {_one_line(str(error))}", error.exit_code)
     except OSError:
         raise
     except Exception as error:
         _trace()
         hint = "" if os.environ.get(DEBUG) else f" (set {DEBUG}=1 for the traceback)"
-        return _say(f"error: {type(error).__name__}: {_one_line(str(error))}{hint}", 1)
+        return _notify(f"error: {type(error).__name__}: {_one_line(str(error))}{hint}", 1)
     return code if isinstance(code, int) else 0
 
 
@@ -109,7 +109,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _say(what: str, code: int) -> int:
+def _notify(what: str, code: int) -> int:
     click.echo(f"specplug: {what}", err=True)
     return code
 

@@ -113,9 +113,9 @@ def serve(
     settings = Settings(name or path.stem, queue, deadline, log_prompts)
     with (
         open_model(path, gpu_layers=chosen.runtime.gpu_layers) as opened,
-        open_batch_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, say=note) as batch,
+        open_batch_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, notify=note) as batch,
     ):
-        run(batch, settings, address, Limits(max_body), grace=grace, say=note)
+        run(batch, settings, address, Limits(max_body), grace=grace, notify=note)
 
 
 def _require_server() -> None:
@@ -143,7 +143,7 @@ def _become_vllm(
     from specplug.engines.vllm.serve import command
 
     made = command(
-        chosen.model, chosen, host=host or "127.0.0.1", port=port, api_key=api_key, further=further, say=note
+        chosen.model, chosen, host=host or "127.0.0.1", port=port, api_key=api_key, further=further, notify=note
     )
     if print_command:
         shown = {key: value for key, value in made.environment.items() if key != "VLLM_API_KEY"}

@@ -105,7 +105,7 @@ def tune(
         return
     try:
         with budget_bar("tune", seconds) as progress:
-            outcome = run_tune(wanted, say=note, progress=progress)
+            outcome = run_tune(wanted, notify=note, progress=progress)
     except KeyboardInterrupt:
         note("what was measured is kept: the same command with --resume goes on")
         raise

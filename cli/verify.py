@@ -37,12 +37,18 @@ def verify(
         from specplug.bench.vllm_prove import GREEDY, prove_vllm
 
         names = list(GREEDY) if settings == "all" else (settings or "greedy").split(",")
-        how: dict[str, Any] = {"settings": names, "max_tokens": request.max_tokens, "as_is": as_is, "say": note}
+        how: dict[str, Any] = {"settings": names, "max_tokens": request.max_tokens, "as_is": as_is, "notify": note}
         with progress_bar("verify", len(names) * len(prompts)) as progress:
             report = prove_vllm(request.profile, prompts, progress=progress, **how)
     else:
         names = list(SETTINGS) if settings == "all" else (settings or "greedy,sampled").split(",")
-        how = {"settings": names, "max_tokens": request.max_tokens, "as_is": as_is, "say": note, "seed": request.seed}
+        how = {
+            "settings": names,
+            "max_tokens": request.max_tokens,
+            "as_is": as_is,
+            "notify": note,
+            "seed": request.seed,
+        }
         path = model_path(request.profile)
         with progress_bar("verify", len(names) * len(prompts)) as progress:
             report = prove(path, request.profile, prompts, progress=progress, **how)

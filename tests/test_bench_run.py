@@ -20,7 +20,7 @@ class Toy:
     """Answers a prompt with what `say` makes of it, at `pace` seconds per token after the first."""
 
     name: str
-    say: Callable[[list[int]], list[int]]
+    notify: Callable[[list[int]], list[int]]
     events: list[Event] = field(default_factory=list)
     pace: float = 0.5
     counters: Counters | None = field(default_factory=lambda: Counters(steps=2, accepted_tokens=1))
@@ -28,7 +28,7 @@ class Toy:
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         self.events.append((self.name, tuple(tuple(prompt.tolist()) for prompt in prompts)))
-        answers = [self.say(prompt.tolist())[:max_tokens] for prompt in prompts]
+        answers = [self.notify(prompt.tolist())[:max_tokens] for prompt in prompts]
         return [Result(tokens, self.pace * (len(tokens) - 1), self.counters) for tokens in answers]
 
     def reset(self) -> None:

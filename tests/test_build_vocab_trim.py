@@ -37,7 +37,7 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
 
 def built(request: Request, source: ToySource, said: list[str] | None = None) -> dict[str, Any]:
     notes = said if said is not None else []
-    return build(request, say=notes.append, opener=lambda asked: source)
+    return build(request, notify=notes.append, opener=lambda asked: source)
 
 
 def test_answers_are_counted_and_those_held_out_judge(request_: Request) -> None:

@@ -73,18 +73,18 @@ def test_recorded_answers_are_greedy_and_their_rows_say_so(subject: LlamaCppSubj
 
 def test_asides_are_what_the_model_says_after_its_runners_up(subject: LlamaCppSubject, answers: list[Answer]) -> None:
     (first, *_) = answers
-    (asides,) = subject.asides([first])
-    assert asides is not None and len(asides.at) == len(asides.path) == len(asides.topk)
-    assert (np.diff(asides.at) >= 0).all() and asides.at.max() <= len(first.tokens) - 2
-    per_position = np.bincount(asides.at)
+    (off_path_rows,) = subject.off_path_rows([first])
+    assert off_path_rows is not None and len(off_path_rows.at) == len(off_path_rows.path) == len(off_path_rows.topk)
+    assert (np.diff(off_path_rows.at) >= 0).all() and off_path_rows.at.max() <= len(first.tokens) - 2
+    per_position = np.bincount(off_path_rows.at)
     assert per_position.max() <= 2 * (RUNNERS_UP + 1) and per_position.min() >= 2 * RUNNERS_UP
     right = 0
-    picks = range(0, len(asides.at), max(1, len(asides.at) // 12))
+    picks = range(0, len(off_path_rows.at), max(1, len(off_path_rows.at) // 12))
     for i in picks:
-        guess = [token for token in asides.path[i].tolist() if token != ALONE]
-        assert guess[0] != first.tokens[asides.at[i] + 1] and guess[0] in first.topk[asides.at[i]]
-        text = np.concatenate((first.prompt, first.tokens[: asides.at[i] + 1], int_array(guess)))
-        right += after(subject, text)[0] == asides.topk[i, 0]
+        guess = [token for token in off_path_rows.path[i].tolist() if token != ALONE]
+        assert guess[0] != first.tokens[off_path_rows.at[i] + 1] and guess[0] in first.topk[off_path_rows.at[i]]
+        text = np.concatenate((first.prompt, first.tokens[: off_path_rows.at[i] + 1], int_array(guess)))
+        right += after(subject, text)[0] == off_path_rows.topk[i, 0]
     assert right >= len(picks) - 1  # a near tie may swap by rounding
 
 

@@ -17,7 +17,7 @@ from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.replay import replay, replay_all
-from specplug.tune.trace import ALONE, Answer, Asides, Trace, save
+from specplug.tune.trace import ALONE, Answer, OffPathRows, Trace, save
 
 ROWS = 33
 
@@ -38,20 +38,20 @@ def given_answer(prompt: Sequence[int], tokens: Sequence[int], **names: str) -> 
     return Answer(names.get("id", "p"), 0, names.get("kind", "chat"), int_array(prompt), int_array(tokens), topk)
 
 
-def toy_trace(target: ToyTarget, answers: int = 4, length: int = 120, asides: bool = False) -> Trace:
+def toy_trace(target: ToyTarget, answers: int = 4, length: int = 120, off_path_rows: bool = False) -> Trace:
     """What the target says after prompts of its own, with its top 8 at every position."""
 
     def one(i: int) -> Answer:
         prompt = target.prompt(12, key=i).tolist()
         tokens = target.greedy(prompt, length)
         rows = np.stack([target.topk([*prompt, *tokens[: at + 1]], 8) for at in range(length - 1)])
-        extra = _asides(target, prompt, tokens, rows) if asides else None
+        extra = _off_path_rows(target, prompt, tokens, rows) if off_path_rows else None
         return Answer(f"p{i}", 0, f"kind {i % 2}", int_array(prompt), int_array(tokens), rows, extra)
 
     return Trace({"max_tokens": length}, tuple(one(i) for i in range(answers)))
 
 
-def _asides(target: ToyTarget, prompt: list[int], tokens: list[int], rows: IntArray) -> Asides:
+def _off_path_rows(target: ToyTarget, prompt: list[int], tokens: list[int], rows: IntArray) -> OffPathRows:
     at, paths, tops = [], [], []
     for i, row in enumerate(rows):
         for token in row.tolist():
@@ -61,7 +61,7 @@ def _asides(target: ToyTarget, prompt: list[int], tokens: list[int], rows: IntAr
                 at += [i, i]
                 paths += [(token, ALONE), (token, int(top[0]))]
                 tops += [top, target.topk([*text, int(top[0])], 8)]
-    return Asides(int_array(at), np.array(paths, dtype=np.int32), np.stack(tops))
+    return OffPathRows(int_array(at), np.array(paths, dtype=np.int32), np.stack(tops))
 
 
 def test_a_repeated_prompt_by_hand() -> None:
@@ -129,9 +129,9 @@ def test_acceptance_is_that_of_driving_the_proposer_on_the_target(methods: tuple
 
 
 @pytest.mark.parametrize(("vocab", "seed", "order"), [(256, 2, 2), (64, 5, 2), (256, 7, 3), (512, 3, 2)])
-def test_asides_stand_for_the_rows_after_wrong_guesses(vocab: int, seed: int, order: int) -> None:
-    """Token recycling learns from every evaluated row. With the asides its replay comes close to the real thing, whose
-    rows the toy target gives; without them it can fall short."""
+def test_off_path_rows_stand_for_the_rows_after_wrong_guesses(vocab: int, seed: int, order: int) -> None:
+    """Token recycling learns from every evaluated row. With the off-path rows its replay comes close to the real
+    thing, whose rows the toy target provides; without them it can fall short."""
     target = ToyTarget(vocab=vocab, seed=seed, order=order)
     (proposer,) = registry.build_sources([ProposerSpec("token_recycling")])
     steps = 0
@@ -139,7 +139,7 @@ def test_asides_stand_for_the_rows_after_wrong_guesses(vocab: int, seed: int, or
         prompt = [*answer.prompt.tolist(), int(answer.tokens[0])]
         steps += len(drive(proposer, prompt, answer.tokens[1:].tolist(), 8, lambda text: target.topk(text, 8)).steps)
     blind = replay(setting("token_recycling"), toy_trace(target), costs()).total.steps
-    seeing = replay(setting("token_recycling"), toy_trace(target, asides=True), costs()).total.steps
+    seeing = replay(setting("token_recycling"), toy_trace(target, off_path_rows=True), costs()).total.steps
     assert abs(seeing / steps - 1) < 0.03
     assert vocab != 256 or seed != 7 or blind > 1.06 * steps
 
@@ -211,7 +211,7 @@ def test_what_was_learned_is_kept_by_the_names_that_live_drafting_uses() -> None
 
 def test_processes_say_what_one_says_in_order_of_the_settings_or_not(tmp_path: Path) -> None:
     """Deterministic: whichever process replays, and however often."""
-    trace = toy_trace(ToyTarget(seed=5), asides=True)
+    trace = toy_trace(ToyTarget(seed=5), off_path_rows=True)
     path = tmp_path / "trace.npz"
     save(trace, path)
     settings = [

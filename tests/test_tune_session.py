@@ -167,7 +167,7 @@ def test_a_damaged_trace_is_said_and_recorded_again(request_: Request, tmp_path:
     path.write_bytes(path.read_bytes()[:-100])
     said: list[str] = []
     subject = ToySubject(request_.base, CHEAP)
-    tune(request_, say=said.append, opener=lambda asked: subject)
+    tune(request_, notify=said.append, opener=lambda asked: subject)
     assert subject.recorded == 12 and any("recording again" in line for line in said)
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_journal_is_refused_and_a_torn_one_goes_on(request_: Request) 
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
     said: list[str] = []
-    tune(replace(request_, resume=True), say=said.append, opener=lambda asked: ToySubject(asked.base, CHEAP))
+    tune(replace(request_, resume=True), notify=said.append, opener=lambda asked: ToySubject(asked.base, CHEAP))
     assert any("half written" in line for line in said)
     path.write_bytes(whole.replace(b'"kind":"cost"', b'"kind":"coat"'))
     with pytest.raises(UsageError, match="line 3 is damaged"):
@@ -252,7 +252,7 @@ def test_progress_names_every_stage(request_: Request) -> None:
         opener=lambda asked: ToySubject(asked.base, CHEAP),
     )
     stages = list(dict.fromkeys(stage for stage, _ in told))
-    assert stages == ["cost", "record", "asides", "expense", "replay", "confirm"]
+    assert stages == ["cost", "record", "off_path_rows", "expense", "replay", "confirm"]
     assert all(0.0 <= share <= 1.0 for _, share in told)
 
 

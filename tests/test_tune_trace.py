@@ -8,27 +8,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specplug.core import EMPTY, Step, int_array
-from specplug.tune.trace import ALONE, Answer, Asides, Damaged, Recorder, Trace, checksum, load, save
+from specplug.tune.trace import ALONE, Answer, Damaged, OffPathRows, Recorder, Trace, checksum, load, save
 
 K = 3
 
 
-def answer(seed: int, tokens: int, asides: int | None = None) -> Answer:
+def answer(seed: int, tokens: int, off_path_rows: int | None = None) -> Answer:
     draw = np.random.default_rng(seed)
-    rows = [draw.integers(0, 99, (n, K)).astype(np.int32) for n in (tokens - 1, asides or 0)]
+    rows = [draw.integers(0, 99, (n, K)).astype(np.int32) for n in (tokens - 1, off_path_rows or 0)]
     extra = None
-    if asides is not None:
-        at = np.sort(draw.integers(0, tokens, asides)).astype(np.int32)
-        extra = Asides(at, np.full((asides, 2), ALONE, dtype=np.int32), rows[1])
+    if off_path_rows is not None:
+        at = np.sort(draw.integers(0, tokens, off_path_rows)).astype(np.int32)
+        extra = OffPathRows(at, np.full((off_path_rows, 2), ALONE, dtype=np.int32), rows[1])
     prompt, own = (draw.integers(0, 99, n).astype(np.int32) for n in (seed + 1, tokens))
     return Answer(f"p{seed}", seed % 2, "chat", prompt, own, rows[0], extra)
 
 
 def same(one: Answer, two: Answer) -> bool:
-    names = [(a.prompt_id, a.turn, a.category, a.asides is None) for a in (one, two)]
+    names = [(a.prompt_id, a.turn, a.category, a.off_path_rows is None) for a in (one, two)]
     pairs = [(one.prompt, two.prompt), (one.tokens, two.tokens), (one.topk, two.topk)]
-    if one.asides and two.asides:
-        pairs += [(getattr(one.asides, name), getattr(two.asides, name)) for name in ("at", "path", "topk")]
+    if one.off_path_rows and two.off_path_rows:
+        pairs += [
+            (getattr(one.off_path_rows, name), getattr(two.off_path_rows, name)) for name in ("at", "path", "topk")
+        ]
     return names[0] == names[1] and all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 

@@ -17,7 +17,7 @@ from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
 from specplug.tune.replay_batch import BatchReplay
 from specplug.tune.replay_sequences import Replay
-from specplug.tune.trace import Answer, Asides, Trace
+from specplug.tune.trace import Answer, OffPathRows, Trace
 
 
 @dataclass
@@ -147,7 +147,7 @@ class ToySubject:
             self.recorded += 1
             done(index, found.tokens, found.topk)
 
-    def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
+    def off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
         yield from [None] * len(answers)
 
     def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:

@@ -83,7 +83,7 @@ class ProfileArm:
         *,
         slots: int = 1,
         cost: CostPoints | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        notify: Callable[[str], None] = lambda text: None,
         prompts: PromptStates | None = None,
     ) -> None:
         """`prompts` is shared by arms with the same engine settings: what one has read, the others need not read."""
@@ -92,7 +92,7 @@ class ProfileArm:
         self.name = self.profile = profile.name
         self._sampling = sampling
         self._prompts = prompts
-        self.engine = LlamaCpp(model, profile, slots=slots, cost=cost, say=say)
+        self.engine = LlamaCpp(model, profile, slots=slots, cost=cost, notify=notify)
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         from specplug.generation.answers import Request

@@ -45,7 +45,7 @@ def compare(
     seed: int = 0,
     repeats: int = 1,
     concurrency: int = 1,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda what, steps: None,
 ) -> dict[str, Any]:
     """The document of `bench --json` for these profiles and peers against plain decoding.
@@ -58,7 +58,7 @@ def compare(
         from specplug.bench.vllm_stage import vllm_stage as open_stage
     else:
         from specplug.bench.llama_stage import llama_stage as open_stage
-    with open_stage(profiles, peers, sampling, concurrency, say) as stage:
+    with open_stage(profiles, peers, sampling, concurrency, notify) as stage:
         outcome = run_arms(
             stage.arms,
             prompts,

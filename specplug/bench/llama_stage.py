@@ -33,7 +33,7 @@ def llama_stage(
     peers: Sequence[str],
     sampling: Sampling,
     concurrency: int,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Iterator[Stage]:
     """Everything opened, and closed at the end."""
     if profiles[0].model is None:
@@ -54,13 +54,13 @@ def llama_stage(
         for place, p in enumerate(profiles):
             changed = fingerprint.stale(p, path, p.runtime.threads or first.runtime.threads)
             if changed:
-                say(changed)
+                notify(changed)
             if place and p.speculates and p.runtime != profiles[0].runtime:
-                say(f"profile {p.name}: runs with the engine settings of {profiles[0].name}, as every arm does")
+                notify(f"profile {p.name}: runs with the engine settings of {profiles[0].name}, as every arm does")
         drafting = [replace(p, runtime=first.runtime) for p in profiles if p.speculates]
         cost = None
         if drafting:
-            say(f"measuring what a pass costs here (about {MEASURE_SECONDS:.0f} s)")
+            notify(f"measuring what a pass costs here (about {MEASURE_SECONDS:.0f} s)")
             limit = max(p.planner.max_nodes for p in drafting) + concurrency
             cost = cost_points(model, first.runtime, limit, seconds=MEASURE_SECONDS)
         ours = [

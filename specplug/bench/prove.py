@@ -54,7 +54,7 @@ def prove(
     max_tokens: int,
     seed: int = 0,
     as_is: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int], None] = lambda what, steps: None,
 ) -> dict[str, Any]:
     """The document of `verify --json`. The first turn of every prompt is answered under every setting.
@@ -81,7 +81,7 @@ def prove(
     with (
         open_model(model_path, gpu_layers=profile.runtime.gpu_layers) as model,
         LlamaCpp(model, base) as plainly,
-        LlamaCpp(model, tried, say=say) as speculating,
+        LlamaCpp(model, tried, notify=notify) as speculating,
     ):
         for name in settings:
             sampling = Sampling(seed=seed, **SETTINGS[name])

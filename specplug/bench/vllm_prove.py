@@ -29,7 +29,7 @@ def prove_vllm(
     settings: Sequence[str],
     max_tokens: int,
     as_is: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int], None] = lambda what, steps: None,
 ) -> dict[str, Any]:
     """The document of `verify --json`; see `bench.prove.prove`. All prompts of a setting are answered at once."""
@@ -43,8 +43,8 @@ def prove_vllm(
     differences: list[Difference] = []
     sums = {}
     with (
-        open_vllm(profile.model, plain(profile), say=say, engines=2) as plainly,
-        open_vllm(profile.model, tried, say=say, engines=2) as speculating,
+        open_vllm(profile.model, plain(profile), notify=notify, engines=2) as plainly,
+        open_vllm(profile.model, tried, notify=notify, engines=2) as speculating,
     ):
         for name in settings:
             line = {"answers": 0, "identical": 0, "rounding": 0, "different": 0, "accepted_tokens": 0}

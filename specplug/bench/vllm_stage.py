@@ -78,7 +78,7 @@ def vllm_stage(
     peers: Sequence[str],
     sampling: Sampling,
     concurrency: int,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Iterator[Stage]:
     """Everything opened, and closed at the end. Plain decoding is vLLM as it is by default."""
     first = profiles[0]
@@ -91,10 +91,10 @@ def vllm_stage(
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="specplug-bench-")))
         arms: list[VllmArm] = []
         for p in (base, *drafting):
-            say(f"starting vLLM for {p.name}")
+            notify(f"starting vLLM for {p.name}")
             ours = is_ours(p)
             further = {"worker_extension_cls": SWITCH} if ours else {}
-            engine = stack.enter_context(open_vllm(first.model, p, say=say, engines=1 + len(drafting), **further))
+            engine = stack.enter_context(open_vllm(first.model, p, notify=notify, engines=1 + len(drafting), **further))
             if ours:
                 arms.append(SwitchedArm(p.name, engine, write_profile(engine.profile, folder), sampling))
             else:

@@ -37,13 +37,13 @@ class CheckpointSource:
 
     batched = True
 
-    def __init__(self, model: Path, target: Path, *, say: Callable[[str], None]) -> None:
+    def __init__(self, model: Path, target: Path, *, notify: Callable[[str], None]) -> None:
         """UsageError for a model that cannot be trimmed."""
         self._model, self._target = model, target
         self._of_text = model if (model / TOKENIZER).is_file() else target
         if not (self._of_text / TOKENIZER).is_file():
             raise UsageError(f"{self._of_text}: has no {TOKENIZER}; name with --target the model that it drafts for")
-        self._say = say
+        self._notify = notify
         self.profile = Profile("target", engine="vllm", model=str(target), proposers=(ProposerSpec("none"),))
         self._shape = checkpoint_head.head_shape(model, target=target)
 
@@ -63,7 +63,7 @@ class CheckpointSource:
         require()
         from specplug.tune.vllm import VllmSubject
 
-        subject = VllmSubject(str(self._target), self.profile, most=AT_ONCE, say=self._say)
+        subject = VllmSubject(str(self._target), self.profile, most=AT_ONCE, notify=self._notify)
         try:
             yield subject
         finally:

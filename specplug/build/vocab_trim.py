@@ -114,7 +114,7 @@ def check(request: Request) -> None:
 def build(
     request: Request,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda stage, share: None,
     opener: Callable[[Request], Source] | None = None,
 ) -> dict[str, Any]:
@@ -129,8 +129,8 @@ def build(
     with ExitStack() as stack:
         busy = hardware.busy_warning()
         if busy:
-            say(busy)
-        source = stack.enter_context(closing(opener(request) if opener else open_source(request, say)))
+            notify(busy)
+        source = stack.enter_context(closing(opener(request) if opener else open_source(request, notify)))
         why_not = source.can_judge()
         if why_not and (request.selection.auto or request.measure):
             flag = "--auto" if request.selection.auto else "--measure"
@@ -140,7 +140,7 @@ def build(
         even = np.ones(len(guessable), dtype=np.int64)
         request.selection.rows(even, always, even)  # what cannot be, before the work
         workplace = _workplace(stack, request.out)
-        counted = _counted(request, source, material, len(vocabulary.pieces), say, progress)
+        counted = _counted(request, source, material, len(vocabulary.pieces), notify, progress)
         weights = counted.weights[guessable]
         wanted = request.selection.rows(weights, always, counted.frequencies.chosen_by[guessable])
         rows = head_sizes.sizes(len(guessable), len(always), wanted)
@@ -196,14 +196,14 @@ def verdict(document: Mapping[str, Any]) -> str:
     return f"{what}; predicted {line['predicted']:.2f} times plain decoding with drafts of {line['guesses']}"
 
 
-def open_source(request: Request, say: Callable[[str], None]) -> Source:
+def open_source(request: Request, notify: Callable[[str], None]) -> Source:
     """The model and its target, by their kind."""
     if request.is_checkpoint:
         from specplug.build.checkpoint import CheckpointSource
 
         if request.threads is not None:
-            say("threads are not set for vLLM: it takes VLLM_CPU_OMP_THREADS_BIND")
-        return CheckpointSource(request.model, request.target, say=say)
+            notify("threads are not set for vLLM: it takes VLLM_CPU_OMP_THREADS_BIND")
+        return CheckpointSource(request.model, request.target, notify=notify)
     from specplug.build.llama_cpp import GgufSource
 
     return GgufSource(request.model, request.target, quantize=request.quantize, threads=request.threads)
@@ -242,7 +242,7 @@ def _counted(
     source: Source,
     material: Sequence[str] | Sequence[Prompt],
     num_tokens: int,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     progress: Progress,
 ) -> _Counted:
     prompts = [one for one in material if isinstance(one, Prompt)]
@@ -256,11 +256,11 @@ def _counted(
             held = held_out(list(texts))
             others = [prompt for prompt in prompts if prompt.id in held]
         frequencies = count({name: source.tokenize(parts) for name, parts in texts.items()}, num_tokens)
-        answers = _answers(request, source, others, say, progress) if source.can_judge() is None else []
+        answers = _answers(request, source, others, notify, progress) if source.can_judge() is None else []
         return _Counted(frequencies, frequencies.chosen_by, answers, others)
     if len(prompts) < 2:
         raise UsageError(f"--calibrate {request.calibrate}: holds 1 prompt; give at least 2, of which one is held out")
-    answers = _answers(request, source, prompts, say, progress)
+    answers = _answers(request, source, prompts, notify, progress)
     documents: dict[str, list[IntArray]] = {}
     for answer in answers:
         documents.setdefault(answer.prompt_id, []).append(answer.tokens)
@@ -281,7 +281,7 @@ def _answers(
     request: Request,
     source: Source,
     prompts: Sequence[Prompt],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     progress: Progress,
 ) -> list[Answer]:
     """The target's own greedy answers to all turns; what another run, or a tune, has recorded is not asked again."""
@@ -289,7 +289,7 @@ def _answers(
     here = fingerprint.of(request.target, engine=engine, threads=None, gpu=engine == "vllm")
     about = trace_about(here, source.profile, prompts, request.tokens, batched=source.batched)
     path = trace_path(about)
-    trace = known_trace(path, about, say)
+    trace = known_trace(path, about, notify)
     known = {(answer.prompt_id, answer.turn) for answer in trace.answers}
     if any((prompt.id, turn) not in known for prompt in prompts for turn in range(len(prompt.turns))):
         progress("answers", 0.0)
@@ -299,7 +299,7 @@ def _answers(
                     subject, trace, prompts, path, seconds=inf, progress=lambda share: progress("answers", share)
                 )
             except KeyboardInterrupt:
-                say("the answers so far are kept: the same command goes on")
+                notify("the answers so far are kept: the same command goes on")
                 raise
     wanted = {prompt.id for prompt in prompts}
     answers = [answer for answer in trace.answers if answer.prompt_id in wanted and len(answer.tokens) > 1]

@@ -30,14 +30,14 @@ class Answering(Protocol):
 
 
 @contextmanager
-def open_engine(profile: Profile, say: Callable[[str], None]) -> Iterator[Answering]:
+def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[Answering]:
     """Raises UsageError for a model or profile that cannot be used, EngineError where the engine is missing."""
     if profile.model is None:
         raise UsageError(f"profile {profile.name}: engine {profile.engine} has no model; name one with --model")
     if profile.engine == "vllm":
         from specplug.engines.vllm.offline import open_vllm
 
-        with open_vllm(profile.model, profile, say=say, max_num_seqs=1) as engine:
+        with open_vllm(profile.model, profile, notify=notify, max_num_seqs=1) as engine:
             yield engine
         return
     path = references.resolve(profile.model)
@@ -49,6 +49,6 @@ def open_engine(profile: Profile, say: Callable[[str], None]) -> Iterator[Answer
 
     with (
         open_model(path, gpu_layers=profile.runtime.gpu_layers) as model,
-        LlamaCpp(model, profile, say=say) as llama,
+        LlamaCpp(model, profile, notify=notify) as llama,
     ):
         yield llama

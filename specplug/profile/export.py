@@ -30,7 +30,7 @@ CONTEXT = 256
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A command, and what of the profile it cannot say, sentence by sentence."""
+    """A command, and what of the profile it cannot express, sentence by sentence."""
 
     argv: list[str]
     lost: list[str]

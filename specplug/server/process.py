@@ -73,7 +73,7 @@ def run(
     limits: Limits,
     *,
     grace: float,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     """Answer until SIGTERM or SIGINT; answers under way then have `grace` seconds."""
     address.check()
@@ -97,7 +97,7 @@ def run(
     kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM,)}
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
-    say(f"listening on {_url(listening)} ({engine.slots} answers at once, {engine.kv_tokens} tokens)")
+    notify(f"listening on {_url(listening)} ({engine.slots} answers at once, {engine.kv_tokens} tokens)")
     try:
         server.run(sockets=[listening])
     finally:

@@ -12,7 +12,7 @@ from time import monotonic
 
 from specplug.errors import UsageError
 
-SHARES = {"threads": 0.02, "cost": 0.13, "record": 0.22, "asides": 0.13, "expense": 0.04, "replay": 0.14}
+SHARES = {"threads": 0.02, "cost": 0.13, "record": 0.22, "off_path_rows": 0.13, "expense": 0.04, "replay": 0.14}
 """Of the whole; what a stage leaves, and the rest, goes to confirming."""
 
 CONFIRM_SHARE = 0.3

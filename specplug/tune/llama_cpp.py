@@ -25,7 +25,7 @@ from specplug.registry import ProposerSpec
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, curves_by_timer
 from specplug.tune.expense import Expense, Line, Timed
 from specplug.tune.prediction import Costs
-from specplug.tune.trace import ALONE, Answer, Asides, Recorder, Trace
+from specplug.tune.trace import ALONE, Answer, OffPathRows, Recorder, Trace
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.context import Context
@@ -139,11 +139,11 @@ class LlamaCppSubject:
                 lambda index, answer: done(index, *recorder.taken.pop()),
             )
 
-    def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
+    def off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
         cells = max((len(answer.prompt) + len(answer.tokens) for answer in answers), default=1) + 2 * ASIDE_IDS
         with self._context(cells, num_ids=ASIDE_IDS + 1, max_rows=ASIDE_IDS) as context:
             for answer in answers:
-                yield _asides(context, answer)
+                yield _off_path_rows(context, answer)
 
     def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
         prompts = [answer.prompt for answer in trace.answers[: len(trace.categories())]]
@@ -231,7 +231,7 @@ class _Times:
     loop: list[tuple[int, float]] = field(default_factory=list)
 
 
-def _asides(context: Context, answer: Answer) -> Asides | None:
+def _off_path_rows(context: Context, answer: Answer) -> OffPathRows | None:
     """Follow the runners-up of every position by one token, and by the one that the target would put after it."""
     own, k = answer.tokens, answer.topk.shape[1]
     guesses = [
@@ -261,7 +261,7 @@ def _asides(context: Context, answer: Answer) -> Asides | None:
             context.drop(leaf)
         for (at, token), follower, one, two in zip(part, following, first, second, strict=True):
             found += [(at, (token, ALONE), one), (at, (token, follower), two)]
-    return Asides(
+    return OffPathRows(
         int_array([at for at, _, _ in found]),
         np.array([path for _, path, _ in found], dtype=np.int32),
         np.stack([top for _, _, top in found]),

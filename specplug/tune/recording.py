@@ -92,7 +92,7 @@ def prompts_to_record(
     return [by_kind[kind][index] for kind, index in order], tokens
 
 
-def asides_matter(row_ms: Sequence[float]) -> bool:
+def off_path_rows_matter(row_ms: Sequence[float]) -> bool:
     """Whether a method that learns from rows after wrong guesses could pay at all, were it as good as any."""
     return row_ms[min(ASIDE_NODES, len(row_ms) - 1)] < ASIDE_TOKENS * row_ms[0]
 
@@ -122,12 +122,12 @@ def recorded(path: Path, checksum: str) -> Trace:
     return trace
 
 
-def known_trace(path: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> Trace:
+def known_trace(path: Path, about: Mapping[str, Any], notify: Callable[[str], None]) -> Trace:
     """What the file holds; nothing, said aloud, where it cannot be trusted."""
     try:
         found = traces.load(path)
     except traces.Damaged as error:
-        say(f"{error}; recording again")
+        notify(f"{error}; recording again")
         found = None
     return found if found is not None and found.about == about else Trace(about, ())
 
@@ -180,19 +180,19 @@ def record(
     return keep()
 
 
-def record_asides(
+def record_off_path_rows(
     subject: Subject, trace: Trace, path: Path, *, seconds: float, progress: Progress = lambda share: None
 ) -> Trace:
-    """The trace with asides for as many of its answers as time allows, in order; the file is kept up to date."""
+    """The trace with off_path_rows for as many of its answers as time allows, in order; the file is kept up to date."""
     began = perf_counter()
     answers = list(trace.answers)
-    open_ = [i for i, answer in enumerate(answers) if answer.asides is None and len(answer.topk)]
+    open_ = [i for i, answer in enumerate(answers) if answer.off_path_rows is None and len(answer.topk)]
     if not open_ or seconds <= 0:
         return trace
     try:
-        for i, asides in zip(open_, subject.asides([answers[i] for i in open_]), strict=False):
-            if asides is not None:
-                answers[i] = replace(answers[i], asides=asides)
+        for i, off_path_rows in zip(open_, subject.off_path_rows([answers[i] for i in open_]), strict=False):
+            if off_path_rows is not None:
+                answers[i] = replace(answers[i], off_path_rows=off_path_rows)
             progress(min(1.0, (perf_counter() - began) / seconds))
             if perf_counter() - began > seconds:
                 break

@@ -1,8 +1,8 @@
 """A setting under way over recorded answers, as it runs live on an engine with a few sequences: trees, node by node.
 
 Knows traces, costs and `Speculator`. Knows no engine; runs no model.
-Greedy acceptance is a function of the trace. Only rows after wrong guesses are not in it, beyond the recorded asides: a
-proposer that reads top ids is not shown them. (Showing the last row known of the same token misleads it.)
+Greedy acceptance is a function of the trace. Rows after wrong guesses are not in it, beyond the recorded off-path rows:
+a proposer that reads top ids does not receive them. (Showing the last row known of the same token misleads it.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Cursor:
     tokens: list[int]
     sums: Sums
     at: int = 0
-    aside: int = 0
+    off_path_row: int = 0
 
 
 class Replay:
@@ -143,7 +143,7 @@ class Replay:
         """The part of the verified draft whose rows are known, with them."""
         topk = c.answer.topk
         wanted = self.speculator.wants_topk
-        asides = self._asides(c, len(accepted))
+        off_path_rows = self._off_path_rows(c, len(accepted))
         if not wanted:
             return draft, list(accepted), None
         rows = [topk[c.at]]
@@ -155,7 +155,7 @@ class Replay:
             if parent not in path_of:
                 continue
             path = (*path_of[parent], tokens[node])
-            row = topk[c.at + place[node] + 1] if node in place else asides.get(path)
+            row = topk[c.at + place[node] + 1] if node in place else off_path_rows.get(path)
             if row is None:
                 continue
             path_of[node] = path
@@ -165,16 +165,16 @@ class Replay:
         seen = draft if len(kept) == len(draft) else draft.select(kept)
         return seen, [new_of[node] for node in accepted], np.stack(rows)[:, :wanted]
 
-    def _asides(self, c: _Cursor, num_accepted: int) -> dict[tuple[int, ...], IntArray]:
+    def _off_path_rows(self, c: _Cursor, num_accepted: int) -> dict[tuple[int, ...], IntArray]:
         """The recorded rows after wrong guesses at the positions that this pass settled, by path from its root."""
         found: dict[tuple[int, ...], IntArray] = {}
-        asides = c.answer.asides
-        if asides is None:
+        off_path_rows = c.answer.off_path_rows
+        if off_path_rows is None:
             return found
-        while c.aside < len(asides.at) and asides.at[c.aside] <= c.at + num_accepted:
-            first, second = asides.path[c.aside].tolist()
+        while c.off_path_row < len(off_path_rows.at) and off_path_rows.at[c.off_path_row] <= c.at + num_accepted:
+            first, second = off_path_rows.path[c.off_path_row].tolist()
             guess = (first,) if second == ALONE else (first, second)
-            text = tuple(c.tokens[c.at + 1 : asides.at[c.aside] + 1])
-            found[(*text, *guess)] = asides.topk[c.aside]
-            c.aside += 1
+            text = tuple(c.tokens[c.at + 1 : off_path_rows.at[c.off_path_row] + 1])
+            found[(*text, *guess)] = off_path_rows.topk[c.off_path_row]
+            c.off_path_row += 1
         return found

@@ -32,11 +32,11 @@ from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
 from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.recording import (
-    asides_matter,
     known_trace,
+    off_path_rows_matter,
     prompts_to_record,
     record,
-    record_asides,
+    record_off_path_rows,
     recorded,
     trace_about,
     trace_path,
@@ -69,7 +69,7 @@ class Outcome:
 def tune(
     request: Request,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda stage, share, best, left: None,
     opener: Callable[[Request], Subject] | None = None,
     clock: Callable[[], float] = monotonic,
@@ -83,16 +83,16 @@ def tune(
     with ExitStack() as stack:
         journal = stack.enter_context(journals.opened(journal_path(request.out), resume=request.resume))
         if journal.torn:
-            say("the journal's last line was half written; that step is done again")
+            notify("the journal's last line was half written; that step is done again")
         if journal.drops_unfinished:
-            say("an unfinished tune of this profile is dropped; --resume would have continued it")
+            notify("an unfinished tune of this profile is dropped; --resume would have continued it")
         if journal.entries:
             check_journal(journal, request)
         budget = Budget(request.budget, journal.entries[-1]["spent"] if journal.entries else 0.0, clock)
         busy = hardware.busy_warning()  # before an engine is
-        subject = opener(request) if opener else open_subject(request, say)
+        subject = opener(request) if opener else open_subject(request, notify)
         stack.callback(subject.close)
-        session = _Session(request, subject, journal, budget, say, progress)
+        session = _Session(request, subject, journal, budget, notify, progress)
         if busy:
             session.note(busy)
         outcome = session.run()
@@ -101,12 +101,12 @@ def tune(
     return outcome
 
 
-def open_subject(request: Request, say: Callable[[str], None]) -> Subject:
+def open_subject(request: Request, notify: Callable[[str], None]) -> Subject:
     """The engine of the base profile with the model in it."""
     if request.base.engine == "vllm":
         from specplug.tune.vllm import VllmSubject
 
-        return VllmSubject(str(request.model), request.base, most=max(request.concurrency), say=say)
+        return VllmSubject(str(request.model), request.base, most=max(request.concurrency), notify=notify)
     from specplug.tune.llama_cpp import LlamaCppSubject
 
     return LlamaCppSubject(request.model, request.base)
@@ -121,14 +121,14 @@ class _Session:
         subject: Subject,
         journal: Journal,
         budget: Budget,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
         progress: Progress,
     ) -> None:
         self.request = request
         self.subject = subject
         self.journal = journal
         self.budget = budget
-        self.say = say
+        self.notify = notify
         self.progress = progress
         self.notes: list[str] = []
         self.best = ""
@@ -267,20 +267,20 @@ class _Session:
         path = trace_path(about)
         trace = record(
             self.subject,
-            known_trace(path, about, self.say),
+            known_trace(path, about, self.notify),
             prompts,
             path,
             seconds=seconds,
             progress=lambda share: self.tell("record", share),
         )
         readers = any(one.requires.topk for one in registry.build_sources([ProposerSpec(m) for m in self.methods()]))
-        if readers and asides_matter(row_ms):
-            trace = record_asides(
+        if readers and off_path_rows_matter(row_ms):
+            trace = record_off_path_rows(
                 self.subject,
                 trace,
                 path,
-                seconds=self.budget.of("asides"),
-                progress=lambda share: self.tell("asides", share),
+                seconds=self.budget.of("off_path_rows"),
+                progress=lambda share: self.tell("off_path_rows", share),
             )
         trace, further = trace_to_use(trace, prompts, room=self.budget.of("replay") * REPLAYED_TOKENS)
         if further:
@@ -420,7 +420,7 @@ class _Session:
     def note(self, text: str) -> None:
         """To the person now, and into the report."""
         self.notes.append(text)
-        self.say(text)
+        self.notify(text)
 
     def tell(self, stage: str, share: float) -> None:
         self.progress(stage, share, self.best, self.budget.left)

@@ -14,7 +14,7 @@ from specplug.profile import Profile
 from specplug.tune.cost_curves import Curve, Progress
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Costs
-from specplug.tune.trace import Answer, Asides, Trace
+from specplug.tune.trace import Answer, OffPathRows, Trace
 
 
 class Subject(Protocol):
@@ -61,7 +61,7 @@ class Subject(Protocol):
     ) -> None:
         """Answer greedily without drafts; `done` is told index, tokens and top ids of each answer as it ends."""
 
-    def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
+    def off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
         """For one answer after the other, what the target says after its own runners-up."""
 
     def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:

@@ -24,7 +24,7 @@ from specplug.machine.files import write_atomically
 
 SCHEMA = 1
 ALONE = -1
-"""Stands for no second token in the path of an aside."""
+"""Stands for no second token in the path of an off_path_row."""
 
 
 class Damaged(SpecplugError):
@@ -32,7 +32,7 @@ class Damaged(SpecplugError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asides:
+class OffPathRows:
     """What the target would say after guesses that are wrong; proposers that read top ids learn from such rows, too.
 
     at    int32[n]     index into the answer's tokens: the guess follows this one; ascending
@@ -59,7 +59,7 @@ class Answer:
     prompt: IntArray
     tokens: IntArray
     topk: IntArray
-    asides: Asides | None = None
+    off_path_rows: OffPathRows | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,20 +144,20 @@ def load(path: Path) -> Trace | None:
 def _arrays(trace: Trace) -> dict[str, npt.NDArray[Any]]:
     answers = trace.answers
     k = answers[0].topk.shape[1] if answers else 1
-    names = [[a.prompt_id, a.turn, a.category, a.asides is not None] for a in answers]
-    asides = [a.asides for a in answers if a.asides is not None]
+    names = [[a.prompt_id, a.turn, a.category, a.off_path_rows is not None] for a in answers]
+    off_path_rows = [a.off_path_rows for a in answers if a.off_path_rows is not None]
     return {
         "about": np.array(json.dumps({"schema": SCHEMA, **trace.about}, sort_keys=True)),
         "names": np.array(json.dumps(names)),
         "prompt_lengths": int_array([len(a.prompt) for a in answers]),
         "token_lengths": int_array([len(a.tokens) for a in answers]),
-        "aside_lengths": int_array([len(aside.at) for aside in asides]),
+        "aside_lengths": int_array([len(off_path_row.at) for off_path_row in off_path_rows]),
         "prompts": _joined([a.prompt for a in answers], (0,)),
         "tokens": _joined([a.tokens for a in answers], (0,)),
         "topk": _joined([a.topk for a in answers], (0, k)),
-        "aside_at": _joined([aside.at for aside in asides], (0,)),
-        "aside_path": _joined([aside.path for aside in asides], (0, 2)),
-        "aside_topk": _joined([aside.topk for aside in asides], (0, k)),
+        "aside_at": _joined([off_path_row.at for off_path_row in off_path_rows], (0,)),
+        "aside_path": _joined([off_path_row.path for off_path_row in off_path_rows], (0, 2)),
+        "aside_topk": _joined([off_path_row.topk for off_path_row in off_path_rows], (0, k)),
     }
 
 
@@ -166,9 +166,9 @@ def _answers(arrays: Mapping[str, npt.NDArray[Any]]) -> list[Answer]:
     prompts = _split(arrays["prompts"], arrays["prompt_lengths"])
     tokens = _split(arrays["tokens"], arrays["token_lengths"])
     topk = _split(arrays["topk"], arrays["token_lengths"] - 1)
-    asides = iter(
+    off_path_rows = iter(
         [
-            Asides(*parts)
+            OffPathRows(*parts)
             for parts in zip(
                 *(_split(arrays[f"aside_{name}"], arrays["aside_lengths"]) for name in ("at", "path", "topk")),
                 strict=True,
@@ -176,8 +176,10 @@ def _answers(arrays: Mapping[str, npt.NDArray[Any]]) -> list[Answer]:
         ]
     )
     return [
-        Answer(prompt_id, turn, category, prompt, own, top, next(asides) if has_asides else None)
-        for (prompt_id, turn, category, has_asides), prompt, own, top in zip(names, prompts, tokens, topk, strict=True)
+        Answer(prompt_id, turn, category, prompt, own, top, next(off_path_rows) if has_off_path else None)
+        for (prompt_id, turn, category, has_off_path), prompt, own, top in zip(
+            names, prompts, tokens, topk, strict=True
+        )
     ]
 
 

@@ -37,7 +37,7 @@ from specplug.tune.expense import Expense, Line, RealClock, TimedChains
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import together
 from specplug.tune.replay_batch import BatchReplay
-from specplug.tune.trace import Answer, Asides, Trace
+from specplug.tune.trace import Answer, OffPathRows, Trace
 
 MOST = 16
 """Sequences at once that every engine is opened for, at least: what a server may come to see is timed, too."""
@@ -59,13 +59,13 @@ class VllmSubject:
     trees = False
     batched = True
 
-    def __init__(self, model: str, profile: Profile, *, most: int, say: Callable[[str], None]) -> None:
+    def __init__(self, model: str, profile: Profile, *, most: int, notify: Callable[[str], None]) -> None:
         """`most` sequences run at once. EngineError without vLLM; UsageError for what it refuses."""
         settings = replace(profile.vllm, max_num_seqs=max(most, MOST, profile.vllm.max_num_seqs or 0))
-        self._model, self._say = model, say
+        self._model, self._notify = model, notify
         self._drafting: Vllm | None = None
         self.profile = replace(profile, vllm=settings)
-        say("starting vLLM")
+        notify("starting vLLM")
         with ExitStack() as stack:
             self._stack = stack
             self._folder = Path(stack.enter_context(TemporaryDirectory(prefix="specplug-tune-")))
@@ -95,7 +95,7 @@ class VllmSubject:
 
     def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
         """Other batches, too, as far as there is time: each ends as a smaller one, and a server has larger ones."""
-        self._say("starting vLLM again, to time its passes")
+        self._notify("starting vLLM again, to time its passes")
         most = self.profile.vllm.max_num_seqs or max(levels)
         batches = [*levels, *(size for size in BATCHES if size <= most and size not in levels)]
         memory = shared_memory(ENGINES, self.profile.vllm.gpu_memory_utilization)
@@ -141,7 +141,7 @@ class VllmSubject:
             rows = [[token for token, _ in line.top[:k]] for line in answer.logprobs[1:]]
             done(index, int_array(answer.tokens), np.array(rows, dtype=np.int32).reshape(len(rows), k))
 
-    def asides(self, answers: Sequence[Answer]) -> Iterator[Asides | None]:
+    def off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
         """None: vLLM says what comes after a text only by reading all of it again."""
         yield from [None] * len(answers)
 
@@ -187,7 +187,7 @@ class VllmSubject:
         learned = profile.measured.acceptance if profile.measured else {}
         profile = replace(profile, measured=Measured(here, None, learned, costs.batch))
         if not is_ours(profile):
-            self._say(f"starting vLLM with its own {profile.proposers[0].options['name']}")
+            self._notify(f"starting vLLM with its own {profile.proposers[0].options['name']}")
             return _OwnArm(profile, self._model)
         return self._switched(profile)
 
@@ -197,7 +197,7 @@ class VllmSubject:
 
     def _switched(self, profile: Profile) -> SwitchedArm:
         if self._drafting is None:
-            self._say("starting vLLM with drafts")
+            self._notify("starting vLLM with drafts")
             drafts = replace(self.profile, proposers=(ProposerSpec("ngram"),), planner=PlannerSettings(mode="static"))
             drafts = replace(drafts, vllm=replace(drafts.vllm, num_speculative_tokens=LONGEST))
             self._drafting = self._open(drafts, worker_extension_cls=SWITCH)
@@ -207,7 +207,9 @@ class VllmSubject:
         self._stack.close()
 
     def _open(self, profile: Profile, **further: Any) -> Vllm:
-        return self._stack.enter_context(open_vllm(self._model, profile, say=self._say, engines=ENGINES, **further))
+        return self._stack.enter_context(
+            open_vllm(self._model, profile, notify=self._notify, engines=ENGINES, **further)
+        )
 
 
 class _OwnArm(VllmArm):

@@ -1,4 +1,4 @@
-"""Drafters with trimmed heads inside vLLM: what they say, what they bring, and that the target says what it would.
+"""Drafters with trimmed heads inside vLLM: what they propose, what they bring, and that the target says what it would.
 
 The packaged model drafts for itself, so what is accepted can be told from its plain answers and the kept ids alone.
 """

@@ -37,7 +37,7 @@ def subject(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             patch.setenv(name, value)
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # several engines, a process each
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        made = VllmSubject(str(checkpoint), BASE, most=2, say=lambda text: None)
+        made = VllmSubject(str(checkpoint), BASE, most=2, notify=lambda text: None)
         yield made
         made.close()
 

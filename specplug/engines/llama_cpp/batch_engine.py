@@ -25,7 +25,7 @@ from specplug.profile import CostPoints, Profile
 
 
 def open_batch_engine(
-    model: Model, profile: Profile, *, slots: int, kv_tokens: int | None, say: Callable[[str], None]
+    model: Model, profile: Profile, *, slots: int, kv_tokens: int | None, notify: Callable[[str], None]
 ) -> BatchEngine:
     """A BatchEngine whose loop will run in another thread than this one.
 
@@ -33,7 +33,7 @@ def open_batch_engine(
     barriers sleep: passes take twice as long on 2 cores. So passes are timed in a thread that has ended afterwards.
     """
     with ThreadPoolExecutor(1) as opening:
-        return opening.submit(BatchEngine, model, profile, slots=slots, kv_tokens=kv_tokens, say=say).result()
+        return opening.submit(BatchEngine, model, profile, slots=slots, kv_tokens=kv_tokens, notify=notify).result()
 
 
 class BatchEngine:
@@ -50,7 +50,7 @@ class BatchEngine:
         slots: int,
         kv_tokens: int | None = None,
         cost: CostPoints | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        notify: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Raises UsageError for a profile that does not fit this engine or model.
 
@@ -76,7 +76,7 @@ class BatchEngine:
         sources = fitting_sources(profile, model.path, slots=slots)
         max_nodes = profile.planner.max_nodes if profile.speculates else 0
         if cost is None or not profile.speculates:
-            cost = fitting_cost_points(model, profile, slots=slots, limit=max_nodes + slots, say=say)
+            cost = fitting_cost_points(model, profile, slots=slots, limit=max_nodes + slots, notify=notify)
         max_rows = max_nodes + 2 * slots  # trees, and the last rows of prompts
         needed = (self.kv_tokens + max(profile.runtime.batch, max_rows)) * SPARE_SHARE // (SPARE_SHARE - 1)
         self.context = open_context(

@@ -45,7 +45,7 @@ class LlamaCpp:
         *,
         slots: int = 1,
         cost: CostPoints | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        notify: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Raises UsageError for a profile that does not fit this engine or model.
 
@@ -62,7 +62,7 @@ class LlamaCpp:
         limit = max_nodes + slots
         self.model = model
         if cost is None or not profile.speculates:
-            cost = fitting_cost_points(model, profile, slots=slots, limit=limit, say=say)
+            cost = fitting_cost_points(model, profile, slots=slots, limit=limit, notify=notify)
         self.cost_points = cost
         num_ids = ids_needed(slots, max_nodes)
         # Beside the sequences' own tokens: one plan's rejected nodes, and those that stay parked.
@@ -76,7 +76,7 @@ class LlamaCpp:
         self._drafters = Drafters()
         try:
             if profile.exact and profile.speculates:
-                self._limit_to_exact_rows(say)
+                self._limit_to_exact_rows(notify)
             self._drafters.open(sources, self.context, profile.runtime, slots=slots)
             self.reset(sources)
         except BaseException:
@@ -116,14 +116,16 @@ class LlamaCpp:
             coupled=profile.runtime.coupled,
         )
 
-    def _limit_to_exact_rows(self, say: Callable[[str], None]) -> None:
+    def _limit_to_exact_rows(self, notify: Callable[[str], None]) -> None:
         """Drafts no larger than passes that round as plain ones do here, as measured."""
         planner = self.profile.planner
         alike = rows_alike(self.context, 2 if self.padded else 1, planner.max_nodes + 1)
         if alike < 2:
             raise UsageError(f"profile {self.profile.name}: exact: any draft changes rounding here; drop exact")
         if alike <= planner.max_nodes:
-            say(f"exact: passes of more than {alike} rows round otherwise here; drafts have {alike - 1} tokens at most")
+            notify(
+                f"exact: passes of more than {alike} rows round otherwise here; drafts have {alike - 1} tokens at most"
+            )
             self.profile = replace(self.profile, planner=replace(planner, max_nodes=alike - 1))
 
     def chat_prompt(self, messages: Sequence[Message]) -> IntArray:
@@ -241,14 +243,14 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
 
 
 def fitting_cost_points(
-    model: Model, profile: Profile, *, slots: int, limit: int, say: Callable[[str], None]
+    model: Model, profile: Profile, *, slots: int, limit: int, notify: Callable[[str], None]
 ) -> CostPoints:
     """T(rows, context) up to `limit` rows: the profile's own where it fits, remembered or measured elsewhere."""
-    own = own_cost_points(model, profile, slots=slots, say=say)
+    own = own_cost_points(model, profile, slots=slots, notify=notify)
     if not profile.speculates:
         return CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
     return own or remembered_cost_points(
-        model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), say=say
+        model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), notify=notify
     )
 
 

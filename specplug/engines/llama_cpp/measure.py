@@ -148,7 +148,7 @@ class PassTimer:
 
 
 def own_cost_points(
-    model: Model, profile: Profile, *, slots: int, say: Callable[[str], None] = lambda text: None
+    model: Model, profile: Profile, *, slots: int, notify: Callable[[str], None] = lambda text: None
 ) -> CostPoints | None:
     """The profile's own curve, where it was measured under these conditions; says what changed where it was not."""
     points = profile.measured.cost_curve if profile.measured else None
@@ -156,7 +156,7 @@ def own_cost_points(
         return None
     changed = fingerprint.stale(profile, model.path, profile.runtime.threads)
     if changed:
-        say(changed)
+        notify(changed)
     return points if changed is None and points.sequences == slots else None
 
 
@@ -165,7 +165,7 @@ def remembered_cost_points(
     key: Sequence[object],
     measure: Callable[[], CostPoints],
     *,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> CostPoints:
     """The curve from the user's cache folder, measured first where there is none for this model, machine and `key`."""
     path = _cache_path(model, key)
@@ -173,15 +173,15 @@ def remembered_cost_points(
     if found is not None:
         return found
     busy = hardware.busy_warning()
-    say("measuring what a pass costs here, once for this model and machine")
+    notify("measuring what a pass costs here, once for this model and machine")
     points = measure()
     if busy:
-        say(f"{busy}; they will be measured again next time")
+        notify(f"{busy}; they will be measured again next time")
         return points
     try:
         write_atomically(path, json.dumps({"schema": SCHEMA, **asdict(points)}).encode())
     except SpecplugError as error:
-        say(f"{error}; the cost will be measured again next time")
+        notify(f"{error}; the cost will be measured again next time")
     return points
 
 

@@ -172,10 +172,10 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         max_nodes = min(self._max_nodes, self.n_batch - 1)
         context = Context(model, self._ctx.ctx, num_ids=ids_needed(1, self._max_nodes), max_rows=max_nodes + 1)
         runtime = self._runtime()
-        points = own_cost_points(model, replace(self.profile, runtime=runtime), slots=1, say=self._say)
+        points = own_cost_points(model, replace(self.profile, runtime=runtime), slots=1, notify=self._notify)
         if points is None:
             key = ("Llama", runtime, self.n_threads_batch, max_nodes + 1)
-            points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), say=self._say)
+            points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), notify=self._notify)
             context.clear()
         drafters = Drafters()
         self._stack.callback(drafters.close)
@@ -188,7 +188,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         speculator = Speculator(fusion, curve, fitting, learned=learned)
         return StepLoop(context, speculator, slots=1, spare_cells=self._n_ctx // SPARE_SHARE)
 
-    def _say(self, text: str) -> None:
+    def _notify(self, text: str) -> None:
         if self.verbose:
             print(f"specplug: {text}", file=sys.stderr)
 

@@ -50,7 +50,7 @@ def with_costs(
     settings: Mapping[str, Any],
     folder: Path,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Profile:
     """The profile with cost curves of this machine: its own, remembered ones, or measured now. Imports vllm for that.
 
@@ -65,7 +65,7 @@ def with_costs(
         changed = fingerprint.changes(profile.measured.hardware, here)
         if not changed:
             return profile
-        say(f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); measuring again")
+        notify(f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); measuring again")
     length = profile.vllm.num_speculative_tokens
     key = hashlib.sha256(
         json.dumps([SCHEMA, here, decisive, length], sort_keys=True, default=str).encode()
@@ -73,16 +73,16 @@ def with_costs(
     path = Path(user_cache_dir("specplug")) / "cost" / f"vllm-{key}.json"
     curves = _remembered(path)
     if not curves:
-        say(f"measuring what a pass costs here: once, about {SECONDS:.0f} s after vLLM has started")
+        notify(f"measuring what a pass costs here: once, about {SECONDS:.0f} s after vLLM has started")
         busy = hardware.busy_warning()
         if busy:
-            say(busy)
+            notify(busy)
         timed = passes(model, settings, length, batches=BATCHES, contexts=CONTEXTS, seconds=SECONDS)
         curves = curves_of(timed, CONTEXTS, length)
         try:
             write_atomically(path, json.dumps([asdict(curve) for curve in curves]).encode())
         except SpecplugError as error:
-            say(f"costs are measured again next time: {error}")
+            notify(f"costs are measured again next time: {error}")
     acceptance = profile.measured.acceptance if profile.measured else {}
     return replace(profile, measured=Measured(here, None, acceptance, curves))
 

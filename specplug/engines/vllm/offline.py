@@ -147,7 +147,7 @@ def open_vllm(
     ref: str,
     profile: Profile,
     *,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     engines: int = 1,
     **further: Any,
 ) -> Iterator[Vllm]:
@@ -157,7 +157,7 @@ def open_vllm(
     further  settings of `vllm.LLM` that win
     """
     memory = shared_memory(engines, profile.vllm.gpu_memory_utilization)
-    model, settings, profile = prepare(ref, profile, say=say, further={**memory, **further})
+    model, settings, profile = prepare(ref, profile, notify=notify, further={**memory, **further})
     with open_llm(model, settings) as (llm, figures):
         yield Vllm(llm, profile, figures)
 
@@ -166,7 +166,7 @@ def prepare(
     ref: str,
     profile: Profile,
     *,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     further: Mapping[str, Any],
     measured_with: Mapping[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any], Profile]:
@@ -176,7 +176,7 @@ def prepare(
     """
     require()
     if profile.runtime.threads is not None:
-        say("threads are not set for vLLM: it takes VLLM_CPU_OMP_THREADS_BIND")
+        notify("threads are not set for vLLM: it takes VLLM_CPU_OMP_THREADS_BIND")
     sources = sources_of(profile)
     model = model_for(ref)
     plain = {**engine_settings(replace(profile, proposers=NONE), ""), **further}
@@ -188,7 +188,7 @@ def prepare(
         check_interface()
         if profile.planner.mode != "static":
             memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
-            profile = with_costs(profile, model, {**memory, **plain, **(measured_with or {})}, folder, say=say)
+            profile = with_costs(profile, model, {**memory, **plain, **(measured_with or {})}, folder, notify=notify)
     path = write_profile(profile, Path(user_cache_dir("specplug")) / "vllm")
     return model, {**engine_settings(profile, path, model), **further}, profile
 

@@ -51,7 +51,7 @@ def command(
     api_key: str | None = None,
     further: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Command:
     """How to start the server; costs are measured first where nothing knows them. UsageError for flags that clash.
 
@@ -64,7 +64,7 @@ def command(
             raise UsageError(f"{name}: the profile decides that; change the profile, or start vLLM itself")
     environment = dict(environment)  # measuring changes it for a while
     distribution, _ = require()
-    model, settings, _ = prepare(ref, profile, say=say, further={}, measured_with=engine_flags(further))
+    model, settings, _ = prepare(ref, profile, notify=notify, further={}, measured_with=engine_flags(further))
     flags = [*(["--host", host] if host else []), *(["--port", str(port)] if port else []), *further]
     needed = preload(environment) | ({"VLLM_API_KEY": api_key} if api_key else {})
     if profile.speculates and METRICS not in environment:
