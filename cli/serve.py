@@ -102,8 +102,8 @@ def serve(
         raise UsageError("llama.cpp is served by specplug itself: no flags after --, and no command to print")
     path = model_path(chosen)
     _require_server()
-    from specplug.engines.llama_cpp.batch_engine import open_batch_engine
     from specplug.engines.llama_cpp.model import open_model
+    from specplug.engines.llama_cpp.serving_engine import open_serving_engine
     from specplug.server.middleware import Limits
     from specplug.server.process import Address, run
     from specplug.server.state import Settings
@@ -113,9 +113,9 @@ def serve(
     settings = Settings(name or path.stem, queue, deadline, log_prompts)
     with (
         open_model(path, gpu_layers=chosen.runtime.gpu_layers) as opened,
-        open_batch_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, notify=note) as batch,
+        open_serving_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, notify=note) as serving,
     ):
-        run(batch, settings, address, Limits(max_body), grace=grace, notify=note)
+        run(serving, settings, address, Limits(max_body), grace=grace, notify=note)
 
 
 def _require_server() -> None:

@@ -146,6 +146,20 @@ class Requires:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """What the target's memory can take back, and so what may be drafted.
+
+    trees     whether sibling branches can be verified in one pass
+    depth     longest chain that can be taken back, tokens; None for any
+    price_ms  what a pass with a draft costs more, so that the draft can be taken back
+    """
+
+    trees: bool = True
+    depth: int | None = None
+    price_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """A reason for guessing: its name, and how often such a guess is right before anything was learned.
 

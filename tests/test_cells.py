@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llama_cpp")
 
-from specplug.engines.llama_cpp.cells import LEAST_JUNK, Cells
+from specplug.engines.llama_cpp.cells import LEAST_RETAINED, Cells
 from specplug.errors import SpecplugError
 
-JUNK = 3
+RETAINED = 3
 
 
 class ToyCache:
@@ -65,13 +65,13 @@ def grow(cache: ToyCache, cells: Cells, seqs: list[int], count: int) -> None:
     placed = cache.place(rows)
     assert placed == list(range(cells.used, cells.used + len(rows)))
     for n, seq in enumerate(seqs):
-        cells.took(seq, [7] * count, range(n * count, (n + 1) * count))
-    cells.passed(len(rows))
+        cells.append(seq, [7] * count, range(n * count, (n + 1) * count))
+    cells.end_pass(len(rows))
 
 
 def check(cache: ToyCache, cells: Cells) -> None:
     """Every slot's positions ascend with its cells, and nothing free lies before something taken."""
-    for seq in range(JUNK):
+    for seq in range(RETAINED):
         held = cache.of(seq)
         assert [cache.position[cell] for cell in held] == list(range(len(cells.tokens[seq])))
     taken = [bool(owners) for owners in cache.owners]
@@ -89,7 +89,7 @@ ACTIONS = st.one_of(
 @given(st.lists(ACTIONS, max_size=40))
 def test_no_sequence_of_events_puts_a_later_token_first(actions: list[tuple]) -> None:  # type: ignore[type-arg]
     cache = ToyCache(512)
-    cells = Cells(cache, slots=JUNK, junk_id=JUNK)
+    cells = Cells(cache, slots=RETAINED, retained_id=RETAINED)
     for action in actions:
         if action[0] == "grow":
             if all(len(cells.tokens[seq]) < 60 for seq in action[1]):
@@ -107,7 +107,7 @@ def test_no_sequence_of_events_puts_a_later_token_first(actions: list[tuple]) ->
         check(cache, cells)
 
 
-def test_without_the_junk_a_later_token_lands_in_a_hole() -> None:
+def test_a_later_token_lands_before_an_earlier_one_unless_cells_are_retained() -> None:
     """The toy cache can show what the class is there to prevent."""
     cache = ToyCache(64)
     cache.place([(0, 0), (1, 0), (0, 1)])
@@ -116,13 +116,13 @@ def test_without_the_junk_a_later_token_lands_in_a_hole() -> None:
 
 
 def test_what_died_is_packed_away_once_it_is_as_much_as_what_lives() -> None:
-    cache = ToyCache(4 * LEAST_JUNK)
-    cells = Cells(cache, slots=JUNK, junk_id=JUNK)
-    grow(cache, cells, [0], LEAST_JUNK - 1)
+    cache = ToyCache(4 * LEAST_RETAINED)
+    cells = Cells(cache, slots=RETAINED, retained_id=RETAINED)
+    grow(cache, cells, [0], LEAST_RETAINED - 1)
     grow(cache, cells, [1], 1)
     cells.truncate(0)
     cells.make_room(1, [])
-    assert (cells.packed, cells.used) == (0, LEAST_JUNK)
+    assert (cells.packed, cells.used) == (0, LEAST_RETAINED)
     grow(cache, cells, [0, 1], 1)
     cells.truncate(0)
     cells.make_room(1, [])
@@ -131,8 +131,8 @@ def test_what_died_is_packed_away_once_it_is_as_much_as_what_lives() -> None:
 
 def test_idle_slots_are_forgotten_before_anyone_is_refused() -> None:
     cache = ToyCache(80)
-    cells = Cells(cache, slots=JUNK, junk_id=JUNK)
-    for seq in range(JUNK):
+    cells = Cells(cache, slots=RETAINED, retained_id=RETAINED)
+    for seq in range(RETAINED):
         grow(cache, cells, [seq], 25)
     cells.make_room(10, idle=[2, 0])
     assert [len(tokens) for tokens in cells.tokens] == [25, 25, 0]
@@ -143,9 +143,9 @@ def test_idle_slots_are_forgotten_before_anyone_is_refused() -> None:
 
 def test_shared_cells_are_only_freed_with_their_last_owner() -> None:
     cache = ToyCache(64)
-    cells = Cells(cache, slots=JUNK, junk_id=JUNK)
+    cells = Cells(cache, slots=RETAINED, retained_id=RETAINED)
     grow(cache, cells, [0], 10)
     cells.share(0, 1, 6)
     cells.truncate(0)
     check(cache, cells)
-    assert cache.of(1) == [0, 1, 2, 3, 4, 5] and np.count_nonzero([JUNK in o for o in cache.owners]) == 10
+    assert cache.of(1) == [0, 1, 2, 3, 4, 5] and np.count_nonzero([RETAINED in o for o in cache.owners]) == 10

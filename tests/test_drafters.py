@@ -10,18 +10,18 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from test_batch_loop import answer_all
+from test_step_loop import answer_all
 
 from specplug.bench.arms import plain
 from specplug.bench.prove import GRAMMAR
 from specplug.core import Draft, IntArray, Step
 from specplug.engines.llama_cpp import SpeculativeLlama
-from specplug.engines.llama_cpp.batch_engine import BatchEngine
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, REFUSED, ModelDrafter
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.engines.llama_cpp.serving_engine import ServingEngine
 from specplug.errors import UsageError
 from specplug.generation.answers import Request, Sampling
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
@@ -119,7 +119,7 @@ def test_streams_of_a_server_are_what_each_is_alone(name: str, coupled: bool, q8
     requests = [Request(prompt, 40, SETTINGS[name]) for prompt in chats(q8_0)]
     with LlamaCpp(q8_0, plain(profile)) as base:
         expected = [base.generate(request).tokens for request in requests]
-    with BatchEngine(q8_0, profile, slots=3, cost=FREE_ROWS) as engine:
+    with ServingEngine(q8_0, profile, slots=3, cost=FREE_ROWS) as engine:
         tokens, streams = answer_all(engine, requests)
     assert tokens == expected
     assert sum(stream.counters.accepted_tokens for stream in streams) > 20

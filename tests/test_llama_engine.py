@@ -281,8 +281,6 @@ def test_the_first_difference() -> None:
 
 
 def test_profiles_that_do_not_fit(f32: Model) -> None:
-    with pytest.raises(UsageError, match="exact runs one sequence at a time"):
-        opened(f32, replace(TREES, exact=True), slots=2)
     with pytest.raises(UsageError, match="exact needs flash_attention"):
         opened(f32, replace(TREES, exact=True, runtime=replace(TREES.runtime, flash_attention=False)))
     with pytest.raises(UsageError, match="lower planner: max_nodes"):

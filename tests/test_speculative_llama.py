@@ -3,6 +3,7 @@
 import pickle
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,35 @@ def test_drafts_fit_into_a_small_batch(options: dict[str, Any]) -> None:
     assert drafting.counters.accepted_tokens > 0
     plain.close()
     drafting.close()
+
+
+@pytest.mark.parametrize("weights", ["f32", "q8_0"])
+def test_exact_drafts_change_no_bit(weights: str, options: dict[str, Any], formats: dict[str, Path]) -> None:
+    """The scores that a stopping criterion sees are compared: those of all rows that emitted a token."""
+    plain = replace(TREES, proposers=(ProposerSpec("none"),), planner=PlannerSettings(mode="static"), exact=True)
+    exact_options = options | {"model_path": str(formats[weights]), "flash_attn": True, "type_k": 30, "type_v": 30}
+    seen: list[list[Any]] = []
+    for profile in (plain, replace(TREES, exact=True)):
+        llama = SpeculativeLlama(profile=profile, **exact_options)
+        rows: list[Any] = []
+
+        def keep(ids: Any, logits: Any, rows: list[Any] = rows) -> bool:
+            rows.append(logits.copy())
+            return len(rows) >= 100
+
+        for _ in range(2):  # the second time the prompt is cached, and read again
+            prompt = llama.tokenize(TEXT.encode())
+            rows.append(
+                list(llama.generate(prompt, temp=0.0, stopping_criteria=llama_cpp.StoppingCriteriaList([keep])))
+            )
+        accepted = llama.counters.accepted_tokens
+        llama.close()
+        seen.append(rows)
+    assert accepted > 4
+    assert len(seen[0]) == len(seen[1]) > 40
+    assert all(np.array_equal(one, other) for one, other in zip(*seen, strict=True))
+
+
+def test_exact_needs_flash_attention(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="exact needs flash attention; pass flash_attn=True"):
+        SpeculativeLlama(profile=replace(TREES, exact=True), **options)

@@ -11,7 +11,7 @@ pytest.importorskip("llama_cpp")
 from specplug.core import EMPTY, ROOT, Draft, int_array
 from specplug.engines.llama_cpp.tree_batch import Tree, _branches, first_branch
 
-HOME, FIRST_LEAF = 3, 100
+SLOT, FIRST_LEAF = 3, 100
 
 
 @st.composite
@@ -43,7 +43,7 @@ def depth_first(node: int, parents: list[int]) -> list[int]:
 
 def test_a_tree_by_hand() -> None:
     """0 and 3 below the root; 1 and 2 below 0; 4 below 3. Leaves 1, 2, 4 in this order."""
-    order, ids, leaf_of, extra = _branches([ROOT, 0, 0, ROOT, 3], HOME, iter([7, 8]))
+    order, ids, leaf_of, extra = _branches([ROOT, 0, 0, ROOT, 3], SLOT, iter([7, 8]))
     assert order == [0, 1, 2, 3, 4]
     assert extra == [7, 8]
     assert [sorted(line) for line in ids[:5]] == [[3, 7], [3], [7], [8], [8]]
@@ -52,22 +52,22 @@ def test_a_tree_by_hand() -> None:
 
 @given(parent_lists())
 def test_depth_first_with_parents_before_children(parents: list[int]) -> None:
-    order, _, _, _ = _branches(parents, HOME, count(FIRST_LEAF))
+    order, _, _, _ = _branches(parents, SLOT, count(FIRST_LEAF))
     assert order == depth_first(ROOT, parents)
     assert all(order.index(parent) < order.index(node) for node, parent in enumerate(parents) if parent != ROOT)
 
 
 @given(parent_lists())
 def test_one_id_per_leaf_and_the_first_is_home(parents: list[int]) -> None:
-    order, ids, _, extra = _branches(parents, HOME, count(FIRST_LEAF))
+    order, ids, _, extra = _branches(parents, SLOT, count(FIRST_LEAF))
     ends = [node for node in order if node in leaves(parents)]
     assert extra == list(range(FIRST_LEAF, FIRST_LEAF + len(ends) - 1))
-    assert [ids[node] for node in ends] == [[each] for each in [HOME, *extra]]
+    assert [ids[node] for node in ends] == [[each] for each in [SLOT, *extra]]
 
 
 @given(parent_lists())
 def test_a_node_carries_exactly_the_ids_of_the_leaves_below(parents: list[int]) -> None:
-    _, ids, leaf_of, _ = _branches(parents, HOME, count(FIRST_LEAF))
+    _, ids, leaf_of, _ = _branches(parents, SLOT, count(FIRST_LEAF))
     ends = leaves(parents)
     for node in range(len(parents)):
         below = [ids[leaf][0] for leaf in ends if node in to_root(leaf, parents)]
@@ -79,7 +79,7 @@ def test_a_node_carries_exactly_the_ids_of_the_leaves_below(parents: list[int]) 
 @given(parent_lists())
 def test_attention_sees_exactly_the_ancestors(parents: list[int]) -> None:
     """A node sees the cells before it of its own ids; on any one id these are the path to the root and no more."""
-    order, ids, leaf_of, _ = _branches(parents, HOME, count(FIRST_LEAF))
+    order, ids, leaf_of, _ = _branches(parents, SLOT, count(FIRST_LEAF))
     for node in range(len(parents)):
         for leaf in ids[node]:
             seen = [other for other in order[: order.index(node)] if leaf in ids[other]]
@@ -88,27 +88,27 @@ def test_attention_sees_exactly_the_ancestors(parents: list[int]) -> None:
 
 
 @given(parent_lists(min_nodes=0))
-def test_the_first_branch_goes_in_first_and_is_home(parents: list[int]) -> None:
+def test_the_first_branch_is_laid_out_first_on_the_slots_own_id(parents: list[int]) -> None:
     n = len(parents)
-    branch = first_branch(Draft(int_array(range(n)), int_array(parents), int_array([0] * n)))
-    order, ids, leaf_of, _ = _branches(parents, HOME, count(FIRST_LEAF))
+    branch = first_branch(Draft(int_array(range(n)), int_array(parents), int_array([0] * n))).tokens.tolist()
+    order, ids, leaf_of, _ = _branches(parents, SLOT, count(FIRST_LEAF))
     assert order[: len(branch)] == branch
-    assert [node for node in order if HOME in ids[node]] == branch
+    assert [node for node in order if SLOT in ids[node]] == branch
     if branch:
         assert branch == to_root(branch[-1], parents)[::-1]
         assert branch[-1] in leaves(parents)
-        assert {leaf_of[node] for node in branch} == {HOME}
+        assert {leaf_of[node] for node in branch} == {SLOT}
 
 
-def test_no_draft_has_no_branch() -> None:
-    assert first_branch(EMPTY) == []
+def test_an_empty_draft_has_no_branch() -> None:
+    assert len(first_branch(EMPTY)) == 0
 
 
 def test_no_more_ids_are_taken_than_used() -> None:
     ids = count(FIRST_LEAF)
-    _branches([ROOT, 0, 1], HOME, ids)
+    _branches([ROOT, 0, 1], SLOT, ids)
     assert next(ids) == FIRST_LEAF
-    _branches([ROOT, ROOT, ROOT], HOME, ids)
+    _branches([ROOT, ROOT, ROOT], SLOT, ids)
     assert next(ids) == FIRST_LEAF + 3
 
 

@@ -1,6 +1,6 @@
 """What the server asks of an engine.
 
-Knows no engine; `specplug.engines.llama_cpp.batch_engine.BatchEngine` is one.
+Knows no engine; `specplug.engines.llama_cpp.serving_engine.ServingEngine` is one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ class CountingLoop(Loop, Protocol):
 
     decode_ms: float
     plain_ms: float
-    guessed: npt.NDArray[np.int64]
-    accepted: npt.NDArray[np.int64]
+
+    @property
+    def guessed(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def accepted(self) -> npt.NDArray[np.int64]: ...
 
 
 class Engine(Protocol):

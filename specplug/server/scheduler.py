@@ -27,7 +27,7 @@ LONGEST_WAIT_S = 60
 
 
 class Loop(Protocol):
-    """What is asked of an engine: `specplug.engines.llama_cpp.batch_loop.BatchLoop` is one."""
+    """What is asked of an engine: `specplug.engines.llama_cpp.step_loop.StepLoop` is one."""
 
     def begin(self, prompt: IntArray, sampler: Any, max_tokens: int, max_draft: int) -> Any: ...
 

@@ -79,7 +79,7 @@ class LlamaCppSubject:
     def limits(self, sequences: int) -> tuple[bool, int]:
         from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS
         from specplug.engines.llama_cpp.engine import LlamaCpp
-        from specplug.engines.llama_cpp.loop import ids_needed
+        from specplug.engines.llama_cpp.step_loop import ids_needed
 
         most = MAX_SEQUENCE_IDS - ids_needed(sequences, 0)
         if not self.profile.exact:

@@ -1,12 +1,13 @@
-"""Which KV cell holds which token of which sequence, so that no sequence ever has a later token before an earlier one.
+"""Which KV cell holds which token of which sequence: a later token never lies before an earlier one.
 
-Knows cells, positions and sequence ids. Knows neither drafts nor what a token means.
-llama.cpp gives every row of a pass the first free cells it finds. Here there is never a free cell before a taken one:
-what is dropped in the middle stays taken, on an id that nobody attends to (junk), until `pack` copies what lives out
-and in again, without gaps. So the rows of a pass get the cells that follow, in order, and attention sums over every
-sequence as it would if that one were alone.
-Keeps: per slot a token id and a cell number for every token in the cache.
-Cost: `pack` copies every living token's keys and values twice; it comes once per so many dead tokens.
+Attention sums over a sequence's cells in the order in which they lie, and in 4- and 8-bit weights the smallest change
+of such a sum can change a token. llama.cpp puts the rows of a pass into the first free cells that it finds. So no free
+cell may lie before a taken one: a cell whose token is no longer needed stays taken (*retained*, on a sequence id that
+nothing attends to) until `pack` copies the live cells out and in again, without gaps. The rows of a pass then get the
+cells that follow the last taken one, in order.
+
+State: per slot a token id and a cell number for every token in the cache.
+Cost: `pack` copies the keys and values of every live token twice; it runs once per about as many retained cells.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from specplug.core import IntArray
 from specplug.errors import SpecplugError
 
-LEAST_JUNK = 1024
-"""Dead cells below which packing is not worth a pause; passes look at them for next to nothing."""
+LEAST_RETAINED = 512
+"""Retained cells below which packing is not worth a pause, since masked cells cost a pass next to nothing."""
 
 SPARE_SHARE = 8
-"""One cell in so many is for what dies between two packings."""
+"""One cell in this many is left for retained cells between two packings."""
 
 
 class KvCache(Protocol):
-    """What is asked of a context."""
+    """The part of a `Context` that owns cells."""
 
     cells: int
 
@@ -40,77 +42,88 @@ class KvCache(Protocol):
 
 
 class Cells:
-    """The cache of `slots` sequences, ids 0..slots-1. The context must be empty."""
+    """The cells of `slots` sequences with the ids 0..slots-1, in a context that is empty at first."""
 
-    def __init__(self, context: KvCache, *, slots: int, junk_id: int) -> None:
+    def __init__(self, context: KvCache, *, slots: int, retained_id: int) -> None:
         self.context = context
         self.tokens: list[list[int]] = [[] for _ in range(slots)]
-        """What each slot holds, by position."""
-        self._cells: list[list[int]] = [[] for _ in range(slots)]
-        self._junk_id = junk_id
+        """The cached tokens of each slot, by position."""
         self.used = 0
-        """Cells taken; all others follow them."""
-        self._junk = 0  # an upper bound: cells that two slots share may be counted and still live
+        """Cells taken; all free cells follow them."""
         self.packed = 0
-        """Times that `pack` ran."""
+        """How often `pack` has run."""
+        self._cells: list[list[int]] = [[] for _ in range(slots)]
+        self._retained_id = retained_id
+        self._retained = 0  # an upper bound: cells that two slots share may be counted although one still needs them
 
-    def took(self, seq: int, tokens: Sequence[int], rows: Sequence[int]) -> None:
-        """Rows of the pass under way are a slot's next tokens; `passed` ends that pass."""
+    # -- a pass ---------------------------------------------------------------------------------------------------
+
+    def make_room(self, rows: int, idle: Sequence[int]) -> None:
+        """Make sure that `rows` cells are free; packs where they are not, or where most cells are retained.
+
+        idle  slots whose cached tokens may be dropped for it, the first one first
+        Raises SpecplugError where the cache is too small.
+        """
+        if self.used + rows <= self.context.cells and self._retained < max(LEAST_RETAINED, self.used - self._retained):
+            return
+        live = sum(map(len, self._cells))  # after packing nothing is shared any more
+        # With room for more than this pass, or the next one would have to pack again.
+        comfortable = self.context.cells - max(rows, self.context.cells // SPARE_SHARE)
+        for seq in idle:
+            if live <= comfortable:
+                break
+            live -= len(self._cells[seq])
+            self.truncate(seq)
+        if live + rows > self.context.cells:
+            raise SpecplugError(f"the KV cache of {self.context.cells} tokens is full; let fewer tokens in at once")
+        self.pack()
+
+    def append(self, seq: int, tokens: Sequence[int], rows: Sequence[int]) -> None:
+        """These rows of the pass under way are the next tokens of a slot."""
         self.tokens[seq] += tokens
         self._cells[seq] += [self.used + row for row in rows]
 
-    def junk(self, seq_id: int, start: int, stop: int) -> None:
-        """Let cells that are about to lose their owner stay taken."""
-        self.context.copy(seq_id, self._junk_id, start, stop)
-        self._junk += stop - start
+    def retain(self, seq_id: int, start: int, stop: int) -> None:
+        """Keep cells taken that are about to lose their sequence: those of `seq_id` at positions [start, stop)."""
+        self.context.copy(seq_id, self._retained_id, start, stop)
+        self._retained += stop - start
 
-    def passed(self, rows: int) -> None:
-        """A pass is over, and the cells of its first `rows` rows stay taken."""
+    def end_pass(self, rows: int) -> None:
+        """The pass is over, and the cells of its first `rows` rows stay taken."""
         self.used += rows
 
+    # -- what slots hold ------------------------------------------------------------------------------------------
+
     def truncate(self, seq: int, start: int = 0) -> None:
-        """A slot forgets its tokens from position `start` on."""
+        """A slot drops its cached tokens from position `start` on."""
         dead = self._cells[seq][start:]
         if not dead:
             return
         del self._cells[seq][start:], self.tokens[seq][start:]
         last = max((cells[-1] for cells in self._cells if cells), default=-1)
-        if last < dead[0] and self.used - dead[0] == len(dead):  # they are the last of all
+        if last < dead[0] and self.used - dead[0] == len(dead):  # nothing follows them
             self.used = dead[0]
         else:
-            self.junk(seq, start, start + len(dead))
+            self.retain(seq, start, start + len(dead))
         self.context.drop(seq, start)
 
     def share(self, source: int, target: int, length: int) -> None:
-        """A slot that holds nothing gets the first `length` tokens of another: no copy, the cells belong to both."""
+        """An empty slot gets the first `length` tokens of another one. Nothing is copied: both own the cells."""
         self.context.copy(source, target, 0, length)
         self.tokens[target] = self.tokens[source][:length]
         self._cells[target] = self._cells[source][:length]
 
-    def make_room(self, rows: int, idle: Sequence[int]) -> None:
-        """See to `rows` free cells; packs where there are none, or where much is dead.
-
-        idle  slots that hold tokens nobody waits for, the first to be forgotten first
-        """
-        if self.used + rows <= self.context.cells and self._junk < max(LEAST_JUNK, self.used - self._junk):
-            return
-        living = sum(map(len, self._cells))  # packed, every slot has its own
-        # With room for more than this pass, or the next one would have to pack again.
-        comfortable = self.context.cells - max(rows, self.context.cells // SPARE_SHARE)
-        for seq in idle:
-            if living <= comfortable:
-                break
-            living -= len(self._cells[seq])
-            self.truncate(seq)
-        if living + rows > self.context.cells:
-            raise SpecplugError(f"the KV cache of {self.context.cells} tokens is full; let fewer tokens in at once")
-        self.pack()
+    def load(self, seq: int, tokens: Sequence[int], state: bytes) -> None:
+        """An empty slot gets `tokens`, whose keys and values are in `state`."""
+        self.context.restore(seq, state)
+        self.append(seq, tokens, range(len(tokens)))
+        self.end_pass(len(tokens))
 
     def pack(self) -> None:
-        """Copy everything that lives to the beginning of the cache, each slot's tokens together and in order."""
+        """Copy all live tokens to the beginning of the cache, each slot's together and in order."""
         states = [(seq, self.context.state(seq)) for seq, cells in enumerate(self._cells) if cells]
         self.context.clear()
-        self.used = self._junk = 0
+        self.used = self._retained = 0
         for seq, state in states:
             self.context.restore(seq, state)
             length = len(self._cells[seq])
@@ -119,8 +132,24 @@ class Cells:
         self.packed += 1
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         self.context.clear()
         for seq in range(len(self.tokens)):
             self.tokens[seq], self._cells[seq] = [], []
-        self.used = self._junk = 0
+        self.used = self._retained = 0
+
+    # -- a context whose owner changes it too ---------------------------------------------------------------------
+
+    def follow_truncation(self, seq: int, length: int) -> None:
+        """The owner of the context has dropped all positions from `length` on, of every id; only `seq` is in use."""
+        del self._cells[seq][length:], self.tokens[seq][length:]
+        if self._cells[seq] == list(range(length)):
+            self.context.drop(self._retained_id)
+            self.used, self._retained = length, 0
+        else:  # a retained cell was dropped before a cell that is still needed
+            self.pack()
+
+    def follow_load(self, seq: int, tokens: IntArray) -> None:
+        """The owner of the context has loaded a state in which `seq` holds `tokens` (int32[n]), in unknown cells."""
+        self.tokens[seq], self._cells[seq] = tokens.tolist(), [0] * len(tokens)
+        self.pack()

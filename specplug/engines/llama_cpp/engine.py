@@ -1,6 +1,7 @@
 """Generation with llama.cpp from a profile: prompts in, answers out, one at a time or several at once.
 
-Knows profiles, the step loop and text. Knows neither the command line nor files beside the model.
+Opens the parts of the engine: context, drafters, planner and step loop. Depends neither on the command line nor on
+files beside the model.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from time import perf_counter
 
 from specplug import registry
 from specplug.core import IntArray, Proposer, Requires
+from specplug.engines.llama_cpp.cells import SPARE_SHARE
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.drafters.opening import Drafters
-from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
+from specplug.engines.llama_cpp.exact_passes import ExactPasses, measure_exact_passes
 from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, remembered_cost_points
 from specplug.engines.llama_cpp.model import Message, Model
-from specplug.engines.llama_cpp.rounding import one_row_differs, rows_alike
+from specplug.engines.llama_cpp.rollback import AnyTail, Rollback, rollback_of
+from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.engines.llama_cpp.step_loop import StepLoop, Stream, ids_needed
 from specplug.engines.warm_state import check_tokenizer
 from specplug.errors import UsageError
-from specplug.generation.answers import Answer, Request
+from specplug.generation.answers import Answer, Request, Sampling
 from specplug.generation.text import Segment, TextStream
 from specplug.machine import hardware
 from specplug.planning.cost import CostCurve
@@ -35,7 +39,8 @@ PROVIDES = Requires(topk=1 << 30, drafter=True)
 class LlamaCpp:
     """One context with its proposers, ready to answer. Several may share one Model. Use it in a `with` statement.
 
-    padded  whether passes of one row get a second one, which `exact` needs in some formats
+    slots      sequences at once
+    kv_tokens  tokens that may be cached at once, of all sequences together
     """
 
     def __init__(
@@ -44,39 +49,41 @@ class LlamaCpp:
         profile: Profile,
         *,
         slots: int = 1,
+        kv_tokens: int | None = None,
         cost: CostPoints | None = None,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Raises UsageError for a profile that does not fit this engine or model.
 
-        slots  sequences at once
-        cost   T(rows, context) of this machine; taken from the profile, or measured, where None
+        kv_tokens  a full context for every slot where None
+        cost       T(rows, context) of this machine; taken from the profile, or measured, where None
         """
         self.profile = profile = resolved(profile, model)
-        if profile.exact and slots > 1:
-            raise UsageError(f"profile {profile.name}: exact runs one sequence at a time; use a concurrency of 1")
-        sources = fitting_sources(profile, model.path, slots=slots)
-        if profile.speculates:
-            model.check_rollback()
-        max_nodes = profile.planner.max_nodes if profile.speculates else 0
-        limit = max_nodes + slots
         self.model = model
-        if cost is None or not profile.speculates:
-            cost = fitting_cost_points(model, profile, slots=slots, limit=limit, notify=notify)
-        self.cost_points = cost
-        num_ids = ids_needed(slots, max_nodes)
-        # Beside the sequences' own tokens: one plan's rejected nodes, and those that stay parked.
-        self._spare_cells = profile.runtime.context // SPARE_SHARE if profile.speculates else 0
-        cells = slots * (profile.runtime.context + self._spare_cells) + limit + 1
-        self.context = open_context(
-            model, profile.runtime, cells=-(-cells // 256) * 256, num_ids=num_ids, max_rows=limit + 1
-        )
         self.slots = slots
-        self.padded = profile.exact and one_row_differs(self.context, profile.runtime)
+        self.kv_tokens = kv_tokens or slots * profile.runtime.context
+        if self.kv_tokens < profile.runtime.context:
+            raise UsageError(
+                f"a KV cache of {self.kv_tokens} tokens is less than one context ({profile.runtime.context}); "
+                "lower runtime: context"
+            )
+        sources = fitting_sources(profile, model.path, slots=slots)
+        self._rollback: Rollback = rollback_of(model) if profile.speculates else AnyTail()
+        max_nodes = profile.planner.max_nodes if profile.speculates else 0
+        if cost is None or not profile.speculates:
+            cost = fitting_cost_points(model, profile, slots=slots, limit=max_nodes + slots, notify=notify)
+        self.cost_points = cost
+        max_rows = max_nodes + 2 * slots  # trees, and the last rows of prompts or the second row of `exact`
+        self.context = open_context(
+            model,
+            profile.runtime,
+            cells=self._cells_needed(max_rows),
+            num_ids=ids_needed(slots, max_nodes),
+            max_rows=max_rows,
+        )
         self._drafters = Drafters()
         try:
-            if profile.exact and profile.speculates:
-                self._limit_to_exact_rows(notify)
+            self._exact = self._exact_passes(notify) if profile.exact else None
             self._drafters.open(sources, self.context, profile.runtime, slots=slots)
             self.reset(sources)
         except BaseException:
@@ -93,6 +100,11 @@ class LlamaCpp:
         self._drafters.close()
         self.context.close()
 
+    @property
+    def padded(self) -> bool:
+        """Whether passes of one row get a second one, which `exact` needs in some formats."""
+        return self._exact is not None and self._exact.padded
+
     def reset(self, sources: Sequence[Proposer] | None = None) -> None:
         """Forget everything learned and cached, as if just opened (with fresh proposers where none are given)."""
         profile = self.profile
@@ -107,26 +119,37 @@ class LlamaCpp:
         self.speculator = Speculator(fusion, curve, profile, learned=learned)
         self.context.clear()
         self.loop = StepLoop(
-            self.context,
-            self.speculator,
-            slots=self.slots,
-            spare_cells=self._spare_cells,
-            exact=profile.exact,
-            padded=self.padded,
-            coupled=profile.runtime.coupled,
+            self.context, self.speculator, slots=self.slots, rollback=self._rollback, exact=self._exact
         )
 
-    def _limit_to_exact_rows(self, notify: Callable[[str], None]) -> None:
-        """Drafts no larger than passes that round as plain ones do here, as measured."""
-        planner = self.profile.planner
-        alike = rows_alike(self.context, 2 if self.padded else 1, planner.max_nodes + 1)
-        if alike < 2:
-            raise UsageError(f"profile {self.profile.name}: exact: any draft changes rounding here; drop exact")
-        if alike <= planner.max_nodes:
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """A sampler, which the sequence that begins with it will own. Raises UsageError for values out of range."""
+        return Sampler(self.model, sampling, coupled=self.profile.runtime.coupled)
+
+    def _cells_needed(self, max_rows: int) -> int:
+        """Cells for all tokens and a pass, and a share of them for cells that are retained."""
+        cells = self.kv_tokens + max(self.profile.runtime.batch, max_rows)
+        if self.slots > 1 or self.profile.speculates:
+            cells = cells * SPARE_SHARE // (SPARE_SHARE - 1)
+        return -(-cells // 256) * 256
+
+    def _exact_passes(self, notify: Callable[[str], None]) -> ExactPasses:
+        """Measures which passes round alike, and limits drafts to them. The context must be empty."""
+        profile, planner = self.profile, self.profile.planner
+        max_nodes = planner.max_nodes if profile.speculates else 0
+        exact = measure_exact_passes(self.context, profile.runtime, slots=self.slots, max_nodes=max_nodes)
+        if not max_nodes:
+            return exact
+        if exact.rows < 2:
+            raise UsageError(f"profile {profile.name}: exact: any draft changes rounding here; drop exact")
+        fitting = exact.rows - exact.sequences
+        if fitting < max_nodes:
             notify(
-                f"exact: passes of more than {alike} rows round otherwise here; drafts have {alike - 1} tokens at most"
+                f"exact: passes of more than {exact.rows} rows round differently here; "
+                f"drafts have {fitting} tokens at most"
             )
-            self.profile = replace(self.profile, planner=replace(planner, max_nodes=alike - 1))
+            self.profile = replace(profile, planner=replace(planner, max_nodes=fitting))
+        return exact
 
     def chat_prompt(self, messages: Sequence[Message]) -> IntArray:
         """int32[n]: a conversation in the model's own template, ready for the answer."""
@@ -146,9 +169,9 @@ class LlamaCpp:
                 yield released
                 if answer.finish:
                     return
-                self.loop.step([writer.running])
+                self.loop.step([writer.stream])
         finally:
-            self.loop.finish(writer.running)
+            self.loop.finish(writer.stream)
 
     def generate(self, request: Request) -> Answer:
         """The whole answer to one prompt."""
@@ -169,7 +192,7 @@ class LlamaCpp:
             while waiting or writers:
                 for index in [i for i, w in writers.items() if w.answer.finish]:
                     writer = writers.pop(index)
-                    self.loop.finish(writer.running)
+                    self.loop.finish(writer.stream)
                     writer.answer.seconds = perf_counter() - began[index]
                     answers[index] = writer.answer
                     done(index, writer.answer)
@@ -179,12 +202,12 @@ class LlamaCpp:
                     writers[index] = self._start(request, Answer())
                     writers[index].take()
                 if writers and not any(w.answer.finish for w in writers.values()):
-                    self.loop.step([w.running for w in writers.values()])
+                    self.loop.step([w.stream for w in writers.values()])
                     for writer in writers.values():
                         writer.take()
         finally:
             for writer in writers.values():
-                self.loop.finish(writer.running)
+                self.loop.finish(writer.stream)
         return [answer for answer in answers if answer is not None]
 
     def _start(self, request: Request, answer: Answer) -> _Writer:
@@ -196,37 +219,40 @@ class LlamaCpp:
         if request.max_tokens < 1:
             raise UsageError(f"max_tokens is {request.max_tokens}; use at least 1")
         most = min(request.max_tokens, context - length)
-        return _Writer(self.model, self.loop.start(request.prompt, request.sampling, most), request.stop, answer)
+        stream = self.loop.start(request.prompt, self.sampler(request.sampling), most)
+        return _Writer(self.model, stream, request.stop, answer)
 
 
 class _Writer:
-    """Turns what one sequence emits into an Answer."""
+    """Turns the tokens that one sequence emits into an Answer."""
 
-    def __init__(self, model: Model, running: Running, stop: tuple[str, ...], answer: Answer) -> None:
-        self.running = running
+    def __init__(self, model: Model, stream: Stream, stop: tuple[str, ...], answer: Answer) -> None:
+        self.stream = stream
         self.answer = answer
-        answer.counters = running.counters
+        answer.counters = stream.counters
         self._model = model
-        self._stream = TextStream(stop)
+        self._text = TextStream(stop)
 
     def take(self) -> list[Segment]:
-        """Move the last step's tokens into the answer; returns the text they released."""
-        running, answer = self.running, self.answer
+        """Move the last step's tokens into the answer; returns the text that they complete. Raises its failure."""
+        stream, answer = self.stream, self.answer
+        if stream.failure:
+            raise stream.failure
         released: list[Segment] = []
-        accepted = len(running.fresh) - 1
-        for i, token in enumerate(running.fresh):
+        accepted = len(stream.fresh) - 1
+        for i, token in enumerate(stream.fresh):
             answer.tokens.append(token)
-            if running.logprobs:
-                answer.logprobs.append(running.logprobs[i])
-            if token not in running.end_tokens:
-                released += self._stream.feed(self._model.piece(token), i < accepted)
-            if self._stream.stopped:
+            if stream.logprobs:
+                answer.logprobs.append(stream.logprobs[i])
+            if token not in self._model.end_tokens:
+                released += self._text.feed(self._model.piece(token), i < accepted)
+            if self._text.stopped:
                 answer.finish = "stop"
                 break
         else:
-            answer.finish = running.finish or ""
+            answer.finish = stream.finish or ""
         if answer.finish:
-            released += self._stream.close()
+            released += self._text.close()
         answer.segments += released
         return released
 

@@ -31,39 +31,6 @@ DRAWS = 256
 """Random perturbations tried where tokens are sampled, each logit within its own bound."""
 
 
-def one_row_differs(context: Context, runtime: Runtime) -> bool:
-    """Whether a pass of one row rounds otherwise than a pass of two: measured for the weights, known for the cache.
-
-    Kernels for one row are others in some weight formats (f32 and bf16, but not q8_0 and q4_0, on x86), and for f16 and
-    f32 caches flash attention splits one row's sum over the threads from 512 cells on. The context is left empty.
-    """
-    if runtime.kv_type in ("f16", "f32"):
-        return True
-    return rows_alike(context, 1, 2) == 1
-
-
-def rows_alike(context: Context, first: int, last: int) -> int:
-    """The largest n <= last for which passes of first, first + 1, ..., n rows give the first row the same logits.
-
-    Measured after 16 tokens: kernels are chosen by the number of rows. The context is left empty.
-    """
-    tokens = np.random.default_rng(0).integers(0, context.model.num_tokens, 16 + last).astype(np.int32)
-    _read(context, tokens[:16])
-    expected = None
-    for rows in range(first, last + 1):
-        context.clear_batch()
-        context.add_span(tokens[16 : 16 + rows], 16, 0, wanted=True)
-        context.decode()
-        logits = np.array(context.logits(rows)[0])
-        context.drop(0, 16)
-        expected = logits if expected is None else expected
-        if not np.array_equal(logits, expected):
-            last = rows - 1
-            break
-    context.clear()
-    return last
-
-
 def explain(
     model: Model,
     runtime: Runtime,

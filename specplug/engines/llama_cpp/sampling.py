@@ -1,13 +1,12 @@
-"""What the target says after a row of logits: greedy, sampled, penalised, constrained by a grammar.
+"""The target's next token after a row of logits: greedy, sampled, penalised, constrained.
 
-Knows llama.cpp's sampler chains. Knows no drafts: it is asked once per emitted token, in emission order, so that
+Built on llama.cpp's sampler chains. Knows no drafts: it is asked once per emitted token, in emission order, so that
 speculative and plain decoding draw the same random numbers.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import secrets
 from collections.abc import Sequence
 from copy import copy
@@ -16,94 +15,98 @@ from typing import Any, Protocol, runtime_checkable
 import llama_cpp.llama_cpp as ll
 import numpy as np
 import numpy.typing as npt
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from specplug.core import FloatArray, IntArray
+from specplug.engines.llama_cpp.constraint import Constraint, constraint_of
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.gumbel import GumbelNoise
-from specplug.engines.llama_cpp.model import Model, captured_stderr
+from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.generation.topk import top_ids
 
 
 class Sampler:
-    """One sequence's chain of llama.cpp samplers, or plain argmax where that is the same.
+    """One sequence's sampler: llama.cpp's chains with the request's constraint, or argmax where that is the same.
 
-    A grammar has a chain before the rest: where it leaves no token at all, taking one would end the process.
+    A constraint comes after biases and penalties, and before the chain that chooses a token: where it leaves no token
+    at all, letting llama.cpp choose one would end the process.
     """
 
     def __init__(self, model: Model, sampling: Sampling, *, coupled: bool = False) -> None:
         """Raises UsageError for a grammar or schema that does not parse and for values out of range.
 
-        coupled  above temperature 0 the last draw is by GumbelNoise, and not by llama.cpp's own random numbers
+        coupled  above temperature 0 tokens are drawn by GumbelNoise, not by llama.cpp's random numbers
         """
         self.sampling = sampling
-        self._constrained = sampling.grammar is not None or sampling.json_schema is not None
         self._noise: GumbelNoise | None = None
         if coupled and sampling.temperature > 0:
             self._noise = GumbelNoise(secrets.randbits(32) if sampling.seed is None else sampling.seed)
         self._chains: list[Any] = []
+        self._constraint: Constraint | None = None
         self._data: npt.NDArray[np.void] | None = None
         _check(sampling, model.num_tokens)
         if sampling.is_argmax:
             return
         try:
+            self._constraint = constraint_of(model, sampling)
             shaping = self._open_chain()
             for part in _shaping(model, sampling):
                 ll.llama_sampler_chain_add(shaping, part)
-            choosing = self._open_chain() if self._constrained else shaping
+            choosing = self._open_chain() if self._constraint else shaping
             for part in _choosing(sampling, draws=self._noise is None):
                 ll.llama_sampler_chain_add(choosing, part)
         except UsageError:
             self.close()
             raise
-        if self._constrained or self._noise is not None:
+        if self._constraint or self._noise is not None:
             self._data = np.zeros(model.num_tokens, dtype=_TOKEN_DATA)
 
     def close(self) -> None:
         for chain in self._chains:
             ll.llama_sampler_free(chain)
         self._chains = []
+        if self._constraint:
+            self._constraint.close()
+            self._constraint = None
 
     def pick(self, context: Context, logits: Logits, row: int) -> int:
-        """The target's next token after `row` of the last pass; advances penalties, grammar and random numbers.
+        """The target's next token after `row` of the last pass; advances penalties, constraint and random numbers.
 
-        Raises SpecplugError where the grammar allows no token.
+        Raises SpecplugError where the constraint allows no token.
         """
         if not self._chains:
             return int(logits[row].argmax())
         if self._data is None:
             return int(ll.llama_sampler_sample(self._chains[0], context.handle, row - len(logits)))
-        token = self._possible(_choose(self._chains, self._data, logits[row], noise=self._noise))
-        for chain in self._chains:
-            ll.llama_sampler_accept(chain, token)
+        token = self._possible(_choose(self._chains, self._constraint, self._data, logits[row], noise=self._noise))
+        _accept(self._chains, self._constraint, token)
         return token
 
     def pick_from(self, values: Logits) -> int:
         """What `pick` would return for other logits (float32[V]); advances nothing."""
         if not self._chains:
             return int(values.argmax())
-        copies = [ll.llama_sampler_clone(chain) for chain in self._chains]
+        copied = self.copy(None)
+        assert copied is not None
         try:
-            noise = copy(self._noise)
-            data = np.zeros(len(values), dtype=_TOKEN_DATA)
-            return self._possible(_choose(copies, data, values, noise=noise))
+            return self._possible(copied.choose(values))
         finally:
-            for copied in copies:
-                ll.llama_sampler_free(copied)
+            copied.close()
 
     def copy(self, ids: IntArray | None) -> SamplerCopy | None:
-        """What would draw the next tokens from another model's logits; None where that is argmax.
+        """A copy that draws the next tokens from another model's logits; None where drawing is argmax.
 
-        ids  int32[rows]: the token of each logit; None where they are the tokens themselves
+        ids  int32[rows]: the token of each logit; None where logit i belongs to token i
         """
         if not self._chains:
             return None
-        return SamplerCopy([ll.llama_sampler_clone(chain) for chain in self._chains], ids, copy(self._noise))
+        constraint = self._constraint.copy() if self._constraint else None
+        chains = [ll.llama_sampler_clone(chain) for chain in self._chains]
+        return SamplerCopy(chains, constraint, ids, copy(self._noise))
 
     def logprobs(self, logits: Logits, row: int, token: int) -> TokenLogprobs | None:
-        """What to report about `token`, or None where nothing was asked for."""
+        """The log probabilities to report for `token`; None where the request asked for none."""
         count = self.sampling.logprobs
         if count is None:
             return None
@@ -115,8 +118,8 @@ class Sampler:
 
     def _possible(self, token: int | None) -> int:
         if token is None:
-            if self._constrained:
-                raise SpecplugError("the grammar allows no further token, not even the end; mend the grammar")
+            if self._constraint:
+                raise SpecplugError("the grammar allows no further token, not even the end; correct the grammar")
             raise SpecplugError(f"no token can be drawn at temperature {self.sampling.temperature}; use a higher one")
         return token
 
@@ -129,38 +132,46 @@ class Sampler:
 
 
 class SamplerCopy:
-    """A copy of a sampler in the state that it has: its random numbers, penalties and grammar.
+    """A copy of a sampler with its present state: random numbers, penalties and constraint.
 
-    With llama.cpp's own random numbers both walk their distributions, from the likeliest token on, with the same
-    number: that tells more than the likeliest token where the models are one, and no more where they differ. Coupled,
-    it comes close to rejection sampling (benchmarks/sampled_drafts.py).
+    With llama.cpp's own random numbers, sampler and copy walk their distributions from the likeliest token on with the
+    same number. Where the models are one this predicts more than the likeliest token does, and no more where they
+    differ. Coupled, it comes close to rejection sampling (benchmarks/sampled_drafts.py).
     """
 
-    def __init__(self, chains: Sequence[Any], ids: IntArray | None, noise: GumbelNoise | None) -> None:
+    def __init__(
+        self, chains: Sequence[Any], constraint: Constraint | None, ids: IntArray | None, noise: GumbelNoise | None
+    ) -> None:
         self._chains = chains
+        self._constraint = constraint
         self._ids = ids
         self._noise = noise
 
     def close(self) -> None:
         for chain in self._chains:
             ll.llama_sampler_free(chain)
+        if self._constraint:
+            self._constraint.close()
+
+    def choose(self, logits: Logits) -> int | None:
+        """The token that is drawn from `logits` (float32[rows]); None where a constraint forbids all."""
+        data = np.zeros(len(logits), dtype=_TOKEN_DATA)
+        return _choose(self._chains, self._constraint, data, logits, self._ids, self._noise)
 
     def draw(self, logits: Logits) -> int | None:
-        """The row that is drawn from `logits` (float32[rows]), as if it had come; None where a grammar forbids all."""
-        data = np.zeros(len(logits), dtype=_TOKEN_DATA)
-        found = _choose(self._chains, data, logits, self._ids, self._noise)
-        if found is None:
+        """The row of the token that is drawn from `logits`; advances as if that token had been emitted."""
+        token = self.choose(logits)
+        if token is None:
             return None
-        for chain in self._chains:
-            ll.llama_sampler_accept(chain, found)
-        return found if self._ids is None else int(np.searchsorted(self._ids, found))
+        _accept(self._chains, self._constraint, token)
+        return token if self._ids is None else int(np.searchsorted(self._ids, token))
 
 
 @runtime_checkable
-class DrawsAlike(Protocol):
-    """A proposer that can draw its guesses with a copy of the sampler that draws a sequence's tokens."""
+class DrawsWithSampler(Protocol):
+    """A proposer that can draw its draft tokens with a copy of the sampler that draws a sequence's tokens."""
 
-    def draw_like(self, seq: int, sampler: Sampler) -> None: ...
+    def use_sampler(self, seq: int, sampler: Sampler) -> None: ...
 
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -189,23 +200,26 @@ def _check(sampling: Sampling, num_tokens: int) -> None:
 
 def _choose(
     chains: Sequence[Any],
+    constraint: Constraint | None,
     data: npt.NDArray[np.void],
     values: Logits,
     ids: IntArray | None = None,
     noise: GumbelNoise | None = None,
 ) -> int | None:
-    """What the chains, one after the other, select from `values` (float32[n]); None where they leave nothing.
+    """The token that the chains select from `values` (float32[n]) under the constraint; None where none is left.
 
-    data   room for them
-    ids    the token of each; None where they are the tokens themselves
-    noise  what selects from those that the chains leave, where they do not
+    data   a buffer of n entries
+    ids    the token of each value; None where value i belongs to token i
+    noise  selects among the tokens that the chains leave, where the chains do not select
     """
     data["id"] = np.arange(len(values)) if ids is None else ids
     data["logit"] = values
     data["p"] = 0.0
     array = ll.llama_token_data_array(data.ctypes.data_as(ll.llama_token_data_p), len(values), -1, False)
-    for chain in chains:
+    for index, chain in enumerate(chains):
         ll.llama_sampler_apply(chain, ctypes.byref(array))
+        if constraint and not index:
+            constraint.mask(array)
         if not np.isfinite(data["logit"][: array.size].max()):
             return None
     if noise is None:
@@ -215,8 +229,15 @@ def _choose(
     return int(left["id"][noise.draw(left["id"], left["logit"])])
 
 
+def _accept(chains: Sequence[Any], constraint: Constraint | None, token: int) -> None:
+    for chain in chains:
+        ll.llama_sampler_accept(chain, token)
+    if constraint:
+        constraint.accept(token)
+
+
 def _shaping(model: Model, sampling: Sampling) -> list[Any]:
-    """What changes logits: biases, penalties, a grammar."""
+    """The samplers that change logits: biases, penalties."""
     parts = []
     if sampling.logit_bias:
         biases = (ll.llama_logit_bias * len(sampling.logit_bias))()
@@ -233,21 +254,11 @@ def _shaping(model: Model, sampling: Sampling) -> list[Any]:
                 sampling.presence_penalty,
             )
         )
-    grammar = sampling.grammar
-    if sampling.json_schema is not None:
-        grammar = _grammar_of_schema(sampling.json_schema)
-    if grammar is not None:
-        with captured_stderr() as said:
-            part = ll.llama_sampler_init_grammar(model.vocab, grammar.encode("utf-8"), b"root")
-        if not part:
-            reason = said[0].removeprefix("parse: error parsing grammar: ").strip() if said else "no reason given"
-            raise UsageError(f"the grammar does not parse: {reason}")
-        parts.append(part)
     return parts
 
 
 def _choosing(sampling: Sampling, *, draws: bool) -> list[Any]:
-    """What takes one token; all but the last draw itself unless it `draws`."""
+    """The samplers that choose one token; without the final draw unless it `draws`."""
     if sampling.temperature <= 0:
         return [ll.llama_sampler_init_greedy()]
     parts = []
@@ -263,14 +274,3 @@ def _choosing(sampling: Sampling, *, draws: bool) -> list[Any]:
     seed = ll.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed
     parts.append(ll.llama_sampler_init_dist(seed))
     return parts
-
-
-def _grammar_of_schema(schema: str) -> str:
-    try:
-        json.loads(schema)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"the JSON schema is not JSON: {error}") from error
-    try:
-        return str(json_schema_to_gbnf(schema))
-    except Exception as error:  # the converter raises whatever it meets
-        raise UsageError(f"the JSON schema cannot be turned into a grammar: {error}") from error

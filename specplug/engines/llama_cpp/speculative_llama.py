@@ -1,7 +1,7 @@
-"""`llama_cpp.Llama` with drafts: the same class for people's scripts, with another `generate`.
+"""`llama_cpp.Llama` with drafts: the same class for scripts, with another `generate`.
 
-Knows the high-level class and the step loop. Prompts are read, tokens sampled and states saved by the base class; only
-the passes that decode are ours, so that completions, chats, streams, grammars and tools work unchanged.
+The base class reads prompts, samples tokens and saves states; only the passes that decode are those of the step loop.
+So completions, chats, streams, grammars and tools work unchanged.
 """
 
 from __future__ import annotations
@@ -22,57 +22,67 @@ from specplug.core import ROOT, Proposer
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
 from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.engine import fitting_sources
-from specplug.engines.llama_cpp.loop import SPARE_SHARE, Running, StepLoop, ids_needed
+from specplug.engines.llama_cpp.exact_passes import measure_exact_passes
 from specplug.engines.llama_cpp.measure import own_cost_points, points_on, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.rollback import rollback_of
+from specplug.engines.llama_cpp.step_loop import StepLoop, Stream, ids_needed
 from specplug.errors import UsageError
 from specplug.generation.counters import Counters
 from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
-from specplug.profile import Profile, Runtime
+from specplug.profile import CostPoints, Profile, Runtime
 
 
 class SpeculativeLlama(Llama):  # type: ignore[misc]
-    """Takes what `llama_cpp.Llama` takes, and a profile.
+    """`llama_cpp.Llama`, which answers faster where drafting pays. Takes the same arguments, and a profile.
 
-    Source: the verification rule of `specplug.verification.reference`; each token is sampled by the base class's own
-    sampler chain, in emission order. With `logits_all=True` or `embedding=True` the base class decodes, without drafts.
-    Keeps: the proposers' state over all calls.
+        llm = SpeculativeLlama("model.gguf", n_ctx=4096, verbose=False)
+        answer = llm.create_chat_completion([{"role": "user", "content": "..."}], stream=True)
+        print(llm.counters.emitted_tokens / llm.counters.steps)  # tokens per target pass; plain decoding has 1.0
+
+    Each token is sampled by the base class's own sampler chain, in emission order, so the text is that of `Llama` with
+    the same seed, up to rounding where two tokens tie. With `exact: true` in the profile it is, to the last bit, the
+    text that this class gives without drafts (profile with `proposers: [none]` and `exact: true`).
+    With `logits_all=True` or `embedding=True` the base class decodes, without drafts.
+    State: the proposers learn over all calls; `counters` are sums over all finished generations.
     """
 
     def __init__(self, model_path: str, *, profile: str | Path | Profile = "default", **options: Any) -> None:
-        """`options` are those of `llama_cpp.Llama`; of the profile only proposers, planner and what was measured count.
-
+        """
+        profile  its name, its file, or a Profile; only its proposers, planner, `exact` and measurements are used
+        options  those of `llama_cpp.Llama`
         Raises UsageError for a profile that does not fit, ValueError where the base class does.
         """
         self._stack = ExitStack()  # the base class closes it also where its own __init__ never ran
         if options.get("draft_model") is not None:
             raise UsageError("draft_model: SpeculativeLlama drafts itself; name a profile instead")
         self.profile = profile if isinstance(profile, Profile) else profiles.load(profile)
-        if self.profile.exact:
-            raise UsageError(f"profile {self.profile.name}: exact is not kept by SpeculativeLlama; use specplug run")
+        if self.profile.exact and not options.get("flash_attn"):
+            raise UsageError(f"profile {self.profile.name}: exact needs flash attention; pass flash_attn=True")
         self._loop: StepLoop | None = None
         self._under_way: Generator[int, Sequence[int] | None, None] | None = None
-        self._speculates = self.profile.speculates and not (options.get("logits_all") or options.get("embedding"))
-        self._max_nodes = self.profile.planner.max_nodes
+        base_decodes = options.get("logits_all") or options.get("embedding")
+        self._decodes = not base_decodes and (self.profile.speculates or self.profile.exact)
+        self._max_nodes = self.profile.planner.max_nodes if self.profile.speculates else 0
         sources = fitting_sources(self.profile, Path(model_path), slots=1)
         super().__init__(model_path, **options)
-        if self._speculates:
+        if self._decodes:
             self._loop = self._open_loop(sources)
 
     @property
     def counters(self) -> Counters:
-        """What all finished generations did, added up."""
+        """Sums over all finished generations."""
         return self._loop.counters if self._loop else Counters()
 
-    # -- what the base class asks ---------------------------------------------------------------------------------
+    # -- what the base class calls --------------------------------------------------------------------------------
 
     @property
     def context_params(self) -> Any:
         """The base class's parameters of its context, with room for trees."""
-        if self._speculates:
-            set_tree_params(self._context_params, ids_needed(1, self._max_nodes), self._max_nodes + 1)
+        if self._decodes:
+            set_tree_params(self._context_params, ids_needed(1, self._max_nodes), self._max_nodes + 2)
         return self._context_params
 
     @context_params.setter
@@ -83,21 +93,28 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         self._leave()
         super().load_state(state)
         if self._loop:
-            self._loop.free_parked(0)  # the state brings those of its own past
+            self._loop.cells.follow_load(0, self._cached())
 
     def eval(self, tokens: Sequence[int]) -> None:
-        if self._loop:
-            self._loop.forget(0, self.n_tokens)
+        if self._loop is None:
+            super().eval(tokens)
+            return
+        cells = self._loop.cells
+        cells.follow_truncation(0, self.n_tokens)
         super().eval(tokens)
+        cells.append(0, list(tokens), range(len(tokens)))
+        cells.end_pass(len(tokens))
 
     def generate(
         self, tokens: Sequence[int], *args: Any, stopping_criteria: Any = None, **options: Any
     ) -> Generator[int, Sequence[int] | None, None]:
-        """As `llama_cpp.Llama.generate`, several tokens per pass where drafts come true.
+        """As `llama_cpp.Llama.generate`, with several tokens per pass where drafts are accepted.
 
-        A generator that was left in the middle ends here.
+        A generator of an earlier call that was not finished ends here.
         """
         self._leave()
+        if self._loop and self.profile.exact:
+            self.reset()  # every prompt is read from its beginning, in the same passes
         base = super().generate(tokens, *args, stopping_criteria=stopping_criteria, **options)
         if self._loop is None:
             yield from base
@@ -112,47 +129,46 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"profile": self.profile}  # type: ignore[no-any-return]
 
-    # -- our passes -----------------------------------------------------------------------------------------------
+    # -- passes of the step loop ----------------------------------------------------------------------------------
 
     def _decode(self, loop: StepLoop, token: int, stopping_criteria: Any) -> Generator[int, Sequence[int] | None, None]:
         """Yield what follows `token`."""
-        running = Running(0, None, frozenset(), root=token, position=self.n_tokens, left=0)
-        loop.adopt(running, np.array(self.input_ids[: self.n_tokens], dtype=np.int32))
+        stream = loop.adopt(self._cached(), token)
         try:
-            while running.finish is None:
-                yield from self._pass(loop, running, stopping_criteria)
+            while stream.finish is None:
+                yield from self._pass(loop, stream, stopping_criteria)
         finally:
             if loop.interrupted:
                 self.reset()
-            loop.release(running)
+            loop.finish(stream)
 
     def _leave(self) -> None:
-        """Close the generator that somebody still holds, if any: its cells are needed now."""
+        """Close the generator of an earlier call, if it is still open: its cells are needed now."""
         if self._under_way is not None:
             self._under_way.close()
             self._under_way = None
 
     def _pass(
-        self, loop: StepLoop, running: Running, stopping_criteria: Any
+        self, loop: StepLoop, stream: Stream, stopping_criteria: Any
     ) -> Generator[int, Sequence[int] | None, None]:
         """One target pass; its tokens are sampled one by one, as late as the base class would."""
-        running.left = loop.room(0, self._n_ctx - self.n_tokens)
-        if running.left < 1:
+        stream.left = self._n_ctx - self.n_tokens
+        if stream.left < 1:
             raise RuntimeError(f"llama_decode: the context of {self._n_ctx} tokens is full")
-        passed = loop.evaluate([running])
+        passed = loop.evaluate([stream])
         (tree,) = passed.trees
         child = tree.children()
-        node, row, token = ROOT, tree.first, running.root
-        running.fresh = []
+        node, row, token = ROOT, tree.first, stream.root
+        stream.fresh = []
         try:
             while True:
                 self.input_ids[self.n_tokens : self.n_tokens + 1] = token
                 self.n_tokens += 1
                 self._requires_eval = True  # the last row of this pass need not be that of the last token
                 token = int(self._sampler.sample(self._ctx, row - len(passed.logits)))
-                running.fresh.append(token)
+                stream.fresh.append(token)
                 if stopping_criteria is not None and stopping_criteria(self._input_ids, passed.logits[row]):
-                    running.finish = "stop"
+                    stream.finish = "stop"
                     return
                 _refuse((yield token))
                 following = child.get((node, token))
@@ -161,22 +177,26 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
                 tree.accepted.append(following)
                 node, row = following, tree.row_of[following]
         finally:
-            # Also when the caller goes away or a sampler fails: what was sampled so far is true.
-            if running.fresh:
-                del tree.accepted[len(running.fresh) - 1 :]
+            # Also when the caller goes away or a sampler fails: the tokens sampled so far are emitted.
+            if stream.fresh:
+                del tree.accepted[len(stream.fresh) - 1 :]
                 loop.settle(passed)
+
+    def _cached(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """int32[n_tokens]: the tokens in the cache."""
+        return np.array(self.input_ids[: self.n_tokens], dtype=np.int32)
 
     def _open_loop(self, sources: Sequence[Proposer]) -> StepLoop:
         model = Model(Path(self.model_path), self._model.model)
-        model.check_rollback()
+        rollback = rollback_of(model)
         max_nodes = min(self._max_nodes, self.n_batch - 1)
-        context = Context(model, self._ctx.ctx, num_ids=ids_needed(1, self._max_nodes), max_rows=max_nodes + 1)
+        context = Context(model, self._ctx.ctx, num_ids=ids_needed(1, self._max_nodes), max_rows=max_nodes + 2)
         runtime = self._runtime()
-        points = own_cost_points(model, replace(self.profile, runtime=runtime), slots=1, notify=self._notify)
-        if points is None:
-            key = ("Llama", runtime, self.n_threads_batch, max_nodes + 1)
-            points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), notify=self._notify)
-            context.clear()
+        exact = None
+        if self.profile.exact:
+            exact = measure_exact_passes(context, runtime, slots=1, max_nodes=max_nodes)
+            max_nodes = min(max_nodes, exact.rows - 1)
+        points = self._cost_points(model, context, runtime, max_nodes)
         drafters = Drafters()
         self._stack.callback(drafters.close)
         drafters.open(sources, context, runtime, slots=1)
@@ -186,7 +206,17 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         # A batch holds the root and all nodes, whatever a profile's own curve covers.
         fitting = replace(self.profile, planner=replace(self.profile.planner, max_nodes=max_nodes))
         speculator = Speculator(fusion, curve, fitting, learned=learned)
-        return StepLoop(context, speculator, slots=1, spare_cells=self._n_ctx // SPARE_SHARE)
+        return StepLoop(context, speculator, slots=1, rollback=rollback, exact=exact)
+
+    def _cost_points(self, model: Model, context: Context, runtime: Runtime, max_nodes: int) -> CostPoints:
+        if not self.profile.speculates:
+            return CostPoints((1,), (1,), ((1.0,),))
+        points = own_cost_points(model, replace(self.profile, runtime=runtime), slots=1, notify=self._notify)
+        if points is None:
+            key = ("Llama", runtime, self.n_threads_batch, max_nodes + 1)
+            points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), notify=self._notify)
+            context.clear()
+        return points
 
     def _notify(self, text: str) -> None:
         if self.verbose:

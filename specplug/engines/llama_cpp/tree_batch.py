@@ -1,8 +1,7 @@
 """A draft as rows of one batch.
 
-Knows trees, positions and sequence ids. Knows neither acceptance nor which cells survive.
-Source: one llama.cpp sequence id per leaf, a node carries the ids of all leaves below it, so that shared prefixes are
-evaluated once and attention sees exactly the ancestors.
+Source: one llama.cpp sequence id per leaf; a node carries the ids of all leaves below it, so that shared prefixes are
+evaluated once and attention sees exactly a node's ancestors.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ class Tree:
     first    batch row of the root
     row_of   batch row of each node
     leaf_of  sequence id that carries each node's branch to a leaf
-    extra    the sequence ids used beside the home id
-    accepted the nodes that came true so far, root to leaf
+    extra    the sequence ids used beside the slot's own
+    accepted the nodes accepted so far, root to leaf
     """
 
     draft: Draft
@@ -41,21 +40,21 @@ class Tree:
         return {place: node for node, place in enumerate(places)}
 
 
-def lay_out(context: Context, draft: Draft, root: int, position: int, home: int, leaf_ids: Iterator[int]) -> Tree:
-    """Add the root's and the draft's rows to the batch; the likeliest branch first and on the home id."""
+def lay_out(context: Context, draft: Draft, root: int, position: int, seq: int, leaf_ids: Iterator[int]) -> Tree:
+    """Add the rows of the root and of the draft to the batch: the likeliest branch first, on the slot's id `seq`."""
     first = context.rows
     n = len(draft)
     if not n:
-        context.add(root, position, (home,))
+        context.add(root, position, (seq,))
         return Tree(draft, first, _NO_NODES, _NO_NODES, _NO_NODES)
     parents = draft.parents.tolist()
     if parents == list(range(-1, n - 1)):
-        context.add_span([root, *draft.tokens.tolist()], position, home, wanted=True)
-        return Tree(draft, first, list(range(first + 1, first + 1 + n)), [home] * n, [])
-    order, ids, leaf_of, extra = _branches(parents, home, leaf_ids)
+        context.add_span([root, *draft.tokens.tolist()], position, seq, wanted=True)
+        return Tree(draft, first, list(range(first + 1, first + 1 + n)), [seq] * n, [])
+    order, ids, leaf_of, extra = _branches(parents, seq, leaf_ids)
     for leaf in extra:
-        context.copy(home, leaf)
-    context.add(root, position, [home, *extra])
+        context.copy(seq, leaf)
+    context.add(root, position, [seq, *extra])
     tokens, depths = draft.tokens.tolist(), draft.depths().tolist()
     row_of = [0] * n
     for node in order:
@@ -64,24 +63,24 @@ def lay_out(context: Context, draft: Draft, root: int, position: int, home: int,
     return Tree(draft, first, row_of, leaf_of, extra)
 
 
-def first_branch(draft: Draft) -> list[int]:
-    """The nodes from the root's first child down to a leaf, always by the first child: those that go in first."""
+def first_branch(draft: Draft) -> Draft:
+    """The path from the root's first child down to a leaf, always by the first child: the branch laid out first."""
     branch: list[int] = []
     for node, parent in enumerate(draft.parents.tolist()):
         if parent == (branch[-1] if branch else ROOT):
             branch.append(node)
-    return branch
+    return draft if len(branch) == len(draft) else draft.select(branch)
 
 
 _NO_NODES: list[int] = []
 
 
 def _branches(
-    parents: list[int], home: int, leaf_ids: Iterator[int]
+    parents: list[int], seq: int, leaf_ids: Iterator[int]
 ) -> tuple[list[int], list[list[int]], list[int], list[int]]:
-    """Nodes depth first, the ids of the leaves below each, one of these ids per node, and the ids used beside home.
+    """The nodes depth first; the ids of the leaves below each; one of these ids per node; the ids used beside `seq`.
 
-    The first branch in this order keeps the home id.
+    The first branch in this order keeps the slot's own id.
     """
     n = len(parents)
     children: list[list[int]] = [[] for _ in range(n + 1)]  # the last list, index ROOT, is the root's
@@ -90,7 +89,7 @@ def _branches(
     order: list[int] = []
     ids: list[list[int]] = [[] for _ in range(n + 1)]
     extra: list[int] = []
-    leaf = home
+    leaf = seq
     stack = children[ROOT][::-1]
     while stack:
         node = stack.pop()

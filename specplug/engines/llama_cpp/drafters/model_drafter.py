@@ -15,8 +15,8 @@ import numpy as np
 
 from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Requires, Step
 from specplug.engines.llama_cpp.context import Context, Logits
-from specplug.engines.llama_cpp.loop import common_prefix
 from specplug.engines.llama_cpp.sampling import Sampler, SamplerCopy
+from specplug.engines.llama_cpp.step_loop import common_prefix
 
 EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 """Between the buckets of a guess, by the probability that the drafter itself gives it."""
@@ -131,7 +131,7 @@ class ModelDrafter:
         self._context.close()
         self._context.model.close()
 
-    def draw_like(self, seq: int, sampler: Sampler) -> None:
+    def use_sampler(self, seq: int, sampler: Sampler) -> None:
         """Draw guesses for a sequence as its own tokens are drawn, with the same random numbers, penalties, grammar."""
         self._texts[seq].sampler = sampler
 

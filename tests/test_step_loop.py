@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ pytest.importorskip("llama_cpp")
 
 from test_llama_engine import BOTH, COPY, FREE, FREE_ROWS, TREES, chat, q8_0_profile
 
+from specplug import profile as profiles
 from specplug.bench.arms import plain
-from specplug.engines.llama_cpp.batch_engine import BatchEngine
-from specplug.engines.llama_cpp.batch_loop import Stream
 from specplug.engines.llama_cpp.engine import LlamaCpp
-from specplug.engines.llama_cpp.model import Model
-from specplug.errors import UsageError
-from specplug.generation.answers import Request, Sampling
+from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.engines.llama_cpp.serving_engine import ServingEngine
+from specplug.engines.llama_cpp.step_loop import Stream
+from specplug.generation.answers import Request, Sampling, TokenLogprobs
 
 pytestmark = pytest.mark.llama
 
@@ -24,11 +25,11 @@ SMALL = q8_0_profile(replace(TREES, runtime=replace(TREES.runtime, context=512))
 TOPICS = ["a fox", "the moon", "total(prices, tax)", "apples and pears", "Berlin", "a long train", "rain", "shoes"]
 
 
-def opened(model: Model, slots: int = 4, kv_tokens: int | None = None, profile=SMALL) -> BatchEngine:  # type: ignore[no-untyped-def]
-    return BatchEngine(model, profile, slots=slots, kv_tokens=kv_tokens, cost=FREE_ROWS)
+def opened(model: Model, slots: int = 4, kv_tokens: int | None = None, profile=SMALL) -> ServingEngine:  # type: ignore[no-untyped-def]
+    return ServingEngine(model, profile, slots=slots, kv_tokens=kv_tokens, cost=FREE_ROWS)
 
 
-def answer_all(engine: BatchEngine, requests: list[Request]) -> tuple[list[list[int]], list[Stream]]:
+def answer_all(engine: ServingEngine, requests: list[Request]) -> tuple[list[list[int]], list[Stream]]:
     """Every request as soon as a slot is free; the tokens of each, and the streams."""
     waiting, active = deque(enumerate(requests)), dict[int, Stream]()
     tokens: list[list[int]] = [[] for _ in requests]
@@ -132,7 +133,7 @@ def test_a_grammar_without_a_way_out_ends_its_own_stream_only(q8_0: Model) -> No
     with opened(q8_0) as engine:
         tokens, streams = answer_all(engine, requests)
     assert [str(s.failure) for s in streams if s.failure] == [
-        "the grammar allows no further token, not even the end; mend the grammar"
+        "the grammar allows no further token, not even the end; correct the grammar"
     ]
     assert tokens[1] == alone(q8_0, [good])[0]
 
@@ -173,6 +174,31 @@ def test_rows_skip_what_other_sequences_hold(f32: Model) -> None:
         assert engine.profile.runtime.flash_attention is False
 
 
-def test_exact_is_refused(q8_0: Model) -> None:
-    with pytest.raises(UsageError, match="exact is for one sequence at a time"):
-        opened(q8_0, profile=replace(SMALL, exact=True))
+@pytest.mark.parametrize("weights", ["f32", "bf16", "q8_0", "q4_0"])
+def test_exact_streams_are_their_single_runs_to_the_last_bit(weights: str, formats: dict[str, Path]) -> None:
+    """Log probabilities as well as tokens: several sequences at once, with drafts, and prompts that arrive any time."""
+    exact = replace(profiles.load("exact"), planner=replace(SMALL.planner, max_nodes=8))
+    exact = replace(exact, runtime=replace(exact.runtime, threads=2, context=512))
+    with open_model(formats[weights]) as model:
+        requests = [replace(asked, sampling=Sampling(logprobs=2)) for asked in mixed(model, 6)]
+        with LlamaCpp(model, plain(exact)) as single:
+            expected = [single.generate(asked) for asked in requests]
+        with ServingEngine(model, exact, slots=3, cost=FREE_ROWS) as engine:
+            found = []
+            waiting, active = deque(enumerate(requests)), dict[int, Stream]()
+            logprobs: list[list[TokenLogprobs]] = [[] for _ in requests]
+            while waiting or active:
+                if waiting and len(active) < engine.slots:
+                    index, asked = waiting.popleft()
+                    active[index] = engine.loop.begin(asked.prompt, engine.sampler(asked.sampling), asked.max_tokens, 8)
+                streams = list(active.values())
+                engine.loop.step([s for s in streams if not s.reading], [s for s in streams if s.reading])
+                for index, stream in list(active.items()):
+                    if not stream.reading:
+                        logprobs[index] += stream.logprobs
+                        if stream.finish:
+                            found.append(stream)
+                            engine.loop.finish(active.pop(index))
+            assert engine.loop.counters.accepted_tokens > 10
+            assert all(stream.cached == 0 for stream in found), "exact reads every prompt from its beginning"
+    assert logprobs == [answer.logprobs for answer in expected]

@@ -1,0 +1,74 @@
+"""The shapes of passes under `exact`: a row's logits do not depend on what else is in its pass.
+
+Kernels are chosen by the number of rows, and round differently. What a model's formats allow here is measured when
+a context opens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from specplug.core import IntArray
+from specplug.engines.llama_cpp.context import Context
+from specplug.profile import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class ExactPasses:
+    """Every prompt is read from its beginning, in passes of its own. Other passes have at most `rows` rows.
+
+    rows       the most rows for which passes round alike
+    sequences  most sequences in one pass; their drafts share the other rows
+    padded     whether a pass of one row gets a second one, since kernels for one row round differently
+    """
+
+    rows: int
+    sequences: int
+    padded: bool
+
+
+def measure_exact_passes(context: Context, runtime: Runtime, *, slots: int, max_nodes: int) -> ExactPasses:
+    """For up to `slots` sequences and `max_nodes` draft tokens (0 for plain decoding). Leaves the context empty."""
+    padded = _one_row_differs(context, runtime)
+    rows = _rows_alike(context, 2 if padded else 1, max_nodes + slots)
+    sequences = max(1, rows // 2) if max_nodes else rows
+    return ExactPasses(rows, min(slots, sequences), padded)
+
+
+def _one_row_differs(context: Context, runtime: Runtime) -> bool:
+    """Whether a pass of one row rounds differently from a pass of two: measured for the weights, known for the cache.
+
+    Some weight formats have kernels of their own for one row (f32 and bf16, but not q8_0 and q4_0, on x86); and for f16
+    and f32 caches flash attention splits one row's sum over the threads from 512 cells on.
+    """
+    if runtime.kv_type in ("f16", "f32"):
+        return True
+    return _rows_alike(context, 1, 2) == 1
+
+
+def _rows_alike(context: Context, first: int, last: int) -> int:
+    """The largest n <= last for which passes of first, first + 1, ..., n rows give the first row the same logits."""
+    tokens = np.random.default_rng(0).integers(0, context.model.num_tokens, 16 + last).astype(np.int32)
+    _read(context, tokens[:16])
+    expected = None
+    for rows in range(first, last + 1):
+        context.clear_batch()
+        context.add_span(tokens[16 : 16 + rows], 16, 0, wanted=True)
+        context.decode()
+        logits = np.array(context.logits(rows)[0])
+        context.drop(0, 16)
+        expected = logits if expected is None else expected
+        if not np.array_equal(logits, expected):
+            last = rows - 1
+            break
+    context.clear()
+    return last
+
+
+def _read(context: Context, tokens: IntArray) -> None:
+    context.clear()
+    context.clear_batch()
+    context.add_span(tokens, 0, 0, wanted=False, last=True)
+    context.decode()

@@ -1,0 +1,78 @@
+"""What a model's memory can take back after a pass, how deep, and at which price.
+
+A pass evaluates rows that verification then rejects. A `Rollback` brings the memory to where it would be without them.
+Its `limits` go to the planner, so that no draft is verified that could not be taken back.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import llama_cpp.llama_cpp as ll
+
+from specplug.core import DraftLimits
+from specplug.engines.llama_cpp.cells import Cells
+from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.tree_batch import Tree
+from specplug.errors import UsageError
+
+
+class Rollback(Protocol):
+    """How one kind of memory keeps accepted rows and forgets rejected ones."""
+
+    limits: DraftLimits
+
+    def keep(self, cells: Cells, tree: Tree, seq: int, root: int, position: int, rows: int) -> int:
+        """Keep the root and the accepted nodes of `tree` on sequence id `seq`; forget its other nodes.
+
+        position  of the root
+        rows      of the pass whose cells stay taken: up to the last row that any sequence keeps
+        Returns how many tokens the sequence now holds.
+        """
+
+
+class AnyTail:
+    """The KV cache of attention: any tail of any branch can be dropped, for nothing.
+
+    A draft's first branch lies on the sequence's own id, so accepting it moves nothing. Cells of rejected nodes before
+    the last kept row are retained, so that no later token lands in them (cells.py).
+    """
+
+    limits = DraftLimits()
+
+    def keep(self, cells: Cells, tree: Tree, seq: int, root: int, position: int, rows: int) -> int:
+        draft, accepted = tree.draft, tree.accepted
+        start = position + 1
+        stop = start + len(accepted)
+        if not accepted:
+            cells.append(seq, [root], [tree.first])
+        else:
+            accepted_rows = [tree.row_of[node] for node in accepted]
+            cells.append(seq, [root, *draft.tokens[accepted].tolist()], [tree.first, *accepted_rows])
+        if len(draft) == len(accepted):
+            return stop
+        context = cells.context
+        if rows > tree.first + 1 + len(accepted):
+            for node, depth in enumerate(draft.depths().tolist()):
+                if tree.row_of[node] < rows and node not in accepted:
+                    cells.retain(tree.leaf_of[node], position + depth, start + depth)
+        winner = tree.leaf_of[accepted[-1]] if accepted else seq
+        if winner == seq:
+            context.drop(seq, stop)
+        else:
+            shared = start + sum(tree.leaf_of[node] == seq for node in accepted)
+            context.drop(seq, shared)
+            context.copy(winner, seq, shared, stop)
+        for leaf in tree.extra:
+            context.drop(leaf)
+        return stop
+
+
+def rollback_of(model: Model) -> Rollback:
+    """Raises UsageError where nothing can be taken back (recurrent and hybrid models)."""
+    if ll.llama_model_is_recurrent(model.handle) or ll.llama_model_is_hybrid(model.handle):
+        raise UsageError(
+            f"{model.path}: this architecture keeps a recurrent state that cannot forget rejected drafts; "
+            "use --profile none"
+        )
+    return AnyTail()

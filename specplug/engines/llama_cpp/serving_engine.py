@@ -1,0 +1,116 @@
+"""The llama.cpp engine as a server drives it: slots, samplers, tokens and text of one open model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from specplug.core import IntArray
+from specplug.engines.llama_cpp.engine import LlamaCpp, resolved
+from specplug.engines.llama_cpp.model import Message, Model
+from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.engines.llama_cpp.step_loop import StepLoop
+from specplug.errors import UsageError
+from specplug.generation.answers import Sampling
+from specplug.profile import CostPoints, Profile
+
+
+def open_serving_engine(
+    model: Model, profile: Profile, *, slots: int, kv_tokens: int | None, notify: Callable[[str], None]
+) -> ServingEngine:
+    """A ServingEngine whose loop will run in another thread than this one.
+
+    OpenMP keeps a team of threads for every thread that ever computed. With two teams there are more threads than
+    cores, and all barriers sleep: passes take twice as long on 2 cores. So passes are timed in a thread that has ended
+    afterwards.
+    """
+    with ThreadPoolExecutor(1) as opening:
+        return opening.submit(ServingEngine, model, profile, slots=slots, kv_tokens=kv_tokens, notify=notify).result()
+
+
+class ServingEngine:
+    """One context for up to `slots` sequences. Use it in a `with` statement; the model stays its owner's.
+
+    kv_tokens    tokens that may be cached at once, of all sequences together
+    max_context  tokens that one answer may come to, its prompt included
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        profile: Profile,
+        *,
+        slots: int,
+        kv_tokens: int | None = None,
+        cost: CostPoints | None = None,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Raises UsageError for a profile that does not fit this engine or model.
+
+        kv_tokens  a full context for every slot where None
+        cost       T(rows, context) of this machine; taken from the profile, or measured, where None
+        """
+        profile = resolved(profile, model, many=slots > 1)
+        self._engine = LlamaCpp(model, profile, slots=slots, kv_tokens=kv_tokens, cost=cost, notify=notify)
+        self.model = model
+        self.slots = slots
+        self.profile = self._engine.profile
+        self.kv_tokens = self._engine.kv_tokens
+        self.max_context = self.profile.runtime.context
+
+    def __enter__(self) -> ServingEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.close()
+
+    @property
+    def loop(self) -> StepLoop:
+        return self._engine.loop
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return self.model.num_tokens
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        return self.model.end_tokens
+
+    @property
+    def carries_tools(self) -> bool:
+        """Whether the chat template has a place for the descriptions of tools."""
+        return self.model.carries_tools
+
+    @property
+    def source_names(self) -> list[str]:
+        """The proposers, in the order in which the loop counts them."""
+        return [spec.method for spec in self.profile.proposers]
+
+    @property
+    def knows_plain_ms(self) -> bool:
+        """Whether there is a cost curve; plain decoding needs none."""
+        return self.profile.speculates
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """A sampler, which the sequence that begins with it will own. Raises UsageError for values out of range."""
+        return self._engine.sampler(sampling)
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
+        return self.model.tokenize(text, add_special=add_special)
+
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> IntArray:
+        try:
+            return self.model.chat_prompt(messages, tools)
+        except UsageError as error:  # its message names the file, which clients must not see
+            raise UsageError(f"the model's chat template failed: {error.__cause__}") from error
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token prints."""
+        return self.model.piece(token)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self.model.text(tokens)

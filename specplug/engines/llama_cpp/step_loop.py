@@ -1,0 +1,512 @@
+"""The step loop: plan, one target pass for all sequences, verify, keep the accepted branches, learn.
+
+Runs one sequence or many: they start and end at any step, and prompts are read in pieces beside running sequences.
+Depends neither on text nor on queues: `run`, `bench`, `tune`, `serve` and `SpeculativeLlama` drive the same loop.
+KV cells are kept in order (cells.py), so that each sequence's text is that of its single run wherever passes of all
+shapes round alike (q8_0 and q4_0 weights with a bf16 cache); `ExactPasses` shapes the passes for the other formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+
+import numpy as np
+import numpy.typing as npt
+
+from specplug.core import ROOT, Draft, IntArray, Step
+from specplug.engines.llama_cpp.cells import SPARE_SHARE, Cells
+from specplug.engines.llama_cpp.context import Context, Logits
+from specplug.engines.llama_cpp.exact_passes import ExactPasses
+from specplug.engines.llama_cpp.prefill_budget import PrefillBudget
+from specplug.engines.llama_cpp.prefill_order import shares
+from specplug.engines.llama_cpp.rollback import AnyTail, Rollback
+from specplug.engines.llama_cpp.sampling import DrawsWithSampler, Sampler
+from specplug.engines.llama_cpp.tree_batch import Tree, first_branch, lay_out
+from specplug.errors import SpecplugError
+from specplug.generation.answers import TokenLogprobs
+from specplug.generation.counters import Counters
+from specplug.generation.topk import top_ids
+from specplug.planning.speculator import Speculator
+
+PLACES = 16
+"""Places in a draft for which acceptance is counted; later ones count as the last."""
+
+WORTH_WAITING = 64
+"""Tokens of a common beginning for which a prompt waits until another one has been read."""
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One sequence, from its prompt (int32[n]) to its last token.
+
+    seq        its slot, which is its sequence id
+    sampler    chooses its tokens; None where the caller walks its trees
+    left       tokens that it may still emit
+    max_draft  most draft tokens in a step
+    cached     tokens of the prompt that were in the cache already
+    root       the last emitted token: known, not yet in the KV cache
+    position   tokens of the sequence in the KV cache
+    reading    whether its prompt is still being read
+    fresh      the tokens emitted by the last step; all but the last were accepted draft tokens
+    guessers   the proposer, by index, of each accepted draft token of the last step
+    finish     None while running; then "stop" (end token) or "length"
+    failure    why it ends without having finished
+    decode_ms  time of its steps without pieces of prompts
+    plain_ms   what plain decoding would have taken for the same tokens, by the cost curve
+    """
+
+    seq: int
+    prompt: IntArray
+    sampler: Sampler | None
+    left: int
+    max_draft: int
+    cached: int
+    began_ns: int
+    root: int = 0
+    position: int = 0
+    reading: bool = True
+    fresh: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    guessers: list[int] = field(default_factory=list)
+    finish: str | None = None
+    failure: SpecplugError | None = None
+    counters: Counters = field(default_factory=Counters)
+    decode_ms: float = 0.0
+    plain_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of a prompt in the batch of the pass under way; `last` where the prompt ends with them."""
+
+    stream: Stream
+    tokens: IntArray
+    first: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One target pass: the trees of `running`, pieces of prompts, the logits, and when its parts ended (nanoseconds).
+
+    logits  float32[rows, V]  one row for the root and every node of every tree, then one for each prompt that ends
+    """
+
+    running: Sequence[Stream]
+    trees: list[Tree]
+    pieces: list[Piece]
+    tree_rows: int
+    logits: Logits
+    began_ns: int
+    drafted_ns: int
+    decoded_ns: int
+
+    @property
+    def target_ms(self) -> float:
+        return (self.decoded_ns - self.drafted_ns) / 1e6
+
+
+class StepLoop:
+    """Runs up to `slots` sequences on an empty context with `ids_needed` sequence ids."""
+
+    def __init__(
+        self,
+        context: Context,
+        speculator: Speculator,
+        *,
+        slots: int,
+        rollback: Rollback | None = None,
+        exact: ExactPasses | None = None,
+    ) -> None:
+        """`rollback` is that of an attention cache where None."""
+        self.context = context
+        self.speculator = speculator
+        self.slots = slots
+        self.cells = Cells(context, slots=slots, retained_id=slots)
+        self.prefill_budget = PrefillBudget()
+        self.counters = Counters()
+        """Sums over all finished sequences."""
+        self.interrupted = False
+        """A pass has begun whose branches are not yet kept; stays True where the pass failed."""
+        self.decode_ms = 0.0
+        """Time of all steps without pieces of prompts."""
+        self.plain_ms = 0.0
+        """What plain decoding would have taken for the same tokens, by the cost curve."""
+        self._rollback = rollback or AnyTail()
+        self._exact = exact
+        self._pad_id = slots + 1
+        self._leaf_ids = range(slots + 2, ids_needed(slots, speculator.planner.max_nodes))
+        self._roomy = context.cells - context.cells // SPARE_SHARE
+        self._end_tokens = context.model.end_tokens
+        self._free: list[int] = list(range(slots))
+        """Slots without a sequence, the one that was left longest ago first."""
+        num_proposers = len(speculator.fusion.sources)
+        self._guessed = [[0] * PLACES for _ in range(num_proposers)]
+        self._accepted = [[0] * PLACES for _ in range(num_proposers)]
+
+    @property
+    def guessed(self) -> npt.NDArray[np.int64]:
+        """int64[proposers, PLACES]: verified draft tokens, by proposer and by place in the draft."""
+        return np.array(self._guessed, dtype=np.int64)
+
+    @property
+    def accepted(self) -> npt.NDArray[np.int64]:
+        """int64[proposers, PLACES]: accepted draft tokens, by proposer and by place in the draft."""
+        return np.array(self._accepted, dtype=np.int64)
+
+    # -- life of a sequence ---------------------------------------------------------------------------------------
+
+    def begin(self, prompt: IntArray, sampler: Sampler, max_tokens: int, max_draft: int) -> Stream:
+        """Give a prompt (int32[n], n >= 1) a slot, and the cached tokens of any slot that begin it.
+
+        One slot must be free. The sequence owns the sampler from now on.
+        """
+        began = perf_counter_ns()
+        seq, cached = self._choose_slot(prompt)
+        stream = Stream(seq, prompt, sampler, max_tokens, max_draft, cached, began, position=cached)
+        stream.counters.prompt_tokens = len(prompt)
+        return stream
+
+    def start(self, prompt: IntArray, sampler: Sampler, max_tokens: int) -> Stream:
+        """As `begin`, and read the prompt at once: the sequence has emitted its first token. Raises its failure."""
+        stream = self.begin(prompt, sampler, max_tokens, max_tokens)
+        try:
+            while stream.reading:
+                self.step([], [stream])
+            if stream.failure:
+                raise stream.failure
+        except BaseException:
+            self.finish(stream)
+            raise
+        return stream
+
+    def adopt(self, prompt: IntArray, root: int) -> Stream:
+        """A sequence in slot 0 whose `prompt` (int32[n]) is in the cache and followed by `root`; its caller samples."""
+        stream = Stream(0, prompt, None, 0, self.context.num_batch, len(prompt), perf_counter_ns(), root, len(prompt))
+        self._free.remove(0)
+        self._hand_to_proposers(stream)
+        return stream
+
+    def finish(self, stream: Stream) -> None:
+        """Give the slot back, at any time between two steps; its tokens stay cached for a prompt that begins alike.
+
+        After a pass that did not end, nothing in the cache can be relied on, and all of it is dropped.
+        """
+        if self.interrupted:
+            self.cells.reset()
+        if stream.sampler is not None:
+            stream.sampler.close()
+        if not stream.reading:
+            self.speculator.end(stream.seq)
+        self._free.append(stream.seq)
+        self.counters.add(stream.counters)
+
+    def reset(self) -> None:
+        """Drop the whole cache; sequences under way are lost."""
+        self.cells.reset()
+        self.interrupted = False
+
+    def forget_prompts(self) -> None:
+        """Drop the cached tokens of idle slots."""
+        if len(self._free) == self.slots:
+            self.cells.reset()
+        for seq in self._free:
+            self.cells.truncate(seq)
+
+    def preload(self, prompt: IntArray, state: bytes | None = None) -> bytes:
+        """Let an idle slot hold a prompt (int32[n], n >= 1), so that only its last token is read for a sequence.
+
+        state  what this returned on a loop of the same model and settings; the prompt is read here where None
+        """
+        seq = next(seq for seq in self._free if not self.cells.tokens[seq])
+        if state is not None:
+            self.cells.make_room(len(prompt), [])
+            self.cells.load(seq, prompt.tolist(), state)
+            return state
+        self.interrupted = True
+        for at in range(0, len(prompt), self.context.num_batch):
+            part = prompt[at : at + self.context.num_batch]
+            self.cells.make_room(len(part), [])
+            self.context.clear_batch()
+            self.context.add_span(part, at, seq, wanted=False, last=True)
+            self.context.decode()
+            self.cells.append(seq, part.tolist(), range(len(part)))
+            self.cells.end_pass(len(part))
+        self.interrupted = False
+        return self.context.state(seq)
+
+    def shares_more_later(self, prompt: IntArray, reading: Sequence[Stream]) -> bool:
+        """Whether a prompt had better wait for those that are being read, since it begins as one of them does."""
+        coming = max((common_prefix(s.prompt, prompt) for s in reading), default=0)
+        if coming < WORTH_WAITING or self._exact:
+            return False
+        return coming - max(common_prefix(cached, prompt) for cached in self.cells.tokens) >= WORTH_WAITING
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def step(self, running: Sequence[Stream], reading: Sequence[Stream] = ()) -> None:
+        """One target pass: drafts of the `running` sequences, and pieces of the prompts of `reading` ones.
+
+        Each sequence that runs afterwards has at least one token in `fresh`, or a `failure`. Raises SpecplugError where
+        the pass itself fails; then every sequence is lost. `exact` takes several passes where one would round
+        differently.
+        """
+        for together, prompts in self._passes(running, reading):
+            passed = self.evaluate(together, prompts)
+            for stream, tree in zip(together, passed.trees, strict=True):
+                self._verify(stream, tree, passed.logits)
+            self.settle(passed)
+
+    def evaluate(self, running: Sequence[Stream], reading: Sequence[Stream] = ()) -> Pass:
+        """Plan, and run the target. A caller that samples itself fills `fresh` and `accepted`, and calls `settle`."""
+        began = perf_counter_ns()
+        context = self.context
+        drafts = self._plan(running)
+        tree_rows = len(running) + sum(map(len, drafts))
+        shares_of = self._prompt_rows(reading, len(running), tree_rows) if reading else []
+        padded = self._exact is not None and self._exact.padded and tree_rows == 1 and not shares_of
+        self.cells.make_room(tree_rows + sum(rows for _, rows in shares_of) + padded, self._free)
+        context.clear_batch()
+        self.interrupted = True
+        leaf_ids = iter(self._leaf_ids)
+        trees = [
+            lay_out(context, draft, s.root, s.position, s.seq, leaf_ids)
+            for s, draft in zip(running, drafts, strict=True)
+        ]
+        pieces = [self._add(stream, rows) for stream, rows in shares_of]
+        if padded:
+            context.add(running[0].root, 0, (self._pad_id,))
+        drafted = perf_counter_ns()
+        context.decode()
+        logits = context.logits(tree_rows + sum(piece.last for piece in pieces) + padded)
+        if padded:  # at once: a later token must find no free cell before its sequence's own
+            context.drop(self._pad_id)
+        return Pass(running, trees, pieces, tree_rows, logits, began, drafted, perf_counter_ns())
+
+    def settle(self, passed: Pass) -> None:
+        """Keep the accepted branches, let the proposers learn, start the sequences whose prompts are now read."""
+        self._keep(passed)
+        self.interrupted = False
+        verified = perf_counter_ns()
+        self._learn(passed)
+        if passed.pieces:
+            self._begin_decoding(passed)
+        ended = perf_counter_ns()
+        if passed.running:
+            self._count(passed, verified, ended)
+
+    # -- parts of a step ------------------------------------------------------------------------------------------
+
+    def _passes(
+        self, running: Sequence[Stream], reading: Sequence[Stream]
+    ) -> Iterator[tuple[Sequence[Stream], Sequence[Stream]]]:
+        """Which sequences share a pass."""
+        if self._exact is None:
+            yield running, reading
+            return
+        if reading:
+            yield (), reading[:1]
+        for at in range(0, len(running), self._exact.sequences):
+            yield running[at : at + self._exact.sequences], ()
+
+    def _plan(self, running: Sequence[Stream]) -> list[Draft]:
+        if not running:
+            return []
+        fill = sum(s.position for s in running)
+        # A draft of n nodes can emit n + 1 tokens: never draft past the limit.
+        budgets = [min(s.left - 1, s.max_draft) for s in running]
+        drafts = self.speculator.plan([s.seq for s in running], fill // len(running), budgets)
+        if fill + len(running) + sum(map(len, drafts)) > self._roomy:  # no cells to retain: chains need none
+            return [first_branch(draft) for draft in drafts]
+        return drafts
+
+    def _prompt_rows(self, reading: Sequence[Stream], sequences: int, tree_rows: int) -> list[tuple[Stream, int]]:
+        """The prompts that get rows in this pass, and how many."""
+        room = self.context.num_batch - tree_rows
+        if sequences:
+            room = min(room, self.prefill_budget.rows(sequences, tree_rows))
+        unread = [len(stream.prompt) - stream.position for stream in reading]
+        return [(stream, rows) for stream, rows in zip(reading, shares(unread, room), strict=True) if rows]
+
+    def _add(self, stream: Stream, rows: int) -> Piece:
+        first, at = self.context.rows, stream.position
+        tokens = stream.prompt[at : at + rows]
+        last = at + rows == len(stream.prompt)
+        self.context.add_span(tokens, at, stream.seq, wanted=False, last=last)
+        return Piece(stream, tokens, first, last)
+
+    def _verify(self, stream: Stream, tree: Tree, logits: Logits) -> None:
+        """Walk the tree along the target's own tokens; fills fresh, logprobs, guessers and tree.accepted."""
+        stream.fresh, stream.logprobs, stream.guessers = [], [], []
+        try:
+            token = self._emit(stream, logits, tree.first)
+            child = tree.children()
+            node = child.get((ROOT, token))
+            while node is not None and stream.finish is None:
+                tree.accepted.append(node)
+                token = self._emit(stream, logits, tree.row_of[node])
+                node = child.get((node, token))
+        except SpecplugError as error:  # of its own sampler: the other sequences go on
+            stream.failure = error
+        if len(tree.draft):
+            self._count_guesses(stream, tree)
+
+    def _emit(self, stream: Stream, logits: Logits, row: int) -> int:
+        """The target's own token after `row`, added to stream.fresh; sets stream.finish where it is the last one."""
+        assert stream.sampler is not None
+        token = stream.sampler.pick(self.context, logits, row)
+        if stream.sampler.sampling.logprobs is not None:
+            report = stream.sampler.logprobs(logits, row, token)
+            if report is not None:
+                stream.logprobs.append(report)
+        stream.fresh.append(token)
+        stream.left -= 1
+        if token in self._end_tokens:
+            stream.finish = "stop"
+        elif stream.left <= 0:
+            stream.finish = "length"
+        return token
+
+    def _keep(self, passed: Pass) -> None:
+        """The cache keeps roots, accepted nodes and prompts; all cells before the last one kept stay taken."""
+        rows = self.context.rows if passed.pieces else 0
+        for tree in passed.trees:
+            rows = max(rows, tree.first + 1)
+            if tree.accepted:
+                rows = max(rows, *(tree.row_of[node] + 1 for node in tree.accepted))
+        for stream, tree in zip(passed.running, passed.trees, strict=True):
+            stream.position = self._rollback.keep(self.cells, tree, stream.seq, stream.root, stream.position, rows)
+            if stream.fresh:
+                stream.root = stream.fresh[-1]
+        for piece in passed.pieces:
+            taken = range(piece.first, piece.first + len(piece.tokens))
+            self.cells.append(piece.stream.seq, piece.tokens.tolist(), taken)
+            piece.stream.position += len(piece.tokens)
+        self.cells.end_pass(rows)
+
+    def _learn(self, passed: Pass) -> None:
+        running, speculator = passed.running, self.speculator
+        if not running:
+            return
+        began = perf_counter_ns()
+        topk = top_ids(passed.logits[: passed.tree_rows], speculator.wants_topk) if speculator.wants_topk else None
+        topk_ns = perf_counter_ns() - began
+        # A sequence that failed may have emitted nothing; it is about to be forgotten, so any token will do.
+        steps = [
+            Step(s.fresh or [0], tree.draft, tree.accepted, _rows_of(topk, tree))
+            for s, tree in zip(running, passed.trees, strict=True)
+        ]
+        target_ms = None if passed.pieces else passed.target_ms
+        speculator.observe([s.seq for s in running], steps, target_ms=target_ms, topk_ns=topk_ns)
+
+    def _begin_decoding(self, passed: Pass) -> None:
+        """Sequences whose prompts are read emit their first token, and run from now on."""
+        row = passed.tree_rows
+        for piece in passed.pieces:
+            if not piece.last:
+                continue
+            stream = piece.stream
+            stream.fresh, stream.logprobs = [], []
+            try:
+                stream.root = self._emit(stream, passed.logits, row)
+            except SpecplugError as error:
+                stream.failure = error
+            row += 1
+            stream.counters.prompt_ns = perf_counter_ns() - stream.began_ns
+            self._hand_to_proposers(stream)
+
+    def _hand_to_proposers(self, stream: Stream) -> None:
+        """The proposers learn the prompt and its first token; the sequence no longer reads."""
+        began = perf_counter_ns()
+        self.speculator.begin(stream.seq, np.append(stream.prompt, np.int32(stream.root)))
+        if stream.sampler is not None:
+            for proposer in self.speculator.fusion.sources:
+                if isinstance(proposer, DrawsWithSampler):
+                    proposer.use_sampler(stream.seq, stream.sampler)
+        stream.reading = False
+        stream.counters.draft_ns += perf_counter_ns() - began
+
+    # -- counting -------------------------------------------------------------------------------------------------
+
+    def _count(self, passed: Pass, verified: int, ended: int) -> None:
+        """Add a step's times and tokens to each sequence's counters, and compare it with plain decoding."""
+        running, step_ms = passed.running, (ended - passed.began_ns) / 1e6
+        n = len(running)
+        self.prefill_budget.observe(n, passed.tree_rows, sum(len(piece.tokens) for piece in passed.pieces), step_ms)
+        target_ns = (passed.decoded_ns - passed.drafted_ns) // n
+        sample_ns = (verified - passed.decoded_ns) // n
+        draft_ns = (passed.drafted_ns - passed.began_ns + ended - verified) // n
+        for stream, tree in zip(running, passed.trees, strict=True):
+            c = stream.counters
+            c.steps += 1
+            c.emitted_tokens += len(stream.fresh)
+            c.draft_tokens += len(tree.draft)
+            c.accepted_tokens += len(tree.accepted)
+            c.target_ns += target_ns
+            c.sample_ns += sample_ns
+            c.draft_ns += draft_ns
+        if passed.pieces:
+            return
+        cost = self.speculator.cost
+        plain_ms = cost.at(sum(s.position for s in running) // n)[min(n, cost.limit) - 1]
+        for stream in running:
+            stream.decode_ms += step_ms
+            stream.plain_ms += plain_ms * len(stream.fresh)
+        self.decode_ms += step_ms
+        self.plain_ms += plain_ms * sum(len(stream.fresh) for stream in running) / n
+
+    def _count_guesses(self, stream: Stream, tree: Tree) -> None:
+        owner = self.speculator.fusion.bucket_source
+        draft = tree.draft
+        owners = owner[draft.buckets].tolist()
+        places = [min(depth, PLACES) - 1 for depth in draft.depths().tolist()]
+        for proposer, place in zip(owners, places, strict=True):
+            self._guessed[proposer][place] += 1
+        stream.guessers = [owners[node] for node in tree.accepted]
+        for node in tree.accepted:
+            self._accepted[owners[node]][places[node]] += 1
+
+    # -- slots ----------------------------------------------------------------------------------------------------
+
+    def _choose_slot(self, prompt: IntArray) -> tuple[int, int]:
+        """A free slot for a prompt, and how many of the prompt's tokens that slot now holds."""
+        cells = self.cells
+        if self._exact is not None:
+            seq = self._free.pop(0)
+            cells.truncate(seq)
+            return seq, 0
+        # The last token is always evaluated anew, since its logits are needed.
+        shared = [min(common_prefix(cached, prompt), len(prompt) - 1) for cached in cells.tokens]
+        best = max(range(self.slots), key=lambda seq: (shared[seq], seq in self._free))
+        length = shared[best]
+        if best in self._free and (2 * length >= len(cells.tokens[best]) or len(self._free) == 1):
+            seq = best
+            cells.truncate(seq, length)
+        else:  # another sequence uses it, or most of it belongs to another conversation
+            seq = next(seq for seq in self._free if seq != best)
+            cells.truncate(seq)
+            if length:
+                cells.share(best, seq, length)
+        self._free.remove(seq)
+        return seq, length
+
+
+def ids_needed(slots: int, max_nodes: int) -> int:
+    """Sequence ids for `slots`, for retained cells, for the second row of `exact`, and for the leaves of a plan."""
+    return slots + 2 + max_nodes
+
+
+def common_prefix(cached: Sequence[int] | IntArray, prompt: IntArray) -> int:
+    """How many leading tokens both share."""
+    n = min(len(cached), len(prompt))
+    differs = np.asarray(cached[:n], dtype=np.int32) != prompt[:n]
+    return int(differs.argmax()) if differs.any() else n
+
+
+def _rows_of(topk: IntArray | None, tree: Tree) -> IntArray | None:
+    """The top ids of the root's row and of every node's."""
+    if topk is None:
+        return None
+    return topk[[tree.first, *tree.row_of]] if tree.row_of else topk[tree.first : tree.first + 1]
