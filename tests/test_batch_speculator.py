@@ -143,6 +143,17 @@ def test_a_source_that_never_pays_rests_and_one_that_pays_does_not() -> None:
     assert steps > 20 and useful.asked == steps
 
 
+def test_a_proposer_that_takes_longer_than_a_millisecond_is_asked_while_it_saves_more() -> None:
+    """Two sequences, 30 ms a pass. Asking takes 5 ms; six sure draft tokens save more than a pass."""
+    slow = Says([1, 2, 3], [0.95] * K)
+    ticks = count(step=5_000_000).__next__
+    one = BatchSpeculator([slow], ["slow"], flat([30.0] * 8), k=K, clock=ticks)
+    for step in range(1, 21):
+        plan(one, [0, 1])
+        one.observe(came([0, 1], [[1, 2, 3, 4]] * 2))
+        assert slow.asked == step
+
+
 def test_while_all_rest_nothing_is_asked() -> None:
     source = Says([7], [0.02], topk=8)
     one = speculator([source], [0.5 * n for n in range(1, 9)])

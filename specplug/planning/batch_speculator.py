@@ -233,7 +233,7 @@ class BatchSpeculator:
             if self.sources[index].requires.topk:
                 ns += self._topk_ns / readers
             rest = self._rests[index]
-            rest.used(ns / 1e6, saved_ms - credited > rest.cost_ms, plain_ms)
+            rest.used(ns / 1e6, saved_ms - credited, plain_ms)
             credited = saved_ms
 
     def _saved_ms(self, path: FloatArray, sequences: int, ms: FloatArray) -> float:
