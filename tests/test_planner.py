@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from specplug.core import EMPTY, ROOT, Bucket, Draft
 from specplug.planning.acceptance import AcceptanceTable
+from specplug.planning.constants import MIN_SPEEDUP
 from specplug.planning.cost import CostCurve
-from specplug.planning.planner import MARGIN, REST_LIMIT, REST_SHARE, TRIALS, Plan, Planner, Rest, best_nodes
+from specplug.planning.planner import Plan, Planner, best_nodes
 
 Node = tuple[int, int]
 """Sequence and node."""
@@ -82,7 +83,7 @@ def best_rate(
         for some in subtrees(parents)
         if len(some) <= max_nodes and sequences + len(some) <= len(ms)
     )
-    return best if best > MARGIN * plain else plain
+    return best if best > MIN_SPEEDUP * plain else plain
 
 
 @st.composite
@@ -238,7 +239,7 @@ def test_without_trees_a_plan_is_the_beginning_of_the_best_path(
         first += len(line)
     free = planner(probabilities, FLAT, trees=False).plan(forest(parents), 0)
     drafted = len(parents) + sum(best_sums)
-    assert free.expected_tokens == pytest.approx(drafted if drafted > MARGIN * len(parents) else len(parents))
+    assert free.expected_tokens == pytest.approx(drafted if drafted > MIN_SPEEDUP * len(parents) else len(parents))
 
 
 def to_root(node: int, parents: Sequence[int]) -> list[int]:
@@ -313,74 +314,11 @@ def test_max_nodes_leaves_room_for_the_root() -> None:
     assert planner([0.5] * 8, [10.0] * 4, max_nodes=64).plan(forest([[ROOT] * 8]), 0).rows == 4
 
 
-# -- rest ------------------------------------------------------------------------------------------------------------
-
-
-def waits(rest: Rest, times: int, ms: float, plain_ms: float) -> list[int]:
-    """Steps between one asking and the next, when none pays."""
-    found = []
-    for _ in range(times):
-        assert rest.due()
-        rest.used(ms, 0.0, plain_ms)
-        found.append(0)
-        while rest.waiting:
-            assert not rest.due()
-            found[-1] += 1
-    return found
-
-
-def test_a_source_that_never_pays_is_asked_ever_more_rarely() -> None:
-    assert waits(Rest(), 9, ms=10.0, plain_ms=10.0) == [1, 3, 7, 15, 31, 63, REST_LIMIT, REST_LIMIT, REST_LIMIT]
-
-
-def test_a_cheap_source_rests_no_longer_than_its_share_asks() -> None:
-    """1/128 ms of a plain step's 100/128 is 1%: every third step is under 0.4%, every second is not."""
-    assert REST_SHARE == 0.004
-    assert waits(Rest(), 4, ms=1 / 128, plain_ms=100 / 128) == [1, 2, 2, 2]
-
-
-def test_a_source_that_costs_nothing_to_speak_of_is_always_asked() -> None:
-    assert waits(Rest(), 5, ms=0.001, plain_ms=10.0) == [0] * 5
-
-
-def test_a_source_that_once_took_no_time_rests_as_any() -> None:
-    rest = Rest()
-    rest.used(0.0, 0.0, 10.0)  # a coarse clock
-    for _ in range(20):
-        if rest.due():
-            rest.used(10.0, 0.0, 10.0)
-    assert rest.asked < 10
-
-
-def test_a_source_that_pays_is_asked_at_every_step() -> None:
-    rest = Rest()
-    for _ in range(10):
-        assert rest.due()
-        rest.used(5.0, 1e3, 10.0)
-
-
-def test_a_source_that_pays_again_is_asked_at_every_step_again() -> None:
-    rest = Rest()
-    waits(rest, 8, ms=10.0, plain_ms=10.0)
-    assert rest.due()
-    rest.used(10.0, 1e3, 10.0)
-    assert rest.due()
-    assert waits(rest, 3, ms=10.0, plain_ms=10.0) == [1, 3, 7]
-
-
-def test_the_cost_of_asking_is_a_running_mean() -> None:
-    """Five plain: the mean 3; then a fifth of the way from 3 to 13."""
-    rest = Rest()
-    for ms in (1.0, 2.0, 3.0, 4.0, 5.0):
-        rest.used(ms, 1e3, 10.0)
-    assert rest.cost_ms == pytest.approx(3.0)
-    rest.used(13.0, 1e3, 10.0)
-    assert rest.cost_ms == pytest.approx(5.0)
-    assert rest.asked == 6
+# -- the margin, and changes of the row count --------------------------------------------------------------------------
 
 
 def test_a_gain_below_the_margin_is_left_alone() -> None:
-    for gain, rows in ((MARGIN - 1.001, 1), (MARGIN - 0.999, 2)):
+    for gain, rows in ((MIN_SPEEDUP - 1.001, 1), (MIN_SPEEDUP - 0.999, 2)):
         assert planner([gain], [10.0, 10.0]).plan([Draft.chain([0], [0])], 0).rows == rows
 
 
@@ -405,78 +343,6 @@ def test_another_row_count_costs_a_change_and_leaving_plain_decoding_two(
     plan = one.plan(drafts, 0, last_rows=last_rows)
     assert plan.rows == rows
     assert one.saved_ms(plan, 0, frozenset()) == pytest.approx(saved)
-
-
-def test_a_dear_source_is_judged_by_its_mean_gain() -> None:
-    """It gains 6 ms in every second step, and loses 4 in the others: 1 ms a step."""
-    rest = Rest(dear=True)
-    for step in range(100):
-        assert rest.due()
-        rest.used(4.0, 10.0 if step % 2 else 0.0, 10.0)
-
-
-def test_a_dear_source_that_loses_rests_after_its_trials() -> None:
-    rest = Rest(dear=True)
-    assert waits(rest, TRIALS + 4, ms=10.0, plain_ms=10.0) == [0] * TRIALS + [1, 3, 7, 15]
-    waits(rest, 12, ms=100.0, plain_ms=1.0)
-    assert rest.interval == REST_LIMIT
-
-
-def test_a_dear_source_of_which_little_is_seen_gets_the_benefit_of_the_doubt() -> None:
-    """It loses 2 ms a time: after n times, 10 / sqrt(n) is more than that for n below 25."""
-    rest = Rest(dear=True)
-    for _ in range(24):
-        assert rest.due()
-        rest.used(2.0, 0.0, 10.0)
-    assert rest.waiting == 0
-    rest.used(2.0, 0.0, 10.0)
-    assert rest.waiting > 0
-
-
-def test_a_dear_source_that_refuses_is_asked_again_soon_and_not_held_to_have_lost() -> None:
-    rest = Rest(dear=True)
-    found = []
-    for _ in range(5):
-        rest.refused()
-        found.append(rest.waiting)
-        while not rest.due():
-            pass
-    assert found == [1, 3, 7, 7, 7]
-    rest.used(1.0, 10.0, 10.0)
-    assert rest.due() and rest.gain_ms == 9.0 and rest.trials == TRIALS - 1
-
-
-def test_a_refusal_forgets_no_loss_and_takes_back_no_promise() -> None:
-    rest = Rest(dear=True)
-    waits(rest, TRIALS + 6, ms=10.0, plain_ms=10.0)
-    assert rest.interval == 63
-    rest.refused()
-    assert rest.waiting == 63
-    rest.used(10.0, 0.0, 10.0)
-    assert rest.waiting == REST_LIMIT
-    rest.new_text()
-    promise = rest.promise
-    for _ in range(3):
-        rest.refused()
-        rest.new_text()
-    assert rest.trials == promise == TRIALS // 2
-
-
-def test_a_new_text_gives_a_dear_source_a_new_chance_and_a_smaller_one_where_it_lost() -> None:
-    rest = Rest(dear=True)
-    for trials in (TRIALS // 2, TRIALS // 4, 2, 2):
-        waits(rest, TRIALS + 3, ms=10.0, plain_ms=10.0)
-        rest.new_text()
-        assert waits(rest, trials + 1, ms=10.0, plain_ms=10.0) == [0] * trials + [1]
-    for _ in range(40):
-        rest.used(1.0, 10.0, 10.0)
-    rest.new_text()
-    assert rest.trials == TRIALS
-    other = Rest()
-    waits(other, 3, ms=10.0, plain_ms=10.0)
-    waiting = other.waiting
-    other.new_text()
-    assert other.waiting == waiting
 
 
 # -- guessing on -----------------------------------------------------------------------------------------------------

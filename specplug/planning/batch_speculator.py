@@ -19,13 +19,11 @@ import numpy.typing as npt
 from specplug.core import FloatArray, IntArray
 from specplug.drafts.chains import NOTHING, ChainProposer, Chains, ChainSteps
 from specplug.planning.acceptance import AcceptanceTable
+from specplug.planning.back_off import BackOff
+from specplug.planning.constants import MIN_SPEEDUP, TOPK_COST_WEIGHT
 from specplug.planning.cost import BatchCost, CostCurve
 from specplug.planning.fusion import Fusion
-from specplug.planning.planner import MARGIN, Rest
 from specplug.profile import CostPoints
-
-SMOOTHING = 0.1
-"""Weight of a new timing in the running mean of what top ids cost."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +74,7 @@ class BatchSpeculator:
         self.table = AcceptanceTable(self._buckets.buckets, learned)
         # One more for sources without buckets, which never guess.
         self._probability: FloatArray = np.array([*self.table.probability, 0.0])
-        self._rests = [Rest() for _ in sources]
+        self._back_offs = [BackOff() for _ in sources]
         self.asked: list[int] = []
         """The sources, by index, that were asked in the step under way."""
         self.wants_topk = 0
@@ -92,7 +90,7 @@ class BatchSpeculator:
         sequences  of the pass before, where it was timed, as the next one probably will be; else 0
         """
         plain_due = sequences > 0 and self.cost.plain_due(sequences)
-        self.asked = [i for i, rest in enumerate(self._rests) if self.static or (rest.due() and not plain_due)]
+        self.asked = [i for i, rest in enumerate(self._back_offs) if self.static or (rest.tick() and not plain_due)]
         if not self.asked:
             self.wants_topk = 0
             return False
@@ -112,7 +110,7 @@ class BatchSpeculator:
         """Learn from what came since a sequence was last told; `topk_ns` is what reading the top ids took."""
         for source in self.sources:
             source.observe_chains(steps)
-        self._topk_ns += (topk_ns - self._topk_ns) * SMOOTHING
+        self._topk_ns += (topk_ns - self._topk_ns) * TOPK_COST_WEIGHT
         self._learn(steps)
 
     def plan(self, seqs: Sequence[int], sequences: int, context: int, budgets: IntArray) -> BatchPlan:
@@ -187,7 +185,7 @@ class BatchSpeculator:
             if rows > len(ms) or not path.any():
                 return nothing
             tokens = sequences + float(path.sum())
-            if tokens / ms[rows - 1] <= MARGIN * sequences / ms[sequences - 1]:
+            if tokens / ms[rows - 1] <= MIN_SPEEDUP * sequences / ms[sequences - 1]:
                 return nothing
             return self._room * np.int32(self.k), tokens
         order, likely = _ranked(path, len(ms) - sequences)
@@ -223,7 +221,7 @@ class BatchSpeculator:
         plain_ms = float(ms[min(sequences, len(ms)) - 1])
         common_ns = (total_ns - sum(spent) - self._topk_ns) / len(self.asked)
         readers = sum(self.sources[i].requires.topk > 0 for i in self.asked)
-        order = sorted(self.asked, key=lambda i: self._rests[i].cost_ms)
+        order = sorted(self.asked, key=lambda i: self._back_offs[i].cost_ms)
         credited = 0.0
         for place, index in enumerate(order, start=1):
             later = order[place:]
@@ -232,8 +230,8 @@ class BatchSpeculator:
             ns = spent[index] + common_ns
             if self.sources[index].requires.topk:
                 ns += self._topk_ns / readers
-            rest = self._rests[index]
-            rest.used(ns / 1e6, saved_ms - credited, plain_ms)
+            rest = self._back_offs[index]
+            rest.record(ns / 1e6, saved_ms - credited, plain_ms)
             credited = saved_ms
 
     def _saved_ms(self, path: FloatArray, sequences: int, ms: FloatArray) -> float:
@@ -266,5 +264,5 @@ def _best_count(likely: FloatArray, sequences: int, ms: FloatArray) -> int:
     """How many of the likeliest guesses to verify: every number is tried."""
     tokens = np.cumsum(np.concatenate(([float(sequences)], likely)))
     rate = tokens / ms[sequences - 1 : sequences + len(likely)]
-    rate[0] *= MARGIN
+    rate[0] *= MIN_SPEEDUP
     return int(rate.argmax())

@@ -15,12 +15,7 @@ import numpy as np
 
 from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Proposer, Requires, Step
 from specplug.drafts.trees import likeliest
-
-AGREED_ODDS = 2.0
-"""How much a second source that guesses the same raises the odds, before anything was learned."""
-
-ALONE_ODDS = 0.6
-"""What is left of the odds where no other source guesses the same."""
+from specplug.planning.constants import AGREED_ODDS, ALONE_ODDS
 
 
 class Fusion:

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from specplug.core import EMPTY, Draft, IntArray, Requires, Steered, Step
 from specplug.drafts.trees import path_probabilities
 from specplug.planning.acceptance import AcceptanceTable
+from specplug.planning.back_off import BackOff
+from specplug.planning.constants import TOPK_COST_WEIGHT
 from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
-from specplug.planning.planner import Plan, Planner, Rest
+from specplug.planning.planner import Plan, Planner
 from specplug.profile import Profile
-
-SMOOTHING = 0.1
-"""Weight of a new timing in the running mean of what a top-k row costs."""
 
 
 class Speculator:
@@ -46,7 +45,7 @@ class Speculator:
             trees=planner.trees,
             static=planner.mode == "static",
         )
-        self._rests = [Rest(dear=isinstance(source, Steered)) for source in fusion.sources]
+        self._back_offs = [BackOff(expensive=isinstance(source, Steered)) for source in fusion.sources]
         self._passes = [source.passes if isinstance(source, Steered) else 0 for source in fusion.sources]
         self.asked: list[int] = []
         """The sources, by index, that were asked in the step under way."""
@@ -72,8 +71,8 @@ class Speculator:
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         self._last_rows = self._chosen_rows = 0  # reading its prompt was a pass of another shape
-        for rest in self._rests:
-            rest.new_text()
+        for rest in self._back_offs:
+            rest.start_text()
         self.fusion.begin(seq, prompt)
 
     def end(self, seq: int) -> None:
@@ -90,7 +89,9 @@ class Speculator:
             return [EMPTY] * len(seqs)
         # A pass is timed where the one before was: not while a prompt is being read beside.
         self._plain_due = not self._always and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
-        self.asked = [i for i, rest in enumerate(self._rests) if self._always or (rest.due() and not self._plain_due)]
+        self.asked = [
+            i for i, rest in enumerate(self._back_offs) if self._always or (rest.tick() and not self._plain_due)
+        ]
         if not self.asked:
             self.wants_topk = 0
             self._candidates = []
@@ -98,8 +99,8 @@ class Speculator:
             return self._plan.drafts
         began = self.fusion.clock()
         limit = self.planner.max_nodes
-        active = [i in self.asked for i in range(len(self._rests))]
-        self._ask_ns = [0] * len(self._rests)
+        active = [i in self.asked for i in range(len(self._back_offs))]
+        self._ask_ns = [0] * len(self._back_offs)
         self._candidates = [
             self.fusion.propose_from(seq, min(limit, budget), active, self._ask_ns)
             for seq, budget in zip(seqs, budgets, strict=True)
@@ -133,7 +134,7 @@ class Speculator:
         if self._always:
             return
         if self.wants_topk:
-            self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * SMOOTHING
+            self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * TOPK_COST_WEIGHT
         self._tally(steps, self._plan_ns + self.fusion.clock() - began, topk_ns)
 
     def _steer(self, source: Steered, first: int) -> None:
@@ -154,7 +155,7 @@ class Speculator:
         sequences = len(steps)
         plain_ms = self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
         readers = sum(self.fusion.sources[i].requires.topk > 0 for i in self.asked)
-        order = sorted(self.asked, key=lambda i: self._rests[i].cost_ms)
+        order = sorted(self.asked, key=lambda i: self._back_offs[i].cost_ms)
         credited = 0.0
         for place, source in enumerate(order, start=1):
             others = frozenset[int]().union(*(self.fusion.own_buckets[i] for i in order[place:]))
@@ -162,13 +163,13 @@ class Speculator:
             ns = self._ask_ns[source] + common_ns / len(order)
             if self.fusion.sources[source].requires.topk:
                 ns += topk_ns / readers
-            rest = self._rests[source]
-            if not rest.dear:
-                rest.used(ns / 1e6, saved_ms - credited, plain_ms)
+            rest = self._back_offs[source]
+            if not rest.expensive:
+                rest.record(ns / 1e6, saved_ms - credited, plain_ms)
             elif self._ran(source):
-                rest.used(ns / 1e6, self._came_ms(source, steps), plain_ms)
+                rest.record(ns / 1e6, self._came_ms(source, steps), plain_ms)
             else:
-                rest.refused()
+                rest.decline()
             credited = saved_ms
 
     def _ran(self, index: int) -> bool:
