@@ -4,9 +4,9 @@
         --setting 0.01,8,1 --setting 0.04,8,0.5
 
 A setting is EXPENSIVE_COST_SHARE,RETRIES_PER_TEXT,CONFIDENCE_MARGIN of specplug/planning/constants.py. Each has an
-engine of its own, whose learning nobody else touches, and they take turns prompt by prompt, beside plain decoding: a machine
-that changes within the run changes for all. Speedup is tokens per second after the prompt over plain decoding's, with a
-95% interval over prompts; last come each setting's worst prompts.
+engine of its own, whose learning nobody else touches, and they take turns prompt by prompt, beside plain decoding: a
+machine that changes within the run changes for all. Speedup is tokens per second after the prompt over plain
+decoding's, with a 95% interval over prompts; last come each setting's worst prompts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
         model = opened.enter_context(open_model(path))
         engines = {arm: opened.enter_context(LlamaCpp(model, chosen)) for arm in args.setting}
         for arm in args.setting:
-            for one in engines[arm].speculator._back_offs:
+            for one in engines[arm].speculator.selection.back_offs:
                 one.retries_per_text = int(arm.split(",")[1])
         engines[PLAIN] = opened.enter_context(LlamaCpp(model, plain(chosen)))
         for number, prompt in enumerate(prompts):

@@ -178,7 +178,7 @@ def test_of_an_ended_sequence_nothing_is_kept() -> None:
     one.begin(5, int_array([1]))
     plan(one, [5])
     one.end(5)
-    assert source.ended == [5] and not one._offered
+    assert source.ended == [5] and not one._last_chains
     one.observe(came([5], [[1]]))
     assert one.table.learned() == {}
 

@@ -250,7 +250,7 @@ def test_a_dear_source_is_charged_for_what_it_ran_whoever_is_credited(
     log = generate(one, FREE, {0: [1]}, {0: [1] * 2000})
     assert log.texts == {0: [1] * 2000}
     assert cheap.asked == len(log.drafts) and dear.passes == dear.asked
-    (back_off,) = (back_off for back_off in one._back_offs if back_off.expensive)
+    (back_off,) = (back_off for back_off in one.selection.back_offs if back_off.expensive)
     assert back_off.num_asked == dear.asked and back_off.declined_cooldown == 0
 
 
