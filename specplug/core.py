@@ -181,6 +181,23 @@ class Proposer(Protocol):
         """Forget `seq`."""
 
 
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """What the memory of a target allows of a draft: attention can take back any token, a recurrent state cannot.
+
+    trees     whether a draft may branch
+    depth     longest chain that can be taken back, tokens; None if any can
+    price_ms  what a pass with a draft costs more than its rows, to be able to take the draft back, milliseconds
+    """
+
+    trees: bool = True
+    depth: int | None = None
+    price_ms: float = 0.0
+
+
+NO_LIMITS = DraftLimits()
+
+
 @runtime_checkable
 class Steered(Protocol):
     """A proposer whose every guess takes so long that it asks before each whether another pays.

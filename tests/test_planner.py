@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.core import EMPTY, ROOT, Bucket, Draft
+from specplug.core import EMPTY, NO_LIMITS, ROOT, Bucket, Draft, DraftLimits
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import MIN_SPEEDUP
 from specplug.planning.cost import CostCurve
@@ -29,9 +29,10 @@ def planner(
     max_nodes: int = 64,
     trees: bool = True,
     static: bool = False,
+    limits: DraftLimits = NO_LIMITS,
 ) -> Planner:
     table = AcceptanceTable([Bucket(f"bucket {i}", p) for i, p in enumerate(probabilities)])
-    return Planner(table, curve(ms), max_nodes=max_nodes, trees=trees, static=static)
+    return Planner(table, curve(ms), max_nodes=max_nodes, trees=trees, static=static, limits=limits)
 
 
 def forest(parents: Sequence[Sequence[int]]) -> list[Draft]:
@@ -377,3 +378,57 @@ def test_a_guess_for_one_of_many_sequences_brings_as_much_and_the_pass_costs_all
 def test_static_planners_guess_on_up_to_their_size() -> None:
     static = planner([0.5], STEEP, max_nodes=3, static=True)
     assert [static.another_pays([0.1] * n, 0.0, 1e9, 0, 1) for n in range(5)] == [True, True, True, False, False]
+
+
+# -- what the target's memory allows ---------------------------------------------------------------------------------
+
+
+def test_where_a_memory_holds_no_trees_the_likeliest_chain_is_verified() -> None:
+    """Path probabilities 0.5, 0.4 and 0.45: as a tree all three pay, as a chain the first two sum to more."""
+    drafts, probabilities = forest([[ROOT, 0, ROOT]]), [0.5, 0.8, 0.45]
+    assert chosen(planner(probabilities, FLAT).plan(drafts, 0)) == {0, 1, 2}
+    assert chosen(planner(probabilities, FLAT, limits=DraftLimits(trees=False)).plan(drafts, 0)) == {0, 1}
+
+
+def test_nodes_deeper_than_a_memory_can_take_back_are_cut_before_the_choice() -> None:
+    """Sums of path probabilities: 0.5 + 0.5 + 0.5 below the first child, 0.9 for the second.
+
+    Down to a depth of 1 that leaves 0.5 and 0.9, of which a chain takes the better.
+    """
+    drafts, probabilities = forest([[ROOT, 0, 1, ROOT]]), [0.5, 1.0, 1.0, 0.9]
+    assert chosen(planner(probabilities, FLAT, limits=DraftLimits(depth=2)).plan(drafts, 0)) == {0, 1, 3}
+    assert chosen(planner(probabilities, FLAT, limits=DraftLimits(depth=1)).plan(drafts, 0)) == {0, 3}
+    chains = planner(probabilities, FLAT, limits=DraftLimits(trees=False, depth=1))
+    assert chosen(chains.plan(drafts, 0)) == {3}
+    assert chosen(planner(probabilities, FLAT, trees=False).plan(drafts, 0)) == {0, 1, 2}
+    static = planner(probabilities, STEEP, static=True, limits=DraftLimits(depth=0))
+    assert chosen(static.plan(drafts, 0)) == set()
+
+
+def test_a_chain_is_not_drafted_deeper_than_can_be_taken_back() -> None:
+    for static in (False, True):
+        one = planner([0.9], FLAT, static=static, limits=DraftLimits(depth=2))
+        assert [one.another_pays([0.9] * n, 0.9, 0.1, 0, 1) for n in range(4)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("price_ms", "rows", "saved"),
+    [
+        (0.0, 2, 7.0),  # 1.9 tokens in 12 ms, which plain decoding takes 19 ms for
+        (5.0, 2, 2.0),  # in 17 ms
+        (7.0, 1, 0.0),  # 19 ms: no gain
+    ],
+)
+def test_taking_a_draft_back_has_its_price(price_ms: float, rows: int, saved: float) -> None:
+    one = planner([0.9], [10.0, 12.0], limits=DraftLimits(price_ms=price_ms))
+    plan = one.plan(forest([[ROOT]]), 0)
+    assert (plan.rows, plan.expected_ms) == (rows, 10.0 if rows == 1 else 12.0 + price_ms)
+    assert one.saved_ms(plan, 0, frozenset()) == pytest.approx(saved)
+    assert one.another_pays([], 0.9, 0.0, 0, 1) == (rows == 2)
+
+
+def test_the_price_is_one_of_the_pass_however_many_rows_have_drafts() -> None:
+    """Two sequences, a sure draft token each: 4 tokens in 10 + 9 ms beat 2 in 10 ms; one of them, 3 in 19 ms, not."""
+    one = planner([1.0, 1.0], FLAT, limits=DraftLimits(price_ms=9.0))
+    assert one.plan(forest([[ROOT], [ROOT]]), 0).rows == 4
+    assert one.plan(forest([[ROOT], []]), 0).rows == 2

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
+from specplug.core import EMPTY, NO_LIMITS, Bucket, Draft, DraftLimits, IntArray, Proposer, Requires, Step, int_array
 from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
@@ -72,12 +72,13 @@ def speculator(
     sources: Sequence[Proposer],
     ms: Sequence[float],
     learned: Mapping[str, Sequence[float]] | None = None,
+    limits: DraftLimits = NO_LIMITS,
     **planner: object,
 ) -> Speculator:
     settings = PlannerSettings(**planner)  # type: ignore[arg-type]
     curve = CostCurve([0], range(1, len(ms) + 1), [ms])
     fusion = Fusion(sources, clock=count(step=TICK_NS).__next__)
-    return Speculator(fusion, curve, Profile("toy", planner=settings), learned=learned)
+    return Speculator(fusion, curve, Profile("toy", planner=settings), limits=limits, learned=learned)
 
 
 def generate(
@@ -189,6 +190,18 @@ def test_what_was_learned_before_counts_from_the_first_step() -> None:
     learned = {"recorder": (0.0, 100.0), "gone": (1.0, 1.0)}
     (draft,) = generate(speculator([Recorder()], ms, learned), ms, {0: [3]}, {0: [2] * 2}).drafts[0]
     assert len(draft) == 0
+
+
+def test_no_draft_exceeds_what_the_targets_memory_allows() -> None:
+    target = ToyTarget(64, seed=3)
+    prompt = target.prompt(24).tolist()
+    text = target.greedy(prompt, 100)
+    one = speculator([TokenRecycling()], FREE, limits=DraftLimits(trees=False, depth=3))
+    log = generate(one, FREE, {0: prompt}, {0: text}, target=target)
+    assert log.texts == {0: text}
+    drafts = [draft for (draft,) in log.drafts]
+    assert max(map(len, drafts)) == 3
+    assert all(draft.parents.tolist() == list(range(-1, len(draft) - 1)) for draft in drafts)
 
 
 # -- when it does not ------------------------------------------------------------------------------------------------

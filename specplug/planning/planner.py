@@ -15,7 +15,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from specplug.core import EMPTY, Draft
+from specplug.core import EMPTY, NO_LIMITS, Draft, DraftLimits
 from specplug.drafts.trees import likeliest_path, path_probabilities
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import MIN_SPEEDUP
@@ -63,18 +63,27 @@ class Planner:
     """Plans the target passes of one engine."""
 
     def __init__(
-        self, table: AcceptanceTable, cost: Cost, *, max_nodes: int, trees: bool = True, static: bool = False
+        self,
+        table: AcceptanceTable,
+        cost: Cost,
+        *,
+        max_nodes: int,
+        trees: bool = True,
+        static: bool = False,
+        limits: DraftLimits = NO_LIMITS,
     ) -> None:
         """
         max_nodes  most nodes verified in one pass, over all sequences
         trees      False verifies chains only: of each tree its likeliest path
         static     True verifies the `max_nodes` likeliest nodes whatever they cost: a setting to compare with
+        limits     what the target's memory allows; `limits.trees` False has the effect of `trees` False
         """
         self.table = table
         self.cost = cost
         self.max_nodes = min(max_nodes, cost.limit - 1)
-        self.trees = trees
+        self.trees = trees and limits.trees
         self.static = static
+        self.limits = limits
 
     def plan(self, drafts: Sequence[Draft], context: int, row_ms: float = 0.0, last_rows: int = 0) -> Plan:
         """Choose a subtree of each of `drafts`, of which every running sequence has one.
@@ -92,8 +101,11 @@ class Planner:
             for rows in {sequences, last_rows} - {0}:
                 if rows <= len(ms):
                     ms[rows - 1] -= change_ms
+        ms = self._with_price(ms, sequences)
         if not any(map(len, drafts)) or sequences >= len(ms):
             return Plan([EMPTY] * sequences, sequences, float(sequences), ms[min(sequences, len(ms)) - 1])
+        if self.limits.depth is not None:
+            drafts = [_cut(draft, self.limits.depth) for draft in drafts]
         probability = self.table.probability
         paths = [
             path_probabilities(draft.parents.tolist(), [probability[bucket] for bucket in draft.buckets.tolist()])
@@ -133,10 +145,11 @@ class Planner:
         acceptance_rate  share of further draft tokens that are expected to be accepted
         draft_token_ms   what each of them costs, milliseconds
         """
+        longest = self.max_nodes if self.limits.depth is None else min(self.max_nodes, self.limits.depth)
         if self.static:
-            return len(path) < self.max_nodes
-        ms = self.cost.at(context)
-        longest = min(self.max_nodes, len(ms) - sequences)
+            return len(path) < longest
+        ms = self._with_price(self.cost.at(context), sequences)
+        longest = min(longest, len(ms) - sequences)
         spent_ms = len(path) * draft_token_ms
         tokens = float(sequences)
         best = MIN_SPEEDUP * tokens / (ms[sequences - 1] + spent_ms)
@@ -163,7 +176,7 @@ class Planner:
         count = _best_count(ranked, sequences, plan.ms, self.max_nodes) if ranked else 0
         if not count:
             return 0.0
-        ms = self.cost.at(context)
+        ms = self._with_price(self.cost.at(context), sequences)
         accepted = -sum(entry[0] for entry in ranked[:count])
         change_ms = 0.0 if sequences + count == plan.last_rows else plan.change_ms
         return ms[sequences - 1] * (1.0 + accepted / sequences) - ms[sequences + count - 1] - change_ms
@@ -172,6 +185,11 @@ class Planner:
         """Compare a complete candidate draft, verified or not, with the emitted tokens."""
         if len(draft):
             self.table.learn(draft, emitted)
+
+    def _with_price(self, ms: list[float], sequences: int) -> list[float]:
+        """Costs by rows, where passes with drafts also cost what it takes to be able to take a draft back."""
+        price_ms = self.limits.price_ms
+        return [*ms[:sequences], *(cost + price_ms for cost in ms[sequences:])] if price_ms else ms
 
 
 def best_nodes(
@@ -197,6 +215,14 @@ def _best_count(ranked: Sequence[RankedNode], sequences: int, ms: Sequence[float
         if rate > best_rate:
             best_rate, best_count = rate, count
     return best_count
+
+
+def _cut(draft: Draft, depth: int) -> Draft:
+    """The nodes of a draft down to a depth."""
+    depths = draft.depths().tolist()
+    return (
+        draft.select([node for node, d in enumerate(depths) if d <= depth]) if max(depths, default=0) > depth else draft
+    )
 
 
 def _likeliest_chains(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specplug.core import EMPTY, Draft, IntArray, Requires, Steered, Step
+from specplug.core import EMPTY, NO_LIMITS, Draft, DraftLimits, IntArray, Requires, Steered, Step
 from specplug.drafts.trees import path_probabilities
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import TOPK_COST_WEIGHT
@@ -29,9 +29,13 @@ class Speculator:
         cost: CostCurve,
         profile: Profile,
         *,
+        limits: DraftLimits = NO_LIMITS,
         learned: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """`learned` maps bucket names to the (hits, misses) to start from."""
+        """
+        limits   what the target's memory allows of a draft
+        learned  maps bucket names to the (hits, misses) to start from
+        """
         self.fusion = fusion
         self.requires: Requires = fusion.requires
         self.cost = cost
@@ -40,7 +44,12 @@ class Speculator:
         settings = profile.planner
         self._static = settings.mode == "static"
         self.planner = Planner(
-            self.table, cost, max_nodes=settings.max_nodes, trees=settings.trees, static=self._static
+            self.table,
+            cost,
+            max_nodes=settings.max_nodes,
+            trees=settings.trees,
+            static=self._static,
+            limits=limits,
         )
         self.selection = ProposerSelection(fusion.sources, fusion.clock, static=self._static)
         self.wants_topk = 0
@@ -100,8 +109,8 @@ class Speculator:
     def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float | None, topk_ns: int = 0) -> None:
         """Learn from one target pass.
 
-        target_ms  time of the pass; None if it also had other rows, as those of a prompt, so that it says nothing about
-                   the cost curve
+        target_ms  time of the pass, without the price in `limits`; None if the pass also had other rows, as those of a
+                   prompt, so that it says nothing about the cost curve
         topk_ns    time that reading the top ids took
         """
         if self._never_drafts:
@@ -159,5 +168,5 @@ class Speculator:
             return 0.0
         own = sum(line.count(index) for line in owners)
         accepted = sum(line[node] == index for line, step in zip(owners, steps, strict=True) for node in step.accepted)
-        extra_ms = ms[min(sequences + nodes, len(ms)) - 1] - ms[sequences - 1]
+        extra_ms = ms[min(sequences + nodes, len(ms)) - 1] - ms[sequences - 1] + self.planner.limits.price_ms
         return float(ms[sequences - 1] * accepted / sequences - extra_ms * own / nodes)
