@@ -181,6 +181,17 @@ class Proposer(Protocol):
         """Forget `seq`."""
 
 
+@runtime_checkable
+class BatchProposer(Protocol):
+    """A proposer that can also draft for several sequences in one call.
+
+    It is optional, for proposers that are faster so, as one that runs a single pass of a model for all sequences.
+    """
+
+    def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
+        """For each of `seqs` the draft that `propose` returns for its budget. Changes no visible state."""
+
+
 @dataclass(frozen=True, slots=True)
 class DraftLimits:
     """What the memory of a target allows of a draft: attention can take back any token, a recurrent state cannot.
@@ -199,17 +210,24 @@ NO_LIMITS = DraftLimits()
 
 
 @runtime_checkable
-class Steered(Protocol):
-    """A proposer whose every guess takes so long that it asks before each whether another pays.
+class ModelBased(Protocol):
+    """A proposer that runs passes of a model to draft, so that each draft token is expensive.
 
-    guess_ms  what a guess takes, milliseconds
-    passes    run for guesses so far
-    pays      told the buckets of the chain so far, and the share of guesses that come true; None until somebody sets it
+    draft_token_ms  what drafting one token costs, milliseconds
+    passes          passes run so far in order to draft
+    pays            whether to draft one more token, given the buckets of the chain so far and the share of draft tokens
+                    that are accepted; set by the speculator, None without one
     """
 
-    guess_ms: float
+    draft_token_ms: float
     passes: int
     pays: Callable[[Sequence[int], float], bool] | None
+
+    def asking_ms(self, seq: int) -> float:
+        """Time that `propose` takes before the first draft token of `seq`, milliseconds, as for text still to be read.
+
+        It is known before the proposer is asked; 0 if there is nothing to do, or if nothing was measured yet.
+        """
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from specplug.core import Requires, Steered
+from specplug.core import ModelBased, Requires
 from specplug.planning.back_off import BackOff
 
 
@@ -39,11 +39,11 @@ class ProposerSelection:
         """The proposers that are asked in the current step, by index."""
         self.spent_ns = [0] * len(proposers)
         """Time that each proposer took in the current step."""
-        self.back_offs = [BackOff(expensive=isinstance(proposer, Steered)) for proposer in proposers]
+        self.back_offs = [BackOff(expensive=isinstance(proposer, ModelBased)) for proposer in proposers]
         self._proposers = tuple(proposers)
         self._clock = clock
         self._static = static
-        self._passes = [proposer.passes if isinstance(proposer, Steered) else 0 for proposer in proposers]
+        self._passes = [proposer.passes if isinstance(proposer, ModelBased) else 0 for proposer in proposers]
         self._began_ns = 0
 
     def start_text(self) -> None:
@@ -117,6 +117,6 @@ class ProposerSelection:
     def _ran(self, index: int) -> bool:
         """Whether an expensive proposer has run a pass since this was last called for it."""
         proposer = self._proposers[index]
-        assert isinstance(proposer, Steered)
+        assert isinstance(proposer, ModelBased)
         before, self._passes[index] = self._passes[index], proposer.passes
         return proposer.passes > before

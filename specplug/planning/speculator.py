@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specplug.core import EMPTY, NO_LIMITS, Draft, DraftLimits, IntArray, Requires, Steered, Step
+from specplug.core import EMPTY, NO_LIMITS, Draft, DraftLimits, IntArray, ModelBased, Requires, Step
 from specplug.drafts.trees import path_probabilities
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import TOPK_COST_WEIGHT
@@ -66,9 +66,9 @@ class Speculator:
         """The same of the last pass that was not an inserted plain one."""
         self._plain_due = False
         self._topk_row_ms = 0.0
-        for index, source in enumerate(fusion.sources):
-            if isinstance(source, Steered):
-                self._provide_pays(source, fusion.first(index))
+        self._model_based = [(i, source) for i, source in enumerate(fusion.sources) if isinstance(source, ModelBased)]
+        for index, source in self._model_based:
+            self._provide_pays(source, fusion.first(index))
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         self._last_rows = self._last_planned_rows = 0  # reading the prompt was a pass of another shape
@@ -78,11 +78,14 @@ class Speculator:
     def end(self, seq: int) -> None:
         self.fusion.end(seq)
 
-    def plan(self, seqs: Sequence[int], context: int, budgets: Sequence[int]) -> list[Draft]:
+    def plan(
+        self, seqs: Sequence[int], context: int, budgets: Sequence[int], remaining: Sequence[int] | None = None
+    ) -> list[Draft]:
         """The subtree to verify for each of `seqs`.
 
-        context  mean KV cache fill of the sequences, tokens
-        budgets  most nodes for each sequence, >= 0: a draft of n nodes can emit n + 1 tokens
+        context    mean KV cache fill of the sequences, tokens
+        budgets    most nodes for each sequence, >= 0: a draft of n nodes can emit n + 1 tokens
+        remaining  most tokens that each sequence may still emit; None if its budget is the limit
         """
         self._context, self._num_sequences = context, len(seqs)
         if self._never_drafts:
@@ -95,11 +98,12 @@ class Speculator:
             self._plan = Plan([EMPTY] * len(seqs), len(seqs), 0.0, 0.0)
             return self._plan.drafts
         limit = self.planner.max_nodes
-        active = [index in self.selection.asked for index in range(len(self.fusion.sources))]
-        self._candidates = [
-            self.fusion.propose_from(seq, min(limit, budget), active, self.selection.spent_ns)
-            for seq, budget in zip(seqs, budgets, strict=True)
-        ]
+        self._candidates = self.fusion.propose_all(
+            seqs,
+            [min(limit, budget) for budget in budgets],
+            self._active(seqs, budgets if remaining is None else remaining),
+            self.selection.spent_ns,
+        )
         self.wants_topk = self.selection.topk()
         row_ms = self._topk_row_ms if self.wants_topk else 0.0
         self._plan = self.planner.plan(self._candidates, context, row_ms, self._last_planned_rows)
@@ -135,18 +139,41 @@ class Speculator:
         self.selection.credit(
             common_ns=self._plan_ns + self.fusion.clock() - began_ns,
             topk_ns=topk_ns,
-            plain_ms=self.cost.at(self._context)[min(len(seqs), self.cost.limit) - 1],
+            plain_ms=self._plain_ms(len(seqs)),
             expected_ms=self._expected_ms,
             measured_ms=lambda index: self._measured_ms(index, steps),
         )
 
-    def _provide_pays(self, source: Steered, first: int) -> None:
+    def _active(self, seqs: Sequence[int], remaining: Sequence[int]) -> list[Sequence[int]]:
+        """Per proposer the places in `seqs` for which it is asked.
+
+        A model-based proposer is not asked for a sequence where that costs more than any draft can still save.
+        """
+        asked = self.selection.asked
+        every = range(len(seqs))
+        active: list[Sequence[int]] = [every if index in asked else () for index in range(len(self.fusion.sources))]
+        if self._static or not seqs:
+            return active
+        for index, source in self._model_based:
+            if index in asked:
+                token_ms = self._plain_ms(len(seqs)) / len(seqs)
+                active[index] = [
+                    place for place in every if source.asking_ms(seqs[place]) <= remaining[place] * token_ms
+                ]
+        return active
+
+    def _plain_ms(self, sequences: int) -> float:
+        """Time of a plain pass at the current context."""
+        return self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
+
+    def _provide_pays(self, source: ModelBased, first: int) -> None:
         """Let a proposer ask before each draft token whether it pays; `first` is the index of its first bucket."""
 
         def pays(chain: Sequence[int], acceptance_rate: float) -> bool:
             probability = self.table.probability
             path = path_probabilities(range(-1, len(chain) - 1), [probability[first + bucket] for bucket in chain])
-            return self.planner.another_pays(path, acceptance_rate, source.guess_ms, self._context, self._num_sequences)
+            token_ms = source.draft_token_ms
+            return self.planner.another_pays(path, acceptance_rate, token_ms, self._context, self._num_sequences)
 
         source.pays = pays
 

@@ -215,7 +215,8 @@ class BatchLoop:
         fill = sum(s.running.position for s in running) // len(running)
         # A draft of n nodes can emit n + 1 tokens: never draft past the limit.
         budgets = [min(s.running.left - 1, s.max_draft) for s in running]
-        return self.speculator.plan([s.running.seq for s in running], fill, budgets)
+        remaining = [s.running.left for s in running]
+        return self.speculator.plan([s.running.seq for s in running], fill, budgets, remaining)
 
     def _compare(self, running: Sequence[Stream], ms: float) -> None:
         """Count a step of `ms`, and what plain decoding would have taken for what it brought."""
