@@ -226,7 +226,7 @@ def test_where_nothing_pays_nothing_is_verified(source: type[Ngram] | type[Suffi
 
 
 class ToyDrafter(Recorder):
-    """A model-based proposer: it drafts if the speculator says that it pays; without `tokens` it runs and drafts nothing."""
+    """A model-based proposer that drafts where the speculator says that it pays; without `tokens` it runs in vain."""
 
     def __init__(self, tokens: Sequence[int] = (1,), draft_token_ms: float = 30.0) -> None:
         super().__init__(tokens)

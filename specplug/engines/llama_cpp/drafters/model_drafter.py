@@ -92,7 +92,7 @@ class ModelDrafter:
         self.passes = 0
         """Passes run so far in order to draft."""
         self.pays: Callable[[Sequence[int], float], bool] | None = None
-        """Whether to draft on, given the buckets of the chain so far and the share of draft tokens that are accepted."""
+        """Whether to draft on, given the buckets of the chain so far and the share of accepted draft tokens."""
         self.shared_held: list[list[int]] = [[] for _ in range(slots)]
         """Per slot the tokens in the drafter's cache."""
         self._context = context
