@@ -94,7 +94,7 @@ def main() -> None:
             target_ms.append(timer.time(1))
             for key, drafter in drafting.items():
                 drafter.warm_up(STEPS)
-                times[key].append(drafter.guess_ms)
+                times[key].append(drafter.draft_token_ms)
     places = sum(len(line) for line in right[args.formats[0]])
     print(f"{hardware.fingerprint()}, {args.model}, {len(ids)} rows, {places} guesses; ms with {', '.join(ways)}")
     print(f"{'the target itself':18s} {'':35s} {median(target_ms):5.2f}")

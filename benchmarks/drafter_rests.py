@@ -3,10 +3,10 @@
     python benchmarks/drafter_rests.py MODEL.gguf --profile gemma3-vocabtrim-self --workload W.jsonl \
         --setting 0.01,8,1 --setting 0.04,8,0.5
 
-A setting is DEAR_REST_SHARE,TRIALS,DOUBT of specplug/planner.py. Each has an engine of its own, whose learning nobody
-else touches, and they take turns prompt by prompt, beside plain decoding: a machine that changes within the run changes
-for all. Speedup is tokens per second after the prompt over plain decoding's, with a 95% interval over prompts; last
-come each setting's worst prompts.
+A setting is EXPENSIVE_COST_SHARE,RETRIES_PER_TEXT,CONFIDENCE_MARGIN of specplug/planning/constants.py. Each has an
+engine of its own, whose learning nobody else touches, and they take turns prompt by prompt, beside plain decoding: a
+machine that changes within the run changes for all. Speedup is tokens per second after the prompt over plain
+decoding's, with a 95% interval over prompts; last come each setting's worst prompts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from specplug.engines.llama_cpp.model import open_model
 from specplug.generation.answers import Request
 from specplug.machine import hardware
 from specplug.models.references import resolve
-from specplug.planning import planner
+from specplug.planning import back_off
 from specplug.tune.document import interval_text
 
 PLAIN = "plain"
@@ -56,8 +56,8 @@ def main() -> None:
         model = opened.enter_context(open_model(path))
         engines = {arm: opened.enter_context(LlamaCpp(model, chosen)) for arm in args.setting}
         for arm in args.setting:
-            for rest in engines[arm].speculator._rests:
-                rest.promise = int(arm.split(",")[1])
+            for one in engines[arm].speculator.selection.back_offs:
+                one.retries_per_text = int(arm.split(",")[1])
         engines[PLAIN] = opened.enter_context(LlamaCpp(model, plain(chosen)))
         for number, prompt in enumerate(prompts):
             asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
@@ -66,7 +66,8 @@ def main() -> None:
             for arm in (list(engines) * 2)[first : first + len(engines)]:
                 if arm != PLAIN:
                     share, trials, doubt = arm.split(",")
-                    planner.DEAR_REST_SHARE, planner.TRIALS, planner.DOUBT = float(share), int(trials), float(doubt)
+                    back_off.EXPENSIVE_COST_SHARE, back_off.CONFIDENCE_MARGIN = float(share), float(doubt)
+                    back_off.RETRIES_PER_TEXT = int(trials)
                 answer = engines[arm].generate(Request(asked, args.tokens))
                 took[arm] = (len(answer.tokens) - 1, answer.decode_seconds)  # the first came with the prompt
             if took[PLAIN][0] < FEWEST:

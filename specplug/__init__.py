@@ -1,3 +1,3 @@
-"""Speculative-decoding proposers for llama.cpp. Importing this loads no engine."""
+"""Speculative decoding for llama.cpp and vLLM. Importing this package loads no engine."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
-"""The types that proposers, planner and engines share.
+"""The types that proposers, the planner and the engines share.
 
-Knows token trees and the proposer contract. Knows no engine, no model and no file format.
+A proposer drafts a tree of tokens (Draft), the engine verifies part of it in one target pass, and the result (Step) is
+reported to every proposer. This module depends on NumPy and the standard library alone.
 Source: the flat tree layout follows SpecInfer's token tree (arXiv 2305.09781).
 """
 
@@ -17,21 +18,24 @@ IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float64]
 
 ROOT = -1
-"""Parent of a node that follows the last verified token directly."""
+"""Parent of a node that directly follows the last verified token."""
 
 
 def int_array(values: Sequence[int] | IntArray) -> IntArray:
     return np.asarray(values, dtype=np.int32)
 
 
+# -- Drafts ----------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Draft:
-    """A tree of guessed tokens, flat and frozen; empty is normal.
+    """A tree of draft tokens, flat and frozen. An empty draft is normal.
 
-    tokens  int32[n]  guessed token ids
+    tokens  int32[n]  the draft tokens
     parents int32[n]  parents[i] < i; ROOT (-1) is the last verified token
-    buckets int32[n]  why node i was guessed: an index into the proposer's `buckets`; in a Step, into those of the
-                      fusion that several proposers are merged by, so proposers must not read them there
+    buckets int32[n]  why node i was drafted: an index into the proposer's `buckets`; in a Step, into the buckets of the
+                      fusion of several proposers, so proposers must not read it there
     """
 
     tokens: IntArray
@@ -52,14 +56,14 @@ class Draft:
         return len(self.tokens)
 
     def depths(self) -> IntArray:
-        """int32[n]; 1 for children of the root."""
+        """int32[n]: the depth of each node; 1 for children of the root."""
         depths: list[int] = []
         for parent in self.parents.tolist():
             depths.append(1 if parent == ROOT else depths[parent] + 1)
         return int_array(depths)
 
     def select(self, nodes: Sequence[int]) -> Draft:
-        """The subtree of `nodes`: every node's parent listed before it, or the root. Renumbers parents."""
+        """The subtree of `nodes`, with renumbered parents. Each node's parent must be listed before it, or be ROOT."""
         new_of = {ROOT: ROOT}
         old_parents = self.parents.tolist()
         parents = []
@@ -70,7 +74,7 @@ class Draft:
         return Draft(self.tokens[keep], int_array(parents), self.buckets[keep])
 
     def check(self, *, num_tokens: int | None = None, num_buckets: int | None = None) -> None:
-        """Raise ValueError unless this is a well-formed tree (ids below the two limits, where given)."""
+        """Raise ValueError unless this is a well-formed tree with ids below the two limits, where given."""
         n = len(self.tokens)
         if not (self.tokens.shape == self.parents.shape == self.buckets.shape == (n,)):
             raise ValueError("draft arrays differ in shape")
@@ -85,23 +89,40 @@ class Draft:
         if self.buckets.min() < 0 or (num_buckets is not None and self.buckets.max() >= num_buckets):
             raise ValueError("a bucket is outside the proposer's table")
         if len(set(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))) != n:
-            raise ValueError("two siblings carry the same token")
+            raise ValueError("two siblings have the same token")
 
 
 EMPTY = Draft.of([], [], [])
 
 
+@dataclass(frozen=True, slots=True)
+class DraftLimits:
+    """What the memory of a target allows of a draft. Attention can discard any tokens; a recurrent state cannot.
+
+    trees     whether a draft may branch
+    depth     longest chain that can be taken back, tokens; None for any length
+    price_ms  additional cost of a pass with a draft, to be able to take the draft back, milliseconds
+    """
+
+    trees: bool = True
+    depth: int | None = None
+    price_ms: float = 0.0
+
+
+NO_LIMITS = DraftLimits()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """What one verification revealed for one sequence.
+    """The result of one verification for one sequence.
 
-    emitted  the new tokens in order, >= 1: the accepted guesses, then the target's own token
-    draft    the tree that was verified (possibly empty)
+    emitted  the new tokens in order, at least one: the accepted draft tokens, then the target's own token
+    draft    the tree that was verified, possibly empty
     accepted the nodes of `draft` that were accepted, root to leaf; len(emitted) == len(accepted) + 1
              unless generation stopped inside the accepted path
     topk     int32[n + 1, k], most likely first: row 0 belongs to the last verified token, row i + 1 to node i of
-             `draft`. None in steps for which no proposer that needs it was asked; k is the most that those asked need,
-             so it may be less than one's own `requires`
+             `draft`. None in steps in which no proposer that requires it was asked; k is the most that those asked
+             require, so it may be less than this proposer's own `requires`
     """
 
     emitted: list[int]
@@ -110,12 +131,17 @@ class Step:
     topk: IntArray | None = None
 
 
+# -- Proposers -------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Requires:
-    """What a proposer wants to see (`requires`) or an engine can show (`provides`).
+    """What a proposer requires of an engine (`requires`), or what an engine provides (`provides`).
 
+    topk     number of most likely ids of the target per row
+    hidden   hidden states of the target
     builtin  a drafter of the engine's own, which the proposer only names
-    drafter  a model that the engine opens, which the proposer only names
+    drafter  a draft model that the engine opens, which the proposer only names
     """
 
     topk: int = 0
@@ -124,7 +150,7 @@ class Requires:
     drafter: bool = False
 
     def missing_from(self, provides: Requires) -> list[str]:
-        """Names of what `provides` lacks; empty when everything is there."""
+        """The names of what `provides` lacks; empty if it has everything."""
         missing = []
         if self.topk > provides.topk:
             missing.append(f"TOPK({self.topk})")
@@ -146,24 +172,10 @@ class Requires:
 
 
 @dataclass(frozen=True, slots=True)
-class DraftLimits:
-    """What the target's memory can take back, and so what may be drafted.
-
-    trees     whether sibling branches can be verified in one pass
-    depth     longest chain that can be taken back, tokens; None for any
-    price_ms  what a pass with a draft costs more, so that the draft can be taken back
-    """
-
-    trees: bool = True
-    depth: int | None = None
-    price_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Bucket:
-    """A reason for guessing: its name, and how often such a guess is right before anything was learned.
+    """A reason to draft a token, by which the planner learns how often such tokens are accepted.
 
-    `prior` is the probability that a node of this bucket is accepted, given that its parent was.
+    `prior` is the probability, before anything was learned, that a node is accepted given that its parent was.
     """
 
     name: str
@@ -172,41 +184,59 @@ class Bucket:
 
 @runtime_checkable
 class Proposer(Protocol):
-    """Guesses the next tokens of several sequences at once.
+    """Drafts the next tokens of sequences, several of which may run at once.
 
-    Never over budget; same inputs, same draft; nothing about `seq` survives `end` except attributes named
-    `shared_*`, which are bounded; no input or output in `propose`. `specplug.testing.ProposerContract`
-    checks all of it.
+    A draft never exceeds its budget. The same inputs give the same draft. Nothing about `seq` survives `end`, except in
+    attributes named `shared_*`, which are bounded. `propose` does no input or output.
+    `specplug.testing.ProposerContract` checks all of this.
     """
 
     requires: Requires
     buckets: tuple[Bucket, ...]
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        """A sequence starts. The last token of `prompt` (int32[n], n >= 1) is the first root."""
+        """Start a sequence. The last token of `prompt` (int32[n], n >= 1) is the first root."""
 
     def propose(self, seq: int, budget: int) -> Draft:
-        """At most `budget` nodes after the last known token of `seq`. Changes no visible state."""
+        """A draft of at most `budget` nodes after the last known token of `seq`. Changes no visible state."""
 
     def observe(self, seq: int, step: Step) -> None:
-        """The target has spoken: append `step.emitted`, learn from the rest."""
+        """Append `step.emitted` to the sequence, and learn from the rest of the step."""
 
     def end(self, seq: int) -> None:
         """Forget `seq`."""
 
 
 @runtime_checkable
-class Steered(Protocol):
-    """A proposer whose every guess takes so long that it asks before each whether another pays.
+class BatchProposer(Protocol):
+    """A proposer that can also draft for several sequences in one call.
 
-    guess_ms  what a guess takes, milliseconds
-    passes    run for guesses so far
-    pays      told the buckets of the chain so far, and the share of guesses that come true; None until somebody sets it
+    It is optional, for proposers that are faster so, as one that runs a single pass of a model for all sequences.
     """
 
-    guess_ms: float
+    def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
+        """For each of `seqs` the draft that `propose` returns for its budget. Changes no visible state."""
+
+
+@runtime_checkable
+class ModelBased(Protocol):
+    """A proposer that runs passes of a model to draft, so that each draft token is expensive.
+
+    draft_token_ms  what drafting one token costs, milliseconds
+    passes          passes run so far in order to draft
+    pays            whether to draft one more token, given the buckets of the chain so far and the share of draft tokens
+                    that are accepted; set by the speculator, None without one
+    """
+
+    draft_token_ms: float
     passes: int
     pays: Callable[[Sequence[int], float], bool] | None
+
+    def asking_ms(self, seq: int) -> float:
+        """Time that `propose` takes before the first draft token of `seq`, milliseconds, as for text still to be read.
+
+        It is known before the proposer is asked; 0 if there is nothing to do, or if nothing was measured yet.
+        """
 
 
 @runtime_checkable
@@ -214,7 +244,7 @@ class Stateful(Protocol):
     """A proposer whose learned `shared_*` state can be kept between processes."""
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """Arrays to be written to a `.npz` file."""
+        """The arrays to write to a `.npz` file."""
 
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        """Take arrays that `state` gave; ValueError when shapes or dtypes do not fit."""
+        """Load arrays that `state` returned. Raises ValueError if shapes or dtypes do not fit."""

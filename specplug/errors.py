@@ -1,15 +1,15 @@
-"""The exceptions that a user can cause, with the exit codes they end in.
+"""The exceptions that a user's input or machine can cause, with their exit codes.
 
-SpecplugError            1  something went wrong that the message explains
-├── UsageError           2  bad input: flag, profile, prompt, workload, model file
-└── EngineError          5  an engine is missing, or cannot do what was asked
+SpecplugError            1  a failure that the message explains
+├── UsageError           2  bad input: a flag, profile, prompt, workload or model file
+└── EngineError          5  an engine is missing or unsupported
 """
 
 from __future__ import annotations
 
 
 class SpecplugError(Exception):
-    """What was asked, what was found, what to do: one line."""
+    """The message says in one line what was asked, what was found and what to do."""
 
     exit_code = 1
 

@@ -1,7 +1,7 @@
-"""Which methods exist, by name.
+"""The registered methods, by name.
 
-Knows names and where their classes live, as strings: listing them imports nothing. Knows no engine.
-Third parties add a method through the entry-point group `specplug.proposers`; a built-in name stays ours.
+Names map to the addresses of classes, as strings, so that listing the methods imports none of them and no engine.
+Third parties register a method through the entry-point group `specplug.proposers`; built-in names cannot be replaced.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ PROPOSERS = {
     "builtin": "specplug.proposers.builtin:Builtin",
 }
 FUSION = "specplug.planning.fusion:Fusion"
-"""Built from a list of the others, so it is no name of its own."""
+"""Built from several of the others; it has no name of its own in a profile."""
 
 GROUP = "specplug.proposers"
+"""The entry-point group of third-party methods."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProposerSpec:
-    """A registered method and its options: keyword arguments of its class."""
+    """A registered method with its options: keyword arguments of its class."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def names() -> list[str]:
-    """Every registered method: built-in ones first, then third parties' in order of name."""
+    """All registered methods: the built-in ones, then those of third parties in alphabetical order."""
     return [*PROPOSERS, *sorted(_third_party().keys() - PROPOSERS.keys())]
 
 
 def load(name: str) -> type[Proposer]:
-    """The class of a method. UsageError for an unknown name, SpecplugError when its module cannot be imported."""
+    """The class of a method. Raises UsageError for an unknown name, SpecplugError if its module cannot be imported."""
     if name in PROPOSERS:
         return _load(PROPOSERS[name])
     found = _third_party().get(name, [])
@@ -58,7 +59,7 @@ def load(name: str) -> type[Proposer]:
         raise SpecplugError(f"proposer {name}: registered by more than one package ({packages}); uninstall all but one")
     try:
         return cast("type[Proposer]", found[0].load())
-    except Exception as error:  # a stranger's module may raise anything while it is imported
+    except Exception as error:  # a third-party module may raise anything while it is imported
         raise SpecplugError(
             f"proposer {name}: package {_package(found[0])} does not load ({type(error).__name__}: {error}); "
             "update or uninstall it"
@@ -66,7 +67,7 @@ def load(name: str) -> type[Proposer]:
 
 
 def check(spec: ProposerSpec) -> None:
-    """Raise UsageError unless the method exists and its class takes these options, by name and by type."""
+    """Raise UsageError unless the method exists and its class has these options, with these types."""
     hints = options(spec.method)
     for key, value in spec.options.items():
         if key not in hints:
@@ -75,7 +76,7 @@ def check(spec: ProposerSpec) -> None:
             raise UsageError(f"{key}: {value!r} is not {_in_words(hints[key].hint)}; change it, or leave it out")
     missing = [key for key, option in hints.items() if option.required and key not in spec.options]
     if missing:
-        raise UsageError(f"{missing[0]}: {spec.method} needs this option; add it")
+        raise UsageError(f"{missing[0]}: {spec.method} requires this option; add it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +89,11 @@ class Option:
 
 
 def options(method: str) -> dict[str, Option]:
-    """What a profile can set for a method: the constructor's parameters of plain types."""
+    """The options of a method: those parameters of its constructor whose types YAML can express."""
     cls = load(method)
     try:
         hints = get_type_hints(cls.__init__)
-    except Exception as error:  # a stranger's annotations are evaluated
+    except Exception as error:  # evaluating third-party annotations may raise anything
         raise SpecplugError(f"proposer {method}: its constructor's annotations do not resolve ({error})") from error
     found = {}
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
@@ -105,7 +106,7 @@ def options(method: str) -> dict[str, Option]:
 
 
 def build(specs: Sequence[ProposerSpec]) -> Proposer:
-    """One proposer from one spec, or the fusion of several. UsageError says which option of which method is wrong."""
+    """The proposer of one spec, or the fusion of several. Raises UsageError, naming the method and the wrong option."""
     sources = build_sources(specs)
     if len(sources) == 1:
         return sources[0]
@@ -114,7 +115,7 @@ def build(specs: Sequence[ProposerSpec]) -> Proposer:
 
 
 def build_sources(specs: Sequence[ProposerSpec]) -> list[Proposer]:
-    """One proposer per spec, not fused."""
+    """One proposer per spec, without a fusion."""
     check_list(specs)
     return [_build_one(spec) for spec in specs]
 
@@ -129,24 +130,24 @@ def check_list(specs: Sequence[ProposerSpec]) -> None:
         raise UsageError(f"{twice[0]} is listed twice; keep one")
     alone = [name for name in ("none", "builtin") if name in methods]
     if len(methods) > 1 and alone:
-        raise UsageError(f"{alone[0]} stands beside other proposers; list it alone, or drop it")
+        raise UsageError(f"{alone[0]} cannot be combined with other proposers; list it alone, or remove it")
 
 
 def check_requirements(proposers: Iterable[Proposer], provides: Requires, engine_name: str) -> None:
-    """Raise EngineError, naming both sides, when the engine cannot show what a proposer wants to see."""
+    """Raise EngineError, naming both, if the engine does not provide what a proposer requires."""
     for proposer in proposers:
         if _address(proposer) == FUSION:
             check_requirements(cast(Any, proposer).sources, provides, engine_name)
         missing = proposer.requires.missing_from(provides)
         if missing:
             raise EngineError(
-                f"proposer {name_of(proposer)} needs {' and '.join(missing)}, "
-                f"which engine {engine_name} does not give; choose another proposer or engine"
+                f"proposer {name_of(proposer)} requires {' and '.join(missing)}, "
+                f"which engine {engine_name} does not provide; choose another proposer or engine"
             )
 
 
 def name_of(proposer: Proposer) -> str:
-    """The registered name of a built proposer, or its class's name where it has none."""
+    """The registered name of a built proposer, or the name of its class if it has none."""
     address = _address(proposer)
     known = {value: name for name, value in PROPOSERS.items()}
     known[FUSION] = "fusion"
@@ -156,12 +157,12 @@ def name_of(proposer: Proposer) -> str:
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """Advice for a mistyped name: the nearest valid one, or all of them."""
+    """Advice for a misspelt name: the nearest valid names, or all of them."""
     valid = list(valid)
     close = get_close_matches(wrong, valid, n=2, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"valid: {', '.join(valid)}" if valid else "it takes none"
+    return f"valid: {', '.join(valid)}" if valid else "it has none"
 
 
 def _build_one(spec: ProposerSpec) -> Proposer:
@@ -181,7 +182,7 @@ def _load(address: str) -> type[Proposer]:
 
 
 def _third_party() -> dict[str, list[EntryPoint]]:
-    """Entry points by name: one each, unless two packages claim the same name."""
+    """Entry points by name; more than one where several packages register the same name."""
     found: dict[str, dict[str, EntryPoint]] = {}
     for point in entry_points(group=GROUP):
         found.setdefault(point.name, {}).setdefault(point.value, point)
@@ -197,7 +198,7 @@ def _address(proposer: Proposer) -> str:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether YAML can hold a value of this type."""
+    """Whether YAML can express a value of this type."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return all(_is_plain(arg) for arg in get_args(hint))

@@ -1,12 +1,13 @@
-"""Contract tests for proposers, a toy target, and greedy replay of a known continuation.
+"""Contract tests for proposers, a toy target, and greedy replay of a known text. This module is for third parties, too.
 
-Knows the contract of `core.Proposer` and how an engine drives it. Knows no engine, no model and no test runner:
-plain functions and asserts, which pytest collects. Third parties subclass `ProposerContract` in their own tests:
+To test a proposer of your own, subclass `ProposerContract`; pytest collects the tests that it inherits:
 
     class TestMine(ProposerContract):
         def make(self):
             return Mine()
 
+The contract is that of `specplug.core.Proposer`. The tests are plain functions and asserts; this module depends on no
+engine, no model and no test runner.
 Source: the tree walk is greedy tree verification (SpecInfer, arXiv 2305.09781); the toy target is our own.
 """
 
@@ -21,18 +22,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import EMPTY, ROOT, Draft, IntArray, Proposer, Step, int_array
+from specplug.core import EMPTY, ROOT, BatchProposer, Draft, IntArray, Proposer, Step, int_array
 from specplug.verification.reference import verify_tree
 
 TopK = Callable[[Sequence[int]], IntArray]
-"""The target's most likely next ids (int32[k], most likely first) after a context."""
+"""Returns the target's most likely next ids (int32[k], most likely first) after a context."""
 
 
 class ToyTarget:
-    """A deterministic tiny language model: logits are a pure function of the last `order` tokens.
+    """A tiny deterministic language model: its logits are a function of the last `order` tokens.
 
-    Each token has `branches` plausible successors, fixed by the seed; the older tokens decide in which order. So its
-    text repeats its bigrams, forks after them, and is settled by `order` tokens of context: food for every drafter.
+    Each token has `branches` plausible successors, which the seed fixes; the tokens before it decide their order. So
+    the text repeats its bigrams, branches after them, and is determined by `order` tokens of context: proposers of
+    every kind find something to draft.
     """
 
     def __init__(self, vocab: int = 64, seed: int = 0, *, order: int = 3, branches: int = 3) -> None:
@@ -43,17 +45,17 @@ class ToyTarget:
         self.branches = branches
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32[vocab] for the token after `tokens`; noise in [0, 1), plausible successors at 4 and above."""
+        """float32[vocab]: logits of the token after `tokens`: noise in [0, 1), plausible successors at 4 or more."""
         last = int(tokens[-1]) if len(tokens) else -1
         ids = np.arange(self.vocab, dtype=np.uint64)
         logits = (_mix(ids + np.uint64(_hash(self.seed, last))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        turn = _hash(self.seed, *(int(token) for token in tokens[-self.order :]))
+        shift = _hash(self.seed, *(int(token) for token in tokens[-self.order :]))
         for rank, token in enumerate(self._successors(last)):
-            logits[token] = 4.0 + 2.0 * ((rank + turn) % self.branches)
+            logits[token] = 4.0 + 2.0 * ((rank + shift) % self.branches)
         return logits.astype(np.float32)
 
     def topk(self, tokens: Sequence[int], k: int) -> IntArray:
-        """int32[k]: the most likely next ids, most likely first; ties in favour of the smaller id."""
+        """int32[k]: the most likely next ids, most likely first; of equally likely ones the lower id first."""
         return int_array(np.argsort(-self.logits(tokens), kind="stable")[:k].astype(np.int32))
 
     def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
@@ -64,7 +66,7 @@ class ToyTarget:
         return tokens[len(tokens) - n :]
 
     def prompt(self, n: int, key: int = 0) -> IntArray:
-        """int32[n]: a prompt of n tokens, a function of the seed and `key`."""
+        """int32[n]: a prompt of n tokens, which depends on the seed and `key` alone."""
         return int_array([_hash(self.seed, -2, key, i) % self.vocab for i in range(n)])
 
     def _successors(self, last: int) -> list[int]:
@@ -75,18 +77,18 @@ class ToyTarget:
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What a proposer achieved over a known continuation."""
+    """The steps of a replay, and the text that they emitted."""
 
     steps: list[Step]
     emitted: list[int]
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens per target pass, the target's own token counted: plain decoding is 1.00."""
+        """Tokens per target pass, including the target's own token: plain decoding is 1.00."""
         return len(self.emitted) / len(self.steps) if self.steps else 0.0
 
     def bucket_counts(self, num_buckets: int) -> npt.NDArray[np.int64]:
-        """int64[num_buckets, 2]: nodes whose parent was accepted, and how many of them were accepted."""
+        """int64[num_buckets, 2]: the number of nodes whose parent was accepted, and of those that were accepted too."""
         counts = np.zeros((num_buckets, 2), dtype=np.int64)
         for step in self.steps:
             reached = {ROOT, *step.accepted}
@@ -107,11 +109,14 @@ def replay(
     *,
     seq: int = 0,
 ) -> ReplayResult:
-    """Drive `proposer` over what the target is known to say after `prompt`, as an engine would, from begin to end.
+    """Drive `proposer` from `begin` to `end`, as an engine would, over a text that the target is known to emit.
 
-    topk: required where the proposer needs it, e.g. `lambda tokens: target.topk(tokens, 8)`.
+    prompt        the tokens before the text; the last one is the first root
+    continuation  the text
+    budget        most nodes per draft
+    topk          for a proposer that requires top ids, as `lambda tokens: target.topk(tokens, 8)`
     """
-    assert topk is not None or proposer.requires.topk == 0, "this proposer needs the target's top-k: pass `topk`"
+    assert topk is not None or proposer.requires.topk == 0, "this proposer requires the target's top ids: pass `topk`"
     context = [int(token) for token in prompt]
     proposer.begin(seq, int_array(context))
     steps: list[Step] = []
@@ -122,14 +127,14 @@ def replay(
         context += step.emitted
         proposer.observe(seq, step)
         steps.append(step)
-        # Read after `observe`: a proposer that writes into its Step would change the text.
+        # After `observe`, so that a proposer which writes into its Step changes the text and is found.
         emitted += step.emitted
     proposer.end(seq)
     return ReplayResult(steps, emitted)
 
 
 def verify_known(draft: Draft, rest: Sequence[int], context: Sequence[int] = (), topk: TopK | None = None) -> Step:
-    """The Step of a target that is known to continue `context` with `rest` (n >= 1)."""
+    """The Step of verifying `draft`, if the target is known to continue `context` with `rest` (at least one token)."""
     known = iter([*(int(token) for token in rest), _PAST_THE_END])
     emitted, accepted = verify_tree(draft, lambda _: next(known))
     if emitted[-1] == _PAST_THE_END:
@@ -138,18 +143,18 @@ def verify_known(draft: Draft, rest: Sequence[int], context: Sequence[int] = (),
 
 
 class ProposerContract:
-    """What every proposer promises, as tests. Subclass, define `make`, and let pytest collect the subclass."""
+    """The contract of a proposer, as tests. Subclass it, define `make`, and let pytest collect the subclass."""
 
     vocab = 64
     num_sequences_to_fill = 40
-    """Finished sequences (of 12 + 48 tokens) after which the proposer of `make_bounded` holds all it may hold."""
+    """Number of finished sequences, of 12 + 48 tokens each, that fill the bounded state of `make_bounded`."""
 
     def make(self) -> Proposer:
-        """A fresh proposer; every call gives an equal one."""
+        """A fresh proposer, equal in every call."""
         raise NotImplementedError
 
     def make_bounded(self) -> Proposer:
-        """A fresh proposer whose `shared_*` state, if any, has a bound small enough to be reached in a test."""
+        """A fresh proposer whose `shared_*` state, if it has any, has a bound small enough to be reached in a test."""
         return self.make()
 
     def target(self) -> ToyTarget:
@@ -158,9 +163,11 @@ class ProposerContract:
     def test_buckets_are_named_once_with_a_probability(self) -> None:
         buckets = self.make().buckets
         names = [bucket.name for bucket in buckets]
-        assert len(set(names)) == len(names), f"bucket names repeat: {names}"
+        assert len(set(names)) == len(names), f"two buckets have the same name: {names}"
         for bucket in buckets:
-            assert 0.0 <= bucket.prior <= 1.0, f"the prior of {bucket.name} is {bucket.prior}"
+            assert 0.0 <= bucket.prior <= 1.0, (
+                f"the prior of bucket {bucket.name!r} is {bucket.prior}, which is no probability"
+            )
 
     def test_drafts_are_well_formed_and_within_budget(self) -> None:
         proposer = self.make()
@@ -181,7 +188,7 @@ class ProposerContract:
     def test_same_inputs_give_the_same_drafts(self) -> None:
         one = [draft for draft, _ in self._run(self.make(), seq=0, budget=16)]
         two = [draft for draft, _ in self._run(self.make(), seq=0, budget=16)]
-        _assert_same(one, two, "two fresh proposers disagree")
+        _assert_same(one, two, "two fresh proposers return different drafts")
 
     def test_propose_changes_nothing_visible(self) -> None:
         quiet, asked = self.make(), self.make()
@@ -190,7 +197,7 @@ class ProposerContract:
         for draft, _ in self._run(asked, seq=0, budget=16):
             drafts.append(draft)
             again = [asked.propose(0, budget) for budget in (64, 0, 5, 64)]
-            _assert_same(again[:1], again[3:], "a second call of propose gives another draft")
+            _assert_same(again[:1], again[3:], "a second call of propose returned another draft")
         _assert_same(expected, drafts, "extra calls of propose changed later drafts")
 
     def test_prompt_and_step_stay_as_they_were(self) -> None:
@@ -203,9 +210,9 @@ class ProposerContract:
         step = self._step(proposer, draft, rest, prompt.tolist())
         kept = pickle.dumps((step.emitted, step.accepted, *_arrays(step.draft), step.topk))
         proposer.observe(0, step)
-        assert np.array_equal(prompt, before), "begin wrote into the prompt"
+        assert np.array_equal(prompt, before), "begin changed the prompt"
         after = pickle.dumps((step.emitted, step.accepted, *_arrays(step.draft), step.topk))
-        assert after == kept, "observe wrote into its Step"
+        assert after == kept, "observe changed its Step"
 
     def test_later_changes_to_the_prompt_do_not_matter(self) -> None:
         proposer, expected = self.make(), self.make()
@@ -213,10 +220,29 @@ class ProposerContract:
         expected.begin(0, prompt.copy())
         proposer.begin(0, prompt)
         prompt[:] = 0
-        _assert_same([expected.propose(0, 16)], [proposer.propose(0, 16)], "the prompt was kept, not copied")
+        _assert_same(
+            [expected.propose(0, 16)], [proposer.propose(0, 16)], "begin kept the prompt itself instead of a copy"
+        )
+
+    def test_a_batch_gets_the_drafts_of_its_sequences(self) -> None:
+        """Only for proposers with `propose_batch`: it returns what `propose` returns for each sequence."""
+        proposer = self.make()
+        if not isinstance(proposer, BatchProposer):
+            return
+        runs = {key: self._run(proposer, seq=key, budget=16) for key in (3, 0, 5)}
+        for budgets in ((0, 1, 16), (7, 7, 7), (64, 2, 0), (16, 16, 16)):
+            for run in runs.values():
+                next(run, None)
+            expected = [proposer.propose(seq, budget) for seq, budget in zip(runs, budgets, strict=True)]
+            drafts = proposer.propose_batch(list(runs), list(budgets))
+            _assert_same(expected, drafts, "propose_batch does not return the drafts of propose")
+            _assert_same(
+                expected, proposer.propose_batch(list(runs), list(budgets)), "propose_batch changed the drafts"
+            )
+        assert proposer.propose_batch([], []) == [], "propose_batch of no sequences must return no drafts"
 
     def test_sequences_do_not_mix(self) -> None:
-        """Interleaved sequences draft as they would alone; where they share what they learn, as they did before."""
+        """Interleaved sequences get the drafts that they get alone; with shared state, those of a second such run."""
         keys = (0, 1, 2)
         together = self._interleaved(self.make(), keys)
         if _has_shared(self.make()):
@@ -224,7 +250,7 @@ class ProposerContract:
         else:
             expected = {key: [draft for draft, _ in self._run(self.make(), seq=key, budget=16)] for key in keys}
         for key in keys:
-            _assert_same(expected[key], together[key], f"sequence {key} drafts otherwise among others")
+            _assert_same(expected[key], together[key], f"sequence {key} gets other drafts while other sequences run")
 
     def test_end_forgets_the_sequence(self) -> None:
         proposer = self.make()
@@ -233,8 +259,8 @@ class ProposerContract:
         for seq in range(1, 21):
             self._finish(proposer, seq=seq)
         growth = len(pickle.dumps(_private(proposer))) - before
-        # A counter may take another byte; twenty forgotten sequences would take hundreds.
-        assert growth <= 64, f"20 ended sequences left {growth} bytes outside shared_* attributes"
+        # A counter may grow by a byte; twenty sequences that are not forgotten take hundreds.
+        assert growth <= 64, f"20 ended sequences left {growth} bytes outside attributes named shared_*"
 
     def test_a_sequence_number_can_be_used_again(self) -> None:
         proposer = self.make()
@@ -242,7 +268,7 @@ class ProposerContract:
         proposer.end(0)
         second = [draft for draft, _ in self._run(proposer, seq=0, budget=16)]
         if not _has_shared(proposer):
-            _assert_same(first, second, "the ended sequence still shows")
+            _assert_same(first, second, "the ended sequence changes the drafts of the next one with its number")
 
     def test_shared_state_is_bounded(self) -> None:
         proposer = self.make_bounded()
@@ -251,7 +277,7 @@ class ProposerContract:
             self._finish(proposer, seq=seq)
             if (seq + 1) % self.num_sequences_to_fill == 0:
                 sizes.append(len(pickle.dumps(_shared(proposer))))
-        assert max(sizes) <= 1.25 * sizes[0] + 256, f"shared_* state keeps growing (bytes): {sizes}"
+        assert max(sizes) <= 1.25 * sizes[0] + 256, f"the state in shared_* attributes keeps growing (bytes): {sizes}"
 
     def test_unknown_sequences_are_refused(self) -> None:
         proposer = self.make()
@@ -268,30 +294,34 @@ class ProposerContract:
             proposer.end(9)
 
     def test_any_draft_may_have_been_verified(self) -> None:
-        """The planner verifies subtrees, nothing at all, or somebody else's guesses."""
+        """The planner may have verified a subtree of the draft, nothing, or the draft of another proposer."""
         target, proposer = self.target(), self.make()
         context = target.prompt(24).tolist()
         proposer.begin(0, int_array(context))
-        for turn in range(24):
+        for round_number in range(24):
             own = proposer.propose(0, 12)
             rest = target.greedy(context, 4)
             foreign = Draft.of([rest[0], (rest[0] + 1) % self.vocab, rest[1]], [-1, -1, 0], [0, 0, 0])
-            step = self._step(proposer, (own.select(range(len(own) // 2)), EMPTY, foreign)[turn % 3], rest, context)
+            step = self._step(
+                proposer, (own.select(range(len(own) // 2)), EMPTY, foreign)[round_number % 3], rest, context
+            )
             proposer.observe(0, step)
             context += step.emitted
             self._check(proposer, proposer.propose(0, 12), 12)
         proposer.end(0)
 
     def test_a_step_may_lack_top_ids_and_name_buckets_of_a_fusion(self) -> None:
-        """Top ids are not read while a proposer rests, and only as many as others need when these were asked alone."""
+        """While a proposer is not asked, its Steps have no top ids, or as many as those that are asked require."""
         target, proposer = self.target(), self.make()
         context = target.prompt(24).tolist()
         proposer.begin(0, int_array(context))
-        for turn in range(24):
+        for round_number in range(24):
             own = proposer.propose(0, 12)
             fused = Draft(own.tokens, own.parents, own.buckets + np.int32(1000))
             step = self._step(proposer, fused, target.greedy(context, 4), context)
-            topk = step.topk if step.topk is None or turn % 3 == 2 else (None, step.topk[:, :1])[turn % 3]
+            topk = (
+                step.topk if step.topk is None or round_number % 3 == 2 else (None, step.topk[:, :1])[round_number % 3]
+            )
             proposer.observe(0, Step(step.emitted, step.draft, step.accepted, topk))
             context += step.emitted
             self._check(proposer, proposer.propose(0, 12), 12)
@@ -314,7 +344,7 @@ class ProposerContract:
         prompt = target.prompt(24)
         expected = target.greedy(prompt.tolist(), 96)
         result = replay(self.make(), prompt, expected, 16, self._topk(self.make()))
-        assert result.emitted == expected, "replay emitted another text than the target's"
+        assert result.emitted == expected, "the replay emitted a text that is not the target's"
         assert result.mean_acceptance_length >= 1.0
 
     def _topk(self, proposer: Proposer) -> TopK | None:
@@ -325,7 +355,7 @@ class ProposerContract:
         return verify_known(draft, rest, context, self._topk(proposer))
 
     def _run(self, proposer: Proposer, seq: int, budget: int, n: int = 48) -> Iterator[tuple[Draft, Step]]:
-        """Begin and decode n tokens, one step at a time; the prompt is a function of `seq`. Does not end."""
+        """Begin a sequence, whose prompt depends on `seq`, and decode n tokens; yields each draft and Step."""
         target = self.target()
         context = target.prompt(12, key=seq).tolist()
         rest = target.greedy(context, n)
@@ -357,11 +387,11 @@ class ProposerContract:
 
     def _check(self, proposer: Proposer, draft: Draft, budget: int) -> None:
         draft.check(num_tokens=self.vocab, num_buckets=len(proposer.buckets))
-        assert len(draft) <= budget, f"{len(draft)} nodes for a budget of {budget}"
+        assert len(draft) <= budget, f"the draft has {len(draft)} nodes; the budget was {budget}"
 
 
 _PAST_THE_END = -1
-"""The target's next token where the known text is over: no draft carries it."""
+"""Stands for the target's next token after the end of the known text; no draft token equals it."""
 
 
 def _topk_rows(draft: Draft, context: Sequence[int], topk: TopK) -> IntArray:
@@ -372,10 +402,10 @@ def _topk_rows(draft: Draft, context: Sequence[int], topk: TopK) -> IntArray:
 
 
 def _assert_same(one: Sequence[Draft], two: Sequence[Draft], complaint: str) -> None:
-    assert len(one) == len(two), f"{complaint}: {len(one)} and {len(two)} steps"
+    assert len(one) == len(two), f"{complaint}: {len(one)} and {len(two)} drafts"
     for index, (a, b) in enumerate(zip(one, two, strict=True)):
         same = all(np.array_equal(x, y) for x, y in zip(_arrays(a), _arrays(b), strict=True))
-        assert same, f"{complaint}; first at step {index}: {_arrays(a)} and {_arrays(b)}"
+        assert same, f"{complaint}; the first difference is at step {index}: {_arrays(a)} and {_arrays(b)}"
 
 
 def _arrays(draft: Draft) -> tuple[IntArray, IntArray, IntArray]:
@@ -391,12 +421,12 @@ def _raises_key_error(call: Callable[[], object]) -> bool:
 
 
 def _private(proposer: Proposer) -> Any:
-    """Everything the proposer holds outside attributes named `shared_*`, as plain containers."""
+    """All state of a proposer outside attributes named `shared_*`, as plain containers."""
     return _plain(proposer, keep=lambda name: not name.startswith("shared_"), seen=set())
 
 
 def _shared(proposer: Proposer) -> list[Any]:
-    """What the attributes named `shared_*` hold, at any depth: a fusion's parts have their own."""
+    """The state in attributes named `shared_*`, at any depth: each proposer of a fusion has its own."""
     found: list[Any] = []
 
     def note(owner: Any) -> None:
@@ -446,7 +476,7 @@ _MASK = (1 << 64) - 1
 
 
 def _hash(*values: int) -> int:
-    """A 64-bit hash that is the same in every process (SplitMix64 finaliser, chained)."""
+    """A 64-bit hash that is the same in every process: the finaliser of SplitMix64, chained."""
     state = 0x9E3779B97F4A7C15
     for value in values:
         state = (state + (value & _MASK) + 0x9E3779B97F4A7C15) & _MASK
@@ -457,7 +487,7 @@ def _hash(*values: int) -> int:
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser over an array; wraps."""
+    """The finaliser of SplitMix64 for an array of 64-bit integers, which wrap around."""
     values = values * np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

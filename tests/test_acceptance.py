@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specplug.core import EMPTY, ROOT, Bucket, Draft
-from specplug.planning.acceptance import DECAY, PRIOR_WEIGHT, AcceptanceTable
+from specplug.planning.acceptance import AcceptanceTable
+from specplug.planning.constants import ACCEPTANCE_DECAY, PRIOR_WEIGHT
 
 
 def table(*priors: float) -> AcceptanceTable:
@@ -18,15 +19,15 @@ def counts(found: AcceptanceTable) -> list[tuple[float, float]]:
 
 
 def seen(priors: Sequence[float], results: Sequence[Sequence[bool]]) -> list[tuple[float, float]]:
-    """By definition: of n results the i-th counts DECAY ** (n - 1 - i), the prior DECAY ** n."""
+    """By definition: of n results the i-th counts ACCEPTANCE_DECAY ** (n - 1 - i), the prior ACCEPTANCE_DECAY ** n."""
     found = []
     for prior, line in zip(priors, results, strict=True):
         n = len(line)
-        old = PRIOR_WEIGHT * DECAY**n
+        old = PRIOR_WEIGHT * ACCEPTANCE_DECAY**n
         found.append(
             (
-                old * prior + sum(DECAY ** (n - 1 - i) for i, hit in enumerate(line) if hit),
-                old * (1 - prior) + sum(DECAY ** (n - 1 - i) for i, hit in enumerate(line) if not hit),
+                old * prior + sum(ACCEPTANCE_DECAY ** (n - 1 - i) for i, hit in enumerate(line) if hit),
+                old * (1 - prior) + sum(ACCEPTANCE_DECAY ** (n - 1 - i) for i, hit in enumerate(line) if not hit),
             )
         )
     return found
@@ -65,12 +66,12 @@ def test_old_results_fade_by_decay(prior: float, results: list[bool]) -> None:
 
 
 def test_about_the_last_hundred_matter() -> None:
-    """The weights sum to 1 / (1 - DECAY); after 1000 hits, 300 misses leave DECAY ** 300 of them."""
+    """The weights sum to 1 / (1 - decay); after 1000 hits, 300 misses leave decay ** 300 of them."""
     found = table(0.5)
     for token in [1] * 1000 + [2] * 300:
         found.learn(Draft.chain([1], [0]), [token])
-    assert found.hits[0] + found.misses[0] == pytest.approx(1 / (1 - DECAY), rel=0.01)
-    assert found.probability[0] == pytest.approx(DECAY**300, rel=0.01)
+    assert found.hits[0] + found.misses[0] == pytest.approx(1 / (1 - ACCEPTANCE_DECAY), rel=0.01)
+    assert found.probability[0] == pytest.approx(ACCEPTANCE_DECAY**300, rel=0.01)
 
 
 def test_buckets_are_apart() -> None:

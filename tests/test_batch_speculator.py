@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from specplug.core import Bucket, IntArray, Requires, int_array
 from specplug.drafts.chains import Chains, ChainSteps
 from specplug.planning.batch_speculator import BatchPlan, BatchSpeculator, batch_cost
-from specplug.planning.cost import PLAIN_EVERY, BatchCost, CostCurve
+from specplug.planning.constants import PLAIN_INTERVAL
+from specplug.planning.cost import BatchCost, CostCurve
 from specplug.profile import CostPoints
 
 K = 3
@@ -143,6 +144,17 @@ def test_a_source_that_never_pays_rests_and_one_that_pays_does_not() -> None:
     assert steps > 20 and useful.asked == steps
 
 
+def test_a_proposer_that_takes_longer_than_a_millisecond_is_asked_while_it_saves_more() -> None:
+    """Two sequences, 30 ms a pass. Asking takes 5 ms; six sure draft tokens save more than a pass."""
+    slow = Says([1, 2, 3], [0.95] * K)
+    ticks = count(step=5_000_000).__next__
+    one = BatchSpeculator([slow], ["slow"], flat([30.0] * 8), k=K, clock=ticks)
+    for step in range(1, 21):
+        plan(one, [0, 1])
+        one.observe(came([0, 1], [[1, 2, 3, 4]] * 2))
+        assert slow.asked == step
+
+
 def test_while_all_rest_nothing_is_asked() -> None:
     source = Says([7], [0.02], topk=8)
     one = speculator([source], [0.5 * n for n in range(1, 9)])
@@ -166,7 +178,7 @@ def test_of_an_ended_sequence_nothing_is_kept() -> None:
     one.begin(5, int_array([1]))
     plan(one, [5])
     one.end(5)
-    assert source.ended == [5] and not one._offered
+    assert source.ended == [5] and not one._last_chains
     one.observe(came([5], [[1]]))
     assert one.table.learned() == {}
 
@@ -189,11 +201,11 @@ def test_a_plain_pass_is_due_by_the_curve_of_the_batch() -> None:
     )
     one = BatchSpeculator([Says([1], [0.9])], ["source"], cost, k=K)
     asked = []
-    for _ in range(PLAIN_EVERY + 2):
+    for _ in range(PLAIN_INTERVAL + 2):
         asked.append(one.due(4))
         cost.observe(4, 12 if asked[-1] else 4, 0, 17.0 if asked[-1] else 9.0)
-    assert asked == [True] * PLAIN_EVERY + [False, True]
-    for _ in range(PLAIN_EVERY):
+    assert asked == [True] * PLAIN_INTERVAL + [False, True]
+    for _ in range(PLAIN_INTERVAL):
         cost.observe(4, 12, 0, 17.0)
     assert one.due(2) and one.due() and not one.due(4)
 
@@ -203,10 +215,10 @@ def test_one_plain_pass_is_enough_whatever_the_curves_form() -> None:
     cost = batch_cost([CostPoints((0,), tuple(range(1, 36)), (tuple(float(ms) for ms in range(9, 44)),), 4)])
     one = BatchSpeculator([Says([1], [0.9])], ["source"], cost, k=K)
     asked = []
-    for _ in range(2 * PLAIN_EVERY + 2):
+    for _ in range(2 * PLAIN_INTERVAL + 2):
         asked.append(one.due(4))
         cost.observe(4, 7 if asked[-1] else 4, 0, float(cost.at(4, 0)[6 if asked[-1] else 3]))
-    assert asked == [*[True] * PLAIN_EVERY, False] * 2
+    assert asked == [*[True] * PLAIN_INTERVAL, False] * 2
 
 
 @pytest.mark.parametrize("sequences", [3, 9])
@@ -214,7 +226,7 @@ def test_a_batch_without_a_curve_of_its_own_drafts_on(sequences: int) -> None:
     """No pass of it is plain to the curve that is taken for it, so that one would be due for ever."""
     cost = BatchCost({size: CostCurve([0], range(1, 36), [list(range(9, 44))]) for size in (2, 4)})
     one = BatchSpeculator([Says([1], [0.9])], ["source"], cost, k=K)
-    for _ in range(3 * PLAIN_EVERY):
+    for _ in range(3 * PLAIN_INTERVAL):
         assert one.due(sequences)
         cost.observe(sequences, sequences + 3, 0, 20.0)
 

@@ -6,18 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specplug.errors import UsageError
-from specplug.planning.cost import (
-    DRIFT,
-    EARLY,
-    FORGET,
-    OWN_DRIFT,
-    PLAIN_EVERY,
-    PLAIN_SOON,
-    RARE_DRIFT,
-    REFRESH,
-    CostCurve,
-    oracle_speedup,
+from specplug.planning.constants import (
+    CURVE_REFRESH,
+    EARLY_EXTRA_ROWS_STEP,
+    EXTRA_ROWS_RETURN,
+    MAX_RARE_PLAIN_STEP,
+    MIN_PLAIN_INTERVAL,
+    ONE_ROW_STEP,
+    PLAIN_INTERVAL,
+    ROW_COUNT_STEP,
 )
+from specplug.planning.cost import CostCurve, oracle_speedup
 
 
 def feed(curve: CostCurve, rows: int, ms: Sequence[float], context: int = 0) -> None:
@@ -131,15 +130,15 @@ def test_values_are_positive_numbers(value: float) -> None:
 def test_one_refresh_of_slow_passes_by_hand() -> None:
     """What a second row adds keeps its price."""
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
-    feed(curve, 1, [15.0] * REFRESH)
-    one = 10.0 * (1 + DRIFT) ** REFRESH
+    feed(curve, 1, [15.0] * CURVE_REFRESH)
+    one = 10.0 * (1 + ONE_ROW_STEP) ** CURVE_REFRESH
     assert curve.at(0) == pytest.approx([one, one + 2.0])
 
 
 def test_a_pause_moves_the_curve_no_further_than_a_slow_pass() -> None:
     slow, pause = (CostCurve([0], [1], [[10.0]]) for _ in range(2))
-    feed(slow, 1, [10.1] + [9.0] * (REFRESH - 1))
-    feed(pause, 1, [1e9] + [9.0] * (REFRESH - 1))
+    feed(slow, 1, [10.1] + [9.0] * (CURVE_REFRESH - 1))
+    feed(pause, 1, [1e9] + [9.0] * (CURVE_REFRESH - 1))
     assert pause.at(0) == slow.at(0)
     assert pause.at(0)[0] < 10.0
 
@@ -149,7 +148,7 @@ def test_the_curve_comes_to_what_passes_take(true_ms: float) -> None:
     """10 to 30 ms is 275 steps of 0.4%. It may overshoot by what was seen before a refresh, and no more."""
     curve = CostCurve([0], [1], [[10.0]])
     feed(curve, 1, [true_ms] * 1000)
-    assert curve.at(0)[0] == pytest.approx(true_ms, rel=(1 + DRIFT) ** REFRESH - 1)
+    assert curve.at(0)[0] == pytest.approx(true_ms, rel=(1 + ONE_ROW_STEP) ** CURVE_REFRESH - 1)
 
 
 def test_the_curve_comes_to_the_median() -> None:
@@ -165,7 +164,7 @@ def test_passes_that_take_what_the_curve_says_leave_it_alone() -> None:
     curve = CostCurve([0], [1], [[10.0]])
     seen = []
     for _ in range(50):
-        feed(curve, 1, [10.0] * REFRESH)
+        feed(curve, 1, [10.0] * CURVE_REFRESH)
         seen += curve.at(0)
     assert seen == pytest.approx([10.0] * 50, rel=0.02)
 
@@ -179,9 +178,10 @@ def test_a_fuller_cache_never_costs_less_with_three_contexts() -> None:
 def test_a_correction_holds_at_every_context() -> None:
     curve = CostCurve([0, 1024], [1, 2, 3], [[10.0, 12.0, 14.0], [20.0, 24.0, 28.0]])
     first, second, third = curve.at(5000)
-    feed(curve, 2, [1.0] * REFRESH, context=100)
-    small = (1 - OWN_DRIFT) ** REFRESH
-    extra = float(np.prod([1 - max(EARLY / 10, EARLY / n) for n in range(1, REFRESH + 1)]))
+    feed(curve, 2, [1.0] * CURVE_REFRESH, context=100)
+    small = (1 - ROW_COUNT_STEP) ** CURVE_REFRESH
+    early = EARLY_EXTRA_ROWS_STEP
+    extra = float(np.prod([1 - max(early / 10, early / n) for n in range(1, CURVE_REFRESH + 1)]))
     one = first * small
     expected = [one, (one + (second - first) * extra) * small, one + (third - first) * extra]
     assert curve.at(5000) == pytest.approx(expected)
@@ -211,16 +211,16 @@ def test_the_first_passes_of_several_rows_count_most() -> None:
 def test_rows_as_cheap_as_one_stay_so() -> None:
     """Nothing to scale: one row count's own correction, and the whole's, are all there is."""
     curve = CostCurve([0], range(1, 5), [[10.0] * 4])
-    feed(curve, 3, [12.0] * 40 * REFRESH)
+    feed(curve, 3, [12.0] * 40 * CURVE_REFRESH)
     assert curve.at(0)[2] == pytest.approx(12.0, rel=0.02)
 
 
 def test_a_price_that_nothing_confirms_is_forgotten() -> None:
     """A spell in which seven more rows cost 10.5 instead of 7 ms, then none but single rows."""
     curve = CostCurve([0], range(1, 9), [[10.0 + n for n in range(8)]])
-    feed(curve, 8, [20.5] * 2 * REFRESH)
+    feed(curve, 8, [20.5] * 2 * CURVE_REFRESH)
     dear = curve.at(0)[7] - curve.at(0)[0]
-    feed(curve, 1, [10.0] * round(3 / FORGET))
+    feed(curve, 1, [10.0] * round(3 / EXTRA_ROWS_RETURN))
     assert dear > 9.5
     assert curve.at(0)[7] - curve.at(0)[0] < 8.0
 
@@ -236,9 +236,9 @@ def passes_until_plain_is_due(curve: CostCurve) -> int:
 def test_a_plain_pass_is_due_when_none_was_seen_for_long() -> None:
     """After one that took about what was thought, not again for as long; after a surprise, soon, then ever later."""
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
-    assert passes_until_plain_is_due(curve) == PLAIN_EVERY
+    assert passes_until_plain_is_due(curve) == PLAIN_INTERVAL
     curve.observe(1, 0, 10.5)
-    assert passes_until_plain_is_due(curve) == PLAIN_EVERY
+    assert passes_until_plain_is_due(curve) == PLAIN_INTERVAL
     curve.observe(1, 0, 8.0)
     waits = []
     for _ in range(6):
@@ -247,7 +247,7 @@ def test_a_plain_pass_is_due_when_none_was_seen_for_long() -> None:
     assert waits == [16, 32, 64, 64, 64, 64]
     for _ in range(3):
         curve.observe(1, 0, 20.0)
-    assert passes_until_plain_is_due(curve) == PLAIN_SOON
+    assert passes_until_plain_is_due(curve) == MIN_PLAIN_INTERVAL
 
 
 @pytest.mark.parametrize("true_ms", [12.0, 18.0])
@@ -255,7 +255,7 @@ def test_plain_passes_that_change_are_found_out_while_drafts_run(true_ms: float)
     """Thought to be 15 ms. A fifth is made up of steps of 4% after 64 and after 16 passes, and of 1.6% after 4 each."""
     curve = CostCurve([0], [1, 2, 3, 4, 5], [[15.0, 17.0, 19.0, 21.0, 23.0]])
     plain = 0
-    for _ in range(PLAIN_EVERY + 100):
+    for _ in range(PLAIN_INTERVAL + 100):
         rows = 1 if curve.plain_due else 5
         plain += rows == 1
         curve.observe(rows, 0, true_ms if rows == 1 else 23.0)
@@ -269,8 +269,8 @@ def test_a_pause_in_a_rare_plain_pass_moves_the_curve_little() -> None:
     passes = passes_until_plain_is_due(curve)
     before = curve.at(0)[0]
     curve.observe(1, 0, 1e9)
-    feed(curve, 2, [0.0] * (REFRESH - 1 - passes % REFRESH))  # the next corrected curve
-    assert curve.at(0)[0] <= before * (1 + RARE_DRIFT)
+    feed(curve, 2, [0.0] * (CURVE_REFRESH - 1 - passes % CURVE_REFRESH))  # the next corrected curve
+    assert curve.at(0)[0] <= before * (1 + MAX_RARE_PLAIN_STEP)
 
 
 @pytest.mark.parametrize("off", [0.02, 0.05])
@@ -289,14 +289,14 @@ def test_a_difference_of_rounding_is_none() -> None:
     """(15.37 + 1.13) - 1.13 is not 15.37, and replays would have their price swing for it."""
     curve = CostCurve([0], [1, 2], [[15.37, 20.0]], change_ms=1.13)
     for _ in range(20):
-        feed(curve, 2, [20.0] * 2 * PLAIN_EVERY)
+        feed(curve, 2, [20.0] * 2 * PLAIN_INTERVAL)
         curve.observe(1, 0, 15.37 + 1.13, changed=True)
     assert curve.at(0) == [15.37, 20.0]
 
 
 def test_rows_beyond_the_curve_teach_nothing() -> None:
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
-    feed(curve, 3, [1000.0] * 2 * REFRESH)
+    feed(curve, 3, [1000.0] * 2 * CURVE_REFRESH)
     assert curve.at(0) == [10.0, 12.0]
 
 

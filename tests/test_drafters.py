@@ -18,7 +18,7 @@ from specplug.core import Draft, IntArray, Step
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
-from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, REFUSED, ModelDrafter
+from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, REFUSED, TIMED_READ, ModelDrafter
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
@@ -307,6 +307,26 @@ def test_catching_up_after_a_rest_gives_the_same_guesses(q8_0: Model, folder: Pa
         assert one.shared_held == other.shared_held
 
 
+def test_what_asking_costs_is_known_before_the_text_is_read(q8_0: Model, folder: Path) -> None:
+    prompt, text = chats(q8_0)[0], list(range(100, 100 + LEND_FROM + 2))
+    assert len(prompt) > TIMED_READ
+    with open_context(q8_0, replace(RUNTIME, flash_attention=True), cells=512, num_ids=2, max_rows=4) as target:
+        target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
+        target.decode()
+        for lend in (None, target.state):
+            with opened(q8_0, folder, lend=lend) as drafter:
+                drafter.begin(0, prompt)
+                assert drafter.asking_ms(0) == 0.0, "nothing was measured yet"
+                drafter.propose(0, 2)
+                assert drafter.asking_ms(0) == 0.0, "only the last token is read again"
+                drafter.observe(0, Step(text[:2], Draft.of([], [], []), []))
+                few = drafter.asking_ms(0)
+                drafter.observe(0, Step(text[2:], Draft.of([], [], []), []))
+                many = drafter.asking_ms(0)
+                # Where the target's cells are copied, few tokens are read all the same, at a price still unknown.
+                assert (few, many > 0.0) == (0.0, True) if lend else 0.0 < few < many
+
+
 def test_it_stops_guessing_when_told_that_no_more_pays(q8_0: Model, folder: Path) -> None:
     asked: list[list[int]] = []
 
@@ -337,12 +357,12 @@ def test_a_price_that_was_too_high_is_found_out(q8_0: Model, folder: Path) -> No
     """Where nothing is guessed nothing is timed; so it looks, now and then, and what is held stays as it is."""
     with opened(q8_0, folder) as drafter:
         drafter.begin(0, chats(q8_0)[0])
-        drafter.pays = lambda chain, rate: drafter.guess_ms < 1000
+        drafter.pays = lambda chain, rate: drafter.draft_token_ms < 1000
         expected = drafter.propose(0, 4).tokens.tolist()
-        drafter.guess_ms = 1500.0
+        drafter.draft_token_ms = 1500.0
         prices = []
         while not len(drafter.propose(0, 4)):
-            prices.append(drafter.guess_ms)
+            prices.append(drafter.draft_token_ms)
             assert len(prices) <= 2 * REFUSED
         assert prices == [1500.0] * (REFUSED - 1) + [1125.0] * REFUSED + [843.75], (
             "a quarter less, whatever one pass says"
@@ -354,10 +374,10 @@ def test_looking_at_the_price_reads_nothing(q8_0: Model, folder: Path) -> None:
     with opened(q8_0, folder) as drafter:
         drafter.begin(0, chats(q8_0)[0])
         drafter.pays = lambda chain, rate: False
-        drafter.guess_ms = 0.001
+        drafter.draft_token_ms = 0.001
         for _ in range(REFUSED):
             assert len(drafter.propose(0, 4)) == 0
-        assert drafter.guess_ms == 0.001, "a pass that takes longer is no news"
+        assert drafter.draft_token_ms == 0.001, "a pass that takes longer is no news"
         assert drafter.shared_held[0] == []
         drafter.pays = None
         expected = drafter.propose(0, 4).tokens.tolist()

@@ -1,11 +1,12 @@
 from collections.abc import Sequence
+from itertools import count
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
+from specplug.core import EMPTY, ROOT, BatchProposer, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
 from specplug.planning.fusion import Fusion
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
@@ -198,11 +199,40 @@ def test_only_active_sources_are_asked() -> None:
     one, two = Scripted(Draft.chain([1], [0])), Impatient(Draft.chain([2], [0]))
     fusion = Fusion([one, two])
     spent_ns = [0, 0]
-    assert paths(fusion.propose_from(3, 7, [False, True], spent_ns)) == [(2,)]
+    (draft,) = fusion.propose_all([3], [7], [(), (0,)], spent_ns)
+    assert paths(draft) == [(2,)]
     assert one.told == []
     assert two.told == [("propose", 3, 7)]
     assert spent_ns[0] == 0 < spent_ns[1]
-    assert len(fusion.propose_from(3, 7, [False, False])) == 0
+    assert fusion.propose_all([3], [7], [(), ()], spent_ns) == [EMPTY]
+
+
+def test_each_proposer_is_asked_for_its_sequences_only() -> None:
+    one, two = Scripted(Draft.chain([1], [0])), Impatient(Draft.chain([2], [0]))
+    fusion = Fusion([one, two], clock=count(step=100).__next__)
+    spent_ns = [0, 5]
+    drafts = fusion.propose_all([8, 9, 7], [3, 4, 5], [(0, 2), (1, 2)], spent_ns)
+    assert [paths(draft) for draft in drafts] == [[(1,)], [(2,)], [(1,), (2,)]]
+    assert one.told == [("propose", 8, 3), ("propose", 7, 5)]
+    assert two.told == [("propose", 9, 4), ("propose", 7, 5)]
+    assert spent_ns == [100, 105], "the clock is read twice per proposer, not per sequence"
+
+
+class ScriptedBatch(Scripted):
+    """Also drafts for several sequences in one call."""
+
+    def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
+        self.told.append(("propose_batch", list(seqs), list(budgets)))
+        return [self.draft.select(range(min(budget, len(self.draft)))) for budget in budgets]
+
+
+def test_a_batch_proposer_is_called_once_for_all_its_sequences() -> None:
+    one, two = ScriptedBatch(Draft.chain([1, 2], [0, 0])), Scripted(Draft.chain([1, 3], [0, 0]))
+    assert isinstance(one, BatchProposer) and not isinstance(two, BatchProposer)
+    drafts = Fusion([one, two]).propose_all([8, 9, 7], [1, 4, 4], [(0, 2), range(3)], [0, 0])
+    assert [paths(draft) for draft in drafts] == [[(1,)], [(1,), (1, 3)], [(1,), (1, 2), (1, 3)]]
+    assert one.told == [("propose_batch", [8, 7], [1, 4])]
+    assert two.told == [("propose", 8, 1), ("propose", 9, 4), ("propose", 7, 4)]
 
 
 def test_a_lone_drafts_buckets_are_the_fusions() -> None:
@@ -218,7 +248,7 @@ def test_everything_is_told_to_all() -> None:
     one, two = Scripted(Draft.chain([1], [0])), Impatient(EMPTY)
     fusion = Fusion([one, two])
     fusion.begin(4, int_array([8, 9]))
-    step = Step([1, 5], fusion.propose_from(4, 3, [True, False]), [0])
+    step = Step([1, 5], fusion.propose_all([4], [3], [(0,), ()], [0, 0])[0], [0])
     fusion.observe(4, step)
     fusion.end(4)
     assert one.told == [("begin", 4, [8, 9]), ("propose", 4, 3), ("observe", 4, step), ("end", 4)]

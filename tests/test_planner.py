@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.core import EMPTY, ROOT, Bucket, Draft
+from specplug.core import EMPTY, NO_LIMITS, ROOT, Bucket, Draft, DraftLimits
 from specplug.planning.acceptance import AcceptanceTable
+from specplug.planning.constants import MIN_SPEEDUP
 from specplug.planning.cost import CostCurve
-from specplug.planning.planner import MARGIN, REST_LIMIT, REST_SHARE, TRIALS, Plan, Planner, Rest, best_nodes
+from specplug.planning.planner import Plan, Planner, best_nodes
 
 Node = tuple[int, int]
 """Sequence and node."""
@@ -28,9 +29,10 @@ def planner(
     max_nodes: int = 64,
     trees: bool = True,
     static: bool = False,
+    limits: DraftLimits = NO_LIMITS,
 ) -> Planner:
     table = AcceptanceTable([Bucket(f"bucket {i}", p) for i, p in enumerate(probabilities)])
-    return Planner(table, curve(ms), max_nodes=max_nodes, trees=trees, static=static)
+    return Planner(table, curve(ms), max_nodes=max_nodes, trees=trees, static=static, limits=limits)
 
 
 def forest(parents: Sequence[Sequence[int]]) -> list[Draft]:
@@ -82,7 +84,7 @@ def best_rate(
         for some in subtrees(parents)
         if len(some) <= max_nodes and sequences + len(some) <= len(ms)
     )
-    return best if best > MARGIN * plain else plain
+    return best if best > MIN_SPEEDUP * plain else plain
 
 
 @st.composite
@@ -238,7 +240,7 @@ def test_without_trees_a_plan_is_the_beginning_of_the_best_path(
         first += len(line)
     free = planner(probabilities, FLAT, trees=False).plan(forest(parents), 0)
     drafted = len(parents) + sum(best_sums)
-    assert free.expected_tokens == pytest.approx(drafted if drafted > MARGIN * len(parents) else len(parents))
+    assert free.expected_tokens == pytest.approx(drafted if drafted > MIN_SPEEDUP * len(parents) else len(parents))
 
 
 def to_root(node: int, parents: Sequence[int]) -> list[int]:
@@ -313,74 +315,11 @@ def test_max_nodes_leaves_room_for_the_root() -> None:
     assert planner([0.5] * 8, [10.0] * 4, max_nodes=64).plan(forest([[ROOT] * 8]), 0).rows == 4
 
 
-# -- rest ------------------------------------------------------------------------------------------------------------
-
-
-def waits(rest: Rest, times: int, ms: float, plain_ms: float) -> list[int]:
-    """Steps between one asking and the next, when none pays."""
-    found = []
-    for _ in range(times):
-        assert rest.due()
-        rest.used(ms, 0.0, plain_ms)
-        found.append(0)
-        while rest.waiting:
-            assert not rest.due()
-            found[-1] += 1
-    return found
-
-
-def test_a_source_that_never_pays_is_asked_ever_more_rarely() -> None:
-    assert waits(Rest(), 9, ms=10.0, plain_ms=10.0) == [1, 3, 7, 15, 31, 63, REST_LIMIT, REST_LIMIT, REST_LIMIT]
-
-
-def test_a_cheap_source_rests_no_longer_than_its_share_asks() -> None:
-    """1/128 ms of a plain step's 100/128 is 1%: every third step is under 0.4%, every second is not."""
-    assert REST_SHARE == 0.004
-    assert waits(Rest(), 4, ms=1 / 128, plain_ms=100 / 128) == [1, 2, 2, 2]
-
-
-def test_a_source_that_costs_nothing_to_speak_of_is_always_asked() -> None:
-    assert waits(Rest(), 5, ms=0.001, plain_ms=10.0) == [0] * 5
-
-
-def test_a_source_that_once_took_no_time_rests_as_any() -> None:
-    rest = Rest()
-    rest.used(0.0, 0.0, 10.0)  # a coarse clock
-    for _ in range(20):
-        if rest.due():
-            rest.used(10.0, 0.0, 10.0)
-    assert rest.asked < 10
-
-
-def test_a_source_that_pays_is_asked_at_every_step() -> None:
-    rest = Rest()
-    for _ in range(10):
-        assert rest.due()
-        rest.used(5.0, 1e3, 10.0)
-
-
-def test_a_source_that_pays_again_is_asked_at_every_step_again() -> None:
-    rest = Rest()
-    waits(rest, 8, ms=10.0, plain_ms=10.0)
-    assert rest.due()
-    rest.used(10.0, 1e3, 10.0)
-    assert rest.due()
-    assert waits(rest, 3, ms=10.0, plain_ms=10.0) == [1, 3, 7]
-
-
-def test_the_cost_of_asking_is_a_running_mean() -> None:
-    """Five plain: the mean 3; then a fifth of the way from 3 to 13."""
-    rest = Rest()
-    for ms in (1.0, 2.0, 3.0, 4.0, 5.0):
-        rest.used(ms, 1e3, 10.0)
-    assert rest.cost_ms == pytest.approx(3.0)
-    rest.used(13.0, 1e3, 10.0)
-    assert rest.cost_ms == pytest.approx(5.0)
-    assert rest.asked == 6
+# -- the margin, and changes of the row count --------------------------------------------------------------------------
 
 
 def test_a_gain_below_the_margin_is_left_alone() -> None:
-    for gain, rows in ((MARGIN - 1.001, 1), (MARGIN - 0.999, 2)):
+    for gain, rows in ((MIN_SPEEDUP - 1.001, 1), (MIN_SPEEDUP - 0.999, 2)):
         assert planner([gain], [10.0, 10.0]).plan([Draft.chain([0], [0])], 0).rows == rows
 
 
@@ -405,78 +344,6 @@ def test_another_row_count_costs_a_change_and_leaving_plain_decoding_two(
     plan = one.plan(drafts, 0, last_rows=last_rows)
     assert plan.rows == rows
     assert one.saved_ms(plan, 0, frozenset()) == pytest.approx(saved)
-
-
-def test_a_dear_source_is_judged_by_its_mean_gain() -> None:
-    """It gains 6 ms in every second step, and loses 4 in the others: 1 ms a step."""
-    rest = Rest(dear=True)
-    for step in range(100):
-        assert rest.due()
-        rest.used(4.0, 10.0 if step % 2 else 0.0, 10.0)
-
-
-def test_a_dear_source_that_loses_rests_after_its_trials() -> None:
-    rest = Rest(dear=True)
-    assert waits(rest, TRIALS + 4, ms=10.0, plain_ms=10.0) == [0] * TRIALS + [1, 3, 7, 15]
-    waits(rest, 12, ms=100.0, plain_ms=1.0)
-    assert rest.interval == REST_LIMIT
-
-
-def test_a_dear_source_of_which_little_is_seen_gets_the_benefit_of_the_doubt() -> None:
-    """It loses 2 ms a time: after n times, 10 / sqrt(n) is more than that for n below 25."""
-    rest = Rest(dear=True)
-    for _ in range(24):
-        assert rest.due()
-        rest.used(2.0, 0.0, 10.0)
-    assert rest.waiting == 0
-    rest.used(2.0, 0.0, 10.0)
-    assert rest.waiting > 0
-
-
-def test_a_dear_source_that_refuses_is_asked_again_soon_and_not_held_to_have_lost() -> None:
-    rest = Rest(dear=True)
-    found = []
-    for _ in range(5):
-        rest.refused()
-        found.append(rest.waiting)
-        while not rest.due():
-            pass
-    assert found == [1, 3, 7, 7, 7]
-    rest.used(1.0, 10.0, 10.0)
-    assert rest.due() and rest.gain_ms == 9.0 and rest.trials == TRIALS - 1
-
-
-def test_a_refusal_forgets_no_loss_and_takes_back_no_promise() -> None:
-    rest = Rest(dear=True)
-    waits(rest, TRIALS + 6, ms=10.0, plain_ms=10.0)
-    assert rest.interval == 63
-    rest.refused()
-    assert rest.waiting == 63
-    rest.used(10.0, 0.0, 10.0)
-    assert rest.waiting == REST_LIMIT
-    rest.new_text()
-    promise = rest.promise
-    for _ in range(3):
-        rest.refused()
-        rest.new_text()
-    assert rest.trials == promise == TRIALS // 2
-
-
-def test_a_new_text_gives_a_dear_source_a_new_chance_and_a_smaller_one_where_it_lost() -> None:
-    rest = Rest(dear=True)
-    for trials in (TRIALS // 2, TRIALS // 4, 2, 2):
-        waits(rest, TRIALS + 3, ms=10.0, plain_ms=10.0)
-        rest.new_text()
-        assert waits(rest, trials + 1, ms=10.0, plain_ms=10.0) == [0] * trials + [1]
-    for _ in range(40):
-        rest.used(1.0, 10.0, 10.0)
-    rest.new_text()
-    assert rest.trials == TRIALS
-    other = Rest()
-    waits(other, 3, ms=10.0, plain_ms=10.0)
-    waiting = other.waiting
-    other.new_text()
-    assert other.waiting == waiting
 
 
 # -- guessing on -----------------------------------------------------------------------------------------------------
@@ -511,3 +378,57 @@ def test_a_guess_for_one_of_many_sequences_brings_as_much_and_the_pass_costs_all
 def test_static_planners_guess_on_up_to_their_size() -> None:
     static = planner([0.5], STEEP, max_nodes=3, static=True)
     assert [static.another_pays([0.1] * n, 0.0, 1e9, 0, 1) for n in range(5)] == [True, True, True, False, False]
+
+
+# -- what the target's memory allows ---------------------------------------------------------------------------------
+
+
+def test_where_a_memory_holds_no_trees_the_likeliest_chain_is_verified() -> None:
+    """Path probabilities 0.5, 0.4 and 0.45: as a tree all three pay, as a chain the first two sum to more."""
+    drafts, probabilities = forest([[ROOT, 0, ROOT]]), [0.5, 0.8, 0.45]
+    assert chosen(planner(probabilities, FLAT).plan(drafts, 0)) == {0, 1, 2}
+    assert chosen(planner(probabilities, FLAT, limits=DraftLimits(trees=False)).plan(drafts, 0)) == {0, 1}
+
+
+def test_nodes_deeper_than_a_memory_can_take_back_are_cut_before_the_choice() -> None:
+    """Sums of path probabilities: 0.5 + 0.5 + 0.5 below the first child, 0.9 for the second.
+
+    Down to a depth of 1 that leaves 0.5 and 0.9, of which a chain takes the better.
+    """
+    drafts, probabilities = forest([[ROOT, 0, 1, ROOT]]), [0.5, 1.0, 1.0, 0.9]
+    assert chosen(planner(probabilities, FLAT, limits=DraftLimits(depth=2)).plan(drafts, 0)) == {0, 1, 3}
+    assert chosen(planner(probabilities, FLAT, limits=DraftLimits(depth=1)).plan(drafts, 0)) == {0, 3}
+    chains = planner(probabilities, FLAT, limits=DraftLimits(trees=False, depth=1))
+    assert chosen(chains.plan(drafts, 0)) == {3}
+    assert chosen(planner(probabilities, FLAT, trees=False).plan(drafts, 0)) == {0, 1, 2}
+    static = planner(probabilities, STEEP, static=True, limits=DraftLimits(depth=0))
+    assert chosen(static.plan(drafts, 0)) == set()
+
+
+def test_a_chain_is_not_drafted_deeper_than_can_be_taken_back() -> None:
+    for static in (False, True):
+        one = planner([0.9], FLAT, static=static, limits=DraftLimits(depth=2))
+        assert [one.another_pays([0.9] * n, 0.9, 0.1, 0, 1) for n in range(4)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("price_ms", "rows", "saved"),
+    [
+        (0.0, 2, 7.0),  # 1.9 tokens in 12 ms, which plain decoding takes 19 ms for
+        (5.0, 2, 2.0),  # in 17 ms
+        (7.0, 1, 0.0),  # 19 ms: no gain
+    ],
+)
+def test_taking_a_draft_back_has_its_price(price_ms: float, rows: int, saved: float) -> None:
+    one = planner([0.9], [10.0, 12.0], limits=DraftLimits(price_ms=price_ms))
+    plan = one.plan(forest([[ROOT]]), 0)
+    assert (plan.rows, plan.expected_ms) == (rows, 10.0 if rows == 1 else 12.0 + price_ms)
+    assert one.saved_ms(plan, 0, frozenset()) == pytest.approx(saved)
+    assert one.another_pays([], 0.9, 0.0, 0, 1) == (rows == 2)
+
+
+def test_the_price_is_one_of_the_pass_however_many_rows_have_drafts() -> None:
+    """Two sequences, a sure draft token each: 4 tokens in 10 + 9 ms beat 2 in 10 ms; one of them, 3 in 19 ms, not."""
+    one = planner([1.0, 1.0], FLAT, limits=DraftLimits(price_ms=9.0))
+    assert one.plan(forest([[ROOT], [ROOT]]), 0).rows == 4
+    assert one.plan(forest([[ROOT], []]), 0).rows == 2

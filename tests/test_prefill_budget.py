@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from specplug.engines.llama_cpp.prefill_budget import FIRST_ROWS, MOST_STEPS, PrefillBudget
+from specplug.engines.llama_cpp.prefill_budget import PrefillBudget
+from specplug.planning.constants import PREFILL_FIRST_ROWS, PREFILL_MAX_STEPS
 
 
 def read(pace: PrefillBudget, first_ms: float, row_ms: float, steps: int, *, drafts: int = 0) -> list[int]:
@@ -17,9 +18,9 @@ def read(pace: PrefillBudget, first_ms: float, row_ms: float, steps: int, *, dra
 
 def test_the_bound_is_filled() -> None:
     """10 ms for the sequences and 0.5 for each row of a prompt: 35 of them make 27.5 ms, the bound."""
-    assert MOST_STEPS == 2.75
+    assert PREFILL_MAX_STEPS == 2.75
     pace = PrefillBudget()
-    assert pace.rows(2, 2) == FIRST_ROWS
+    assert pace.rows(2, 2) == PREFILL_FIRST_ROWS
     assert read(pace, 0.0, 0.5, 300)[-1] in (34, 35)
     assert pace.rows(3, 3) in (33, 34), "of three sequences no step was seen: as for two, with one more row taken"
 
@@ -52,8 +53,8 @@ def test_few_steps_are_too_long_however_much_they_differ() -> None:
         took.append((10.0 + 0.5 * rows) * float(np.exp(rng.normal(0.0, 0.3))))
         pace.observe(2, 2, rows, took[-1])
     late = np.array(took[200:])
-    assert np.mean(late > MOST_STEPS * 10.0) <= 0.05
-    assert np.quantile(late, 0.99) > MOST_STEPS * 10.0, "the bound is not even tried"
+    assert np.mean(late > PREFILL_MAX_STEPS * 10.0) <= 0.05
+    assert np.quantile(late, 0.99) > PREFILL_MAX_STEPS * 10.0, "the bound is not even tried"
 
 
 def test_slow_steps_before_a_prompt_are_no_measure() -> None:

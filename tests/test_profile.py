@@ -131,7 +131,7 @@ def test_a_fusion_is_the_list_of_its_parts(written: str) -> None:
             HEAD + "proposers: [{method: token_recycling, shap: paper}]",
             "proposers[0].shap: token_recycling has no such",
         ),
-        (HEAD + "proposers: [none, suffix]", "proposers: none stands beside"),
+        (HEAD + "proposers: [none, suffix]", "proposers: none cannot be combined"),
         (HEAD + "proposers: [suffix, suffix]", "proposers: suffix is listed twice"),
         (HEAD + "proposers: [{method: fusion}]", "proposers[0]: fusion takes proposers"),
         (HEAD + "proposers: [{method: fusion, proposers: [x]}]", "proposers[0].proposers[0].method: 'x'"),

@@ -12,7 +12,7 @@ from specplug.registry import ProposerSpec
 
 BUILT_IN = ["none", "ngram", "suffix", "token_recycling"]
 
-STRANGER = """
+THIRD_PARTY = """
 from __future__ import annotations
 from typing import Literal
 from specplug.core import EMPTY, Bucket, Requires
@@ -40,7 +40,7 @@ class NoProposer:
 
 
 def install(folder: Path, package: str, entry_points: str, module: str = "", source: str = "") -> None:
-    """A package as pip leaves it: a module, and metadata with entry points."""
+    """A package as pip installs it: a module, and metadata with entry points."""
     info = folder / f"{package.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
@@ -51,12 +51,12 @@ def install(folder: Path, package: str, entry_points: str, module: str = "", sou
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that Python imports from, for packages of third parties."""
+    """A folder on the import path, for packages of third parties."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.startswith("stranger"):
+        if name.startswith("third_party"):
             del sys.modules[name]
 
 
@@ -65,9 +65,9 @@ def peeking(site: Path) -> None:
     install(
         site,
         "peek-pack",
-        "peeking = stranger_peek:Peeking\nhollow = stranger_peek:NoProposer",
-        "stranger_peek",
-        STRANGER,
+        "peeking = third_party_peek:Peeking\nhollow = third_party_peek:NoProposer",
+        "third_party_peek",
+        THIRD_PARTY,
     )
 
 
@@ -87,7 +87,7 @@ def test_every_built_in_name_builds_a_proposer_known_by_that_name(name: str) -> 
     assert registry.name_of(proposer) == name
 
 
-def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_valid_one() -> None:
     with pytest.raises(UsageError, match=r"'sufix'.*did you mean suffix\?"):
         registry.load("sufix")
     with pytest.raises(UsageError, match="valid: none, ngram, suffix, token_recycling"):
@@ -103,17 +103,17 @@ def test_a_dotted_path_is_only_an_unknown_name() -> None:
 
 @pytest.mark.usefixtures("peeking")
 class TestOptions:
-    def test_the_right_ones_reach_the_constructor(self) -> None:
+    def test_valid_options_reach_the_constructor(self) -> None:
         options = {"depth": 3, "share": 1, "mode": "deep", "words": ["a"], "loud": True}
         built = registry.build([ProposerSpec("peeking", options)])
         assert built.got == (3, 1, "deep", ["a"], True)
 
-    def test_a_wrong_key_names_the_nearest(self) -> None:
+    def test_a_wrong_key_is_refused_with_the_nearest_valid_one(self) -> None:
         with pytest.raises(UsageError, match=r"peeking: dept: .*did you mean depth\?"):
             registry.build([ProposerSpec("peeking", {"dept": 3})])
 
     def test_a_method_without_options_says_so(self) -> None:
-        with pytest.raises(UsageError, match=r"none: longest: none has no such option; it takes none"):
+        with pytest.raises(UsageError, match=r"none: longest: none has no such option; it has none"):
             registry.build([ProposerSpec("none", {"longest": 3})])
 
     @pytest.mark.parametrize(
@@ -131,18 +131,18 @@ class TestOptions:
             ("loud", 1, "true or false"),
         ],
     )
-    def test_a_wrong_type_says_what_is_wanted(self, key: str, value: object, wanted: str) -> None:
+    def test_a_wrong_type_is_refused_with_the_right_one(self, key: str, value: object, wanted: str) -> None:
         with pytest.raises(UsageError, match=f"{key}: .* is not {wanted}"):
             registry.check(ProposerSpec("peeking", {"depth": 3, key: value}))
 
-    def test_a_missing_one_is_named(self) -> None:
-        with pytest.raises(UsageError, match="depth: peeking needs this option"):
+    def test_a_missing_option_is_named(self) -> None:
+        with pytest.raises(UsageError, match="depth: peeking requires this option"):
             registry.check(ProposerSpec("peeking"))
 
-    def test_what_yaml_cannot_hold_is_no_option(self) -> None:
+    def test_parameters_that_yaml_cannot_express_are_no_options(self) -> None:
         assert set(registry.options("peeking")) == {"depth", "share", "mode", "words", "loud"}
 
-    def test_the_constructors_own_complaint_is_bad_input(self) -> None:
+    def test_a_value_error_of_the_constructor_is_bad_input(self) -> None:
         with pytest.raises(UsageError, match="proposer peeking: depth is 0; use >= 1"):
             registry.build([ProposerSpec("peeking", {"depth": 0})])
 
@@ -151,22 +151,22 @@ class TestOptions:
             registry.build([ProposerSpec("hollow")])
 
 
-def test_a_stranger_that_does_not_load_is_named_by_its_package(site: Path) -> None:
-    install(site, "broken-pack", "broken = stranger_broken:X", "stranger_broken", "1 / 0")
+def test_a_module_that_does_not_load_is_reported_with_its_package(site: Path) -> None:
+    install(site, "broken-pack", "broken = third_party_broken:X", "third_party_broken", "1 / 0")
     assert "broken" in registry.names()
     with pytest.raises(SpecplugError, match=r"proposer broken: package broken-pack does not load \(ZeroDivisionError"):
         registry.load("broken")
 
 
-def test_a_name_claimed_by_two_packages_is_refused_with_both(site: Path) -> None:
-    install(site, "first-pack", "same = stranger_one:X")
-    install(site, "second-pack", "same = stranger_two:X")
+def test_a_name_registered_by_two_packages_is_refused_with_both(site: Path) -> None:
+    install(site, "first-pack", "same = third_party_one:X")
+    install(site, "second-pack", "same = third_party_two:X")
     with pytest.raises(SpecplugError, match="first-pack, second-pack"):
         registry.load("same")
 
 
-def test_a_built_in_name_cannot_be_taken_over(site: Path) -> None:
-    install(site, "taker", "none = stranger_taker:Peeking", "stranger_taker", STRANGER)
+def test_a_built_in_name_cannot_be_replaced(site: Path) -> None:
+    install(site, "replacer", "none = third_party_taker:Peeking", "third_party_taker", THIRD_PARTY)
     assert registry.load("none") is NoDraft
     assert registry.names().count("none") == 1
 
@@ -183,24 +183,26 @@ def test_several_specs_become_their_fusion_in_order() -> None:
     [
         ([], "no proposer is named"),
         (["suffix", "suffix"], "suffix is listed twice"),
-        (["none", "suffix"], "none stands beside"),
+        (["none", "suffix"], "none cannot be combined"),
     ],
 )
-def test_lists_that_make_no_sense_are_refused(methods: list[str], complaint: str) -> None:
+def test_impossible_lists_are_refused(methods: list[str], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         registry.build([ProposerSpec(name) for name in methods])
 
 
 @pytest.mark.usefixtures("peeking")
-class TestNeeds:
+class TestRequirements:
     def test_a_mismatch_is_refused_with_both_names(self) -> None:
         proposer = registry.build([ProposerSpec("peeking", {"depth": 1})])
-        with pytest.raises(EngineError, match=r"proposer peeking needs TOPK\(4\), which engine quiet does not give"):
+        with pytest.raises(
+            EngineError, match=r"proposer peeking requires TOPK\(4\), which engine quiet does not provide"
+        ):
             registry.check_requirements([proposer], Requires(topk=3), "quiet")
         registry.check_requirements([proposer], Requires(topk=4), "quiet")
 
-    def test_in_a_fusion_the_part_is_named(self) -> None:
+    def test_in_a_fusion_the_proposer_is_named(self) -> None:
         fused = registry.build([ProposerSpec("suffix"), ProposerSpec("peeking", {"depth": 1})])
-        with pytest.raises(EngineError, match="proposer peeking needs"):
+        with pytest.raises(EngineError, match="proposer peeking requires"):
             registry.check_requirements([fused], Requires(), "quiet")
         registry.check_requirements([fused], Requires(topk=8), "quiet")

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
+from specplug.core import EMPTY, NO_LIMITS, Bucket, Draft, DraftLimits, IntArray, Proposer, Requires, Step, int_array
 from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
@@ -72,12 +72,13 @@ def speculator(
     sources: Sequence[Proposer],
     ms: Sequence[float],
     learned: Mapping[str, Sequence[float]] | None = None,
+    limits: DraftLimits = NO_LIMITS,
     **planner: object,
 ) -> Speculator:
     settings = PlannerSettings(**planner)  # type: ignore[arg-type]
     curve = CostCurve([0], range(1, len(ms) + 1), [ms])
     fusion = Fusion(sources, clock=count(step=TICK_NS).__next__)
-    return Speculator(fusion, curve, Profile("toy", planner=settings), learned=learned)
+    return Speculator(fusion, curve, Profile("toy", planner=settings), limits=limits, learned=learned)
 
 
 def generate(
@@ -191,6 +192,18 @@ def test_what_was_learned_before_counts_from_the_first_step() -> None:
     assert len(draft) == 0
 
 
+def test_no_draft_exceeds_what_the_targets_memory_allows() -> None:
+    target = ToyTarget(64, seed=3)
+    prompt = target.prompt(24).tolist()
+    text = target.greedy(prompt, 100)
+    one = speculator([TokenRecycling()], FREE, limits=DraftLimits(trees=False, depth=3))
+    log = generate(one, FREE, {0: prompt}, {0: text}, target=target)
+    assert log.texts == {0: text}
+    drafts = [draft for (draft,) in log.drafts]
+    assert max(map(len, drafts)) == 3
+    assert all(draft.parents.tolist() == list(range(-1, len(draft) - 1)) for draft in drafts)
+
+
 # -- when it does not ------------------------------------------------------------------------------------------------
 
 
@@ -212,14 +225,18 @@ def test_where_nothing_pays_nothing_is_verified(source: type[Ngram] | type[Suffi
     assert log.nodes == 0
 
 
-class Careful(Recorder):
-    """Asks before it guesses, where a guess takes `guess_ms`; without `tokens` it tries, and finds nothing to say."""
+class ToyDrafter(Recorder):
+    """A model-based proposer that drafts where the speculator says that it pays; without `tokens` it runs in vain."""
 
-    def __init__(self, tokens: Sequence[int] = (1,), guess_ms: float = 30.0) -> None:
+    def __init__(self, tokens: Sequence[int] = (1,), draft_token_ms: float = 30.0) -> None:
         super().__init__(tokens)
-        self.guess_ms = guess_ms
+        self.draft_token_ms = draft_token_ms
+        self.reading_ms: dict[int, float] = {}
         self.passes = 0
         self.pays: Callable[[Sequence[int], float], bool] | None = None
+
+    def asking_ms(self, seq: int) -> float:
+        return self.reading_ms.get(seq, 0.0)
 
     def propose(self, seq: int, budget: int) -> Draft:
         found = super().propose(seq, budget)
@@ -233,7 +250,7 @@ class Careful(Recorder):
 @pytest.mark.parametrize(("ms", "guesses"), [([20.0 * rows for rows in range(1, 17)], False), ([200.0] * 16, True)])
 def test_a_source_that_refuses_is_asked_in_every_eighth_step(ms: list[float], guesses: bool) -> None:
     """Every guess is right, and all rows cost as much as the first, or nothing."""
-    source = Careful()
+    source = ToyDrafter()
     log = generate(speculator([source], ms), ms, {0: [1]}, {0: [1] * 201})
     assert (log.nodes > 0) == guesses
     assert source.asked == (len(log.drafts) if guesses else 1 + 1 + 1 + (201 - 7) // 8)
@@ -245,13 +262,54 @@ def test_a_dear_source_is_charged_for_what_it_ran_whoever_is_credited(
     tokens: tuple[int, ...], dear_first: bool
 ) -> None:
     """It says what a cheap one says, or tries and has nothing to say: it has not refused."""
-    cheap, dear = Recorder([1]), Careful(tokens, guess_ms=0.02)
+    cheap, dear = Recorder([1]), ToyDrafter(tokens, draft_token_ms=0.02)
     one = speculator([dear, cheap] if dear_first else [cheap, dear], FREE)
     log = generate(one, FREE, {0: [1]}, {0: [1] * 2000})
     assert log.texts == {0: [1] * 2000}
     assert cheap.asked == len(log.drafts) and dear.passes == dear.asked
-    (rest,) = (rest for rest in one._rests if rest.dear)
-    assert rest.asked == dear.asked and rest.shy == 0
+    (back_off,) = (back_off for back_off in one.selection.back_offs if back_off.expensive)
+    assert back_off.num_asked == dear.asked and back_off.declined_cooldown == 0
+
+
+@pytest.mark.parametrize(("reading_ms", "asked"), [(1000.0, True), (1001.0, False)])
+def test_a_proposer_is_not_asked_where_asking_costs_more_than_drafting_can_save(reading_ms: float, asked: bool) -> None:
+    """Five more tokens of 200 ms each. Where it is not asked it counts as having declined: a cooldown of one step."""
+    drafter = ToyDrafter()
+    drafter.reading_ms = {0: reading_ms}
+    one = speculator([drafter], [200.0] * 16)
+    one.begin(0, int_array([1]))
+    (draft,) = one.plan([0], 100, [5])
+    assert (len(draft) > 0, drafter.asked) == (asked, int(asked))
+    one.observe([0], [verify_known(draft, [1] * 6, [1])], target_ms=200.0)
+    (back_off,) = one.selection.back_offs
+    assert (back_off.num_asked, back_off.cooldown) == ((1, 0) if asked else (0, 1))
+
+
+def test_a_proposer_is_asked_for_the_sequences_that_it_can_still_pay_for() -> None:
+    """Of two sequences a pass of 200 ms gives two tokens, 100 ms each: 400 ms can be saved of the second."""
+    drafter = ToyDrafter([1, 1])
+    drafter.reading_ms = {3: 401.0, 4: 400.0}
+    one = speculator([drafter], [200.0] * 16)
+    for seq in (3, 4):
+        one.begin(seq, int_array([1]))
+    assert [len(draft) > 0 for draft in one.plan([3, 4], 100, [4, 4])] == [False, True]
+    assert drafter.asked == 1
+
+
+def test_what_a_sequence_may_still_emit_decides_and_not_its_budget() -> None:
+    drafter = ToyDrafter()
+    drafter.reading_ms = {0: 1000.0}
+    one = speculator([drafter], [200.0] * 16)
+    one.begin(0, int_array([1]))
+    assert len(one.plan([0], 100, [1], [5])[0]) == 1
+
+
+def test_a_static_planner_asks_whatever_asking_costs() -> None:
+    drafter = ToyDrafter()
+    drafter.reading_ms = {0: 1e9}
+    one = speculator([drafter], [200.0] * 16, mode="static")
+    one.begin(0, int_array([1]))
+    assert len(one.plan([0], 100, [5])[0]) == 1
 
 
 def test_drafts_stop_when_plain_passes_turn_out_cheaper() -> None:

@@ -1,8 +1,8 @@
-"""The contract must refuse broken proposers: each one here breaks one promise, and the test for it must fail."""
+"""The contract must reject broken proposers: each one here breaks one rule, and the test of that rule must fail."""
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from specplug.testing import ProposerContract, ToyTarget, replay, verify_known
 
 
 class Echo:
-    """A correct proposer without a method: it repeats the last token."""
+    """A correct proposer: it repeats the last token."""
 
     requires = Requires()
     buckets: tuple[Bucket, ...] = (Bucket("echo", 0.1),)
@@ -53,30 +53,30 @@ class UnnamedBucket(Echo):
         return Draft.chain([1], [1]) if budget else EMPTY
 
 
-class TwinBuckets(Echo):
+class BucketsOfTheSameName(Echo):
     buckets = (Bucket("echo", 0.1), Bucket("echo", 0.2))
 
 
-class CertainBucket(Echo):
+class PriorAboveOne(Echo):
     buckets = (Bucket("echo", 1.5),)
 
 
-class NeedsAPrompt(Echo):
+class FailsOnAnEmptyPrompt(Echo):
     def begin(self, seq: int, prompt: IntArray) -> None:
         self._last[seq] = int(prompt[-1])
 
 
-class Moody(Echo):
+class DiffersBetweenInstances(Echo):
     instances = 0
 
     def __init__(self) -> None:
         super().__init__()
-        Moody.instances += 1
-        self._mood = Moody.instances
+        DiffersBetweenInstances.instances += 1
+        self._number = DiffersBetweenInstances.instances
 
     def propose(self, seq: int, budget: int) -> Draft:
         self._last[seq]
-        return Draft.chain([self._mood % 7], [0]) if budget else EMPTY
+        return Draft.chain([self._number % 7], [0]) if budget else EMPTY
 
 
 class CountsCalls(Echo):
@@ -126,7 +126,7 @@ class MixesSequences(Echo):
         return Draft.chain([max(self._last.values())] * n, [0] * n)
 
 
-class Hoards(Echo):
+class KeepsEndedSequences(Echo):
     def __init__(self) -> None:
         super().__init__()
         self._old: list[int] = []
@@ -161,18 +161,23 @@ class RemembersTheSequenceNumber(Echo):
         self._ended.add(seq)
 
 
-class ForgivesUnknownSequences(Echo):
+class IgnoresTheBudgetsOfABatch(Echo):
+    def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
+        return [self.propose(seq, 3) for seq in seqs]
+
+
+class AcceptsUnknownSequences(Echo):
     def end(self, seq: int) -> None:
         self._last.pop(seq, None)
 
 
-class WantsItsOwnDraft(Echo):
+class ExpectsItsOwnDraft(Echo):
     def observe(self, seq: int, step: Step) -> None:
         assert len(step.draft) in (0, 3)
         super().observe(seq, step)
 
 
-class CountsOnTopIds(Echo):
+class ExpectsTopIds(Echo):
     requires = Requires(topk=4)
 
     def observe(self, seq: int, step: Step) -> None:
@@ -181,13 +186,13 @@ class CountsOnTopIds(Echo):
         self.best = int(step.topk[0][3])
 
 
-class LooksItsBucketsUp(Echo):
+class ReadsBucketsOfTheStep(Echo):
     def observe(self, seq: int, step: Step) -> None:
         super().observe(seq, step)
         self.last_bucket = [self.buckets[bucket] for bucket in step.draft.buckets.tolist()][-1:]
 
 
-class CountsOnTheTargetsToken(Echo):
+class ExpectsTheTargetsOwnToken(Echo):
     def observe(self, seq: int, step: Step) -> None:
         super().observe(seq, step)
         self._last[seq] = step.emitted[len(step.accepted)]
@@ -197,24 +202,25 @@ BROKEN: list[tuple[type[Echo], Callable[[ProposerContract], None]]] = [
     (OverBudget, ProposerContract.test_drafts_are_well_formed_and_within_budget),
     (OutsideTheVocabulary, ProposerContract.test_drafts_are_well_formed_and_within_budget),
     (UnnamedBucket, ProposerContract.test_drafts_are_well_formed_and_within_budget),
-    (TwinBuckets, ProposerContract.test_buckets_are_named_once_with_a_probability),
-    (CertainBucket, ProposerContract.test_buckets_are_named_once_with_a_probability),
-    (NeedsAPrompt, ProposerContract.test_shortest_prompts),
-    (Moody, ProposerContract.test_same_inputs_give_the_same_drafts),
+    (BucketsOfTheSameName, ProposerContract.test_buckets_are_named_once_with_a_probability),
+    (PriorAboveOne, ProposerContract.test_buckets_are_named_once_with_a_probability),
+    (FailsOnAnEmptyPrompt, ProposerContract.test_shortest_prompts),
+    (DiffersBetweenInstances, ProposerContract.test_same_inputs_give_the_same_drafts),
     (CountsCalls, ProposerContract.test_propose_changes_nothing_visible),
     (WritesIntoThePrompt, ProposerContract.test_prompt_and_step_stay_as_they_were),
     (WritesIntoTheStep, ProposerContract.test_prompt_and_step_stay_as_they_were),
     (WritesIntoTheStep, ProposerContract.test_text_is_the_targets),
     (KeepsThePrompt, ProposerContract.test_later_changes_to_the_prompt_do_not_matter),
     (MixesSequences, ProposerContract.test_sequences_do_not_mix),
-    (Hoards, ProposerContract.test_end_forgets_the_sequence),
+    (IgnoresTheBudgetsOfABatch, ProposerContract.test_a_batch_gets_the_drafts_of_its_sequences),
+    (KeepsEndedSequences, ProposerContract.test_end_forgets_the_sequence),
     (SharesWithoutBound, ProposerContract.test_shared_state_is_bounded),
     (RemembersTheSequenceNumber, ProposerContract.test_a_sequence_number_can_be_used_again),
-    (ForgivesUnknownSequences, ProposerContract.test_unknown_sequences_are_refused),
-    (WantsItsOwnDraft, ProposerContract.test_any_draft_may_have_been_verified),
-    (CountsOnTopIds, ProposerContract.test_a_step_may_lack_top_ids_and_name_buckets_of_a_fusion),
-    (LooksItsBucketsUp, ProposerContract.test_a_step_may_lack_top_ids_and_name_buckets_of_a_fusion),
-    (CountsOnTheTargetsToken, ProposerContract.test_generation_may_stop_inside_the_accepted_path),
+    (AcceptsUnknownSequences, ProposerContract.test_unknown_sequences_are_refused),
+    (ExpectsItsOwnDraft, ProposerContract.test_any_draft_may_have_been_verified),
+    (ExpectsTopIds, ProposerContract.test_a_step_may_lack_top_ids_and_name_buckets_of_a_fusion),
+    (ReadsBucketsOfTheStep, ProposerContract.test_a_step_may_lack_top_ids_and_name_buckets_of_a_fusion),
+    (ExpectsTheTargetsOwnToken, ProposerContract.test_generation_may_stop_inside_the_accepted_path),
 ]
 
 
@@ -223,8 +229,18 @@ class TestContractOfACorrectProposer(ProposerContract):
         return Echo()
 
 
+class EchoBatch(Echo):
+    def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
+        return [self.propose(seq, budget) for seq, budget in zip(seqs, budgets, strict=True)]
+
+
+class TestContractOfACorrectBatchProposer(ProposerContract):
+    def make(self) -> Proposer:
+        return EchoBatch()
+
+
 @pytest.mark.parametrize(("broken", "test"), BROKEN, ids=lambda value: value.__name__)
-def test_the_contract_refuses(broken: type[Echo], test: Callable[[ProposerContract], None]) -> None:
+def test_the_contract_rejects(broken: type[Echo], test: Callable[[ProposerContract], None]) -> None:
     class Contract(ProposerContract):
         def make(self) -> Proposer:
             return broken()
@@ -233,12 +249,12 @@ def test_the_contract_refuses(broken: type[Echo], test: Callable[[ProposerContra
         test(Contract())
 
 
-def test_every_promise_has_a_proposer_that_breaks_it() -> None:
-    promises = {name for name in dir(ProposerContract) if name.startswith("test_")}
-    assert promises == {test.__name__ for _, test in BROKEN}
+def test_every_rule_has_a_proposer_that_breaks_it() -> None:
+    rules = {name for name in dir(ProposerContract) if name.startswith("test_")}
+    assert rules == {test.__name__ for _, test in BROKEN}
 
 
-def test_state_inside_parts_is_found() -> None:
+def test_shared_state_of_a_part_is_found() -> None:
     class Fusion(Echo):
         def __init__(self) -> None:
             super().__init__()
@@ -258,7 +274,7 @@ def test_state_inside_parts_is_found() -> None:
 
 
 class Oracle(Echo):
-    """Knows the text by heart and drafts it as a chain."""
+    """Knows the text in advance and drafts it as a chain."""
 
     def __init__(self, text: list[int]) -> None:
         super().__init__()
@@ -293,7 +309,7 @@ def test_verification_walks_the_tree() -> None:
         assert (step.accepted, step.emitted) == (accepted, emitted)
 
 
-def test_a_text_that_ends_inside_the_tree_has_no_token_of_the_target() -> None:
+def test_a_text_that_ends_inside_the_tree_emits_no_token_of_the_targets_own() -> None:
     step = verify_known(Draft.chain([5, 6, 7], [0, 0, 0]), [5, 6])
     assert (step.accepted, step.emitted) == ([0, 1], [5, 6])
 
@@ -305,16 +321,17 @@ def test_topk_rows_belong_to_the_root_and_then_to_each_node_in_its_own_context()
     assert step.topk.tolist() == [[2, 2, 1], [3, 5, 2], [3, 6, 2], [4, 7, 6]]
 
 
-def test_a_proposer_that_needs_topk_is_not_replayed_without() -> None:
-    class Curious(Echo):
+def test_a_proposer_that_requires_top_ids_is_not_replayed_without_them() -> None:
+    class ReadsTopIds(Echo):
         requires = Requires(topk=4)
 
     with pytest.raises(AssertionError, match="topk"):
-        replay(Curious(), [1], [2, 3], budget=4)
+        replay(ReadsTopIds(), [1], [2, 3], budget=4)
 
 
-def test_bucket_counts_look_at_nodes_whose_parent_was_accepted() -> None:
-    # 5 is accepted and 6 is not; of 5's children 7 is accepted and 8 not; 9 hangs on the refused 6 and does not count.
+def test_bucket_counts_are_of_nodes_whose_parent_was_accepted() -> None:
+    # 5 is accepted and 6 is not; of the children of 5, 7 is accepted and 8 is not; 9 is a child of the rejected 6 and
+    # does not count.
     draft = Draft.of([5, 6, 7, 8, 9], [-1, -1, 0, 0, 1], [0, 0, 1, 1, 2])
 
     class Fixed(Echo):
@@ -334,7 +351,7 @@ def test_toy_logits_depend_on_the_last_tokens_only() -> None:
     assert target.logits([1, 2, 3]).shape == (32,)
 
 
-def test_toy_text_forks_among_a_few_successors() -> None:
+def test_toy_text_branches_among_a_few_successors() -> None:
     target = ToyTarget(vocab=32, seed=1, order=3, branches=3)
     likely = {tuple(np.flatnonzero(target.logits([a, b, 5]) >= 4.0)) for a in range(8) for b in range(8)}
     assert len(likely) == 1
@@ -357,7 +374,7 @@ def test_toy_greedy_takes_the_likeliest_token_and_topk_lists_them() -> None:
 
 
 def test_the_toy_target_is_the_same_in_every_process() -> None:
-    # Worked out by hand is out of reach for a hash; what must hold is that no per-process salt enters.
+    # The text cannot be worked out by hand; but it must not depend on the hash seed of the process.
     code = "from specplug.testing import ToyTarget; print(ToyTarget().greedy([1, 2], 8))"
     outputs = {
         subprocess.run(

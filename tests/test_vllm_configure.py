@@ -68,7 +68,7 @@ def test_a_builtin_method_is_refused_where_the_engine_has_none() -> None:
     from specplug import registry
     from specplug.core import Requires
 
-    with pytest.raises(EngineError, match="proposer builtin needs BUILTIN, which engine llama-cpp does not give"):
+    with pytest.raises(EngineError, match="proposer builtin requires BUILTIN, which engine llama-cpp does not provide"):
         registry.check_requirements(
             registry.build_sources([ProposerSpec("builtin", {"name": "ngram"})]), Requires(8), "llama-cpp"
         )

@@ -166,7 +166,7 @@ class GgufSource:
                 passes.append([(timer.time(rows), timer.time(rows))[1] for rows in range(1, LONGEST + 2)])
                 for drafter in drafting:
                     drafter.warm_up(STEPS)
-                steps.append([drafter.guess_ms for drafter in drafting])
+                steps.append([drafter.draft_token_ms for drafter in drafting])
         target_ms, step_ms = ([median(line) for line in zip(*times, strict=True)] for times in (passes, steps))
         return Costs(target_ms, list(zip(folders, step_ms, strict=True)))
 

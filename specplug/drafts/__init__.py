@@ -1,1 +1,1 @@
-"""Drafts as data: token trees and chains, and the arithmetic on them."""
+"""Drafts as data: token trees and chains, and calculations on them."""

@@ -1,7 +1,7 @@
-"""Chains for many sequences at once: what is asked of proposers where an engine verifies no trees.
+"""Chains for many sequences at once, as arrays: the form of drafts for an engine that verifies no trees.
 
-Knows arrays of guesses and of what came, and how a proposer that knows single sequences answers for many. Knows no
-engine. Drafting for 64 sequences one by one takes longer than a step of a GPU; over arrays it takes a millisecond.
+Drafting for 64 sequences one by one takes longer than a step of a GPU; as arrays it takes a millisecond. An adapter
+lets any proposer of trees draft chains. This module does not depend on an engine or the planner.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from specplug.core import EMPTY, Bucket, Draft, IntArray, Proposer, Requires, St
 from specplug.drafts.trees import likeliest_path, path_probabilities
 
 NOTHING = -1
-"""Fills a chain behind its end."""
+"""Fills the rest of a row after the end of its chain."""
 
-SPREAD = 4
-"""Nodes of a tree per token of the chain that is chosen from it."""
+NODES_PER_TOKEN = 4
+"""Budget of a tree, in nodes per token of the chain that is chosen from it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chains:
     """One chain per sequence.
 
-    tokens  int32[n, k]  guessed ids, then NOTHING
-    buckets int32[n, k]  why each was guessed: an index into the proposer's `buckets`; 0 behind the end
+    tokens  int32[n, k]  the draft tokens, then NOTHING
+    buckets int32[n, k]  why each was drafted: an index into the proposer's `buckets`; 0 past the end of the chain
     """
 
     tokens: IntArray
@@ -39,13 +39,13 @@ class Chains:
 
     @classmethod
     def of(cls, tokens: Sequence[Sequence[int]], buckets: Sequence[Sequence[int]], k: int) -> Chains:
-        """From ragged lists, none longer than k."""
+        """Chains from lists of different lengths, none longer than k."""
         return cls(_padded(tokens, k, NOTHING), _padded(buckets, k, 0))
 
     def check(self, n: int, k: int, *, num_tokens: int, num_buckets: int) -> None:
-        """Raise ValueError unless these are chains for n sequences of k tokens at most, ids below the two limits."""
+        """Raise ValueError unless these are n chains of at most k tokens, with ids below the two limits."""
         if not (self.tokens.shape == self.buckets.shape == (n, k)):
-            raise ValueError(f"shapes {self.tokens.shape} and {self.buckets.shape} where {(n, k)} was asked")
+            raise ValueError(f"chains have shapes {self.tokens.shape} and {self.buckets.shape}; {(n, k)} was asked")
         if not (self.tokens.dtype == self.buckets.dtype == np.int32):
             raise ValueError("chains must be int32")
         if self.tokens.size == 0:
@@ -60,14 +60,14 @@ class Chains:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChainSteps:
-    """What came of several sequences since they were last told.
+    """The tokens of several sequences emitted since each was last observed.
 
     seqs     the sequences
-    emitted  per sequence the new tokens in order, one or more
-    before   int32[m]  of every new token the one it follows, all sequences one after the other
-    after    int32[m]  the new tokens
-    read     int32[r]  tokens that the target read in its latest pass, on the way that came true
-    topk     int32[r, k]  what it ranked highest after each, most likely first; None where nobody asked for it
+    emitted  per sequence the new tokens in order, at least one
+    before   int32[m]     for every new token the token that it follows; sequences are concatenated
+    after    int32[m]     the new tokens
+    read     int32[r]     tokens on the accepted paths of the latest target pass
+    topk     int32[r, k]  the target's most likely ids after each of `read`, most likely first; None if not asked for
     """
 
     seqs: Sequence[int]
@@ -80,7 +80,7 @@ class ChainSteps:
 
 @runtime_checkable
 class ChainProposer(Protocol):
-    """Guesses the next tokens of many sequences at once; otherwise as `core.Proposer`."""
+    """Drafts chains for many sequences at once; otherwise the contract is that of `core.Proposer`."""
 
     requires: Requires
     buckets: tuple[Bucket, ...]
@@ -88,18 +88,18 @@ class ChainProposer(Protocol):
     def begin(self, seq: int, prompt: IntArray) -> None: ...
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
-        """At most k tokens for each of `seqs`. Changes no visible state."""
+        """A chain of at most k tokens for each of `seqs`. Changes no visible state."""
 
     def observe_chains(self, steps: ChainSteps) -> None:
-        """Append what was emitted, learn from the rest."""
+        """Append the emitted tokens to their sequences, and learn from the rest."""
 
     def end(self, seq: int) -> None: ...
 
 
-class OneByOne:
-    """A proposer that drafts trees for single sequences, asked for chains: of each tree the path that promises most.
+class TreeAdapter:
+    """Lets a proposer of trees draft chains: of each tree the path with the largest sum of path probabilities.
 
-    Its `observe` is told one token at a time, with the top ids after the token it follows, where there are any.
+    The proposer observes one token at a time, with the top ids after the token before it, where they were read.
     """
 
     def __init__(self, proposer: Proposer) -> None:
@@ -111,14 +111,14 @@ class OneByOne:
         self._prior = [bucket.prior for bucket in proposer.buckets]
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
-        chains = [self._chain(seq, SPREAD * k) for seq in seqs]
+        chains = [self._chain(seq, NODES_PER_TOKEN * k) for seq in seqs]
         tokens = [chain.tokens[:k].tolist() for chain in chains]
         return Chains.of(tokens, [chain.buckets[:k].tolist() for chain in chains], k)
 
     def _chain(self, seq: int, budget: int) -> Draft:
         draft = self.proposer.propose(seq, budget)
         if len(draft) > budget:
-            raise ValueError(f"{len(draft)} nodes where {budget} were asked")
+            raise ValueError(f"the draft has {len(draft)} nodes; at most {budget} were asked")
         draft.check(num_buckets=len(self.buckets))
         return likeliest_chain(draft, self._prior)
 
@@ -132,19 +132,19 @@ class OneByOne:
 
 
 def as_chains(proposer: Proposer) -> ChainProposer:
-    """The proposer itself where it drafts chains for many, else through `OneByOne`."""
-    return proposer if isinstance(proposer, ChainProposer) else OneByOne(proposer)
+    """The proposer itself if it drafts chains, else an adapter around it."""
+    return proposer if isinstance(proposer, ChainProposer) else TreeAdapter(proposer)
 
 
 def likeliest_chain(draft: Draft, probability: Sequence[float]) -> Draft:
-    """Of a tree the path with the largest sum of path probabilities: it brings the most tokens.
+    """The path of a tree with the largest sum of path probabilities: it yields the most expected tokens.
 
-    probability  P(right) per bucket
+    probability  P(accepted | parent accepted) per bucket
     """
     parents = draft.parents.tolist()
-    line = path_probabilities(parents, [probability[bucket] for bucket in draft.buckets.tolist()])
-    return draft.select(likeliest_path(parents, line))
+    paths = path_probabilities(parents, [probability[bucket] for bucket in draft.buckets.tolist()])
+    return draft.select(likeliest_path(parents, paths))
 
 
 def _padded(lists: Sequence[Sequence[int]], k: int, fill: int) -> IntArray:
-    return np.array([[*line, *[fill] * (k - len(line))] for line in lists], dtype=np.int32).reshape(len(lists), k)
+    return np.array([[*values, *[fill] * (k - len(values))] for values in lists], dtype=np.int32).reshape(len(lists), k)

@@ -1,7 +1,4 @@
-"""Arithmetic on token trees.
-
-Knows parents and probabilities. Knows no tokens and no costs.
-"""
+"""Calculations on token trees, from their parents and probabilities alone."""
 
 from __future__ import annotations
 
@@ -11,25 +8,25 @@ from specplug.core import ROOT
 
 
 def path_probabilities(parents: Sequence[int], probabilities: Sequence[float]) -> list[float]:
-    """P(node accepted) from each node's P(accepted | parent accepted)."""
-    line: list[float] = []
+    """P(node accepted) of each node, from its P(accepted | parent accepted)."""
+    paths: list[float] = []
     for parent, p in zip(parents, probabilities, strict=True):
-        line.append(p if parent == ROOT else p * line[parent])
-    return line
+        paths.append(p if parent == ROOT else p * paths[parent])
+    return paths
 
 
 def likeliest(parents: Sequence[int], probabilities: Sequence[float], count: int) -> list[int]:
     """The `count` nodes of largest path probability, in order: a subtree, as no child is likelier than its parent."""
-    line = path_probabilities(parents, probabilities)
-    ranked = sorted(range(len(line)), key=lambda node: -line[node])
+    paths = path_probabilities(parents, probabilities)
+    ranked = sorted(range(len(paths)), key=lambda node: -paths[node])
     return sorted(ranked[:count])
 
 
-def likeliest_path(parents: Sequence[int], line: Sequence[float]) -> list[int]:
-    """The nodes of the root-to-leaf path with the largest sum of `line`, which is a value per node."""
+def likeliest_path(parents: Sequence[int], values: Sequence[float]) -> list[int]:
+    """The nodes of the root-to-leaf path with the largest sum of `values`, of which there is one per node."""
     total: list[float] = []
     for node, parent in enumerate(parents):
-        total.append(line[node] + (0.0 if parent == ROOT else total[parent]))
+        total.append(values[node] + (0.0 if parent == ROOT else total[parent]))
     path: list[int] = []
     node = max(range(len(total)), key=total.__getitem__) if total else ROOT
     while node != ROOT:

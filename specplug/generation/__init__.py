@@ -1,1 +1,1 @@
-"""What is asked of an engine and what it returns: requests, answers, text, counters."""
+"""What an engine receives and returns: requests, answers, text and counters."""

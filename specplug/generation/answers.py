@@ -1,6 +1,6 @@
-"""What is asked of an engine, and what comes of it: prompts, sampling, tokens, text.
+"""Requests and answers: a prompt with its sampling parameters, and the tokens and text generated for it.
 
-Knows no engine; each says which of it it can do.
+This module does not depend on an engine; each engine states which parameters it supports.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from specplug.generation.text import Segment
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw tokens. Defaults are greedy decoding; the other values are llama.cpp's own defaults.
+    """How tokens are sampled. The default is greedy decoding; all other defaults are llama.cpp's own.
 
-    temperature    0 is greedy; top_k, top_p, min_p and seed only matter above it
-    seed           None draws a new one each time
-    penalty_last_n generated tokens that penalties look back on; -1 is all
-    logit_bias     token id to what is added to its logit
+    temperature    0 is greedy decoding; top_k, top_p, min_p and seed only have an effect above 0
+    seed           None draws a new seed for each request
+    penalty_last_n number of latest generated tokens that the penalties consider; -1 is all
+    logit_bias     maps token ids to a value that is added to their logits
     grammar        GBNF text, or None
     json_schema    JSON schema text, or None
-    logprobs       how many alternatives to report per token; None reports nothing
+    logprobs       number of alternatives to report per token; None reports no log probabilities
     """
 
     temperature: float = 0.0
@@ -41,7 +41,7 @@ class Sampling:
 
     @property
     def is_argmax(self) -> bool:
-        """True when the next token is the largest raw logit."""
+        """True if the next token is always the one with the largest raw logit."""
         return (
             self.temperature <= 0
             and not self.penalises
@@ -57,7 +57,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural-log probabilities before sampling parameters: of the token, and of the likeliest alternatives."""
+    """Natural log probabilities, without sampling parameters: of the token, and of the most likely alternatives."""
 
     logprob: float
     top: list[tuple[int, float]]
@@ -68,7 +68,7 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One prompt (int32[n], n >= 1) and how to answer it."""
+    """One prompt (int32[n], n >= 1) and how to answer it. Generation ends at any of the strings in `stop`."""
 
     prompt: IntArray
     max_tokens: int = 128
@@ -78,11 +78,12 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """What came out.
+    """What was generated for a request.
 
-    tokens    emitted ids, the end token included, nothing past a stop string's last token
-    finish    "stop" (end token or stop string) or "length"
-    seconds   from the first look at the prompt to the last token; `decode_seconds` without evaluating the prompt
+    tokens    emitted ids: the end token is included, tokens after the one that completes a stop string are not
+    segments  the text
+    finish    "stop" (end token or stop string) or "length"; empty while generating
+    seconds   from the start of reading the prompt to the last token; `decode_seconds` is without reading the prompt
     """
 
     tokens: list[int] = field(default_factory=list)

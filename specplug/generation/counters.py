@@ -1,7 +1,4 @@
-"""What happened while generating: plain sums.
-
-Knows numbers only.
-"""
+"""Counters of what happened while generating, from which the usual statistics follow."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(slots=True)
 class Counters:
-    """Sums over target passes of decoding (prompt passes excluded); times in nanoseconds."""
+    """Sums over the target passes of decoding, without those that read prompts; times in nanoseconds."""
 
     steps: int = 0
     emitted_tokens: int = 0
@@ -28,10 +25,10 @@ class Counters:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens per verification and sequence, the target's own included: plain decoding is 1.00."""
+        """Tokens per target pass and sequence, including the target's own token: plain decoding is 1.00."""
         return 1 + self.accepted_tokens / self.steps if self.steps else 1.0
 
     @property
     def overhead_us_per_step(self) -> float:
-        """Propose, plan and observe (top-k included), in microseconds per verification."""
+        """Time to propose, plan and observe, including reading top ids, in microseconds per target pass."""
         return self.draft_ns / 1000 / self.steps if self.steps else 0.0

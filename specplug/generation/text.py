@@ -1,6 +1,6 @@
-"""Tokens' bytes to text that can be shown: whole characters only, nothing past a stop string.
+"""Turns the bytes of tokens into text that can be shown: complete characters, and nothing from a stop string on.
 
-Knows bytes and strings. Knows no tokenizer.
+This module does not depend on a tokenizer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Text to show, whether an accepted draft token brought it, and which proposer guessed that one, where known."""
+    """Text to show, whether it comes from an accepted draft token, and from which proposer, by index, if known."""
 
     text: str
     drafted: bool
@@ -20,10 +20,10 @@ class Segment:
 
 
 class TextStream:
-    """Feeds on one token's bytes at a time; releases text as soon as nothing later can take it back.
+    """Receives the bytes of one token at a time, and returns text as soon as no later token can change it.
 
-    A character split over tokens is released with its last byte; text that may begin a stop string is held until it
-    is known not to. Bytes that never become UTF-8 are shown as U+FFFD.
+    A character that is split over tokens is returned with its last byte. Text that may be the beginning of a stop
+    string is held back until that is decided. Bytes that are not valid UTF-8 are shown as U+FFFD.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
@@ -31,10 +31,10 @@ class TextStream:
         self._stop = [s for s in stop if s]
         self._held: list[Segment] = []
         self.stopped = False
-        """True once a stop string came; what follows is ignored."""
+        """True from the first stop string on; later tokens are ignored."""
 
     def feed(self, data: bytes, drafted: bool, source: int | None = None) -> list[Segment]:
-        """Text released by one more token."""
+        """The text that can be shown after one more token."""
         if self.stopped:
             return []
         text = self._decoder.decode(data)
@@ -43,7 +43,7 @@ class TextStream:
         return self._release(final=False)
 
     def close(self) -> list[Segment]:
-        """What is left at the end."""
+        """The text that was still held back when generation ended."""
         if self.stopped:
             return []
         tail = self._decoder.decode(b"", final=True)
@@ -56,7 +56,7 @@ class TextStream:
             free, self._held = self._held, []
             return free
         text = "".join(segment.text for segment in self._held)
-        # The first to be complete, as if the text came character by character.
+        # The first stop string to be complete counts, so that the text does not depend on how it is split into tokens.
         found = [(text.find(s) + len(s), text.find(s)) for s in self._stop if s in text]
         if found:
             self.stopped = True
@@ -68,7 +68,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-size:]):
             return size
@@ -76,7 +76,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def _cut(segments: Sequence[Segment], at: int) -> tuple[list[Segment], list[Segment]]:
-    """Segments before and after character `at` of their joined text."""
+    """The segments before and after character `at` of their joined text."""
     before: list[Segment] = []
     after: list[Segment] = []
     for segment in segments:

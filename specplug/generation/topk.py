@@ -1,8 +1,8 @@
 """The most likely ids of each row of logits.
 
-Knows arrays. Knows no engine, no sampler and no vocabulary.
-Source: our own. The k blocks with the largest maxima hold the k largest values, so only those are searched. A block is
-a column of the row folded into lines of NUM_BLOCKS, so that the maxima of all blocks are taken by vector instructions.
+Source: our own. The k blocks with the largest maxima contain the k largest values, so only these blocks are searched. A
+row is folded into lines of NUM_BLOCKS values and a block is one column of them, so that vector instructions find the
+maxima of all blocks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy.typing as npt
 from specplug.core import IntArray
 
 NUM_BLOCKS = 1024
-"""More blocks leave less to search and cost more to rank."""
+"""Blocks per row. With more blocks there is less to search and more to rank. Chosen, not measured."""
 
 
 def top_ids(logits: npt.NDArray[np.float32], k: int) -> IntArray:
-    """int32[rows, k]: the ids of the k largest logits of each row, largest first; ties in favour of the lower id.
+    """int32[rows, k]: the ids of the k largest logits of each row, largest first; of equal ones the lower id first.
 
-    logits float32[rows, V] without NaN; V >= k >= 1. A view of the engine's buffer will do: nothing is written to it.
+    logits  float32[rows, V] without NaN, V >= k >= 1; nothing is written to it, so it may be the engine's own buffer
     """
     num_rows, vocab = logits.shape
     assert 1 <= k <= vocab, f"the top {k} of {vocab} ids"
@@ -30,7 +30,7 @@ def top_ids(logits: npt.NDArray[np.float32], k: int) -> IntArray:
     folded = lines * NUM_BLOCKS
     blocks = logits[:, :folded].reshape(num_rows, lines, NUM_BLOCKS)
     maxima = blocks.max(axis=1)
-    # k values are at least as large, so nothing below it is among the top k.
+    # At least k values reach the threshold, so no value below it is among the k largest.
     threshold = np.partition(maxima, NUM_BLOCKS - k, axis=1)[:, NUM_BLOCKS - k]
     row, block = (maxima >= threshold[:, None]).nonzero()
     candidates = blocks[row, :, block]  # [chosen blocks, lines]

@@ -1,1 +1,1 @@
-"""Deciding what to verify: acceptance, measured costs, and the choice made from both."""
+"""Planning: which proposers are asked and which draft tokens are verified, by learned acceptance and measured costs."""

@@ -1,9 +1,9 @@
-"""Fusion: the trees of several proposers merged into one.
+"""Fusion: the drafts of several proposers merged into one tree.
 
-Knows drafts and buckets, and how often a guess of each bucket was right, as far as somebody tells it. Knows no method.
-Source: the tree fusion of RASD (arXiv 2503.03434): every path is inserted into the tree of the first source along its
-longest common prefix. Ours merges any number of trees of any shape, marks nodes that several sources agree on, and cuts
-by path probability; RASD's pruning by the draft model's top ids has no counterpart.
+It merges by buckets and the acceptance learned for them, and does not depend on how a proposer drafts.
+Source: the tree fusion of RASD (arXiv 2503.03434), which inserts every path into the tree of the first proposer along
+their longest common prefix. This one merges any number of trees of any shape, marks nodes that several proposers agree
+on, and cuts by path probability; RASD's pruning by the draft model's top ids has no counterpart.
 """
 
 from __future__ import annotations
@@ -13,25 +13,20 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Proposer, Requires, Step
+from specplug.core import EMPTY, ROOT, BatchProposer, Bucket, Draft, IntArray, Proposer, Requires, Step
 from specplug.drafts.trees import likeliest
-
-AGREED_ODDS = 2.0
-"""How much a second source that guesses the same raises the odds, before anything was learned."""
-
-ALONE_ODDS = 0.6
-"""What is left of the odds where no other source guesses the same."""
+from specplug.planning.constants import AGREED_ODDS, ALONE_ODDS
 
 
 class Fusion:
-    """Every source drafts with the full budget; the merged tree is cut to its likeliest nodes.
+    """Every proposer drafts with the full budget; the merged tree is cut to its likeliest nodes.
 
-    Buckets: with one source its own. With several, per source its buckets twice: alone, and agreed, for nodes that
-    another source guessed at the same place. An agreed node belongs to the source whose bucket is the more probable.
-    Sources get the Step of the merged draft: `step.draft.buckets` holds ids of the fusion, so they must not read them.
-    Requires: what any source needs.
-    Keeps: one probability per bucket.
-    Cost per step: the sources'; merging two drafts of 16 nodes 20 us; one source alone 1 us.
+    Buckets: those of a single proposer. Of several, each proposer's buckets twice: "alone", and "agreed" for nodes that
+    another proposer drafted at the same place. An agreed node belongs to the proposer whose bucket is more probable.
+    Proposers receive the Step of the merged draft, whose bucket ids are those of the fusion: they must not read them.
+    Requires: everything that any of its proposers requires.
+    State: one probability per bucket.
+    Cost per step: that of the proposers; 20 us to merge two drafts of 16 nodes, 1 us for a single proposer.
     """
 
     def __init__(
@@ -41,11 +36,12 @@ class Fusion:
         clock: Callable[[], int] = perf_counter_ns,
         names: Sequence[str] | None = None,
     ) -> None:
-        """What asking each source takes is read from `clock`, in nanoseconds.
-
-        names  of the sources in bucket names; their classes' where None
         """
-        assert sources, "a fusion of nothing"
+        sources  the proposers, at least one
+        clock    nanoseconds; it measures what each proposer takes
+        names    of the proposers, for the names of buckets; None takes those of their classes
+        """
+        assert sources, "a fusion needs at least one proposer"
         self.sources = tuple(sources)
         names = names or [type(source).__name__ for source in sources]
         self.clock = clock
@@ -67,15 +63,18 @@ class Fusion:
             owners += [owner] * len(own)
         self.buckets = tuple(buckets)
         self.bucket_source: IntArray = np.asarray(owners, dtype=np.int32)
+        """int32[buckets]: the index of the proposer that each bucket belongs to."""
         self.own_buckets = tuple(
             frozenset(range(first, first + len(source.buckets)))
             for first, source in zip(self._firsts, self.sources, strict=True)
         )
-        """Per source, what only that source guessed."""
+        """Per proposer, the buckets of nodes that no other proposer drafted."""
         self.probability = [bucket.prior for bucket in buckets]
+        # Looked up once, as checking for a protocol takes a microsecond.
+        self._in_batches = [source if isinstance(source, BatchProposer) else None for source in self.sources]
 
     def first(self, index: int) -> int:
-        """Where a source's buckets begin among the fusion's."""
+        """The index of a proposer's first bucket among those of the fusion."""
         return self._firsts[index]
 
     def begin(self, seq: int, prompt: IntArray) -> None:
@@ -83,25 +82,32 @@ class Fusion:
             source.begin(seq, prompt)
 
     def propose(self, seq: int, budget: int) -> Draft:
-        return self.propose_from(seq, budget, [True] * len(self.sources))
+        return self.propose_all([seq], [budget], [(0,)] * len(self.sources), [0] * len(self.sources))[0]
 
-    def propose_from(self, seq: int, budget: int, active: Sequence[bool], spent_ns: list[int] | None = None) -> Draft:
-        drafts: list[tuple[int, Draft]] = []
-        for index, source in enumerate(self.sources):
-            if active[index]:
-                started = self.clock()
-                draft = source.propose(seq, budget)
-                if spent_ns is not None:
-                    spent_ns[index] += self.clock() - started
+    def propose_all(
+        self, seqs: Sequence[int], budgets: Sequence[int], active: Sequence[Sequence[int]], spent_ns: list[int]
+    ) -> list[Draft]:
+        """One merged draft for each of `seqs`.
+
+        budgets   most nodes for each sequence
+        active    per proposer the places in `seqs` for which it is asked; none where it is empty
+        spent_ns  per proposer; the time that it takes is added
+        """
+        drafts: list[list[tuple[int, Draft]]] = [[] for _ in seqs]
+        for index, places in enumerate(active):
+            if not places:
+                continue
+            source, in_batches = self.sources[index], self._in_batches[index]
+            began_ns = self.clock()
+            if in_batches is not None:
+                own = in_batches.propose_batch([seqs[place] for place in places], [budgets[place] for place in places])
+            else:
+                own = [source.propose(seqs[place], budgets[place]) for place in places]
+            spent_ns[index] += self.clock() - began_ns
+            for place, draft in zip(places, own, strict=True):
                 if len(draft):
-                    drafts.append((index, draft))
-        if not drafts:
-            return EMPTY
-        if len(drafts) == 1:
-            index, draft = drafts[0]
-            first = self._firsts[index]
-            return Draft(draft.tokens, draft.parents, draft.buckets + np.int32(first)) if first else draft
-        return self._merge(drafts, budget)
+                    drafts[place].append((index, draft))
+        return [self._merge(found, budget) for found, budget in zip(drafts, budgets, strict=True)]
 
     def observe(self, seq: int, step: Step) -> None:
         for source in self.sources:
@@ -112,6 +118,13 @@ class Fusion:
             source.end(seq)
 
     def _merge(self, drafts: Sequence[tuple[int, Draft]], budget: int) -> Draft:
+        """One tree out of the proposers' drafts, none of which is empty."""
+        if not drafts:
+            return EMPTY
+        if len(drafts) == 1:
+            index, draft = drafts[0]
+            first = self._firsts[index]
+            return Draft(draft.tokens, draft.parents, draft.buckets + np.int32(first)) if first else draft
         probability = self.probability
         tokens: list[int] = []
         parents: list[int] = []
@@ -119,7 +132,7 @@ class Fusion:
         agreed: set[int] = set()
         node_at: dict[tuple[int, int], int] = {}
         for index, draft in drafts:
-            first, jump = self._firsts[index], len(self.sources[index].buckets)
+            first, num_own = self._firsts[index], len(self.sources[index].buckets)
             node_of: list[int] = []
             for token, parent, bucket in zip(
                 draft.tokens.tolist(), draft.parents.tolist(), draft.buckets.tolist(), strict=True
@@ -138,7 +151,7 @@ class Fusion:
                         agreed.add(node)
                         owner = drafts[0][0] if len(drafts) == 2 else int(self.bucket_source[known])
                         known += len(self.sources[owner].buckets)
-                    bucket += jump
+                    bucket += num_own
                     buckets[node] = bucket if probability[bucket] > probability[known] else known
                 node_of.append(node)
         draft = Draft.of(tokens, parents, buckets)

@@ -1,28 +1,27 @@
-"""One step's speculation for all running sequences: ask the sources that pay, plan, and learn from what came.
+"""One step of speculation for all running sequences: ask the proposers, plan the target pass, learn from its result.
 
-Knows proposers, the planner and the clock. Knows no engine: llama.cpp's loop, vLLM's worker and the replay of traces
-drive the same object.
-Keeps: the candidate drafts of the step under way.
+It drafts trees for a few sequences; `batch_speculator.py` drafts chains for many. It does not depend on an engine: the
+step loop of llama.cpp and the replay of recorded answers drive the same object.
+State: the candidate drafts of the current step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specplug.core import EMPTY, Draft, IntArray, Requires, Steered, Step
+from specplug.core import EMPTY, NO_LIMITS, Draft, DraftLimits, IntArray, ModelBased, Requires, Step
 from specplug.drafts.trees import path_probabilities
 from specplug.planning.acceptance import AcceptanceTable
+from specplug.planning.constants import TOPK_COST_WEIGHT
 from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
-from specplug.planning.planner import Plan, Planner, Rest
+from specplug.planning.planner import Plan, Planner
+from specplug.planning.proposer_selection import ProposerSelection
 from specplug.profile import Profile
-
-SMOOTHING = 0.1
-"""Weight of a new timing in the running mean of what a top-k row costs."""
 
 
 class Speculator:
-    """Drafts for one engine. Call `plan`, run the target, then `observe`, once per step."""
+    """Drafts for one engine. Call `plan`, run the target pass, then call `observe`, once per step."""
 
     def __init__(
         self,
@@ -30,94 +29,97 @@ class Speculator:
         cost: CostCurve,
         profile: Profile,
         *,
+        limits: DraftLimits = NO_LIMITS,
         learned: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """`learned` is a bucket table (hits, misses) to start from, by bucket name."""
+        """
+        limits   what the target's memory allows of a draft
+        learned  maps bucket names to the (hits, misses) to start from
+        """
         self.fusion = fusion
         self.requires: Requires = fusion.requires
         self.cost = cost
         self.table = AcceptanceTable(fusion.buckets, learned)
-        fusion.probability = self.table.probability  # the same list: fusion merges by what was learned
-        planner = profile.planner
+        fusion.probability = self.table.probability  # the same list: the fusion merges by what was learned
+        settings = profile.planner
+        self._static = settings.mode == "static"
         self.planner = Planner(
             self.table,
             cost,
-            max_nodes=planner.max_nodes,
-            trees=planner.trees,
-            static=planner.mode == "static",
+            max_nodes=settings.max_nodes,
+            trees=settings.trees,
+            static=self._static,
+            limits=limits,
         )
-        self._rests = [Rest(dear=isinstance(source, Steered)) for source in fusion.sources]
-        self._passes = [source.passes if isinstance(source, Steered) else 0 for source in fusion.sources]
-        self.asked: list[int] = []
-        """The sources, by index, that were asked in the step under way."""
-        self._always = self.planner.static
-        self._silent = not fusion.buckets  # a source without buckets never drafts
+        self.selection = ProposerSelection(fusion.sources, fusion.clock, static=self._static)
+        self.wants_topk = 0
+        """How many top ids per row `observe` should receive in the current step; 0 for none."""
+        self._never_drafts = not fusion.buckets
         self._candidates: list[Draft] = []
         self._plan = Plan([], 0, 0.0, 0.0)
-        self._context = 0
-        self._last_rows = 0
-        """Of the pass before, where it was timed; else 0."""
-        self._chosen_rows = 0
-        """The same of the last pass that was not plain because a plain one was due."""
-        self._plain_due = False
-        self._ask_ns = [0] * len(fusion.sources)
         self._plan_ns = 0
+        self._context = 0
+        self._num_sequences = 1
+        self._last_rows = 0
+        """Rows of the pass before, if it was timed; else 0."""
+        self._last_planned_rows = 0
+        """The same of the last pass that was not an inserted plain one."""
+        self._plain_due = False
         self._topk_row_ms = 0.0
-        self.wants_topk = 0
-        """How many top ids per row `observe` should be given in the step under way; 0 for none."""
-        self._sequences = 1
-        for index, source in enumerate(fusion.sources):
-            if isinstance(source, Steered):
-                self._steer(source, fusion.first(index))
+        self._model_based = [(i, source) for i, source in enumerate(fusion.sources) if isinstance(source, ModelBased)]
+        for index, source in self._model_based:
+            self._provide_pays(source, fusion.first(index))
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        self._last_rows = self._chosen_rows = 0  # reading its prompt was a pass of another shape
-        for rest in self._rests:
-            rest.new_text()
+        self._last_rows = self._last_planned_rows = 0  # reading the prompt was a pass of another shape
+        self.selection.start_text()
         self.fusion.begin(seq, prompt)
 
     def end(self, seq: int) -> None:
         self.fusion.end(seq)
 
-    def plan(self, seqs: Sequence[int], context: int, budgets: Sequence[int]) -> list[Draft]:
+    def plan(
+        self, seqs: Sequence[int], context: int, budgets: Sequence[int], remaining: Sequence[int] | None = None
+    ) -> list[Draft]:
         """The subtree to verify for each of `seqs`.
 
-        context  mean KV fill of the sequences, tokens
-        budgets  most nodes for each sequence (what is left of its token limit), >= 0
+        context    mean KV cache fill of the sequences, tokens
+        budgets    most nodes for each sequence, >= 0: a draft of n nodes can emit n + 1 tokens
+        remaining  most tokens that each sequence may still emit; None if its budget is the limit
         """
-        self._context, self._sequences = context, len(seqs)
-        if self._silent:
+        self._context, self._num_sequences = context, len(seqs)
+        if self._never_drafts:
             return [EMPTY] * len(seqs)
-        # A pass is timed where the one before was: not while a prompt is being read beside.
-        self._plain_due = not self._always and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
-        self.asked = [i for i, rest in enumerate(self._rests) if self._always or (rest.due() and not self._plain_due)]
-        if not self.asked:
+        # A plain pass is inserted only if it will be timed: probably as the one before, so not beside a prompt.
+        self._plain_due = not self._static and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
+        if not self.selection.select(plain_due=self._plain_due):
             self.wants_topk = 0
             self._candidates = []
             self._plan = Plan([EMPTY] * len(seqs), len(seqs), 0.0, 0.0)
             return self._plan.drafts
-        began = self.fusion.clock()
         limit = self.planner.max_nodes
-        active = [i in self.asked for i in range(len(self._rests))]
-        self._ask_ns = [0] * len(self._rests)
-        self._candidates = [
-            self.fusion.propose_from(seq, min(limit, budget), active, self._ask_ns)
-            for seq, budget in zip(seqs, budgets, strict=True)
-        ]
-        self.wants_topk = max(self.fusion.sources[i].requires.topk for i in self.asked)
+        self._candidates = self.fusion.propose_all(
+            seqs,
+            [min(limit, budget) for budget in budgets],
+            self._active(seqs, budgets if remaining is None else remaining),
+            self.selection.spent_ns,
+        )
+        self.wants_topk = self.selection.topk()
         row_ms = self._topk_row_ms if self.wants_topk else 0.0
-        self._plan = self.planner.plan(self._candidates, context, row_ms, self._chosen_rows)
-        self._plan_ns = self.fusion.clock() - began - sum(self._ask_ns)
+        self._plan = self.planner.plan(self._candidates, context, row_ms, self._last_planned_rows)
+        self._plan_ns = self.selection.common_ns()
         return self._plan.drafts
 
     def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float | None, topk_ns: int = 0) -> None:
-        """Learn from one target pass that took `target_ms`; `topk_ns` is what reading the top ids took.
+        """Learn from one target pass.
 
-        target_ms  None where other rows were in the pass, as those of a prompt: it says nothing about the cost curve
+        target_ms  time of the pass, without the price in `limits`; None if the pass also had other rows, as those of a
+                   prompt, so that it says nothing about the cost curve
+        topk_ns    time that reading the top ids took
         """
-        if self._silent:
+        if self._never_drafts:
             return
-        began = self.fusion.clock()
+        began_ns = self.fusion.clock()
         for seq, step in zip(seqs, steps, strict=True):
             self.fusion.observe(seq, step)
         rows = len(seqs) + sum(len(step.draft) for step in steps)
@@ -125,68 +127,73 @@ class Speculator:
             self.cost.observe(rows, self._context, target_ms, rows != self._last_rows, len(seqs))
         self._last_rows = rows if target_ms is not None else 0
         if not self._plain_due or not self._last_rows:
-            self._chosen_rows = self._last_rows
+            self._last_planned_rows = self._last_rows
         if not self._candidates:
             return
         for candidate, step in zip(self._candidates, steps, strict=True):
             self.planner.learn(candidate, step.emitted)
-        if self._always:
+        if self._static:
             return
         if self.wants_topk:
-            self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * SMOOTHING
-        self._tally(steps, self._plan_ns + self.fusion.clock() - began, topk_ns)
+            self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * TOPK_COST_WEIGHT
+        self.selection.credit(
+            common_ns=self._plan_ns + self.fusion.clock() - began_ns,
+            topk_ns=topk_ns,
+            plain_ms=self._plain_ms(len(seqs)),
+            expected_ms=self._expected_ms,
+            measured_ms=lambda index: self._measured_ms(index, steps),
+        )
 
-    def _steer(self, source: Steered, first: int) -> None:
-        """Let a source ask before every guess whether it pays; `first` is where its buckets begin."""
+    def _active(self, seqs: Sequence[int], remaining: Sequence[int]) -> list[Sequence[int]]:
+        """Per proposer the places in `seqs` for which it is asked.
 
-        def pays(chain: Sequence[int], rate: float) -> bool:
+        A model-based proposer is not asked for a sequence where that costs more than any draft can still save.
+        """
+        asked = self.selection.asked
+        every = range(len(seqs))
+        active: list[Sequence[int]] = [every if index in asked else () for index in range(len(self.fusion.sources))]
+        if self._static or not seqs:
+            return active
+        for index, source in self._model_based:
+            if index in asked:
+                token_ms = self._plain_ms(len(seqs)) / len(seqs)
+                active[index] = [
+                    place for place in every if source.asking_ms(seqs[place]) <= remaining[place] * token_ms
+                ]
+        return active
+
+    def _plain_ms(self, sequences: int) -> float:
+        """Time of a plain pass at the current context."""
+        return self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
+
+    def _provide_pays(self, source: ModelBased, first: int) -> None:
+        """Let a proposer ask before each draft token whether it pays; `first` is the index of its first bucket."""
+
+        def pays(chain: Sequence[int], acceptance_rate: float) -> bool:
             probability = self.table.probability
-            line = path_probabilities(range(-1, len(chain) - 1), [probability[first + bucket] for bucket in chain])
-            return self.planner.another_pays(line, rate, source.guess_ms, self._context, self._sequences)
+            path = path_probabilities(range(-1, len(chain) - 1), [probability[first + bucket] for bucket in chain])
+            token_ms = source.draft_token_ms
+            return self.planner.another_pays(path, acceptance_rate, token_ms, self._context, self._num_sequences)
 
         source.pays = pays
 
-    def _tally(self, steps: Sequence[Step], common_ns: int, topk_ns: int) -> None:
-        """Tell every source that was asked whether it gained more time than asking it took.
+    def _expected_ms(self, without: Sequence[int]) -> float:
+        """Time that the plan is expected to save, had the proposers `without` not drafted."""
+        buckets = frozenset[int]().union(*(self.fusion.own_buckets[index] for index in without))
+        return self.planner.saved_ms(self._plan, self._context, buckets)
 
-        What several guessed is credited to the cheapest of them, so that a dear source must find what others do not.
+    def _measured_ms(self, index: int, steps: Sequence[Step]) -> float:
+        """Time that the draft tokens of one proposer saved in this pass, negative where they lost.
+
+        For an expensive proposer the expectation is not enough, as its mistakes are expensive, too.
         """
-        sequences = len(steps)
-        plain_ms = self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
-        readers = sum(self.fusion.sources[i].requires.topk > 0 for i in self.asked)
-        order = sorted(self.asked, key=lambda i: self._rests[i].cost_ms)
-        credited = 0.0
-        for place, source in enumerate(order, start=1):
-            others = frozenset[int]().union(*(self.fusion.own_buckets[i] for i in order[place:]))
-            saved_ms = self.planner.saved_ms(self._plan, self._context, others)
-            ns = self._ask_ns[source] + common_ns / len(order)
-            if self.fusion.sources[source].requires.topk:
-                ns += topk_ns / readers
-            rest = self._rests[source]
-            if not rest.dear:
-                rest.used(ns / 1e6, saved_ms - credited, plain_ms)
-            elif self._ran(source):
-                rest.used(ns / 1e6, self._came_ms(source, steps), plain_ms)
-            else:
-                rest.refused()
-            credited = saved_ms
-
-    def _ran(self, index: int) -> bool:
-        """Whether a dear source has tried to guess since this was asked last, at the end of the last step it was in."""
-        source = self.fusion.sources[index]
-        assert isinstance(source, Steered)
-        before, self._passes[index] = self._passes[index], source.passes
-        return source.passes > before
-
-    def _came_ms(self, source: int, steps: Sequence[Step]) -> float:
-        """What a source's guesses saved in this pass, or lost: of dear mistakes, what was expected says too little."""
         owner = self.fusion.bucket_source
         ms, sequences = self.cost.at(self._context), len(steps)
         owners = [owner[step.draft.buckets].tolist() for step in steps]
         nodes = sum(map(len, owners))
         if not nodes:
             return 0.0
-        own = sum(line.count(source) for line in owners)
-        accepted = sum(line[node] == source for line, step in zip(owners, steps, strict=True) for node in step.accepted)
-        extra_ms = ms[min(sequences + nodes, len(ms)) - 1] - ms[sequences - 1]
+        own = sum(line.count(index) for line in owners)
+        accepted = sum(line[node] == index for line, step in zip(owners, steps, strict=True) for node in step.accepted)
+        extra_ms = ms[min(sequences + nodes, len(ms)) - 1] - ms[sequences - 1] + self.planner.limits.price_ms
         return float(ms[sequences - 1] * accepted / sequences - extra_ms * own / nodes)

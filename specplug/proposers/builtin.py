@@ -1,6 +1,6 @@
-"""A drafter of the engine's own, named so that it can be run, measured and chosen like ours.
+"""The proposer `builtin`: it names a method of the engine's own, to be run, measured and chosen as any other.
 
-Knows names and options. Drafts nothing itself.
+This module checks the options; it drafts nothing itself.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 from typing import Literal
 
 from specplug.core import Requires
-from specplug.proposers.placeholder import Named
+from specplug.proposers.placeholder import NamedDrafter
 
 
-class Builtin(Named):
+class Builtin(NamedDrafter):
     """One of vLLM's own methods. Its draft length is the profile's `vllm.num_speculative_tokens`.
 
-    Source: vllm/config/speculative.py. Requires: an engine that has it. Keeps nothing.
+    Source: vllm/config/speculative.py. State: none here. Requires: an engine that has it. Cost per step: vLLM's.
 
-    name               ngram: prompt lookup; suffix: suffix decoding, with arctic-inference; draft_model: a small model
-    model              of draft_model: a Hugging Face folder or name
-    prompt_lookup_min, prompt_lookup_max  of ngram: the lengths of match that count
+    name                                  ngram is prompt lookup; suffix is suffix decoding, which needs the package
+                                          arctic-inference; draft_model is a small model
+    model                                 of draft_model: a Hugging Face folder or name
+    prompt_lookup_min, prompt_lookup_max  of ngram: shortest and longest match, tokens
     """
 
     requires = Requires(builtin=True)

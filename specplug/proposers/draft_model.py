@@ -1,23 +1,27 @@
-"""A small model that drafts, named in a profile: the engine opens it and asks it.
+"""The proposer `draft_model`: it names a small model that the engine opens to draft.
 
-Knows names and options. Drafts nothing itself.
+This module checks the options; it drafts nothing itself.
 """
 
 from __future__ import annotations
 
 from specplug.core import Requires
-from specplug.proposers.placeholder import Named
+from specplug.proposers.placeholder import NamedDrafter
 
 MAX_DRAFT = 8
+"""Default length of the longest chain, tokens."""
 
 
-class DraftModel(Named):
-    """Another model with the target's tokenizer. Source: speculative decoding (arXiv 2211.17192). Keeps nothing.
+class DraftModel(NamedDrafter):
+    """Another model with the target's tokenizer.
 
-    model      a GGUF file for llama.cpp, a Hugging Face folder or name for vLLM
-    max_draft  longest chain of guesses; the engine stops earlier where one more does not pay. vLLM's own is the
-               profile's `vllm.num_speculative_tokens`
-    branches   1 guesses a chain; 2 adds the runner-up at every place, where the engine verifies trees
+    Source: speculative decoding (arXiv 2211.17192). State: none here. Requires: a drafter that the engine opens.
+    Cost per step: one pass of the drafter per draft token.
+
+    model      a GGUF file for llama.cpp; a Hugging Face folder or name for vLLM
+    max_draft  longest chain, tokens; the engine stops earlier where one more token does not pay. On vLLM the profile's
+               `vllm.num_speculative_tokens` is used instead
+    branches   1 drafts a chain; 2 adds the second most likely token at every place, where the engine verifies trees
     """
 
     requires = Requires(drafter=True)

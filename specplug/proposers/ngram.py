@@ -1,6 +1,6 @@
-"""Prompt lookup: what followed the last n tokens the last time they stood in this text.
+"""Prompt lookup: it drafts what followed the last n tokens where they occurred before in the same text.
 
-Knows the tokens of each running sequence, prompt and output alike. Knows no other sequence and no model.
+The text is the prompt and the output of one running sequence; other sequences and models are not used.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step
 from specplug.proposers.suffix_index import MAX_MATCH, SuffixIndex, continuation
 
 _PRIOR_FROM_MATCH = {1: 0.23, 2: 0.52, 3: 0.63, 4: 0.73, 5: 0.75, 6: 0.77, 8: 0.82, 12: 0.9, 16: 0.93, 32: 0.96}
-"""Effective match length, from each key to below the next, to the share of guesses that were right."""
+"""Share of draft tokens that were accepted, by effective match length: from each key to below the next."""
 
 
 class Ngram:
-    """A chain: the continuation of the longest match, of its most recent occurrence.
+    """Drafts a chain: the continuation of the most recent occurrence of the longest match.
 
-    Source: prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding), as in transformers and vLLM.
-    They scan the text from its start at every step and take the first occurrence; ours keeps an index and takes the
-    last one, measures how far a match reaches beyond `max_match`, and lets a match that overlaps the end repeat.
-    Keeps: 24 to 48 bytes per token of a running sequence and n-gram length. Requires: tokens.
-    Cost per step: 5 to 15 us, and 0.3 us per new token and n-gram length.
+    Source: prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding), as in transformers and vLLM. They
+    scan the text from its start in every step and take the first occurrence. This one keeps an index and takes the last
+    occurrence, measures how far a match extends beyond `max_match`, and repeats a match that overlaps the end.
+    State: 24 to 48 bytes per token of a running sequence and n-gram length. Requires: nothing.
+    Cost per step: 5 to 15 us, plus 0.3 us per new token and n-gram length.
+
+    max_match  longest n-gram that is looked up, tokens
+    min_match  shortest n-gram that is looked up, tokens
+    max_draft  longest draft, tokens
     """
 
     requires = Requires()
@@ -33,7 +37,7 @@ class Ngram:
         self.max_draft = max_draft
         self._levels = tuple(range(min_match, max_match + 1))
         self._running: dict[int, SuffixIndex] = {}
-        # What follows a match of m tokens has matched m + 1 once it was right.
+        # The effective match length grows by one with each draft token.
         self._bucket_of = [
             sum(start <= length for start in _PRIOR_FROM_MATCH) - 1 for length in range(MAX_MATCH + max_draft)
         ]

@@ -1,7 +1,6 @@
-"""Plain decoding: the proposer that never guesses.
+"""Plain decoding: the proposer that never drafts.
 
-Knows which sequences run, so that a mistaken call is noticed; knows no tokens. It is the baseline and the
-fallback, so that "do not speculate" runs through the same code as every method. Source: none needed.
+It is the baseline and the fallback: plain decoding runs through the same code as every method. It keeps no tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +9,10 @@ from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step
 
 
 class NoDraft:
-    """Always the empty draft. Keeps: the running sequences' numbers. Requires: nothing. Cost per step: under 1 us."""
+    """Always returns the empty draft.
+
+    State: the ids of the running sequences, to notice mistaken calls. Requires: nothing. Cost per step: below 1 us.
+    """
 
     requires = Requires()
     buckets: tuple[Bucket, ...] = ()

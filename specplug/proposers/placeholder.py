@@ -1,6 +1,6 @@
-"""What a proposer does that an engine replaces by something of its own: nothing.
+"""The part of a proposer that only names a drafter: the engine replaces it by a drafter of its own.
 
-Knows the contract. Knows neither names nor engines.
+This module depends on the contract of a proposer alone.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from specplug.core import EMPTY, Bucket, Draft, IntArray, Step
 
 
-class Named:
-    """Half of a class that names a drafter and its options; it has no buckets, so that nobody asks it to draft."""
+class NamedDrafter:
+    """Base of proposers that name a drafter and its options. Without buckets they are never asked to draft."""
 
     buckets: tuple[Bucket, ...] = ()
 

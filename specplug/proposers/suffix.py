@@ -1,6 +1,6 @@
-"""Suffix decoding: what followed the end of the text whenever it stood there before, here or in earlier answers.
+"""Suffix decoding: it drafts what followed the end of the text where it occurred before, here or in earlier answers.
 
-Knows the tokens of each running sequence and of finished answers. Knows no model.
+It uses the tokens of each running sequence and of finished answers, and no model.
 """
 
 from __future__ import annotations
@@ -36,27 +36,28 @@ _PRIORS: tuple[tuple[str, dict[str, dict[int, float]]], ...] = (
         "few": {2: 0.03, 3: 0.05},
     }),
 )  # fmt: skip
-"""Where the text stood before, how many of its occurrences go on like this, and the effective match length (from each
-key to below the next), to the share of such guesses that were right.
+"""Share of draft tokens that were accepted, by three properties.
 
-one, two, many: all of 1, 2 or more occurrences; most: more than half of them; some: a third or more; few: fewer.
-Effective: the match at the root, and one more with every guess that came true.
+Store: local is the text itself, shared are earlier answers.
+Support, how many of the occurrences continue with this token: one, two and many are all of 1, 2 and more occurrences;
+most is more than half of them, some a third or more, few is fewer.
+Effective match length, from each key to below the next: the match at the root plus one per draft token before this one.
 """
 
 _LOCAL, _SHARED = range(2)
 _MOST, _SOME, _FEW = 3, 4, 5
 
 _SHARED_LEVELS = LEVELS[1:]
-"""One equal token in another answer says next to nothing."""
+"""N-gram lengths of the shared store, without 1: a single equal token in another answer predicts next to nothing."""
 
 _CONTEXT_TOKENS = LEVELS[-1]
-"""The end of the prompt is kept with its answer, so that answers to one chat template can be matched from the start."""
+"""Tokens at the end of a prompt that are stored with its answer: with one chat template they match from the start."""
 
-_STOP = -1
-"""Between two answers in the shared index."""
+_SEPARATOR = -1
+"""Stands between two answers in the shared store."""
 
-_Guess = tuple[int, int, list[int]]
-"""(match length, _LOCAL or _SHARED, what followed)"""
+_Candidate = tuple[int, int, list[int]]
+"""(match length, _LOCAL or _SHARED, the tokens that followed)"""
 
 
 @dataclass(slots=True)
@@ -66,27 +67,27 @@ class _Running:
 
 
 class Suffix:
-    """A tree: what followed the most recent occurrences of the longest match, merged; in the text and in old answers.
+    """Drafts a tree: the merged continuations of the most recent occurrences of the longest match, in two stores.
 
-    Source: SuffixDecoding (arXiv 2411.04975) for the two stores, the counts and the floor under the probability of a
-    path; SAM-Decoding (arXiv 2411.10666) for the longest match. Both rank guesses by counts alone; ours by what guesses
-    of the same source, support and match length were worth, and hands these on as buckets. Draft length grows with the
-    match length through those priors: no separate rule.
-    Keeps: 150 to 210 bytes per token of a running sequence; `shared_index`: 7 MiB when its 65,536 tokens are full,
-    oldest answers out first. Requires: tokens.
-    Cost per step: 3 us without a match, 15 us for a chain, 30 us for a tree; 3 us per new token of the text, and 2 us
-    per token of an answer, once, when it is first looked up after its end.
+    Source: SuffixDecoding (arXiv 2411.04975) for the two stores, the counts and the least probability of a path;
+    SAM-Decoding (arXiv 2411.10666) for the longest match. Both rank draft tokens by counts alone. This one ranks them
+    by how often tokens of the same store, support and match length were accepted, and these are its buckets. Draft
+    length grows with match length through their priors, without a rule of its own.
+    State: 150 to 210 bytes per token of a running sequence; `shared_index`: 7 MiB if its 65,536 tokens are full, the
+    oldest answers are dropped first. Requires: nothing.
+    Cost per step: 3 us without a match, 15 us for a chain, 30 us for a tree; 3 us per new token of the text, and once
+    2 us per token of a finished answer, at the first look-up after its end.
 
-    max_draft      longest path of a draft
-    min_prob       guesses whose path is less probable by the priors are left out
-    occurrences    how many are looked at, the most recent first, per store
-    shared_tokens  bound on the tokens of finished answers; 0 remembers none
+    max_draft      longest path of a draft, tokens
+    min_prob       least probability of a path, by the priors
+    occurrences    most occurrences that are considered per store, the most recent first
+    shared_tokens  bound on the tokens of finished answers; 0 stores none
     """
 
     requires = Requires()
     buckets: tuple[Bucket, ...] = tuple(
-        Bucket(f"{source} {support} {length}", prior)
-        for source, supports in _PRIORS
+        Bucket(f"{store} {support} {length}", prior)
+        for store, supports in _PRIORS
         for support, priors in supports.items()
         for length, prior in priors.items()
     )
@@ -118,28 +119,28 @@ class Suffix:
         index = self._running[seq].index
         if budget <= 0:
             return EMPTY
-        guesses = self._guesses(index, min(budget, self.max_draft))
-        if not guesses:
+        candidates = self._candidates(index, min(budget, self.max_draft))
+        if not candidates:
             return EMPTY
-        first = guesses[0][2]
-        if all(guess[2] == first for guess in guesses):
-            return self._chain(guesses)
-        return self._tree(guesses, budget)
+        first = candidates[0][2]
+        if all(candidate[2] == first for candidate in candidates):
+            return self._chain(candidates)
+        return self._tree(candidates, budget)
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
-        """Of what followed, token by token the likeliest by the priors."""
+        """Of all continuations, token by token the most likely one by the priors."""
         tokens: list[list[int]] = []
         buckets: list[list[int]] = []
         for seq in seqs:
-            guesses = self._guesses(self._running[seq].index, min(k, self.max_draft))
+            candidates = self._candidates(self._running[seq].index, min(k, self.max_draft))
             tokens.append([])
             buckets.append([])
             path_prob = 1.0
-            for depth in range(k if guesses else 0):
-                best = max(self._children(guesses, depth), key=self._likely, default=None)
+            for depth in range(k if candidates else 0):
+                best = max(self._children(candidates, depth), key=self._prior, default=None)
                 if best is None:
                     break
-                token, bucket, guesses = best
+                token, bucket, candidates = best
                 path_prob *= self._priors[bucket]
                 if path_prob < self.min_prob:
                     break
@@ -158,16 +159,16 @@ class Suffix:
         run = self._running.pop(seq)
         if self.shared_tokens > 1:
             answer = run.index.tokens[max(0, run.num_prompt - _CONTEXT_TOKENS) :]
-            self._remember([*answer[1 - self.shared_tokens :], _STOP])
+            self._remember([*answer[1 - self.shared_tokens :], _SEPARATOR])
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """tokens int32[n]: the remembered answers, each closed by -1; lengths int32[m]: what each takes."""
+        """tokens int32[n]: the stored answers, each ending with -1; lengths int32[m]: the number of tokens of each."""
         return {"tokens": int_array(self.shared_index.tokens), "lengths": int_array(list(self.shared_lengths))}
 
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
         tokens, lengths = state["tokens"], state["lengths"]
         if tokens.dtype != np.int32 or lengths.dtype != np.int32 or tokens.ndim != 1 or lengths.ndim != 1:
-            raise ValueError("the state of a suffix proposer is two int32 vectors, tokens and lengths")
+            raise ValueError("the state of a suffix proposer must be two int32 vectors, tokens and lengths")
         if (lengths < 1).any() or lengths.sum() != len(tokens):
             raise ValueError(f"{len(tokens)} tokens, but the lengths of their answers sum to {lengths.sum()}")
         self.shared_index = SuffixIndex(_SHARED_LEVELS, capacity=self.shared_tokens)
@@ -182,26 +183,26 @@ class Suffix:
         self.shared_index.append(answer)
         self.shared_lengths.append(len(answer))
 
-    def _guesses(self, index: SuffixIndex, length: int) -> list[_Guess]:
-        """What followed, up to `length` tokens each; the sequence's own text first, the most recent first."""
+    def _candidates(self, index: SuffixIndex, length: int) -> list[_Candidate]:
+        """Continuations of up to `length` tokens each: those of the text itself first, the most recent first."""
         context, shared = index.tokens, self.shared_index.tokens
-        guesses: list[_Guess] = []
+        candidates: list[_Candidate] = []
         for end, match in index.find_longest(context, self.occurrences):
-            guesses.append((match, _LOCAL, continuation(context, end, length)))
+            candidates.append((match, _LOCAL, continuation(context, end, length)))
         for end, match in self.shared_index.find_longest(context, self.occurrences) if shared else ():
             followed = shared[end : end + length]
-            if _STOP in followed:
-                followed = followed[: followed.index(_STOP)]
+            if _SEPARATOR in followed:
+                followed = followed[: followed.index(_SEPARATOR)]
             if followed:
-                guesses.append((match, _SHARED, followed))
-        return guesses
+                candidates.append((match, _SHARED, followed))
+        return candidates
 
-    def _chain(self, guesses: list[_Guess]) -> Draft:
-        """The draft of occurrences that all go on alike."""
-        source, followed = guesses[0][1:]
-        matches = [guess[0] for guess in guesses if guess[1] == source]
+    def _chain(self, candidates: list[_Candidate]) -> Draft:
+        """The draft of continuations that are all equal."""
+        store, followed = candidates[0][1:]
+        matches = [candidate[0] for candidate in candidates if candidate[1] == store]
         support, match = _support(len(matches), len(matches)), max(matches)
-        buckets = self._bucket_rows[source][support][match : match + len(followed)]
+        buckets = self._bucket_rows[store][support][match : match + len(followed)]
         path_prob = 1.0
         for n, bucket in enumerate(buckets):
             path_prob *= self._priors[bucket]
@@ -209,19 +210,19 @@ class Suffix:
                 return Draft.chain(followed[:n], buckets[:n])
         return Draft.chain(followed, buckets)
 
-    def _tree(self, guesses: list[_Guess], budget: int) -> Draft:
-        """The likeliest nodes, by the priors along their path, of the trie of what followed."""
+    def _tree(self, candidates: list[_Candidate], budget: int) -> Draft:
+        """The most likely nodes, by the priors along their paths, of the trie of all continuations."""
         tokens: list[int] = []
         parents: list[int] = []
         buckets: list[int] = []
-        waiting: list[tuple[float, int, int, int, int, int, list[_Guess]]] = []
+        waiting: list[tuple[float, int, int, int, int, int, list[_Candidate]]] = []
         num_seen = 0
-        node, depth, path_prob, group = ROOT, 0, 1.0, guesses
+        node, depth, path_prob, group = ROOT, 0, 1.0, candidates
         while True:
             for token, bucket, supporters in self._children(group, depth):
                 child_prob = path_prob * self._priors[bucket]
                 if child_prob >= self.min_prob:
-                    # Of equally likely nodes the one found first: recent before old.
+                    # Of equally likely nodes the one found first is taken: recent occurrences before older ones.
                     num_seen += 1
                     heappush(waiting, (-child_prob, num_seen, token, node, bucket, depth + 1, supporters))
             if not waiting or len(tokens) == budget:
@@ -233,39 +234,39 @@ class Suffix:
             parents.append(parent)
             buckets.append(bucket)
 
-    def _likely(self, child: tuple[int, int, list[_Guess]]) -> float:
+    def _prior(self, child: tuple[int, int, list[_Candidate]]) -> float:
         return self._priors[child[1]]
 
-    def _children(self, group: list[_Guess], depth: int) -> Iterator[tuple[int, int, list[_Guess]]]:
-        """(token, bucket, the guesses that say so) after the `depth` tokens that `group` agrees on."""
+    def _children(self, group: list[_Candidate], depth: int) -> Iterator[tuple[int, int, list[_Candidate]]]:
+        """(token, bucket, the continuations with this token) after the `depth` tokens that `group` agrees on."""
         if len(group) == 1:
-            match, source, followed = group[0]
+            match, store, followed = group[0]
             if depth < len(followed):
-                yield followed[depth], self._bucket_rows[source][0][match + depth], group
+                yield followed[depth], self._bucket_rows[store][0][match + depth], group
             return
-        by_token: dict[int, list[_Guess]] = {}
+        by_token: dict[int, list[_Candidate]] = {}
         totals = [0, 0]
-        for guess in group:
-            if depth < len(guess[2]):
-                by_token.setdefault(guess[2][depth], []).append(guess)
-                totals[guess[1]] += 1
+        for candidate in group:
+            if depth < len(candidate[2]):
+                by_token.setdefault(candidate[2][depth], []).append(candidate)
+                totals[candidate[1]] += 1
         for token, supporters in by_token.items():
-            # The text itself knows better than other answers: where it speaks, their agreement changes nothing.
-            source = supporters[0][1]
-            matches = [guess[0] for guess in supporters if guess[1] == source]
-            n, total = len(matches), totals[source]
-            yield token, self._bucket_rows[source][_support(n, total)][max(matches) + depth], supporters
+            # The text itself predicts better than other answers: where it has the token, their support does not count.
+            store = supporters[0][1]
+            matches = [candidate[0] for candidate in supporters if candidate[1] == store]
+            n, total = len(matches), totals[store]
+            yield token, self._bucket_rows[store][_support(n, total)][max(matches) + depth], supporters
 
 
 def _support(n: int, total: int) -> int:
-    """Which entry of _PRIORS it is when n of `total` occurrences go on alike."""
+    """The index of the support in _PRIORS where n of `total` occurrences continue with the same token."""
     if n == total:
         return min(n, 3) - 1
     return _MOST if 2 * n > total else _SOME if 3 * n >= total else _FEW
 
 
 def _bucket_rows(num_lengths: int) -> list[list[list[int]]]:
-    """[source][support][effective match length] -> bucket."""
+    """[store][support][effective match length] -> bucket."""
     rows: list[list[list[int]]] = []
     first = 0
     for _, supports in _PRIORS:

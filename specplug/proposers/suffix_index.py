@@ -1,10 +1,10 @@
-"""Where the end of a context occurred before, in a growing list of tokens.
+"""An index of n-grams: it finds where the end of a context occurred before in a growing list of tokens.
 
-Knows tokens, their n-grams and the positions these ended at. Knows no sequences, drafts or acceptance.
-Source: hash chains as in LZ77 compressors (RFC 1951, section 4): per n-gram length a table of the last position and,
-per position, a link to the one before it. Suffix automata (SAM-Decoding, arXiv 2411.10666) and suffix trees
-(SuffixDecoding, arXiv 2411.04975) hold a dictionary per state; chains hold 8 bytes per position and level, forget old
-text by moving one offset, and look at the most recent occurrences only.
+It does not depend on sequences, drafts or acceptance.
+Source: hash chains as in LZ77 compressors (RFC 1951, section 4). Per n-gram length there is a table of the last
+position and, per position, a link to the one before it. Suffix automata (SAM-Decoding, arXiv 2411.10666) and suffix
+trees (SuffixDecoding, arXiv 2411.04975) keep a dictionary per state; hash chains keep 8 bytes per position and n-gram
+length, drop old text by moving one offset, and look at the most recent occurrences only.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from array import array
 from collections.abc import Iterable
 
 LEVELS = (1, 2, 4, 8)
-"""The n-gram lengths that are indexed where nothing else is asked for, shortest first."""
+"""The n-gram lengths that are indexed by default, shortest first."""
 
 MAX_MATCH = 64
-"""Matches are measured up to here: longer ones are as good as certain."""
+"""Tokens. Matches are measured up to this length: continuations of longer ones are almost certain."""
 
 Occurrence = tuple[int, int]
-"""(end, length): the context's last `length` tokens also stand right before `tokens[end]`, which followed them."""
+"""(end, length): the last `length` tokens of the context also occur right before `tokens[end]`."""
 
 
 class SuffixIndex:
-    """Tokens, and for every n-gram of `levels` that something follows, where it ended. The oldest can be dropped.
+    """A list of tokens with the positions where each of its n-grams ended. The oldest tokens can be dropped.
 
-    Indexing is lazy: `append` only appends, the first look-up after it catches up.
-    capacity: tables are made for so many tokens at once; beyond it they are rebuilt at twice the size.
-    Keeps: list[int] tokens; per level int64[2**k] heads, 2 to 4 per token, and int64[n] links: 150 to 210 bytes per
-    token with four levels. Cost: 2 to 3 us per token; a look-up one hash and one table read per level it reaches, then
-    up to 1 us per occurrence.
+    Indexing is lazy: `append` only appends, and the next look-up indexes what is new.
+    State: list[int] tokens; per n-gram length int64[2**k] heads, 2 to 4 per token, and int64[n] links: 150 to 210 bytes
+    per token with four lengths.
+    Cost: 2 to 3 us per token; a look-up takes one hash and one table read per n-gram length, then up to 1 us per
+    occurrence.
+
+    levels    the n-gram lengths, shortest first
+    capacity  number of tokens that the tables are made for; beyond it they are rebuilt at twice the size
     """
 
     __slots__ = ("_dropped", "_indexed", "_levels", "_mask", "_size", "_tables", "tokens")
@@ -47,11 +50,11 @@ class SuffixIndex:
         self.tokens.extend(tokens)
 
     def drop(self, n: int) -> None:
-        """Forget the oldest n tokens. Their table entries turn invalid by themselves: they lie before the start."""
+        """Drop the oldest n tokens. Their table entries become invalid by themselves, as they lie before the start."""
         self._catch_up()
         del self.tokens[:n]
         for _, _, links in self._tables:
-            # The first link stands for the end before the first token, which no n-gram has.
+            # Link 0 belongs to position 0, where no n-gram ends.
             links[: n + 1] = array("q", [-1])
         self._dropped += n
         self._indexed = max(0, self._indexed - n)
@@ -59,13 +62,13 @@ class SuffixIndex:
     def find_longest(self, context: list[int], limit: int) -> list[Occurrence]:
         """Up to `limit` earlier occurrences of the end of `context`, most recent first.
 
-        They are those of the longest n-gram among `levels` that occurred; among more than `limit` the most recent
-        count. `context` may be this index's own `tokens`.
+        They are the occurrences of the longest n-gram among `levels` that occurred at all. `context` may be the index's
+        own `tokens`.
         """
         self._catch_up()
         available, mask, dropped = len(context), self._mask, self._dropped
         hits: list[tuple[array[int], list[int], int]] = []
-        # Upwards: an n-gram that never occurred settles all longer ones.
+        # Shortest first: where an n-gram never occurred, no longer one did.
         for n, heads, links in self._tables:
             if n > available:
                 break
@@ -82,10 +85,10 @@ class SuffixIndex:
 
     def _walk(self, links: array[int], gram: list[int], end: int, context: list[int], limit: int) -> list[Occurrence]:
         tokens, dropped, n = self.tokens, self._dropped, len(gram)
-        # The next level had no occurrence: where it is one token longer, nothing is left to measure.
+        # The next level had no occurrence: if it is only one token longer, the match is exactly n tokens.
         exact = n + 1 in self._levels
         found: list[Occurrence] = []
-        # Other n-grams may share the slot: give up on a crowded one.
+        # Other n-grams may share the slot: the search ends early in a crowded one.
         for _ in range(8 * limit):
             if tokens[end - n : end] == gram:
                 found.append((end, n if exact else self._match_length(context, end, n)))
@@ -109,7 +112,7 @@ class SuffixIndex:
         return length
 
     def _catch_up(self) -> None:
-        """Enter the n-grams that end before the last token: what nothing follows yet predicts nothing."""
+        """Index the n-grams that end before the last token: one that nothing follows yet predicts nothing."""
         tokens, stop = self.tokens, len(self.tokens)
         if self._indexed + 1 >= stop:
             return
@@ -136,7 +139,7 @@ class SuffixIndex:
 
 
 def continuation(tokens: list[int], end: int, n: int) -> list[int]:
-    """The n tokens from `end` on. Where the text stops first it is taken to repeat what it has from `end` on."""
+    """The n tokens from `end` on. If the text ends earlier, the part from `end` on is repeated."""
     found = tokens[end : end + n]
     while len(found) < n:
         found = (found + found)[:n]

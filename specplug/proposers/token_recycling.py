@@ -1,13 +1,14 @@
-"""Token recycling: guess what the target ranked high the last time it read the same token.
+"""Token recycling: it drafts the ids that the target ranked highest the last time it read the same token.
 
-Knows, per token id, the target's most likely successors at the last place where it read that id, and how reliable
-they have been. Knows no context beyond one token, and no probabilities but those it counts itself.
-Source: arXiv 2408.08696 (Token Recycling). `shape: paper` is its static tree of 80 nodes. Ours differs: rows nobody has
-seen are skipped instead of guessing id 0; the prompt's pairs fill such rows; where a token stands in a tree twice, the
-row of the accepted place wins; and `shape: best_first` grows the tree that the counted probabilities favour.
-Keeps: matrix int32[V, k] (1.5 MiB at V = 49k, k = 8; 8 MiB at 262k), reliability int8[V]; V grows in powers of two.
-Requires: TOPK(k); without it, in steps when the engine leaves it out, only the emitted pairs are learned.
-Cost per step: 30 us to grow 16 nodes, 15 us to learn; the engine's top-k comes on top.
+Per token id it keeps the target's most likely successors and how reliable they have been. It uses no context beyond one
+token, and no probabilities but those that it counts itself.
+Source: Token Recycling (arXiv 2408.08696); `shape: paper` is its static tree of 80 nodes. This one differs: rows that
+are unknown are skipped instead of drafting id 0; pairs of tokens in the prompt fill such rows; where a token is in a
+tree twice, the row of the accepted node is kept; and `shape: best_first` grows the tree that the counted probabilities
+favour.
+State: matrix int32[V, k] (1.5 MiB at V = 49k, k = 8; 8 MiB at 262k), kind int8[V]; V grows in powers of two.
+Requires: TOPK(k). In steps without top ids only the emitted pairs of tokens are learned.
+Cost per step: 30 us to grow 16 nodes, 15 us to learn, plus reading the top ids in the engine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from specplug.errors import UsageError
 from specplug.machine.files import write_atomically
 
 UNKNOWN = -1
-"""Fills the end of a row of the matrix; every row is distinct ids, then UNKNOWN."""
+"""Fills the rest of a row of the matrix, whose ids are distinct."""
 
 PAPER_TREE = """
     0 1 2 3 4 5 6 7
@@ -40,23 +41,23 @@ PAPER_TREE = """
     00000 00001 00002 00010 00020 00100 01000 10000
     000000 000001 000100
 """
-"""The authors' static tree, called 2.2.2: 80 nodes, level by level; a node is the path of ranks that leads to it."""
+"""The authors' static tree, named 2.2.2: 80 nodes, level by level. Each is written as its path of ranks."""
 
 _PAPER_PLACES = {path: place for place, path in enumerate(PAPER_TREE.split())}
 _PAPER_NODES = [(_PAPER_PLACES.get(path[:-1], ROOT), int(path[-1])) for path in _PAPER_PLACES]
-"""(place of the parent, rank) of each node."""
+"""(index of the parent, rank) of each node."""
 
 COUNTS = 4
-"""States of a token's reliability counter: up when rank 0 was right, down when not, as a branch predictor does."""
+"""States of a token's reliability counter: as in a branch predictor it goes up if rank 0 was right, and else down."""
 
 ROW = COUNTS
-"""Added to the counter when the row came from the target's logits and not only from a pair in the text."""
+"""Added to the counter if the row is from the target's top ids, and not only from pairs of tokens in the text."""
 
 START = 1
-"""A new token's counter."""
+"""The counter of a new token."""
 
 RATE = 0.01
-"""Weight of a new observation in the counted probabilities."""
+"""Weight of a new observation in the counted probabilities. Chosen, not measured."""
 
 PRIORS = (
     (0.32, 0.15, 0.06, 0.04, 0.03, 0.02, 0.01, 0.01),
@@ -64,16 +65,19 @@ PRIORS = (
     (0.55, 0.12, 0.05, 0.03, 0.01, 0.01, 0.01, 0.01),
     (0.80, 0.08, 0.03, 0.02, 0.01, 0.01, 0.01, 0.01),
 )
-"""By counter and rank; further ranks are as likely as the last. Measured with benchmarks/recycling_vs_paper.py."""
+"""P(accepted) by counter and rank; further ranks are as likely as the last one. Measured with
+benchmarks/recycling_vs_paper.py."""
 
 
 class TokenRecycling:
-    """See the module. Options:
+    """Drafts a tree from the matrix of successors; source, state and costs are in the module's docstring.
+
+    The kind of a token's row, 0 to 7, is its reliability counter, plus ROW if the row is from top ids.
 
     k              ids per row of the matrix
     shape          best_first, or the paper's static tree
-    warm           a file of `save` to start from
-    tokenizer_hash what `warm` has to be made for (`specplug.models.references.tokenizer_hash`)
+    warm           a file written by `save`, to start from
+    tokenizer_hash of the tokenizer that `warm` must be made for (`specplug.models.references.tokenizer_hash`)
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class TokenRecycling:
         self._last: dict[int, int] = {}
         if warm is not None:
             if tokenizer_hash is None:
-                raise UsageError(f"warm: {warm} needs tokenizer_hash beside it; add it, or drop warm")
+                raise UsageError(f"warm: {warm} requires the option tokenizer_hash; add it, or leave out warm")
             self.load(warm, tokenizer_hash)
 
     def begin(self, seq: int, prompt: IntArray) -> None:
@@ -119,9 +123,9 @@ class TokenRecycling:
         return self._fill(root, budget) if self.shape == "paper" else self._grow(root, budget)
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
-        """Token by token the successor that the counted probabilities of its row's kind favour.
+        """Token by token the successor with the largest counted probability for its kind of row.
 
-        No other path brings more: what a less likely token's row may add never makes up for the step that it loses.
+        Other paths are not tried: a less likely token loses more at its place than its row can add later.
         """
         found = Chains.empty(len(seqs), k)
         if not len(self.shared_matrix):
@@ -175,7 +179,7 @@ class TokenRecycling:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """matrix int32[V, k]; kind int8[V]; probability float64[8, k]."""
-        # Rows hold ids that nobody has looked up yet, which lie beyond the matrix.
+        # Rows may hold ids beyond the matrix that were never looked up.
         self._reserve(int(self.shared_matrix.max(initial=UNKNOWN)))
         return {
             "matrix": self.shared_matrix.copy(),
@@ -186,31 +190,31 @@ class TokenRecycling:
     def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
         missing = [name for name in ("matrix", "kind", "probability") if name not in state]
         if missing:
-            raise ValueError(f"no {missing[0]} in it")
+            raise ValueError(f"{missing[0]} is missing")
         matrix, kind, probability = state["matrix"], state["kind"], state["probability"]
         if matrix.dtype != np.int32 or matrix.ndim != 2 or matrix.shape[1] != self.k:
-            raise ValueError(f"its matrix is {matrix.dtype}{list(matrix.shape)}, and k is {self.k}")
+            raise ValueError(f"matrix is {matrix.dtype}{list(matrix.shape)}, and k is {self.k}")
         if kind.dtype != np.int8 or kind.shape != matrix.shape[:1]:
-            raise ValueError(f"its kind is {kind.dtype}{list(kind.shape)} beside {len(matrix)} rows")
+            raise ValueError(f"kind is {kind.dtype}{list(kind.shape)}, and the matrix has {len(matrix)} rows")
         if probability.dtype != np.float64 or probability.shape != (2 * COUNTS, self.k):
-            raise ValueError(f"its probability is {probability.dtype}{list(probability.shape)}")
+            raise ValueError(f"probability is {probability.dtype}{list(probability.shape)}, and k is {self.k}")
         if matrix.size and (matrix.min() < UNKNOWN or matrix.max() >= len(matrix)):
-            raise ValueError("its matrix holds ids outside its vocabulary")
+            raise ValueError("matrix holds ids outside its vocabulary")
         ordered = np.sort(matrix, axis=1)
         twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != UNKNOWN)
         gap = (matrix[:, 1:] != UNKNOWN) & (matrix[:, :-1] == UNKNOWN)
         if twice.any() or gap.any():
-            raise ValueError("a row of its matrix repeats an id or has a gap")
+            raise ValueError("a row of the matrix repeats an id or has a gap")
         if kind.size and (kind.min() < 0 or kind.max() >= 2 * COUNTS):
-            raise ValueError("its kind is out of range")
+            raise ValueError("kind is out of range")
         if not ((probability >= 0.0) & (probability <= 1.0)).all():
-            raise ValueError("its probability is out of range")
+            raise ValueError("probability is out of range")
         self.shared_matrix = matrix.copy()
         self.shared_kind = kind.copy()
         self.shared_probability = probability.tolist()
 
     def save(self, path: str | Path, tokenizer_hash: str) -> None:
-        """Write what was learned to a `.npz` file, all of it or nothing. SpecplugError when that fails."""
+        """Write the state to a `.npz` file, completely or not at all. Raises SpecplugError if that fails."""
         target = Path(path)
         if target.exists() and not target.is_file():
             raise UsageError(f"{target}: not a file; name a file to write the recycling matrix to")
@@ -220,15 +224,15 @@ class TokenRecycling:
         write_atomically(target, content.getvalue())
 
     def load(self, path: str | Path, tokenizer_hash: str) -> None:
-        """Take what `save` wrote. UsageError when it is no such file, or was made for another tokenizer."""
+        """Load a file written by `save`. Raises UsageError if it is none, or if it was made for another tokenizer."""
         try:
-            # NumPy leaves a file of its own open when it is damaged.
+            # Opened here, as NumPy would leave a damaged file open.
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 state = {name: file[name] for name in file.files}
         except OSError as error:
             raise UsageError(f"{path}: cannot read the recycling matrix ({error.strerror or error})") from error
         except (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise UsageError(f"{path}: damaged, or no recycling matrix ({error}); delete it to start afresh") from error
+            raise UsageError(f"{path}: damaged, or not a recycling matrix ({error}); leave out warm") from error
         found = str(state.pop("tokenizer_hash", "none"))
         if found != tokenizer_hash:
             raise UsageError(
@@ -237,7 +241,7 @@ class TokenRecycling:
         try:
             self.load_state(state)
         except ValueError as error:
-            raise UsageError(f"{path}: no recycling matrix that fits: {error}; delete it to start afresh") from error
+            raise UsageError(f"{path}: the recycling matrix does not fit: {error}; leave out warm") from error
 
     # -- drafting ------------------------------------------------------------------------------------------------
 
@@ -251,7 +255,7 @@ class TokenRecycling:
         return ids, self.shared_kind.item(token)
 
     def _grow(self, root: int, budget: int) -> Draft:
-        """Always the next likeliest node: a node enters the queue when its parent, or its elder sibling, is taken."""
+        """Always the next most likely node. A node enters the queue when its parent or a likelier sibling is taken."""
         k = self.k
         rows: dict[int, tuple[list[int], int]] = {}
         tokens: list[int] = []
@@ -282,7 +286,7 @@ class TokenRecycling:
                 heappush(queue, (likely, entries, rank, parent, parent_path, row))
 
     def _fill(self, root: int, budget: int) -> Draft:
-        """The paper's tree as far as rows are known; under a smaller budget its likeliest nodes."""
+        """The paper's tree as far as rows are known; of more nodes than the budget the most likely ones."""
         tokens: list[int] = []
         parents: list[int] = []
         buckets: list[int] = []
@@ -311,7 +315,7 @@ class TokenRecycling:
     # -- learning ------------------------------------------------------------------------------------------------
 
     def _reserve(self, highest: int) -> None:
-        """Make room for ids up to `highest`."""
+        """Grow the matrix to hold ids up to `highest`."""
         size = len(self.shared_matrix)
         if highest >= size:
             more = (1 << max(10, highest.bit_length())) - size
@@ -320,7 +324,7 @@ class TokenRecycling:
             self.shared_kind = np.concatenate((self.shared_kind, np.full(more, START, dtype=np.int8)))
 
     def _fill_unknown_rows(self, prompt: IntArray) -> None:
-        """Give each row nobody has seen the prompt's followers of its token, the latest first."""
+        """Fill each unknown row with the successors of its token in the prompt, the latest first."""
         unseen = (self.shared_matrix[prompt[:-1], 0] == UNKNOWN).nonzero()[0][::-1]
         if not len(unseen):
             return
@@ -333,6 +337,7 @@ class TokenRecycling:
         self.shared_matrix[tokens[kept], ranks[kept]] = followers[kept]
 
     def _put_first(self, token: int, follower: int) -> None:
+        """Move `follower` to the front of the row of `token`; if it is new, the last id is dropped."""
         row = self.shared_matrix[token].tolist()
         if row[0] == follower:
             return
@@ -343,7 +348,7 @@ class TokenRecycling:
         self.shared_matrix[token] = [follower, *row]
 
     def _overwrite(self, last: int, step: Step, topk: IntArray) -> None:
-        """Every evaluated row is learned; of a token evaluated more than once, the deepest accepted row stays."""
+        """Store the top ids after every verified token; of a token verified twice, those of the last accepted node."""
         tokens = np.concatenate((np.array([last], dtype=np.int32), step.draft.tokens))
         rows = self._fit(topk)
         self.shared_matrix[tokens] = rows
@@ -352,14 +357,14 @@ class TokenRecycling:
         self.shared_kind[tokens] |= ROW
 
     def _fit(self, topk: IntArray) -> IntArray:
-        """Rows of k ids; fewer were read where others, which need fewer, were asked alone."""
+        """Rows of k ids; fewer were read if only proposers that require fewer were asked."""
         rows = topk[:, : self.k]
         if rows.shape[1] < self.k:
             rows = np.pad(rows, ((0, 0), (0, self.k - rows.shape[1])), constant_values=UNKNOWN)
         return rows
 
     def _put_first_pairs(self, before: IntArray, after: IntArray) -> None:
-        """`_put_first` for many pairs; of pairs with one first token the latest counts."""
+        """`_put_first` for many pairs; of pairs with the same first token the latest counts."""
         rows = self.shared_matrix[before]
         same = rows == after[:, None]
         place = np.where(same.any(axis=1), same.argmax(axis=1), self.k - 1)
@@ -367,7 +372,7 @@ class TokenRecycling:
         self.shared_matrix[before] = np.where(np.arange(self.k) <= place[:, None], shifted, rows)
 
     def _score_pairs(self, before: IntArray, after: IntArray) -> None:
-        """`_score` for many pairs at once: the counter of a token that stands first in several moves once."""
+        """`_score` for many pairs at once; the counter of a token that is first in several of them moves once."""
         rows = self.shared_matrix[before]
         seen = rows[:, 0] != UNKNOWN
         if not seen.any():
@@ -387,7 +392,7 @@ class TokenRecycling:
         self.shared_kind[before] = (kinds - count + moved).astype(np.int8)
 
     def _score(self, last: int, emitted: Sequence[int]) -> None:
-        """Count, before anything is learned, at which rank each emitted token stood in its predecessor's row."""
+        """Count at which rank each emitted token is in its predecessor's row, before the row is changed."""
         token = last
         for follower in emitted:
             ids, kind = self._successors(token)

@@ -1,6 +1,6 @@
-"""A drafter with a trimmed head, named in a profile: the engine opens it and asks it.
+"""The proposer `vocab_trim`: it names a draft model with a trimmed head, which the engine opens to draft.
 
-Knows names and options. Drafts nothing itself.
+This module holds the options; it drafts nothing itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from specplug.proposers.draft_model import MAX_DRAFT, DraftModel
 
 
 class VocabTrim(DraftModel):
-    """What `specplug build vocab-trim` made. Source: VocabTrim (arXiv 2506.22694). Keeps nothing.
+    """A drafter that `specplug build vocab-trim` wrote.
+
+    Source: VocabTrim (arXiv 2506.22694). State, requires and cost per step are those of DraftModel.
 
     model  the drafter's folder, or `drafter:NAME`
-    build  what `specplug build vocab-trim` needs to make it, --out left out: said where the folder is not there
+    build  arguments of `specplug build vocab-trim` that build it, without --out; shown where the folder is missing
     The other options are those of DraftModel.
     """
 

@@ -1,1 +1,1 @@
-"""The reference verification rules, and where two answers differ."""
+"""The reference verification rules, and how two answers are compared."""

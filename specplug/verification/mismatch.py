@@ -1,6 +1,6 @@
-"""Where two answers differ, and whether rounding explains it.
+"""Where two answers differ first, and whether rounding explains it.
 
-Knows tokens and figures. Knows no engine: each has its own rule for what rounding can do.
+Which differences rounding can explain is decided by each engine; this module does not depend on any.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ class Mismatch:
     """The first difference of two token lists.
 
     position         index into the answers
-    gap              plain logit of the plain token minus that of the other, after one-row passes
-    shape_difference how far pass shapes alone moved these two logits apart, over the shapes it took to tell
-    is_rounding      whether shape alone explains it
+    gap              logit of the plain answer's token minus that of the other answer's token, at this position
+    shape_difference largest change of this gap by the shape of passes alone, over the shapes that were tried
+    is_rounding      whether the shape of passes alone explains the difference
     """
 
     position: int
@@ -28,7 +28,7 @@ class Mismatch:
 
 
 def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first token that differs, or None; a missing token differs."""
+    """Index of the first token that differs, or None. A missing token counts as different."""
     for position, (a, b) in enumerate(zip(plain, other, strict=False)):
         if a != b:
             return position

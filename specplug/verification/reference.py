@@ -1,6 +1,6 @@
-"""Reference verification rules: short and slow, the oracle that tests hold the engines to.
+"""The reference verification rules: short and slow, the oracle that the engines are tested against.
 
-Knows probability vectors and trees. Knows no engine, no sampler chain.
+They work on trees and probability vectors and do not depend on an engine or its samplers.
 Source: tree verification by the target's own samples (SpecInfer, arXiv 2305.09781, for deterministic drafts); rejection
 sampling (Leviathan et al., arXiv 2211.17192).
 """
@@ -15,10 +15,10 @@ from specplug.core import ROOT, Draft, FloatArray
 
 
 def verify_tree(draft: Draft, pick: Callable[[int], int]) -> tuple[list[int], list[int]]:
-    """Emitted tokens and accepted nodes when `pick(node)` is the target's own next token after `node` (ROOT first).
+    """The emitted tokens and the accepted nodes, where `pick(node)` is the target's own next token after `node`.
 
-    `pick` is called once per emitted token, in emission order, so that one random stream serves plain and
-    speculative decoding alike.
+    `pick` is called once per emitted token in emission order, first with ROOT, so that plain and speculative decoding
+    use the same random numbers.
     """
     child = {
         (parent, token): node
@@ -40,11 +40,11 @@ def verify_tree(draft: Draft, pick: Callable[[int], int]) -> tuple[list[int], li
 def verify_chain_by_rejection(
     tokens: Sequence[int], draft_probs: FloatArray, target_probs: FloatArray, uniform: Callable[[], float]
 ) -> list[int]:
-    """Emitted tokens for a chain sampled from a drafter with a real distribution.
+    """The emitted tokens for a chain that was sampled from a drafter's distribution.
 
-    draft_probs  float64[n, V]      the distribution that tokens[i] was sampled from
-    target_probs float64[n + 1, V]  the target's, after tokens[:i]
-    uniform      draws from [0, 1); two calls at most per position
+    draft_probs  float64[n, V]      row i: the distribution that tokens[i] was sampled from
+    target_probs float64[n + 1, V]  row i: the target's distribution after tokens[:i]
+    uniform      returns a random number from [0, 1); it is called at most twice per position
     """
     emitted: list[int] = []
     for i, token in enumerate(tokens):

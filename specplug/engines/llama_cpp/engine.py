@@ -116,7 +116,7 @@ class LlamaCpp:
                 line[0] = line[min(1, len(line) - 1)]
         curve = CostCurve(self.cost_points.contexts, self.cost_points.rows, ms, self.cost_points.change_ms)
         learned = profile.measured.acceptance if profile.measured else None
-        self.speculator = Speculator(fusion, curve, profile, learned=learned)
+        self.speculator = Speculator(fusion, curve, profile, limits=self._rollback.limits, learned=learned)
         self.context.clear()
         self.loop = StepLoop(
             self.context, self.speculator, slots=self.slots, rollback=self._rollback, exact=self._exact

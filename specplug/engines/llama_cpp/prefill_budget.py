@@ -8,28 +8,15 @@ Keeps: a running median per number of sequences, a running mean per row, and the
 
 from __future__ import annotations
 
-MOST_STEPS = 2.75
-"""A step with a prompt in it should take no longer than so many without, so that clients, who see every delay on the
-way, wait for three at most,"""
-
-SELDOM = 0.03
-"""but for this share of them."""
-
-FIRST_STEPS = 2.0
-"""What is aimed at before it is known how far steps of one size differ."""
-
-FIRST_ROWS = 4
-"""While nothing was measured."""
-
-CAUTION = 0.1
-"""By how much less is aimed at after a step that was too long. What the others give back balances at SELDOM."""
-
-DRIFT = 0.02
-"""Relative step towards what a step without prompts took. Steps of equal size up and down track a median: the last ones
-before a prompt comes are disturbed by its coming."""
-
-SMOOTHING = 0.2
-"""Weight of a new price of a row."""
+from specplug.planning.constants import (
+    PREFILL_FIRST_ROWS,
+    PREFILL_FIRST_STEPS,
+    PREFILL_LATE_SHARE,
+    PREFILL_MAX_STEPS,
+    PREFILL_REDUCTION,
+    PREFILL_ROW_WEIGHT,
+    PREFILL_STEP_DRIFT,
+)
 
 
 class PrefillBudget:
@@ -38,13 +25,13 @@ class PrefillBudget:
     def __init__(self) -> None:
         self._step_ms: dict[int, float] = {}
         self._row_ms: float | None = None
-        self._aim = FIRST_STEPS
+        self._aim = PREFILL_FIRST_STEPS
 
     def rows(self, sequences: int, taken: int) -> int:
         """Rows of prompts, at least one, that may ride beside `sequences` running ones, whose own rows are `taken`."""
         step_ms = self._plain(sequences)
         if step_ms is None or self._row_ms is None:
-            return FIRST_ROWS
+            return PREFILL_FIRST_ROWS
         return max(1, round(self._aim * step_ms / self._row_ms) - taken)
 
     def observe(self, sequences: int, taken: int, rows: int, ms: float) -> None:
@@ -52,15 +39,16 @@ class PrefillBudget:
         step_ms = self._plain(sequences)
         if not rows:
             known = self._step_ms.get(sequences, ms)
-            self._step_ms[sequences] = known * (1 + DRIFT * ((ms > known) - (ms < known)))
+            self._step_ms[sequences] = known * (1 + PREFILL_STEP_DRIFT * ((ms > known) - (ms < known)))
         elif step_ms is not None:
             row_ms = ms / (taken + rows)
             known = row_ms if self._row_ms is None else self._row_ms
-            self._row_ms = known + (row_ms - known) * SMOOTHING
-            if ms > MOST_STEPS * step_ms:
-                self._aim = max(1.0, self._aim * (1 - CAUTION))
+            self._row_ms = known + (row_ms - known) * PREFILL_ROW_WEIGHT
+            if ms > PREFILL_MAX_STEPS * step_ms:
+                self._aim = max(1.0, self._aim * (1 - PREFILL_REDUCTION))
             else:
-                self._aim = min(MOST_STEPS, self._aim * (1 + CAUTION * SELDOM / (1 - SELDOM)))
+                recovery = PREFILL_REDUCTION * PREFILL_LATE_SHARE / (1 - PREFILL_LATE_SHARE)
+                self._aim = min(PREFILL_MAX_STEPS, self._aim * (1 + recovery))
 
     def _plain(self, sequences: int) -> float | None:
         """Of the nearest number of sequences that was seen, the smaller one first: rather too short than too long."""

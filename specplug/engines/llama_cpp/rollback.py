@@ -10,7 +10,7 @@ from typing import Protocol
 
 import llama_cpp.llama_cpp as ll
 
-from specplug.core import DraftLimits
+from specplug.core import NO_LIMITS, DraftLimits
 from specplug.engines.llama_cpp.cells import Cells
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.tree_batch import Tree
@@ -38,7 +38,7 @@ class AnyTail:
     the last kept row are retained, so that no later token lands in them (cells.py).
     """
 
-    limits = DraftLimits()
+    limits = NO_LIMITS
 
     def keep(self, cells: Cells, tree: Tree, seq: int, root: int, position: int, rows: int) -> int:
         draft, accepted = tree.draft, tree.accepted

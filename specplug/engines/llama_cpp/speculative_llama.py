@@ -205,7 +205,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         learned = self.profile.measured.acceptance if self.profile.measured else None
         # A batch holds the root and all nodes, whatever a profile's own curve covers.
         fitting = replace(self.profile, planner=replace(self.profile.planner, max_nodes=max_nodes))
-        speculator = Speculator(fusion, curve, fitting, learned=learned)
+        speculator = Speculator(fusion, curve, fitting, limits=rollback.limits, learned=learned)
         return StepLoop(context, speculator, slots=1, rollback=rollback, exact=exact)
 
     def _cost_points(self, model: Model, context: Context, runtime: Runtime, max_nodes: int) -> CostPoints:

@@ -317,7 +317,8 @@ class StepLoop:
         fill = sum(s.position for s in running)
         # A draft of n nodes can emit n + 1 tokens: never draft past the limit.
         budgets = [min(s.left - 1, s.max_draft) for s in running]
-        drafts = self.speculator.plan([s.seq for s in running], fill // len(running), budgets)
+        left = [s.left for s in running]
+        drafts = self.speculator.plan([s.seq for s in running], fill // len(running), budgets, left)
         if fill + len(running) + sum(map(len, drafts)) > self._roomy:  # no cells to retain: chains need none
             return [first_branch(draft) for draft in drafts]
         return drafts

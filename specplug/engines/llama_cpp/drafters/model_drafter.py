@@ -41,6 +41,13 @@ CHEAPER = 0.75
 LEND_FROM = 24
 """Tokens still to be read from which borrowing the target's cells costs less, where it lends them."""
 
+TIMED_READ = 16
+"""Tokens read at once from which the time per token is measured: few tokens take about as long as one."""
+
+RISE = 0.2
+"""Weight of a longer time in what reading is expected to take. A shorter one counts at once: an expectation that is too
+high keeps the drafter from being asked, and so from being timed again."""
+
 DRIFT = 0.01
 """Relative step towards a new timing of a guess. Steps of equal size track a median, which no pause moves far."""
 
@@ -80,12 +87,12 @@ class ModelDrafter:
             for rank in ("best", "runner-up")[:branches]
             for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)
         )
-        self.guess_ms = 0.0
-        """What one guess takes, milliseconds."""
+        self.draft_token_ms = 0.0
+        """What drafting one token costs, milliseconds."""
         self.passes = 0
-        """Run for guesses so far."""
+        """Passes run so far in order to draft."""
         self.pays: Callable[[Sequence[int], float], bool] | None = None
-        """Told the buckets of the guesses so far, and what share of guesses comes true: whether to guess on."""
+        """Whether to draft on, given the buckets of the chain so far and the share of accepted draft tokens."""
         self.shared_held: list[list[int]] = [[] for _ in range(slots)]
         """Per slot the tokens in the drafter's cache."""
         self._context = context
@@ -98,6 +105,8 @@ class ModelDrafter:
         self._texts: dict[int, _Text] = {}
         self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
         self._refusals = 0
+        self._read_token_ms = 0.0
+        self._copied_token_ms = 0.0
 
     def warm_up(self, passes: int = 16) -> None:
         """Time passes of one row on the empty context, so that the first decision knows what a guess costs.
@@ -106,7 +115,7 @@ class ModelDrafter:
         """
         times = [self._pass_ns(place, 0) for place in range(passes)]
         self._context.drop(0)
-        self.guess_ms = float(np.quantile(times, 0.25)) / 1e6
+        self.draft_token_ms = float(np.quantile(times, 0.25)) / 1e6
 
     def _pass_ns(self, place: int, seq: int) -> int:
         """What a guess takes: a row of no meaning, and the choice of a token."""
@@ -162,6 +171,14 @@ class ModelDrafter:
             if copied is not None:
                 copied.close()
 
+    def asking_ms(self, seq: int) -> float:
+        """What reading the text before the last token takes, or copying its cells from the target's cache."""
+        text = self._texts[seq]
+        unread = self._num_unread(text)
+        if self._lend is not None and unread > LEND_FROM:
+            return (len(text.tokens) - 1) * self._copied_token_ms
+        return (unread - 1) * self._read_token_ms
+
     def observe(self, seq: int, step: Step) -> None:
         text = self._texts[seq]
         for token in step.emitted:
@@ -207,7 +224,7 @@ class ModelDrafter:
                 return Draft.of(tokens, parents, buckets)
             logits = self._read(seq, [token])
             now = perf_counter_ns()
-            self.guess_ms *= 1 + DRIFT if (now - began) / 1e6 > self.guess_ms else 1 - DRIFT
+            self.draft_token_ms *= 1 + DRIFT if (now - began) / 1e6 > self.draft_token_ms else 1 - DRIFT
             began = now
 
     def _guess_on(self, chain: Sequence[int]) -> bool:
@@ -218,8 +235,8 @@ class ModelDrafter:
         place = len(self.shared_held[seq])
         ms = self._pass_ns(place, seq) / 1e6
         self._context.drop(seq, place)
-        if ms < self.guess_ms:
-            self.guess_ms = max(ms, CHEAPER * self.guess_ms)
+        if ms < self.draft_token_ms:
+            self.draft_token_ms = max(ms, CHEAPER * self.draft_token_ms)
 
     def _learn(self, guessed: Sequence[int], emitted: Sequence[int]) -> None:
         """Count the guesses that were tested: those that came true, and the first that did not."""
@@ -241,18 +258,28 @@ class ModelDrafter:
         """Read what is not yet in the cache, the last token at least; returns the logits after it."""
         held = self.shared_held[seq]
         known = text.tokens
-        start = min(text.read, len(known) - 1)
+        start = len(known) - self._num_unread(text)
+        began = perf_counter_ns()
         if self._lend is not None and len(known) - start > LEND_FROM:
             self._context.drop(seq)
             held.clear()
             self._context.restore(seq, self._lend(seq))
             held += known[:-1]
+            self._copied_token_ms = _followed(self._copied_token_ms, began, len(held))
         elif start < len(held):
             self._context.drop(seq, start)
             del held[start:]
-        logits = self._read(seq, known[len(held) :])
+        unread = known[len(held) :]
+        began = perf_counter_ns()
+        logits = self._read(seq, unread)
+        if len(unread) >= TIMED_READ:
+            self._read_token_ms = _followed(self._read_token_ms, began, len(unread))
         text.read = len(known)
         return logits
+
+    def _num_unread(self, text: _Text) -> int:
+        """Tokens that are not in the cache, or whose logits are needed: the last one at least."""
+        return max(len(text.tokens) - text.read, 1)
 
     def _read(self, seq: int, tokens: Sequence[int]) -> Logits:
         """float32[rows of the head]: the logits after `tokens`, which follow what is held."""
@@ -276,6 +303,12 @@ class _Text:
     read: int
     sampler: Sampler | None = None
     guessed: list[int] = field(default_factory=list)
+
+
+def _followed(known_ms: float, began_ns: int, tokens: int) -> float:
+    """The time per token after one more measurement, of `tokens` since `began_ns`."""
+    ms = (perf_counter_ns() - began_ns) / 1e6 / tokens
+    return ms if not known_ms or ms < known_ms else known_ms + (ms - known_ms) * RISE
 
 
 def _share(logits: Logits, row: int) -> float:

@@ -1,0 +1,180 @@
+"""Every number that steers planning: its value, its unit, what it means, and where it comes from.
+
+"Measured" names the benchmark and what other values gave; "chosen" says that no other value was measured. None of them
+is a setting: what a user may choose is in `specplug.profile.PlannerSettings`. This module imports nothing.
+
+"Plain" is decoding without drafts. A plain pass evaluates one row per sequence.
+"""
+
+from __future__ import annotations
+
+# -- Which drafts are verified: planner.py, batch_speculator.py ------------------------------------------------------
+
+MIN_SPEEDUP = 1.02
+"""Ratio. Drafts are verified only where they are expected to be this many times as fast as plain decoding: the best of
+many estimates tends to be too high, and laying out a draft costs some Python.
+
+Measured by replay: 1.02, 1.06 and 1.12 gave 1.26, 1.26 and 1.25 times plain decoding.
+"""
+
+# -- How likely a draft token is accepted: acceptance.py, fusion.py --------------------------------------------------
+
+PRIOR_WEIGHT = 4.0
+"""Observations. The prior of a bucket counts as this many. Chosen."""
+
+ACCEPTANCE_DECAY = 0.99
+"""Factor. What an observation still counts when the next one of its bucket arrives: about the last 100 matter.
+
+Measured by replay: 0.97 to 0.999 gave `suffix` 1.41 to 1.42 times plain decoding. DEL (arXiv 2504.05598) uses 0.95.
+"""
+
+MIN_KEPT_OBSERVATIONS = 0.5
+"""Observations. A bucket with fewer is not written to a profile. Chosen."""
+
+AGREED_ODDS = 2.0
+"""Factor on the odds p / (1 - p) of a bucket's prior where a second proposer drafts the same token. Chosen; what is
+learned replaces it."""
+
+ALONE_ODDS = 0.6
+"""Factor on the odds of a bucket's prior where no other of several proposers drafts the same token. Chosen; what is
+learned replaces it."""
+
+# -- How often a proposer is asked: back_off.py ----------------------------------------------------------------------
+
+MAX_COOLDOWN = 64
+"""Steps. A proposer whose drafts never pay is still asked once after this many. Chosen."""
+
+COST_SHARE = 0.004
+"""Share of a plain step that asking a cheap proposer may take, on average, while its drafts do not pay. Chosen."""
+
+EXPENSIVE_COST_SHARE = 0.01
+"""The same of an expensive proposer; where asking takes more than 0.64 of a plain step, MAX_COOLDOWN is reached first.
+
+Measured with benchmarks/drafter_rests.py on Gemma-3-270M bf16 with a trimmed drafter: 0.04 gave 1.27 times plain
+decoding on 35 prompts and 1.19 on 15 others, 0.02 1.30 and 1.17, 0.01 1.32 and 1.20 (the latter two with
+CONFIDENCE_MARGIN 1, the first with 0.5).
+"""
+
+RETRIES_PER_TEXT = 8
+"""Number of times that an expensive proposer is asked at the beginning of a text before it may back off, where its
+drafts paid in the text before.
+
+Measured as EXPENSIVE_COST_SHARE, at 0.02 of a plain step: 8 gave 1.50 times plain decoding, 4 gave 1.46, which is
+within the noise.
+"""
+
+MIN_RETRIES_PER_TEXT = 2
+"""The least to which RETRIES_PER_TEXT is halved from text to text while drafts do not pay. Chosen."""
+
+CONFIDENCE_MARGIN = 1.0
+"""Share of a plain step. The mean gain over n drafts of an expensive proposer is taken to be too low by this share over
+sqrt(n), so that a few bad drafts do not make it back off.
+
+Measured as EXPENSIVE_COST_SHARE, at 0.02 of a plain step: 0.5 gave 1.28 and 1.13 times plain decoding, 1 gave 1.30 and
+1.17, 1.67 gave 1.30 and 1.19.
+"""
+
+MAX_DECLINED_COOLDOWN = 7
+"""Steps. An expensive proposer that declines, as measured costs say that no draft would pay, is asked again after this
+many at most: costs change slowly.
+
+Measured on Gemma-3-270M q8_0, where nothing is drafted: asking in every step took 172 us more than plain decoding,
+asking in every eighth 73 us, of 11 ms.
+"""
+
+ASKING_COST_WEIGHT = 0.2
+"""Weight of a new timing in the running mean of what asking a proposer costs; the first five have equal weights.
+Chosen."""
+
+GAIN_WEIGHT = 0.05
+"""Least weight of a new gain in the running mean of what drafts of an expensive proposer gain; the first 20 of a text
+have equal weights. Chosen."""
+
+GAIN_WEIGHT_AFTER_COOLDOWN = 0.5
+"""The same after a cooldown, when older gains say little. Chosen."""
+
+# -- What reading the target's top ids costs: speculator.py, batch_speculator.py -------------------------------------
+
+TOPK_COST_WEIGHT = 0.1
+"""Weight of a new timing in the running mean of what reading the target's top ids costs. Chosen."""
+
+# -- How the cost curve follows real passes: cost.py -----------------------------------------------------------------
+
+ONE_ROW_STEP = 0.004
+"""Relative change of T(1) per observation, up or down. Steps of equal size track a median, so that a pause of the
+whole machine moves the curve no further than a slow pass does. Chosen."""
+
+EXTRA_ROWS_STEP = 0.01
+"""The same of what rows beyond the first add. They are corrected apart, as one row waits for memory and many rows for
+arithmetic. Chosen."""
+
+EARLY_EXTRA_ROWS_STEP = 0.1
+"""The n-th observation of several rows changes what they add by this over n, while that is more than EXTRA_ROWS_STEP,
+so that a curve measured earlier soon fits.
+
+Chosen, after the curve was found 15% too low for several rows on a machine whose state had changed; with it the curve
+was 1 to 7% too low for six rows and more over the first 200 passes of code edits.
+"""
+
+ROW_COUNT_STEP = 0.001
+"""Relative change, per observation, of the correction that belongs to one row count alone. Chosen."""
+
+EXTRA_ROWS_RETURN = 0.0005
+"""Share of the correction of further rows that each pass of one row takes back, so that costs which once stopped all
+drafts are tried again later. Chosen."""
+
+COST_TOLERANCE = 1e-9
+"""Relative. A pass whose time is off by less was predicted exactly: the difference is floating-point rounding."""
+
+CURVE_REFRESH = 16
+"""Observations between two corrected curves: computing one costs more than an observation. Chosen."""
+
+# -- When a plain pass is inserted, since no other shows what plain decoding costs: cost.py --------------------------
+
+PLAIN_INTERVAL = 64
+"""Passes with drafts after which one plain pass is made. One in 64 costs below 1% of the time.
+
+Measured with benchmarks/stale_costs.py on Gemma-3-270M bf16, with T(1) believed 1.2 times too high: 1.33 times plain
+decoding with it and 1.30 without it, within the noise. It decides where drafting hardly pays: see
+tests/test_speculator.py.
+"""
+
+MIN_PLAIN_INTERVAL = 4
+"""The least to which PLAIN_INTERVAL falls, by quarters, while plain passes surprise. Chosen."""
+
+PLAIN_SURPRISE = 0.1
+"""Relative. A plain pass whose time is off by more is a surprise. Chosen."""
+
+MAX_RARE_PLAIN_STEP = 0.04
+"""Relative. A plain pass stands for all passes since the last plain one, so it moves T(1) by ONE_ROW_STEP for each of
+them; but by no more than this, nor than half of what the time is off (or ONE_ROW_STEP, where that is more). Chosen."""
+
+# -- How many rows of prompts share a pass with running sequences: engines/llama_cpp/prefill_budget.py ---------------
+
+PREFILL_MAX_STEPS = 2.75
+"""Plain steps. A step that also reads a prompt should take no longer, so that clients, which see every delay on the
+way as well, wait for three steps at most.
+
+Measured with benchmarks/serve_load.py: with PREFILL_LATE_SHARE 0.03 the 95th percentile is 2.84 steps on q8_0 and 2.85
+on bf16.
+"""
+
+PREFILL_LATE_SHARE = 0.03
+"""Share of such steps that may take longer. Measured as PREFILL_MAX_STEPS: 0.05 gave 3.14 and 2.91 steps."""
+
+PREFILL_FIRST_STEPS = 2.0
+"""Plain steps. The length aimed at before it is known how much steps of one size differ. Chosen."""
+
+PREFILL_FIRST_ROWS = 4
+"""Rows per pass before anything was measured. Chosen."""
+
+PREFILL_REDUCTION = 0.1
+"""Share by which the length aimed at falls after a step that took too long; other steps raise it so that the two
+balance at PREFILL_LATE_SHARE. Chosen."""
+
+PREFILL_STEP_DRIFT = 0.02
+"""Relative change of the known length of a step without prompts per observation. Steps of equal size track a median, as
+the steps right before a prompt are disturbed by its arrival. Chosen."""
+
+PREFILL_ROW_WEIGHT = 0.2
+"""Weight of a new timing in the running mean of what a row costs. Chosen."""
