@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TUTORIAL = Path(__file__).parents[1] / "docs" / "add-a-proposer.md"
+TUTORIAL = Path(__file__).parents[1] / "docs" / "how-to" / "add-a-proposer.md"
 FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 
 
