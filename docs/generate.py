@@ -34,7 +34,7 @@ CHOICES = {
     "runtime.kv_type": profile.KV_TYPES,
     "vllm.dtype": profile.DTYPES,
 }
-"""Keys whose text is one of a few."""
+"""Keys that take one of a few strings."""
 
 SECTIONS = {
     "": (profile.Profile, "Top level"),
@@ -277,7 +277,7 @@ def _value(key: str, hint: Any) -> str:
 
 
 def _range(key: str) -> tuple[int, int]:
-    """The smallest and the largest whole number that the key takes, found by trying."""
+    """The smallest and the largest integer that the key takes, found by trying."""
     inside = next(value for value in (1, 16, 64) if _accepts(key, value))
 
     def furthest(sign: int) -> int:
@@ -323,10 +323,10 @@ def _words(hint: Any) -> str:
     if origin is Literal:
         return _alternatives(args)
     if origin in (list, tuple, Sequence):
-        return {str: "list of texts", int: "list of whole numbers"}.get(args[0], "list of lists of numbers")
+        return {str: "list of strings", int: "list of integers"}.get(args[0], "list of lists of numbers")
     if origin is Mapping or hint in [cls for cls, _ in SECTIONS.values()]:
         return "mapping"
-    return {bool: "`true` or `false`", int: "whole number", float: "number", str: "text"}[hint]
+    return {bool: "`true` or `false`", int: "integer", float: "number", str: "string"}[hint]
 
 
 def _alternatives(values: Sequence[str]) -> str:
