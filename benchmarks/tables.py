@@ -1,4 +1,4 @@
-"""Markdown tables from documents of `specplug bench --out`: how docs/measured.md is made.
+"""Markdown tables from documents of `specplug bench --out`: how the tables of docs/lab-book are made.
 
 python benchmarks/tables.py bench.json ...
 """

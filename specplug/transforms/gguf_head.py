@@ -41,7 +41,7 @@ PLAIN = ("llama", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
 
 FOUR_BITS, EIGHT_BITS = ("q4_0", "q4_1", "iq4_nl"), "q8_0"
 """A drafter in the first has its head in the second: four bits in so few rows save little, and cost many right guesses
-(docs/measured.md)."""
+(docs/lab-book/trimmed-heads.md)."""
 
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
 """Token types of GGUF; 4 is a user-defined token, which is text."""
