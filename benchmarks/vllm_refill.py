@@ -30,7 +30,7 @@ from typing import Any
 from specplug import profile
 from specplug.bench.arms import plain
 from specplug.bench.statistics import Interval, paired_ratio
-from specplug.bench.vllm_stage import as_first, is_ours
+from specplug.bench.vllm_stage import with_shared_settings, is_ours
 from specplug.bench.workloads import load_workload
 from specplug.engines.vllm.configure import write_profile
 from specplug.engines.vllm.offline import NONE, Vllm, open_vllm
@@ -67,7 +67,7 @@ def main() -> None:
     options = _options()
     bases = [replace(profile.load(ref), model=options.model) for ref in options.profile]
     shared = replace(bases[0].vllm, max_num_seqs=options.concurrency)
-    own = [replace(base, vllm=as_first(base.vllm, shared)) for base in bases]
+    own = [replace(base, vllm=with_shared_settings(base.vllm, shared)) for base in bases]
     chunks = _chunks(options)
     arms: dict[str, Arm] = defaultdict(Arm)
     for start in range(options.restarts):
