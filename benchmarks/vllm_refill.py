@@ -30,7 +30,7 @@ from typing import Any
 from specplug import profile
 from specplug.bench.arms import plain
 from specplug.bench.statistics import Interval, paired_ratio
-from specplug.bench.vllm_stage import with_shared_settings, is_ours
+from specplug.bench.vllm_stage import is_ours, with_shared_settings
 from specplug.bench.workloads import load_workload
 from specplug.engines.vllm.configure import write_profile
 from specplug.engines.vllm.offline import NONE, Vllm, open_vllm
