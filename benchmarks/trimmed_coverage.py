@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     path = references.resolve(args.model)
     source = GgufSource(path, path, quantize=None, threads=None)
-    size = len(source.guessable())
+    size = len(source.ids_with_rows())
     always = source.vocabulary().always_kept()
     asked = load_workload(args.workload, category="all")
     counts, likelihoods, prompts = [], [], []
@@ -50,7 +50,7 @@ def main() -> None:
             answer = np.array(engine.generate(Request(tokens, args.tokens)).tokens, dtype=np.int32)
             kept = Answer(prompt.id, 0, prompt.category, tokens, answer, np.zeros((len(answer) - 1, 0), dtype=np.int32))
             counts.append(np.bincount(answer, minlength=size))
-            likelihoods.append(source.expected([kept], lambda share: None).astype(np.float32))
+            likelihoods.append(source.expected_counts([kept], lambda share: None).astype(np.float32))
             prompts.append(np.bincount(source.tokenize([prompt.turns[0]])[0], minlength=size))
     source.close()
     folds = np.array_split(np.random.default_rng(0).permutation(len(counts)), FOLDS)
