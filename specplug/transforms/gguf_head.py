@@ -41,7 +41,7 @@ UNSCALED = ("llama", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
 
 FOUR_BITS, EIGHT_BITS = ("q4_0", "q4_1", "iq4_nl"), "q8_0"
 """A drafter in one of the four-bit formats gets a head in the eight-bit one: four bits would save little in a trimmed
-head, and cost much acceptance (docs/measured.md)."""
+head, and cost much acceptance (docs/lab-book/trimmed-heads.md)."""
 
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
 """Token types of GGUF; 4 is a user-defined token, which is text."""
