@@ -26,7 +26,7 @@ class Tally:
     """One arm's figures over a set of answers, beside plain decoding's (`base_*`) to the same prompts.
 
     tokens, seconds              of each answer, without its first token
-    counted                      whether every answer came with counters
+    counted                      whether every answer had counters
     identical, rounding, different  answers of the first repeat, by how they compare with plain decoding
     """
 
