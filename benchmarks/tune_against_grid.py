@@ -65,8 +65,8 @@ def main() -> None:
         notify(f"{len(settings)} settings replayed over {trace.num_tokens} tokens in {seconds:.1f} s")
         ranked = sorted(predicted, key=lambda setting: -predicted[setting].total.speedup)
         finalists = candidates({setting: predicted[setting].total.speedup for setting in ranked})
-        timed = live(subject, trace, costs, finalists, options.rounds, CANDIDATES)
-        chosen = max(timed, key=lambda setting: speed(timed[setting]))
+        tried = live(subject, trace, costs, finalists, options.rounds, CANDIDATES)
+        chosen = max(tried, key=lambda setting: speed(tried[setting]))
         first = live(subject, trace, costs, settings[:: options.every], 1, 4)
         best = sorted(first, key=lambda setting: -speed(first[setting]))[:FINAL]
         last = live(subject, trace, costs, list(dict.fromkeys([chosen, *best])), options.rounds, 1 + FINAL)

@@ -169,7 +169,7 @@ class GgufSource:
                 for drafter in drafting:
                     drafter.warm_up(STEPS)
                 steps.append([drafter.guess_ms for drafter in drafting])
-        target_ms, step_ms = ([median(column) for column in zip(*times, strict=True)] for times in (passes, steps))
+        target_ms, step_ms = ([median(line) for line in zip(*times, strict=True)] for times in (passes, steps))
         return Costs(target_ms, list(zip(folders, step_ms, strict=True)))
 
     def measure(self, ids: IntArray, prompts: Sequence[Prompt], max_tokens: int, workplace: Path) -> dict[str, Any]:
