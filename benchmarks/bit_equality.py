@@ -1,11 +1,14 @@
-"""Which passes round alike: the largest difference of any logit between plain decoding and other ways to the same text.
+"""Measures how the shape of a pass changes logits: plain decoding against other passes over the same text.
 
-python benchmarks/bit_equality.py --model FILE.gguf [FILE.gguf ...] [--cache f16 bf16 q8_0 f32] [--long]
+    python benchmarks/bit_equality.py --model FILE.gguf [FILE.gguf ...] [--cache f16 bf16 q8_0 f32] [--long]
 
-Every way evaluates the same 48 tokens after the same prompt (about 40 tokens; about 490 with --long, so that one-row
-passes meet more than 512 cells). 0: equal to the last bit. `2 rows`, `n rows`: passes of so many tokens (n: 3 to 24,
-the worst). `tree`: pairs of tokens with a rejected sibling whose cell lies before the second; `parked` keeps that cell
-taken, `hole` lets later tokens fill it.
+All variants evaluate the same 48 tokens after the same prompt of about 40 tokens (about 490 with --long, so that
+one-row passes meet more than 512 cells). Prints, per model, KV cache type and attention, the largest difference of any
+logit from plain decoding; 0 means equal to the last bit.
+
+2 rows, n rows   passes of 2 tokens, and of 3 to 24 tokens (the largest difference of all)
+tree, retained   passes over two tokens of the text and a rejected sibling in the cell between them, which stays in use
+tree, hole       the same, but later tokens may take the cell of the rejected sibling
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from specplug.profile import Runtime
 TOKENS = 48
 ROWS = (3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 24)
 WRONG = 5
-"""The token of the rejected sibling."""
+"""The token id of the rejected sibling."""
 
 Rows = npt.NDArray[np.float32]
 
@@ -42,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=120)
     console.print(hardware.fingerprint())
-    table = Table("model", "cache", "flash attention", "2 rows", "n rows", "tree, parked", "tree, hole", box=None)
+    table = Table("model", "cache", "flash attention", "2 rows", "n rows", "tree, retained", "tree, hole", box=None)
     text = "Explain how a bicycle stays upright, in three short sentences please."
     text += " The wheel turns and the rider leans a little, again and again." * (30 if args.long else 0)
     for path in args.model:
@@ -51,7 +54,7 @@ def main() -> None:
             for cache in args.cache:
                 for attention in (True, False):
                     if cache == "q8_0" and not attention:
-                        continue  # llama.cpp refuses it
+                        continue  # llama.cpp refuses a q8_0 cache without flash attention
                     runtime = Runtime(threads=args.threads, kv_type=cache, flash_attention=attention)
                     with open_context(model, runtime, cells=1024, num_ids=8, max_rows=32) as context:
                         found = differences(context, prompt)
@@ -60,23 +63,23 @@ def main() -> None:
 
 
 def differences(context: Context, prompt: IntArray) -> list[float]:
-    """Two rows, n rows, parked tree, tree with holes: the largest difference of a logit from one-row passes."""
+    """The largest difference of a logit from one-row passes, for every column of the table after the first three."""
     known, plain = greedy(context, prompt)
 
-    def worst(*ways: Callable[[], Rows]) -> float:
-        lines = [way() for way in ways]
-        return max(float(np.abs(line - plain[: len(line)]).max()) for line in lines)
+    def largest(*variants: Callable[[], Rows]) -> float:
+        found = [variant() for variant in variants]
+        return max(float(np.abs(logits - plain[: len(logits)]).max()) for logits in found)
 
     return [
-        worst(lambda: in_passes(context, prompt, known, 2)),
-        worst(*[lambda n=n: in_passes(context, prompt, known, n) for n in ROWS]),  # type: ignore[misc]
-        worst(lambda: in_trees(context, prompt, known, parked=True)),
-        worst(lambda: in_trees(context, prompt, known, parked=False)),
+        largest(lambda: in_passes(context, prompt, known, 2)),
+        largest(*[lambda n=n: in_passes(context, prompt, known, n) for n in ROWS]),  # type: ignore[misc]
+        largest(lambda: in_trees(context, prompt, known, retained=True)),
+        largest(lambda: in_trees(context, prompt, known, retained=False)),
     ]
 
 
 def greedy(context: Context, prompt: IntArray) -> tuple[list[int], Rows]:
-    """Plain decoding: the tokens, and the logits after the prompt and after each."""
+    """Plain decoding: the tokens, and the logits after the prompt and after each token."""
     rows = [read(context, prompt)]
     known: list[int] = []
     for position in range(len(prompt), len(prompt) + TOKENS):
@@ -99,7 +102,7 @@ def in_passes(context: Context, prompt: IntArray, known: list[int], size: int) -
     return np.array(rows)
 
 
-def in_trees(context: Context, prompt: IntArray, known: list[int], *, parked: bool) -> Rows:
+def in_trees(context: Context, prompt: IntArray, known: list[int], *, retained: bool) -> Rows:
     rows = [read(context, prompt)]
     for at in range(0, len(known) - 1, 2):
         position = len(prompt) + at
@@ -111,7 +114,7 @@ def in_trees(context: Context, prompt: IntArray, known: list[int], *, parked: bo
         context.decode()
         found = context.logits(3)
         rows += [found[0].copy(), found[2].copy()]
-        if parked:
+        if retained:
             context.copy(2, 3, position + 1, position + 2)
         context.drop(2)
     return np.array(rows)

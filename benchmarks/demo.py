@@ -1,8 +1,8 @@
-"""Answer two prompts by plain decoding and by specplug, side by side: `make demo`.
+"""Answers two prompts with plain decoding and with a profile, side by side; `make demo` runs it.
 
-python benchmarks/demo.py [--model REF] [--profile NAME] [--max-tokens N] [--runs N]
+    python benchmarks/demo.py [--model REF] [--profile NAME] [--max-tokens N] [--runs N]
 
-The first run of each is shown as it comes, tokens that a draft brought in green; the table is the median of all runs,
+Streams the first run of each, with accepted draft tokens in green. Then prints a table of the medians over all runs,
 which alternate. Every run starts with nothing learned.
 """
 
@@ -53,10 +53,10 @@ def main() -> None:
     table = Table("prompt", "arm", "tokens/s", "tokens per pass", "speedup", "same output", box=None)
     with (
         open_model(resolve(args.model)) as model,
-        LlamaCpp(model, plain(profile)) as plainly,
-        LlamaCpp(model, profile, notify=console.print) as speculating,
+        LlamaCpp(model, plain(profile)) as plain_engine,
+        LlamaCpp(model, profile, notify=console.print) as drafting_engine,
     ):
-        arms = {"plain": plainly, profile.name: speculating}
+        arms = {"plain": plain_engine, profile.name: drafting_engine}
         busy = hardware.busy_warning()
         if busy:
             console.print(busy)

@@ -1,11 +1,15 @@
-"""What the format of a drafter's weights does: guesses right, and milliseconds of a draft step.
+"""Measures a drafter's acceptance and milliseconds per draft step, by the format of its weights.
 
-    python benchmarks/drafter_formats.py --model some-bf16.gguf --drafter drafter:whole --workload prompts.jsonl
+    python benchmarks/drafter_formats.py --model some-bf16.gguf --drafter drafter:full --workload prompts.jsonl
 
-DRAFTER is what `specplug build vocab-trim` made of MODEL without `--quantize`. A format is BODY/HEAD, of the layers and
-of the head; `plain:` before it leaves out the scaling of blocks by least squares. Right: the share of guesses, each
-after MODEL's own greedy text, that are its next token; tokens a pass: with drafts of 4. Times are of one row, with
-`--threads`, with flash attention, and with one thread: medians of rounds in which MODEL and all formats take turns.
+DRAFTER is a folder that `specplug build vocab-trim` built from MODEL without `--quantize`. A format is BODY/HEAD: the
+formats of the layers and of the head. The prefix `plain:` quantises without least-squares block scales. Prints, per
+format:
+
+accepted       share of positions of MODEL's greedy text where the drafter's most likely token is the next one
+tokens a pass  with drafts of 4 tokens
+milliseconds   of a draft step, with `--threads`, with flash attention, and with one thread: medians over rounds in
+               which MODEL and all formats alternate
 """
 
 from __future__ import annotations
@@ -67,23 +71,23 @@ def main() -> None:
     table = InputTable(folder / EMBEDDINGS, manifest.input_scale)
     texts, runtime = answered(references.resolve(args.model), args.workload, args.limit, args.max_tokens)
     runtime = replace(runtime, threads=args.threads)
-    ways = {
+    settings = {
         f"{args.threads} threads": runtime,
         "flash attention": replace(runtime, flash_attention=True),
         "1 thread": replace(runtime, threads=1),
     }
-    with TemporaryDirectory(dir=folder.parent) as made, ExitStack() as stack:
-        right: dict[str, list[Hits]] = {}
+    with TemporaryDirectory(dir=folder.parent) as scratch, ExitStack() as stack:
+        accepted: dict[str, list[Hits]] = {}
         drafting: dict[tuple[str, str], ModelDrafter] = {}
         for number, name in enumerate(args.formats):
             body, head = name.removeprefix("plain:").split("/")
-            path = Path(made) / f"{number}.gguf"
+            path = Path(scratch) / f"{number}.gguf"
             requantise(folder / MODEL, path, body, head=head, least_squares=not name.startswith("plain:"))
             model = stack.enter_context(open_model(path))
-            right[name] = hits(model, texts, ids, runtime, table)
-            for way, how in ways.items():
-                context = open_context(model, how, cells=CELLS, num_ids=1, max_rows=1, inputs=table)
-                drafting[name, way] = ModelDrafter(
+            accepted[name] = hits(model, texts, ids, runtime, table)
+            for setting, used in settings.items():
+                context = open_context(model, used, cells=CELLS, num_ids=1, max_rows=1, inputs=table)
+                drafting[name, setting] = ModelDrafter(
                     stack.enter_context(context), None, slots=1, max_tokens=CELLS, max_draft=1, branches=1
                 )
         target = stack.enter_context(open_model(references.resolve(args.model)))
@@ -95,20 +99,19 @@ def main() -> None:
             for key, drafter in drafting.items():
                 drafter.warm_up(STEPS)
                 times[key].append(drafter.draft_token_ms)
-    places = sum(len(line) for line in right[args.formats[0]])
-    print(f"{hardware.fingerprint()}, {args.model}, {len(ids)} rows, {places} guesses; ms with {', '.join(ways)}")
-    print(f"{'the target itself':18s} {'':35s} {median(target_ms):5.2f}")
+    positions = sum(len(of_answer) for of_answer in accepted[args.formats[0]])
+    print(f"{hardware.fingerprint()}, {args.model}, {len(ids)} rows, {positions} tokens; ms with {', '.join(settings)}")
+    print(f"{'the target itself':18s} {'':38s} {median(target_ms):5.2f}")
     for name in args.formats:
-        line = right[name]
-        ms = "  ".join(f"{median(times[name, way]):5.2f}" for way in ways)
-        share = float(np.concatenate(line).mean())
-        print(f"{name:18s} {share:.3f} right  {emitted_per_pass(line, GAMMA):.2f} tokens/pass  {ms}")
+        ms = "  ".join(f"{median(times[name, setting]):5.2f}" for setting in settings)
+        share = float(np.concatenate(accepted[name]).mean())
+        print(f"{name:18s} {share:.3f} accepted  {emitted_per_pass(accepted[name], GAMMA):.2f} tokens/pass  {ms}")
 
 
 def answered(
     path: Path, workload: str, prompts: int, tokens: int, sampling: Sampling = GREEDY
 ) -> tuple[list[tuple[IntArray, list[int]]], Runtime]:
-    """The model's answers with their prompts, and how the engine ran."""
+    """The model's answers with their prompts, and the engine's settings."""
     with open_model(path) as model, LlamaCpp(model, load("none")) as engine:
         texts = []
         for prompt in limit(load_workload(workload, category="all"), prompts):
@@ -122,7 +125,7 @@ def answered(
 def hits(
     model: Model, texts: Sequence[tuple[IntArray, list[int]]], ids: IntArray, runtime: Runtime, table: InputTable
 ) -> list[Hits]:
-    """Of every answer, which guesses are right."""
+    """For every answer, which of the drafter's most likely tokens are the next token of the answer."""
     cells = -(-max(len(asked) + len(answer) for asked, answer in texts) // 256) * 256 + 256
     found = []
     with open_context(model, runtime, cells=cells, num_ids=1, max_rows=ROWS, inputs=table) as context:

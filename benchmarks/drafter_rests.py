@@ -29,7 +29,7 @@ from specplug.tune.document import interval_text
 PLAIN = "plain"
 
 FEWEST = 8
-"""Shorter answers tell nothing."""
+"""Tokens after the first that plain decoding's answer must have; prompts with shorter answers are left out."""
 
 WORST = 5
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--setting", action="append", required=True)
     parser.add_argument("--workload", default=BUILTIN)
     parser.add_argument("--limit", type=int, default=3)
-    parser.add_argument("--skip", type=int, default=0, help="prompts of each kind to leave out")
+    parser.add_argument("--skip", type=int, default=0, help="prompts per category to leave out")
     parser.add_argument("--tokens", type=int, default=128)
     args = parser.parse_args()
     path = resolve(args.model)
@@ -69,7 +69,7 @@ def main() -> None:
                     back_off.EXPENSIVE_COST_SHARE, back_off.CONFIDENCE_MARGIN = float(share), float(doubt)
                     back_off.RETRIES_PER_TEXT = int(trials)
                 answer = engines[arm].generate(Request(asked, args.tokens))
-                took[arm] = (len(answer.tokens) - 1, answer.decode_seconds)  # the first came with the prompt
+                took[arm] = (len(answer.tokens) - 1, answer.decode_seconds)  # the prefill yields the first token
             if took[PLAIN][0] < FEWEST:
                 continue
             kinds.append(prompt.category)

@@ -1,6 +1,8 @@
-"""Make a Hugging Face checkpoint from a GGUF (the demo model by default), for engines that load no GGUF.
+"""Converts a GGUF file (by default the demo model) to a Hugging Face checkpoint, for engines that load no GGUF.
 
-python benchmarks/make_checkpoint.py OUT_DIR [--source FILE] [--dtype float32]
+    python benchmarks/make_checkpoint.py OUT_DIR [--source FILE] [--dtype float32]
+
+Prints the folder.
 """
 
 from __future__ import annotations

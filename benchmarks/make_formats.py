@@ -1,6 +1,8 @@
-"""Make f32, bf16, q8_0 and q4_0 files from a GGUF (the demo model by default).
+"""Converts a GGUF file (by default the demo model) to other weight formats.
 
-python benchmarks/make_formats.py OUT_DIR [--source FILE] [--formats f32 bf16 q8_0 q4_0]
+    python benchmarks/make_formats.py OUT_DIR [--source FILE] [--formats f32 bf16 q8_0 q4_0]
+
+Prints the path of every file it writes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""How fast an OpenAI endpoint answers, whoever serves it: so many streams at once, tokens per second, waits between.
+"""Measures the speed of any OpenAI-compatible server: tokens per second and delays, by the number of streams at once.
 
-python benchmarks/openai_endpoint.py URL [--model NAME] [--streams 1,8] [--requests 16] [--tokens 128] [--key KEY]
+    python benchmarks/openai_endpoint.py URL [--model NAME] [--streams 1,8] [--requests 16] [--tokens 128] [--key KEY]
                                          [--plain] [--end-token ID]
 
-Greedy answers to prompts that differ from each other. Tokens are those of the server's `usage`, or pieces of the stream
-where it sends none. `--plain` asks specplug for plain decoding. `--end-token ID` (2 is SmolLM2's) is forbidden, so
-that answers run to the limit. To compare servers, start one at a time on an idle machine, with the same model, threads
-and context. The client is a bare one, which only notes when lines come: it shares the machine with the server.
+Requests greedy answers to distinct prompts. Tokens are counted by the server's `usage`, or by the chunks of the stream
+where the server sends no `usage`. `--plain` asks specplug for plain decoding. `--end-token ID` (2 for SmolLM2) forbids
+that token, so that answers reach the limit. To compare servers, start one at a time on an idle machine, with the same
+model, threads and context. The client shares the machine with the server, and therefore does nothing but record the
+time of each line. Prints one JSON object per number of streams: `Summary`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TOPICS = ["a fox", "the moon", "a train", "the sea", "an old house", "rain", "a 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask, and how. plain  asks specplug not to guess"""
+    """The server and the options of every request; `plain` asks specplug for plain decoding."""
 
     url: str
     model: str = "default"
@@ -39,21 +40,21 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answered:
-    """tokens of the answer; when each piece of text came, on perf_counter's clock"""
+    """An answer: its text, its number of tokens, and the arrival time of each chunk, by `perf_counter`."""
 
     text: str
     tokens: int
-    came: list[float]
+    arrivals: list[float]
 
     @property
     def rate(self) -> float:
-        """Tokens per second after the first piece."""
-        return (self.tokens - 1) / (self.came[-1] - self.came[0])
+        """Tokens per second after the first chunk."""
+        return (self.tokens - 1) / (self.arrivals[-1] - self.arrivals[0])
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one number of streams. Gaps are between the pieces of one stream."""
+    """The figures for one number of streams. Gaps are the delays between the chunks of one stream."""
 
     streams: int
     requests: int
@@ -95,7 +96,7 @@ def answer(endpoint: Endpoint, text: str, tokens: int, **further: Any) -> Answer
 
 
 def measure(endpoint: Endpoint, streams: int, texts: Iterable[str], tokens: int) -> Summary:
-    """So many streams at once until every text is answered."""
+    """Answer every text, with `streams` requests at once."""
     with ThreadPoolExecutor(streams) as threads:
         began = perf_counter()
         asked = {text: perf_counter() for text in texts}
@@ -107,7 +108,7 @@ def measure(endpoint: Endpoint, streams: int, texts: Iterable[str], tokens: int)
 
         done = dict(zip(asked, threads.map(one, asked), strict=True))
         seconds = perf_counter() - began
-    gaps = [b - a for got in done.values() for a, b in pairwise(got.came)]
+    gaps = [b - a for got in done.values() for a, b in pairwise(got.arrivals)]
     total = sum(got.tokens for got in done.values())
     return Summary(
         streams,
@@ -116,28 +117,28 @@ def measure(endpoint: Endpoint, streams: int, texts: Iterable[str], tokens: int)
         round(seconds, 2),
         round(total / seconds, 2),
         round(median(got.rate for got in done.values()), 2),
-        round(1000 * median(got.came[0] - started[text] for text, got in done.items()), 1),
+        round(1000 * median(got.arrivals[0] - started[text] for text, got in done.items()), 1),
         round(1000 * median(gaps), 2),
         round(1000 * quantiles(gaps, n=20)[-1], 2),
     )
 
 
 def _read(lines: list[tuple[float, bytes]]) -> Answered:
-    parts: list[str] = []
-    came: list[float] = []
-    used = 0
+    chunks: list[str] = []
+    arrivals: list[float] = []
+    reported = 0
     for when, line in lines:
         data = line.removeprefix(b"data: ").strip()
         if not data.startswith(b"{"):
             continue
         event = json.loads(data)
         if event.get("usage"):
-            used = event["usage"]["completion_tokens"]
+            reported = event["usage"]["completion_tokens"]
         for choice in event.get("choices", ()):
             if choice["delta"].get("content"):
-                parts.append(choice["delta"]["content"])
-                came.append(when)
-    return Answered("".join(parts), used or len(parts), came)
+                chunks.append(choice["delta"]["content"])
+                arrivals.append(when)
+    return Answered("".join(chunks), reported or len(chunks), arrivals)
 
 
 def main() -> None:
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--end-token", type=int)
     args = parser.parse_args()
     endpoint = Endpoint(args.url, args.model, args.key, args.plain, args.end_token)
-    answer(endpoint, "hello", 4)  # warm
+    answer(endpoint, "hello", 4)  # warm up
     for streams in map(int, args.streams.split(",")):
         texts = [
             f"Tell me a long story about {TOPICS[n % 8]}, number {streams * 100 + n}." for n in range(args.requests)

@@ -1,9 +1,10 @@
-"""What propose + plan + observe cost per step, with seven drafted nodes in every step, or as the planner chooses.
+"""Measures the overhead per step: proposing, planning and observing, that is, all but the target pass and sampling.
 
-python benchmarks/overhead.py [--model REF ...] [--tokens 96]
+    python benchmarks/overhead.py [--model REF ...] [--tokens 96]
 
-Microseconds per verification, batch 1, from the counters of `run`: all but the target pass and sampling. Rows with
-top-k include reading the target's top ids of every row.
+One sequence, with the counters that `specplug run` reports. Prints, per proposer, microseconds per step with seven
+draft tokens in every step, and with the draft tokens that the planner chooses. Proposers that require top-k include the
+time to read the target's most likely ids of every row.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ METHODS = {
     "token_recycling": ("token_recycling",),
     "suffix + token_recycling": ("suffix", "token_recycling"),
 }
-EIGHT = CostPoints((128,), (1, 9), ((1.0, 1.001),))
+FLAT_COSTS = CostPoints((128,), (1, 9), ((1.0, 1.001),))
+"""Costs with which up to nine rows are almost free, so that every draft is verified."""
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
                 chosen = replace(profile.load("none"), proposers=specs, planner=PlannerSettings(max_nodes=24))
                 forced = replace(chosen, planner=PlannerSettings(mode="static", max_nodes=7))
                 figures = []
-                for one, cost in ((forced, EIGHT), (chosen, None)):
+                for one, cost in ((forced, FLAT_COSTS), (chosen, None)):
                     with LlamaCpp(model, one, cost=cost) as engine:
                         engine.generate(asked[0])
                         engine.loop.counters.__init__()  # type: ignore[misc]

@@ -1,10 +1,10 @@
-"""What the planner would gain under a given cost curve: the same texts, with time counted and not measured.
+"""Computes the planner's speedup under a given cost curve, by replaying recorded answers instead of timing passes.
 
     python benchmarks/planner_replay.py --model OUT/smollm2-bf16.gguf [--limit 4] [--free] [--ms 1:15.9 2:19.7 ...]
 
-A pass of n rows takes what the curve says, drafting what EXPENSE says (nothing with --free), so that two settings of
-the planner can be told apart without the noise of a clock. The model only says which tokens come true; see
-specplug/tune/replay.py.
+A pass over n rows takes the time of the curve, and drafting the time of EXPENSE (none with --free). Two planner
+settings can therefore be compared without the noise of a clock. The model only records its answers, which decide the
+accepted tokens; see specplug/tune/replay.py. Prints, per proposer, the speedup over all prompts and per category.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS = (("suffix",), ("ngram",), ("token_recycling",), ("suffix", "token_recy
 EXPENSE = Expense(
     ask={"ngram": Line(100.0), "suffix": Line(140.0), "token_recycling": Line(110.0)}, topk=Line(60.0, 40.0)
 )
-"""Asking a method, telling it what came, and reading top ids: about as benchmarks/overhead.py measures them."""
+"""Microseconds of a proposer's calls and of reading top-k ids, about as benchmarks/overhead.py measures them."""
 
 BF16 = ("1:15.9", "2:19.7", "3:21.2", "4:27.6", "6:30.3", "8:36.8", "12:48.3", "16:59.5", "24:82.8")
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=4, help="prompts per category")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--free", action="store_true", help="drafting takes no time")
-    parser.add_argument("--change-ms", type=float, default=0.0, help="more, after a pass of another row count")
+    parser.add_argument("--change-ms", type=float, default=0.0, help="extra time after a pass of another row count")
     parser.add_argument("--ms", nargs="+", default=BF16, metavar="ROWS:MS", help="the cost curve")
     options = parser.parse_args()
     points = [pair.split(":") for pair in options.ms]
@@ -61,8 +61,8 @@ def main() -> None:
     for methods in METHODS:
         planner = PlannerSettings(max_nodes=rows[-1] - 1)
         found = replay(Setting(tuple(map(ProposerSpec, methods)), planner), trace, costs)
-        kinds = [f"{kind} {sums.speedup:.2f}" for kind, sums in found.by_category().items()]
-        print(f"{' + '.join(methods):26} all {found.total.speedup:.2f}  {' '.join(kinds)}")
+        categories = [f"{category} {sums.speedup:.2f}" for category, sums in found.by_category().items()]
+        print(f"{' + '.join(methods):26} all {found.total.speedup:.2f}  {' '.join(categories)}")
 
 
 if __name__ == "__main__":

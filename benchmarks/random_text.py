@@ -1,9 +1,9 @@
-"""A workload on which no draft can pay: prompts of random tokens, as JSONL on stdout.
+"""Prints a workload on which no draft can pay: prompts of random tokens, as JSONL.
 
     python benchmarks/random_text.py --model demo:smollm2 > random.jsonl
     specplug tune --model demo:smollm2 --workload random.jsonl --max-tokens 16 --budget 90s    # exit code 3
 
-Answers are short, so that none comes to repeat itself, as a small model does when it has nothing to say.
+Keep the answers short: a small model soon repeats itself, and then drafts pay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="demo:smollm2")
     parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=60, help="of each prompt")
+    parser.add_argument("--tokens", type=int, default=60, help="tokens per prompt")
     options = parser.parse_args()
     draw = np.random.default_rng(0)
     with open_model(references.resolve(options.model)) as model:

@@ -1,9 +1,10 @@
-"""Plain speed: the arm `none` against a loop of llama.cpp's C calls alone, and against llama-cpp-python's `Llama`.
+"""Measures plain decoding: the profile `none` against a bare loop of C calls, and against llama-cpp-python's `Llama`.
 
-python benchmarks/raw_loop.py [--model REF] [--tokens 128] [--rounds 9] [--threads 2]
+    python benchmarks/raw_loop.py [--model REF] [--tokens 128] [--rounds 9] [--threads 2]
 
-The raw loop is what llama-bench times: one token a pass, logits read, argmax, nothing else. Arms alternate; the ratios
-are medians over the rounds, with the middle half of the rounds beside them.
+The raw loop does what llama-bench times: one token per pass, logits, argmax, and nothing else. The arms alternate.
+Prints, per arm, the median tokens per second and the median ratio to the raw loop over the rounds, with the ratio's
+quartiles.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import llama_cpp.llama_cpp as ll
 import numpy as np
 
 from specplug import profile
-from specplug.bench.arms import PromptLookupPeer
+from specplug.bench.arms import PromptLookupReference
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import captured_log, open_model
 from specplug.generation.answers import Request, Sampling
@@ -31,7 +32,7 @@ PROMPT = "Tell me a long story about a lighthouse keeper and a whale."
 
 
 def raw_loop(path: Path, threads: int, cells: int) -> Callable[[list[int], int], tuple[list[int], float]]:
-    """A function from prompt and count to (tokens, seconds after the first token): the C API and nothing of ours."""
+    """A function from a prompt and a number of tokens to (tokens, seconds after the first token), on the C API only."""
     with captured_log():
         handle = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
     params = ll.llama_context_default_params()
@@ -76,7 +77,7 @@ def main() -> None:
     raw = raw_loop(path, args.threads, 1024)
     with open_model(path) as model, LlamaCpp(model, none) as engine:
         prompt = model.chat_prompt([{"role": "user", "content": PROMPT}])
-        peer = PromptLookupPeer(model, none, "llama-cpp-python:plain", Sampling())
+        reference = PromptLookupReference(model, none, "llama-cpp-python:plain", Sampling())
 
         def ours() -> tuple[list[int], float]:
             engine.loop.forget_prompts()
@@ -84,17 +85,17 @@ def main() -> None:
             return answer.tokens, answer.decode_seconds
 
         def theirs() -> tuple[list[int], float]:
-            (result,) = peer.answer([prompt], args.tokens)
+            (result,) = reference.answer([prompt], args.tokens)
             return result.tokens, result.seconds
 
         arms = {"raw loop": lambda: raw(prompt.tolist(), args.tokens), "none": ours, "Llama": theirs}
         rates: dict[str, list[float]] = {name: [] for name in arms}
-        for turn in range(args.rounds + 1):
-            for name in sorted(arms, key=lambda name: hash((turn, name))):
+        for round_ in range(args.rounds + 1):
+            for name in sorted(arms, key=lambda name: hash((round_, name))):
                 tokens, seconds = arms[name]()
-                if turn:  # the first round warms up
+                if round_:  # the first round warms up
                     rates[name].append((len(tokens) - 1) / seconds)
-        peer.close()
+        reference.close()
     print(f"{hardware.fingerprint()}, {args.threads} threads, {path.name}, {args.tokens} tokens, {args.rounds} rounds")
     for name, line in rates.items():
         ratios = [a / b for a, b in zip(line, rates["raw loop"], strict=True)]

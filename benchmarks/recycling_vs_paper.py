@@ -1,14 +1,15 @@
-"""Mean acceptance length of token recycling, ours against the rules of its authors' program, on one model.
+"""Measures the mean acceptance length of token recycling: specplug's against the rules of its authors' program.
 
     python benchmarks/recycling_vs_paper.py --model demo:smollm2 --workload spec_bench.jsonl --limit 3 --max-tokens 64
 
-Every arm decodes the same prompts in the same order and keeps its matrix over all of them. All ask one oracle for the
-target's top ids after a context, and a context has one answer: the text is the same for all arms by construction, and
-only the trees, and what is learned from them, differ. The figures are acceptance lengths, not speeds.
+All arms decode the same prompts in the same order, and each keeps its matrix over all of them. All arms read the
+target's most likely ids after a context from one oracle, which evaluates every context once. So all arms emit the same
+text, and only their trees and what they learn differ. Prints acceptance lengths per category, and nodes per pass; it
+measures no speed.
 
-`Reference` follows arXiv 2408.08696 as its authors run it, and shares no code with specplug: a matrix of zeros, the
-tree filled rank by rank, the rows of all nodes written over in node order, nothing learned from the prompt, and nothing
-from the step in which an answer ends.
+`Reference` follows arXiv 2408.08696 as its authors run it, and shares no code with specplug: the matrix starts with
+zeros, the tree is filled rank by rank, the rows of all nodes are overwritten in node order, and nothing is learned from
+the prompt or from the last step of an answer.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ from specplug.verification.reference import verify_tree
 TOP = 8
 MAX_NODES = 80
 SHORT = 8
-"""So many tokens of text are evaluated together with a tree; what exceeds them, before it."""
+"""Tokens of text at most that are evaluated in one pass with a tree; longer text is evaluated in passes before it."""
 
 Path = tuple[int, ...]
-"""Tokens that follow the prompt: the answer so far, then guesses."""
+"""Tokens that follow the prompt: the emitted ones, then draft tokens."""
 
 
 class Oracle:
-    """The target's top ids after any context of one prompt; each context is evaluated once."""
+    """The target's most likely ids after any continuation of a prompt. Each context is evaluated once."""
 
     def __init__(self, model: Model, context: Context) -> None:
         self._model = model
@@ -55,28 +56,28 @@ class Oracle:
         self.answers: dict[Path, list[int]] = {}
 
     def start(self, prompt: Sequence[int]) -> None:
-        """Another prompt: the answers and the KV cache of the last one are forgotten."""
+        """Begin another prompt, and discard the results and the KV cache of the last one."""
         self._prompt = list(prompt)
         self._cached = []
         self.answers = {}
         self._context.clear()
 
-    def ask(self, emitted: Sequence[int], guesses: Sequence[Path]) -> list[list[int]]:
-        """The top ids after prompt + emitted + guess, for each guess."""
+    def ask(self, emitted: Sequence[int], drafts: Sequence[Path]) -> list[list[int]]:
+        """The most likely ids after prompt + emitted + draft, for each of the drafts."""
         base = tuple(emitted)
-        missing = {base + guess for guess in guesses} - self.answers.keys()
+        missing = {base + draft for draft in drafts} - self.answers.keys()
         if missing:
             self._evaluate(base, sorted(missing, key=lambda path: (len(path), path)))
-        return [self.answers[base + guess] for guess in guesses]
+        return [self.answers[base + draft] for draft in drafts]
 
     def _evaluate(self, base: Path, wanted: Sequence[Path]) -> None:
-        """One pass over the last text tokens and the tree of all `wanted` contexts, one sequence id per leaf."""
+        """One pass over the last tokens of the text and the tree of all `wanted` contexts, one sequence id per leaf."""
         context = self._context
         text = self._prompt + list(base)
         nodes = list(dict.fromkeys(path[:end] for path in wanted for end in range(len(base) + 1, len(path) + 1)))
         inner = {node[:-1] for node in nodes}
         leaves = [node for node in nodes if node not in inner]
-        # The last token of the text is the tree's root: always evaluated.
+        # The last token of the text is the root of the tree, and is always evaluated.
         start = _common(self._cached, text[:-1])
         context.drop(0, start)
         while len(text) - 1 - start > SHORT:
@@ -107,7 +108,10 @@ class Oracle:
 
 @dataclass(slots=True)
 class Turn:
-    """One answer. lengths: tokens per target pass, accepted plus the target's own, the last pass counted in full."""
+    """One answer.
+
+    lengths  tokens per target pass, the accepted ones and the target's own; the last pass counts in full
+    """
 
     max_tokens: int
     end_tokens: frozenset[int]
@@ -116,7 +120,7 @@ class Turn:
     num_nodes: int = 0
 
     def take(self, new: Sequence[int], num_nodes: int) -> tuple[list[int], bool]:
-        """Append one pass; returns the tokens up to the answer's end, and whether it ended."""
+        """Append the tokens of one pass. Returns those up to the end of the answer, and whether it has ended."""
         self.lengths.append(len(new))
         self.num_nodes += num_nodes
         over, count = False, 0
@@ -132,11 +136,11 @@ class Arm(Protocol):
     name: str
 
     def answer(self, oracle: Oracle, prompt: Sequence[int], turn: Turn) -> None:
-        """Decode into `turn` until it is over."""
+        """Decode into `turn` until the answer ends."""
 
 
 class Reference:
-    """The authors' rules."""
+    """Token recycling by the rules of its authors' program."""
 
     nodes: ClassVar = """
     0 1 2 3 4 5 6 7
@@ -154,19 +158,19 @@ class Reference:
     def answer(self, oracle: Oracle, prompt: Sequence[int], turn: Turn) -> None:
         root = prompt[-1]
         while True:
-            guess_of: dict[str, Path] = {"": ()}
+            path_of: dict[str, Path] = {"": ()}
             token_of = {"": root}
             for node in self.nodes:
                 token_of[node] = int(self.matrix[token_of[node[:-1]], int(node[-1])])
-                guess_of[node] = (*guess_of[node[:-1]], token_of[node])
-            nodes = list(guess_of)
-            top_of = dict(zip(nodes, oracle.ask(turn.emitted, [guess_of[node] for node in nodes]), strict=True))
+                path_of[node] = (*path_of[node[:-1]], token_of[node])
+            nodes = list(path_of)
+            top_of = dict(zip(nodes, oracle.ask(turn.emitted, [path_of[node] for node in nodes]), strict=True))
             best = ""
             for node in nodes:
                 matches = all(token_of[node[:end]] == top_of[node[: end - 1]][0] for end in range(1, len(node) + 1))
                 if matches and len(node) > len(best):
                     best = node
-            new = [*guess_of[best], top_of[best][0]]
+            new = [*path_of[best], top_of[best][0]]
             _, over = turn.take(new, len(self.nodes))
             if over:
                 return
@@ -176,14 +180,14 @@ class Reference:
 
 
 class Ours:
-    """Proposers driven as an engine drives them, fusion's probabilities learned on the way, all nodes verified."""
+    """specplug's proposers, called as an engine calls them. Fusion learns probabilities, and all nodes are verified."""
 
     def __init__(self, name: str, proposers: Sequence[Proposer], budget: int) -> None:
         self.name = f"{name}, {budget}"
         flat = CostCurve([0], [1, budget + 1], [[1.0, 1.001]])
         static = Profile(name, planner=PlannerSettings(mode="static", max_nodes=budget))
         self.speculator = Speculator(Fusion(proposers), flat, static)
-        self.seen: dict[int, list[int]] = {}
+        self.accepted_of: dict[int, list[int]] = {}
 
     def answer(self, oracle: Oracle, prompt: Sequence[int], turn: Turn) -> None:
         one = self.speculator
@@ -191,10 +195,10 @@ class Ours:
         over = False
         while not over:
             (draft,) = one.plan([0], len(prompt), [MAX_NODES])
-            guesses: list[Path] = [()]
+            paths: list[Path] = [()]
             for parent, token in zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True):
-                guesses.append((*guesses[parent + 1], token))
-            tops = oracle.ask(turn.emitted, guesses)
+                paths.append((*paths[parent + 1], token))
+            tops = oracle.ask(turn.emitted, paths)
             choices = [top[0] for top in tops]
             new, accepted = verify_tree(draft, lambda node, choices=choices: choices[node + 1])  # type: ignore[misc]
             kept, over = turn.take(new, len(draft))
@@ -204,15 +208,15 @@ class Ours:
         one.end(0)
 
     def _count(self, draft: Draft, emitted: Sequence[int]) -> None:
-        """A plain count over the whole run, beside the planner's, which forgets."""
+        """Count over the full run how often each bucket was accepted; the planner's own counts decay."""
         node = ROOT
         for token in emitted:
             follow = ROOT
             for child in (draft.parents == node).nonzero()[0].tolist():
-                line = self.seen.setdefault(int(draft.buckets[child]), [0, 0])
-                line[1] += 1
+                counts = self.accepted_of.setdefault(int(draft.buckets[child]), [0, 0])
+                counts[1] += 1
                 if draft.tokens[child] == token:
-                    line[0] += 1
+                    counts[0] += 1
                     follow = child
             if follow == ROOT:
                 return
@@ -221,8 +225,8 @@ class Ours:
     def counts(self) -> list[str]:
         buckets = self.speculator.fusion.buckets
         return [
-            f"{buckets[i].name:32} {right:5} of {asked:5} = {right / asked:.3f} (prior {buckets[i].prior:.2f})"
-            for i, (right, asked) in sorted(self.seen.items())
+            f"{buckets[i].name:32} {hits:5} of {drafted:5} = {hits / drafted:.3f} (prior {buckets[i].prior:.2f})"
+            for i, (hits, drafted) in sorted(self.accepted_of.items())
         ]
 
 
@@ -251,7 +255,7 @@ def main() -> None:
 def converse(
     arms: Sequence[Arm], oracle: Oracle, model: Model, prompt: Prompt, max_tokens: int
 ) -> list[tuple[str, Turn]]:
-    """All turns of one prompt by all arms; every arm's answer must be the same."""
+    """The answers of all arms to all turns of one prompt. Asserts that the answers are the same."""
     results = []
     messages: list[dict[str, str]] = []
     for question in prompt.turns:
@@ -271,7 +275,7 @@ def converse(
 
 
 def report(turns: dict[str, list[tuple[str, Turn]]], names: Sequence[str]) -> None:
-    """Mean acceptance length per category and arm, over all passes; below it the nodes per pass."""
+    """Print the mean acceptance length per category and arm, over all passes, and the nodes per pass."""
     width = max(map(len, turns)) + 2
     print(f"{'':16}" + "".join(f"{name:>{width}}" for name in turns))
     for category in [*names, "all"]:
@@ -313,8 +317,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workload", default="builtin", help="builtin, or JSONL with category and turns (Spec-Bench)")
     parser.add_argument("--limit", type=int, default=3, help="prompts per category")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens per answer")
-    parser.add_argument("--only", default="", help="the arms whose name has this in it, such as 16")
-    parser.add_argument("--learned", action="store_true", help="print how often each arm's buckets were right")
+    parser.add_argument("--only", default="", help="only the arms whose name contains this, such as 16")
+    parser.add_argument("--learned", action="store_true", help="print how often each arm's buckets were accepted")
     parser.add_argument("--context", type=int, default=4096, help="KV cells")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

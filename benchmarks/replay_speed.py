@@ -1,6 +1,9 @@
-"""Settings replayed per minute: `python benchmarks/replay_speed.py [--model demo:smollm2]`.
+"""Measures how many settings `specplug tune` replays per minute.
 
-40 answers of 128 tokens, recorded once; then the whole grid over them, on all cores.
+    python benchmarks/replay_speed.py [--model demo:smollm2]
+
+Records 40 answers of 128 tokens once, then replays the full grid of settings over them on all cores. Prints the number
+of settings, answers and tokens, and settings per minute.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ def main() -> None:
         count = len(list(replay_all(settings, path, costs)))
         minutes = (perf_counter() - began) / 60
     print(
-        f"{count} settings over {len(trace.answers)} answers, {trace.num_tokens} tokens: {count / minutes:.0f} a minute"
+        f"{count} settings over {len(trace.answers)} answers, {trace.num_tokens} tokens: "
+        f"{count / minutes:.0f} settings per minute"
     )
 
 

@@ -1,16 +1,16 @@
-"""How often a drafter's guess is the token that a sampling target draws, by how the guess is made.
-
-Over answers that the target has drawn, from its distribution p and the drafter's q at every place, both after top-k,
-top-p, min-p and temperature; the means of
-
-likeliest   p of the drafter's likeliest token
-drawn       the chance that both draw the same token with the same random number, each walking its tokens from the
-            likeliest on: what `vocab_trim` does where the target samples
-coupled     the chance that both draw the same token by the same Gumbel noise: the largest of log p + g, of log q + g
-            (arXiv 2408.07978)
-rejection   the sum of min(p, q): what rejection sampling accepts (arXiv 2211.17192)
+"""Computes the acceptance of a drafter under a sampling target, by the way in which the draft token is chosen.
 
     python benchmarks/sampled_drafts.py --model some.gguf --drafter drafter:mine --temperature 0.8
+
+The target samples answers. At every position, p is the target's distribution and q the drafter's, both after top-k,
+top-p, min-p and temperature. Prints, per temperature, one JSON object with the number of positions and the means of
+
+likeliest   p of the drafter's most likely token
+drawn       the probability that both draw the same token with one random number, each from its cumulative distribution
+            over its tokens in descending order: `vocab_trim` does so where the target samples
+coupled     the probability that both draw the same token with one Gumbel noise g: the maximum of log p + g, and of
+            log q + g (arXiv 2408.07978)
+rejection   the sum of min(p, q), which is the acceptance of rejection sampling (arXiv 2211.17192)
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from specplug.models import drafter_folders, references
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
 
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
-"""Ids from the likeliest on, and their probabilities."""
+"""Ids in descending order of probability, and their probabilities."""
 
 
 def drawn_from(logits: npt.NDArray[np.float32], sampling: Sampling) -> Ranked:
-    """llama.cpp's chain: top-k, then top-p, then min-p, of probabilities before temperature; then temperature."""
+    """llama.cpp's sampler chain: top-k, top-p and min-p on the probabilities before temperature, then temperature."""
     ids = np.argsort(-logits, kind="stable")[: sampling.top_k or len(logits)]
     line = logits[ids].astype(np.float64)
     p = np.exp(line - line[0])
@@ -48,8 +48,8 @@ def drawn_from(logits: npt.NDArray[np.float32], sampling: Sampling) -> Ranked:
     return ids[:keep], p / p.sum()
 
 
-def chances(target: Ranked, drafter: Ranked) -> tuple[float, float, float, float]:
-    """Likeliest, drawn, coupled, rejection: see above."""
+def acceptances(target: Ranked, drafter: Ranked) -> tuple[float, float, float, float]:
+    """likeliest, drawn, coupled and rejection, as the module's docstring defines them, at one position."""
     p_of = dict(zip(target[0].tolist(), target[1].tolist(), strict=True))
     start_of = dict(zip(target[0].tolist(), (np.cumsum(target[1]) - target[1]).tolist(), strict=True))
     drawn = coupled = rejection = start = 0.0
@@ -88,14 +88,14 @@ def main() -> None:
                 open_context(small, runtime, cells=cells, num_ids=1, max_rows=ROWS, inputs=table) as other,
             ):
                 for tokens, answer in texts:
-                    whole = np.concatenate((tokens, np.array(answer[:-1], dtype=np.int32)))
+                    text = np.concatenate((tokens, np.array(answer[:-1], dtype=np.int32)))
                     pairs = zip(
-                        forced_logits(one, whole, len(tokens)), forced_logits(other, whole, len(tokens)), strict=True
+                        forced_logits(one, text, len(tokens)), forced_logits(other, text, len(tokens)), strict=True
                     )
-                    for ours, theirs in pairs:
-                        for line, draft in zip(ours, theirs, strict=True):
-                            rows, q = drawn_from(draft, sampling)
-                            found.append(chances(drawn_from(line, sampling), (kept[rows].astype(np.int64), q)))
+                    for target_rows, drafter_rows in pairs:
+                        for target, drafter in zip(target_rows, drafter_rows, strict=True):
+                            rows, q = drawn_from(drafter, sampling)
+                            found.append(acceptances(drawn_from(target, sampling), (kept[rows].astype(np.int64), q)))
         likeliest, drawn, coupled, rejection = (round(float(value), 4) for value in np.mean(found, axis=0))
         figures = {"likeliest": likeliest, "drawn": drawn, "coupled": coupled, "rejection": rejection}
         print(json.dumps({"temperature": temperature, "places": len(found), **figures}))

@@ -1,14 +1,18 @@
-"""Many clients against `specplug serve`: answers that are lost or mixed up, memory, and waits beside long prompts.
+"""Tests `specplug serve` under load: lost or mixed-up answers, memory, and delays caused by long prompts.
 
-python benchmarks/serve_load.py MODEL.gguf [--profile serve] [--clients 16] [--requests 500] [--slots 8] [--prompts 40]
-                                [--part load|gaps|behind|all] [--rounds 3] [--end-token ID]
+    python benchmarks/serve_load.py MODEL.gguf [--profile serve] [--clients 16] [--requests 500] [--slots 8]
+                                    [--prompts 40] [--part load|gaps|behind|all] [--rounds 3] [--end-token ID]
 
-Starts the server itself. First every distinct prompt is answered alone, plainly; then `--clients` ask for them in
-random order, with random lengths, and each answer must be the beginning of the single run (or all of it). Memory is the
-server's resident set. Then, `--rounds` times, two streams run while a prompt of 2,000 tokens is read: waits between
-their pieces, against those of the seconds before it came. `--end-token ID` (2 is SmolLM2's) keeps streams from ending.
-Last, `--rounds` times, a short question comes right behind three such prompts while a stream runs: how long each waits
-for its first token.
+The script starts the server. `--end-token ID` (2 for SmolLM2) forbids that token, so that streams do not end early.
+Prints, for each part:
+
+load    Every distinct prompt is answered alone with plain decoding. Then `--clients` clients request them in random
+        order, with random lengths, and every answer must be a prefix of the answer alone, or equal to it. Prints the
+        number of answers that differ, tokens per second, and the server's resident memory.
+gaps    `--rounds` times, two streams run during the prefill of a prompt of 2,000 tokens. Prints the delays between
+        their chunks, and those in the seconds before the prompt.
+behind  `--rounds` times, a short question follows three such prompts while a stream runs. Prints the time to the first
+        token of each.
 """
 
 from __future__ import annotations
@@ -28,15 +32,15 @@ from openai_endpoint import TOPICS, Endpoint, answer
 from serve_speed import serving
 
 STREAMED = 800
-"""Tokens of the streams beside a prompt."""
+"""Tokens of the streams that run beside a prompt."""
 
 QUIET_S = 3.0
-"""Before a prompt comes."""
+"""Seconds in which the streams run alone before a prompt arrives."""
 
 ORDER_S = 0.3
-"""Between prompts whose order matters."""
+"""Seconds between prompts whose order matters."""
 
-KINDS = [
+TEMPLATES = [
     "Tell me about {topic}, number {n}.",
     "Repeat this three times: {topic}, {topic}, number {n}, and {topic} again.",
     "Summarise: " + "{topic} is number {n}, and there is more to say about {topic}. " * 12,
@@ -70,17 +74,17 @@ def main() -> None:
 
 def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Namespace) -> None:
     draw = random.Random(0)
-    texts = [KINDS[n % len(KINDS)].format(topic=TOPICS[n % 8], n=n) for n in range(args.prompts)]
+    texts = [TEMPLATES[n % len(TEMPLATES)].format(topic=TOPICS[n % 8], n=n) for n in range(args.prompts)]
     alone = {text: answer(replace(endpoint, plain=True), text, 96).text for text in texts}
     asked = [(draw.choice(texts), draw.choice((4, 16, 32, 64, 96))) for _ in range(args.requests)]
     server = psutil.Process(process.pid)
     memory: list[float] = []
 
-    def one(what: tuple[str, int]) -> tuple[bool, int]:
-        text, most = what
-        got = answer(endpoint, text, most)
+    def one(request: tuple[str, int]) -> tuple[bool, int]:
+        text, max_tokens = request
+        got = answer(endpoint, text, max_tokens)
         memory.append(server.memory_info().rss / 2**20)
-        return alone[text].startswith(got.text) and (most < 96 or got.text == alone[text]), got.tokens
+        return alone[text].startswith(got.text) and (max_tokens < 96 or got.text == alone[text]), got.tokens
 
     began = time.perf_counter()
     with ThreadPoolExecutor(args.clients) as threads:
@@ -88,67 +92,67 @@ def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Na
     seconds = time.perf_counter() - began
     late = memory[-300:]
     print(
-        f"{len(done)} of {args.requests} answered, {sum(not same for same, _ in done)} other than alone, "
+        f"{len(done)} of {args.requests} answered, {sum(not same for same, _ in done)} differ from the answer alone, "
         f"{sum(tokens for _, tokens in done) / seconds:.1f} tokens/s"
     )
     print(
-        f"memory {memory[0]:.1f} MiB after the first; over the last {len(late)} {late[0]:.1f} to {late[-1]:.1f} MiB, "
-        f"between {min(late):.1f} and {max(late):.1f}"
+        f"memory {memory[0]:.1f} MiB after the first answer; over the last {len(late)} answers from {late[0]:.1f} to "
+        f"{late[-1]:.1f} MiB, between {min(late):.1f} and {max(late):.1f}"
     )
 
 
 def gaps(endpoint: Endpoint, rounds: int) -> None:
-    """Waits of two running streams, beside a prompt of 2,000 tokens and in the seconds before it, in the same cache."""
+    """Print the delays of two running streams during the prefill of a prompt of 2,000 tokens, and before it."""
     before: list[float] = []
     beside: list[float] = []
     steps: list[float] = []
-    read: list[float] = []
-    for turn in range(rounds):
+    prefill: list[float] = []
+    for round_ in range(rounds):
 
         def running(n: int) -> list[float]:
-            return answer(endpoint, f"Count from {n} to three thousand in words.", STREAMED).came
+            return answer(endpoint, f"Count from {n} to three thousand in words.", STREAMED).arrivals
 
         with ThreadPoolExecutor(2) as threads:
-            coming = [threads.submit(running, n) for n in range(2)]
+            streams = [threads.submit(running, n) for n in range(2)]
             time.sleep(QUIET_S)
             begin = time.perf_counter()
-            answer(endpoint, long_text(turn), 1)
+            answer(endpoint, long_text(round_), 1)
             end = time.perf_counter()
-            lines = [one.result() for one in coming]
-        read.append(end - begin)
-        quiet = [b - a for line in lines for a, b in pairwise(line) if b < begin]
-        found = [b - a for line in lines for a, b in pairwise(line) if begin < a and b < end]
+            arrivals = [stream.result() for stream in streams]
+        prefill.append(end - begin)
+        quiet = [b - a for of_stream in arrivals for a, b in pairwise(of_stream) if b < begin]
+        found = [b - a for of_stream in arrivals for a, b in pairwise(of_stream) if begin < a and b < end]
         before += quiet
         beside += found
         steps += [gap / median(quiet) for gap in found]
-    for name, waits in (("before", before), ("beside", beside)):
+    for name, delays in (("before", before), ("beside", beside)):
         print(
-            f"{name} a prompt of 2,000 tokens: {len(waits)} gaps, median {1000 * median(waits):.1f} ms, "
-            f"p95 {1000 * quantiles(waits, n=20)[-1]:.1f} ms, longest {1000 * max(waits):.1f} ms"
+            f"{name} a prompt of 2,000 tokens: {len(delays)} gaps, median {1000 * median(delays):.1f} ms, "
+            f"p95 {1000 * quantiles(delays, n=20)[-1]:.1f} ms, longest {1000 * max(delays):.1f} ms"
         )
-    print(f"in medians of the same round's quiet: median {median(steps):.2f}, p95 {quantiles(steps, n=20)[-1]:.2f}")
-    print(f"prompts read in {', '.join(f'{seconds:.1f}' for seconds in read)} s")
+    print(f"over the median gap before, per round: median {median(steps):.2f}, p95 {quantiles(steps, n=20)[-1]:.2f}")
+    print(f"the prompts took {', '.join(f'{seconds:.1f}' for seconds in prefill)} s")
 
 
 def behind(endpoint: Endpoint, rounds: int) -> None:
-    """Waits for the first token of three prompts of 2,000 tokens, and of a short question that comes after them."""
-    waits: list[list[float]] = []
-    for turn in range(rounds):
+    """Print the time to the first token of three prompts of 2,000 tokens, and of a short question that follows them."""
+    delays: list[list[float]] = []
+    for n in range(rounds):
 
-        def waited(text: str) -> float:
-            asked = time.perf_counter()
-            return answer(endpoint, text, 1).came[0] - asked
+        def first_token(text: str) -> float:
+            began = time.perf_counter()
+            return answer(endpoint, text, 1).arrivals[0] - began
 
         with ThreadPoolExecutor(5) as threads:
-            running = threads.submit(answer, endpoint, f"Count from {turn} to three thousand in words.", STREAMED)
+            running = threads.submit(answer, endpoint, f"Count from {n} to three thousand in words.", STREAMED)
             time.sleep(QUIET_S)
-            coming = []
-            for text in (*(long_text(1 + 3 * turn + n, "amet") for n in range(3)), f"What is {turn} and {turn}?"):
-                coming.append(threads.submit(waited, text))
+            requests = []
+            for text in (*(long_text(1 + 3 * n + i, "amet") for i in range(3)), f"What is {n} and {n}?"):
+                requests.append(threads.submit(first_token, text))
                 time.sleep(ORDER_S)
-            waits.append([one.result() for one in coming])
+            delays.append([request.result() for request in requests])
             running.result()
-    *long, short = (median(seconds) for seconds in zip(*waits, strict=True))
+    *long, short = (median(seconds) for seconds in zip(*delays, strict=True))
     print(
         f"seconds to the first token: three prompts of 2,000 tokens {', '.join(f'{seconds:.1f}' for seconds in long)}, "
         f"a short question behind them {short:.1f}"
@@ -156,7 +160,7 @@ def behind(endpoint: Endpoint, rounds: int) -> None:
 
 
 def long_text(number: int, word: str = "dolor") -> str:
-    """About 2,000 of SmolLM2's tokens (2,012 where `number` has one digit), which share no beginning with others."""
+    """About 2,000 tokens for SmolLM2 (2,012 where `number` has one digit), which share no prefix with other texts."""
     return f"{number} " + f"lorem ipsum {word} {number} " * 220
 
 

@@ -1,12 +1,13 @@
-"""What guessing brings to one stream of `specplug serve`, beside what it brings to the engine of `specplug bench`.
+"""Measures the speedup by drafts for one stream of `specplug serve`, and for the engine that `specplug bench` uses.
 
-python benchmarks/serve_speculation.py MODEL.gguf [--profile serve] [--limit 2] [--tokens 128] [--slots 8] [--repeats 1]
+    python benchmarks/serve_speculation.py MODEL.gguf [--profile serve] [--limit 2] [--tokens 128] [--slots 8]
+                                           [--repeats 1]
 
-The built-in workload's first turns, each answered by four, one after the other: the engine in this process, plain and
-guessing, and two servers, plain and guessing, with the same profile. Greedy; time is from the first token on, by the
-clock of whoever answers. Sources that learn over answers keep what they learned, in the engine as in the server: with
-`--repeats 2` they have seen every answer. Speedup is tokens per second over those of plain decoding in the same engine
-or server, with a 95% interval over prompts.
+Four arms answer the first turns of the built-in workload, greedily and in turn: the engine in this process, with plain
+decoding and with the profile, and two servers, with the same two. Each arm's own clock measures the time after the
+first token. Proposers that learn over answers keep what they learned, in the engine and in the server; with `--repeats
+2` they have learned every answer. Prints, per arm, milliseconds per token, tokens per step, and the speedup over plain
+decoding in the same engine or server, with a 95% interval over prompts.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from specplug.machine import hardware
 from specplug.models.references import resolve
 from specplug.tune.document import interval_text
 
-ARMS = ("engine, plain", "engine, guessing", "server, plain", "server, guessing")
+ARMS = ("engine, plain", "engine, drafting", "server, plain", "server, drafting")
 
 
 def main() -> None:
@@ -54,12 +55,12 @@ def main() -> None:
     with TemporaryDirectory() as folder, ExitStack() as opened:
         model = opened.enter_context(open_model(path))
         engines, ports = {}, {}
-        for kind, used in (("plain", plain(chosen)), ("guessing", chosen)):
-            engines[f"engine, {kind}"] = opened.enter_context(LlamaCpp(model, used))
-            written = Path(folder) / f"{kind}.yaml"
-            profile.save(replace(used, name=kind), written)
+        for name, used in (("plain", plain(chosen)), ("drafting", chosen)):
+            engines[f"engine, {name}"] = opened.enter_context(LlamaCpp(model, used))
+            written = Path(folder) / f"{name}.yaml"
+            profile.save(replace(used, name=name), written)
             command = ["specplug_cli.main", "serve", str(path), "--profile", str(written), "--slots", str(args.slots)]
-            ports[f"server, {kind}"], _ = opened.enter_context(serving(command))
+            ports[f"server, {name}"], _ = opened.enter_context(serving(command))
         for number, prompt in enumerate(prompts):
             for arm in ARMS if number % 2 else reversed(ARMS):
                 if arm in engines:
@@ -72,7 +73,7 @@ def main() -> None:
                     )
                 else:
                     count, took, length = served(ports[arm], prompt.turns[0], args.tokens)
-                tokens[arm].append(count - 1)  # the first came with the prompt
+                tokens[arm].append(count - 1)  # the prefill yields the first token
                 seconds[arm].append(took)
                 lengths[arm].append(length)
     print(f"{hardware.fingerprint()}, {path.name}, profile {chosen.name}, {args.slots} slots")
@@ -81,13 +82,14 @@ def main() -> None:
         speedup = paired_ratio(tokens[arm], seconds[arm], tokens[base], seconds[base])
         print(
             f"{arm:18s} {len(prompts)} answers, {sum(tokens[arm]):.0f} tokens, "
-            f"{1000 * sum(seconds[arm]) / sum(tokens[arm]):6.2f} ms each, {mean(lengths[arm]):.2f} per step, "
+            f"{1000 * sum(seconds[arm]) / sum(tokens[arm]):6.2f} ms per token, "
+            f"{mean(lengths[arm]):.2f} tokens per step, "
             f"speedup {interval_text(speedup.as_mapping())}"
         )
 
 
 def served(port: int, text: str, tokens: int) -> tuple[int, float, float]:
-    """Tokens, seconds after the first one, tokens per step."""
+    """An answer's tokens, seconds after the first token, and tokens per step, by the server's own figures."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": tokens}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})

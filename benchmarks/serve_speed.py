@@ -1,13 +1,14 @@
-"""Speed of `specplug serve`: one stream against a loop of llama.cpp's C calls, several against one, and other servers.
+"""Measures the speed of `specplug serve` against a bare loop of llama.cpp's C calls, with one stream and with several.
 
-python benchmarks/serve_speed.py MODEL.gguf [--profile none] [--streams 8] [--rounds 5] [--tokens 128] [--threads 2]
-                                 [--kv-type f16] [--peer]
+    python benchmarks/serve_speed.py MODEL.gguf [--profile none] [--streams 8] [--rounds 5] [--tokens 128] [--threads 2]
+                                     [--kv-type f16] [--peer]
 
-The raw loop is that of raw_loop.py, with flash attention and an f16 cache, as the server has them here unless
-`--kv-type` says else. The server runs beside it and is asked in turns, by a client that costs next to nothing: whole
-answers, streamed ones, and `--streams` streamed ones at once. `--peer` starts llama-cpp-python's own server with the
-same file, threads and flash attention (pip install 'llama-cpp-python[server]'), and asks it for one answer at a time.
-Medians over the rounds, the first of which is not counted.
+The raw loop is that of raw_loop.py, with flash attention and an f16 cache; the server has the same settings, but for
+the cache type that `--kv-type` names. The arms alternate: the raw loop, complete answers, a streamed answer, and
+`--streams` streamed answers at once, from a client that costs almost no time. `--peer` adds llama-cpp-python's own
+server with the same file, threads and flash attention (pip install 'llama-cpp-python[server]'), with one streamed
+answer at a time. Prints, per arm, the medians of tokens per second and of the ratio to the raw loop. The first round is
+not counted.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main() -> None:
 
         arms: dict[str, Callable[[], float]] = {
             "raw loop": by_the_raw_loop,
-            "whole": lambda: whole(ours, args.tokens),
+            "complete": lambda: complete(ours, args.tokens),
             "streamed": lambda: answer(ours, PROMPT, args.tokens).rate,
             f"{args.streams} at once": at_once,
         }
@@ -83,19 +84,19 @@ def main() -> None:
             other = Endpoint(f"http://127.0.0.1:{port}")
             arms["llama_cpp.server, streamed"] = lambda: answer(other, PROMPT, args.tokens).rate
         rates: dict[str, list[float]] = {name: [] for name in arms}
-        for turn in range(args.rounds + 1):
+        for round_ in range(args.rounds + 1):
             for name, arm in arms.items():
-                seen = arm()
-                if turn:  # the first round warms up
-                    rates[name].append(seen)
+                rate = arm()
+                if round_:  # the first round warms up
+                    rates[name].append(rate)
     print(f"{hardware.fingerprint()}, {args.threads} threads, {path.name}, {args.tokens} tokens, profile {chosen.name}")
     for name, line in rates.items():
         ratios = [a / b for a, b in zip(line, rates["raw loop"], strict=True)]
         print(f"{name:28s} {median(line):7.2f} tokens/s   {median(ratios):.3f} of the raw loop")
 
 
-def whole(endpoint: Endpoint, tokens: int) -> float:
-    """Tokens per second by the server's own clock, from the first token on, of an answer that does not stream."""
+def complete(endpoint: Endpoint, tokens: int) -> float:
+    """Tokens per second after the first token, by the server's own clock, of an answer that is not streamed."""
     connection = http.client.HTTPConnection(endpoint.url.removeprefix("http://"), timeout=300)
     body = {"messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": tokens}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
@@ -106,7 +107,7 @@ def whole(endpoint: Endpoint, tokens: int) -> float:
 
 @contextmanager
 def serving(command: list[str]) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """A server module as a process, on a free port, which it is told with --port."""
+    """Run a server module in a process that receives a free port with --port; yields the port and the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])

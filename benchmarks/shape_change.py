@@ -1,8 +1,9 @@
-"""What a pass costs after one of another row count, and after one of its own.
+"""Measures the time of a pass after a pass with another row count, and after one with the same row count.
 
     python benchmarks/shape_change.py --model demo:smollm2 OUT/smollm2-bf16.gguf [--fill 256] [--rounds 25]
 
-llama.cpp keeps the graph of the last pass, and uses it again when the next has the same shape.
+llama.cpp keeps the graph of the last pass and reuses it when the next pass has the same shape. Prints, per model and
+row count, the medians of both in milliseconds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What believing a wrong price of plain decoding costs, and how much of that plain passes now and then win back.
+"""Measures how much speed a wrong cost of plain decoding loses, and how much of it occasional plain passes recover.
 
-python benchmarks/stale_costs.py MODEL.gguf --profile gemma3-vocabtrim-self [--believed 1.2] [--workload W.jsonl]
+    python benchmarks/stale_costs.py MODEL.gguf --profile gemma3-vocabtrim-self [--believed 1.2] [--workload W.jsonl]
 
-Four engines with one profile take turns, prompt by prompt: plain decoding; the measured costs; costs in which a pass of
-one row takes `--believed` times what it does, as when the machine's memory has become faster since; and the same with
-no plain pass asked for. Speedup is tokens per second after the prompt over plain decoding's, with a 95% interval over
-prompts.
+Four engines with one profile alternate prompt by prompt: plain decoding; the measured costs; costs in which a pass over
+one row takes `--believed` times as long, as if memory had become faster since they were measured; and the same costs
+without the planner's occasional plain passes. Prints, per engine, milliseconds per token, tokens per pass, the cost of
+a one-row pass at the end, and the speedup in tokens per second after the prompt over plain decoding, with a 95%
+interval over prompts.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from specplug.planning.cost import CostCurve
 from specplug.profile import CostPoints
 from specplug.tune.document import interval_text
 
+NO_PLAIN_PASSES = "wrong, no plain passes"
 
-class NeverLooks(CostCurve):
-    """Follows passes as they come, and asks for none."""
+
+class WithoutPlainPasses(CostCurve):
+    """A cost curve that follows the observed passes but never requests a plain one."""
 
     plain_due = False
 
@@ -53,11 +56,13 @@ def main() -> None:
         )
         wrong = believing(points, args.believed)
         engines = {"plain": opened.enter_context(LlamaCpp(model, plain(chosen)))}
-        for arm, cost in (("measured costs", points), ("wrong costs", wrong), ("wrong, none asked for", wrong)):
+        for arm, cost in (("measured costs", points), ("wrong costs", wrong), (NO_PLAIN_PASSES, wrong)):
             engines[arm] = opened.enter_context(LlamaCpp(model, chosen, cost=cost))
-        blind = engines["wrong, none asked for"].speculator
-        known = blind.cost
-        blind.cost = blind.planner.cost = NeverLooks(known.contexts, known.rows, known.ms.tolist(), known.change_ms)
+        blind = engines[NO_PLAIN_PASSES].speculator
+        curve = blind.cost
+        blind.cost = blind.planner.cost = WithoutPlainPasses(
+            curve.contexts, curve.rows, curve.ms.tolist(), curve.change_ms
+        )
         tokens: dict[str, list[float]] = {arm: [] for arm in engines}
         seconds: dict[str, list[float]] = {arm: [] for arm in engines}
         passes: dict[str, list[int]] = {arm: [] for arm in engines}
@@ -65,7 +70,7 @@ def main() -> None:
             asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
             for arm in list(engines)[:: 1 if number % 2 else -1]:
                 answer = engines[arm].generate(Request(asked, args.tokens))
-                tokens[arm].append(len(answer.tokens) - 1)  # the first came with the prompt
+                tokens[arm].append(len(answer.tokens) - 1)  # the prefill yields the first token
                 seconds[arm].append(answer.decode_seconds)
                 passes[arm].append(answer.counters.steps)
         believed = {arm: engine.speculator.cost.at(256)[0] for arm, engine in engines.items()}
@@ -74,14 +79,14 @@ def main() -> None:
     for arm in engines:
         speedup = paired_ratio(tokens[arm], seconds[arm], tokens["plain"], seconds["plain"])
         print(
-            f"{arm:22s} {1000 * sum(seconds[arm]) / sum(tokens[arm]):6.2f} ms a token, "
-            f"{sum(tokens[arm]) / sum(passes[arm]):.2f} tokens a pass, T(1) at the end {believed[arm]:.2f} ms, "
+            f"{arm:22s} {1000 * sum(seconds[arm]) / sum(tokens[arm]):6.2f} ms per token, "
+            f"{sum(tokens[arm]) / sum(passes[arm]):.2f} tokens per pass, T(1) at the end {believed[arm]:.2f} ms, "
             f"speedup {interval_text(speedup.as_mapping())}"
         )
 
 
 def believing(points: CostPoints, factor: float) -> CostPoints:
-    """The costs with a pass of one row taking `factor` times as much, but less than one of two rows."""
+    """The costs with a one-row pass that takes `factor` times as long, but less than a two-row pass."""
     return replace(points, ms=tuple((min(factor * line[0], 0.99 * line[1]), *line[1:]) for line in points.ms))
 
 

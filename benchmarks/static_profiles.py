@@ -1,4 +1,4 @@
-"""Write profiles of static settings, three sizes of each single proposer: OUT/suffix-3.yaml and so on.
+"""Writes profiles with static plans: three draft sizes of each proposer alone, as OUT/suffix-3.yaml and so on.
 
 python benchmarks/static_profiles.py OUT
 specplug bench --profile default $(for f in OUT/*.yaml; do echo --profile $f; done)
@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 SIZES = {"ngram": (1, 3, 8), "suffix": (1, 3, 8), "token_recycling": (1, 3, 16)}
-"""Drafted tokens in every step."""
+"""Draft tokens in every step."""
 
 
 def main() -> None:

@@ -1,12 +1,14 @@
-"""Our suffix proposer against arctic-inference's SuffixDecodingCache: same recorded texts, same budget, no model run.
+"""Compares the suffix proposer with arctic-inference's SuffixDecodingCache on recorded texts, without a model.
 
-Record greedy texts once (needs llama-cpp-python), then compare (needs arctic-inference, in any environment):
+The first command records greedy texts and requires llama-cpp-python. The second compares, and requires
+arctic-inference:
 
     python benchmarks/suffix_vs_arctic.py --record MODEL.gguf --workload spec_bench.jsonl --per-category 12 traces.jsonl
     python benchmarks/suffix_vs_arctic.py traces.jsonl
 
-Both keep finished answers and see the requests in the file's order. Acceptance is that of greedy tree verification.
-Times are of one Python call: `propose` against `speculate`, `observe` against `add_active_response`.
+Both proposers have the same budget, keep finished answers, and receive the requests in the order of the file.
+Acceptance is that of greedy tree verification. Prints, per arm, the mean acceptance length (MAL), nodes per step, and
+microseconds per Python call: `propose` against `speculate`, `observe` against `add_active_response`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from specplug.testing import replay
 
 
 class Arctic:
-    """SuffixDecodingCache behind our contract, so that one replay drives both."""
+    """SuffixDecodingCache as a specplug proposer, so that one replay serves both."""
 
     def __init__(self, cache_class: Any, **options: Any) -> None:
         self._cache = cache_class(max_tree_depth=64, max_cached_requests=100_000)
@@ -57,7 +59,7 @@ class Arctic:
 
 
 class Timed:
-    """A proposer with a stopwatch."""
+    """A proposer whose calls are timed."""
 
     def __init__(self, proposer: Any) -> None:
         self._proposer = proposer
@@ -66,7 +68,7 @@ class Timed:
         self.us: dict[str, list[float]] = defaultdict(list)
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        # The first look-up indexes the prompt: that belongs to the start, not to a step.
+        # The first look-up indexes the prompt, which counts as the start and not as a step.
         self._clock("begin", seq, prompt)
         self._clock("first", seq, 1)
 
@@ -116,7 +118,10 @@ def arms() -> dict[str, Callable[[], Any]]:
     try:
         cache_class = import_module("arctic_inference.suffix_decoding").SuffixDecodingCache
     except ImportError:
-        print("arctic-inference is not installed: only our own arms (pip install arctic-inference)", file=sys.stderr)
+        print(
+            "arctic-inference is not installed; only specplug's arms run (pip install arctic-inference)",
+            file=sys.stderr,
+        )
         return found
     for tree in (False, True):
         for factor, offset, floor in ((1.0, 0.0, 0.1), (4.0, 1.0, 0.1), (4.0, 1.0, 0.02)):

@@ -1,4 +1,4 @@
-"""Markdown tables from documents of `specplug bench --out`: how the tables of docs/lab-book are made.
+"""Prints documents of `specplug bench --out` as Markdown tables, for docs/lab-book.
 
 python benchmarks/tables.py bench.json ...
 """
@@ -40,8 +40,9 @@ def tables(report: dict[str, Any]) -> list[str]:
         )
     names = [arm["name"] for arm in report["arms"][1:]]
     lines += ["", "| speedup by category | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for kind in report["arms"][0]["categories"]:
-        lines.append(f"| {kind} | " + " | ".join(_ratio(arm["categories"][kind]) for arm in report["arms"][1:]) + " |")
+    for category in report["arms"][0]["categories"]:
+        ratios = [_ratio(arm["categories"][category]) for arm in report["arms"][1:]]
+        lines.append(f"| {category} | " + " | ".join(ratios) + " |")
     curve = report["cost_curve"]
     for context, line in curve.get("contexts", {}).items():
         shown = [n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24) if n in curve["rows"]]

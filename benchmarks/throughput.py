@@ -1,8 +1,10 @@
-"""Several prompts at once: tokens/s of plain decoding at 1, 2, 4 and 8 sequences, and the memory that a context takes.
+"""Measures the throughput with 1, 2, 4 and 8 sequences at once, and the memory of the contexts.
 
-python benchmarks/throughput.py [--model REF] [--tokens 64] [--rounds 3] [--profile none]
+    python benchmarks/throughput.py [--model REF] [--tokens 64] [--rounds 3] [--profile none]
 
-The same eight prompts at every level; levels alternate over the rounds. Decoding only, prompts read before.
+Every level answers the same eight prompts, and the levels alternate over the rounds. The prefill is not timed. Prints,
+per level, the median tokens per second, the ratio to one sequence, and how many texts equal those of one sequence; and
+the memory of all contexts.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def main() -> None:
                 answers = engine.generate_all(asked)
                 seconds = perf_counter() - began - sum(a.counters.prompt_ns for a in answers) / 1e9
                 texts[level] = [a.tokens for a in answers]
-                if round_:  # the first warms up
+                if round_:  # the first round warms up
                     rates[level].append(sum(len(a.tokens) - 1 for a in answers) / seconds)
         after = process.memory_info().rss
         matrix = chosen.runtime.context * model.num_tokens * 4
@@ -59,10 +61,10 @@ def main() -> None:
     for level, line in rates.items():
         same = sum(a == b for a, b in zip(texts[level], texts[1], strict=True))
         ratio = median(a / b for a, b in zip(line, rates[1], strict=True))
-        print(f"{level} at once: {median(line):7.1f} tokens/s, {ratio:.2f} of one; {same} texts as alone")
+        print(f"{level} at once: {median(line):7.1f} tokens/s, {ratio:.2f} of one; {same} texts equal those of one")
     print(
-        f"memory: {(after - before) / 2**20:.0f} MiB for all {len(LEVELS)} contexts and what was learned; "
-        f"context x vocabulary floats alone would be {matrix / 2**20:.0f} MiB"
+        f"memory: {(after - before) / 2**20:.0f} MiB for all {len(LEVELS)} contexts and what the proposers learned; "
+        f"a matrix of context x vocabulary floats alone would take {matrix / 2**20:.0f} MiB"
     )
 
 

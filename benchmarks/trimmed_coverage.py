@@ -1,12 +1,15 @@
-"""What share of a target's answers lies in a trimmed head, by what its rows are chosen by; cross-validated by prompt.
+"""Measures the share of a target's answers that a trimmed head covers, by the criterion that its rows are chosen by.
 
     python benchmarks/trimmed_coverage.py MODEL.gguf --workload prompts.jsonl [--limit 0] [--tokens 192]
 
-counts       tokens of MODEL's greedy answers to the other prompts; those that never came by id
-and prompts  the same; those that never came by how often they are in the text of those prompts, then by id
-likelihoods  the probabilities that MODEL gave to every token at every place of those answers, added up: what
-             `specplug build vocab-trim` does
-prompts      tokens of those prompts' text alone (`--from raw`)
+The rows are chosen on the answers to some of the prompts and evaluated on the others (cross-validation over prompts).
+Prints, per criterion, the coverage by number of rows:
+
+counts       counts of the tokens of MODEL's greedy answers; tokens that do not occur are ranked by id
+and prompts  the same, but tokens that do not occur are ranked by their counts in the prompts, then by id
+likelihoods  sums of the probabilities of every token over all positions of those answers, as `specplug build
+             vocab-trim` does
+prompts      counts of the tokens of the prompts alone (`--from raw`)
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     path = references.resolve(args.model)
     source = GgufSource(path, path, quantize=None, threads=None)
-    size = len(source.guessable())
+    size = len(source.ids_with_rows())
     always = source.vocabulary().always_kept()
     asked = load_workload(args.workload, category="all")
     counts, likelihoods, prompts = [], [], []
@@ -48,9 +51,10 @@ def main() -> None:
         for prompt in limit(asked, args.limit) if args.limit else asked:
             tokens = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
             answer = np.array(engine.generate(Request(tokens, args.tokens)).tokens, dtype=np.int32)
-            kept = Answer(prompt.id, 0, prompt.category, tokens, answer, np.zeros((len(answer) - 1, 0), dtype=np.int32))
+            none = np.zeros((len(answer) - 1, 0), dtype=np.int32)
+            recorded = Answer(prompt.id, 0, prompt.category, tokens, answer, none)
             counts.append(np.bincount(answer, minlength=size))
-            likelihoods.append(source.expected([kept], lambda share: None).astype(np.float32))
+            likelihoods.append(source.expected_counts([recorded], lambda share: None).astype(np.float32))
             prompts.append(np.bincount(source.tokenize([prompt.turns[0]])[0], minlength=size))
     source.close()
     folds = np.array_split(np.random.default_rng(0).permutation(len(counts)), FOLDS)

@@ -1,11 +1,12 @@
-"""What `tune` predicts against what settings do live: its error, and what its choice leaves on the table.
+"""Measures the error of `specplug tune`'s predictions, and the regret of its choice against the best setting.
 
     python benchmarks/tune_against_grid.py --model demo:smollm2 [--every 8] [--limit 1] [--max-tokens 64] [--json FILE]
 
-Costs, traces and replay are tune's own, on the same prompts; then every N-th setting of the grid runs live beside plain
-decoding, interleaved prompt by prompt. The best five of that and the setting that tune would choose (the fastest live
-of the three best by prediction) run again, side by side and for longer: picking the best of many noisy figures
-flatters it, so the regret is taken from the second run.
+Costs, traces and replay are those of `tune`, on the same prompts. Then every N-th setting of the grid runs live beside
+plain decoding, interleaved prompt by prompt. The five fastest settings and the setting that `tune` would choose (the
+fastest live one of the three best by prediction) run again, side by side and for longer. The regret is computed from
+this second run, because the best of many noisy figures is an overestimate. Prints, per setting, the predicted and the
+live speedup with the error; then the choice, the best setting and the regret.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from specplug.tune.selection import CANDIDATES, Pairs, candidates
 from specplug.tune.trace import Trace
 
 FINAL = 5
+"""Settings of the first run, the fastest ones, that run again."""
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def main() -> None:
 def live(
     subject: LlamaCppSubject, trace: Trace, costs: Costs, settings: Sequence[Setting], rounds: int, beside: int
 ) -> dict[Setting, Pairs]:
-    """Each setting beside plain decoding and others, so many in a group, over all answers."""
+    """Run each setting over all answers, beside plain decoding and in groups of `beside` settings."""
     found: dict[Setting, Pairs] = {}
     for start in range(0, len(settings), beside):
         part = settings[start : start + beside]
@@ -102,9 +104,9 @@ def report(
     errors = []
     print(f"{'setting':52} predicted  live   error")
     for setting, pairs in sorted(first.items(), key=lambda item: -speed(item[1])):
-        guess, real = predicted[setting].total.speedup, speed(pairs)
-        errors.append(abs(guess / real - 1))
-        print(f"{setting.name:52} {guess:9.3f} {real:6.3f} {guess / real - 1:+7.1%}")
+        prediction, real = predicted[setting].total.speedup, speed(pairs)
+        errors.append(abs(prediction / real - 1))
+        print(f"{setting.name:52} {prediction:9.3f} {real:6.3f} {prediction / real - 1:+7.1%}")
     print(f"{len(errors)} settings: median error {median(errors):.1%}, largest {max(errors):.1%}")
     top = max(last, key=lambda setting: speed(last[setting]))
     print("again:", ", ".join(f"{s.name} {speed(p):.3f}" for s, p in last.items()))
@@ -113,7 +115,7 @@ def report(
 
 
 def speed(pairs: Pairs) -> float:
-    """The plain ratio of totals."""
+    """The speedup over plain decoding: the ratio of totals."""
     tokens, seconds, plain_tokens, plain_seconds, *_ = pairs.totals()
     return (tokens / seconds) / (plain_tokens / plain_seconds)
 
@@ -129,11 +131,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=1, help="prompts per category")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument(
-        "--every", type=int, default=8, help="of the grid, every so manieth setting runs live; 1 for all"
+        "--every", type=int, default=8, metavar="N", help="every N-th setting of the grid runs live; 1 runs all"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="over all answers, in the second run")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over all answers in the second run")
     parser.add_argument("--cost-seconds", type=float, default=30.0)
-    parser.add_argument("--no-asides", action="store_true")
+    parser.add_argument("--no-asides", action="store_true", help="record no off-path rows")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

@@ -1,8 +1,10 @@
-"""Greedy answers of vLLM with every proposer and fusion against vLLM without drafts: how many are the same.
-
-Every draft is verified, whether it pays or not. One engine after the other, in this process. Not a timing.
+"""Compares greedy answers of vLLM with every proposer, and with fusion, to those of vLLM without drafts.
 
     python benchmarks/vllm_equality.py --workload W.jsonl --limit 40 --max-tokens 128 --concurrency 1 4 16
+
+Every draft is verified, whether it pays or not. The engines run one after the other in this process, and nothing is
+timed. Prints, per concurrency and proposer, how many answers are equal, and how many draft tokens were accepted. The
+exit code is 1 if an answer differs or a proposer had no token accepted.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
-"""Read when vLLM is imported: the engine in this process, so that both cores of a small machine compute."""
+"""Variables that vLLM reads at import: they keep the engine in this process, so that it can use both cores of a small
+machine."""
 
 ARMS = ("none", "ngram", "suffix", "token_recycling", "suffix+token_recycling", "ngram+suffix")
 
@@ -45,10 +48,12 @@ def main() -> None:
             same = sum(one == other for one, other in zip(tokens, plain, strict=True))
             verified = sum(answer.counters.steps for answer in answers)
             accepted = sum(answer.counters.accepted_tokens for answer in answers)
-            failed |= same < len(prompts) or (arm != "none" and not accepted)  # a proposer that is off proves nothing
+            failed |= same < len(prompts) or (
+                arm != "none" and not accepted
+            )  # without accepted drafts nothing is shown
             print(
                 f"{concurrency:2} at once, {arm:24} same {same} of {len(prompts)}, {sum(map(len, tokens))} tokens, "
-                f"{accepted} guesses came true in {verified} verifications",
+                f"{accepted} draft tokens accepted in {verified} verifications",
                 flush=True,
             )
     sys.exit(failed)
@@ -88,7 +93,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="demo:smollm2")
     parser.add_argument("--workload", default="builtin")
-    parser.add_argument("--limit", type=int, default=40, help="prompts of a category")
+    parser.add_argument("--limit", type=int, default=40, help="prompts per category")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--dtype", default="float32")

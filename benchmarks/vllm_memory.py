@@ -1,10 +1,11 @@
-"""Memory of vLLM's server over many requests: what its processes have to themselves, in MiB.
+"""Measures the memory of vLLM's server over many requests.
 
     python benchmarks/vllm_memory.py --profile P --requests 1000
     ONEDNN_PRIMITIVE_CACHE_CAPACITY=8 python benchmarks/vllm_memory.py --profile P --requests 1500
 
-Requests of drawn lengths, 16 at a time, to the server that `specplug serve` starts. Few KV blocks, so that a cache that
-fills up for the first time is not what grows.
+Sends requests of random lengths, 16 at a time, to the server that `specplug serve` starts. The server has few KV
+blocks, so that the first filling of its cache does not look like growth. Prints, after every `--every` requests, the
+unique memory (USS) of all its processes and of the largest one, in MiB.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def _bodies(count: int) -> list[bytes]:
 
 
 def _ask(port: int, body: bytes) -> None:
-    """HTTPError where it is not answered."""
-    asked = Request(f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"})
-    with urlopen(asked, timeout=300) as answer:
+    """Send one request; HTTPError if the server refuses it."""
+    request = Request(f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=300) as answer:
         answer.read()
 
 
@@ -83,8 +84,8 @@ def _wait(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def _show(done: int, server: subprocess.Popen[bytes]) -> None:
-    whole = psutil.Process(server.pid)
-    sizes = [process.memory_full_info().uss / MIB for process in (whole, *whole.children(recursive=True))]
+    parent = psutil.Process(server.pid)
+    sizes = [process.memory_full_info().uss / MIB for process in (parent, *parent.children(recursive=True))]
     print(f"{done:5} requests: {sum(sizes):7.0f} MiB, the largest process {max(sizes):7.0f}", flush=True)
 
 
@@ -93,7 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="demo:smollm2")
     parser.add_argument("--profile", default="vllm")
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=250, help="requests between two looks")
+    parser.add_argument("--every", type=int, default=250, help="requests between two measurements")
     return parser.parse_args()
 
 

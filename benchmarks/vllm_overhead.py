@@ -1,11 +1,14 @@
-"""What drafting for a batch costs per step, without an engine: the part of vLLM's step that is ours.
+"""Measures the time that specplug adds to a step of vLLM, by the number of sequences, without an engine.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/vllm_overhead.py [--batch 1 16 64 256] [--steps 300] [--top-ids]
 
-Sequences of one text source with forks and repeats; every draft is verified against what the source says next, so that
-steps bring one token or several, as with a model. `drafting`: suffix and token recycling with four tokens under a
-static plan, every sequence drafted for in every step. `resting`: a pass takes 20 ms and each guess its share of one, so
-that no draft pays and sources are asked ever more rarely: the median is a step without, the largest tenth steps with.
+The sequences follow one random text source with branches and repeats, and every draft is verified against the source's
+next tokens, so that steps emit one token or several, as with a model. Prints, per number of sequences, the median and
+the 90th percentile of the microseconds per step, with
+
+drafting     suffix and token recycling with four draft tokens under a static plan, for every sequence in every step
+backed off   a cost curve with 20 ms per pass and a proportional share per draft token, so that no draft pays and the
+             proposers back off: the median is a step without drafts, and the slowest tenth are steps with drafts
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ METHODS = ("suffix", "token_recycling")
 
 
 def texts(count: int, length: int) -> np.ndarray:
-    """int32[count, length]: tokens of which each has three successors, the first in six of ten places."""
+    """int32[count, length]: random texts in which each token has three successors, with shares 0.6, 0.3 and 0.1."""
     random = np.random.default_rng(0)
     successors = random.integers(0, VOCAB, (VOCAB, 3)).astype(np.int32)
     chosen = random.choice(3, p=(0.6, 0.3, 0.1), size=(count, length))
@@ -39,18 +42,18 @@ def texts(count: int, length: int) -> np.ndarray:
         lines[:, i] = successors[lines[:, i - 1], chosen[:, i]]
     copied = random.integers(0, PROMPT - 40, count)
     for line, start in zip(lines, copied.tolist(), strict=True):
-        line[PROMPT + 60 : PROMPT + 100] = line[start : start + 40]  # a passage of the prompt comes again
+        line[PROMPT + 60 : PROMPT + 100] = line[start : start + 40]  # a passage of the prompt is repeated
     return lines
 
 
 def measure(batch: int, steps: int, *, static: bool, top: bool) -> tuple[list[float], float]:
-    """Microseconds of every step, and tokens per sequence and pass."""
-    sources = [as_chains(registry.build([ProposerSpec(method)])) for method in METHODS]
+    """The microseconds of every step, and the emitted tokens per sequence and step."""
+    proposers = [as_chains(registry.build([ProposerSpec(method)])) for method in METHODS]
     rows = batch * (K + 1)
     points = [1, batch, rows] if batch > 1 else [1, rows]
     cost = BatchCost({1: CostCurve([0], points, [[*[PLAIN_MS] * (len(points) - 1), PLAIN_MS * (K + 1)]])})
     drafting = Drafting(
-        BatchSpeculator(sources, METHODS, cost, k=K, static=static), cost, max_model_len=1 << 20, adaptive=False
+        BatchSpeculator(proposers, METHODS, cost, k=K, static=static), cost, max_model_len=1 << 20, adaptive=False
     )
     text = texts(batch, PROMPT + ANSWER + (K + 1) * steps)
     names = [f"request {row}" for row in range(batch)]
@@ -94,10 +97,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument(
-        "--top-ids", action="store_true", help="top ids come with every pass, their reading not counted"
+        "--top-ids", action="store_true", help="provide top-k ids with every pass; reading them is not counted"
     )
     options = parser.parse_args()
-    print("| sequences | drafting, us (9 of 10 below) | tokens per pass | resting, us (9 of 10 below) |")
+    print("| sequences | drafting, us (90%) | tokens per pass | backed off, us (90%) |")
     print("|---|---|---|---|")
     for batch in options.batch:
         busy, tokens = measure(batch, options.steps, static=True, top=options.top_ids)

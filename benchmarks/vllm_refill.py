@@ -1,15 +1,18 @@
-"""Output tokens per second of vLLM with its places always filled: plain decoding and profiles, over the same prompts.
-
-All prompts of a chunk are asked for at once and N are answered at a time; when one has ended, the next takes its place,
-as on a server under load. Prompts are read once before, so that what is timed takes most of them from the prefix cache
-(VLLM_CPU_KVCACHE_SPACE must hold a chunk). Arms take turns chunk by chunk. Two processes of the same engine differ by
-some percent for as long as they live: profiles that draft with specplug share one engine, `at-rest` is that engine with
-nobody drafting, and all engines are started anew from time to time: intervals over `none` are drawn from these starts,
-intervals over `at-rest` from chunks.
+"""Measures vLLM's output tokens per second under constant load: plain decoding against profiles, on the same prompts.
 
     python benchmarks/vllm_refill.py --profile P --profile vllm-builtin-ngram --workload W.jsonl --concurrency 4
 
-What several runs saw, of other kinds or with other arms, makes one table; nothing is run:
+All prompts of a chunk are requested at once, and N are answered at a time: when one ends, the next starts, as on a
+server under load. Every prompt is prefilled once before, so that the timed part takes most of it from the prefix cache
+(VLLM_CPU_KVCACHE_SPACE must hold a chunk). The arms alternate chunk by chunk.
+
+Two processes of the same engine differ by some percent for as long as they run. Therefore profiles that draft with
+specplug share one engine, the arm `at-rest` is that engine with drafting disabled, and all engines are restarted
+`--restarts` times. Intervals over `none` come from these restarts, intervals over `at-rest` from chunks.
+
+Prints, per arm, how many answers equal plain decoding's, tokens per pass, the share of time spent drafting, and the
+ratio of tokens per second to both base arms, over all prompts and per category. The second form runs nothing and prints
+one table of earlier runs, which may differ in categories and arms:
 
     python benchmarks/vllm_refill.py --profile P --restarts 0 --join one.json --join two.json
 """
@@ -30,7 +33,7 @@ from typing import Any
 from specplug import profile
 from specplug.bench.arms import plain
 from specplug.bench.statistics import Interval, paired_ratio
-from specplug.bench.vllm_stage import as_first, is_ours
+from specplug.bench.vllm_stage import is_ours, with_shared_settings
 from specplug.bench.workloads import load_workload
 from specplug.engines.vllm.configure import write_profile
 from specplug.engines.vllm.offline import NONE, Vllm, open_vllm
@@ -40,14 +43,18 @@ from specplug.generation.counters import Counters
 from specplug.profile import Measured, Profile
 
 FEW = 10
-"""Categories with no more prompts than this are one kind, `talk`: the categories of MT-bench."""
+"""Categories with at most this many prompts are combined into one, `talk`; in Spec-Bench these are MT-bench's."""
 
 REST = "at-rest"
+"""The name of the arm with drafting disabled, on the engine of the profiles that draft with specplug."""
 
 
 @dataclass
 class Arm:
-    """What one way of drafting did. `chunks`: by kind, of each chunk the tokens, the seconds, and after which start."""
+    """The figures of one arm.
+
+    chunks  per category, for each chunk: its tokens, its seconds, and the number of the restart it ran after
+    """
 
     chunks: dict[str, list[tuple[int, float, int]]] = field(default_factory=lambda: defaultdict(list))
     answers: int = 0
@@ -57,7 +64,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Opened:
-    """An engine, with the file of the profile that it should draft with where it can draft with several."""
+    """An engine, and the file of the profile to select where several profiles share the engine."""
 
     engine: Vllm
     ref: str | None = None
@@ -67,7 +74,7 @@ def main() -> None:
     options = _options()
     bases = [replace(profile.load(ref), model=options.model) for ref in options.profile]
     shared = replace(bases[0].vllm, max_num_seqs=options.concurrency)
-    own = [replace(base, vllm=as_first(base.vllm, shared)) for base in bases]
+    own = [replace(base, vllm=with_shared_settings(base.vllm, shared)) for base in bases]
     chunks = _chunks(options)
     arms: dict[str, Arm] = defaultdict(Arm)
     for start in range(options.restarts):
@@ -81,10 +88,10 @@ def main() -> None:
     for path in options.join:
         earlier = json.loads(path.read_bytes())
         if earlier["asked"] != _asked(options):
-            raise SystemExit(f"{path}: was run with {earlier['asked']}, not with {_asked(options)}")
+            raise SystemExit(f"{path}: was run with {earlier['asked']} instead of {_asked(options)}; run it again")
         _join(arms, earlier)
     if not arms["none"].chunks:
-        raise SystemExit("nothing was run, and nothing joined: use --restarts 1 or more, or --join")
+        raise SystemExit("there is nothing to report; use --restarts 1 or more, or --join")
     _report(arms, {REST} | {p.name for p in own if is_ours(p)}, options)
 
 
@@ -104,9 +111,9 @@ def _chunks(options: argparse.Namespace) -> list[tuple[str, list[str]]]:
 
 
 def _open(stack: ExitStack, model: str, profiles: Sequence[Profile], turn: int) -> dict[str, Opened]:
-    """Every arm's engine. Which one is started first changes from turn to turn."""
+    """The engine of every arm. The engine that is started first changes from restart to restart."""
     ours = [p for p in profiles if is_ours(p)]
-    ours.sort(key=lambda p: p.planner.mode == "static")  # costs are measured for a planned one
+    ours.sort(key=lambda p: p.planner.mode == "static")  # the first must be planned, so that costs are measured
     others = [replace(plain(profiles[0]), vllm=profiles[0].vllm), *(p for p in profiles if p not in ours)]
     longest = max((p.vllm.num_speculative_tokens for p in ours), default=0)
     starts = [*others, *ours[:1]]
@@ -139,17 +146,17 @@ def _answer_chunk(
     turn: tuple[int, int],
     max_tokens: int,
 ) -> None:
-    """`turn`: which start of the engines this is, and which arm goes first."""
-    said: dict[str, list[list[int]]] = {}
-    read: set[int] = set()
+    """Answer a chunk by all arms. `turn`: the number of the restart, and the index of the arm that goes first."""
+    outputs: dict[str, list[list[int]]] = {}
+    prefilled: set[int] = set()
     for place in range(len(opened)):
         name = list(opened)[(turn[1] + place) % len(opened)]
         engine, ref = opened[name].engine, opened[name].ref
         prompts = [engine.chat_prompt([{"role": "user", "content": text}]) for text in texts]
-        if id(engine) not in read:
-            read.add(id(engine))
+        if id(engine) not in prefilled:
+            prefilled.add(id(engine))
             engine.llm.reset_prefix_cache()
-            if ref is not None:  # nobody learns from a prompt that is read without being answered
+            if ref is not None:  # so that no proposer learns from a prompt that is only prefilled
                 engine.llm.collective_rpc("specplug_use", args=(opened[REST].ref, False))
             engine.generate_all([Request(prompt, 1) for prompt in prompts])
         if ref is not None:
@@ -157,29 +164,29 @@ def _answer_chunk(
         began = perf_counter()
         answers, _ = engine.generate_all([Request(prompt, max_tokens) for prompt in prompts])
         seconds = perf_counter() - began
-        said[name] = [answer.tokens for answer in answers]
-        arms[name].chunks[kind].append((sum(map(len, said[name])), seconds, turn[0]))
+        outputs[name] = [answer.tokens for answer in answers]
+        arms[name].chunks[kind].append((sum(map(len, outputs[name])), seconds, turn[0]))
         for answer in answers:
             arms[name].work.add(answer.counters)
-    for name, tokens in said.items():
+    for name, tokens in outputs.items():
         arms[name].answers += len(tokens)
-        arms[name].same += sum(one == two for one, two in zip(tokens, said["none"], strict=True))
+        arms[name].same += sum(one == two for one, two in zip(tokens, outputs["none"], strict=True))
 
 
 def _asked(options: argparse.Namespace) -> dict[str, int]:
-    """What runs must share to stand in one table."""
+    """The options that runs must share to be reported in one table."""
     return {"max_tokens": options.max_tokens, "concurrency": options.concurrency, "chunk": options.chunk}
 
 
 def _join(arms: dict[str, Arm], earlier: dict[str, Any]) -> None:
-    """Add what an earlier run saw; its starts count as further ones."""
-    first = 1 + max((at for arm in arms.values() for seen in arm.chunks.values() for *_, at in seen), default=-1)
-    for name, told in earlier["arms"].items():
-        for kind, seen in told["chunks"].items():
-            arms[name].chunks[kind] += [(tokens, seconds, first + at) for tokens, seconds, at in seen]
-        arms[name].answers += told["answers"]
-        arms[name].same += told["same"]
-        arms[name].work.add(Counters(**told["work"]))
+    """Add the figures of an earlier run; its restarts count as further restarts."""
+    first = 1 + max((at for arm in arms.values() for chunks in arm.chunks.values() for *_, at in chunks), default=-1)
+    for name, figures in earlier["arms"].items():
+        for kind, chunks in figures["chunks"].items():
+            arms[name].chunks[kind] += [(tokens, seconds, first + at) for tokens, seconds, at in chunks]
+        arms[name].answers += figures["answers"]
+        arms[name].same += figures["same"]
+        arms[name].work.add(Counters(**figures["work"]))
 
 
 def _report(arms: dict[str, Arm], ours: set[str], options: argparse.Namespace) -> None:
@@ -194,8 +201,8 @@ def _report(arms: dict[str, Arm], ours: set[str], options: argparse.Namespace) -
         print(f"tokens per second over those of {base}")
         for name, arm in arms.items():
             starts = base != REST or name not in ours
-            seen = [kind for kind in kinds if arm.chunks.get(kind)]
-            cells = {k: _ratio(arm, arms[base], [k] if k in kinds else seen, starts) for k in ("all", *kinds)}
+            measured = [kind for kind in kinds if arm.chunks.get(kind)]
+            cells = {k: _ratio(arm, arms[base], [k] if k in kinds else measured, starts) for k in ("all", *kinds)}
             ratios[f"{name} / {base}"] = cells
             seconds = sum(s for chunks in arm.chunks.values() for _, s, _ in chunks)
             share = f"{arm.work.draft_ns / 1e9 / seconds:.2%}" if name in ours else "-"
@@ -221,9 +228,12 @@ def _report(arms: dict[str, Arm], ours: set[str], options: argparse.Namespace) -
 
 
 def _ratio(arm: Arm, base: Arm, kinds: Sequence[str], starts: bool) -> str:
-    """`starts`: what was measured after one start of the engines is one sample. "" where the arm saw none of it."""
+    """The ratio of tokens per second with its interval; "" where the two arms have no sample in common.
+
+    starts  whether one restart is a sample, rather than one chunk
+    """
     own, other = (_samples(one, kinds, starts) for one in (arm, base))
-    both = [key for key in own if key in other]  # an arm may have been in one of several runs
+    both = [key for key in own if key in other]  # joined runs may have different arms
     if not both:
         return ""
     columns = [list(column) for samples in (own, other) for column in zip(*(samples[key] for key in both), strict=True)]
@@ -234,7 +244,7 @@ def _ratio(arm: Arm, base: Arm, kinds: Sequence[str], starts: bool) -> str:
 
 
 def _samples(arm: Arm, kinds: Sequence[str], starts: bool) -> dict[object, tuple[int, float]]:
-    """Tokens and seconds by start, or by chunk."""
+    """Tokens and seconds per restart, or per chunk."""
     found: dict[object, tuple[int, float]] = {}
     for kind in kinds:
         of_start: dict[int, int] = defaultdict(int)
@@ -259,14 +269,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="demo:smollm2")
     parser.add_argument("--profile", action="append", required=True)
     parser.add_argument("--workload", default="builtin")
-    parser.add_argument("--kind", action="append", help="of prompts; all where none is named")
-    parser.add_argument("--limit", type=int, help="prompts of a kind")
+    parser.add_argument("--kind", action="append", help="a category of prompts; all categories by default")
+    parser.add_argument("--limit", type=int, help="prompts per category")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--chunk", type=int, default=20)
-    parser.add_argument("--restarts", type=int, default=1, help="times that all engines are started, chunks in between")
+    parser.add_argument("--restarts", type=int, default=1, help="starts of all engines, each for a part of the chunks")
     parser.add_argument(
-        "--join", type=Path, action="append", default=[], help="an earlier run's --json, in the table too"
+        "--join", type=Path, action="append", default=[], help="the --json file of an earlier run to add to the table"
     )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

@@ -1,9 +1,10 @@
-"""How many tokens a pass brings in vLLM when a model drafts for itself with a trimmed head: greedy, as JSON.
-
-The kept ids decide it, not the engine: compare with llama.cpp on the same weights and the same ids. Not a timing.
+"""Measures the mean acceptance length in vLLM when a model drafts for itself with a trimmed head.
 
     python benchmarks/vllm_trimmed_acceptance.py CHECKPOINT --rows 16384 --workload W.jsonl --limit 2
     python benchmarks/vllm_trimmed_acceptance.py CHECKPOINT --ids DRAFTER/ids.npy --workload W.jsonl --limit 2
+
+Decoding is greedy, and nothing is timed. The kept ids determine the result, not the engine, so that it can be compared
+with llama.cpp's for the same weights and ids. Prints a JSON document with figures overall and per category.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
 }
-"""Read when vLLM is imported: the engine in this process, so that both cores of a small machine compute."""
+"""Variables that vLLM reads at import: they keep the engine in this process, so that it can use both cores of a small
+machine."""
 
 
 def main() -> None:
@@ -76,21 +78,21 @@ def main() -> None:
 
 
 def _figures(answers: list[Answer], ids: IntArray) -> dict[str, float]:
-    """`kept`: the share of what was said that has a row. The first token of an answer comes of reading the prompt."""
+    """The figures of some answers. `kept` is the share of their tokens that have a row."""
     passes = sum(answer.counters.steps for answer in answers)
     emitted = sum(answer.counters.emitted_tokens for answer in answers)
-    said = np.concatenate([answer.tokens for answer in answers])
+    tokens = np.concatenate([answer.tokens for answer in answers])
     return {
         "prompts": len(answers),
         "tokens": emitted,
         "passes": passes,
         "mean_acceptance_length": round(emitted / passes, 4),
-        "kept": round(float(np.isin(said, ids).mean()), 4),
+        "kept": round(float(np.isin(tokens, ids).mean()), 4),
     }
 
 
 def _first(checkpoint: Path, rows: int) -> IntArray:
-    """What a vocabulary lists first, which are the frequent tokens."""
+    """The first `rows` ids of the vocabulary and those always kept; vocabularies list frequent tokens first."""
     known = vocabulary(checkpoint)
     return by_size(np.zeros(len(known.pieces), np.int64), known.always_kept(), rows)
 
@@ -98,11 +100,11 @@ def _first(checkpoint: Path, rows: int) -> IntArray:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="a Hugging Face folder, or demo:NAME")
-    parser.add_argument("--rows", type=int, default=16384, help="so many tokens that the vocabulary lists first")
+    parser.add_argument("--rows", type=int, default=16384, help="keep this many ids, the first of the vocabulary")
     parser.add_argument("--ids", type=Path, help="the kept ids of a drafter, in place of --rows")
     parser.add_argument("--workload", default="builtin")
-    parser.add_argument("--limit", type=int, default=2, help="prompts of a category")
-    parser.add_argument("--k", type=int, default=3, help="guesses in a row")
+    parser.add_argument("--limit", type=int, default=2, help="prompts per category")
+    parser.add_argument("--k", type=int, default=3, help="tokens per draft")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--context", type=int, default=4096)

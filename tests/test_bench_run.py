@@ -1,4 +1,4 @@
-"""The order of measuring and the sums, with arms that answer from a rule."""
+"""The order in which arms answer, and the sums, with arms whose answers follow from a rule."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,24 +12,24 @@ from specplug.core import IntArray, int_array
 from specplug.generation.counters import Counters
 
 Event = tuple[str, tuple[tuple[int, ...], ...]]
-"""An arm's name, and the prompts it was given at once (no prompts: `reset`)."""
+"""An arm's name, and the prompts that it received at once (no prompts: `reset`)."""
 
 
 @dataclass
 class Toy:
-    """Answers a prompt with what `say` makes of it, at `pace` seconds per token after the first."""
+    """Answers a prompt with `reply(prompt)`, in `token_seconds` per token after the first."""
 
     name: str
-    notify: Callable[[list[int]], list[int]]
+    reply: Callable[[list[int]], list[int]]
     events: list[Event] = field(default_factory=list)
-    pace: float = 0.5
+    token_seconds: float = 0.5
     counters: Counters | None = field(default_factory=lambda: Counters(steps=2, accepted_tokens=1))
     profile: str | None = None
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         self.events.append((self.name, tuple(tuple(prompt.tolist()) for prompt in prompts)))
-        answers = [self.notify(prompt.tolist())[:max_tokens] for prompt in prompts]
-        return [Result(tokens, self.pace * (len(tokens) - 1), self.counters) for tokens in answers]
+        answers = [self.reply(prompt.tolist())[:max_tokens] for prompt in prompts]
+        return [Result(tokens, self.token_seconds * (len(tokens) - 1), self.counters) for tokens in answers]
 
     def reset(self) -> None:
         self.events.append((self.name, ()))
@@ -39,7 +39,7 @@ class Toy:
 
 
 def encode(messages: Sequence[dict[str, str]]) -> IntArray:
-    """A user's text is one token, a number; the assistant's is its tokens, joined."""
+    """A user's text is a number, which is one token; the assistant's text is its tokens, joined."""
     return int_array([int(word) for message in messages for word in message["content"].split()])
 
 
@@ -68,7 +68,7 @@ def single(*texts: str, category: str = "qa") -> list[Prompt]:
 
 
 def order(events: Sequence[Event]) -> str:
-    """The arms that answered, and a dash for a reset."""
+    """The names of the arms in the order of their answers, with a dash for every reset."""
     return "".join(name if prompts else "-" for name, prompts in events)
 
 
@@ -93,9 +93,9 @@ def test_every_repeat_starts_with_nothing_learned_and_another_arm() -> None:
     assert order(events) == "---abcbca---bcacab---cababc"
 
 
-def test_progress_is_told_per_arm_and_answer() -> None:
+def test_progress_is_reported_per_arm_and_answer() -> None:
     arms, _ = three()
-    told: list[tuple[str, int]] = []
+    reported: list[tuple[str, int]] = []
     run_arms(
         arms,
         [*single("1", "2", "3"), *single("4", category="code")],
@@ -104,9 +104,9 @@ def test_progress_is_told_per_arm_and_answer() -> None:
         never,
         max_tokens=8,
         concurrency=2,
-        progress=lambda what, steps: told.append((what, steps)),
+        progress=lambda what, steps: reported.append((what, steps)),
     )
-    assert told == [("qa", 2)] * 3 + [("qa", 1)] * 3 + [("code", 1)] * 3
+    assert reported == [("qa", 2)] * 3 + [("qa", 1)] * 3 + [("code", 1)] * 3
 
 
 # -- conversations ---------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_the_prompts_token_limit_is_passed_on() -> None:
 
 
 def test_answers_are_identical_rounding_or_different() -> None:
-    """The second arm differs on 20 and 30; only on 20 that is rounding."""
+    """The second arm differs on prompts 20 and 30; only the difference on 20 is rounding."""
     asked: list[tuple[list[int], list[int], list[int]]] = []
 
     def explain(prompt: IntArray, plain: list[int], found: list[int]) -> bool:
@@ -170,7 +170,7 @@ def test_answers_are_identical_rounding_or_different() -> None:
     assert asked == [([20], [21, 22, 23], [21, 90, 91]), ([30], [31, 32, 33], [31, 90, 91])]
 
 
-def test_only_the_first_repeat_is_judged() -> None:
+def test_only_answers_of_the_first_repeat_are_compared() -> None:
     asked: list[IntArray] = []
     arms = [Toy("a", count_up), Toy("b", other)]
     outcome = run(arms, single("10", "20"), lambda prompt, *_: bool(asked.append(prompt)), repeats=3)
@@ -184,8 +184,8 @@ def test_only_the_first_repeat_is_judged() -> None:
 
 
 def test_the_first_token_is_not_counted() -> None:
-    """It comes with reading the prompt: three tokens are two, at half a second each."""
-    outcome = run([Toy("a", count_up), Toy("b", count_up, pace=0.25)], single("10", "20"))
+    """The prefill yields it: of three tokens, two count, at half a second each."""
+    outcome = run([Toy("a", count_up), Toy("b", count_up, token_seconds=0.25)], single("10", "20"))
     assert outcome.overall[0].tokens == [2, 2]
     assert outcome.overall[0].seconds == [1.0, 1.0]
     assert outcome.overall[1].seconds == [0.5, 0.5]
@@ -194,7 +194,7 @@ def test_the_first_token_is_not_counted() -> None:
     assert outcome.overall[1].figures()["speedup"] == {"median": 2.0, "low": 2.0, "high": 2.0}
 
 
-def test_categories_and_the_whole() -> None:
+def test_sums_per_category_and_overall() -> None:
     prompts = [*single("10", "20"), *single("30", category="code")]
     outcome = run([Toy("a", count_up), Toy("b", other)], prompts, lambda prompt, *_: prompt.tolist() == [30])
     assert [list(line) for line in outcome.categories] == [["qa", "code"]] * 2
@@ -205,7 +205,8 @@ def test_categories_and_the_whole() -> None:
 
 
 def test_figures_by_hand() -> None:
-    """40 tokens in 4 s against 30 in 6 s: 10 to 5 a second. 20 steps accepted 15 of 30 guesses and took 5 ms."""
+    """40 tokens in 4 s against 30 in 6 s are 10 and 5 per second. 20 steps accepted 15 of 30 draft tokens; drafting
+    took 5 ms."""
     counters = Counters(steps=20, draft_tokens=30, accepted_tokens=15, draft_ns=5_000_000)
     tally = Tally([40], [4.0], [30], [6.0], counters, identical=3, rounding=2, different=1)
     assert tally.figures() == {
@@ -227,24 +228,24 @@ def test_figures_by_hand() -> None:
 COUNTED = ("mean_acceptance_length", "steps", "draft_tokens", "accepted_tokens", "overhead_us_per_step")
 
 
-def test_what_a_peer_does_not_tell_is_none() -> None:
-    outcome = run([Toy("a", count_up), Toy("peer", count_up, counters=None)], single("10", "20"))
-    plain, peer = (tally.figures() for tally in outcome.overall)
-    assert [peer[name] for name in COUNTED] == [None] * 5
+def test_figures_that_a_reference_engine_does_not_report_are_none() -> None:
+    outcome = run([Toy("a", count_up), Toy("reference", count_up, counters=None)], single("10", "20"))
+    plain, reference = (tally.figures() for tally in outcome.overall)
+    assert [reference[name] for name in COUNTED] == [None] * 5
     assert all(plain[name] is not None for name in COUNTED)
-    assert peer["tokens_per_second"] == 2.0
-    assert peer["identical"] == 2
+    assert reference["tokens_per_second"] == 2.0
+    assert reference["identical"] == 2
 
 
 @pytest.mark.parametrize("tally", [Tally(), Tally([0], [0.0], [0], [0.0])])
-def test_nothing_generated_has_no_speed(tally: Tally) -> None:
+def test_without_tokens_there_is_no_speed(tally: Tally) -> None:
     figures = tally.figures()
     assert (figures["tokens"], figures["seconds"]) == (0, 0.0)
     assert figures["tokens_per_second"] is None
     assert figures["speedup"] is None
 
 
-def test_no_prompts_no_answers() -> None:
+def test_without_prompts_there_are_no_answers() -> None:
     arms, events = three()
     outcome = run(arms, [])
     assert order(events) == "---"

@@ -1,4 +1,4 @@
-"""A whole build on the toy target: what is counted, what judges, what is written, and what is refused before work."""
+"""Complete builds on the toy target: tokens counted, answers held out, the drafter written, and wrong requests."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.models import drafter_folders
 
 PROMPTS = [{"id": f"p{i}", "category": "toy", "turns": [f"word {7 * i}", "and then"][: 1 + i % 2]} for i in range(30)]
-"""Every second one has two turns."""
+"""Every second prompt has two turns."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
-    """For the toy; its file only has an identity."""
+    """A request for the toy target, whose file has no content."""
     monkeypatch.setattr(vocab_trim, "tokenizer_hash", lambda path: "same")
     model, prompts = tmp_path / "m.gguf", tmp_path / "p.jsonl"
     model.write_bytes(b"weights")
@@ -35,12 +35,12 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     return Request(model, model, tmp_path / "out" / "d", Selection(size=64), calibrate=str(prompts), tokens=24)
 
 
-def built(request: Request, source: ToySource, said: list[str] | None = None) -> dict[str, Any]:
-    notes = said if said is not None else []
-    return build(request, notify=notes.append, opener=lambda asked: source)
+def built(request: Request, source: ToySource, messages: list[str] | None = None) -> dict[str, Any]:
+    received = messages if messages is not None else []
+    return build(request, notify=received.append, opener=lambda asked: source)
 
 
-def test_answers_are_counted_and_those_held_out_judge(request_: Request) -> None:
+def test_answers_are_counted_and_held_out_answers_judge_the_drafts(request_: Request) -> None:
     source = ToySource()
     document = built(request_, source)
     held = held_out([prompt["id"] for prompt in PROMPTS])
@@ -48,11 +48,11 @@ def test_answers_are_counted_and_those_held_out_judge(request_: Request) -> None
     expected = {False: np.zeros(128, dtype=int), True: np.zeros(128, dtype=int)}
     judging = 0
     for prompt in PROMPTS:
-        talk: list[dict[str, str]] = []
+        conversation: list[dict[str, str]] = []
         for turn in prompt["turns"]:
-            talk.append({"role": "user", "content": turn})
-            answer = target.greedy(source.subject.encode(talk).tolist(), 24)
-            talk.append({"role": "assistant", "content": source.subject.text(answer)})
+            conversation.append({"role": "user", "content": turn})
+            answer = target.greedy(source.subject.encode(conversation).tolist(), 24)
+            conversation.append({"role": "assistant", "content": source.subject.text(answer)})
             expected[prompt["id"] in held] += np.bincount(answer, minlength=128)
             judging += prompt["id"] in held
     assert document["calibration"]["tokens"] == expected[False].sum()
@@ -67,9 +67,8 @@ def test_answers_are_counted_and_those_held_out_judge(request_: Request) -> None
     assert line["coverage"] == pytest.approx(expected[True][ids].sum() / expected[True].sum(), abs=1e-6)
 
 
-def test_rows_follow_what_the_target_thought_likely_not_what_came(request_: Request) -> None:
-    likely = np.arange(128.0)
-    document = built(request_, ToySource(likely=likely))
+def test_rows_are_chosen_by_the_targets_probabilities_where_there_are_any(request_: Request) -> None:
+    document = built(request_, ToySource(expected=np.arange(128.0)))
     _, ids = drafter_folders.read(request_.out)
     assert ids.tolist() == [0, *range(65, 128)] and document["calibration"]["ranked_by"] == "likelihoods"
     by_counts = built(replace(request_, out=request_.out / "other"), ToySource())
@@ -77,21 +76,22 @@ def test_rows_follow_what_the_target_thought_likely_not_what_came(request_: Requ
     assert by_counts["calibration"]["tokens"] == document["calibration"]["tokens"]
 
 
-def test_the_figures_of_the_whole_head_follow_from_its_being_the_target(request_: Request) -> None:
-    """All guesses are right: the 23 tokens after the first come in 5 passes of 4 guesses. A row has 10 bytes."""
+def test_a_drafter_with_the_full_head_is_the_target_itself(request_: Request) -> None:
+    """All draft tokens are accepted: 5 passes with 4 draft tokens yield the 23 tokens after the first. A row has 10
+    bytes."""
     document = built(request_, ToySource(step_ms=0.01))
-    small, whole = document["sizes"]
-    assert (whole["rows"], whole["coverage"], whole["acceptance"]) == (128, 1.0, 1.0)
-    assert whole["block_efficiency"] == pytest.approx(23 / 5)
-    assert whole["byte_ratio"] == pytest.approx((1000 + 1280) / 4000)
-    assert whole["mbsu"] == pytest.approx(23 / 5 / (4 * 0.57 + 1))
-    assert whole["draft_ms"] == pytest.approx(1.28)
+    small, full = document["sizes"]
+    assert (full["rows"], full["coverage"], full["acceptance"]) == (128, 1.0, 1.0)
+    assert full["block_efficiency"] == pytest.approx(23 / 5)
+    assert full["byte_ratio"] == pytest.approx((1000 + 1280) / 4000)
+    assert full["mbsu"] == pytest.approx(23 / 5 / (4 * 0.57 + 1))
+    assert full["draft_ms"] == pytest.approx(1.28)
     # drafts of 3: 6 passes of 10 + 3.84 ms; of 4: 5 of 15.12; of 5: 4 of 16.4; of 7: 3 of 18.96; of 8: 3 of 20.24
-    assert (whole["guesses"], whole["predicted"]) == (7, pytest.approx(230 / (3 * 18.96), rel=1e-4))
-    assert whole["step_bytes"] - small["step_bytes"] == 640 and small["draft_ms"] == pytest.approx(0.64)
+    assert (full["guesses"], full["predicted"]) == (7, pytest.approx(230 / (3 * 18.96), rel=1e-4))
+    assert full["step_bytes"] - small["step_bytes"] == 640 and small["draft_ms"] == pytest.approx(0.64)
 
 
-def test_a_second_run_with_another_size_asks_nothing(request_: Request, tmp_path: Path) -> None:
+def test_a_second_run_with_another_size_reuses_all_answers(request_: Request, tmp_path: Path) -> None:
     first, second = ToySource(), ToySource()
     one = built(request_, first)
     other = built(replace(request_, out=tmp_path / "other", selection=Selection(size=32)), second)
@@ -100,26 +100,26 @@ def test_a_second_run_with_another_size_asks_nothing(request_: Request, tmp_path
 
 
 def test_an_interrupted_run_keeps_its_answers_and_leaves_no_folder(request_: Request) -> None:
-    source, said = ToySource(), list[str]()
-    whole = source.subject.record
+    source, messages = ToySource(), list[str]()
+    record = source.subject.record
 
     def interrupted(prompts: Any, max_tokens: int, k: int, slots: int, done: Any) -> None:
         if source.subject.recorded:
-            whole(prompts[:3], max_tokens, k, slots, done)
+            record(prompts[:3], max_tokens, k, slots, done)
             raise KeyboardInterrupt
-        whole(prompts, max_tokens, k, slots, done)
+        record(prompts, max_tokens, k, slots, done)
 
     source.subject.record = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        built(request_, source, said)
-    assert source.closed and "the answers so far are kept: the same command goes on" in said
+        built(request_, source, messages)
+    assert source.closed and "the answers so far are saved: the same command goes on from there" in messages
     assert list(request_.out.parent.iterdir()) == []
     again = ToySource()
     built(request_, again)
     assert source.subject.recorded == 16 + 3 and again.subject.recorded == 45 - 19
 
 
-def test_auto_takes_the_fastest_and_says_when_nothing_pays(request_: Request, tmp_path: Path) -> None:
+def test_auto_takes_the_fastest_size_and_reports_when_none_pays(request_: Request, tmp_path: Path) -> None:
     auto = replace(request_, selection=Selection(auto=True))
     assert "no size beats plain decoding" in verdict(built(auto, ToySource(step_ms=1.0)))
     document = built(replace(auto, out=tmp_path / "fast"), ToySource(step_ms=0.001))
@@ -127,7 +127,7 @@ def test_auto_takes_the_fastest_and_says_when_nothing_pays(request_: Request, tm
     assert "times plain decoding with drafts of" in verdict(document) and document["chosen_by"] == "predicted speed"
 
 
-def test_every_size_is_measured_with_prompts_that_were_held_out(request_: Request) -> None:
+def test_every_size_is_measured_on_held_out_prompts(request_: Request) -> None:
     source = ToySource()
     document = built(replace(request_, measure=2), source)
     held = held_out([prompt["id"] for prompt in PROMPTS])
@@ -136,53 +136,53 @@ def test_every_size_is_measured_with_prompts_that_were_held_out(request_: Reques
     assert all(line["measured"]["speedup"]["median"] == 1.5 for line in document["sizes"])
 
 
-def test_raw_prompts_are_counted_and_the_targets_answers_to_others_judge(request_: Request) -> None:
+def test_raw_prompts_are_counted_and_answers_to_held_out_prompts_judge(request_: Request) -> None:
     source = ToySource()
     document = built(replace(request_, counted="raw"), source)
     held = held_out([prompt["id"] for prompt in PROMPTS])
-    letters = {name: sum(len(t) for p in PROMPTS if (p["id"] in held) == name for t in p["turns"]) for name in (0, 1)}
+    letters = {side: sum(len(t) for p in PROMPTS if (p["id"] in held) == side for t in p["turns"]) for side in (0, 1)}
     assert document["calibration"]["tokens"] == letters[0]
     assert document["calibration"]["held_out_tokens"] == letters[1]
     assert {answer.prompt_id for answer in source.judged_by} == held
 
 
-def test_a_text_is_counted_whole(request_: Request, tmp_path: Path) -> None:
+def test_every_token_of_a_text_is_counted(request_: Request, tmp_path: Path) -> None:
     text = tmp_path / "t.txt"
     text.write_text("some words and a line\n" * 50)
     source = ToySource()
     document = built(replace(request_, calibrate=str(text)), source)
-    work = document["calibration"]
-    assert work["tokens"] + work["held_out_tokens"] == 22 * 50 and work["counted"] == "text"
-    assert source.judged_by and work["answer_tokens"] is None
+    calibration = document["calibration"]
+    assert calibration["tokens"] + calibration["held_out_tokens"] == 22 * 50 and calibration["counted"] == "text"
+    assert source.judged_by and calibration["answer_tokens"] is None
 
 
 def test_only_tokens_that_the_head_has_rows_for_are_kept(request_: Request) -> None:
-    """As in EAGLE-3 heads that were trained with a part of the vocabulary."""
-    rowless = range(1, 128, 2)
-    document = built(replace(request_, selection=Selection(size=32)), ToySource(rowless=rowless))
+    """EAGLE-3 heads that were trained with a part of the vocabulary are an example."""
+    without_row = range(1, 128, 2)
+    document = built(replace(request_, selection=Selection(size=32)), ToySource(ids_without_row=without_row))
     _, ids = drafter_folders.read(request_.out)
-    assert len(ids) == 32 and not set(ids.tolist()) & set(rowless)
+    assert len(ids) == 32 and not set(ids.tolist()) & set(without_row)
     assert [line["rows"] for line in document["sizes"]] == [32, 64] and document["sizes"][1]["coverage"] < 1
 
 
-def test_what_cannot_be_judged_is_covered_and_chosen_by_hand(request_: Request, tmp_path: Path) -> None:
-    document = built(request_, ToySource(why_not="no engine"))
+def test_without_trial_drafts_the_size_must_be_named(request_: Request, tmp_path: Path) -> None:
+    document = built(request_, ToySource(not_judged="no engine"))
     assert document["sizes"][0]["acceptance"] is None and document["why_not_judged"] == "no engine"
     assert document["sizes"][0]["coverage"] > 0 and verdict(document).startswith("64 of 128 rows")
     for changed, flag in ((Selection(auto=True), "--auto"), (request_.selection, "--measure")):
         asked = replace(request_, out=tmp_path / "no", selection=changed, measure=1)
         with pytest.raises(UsageError, match=f"{flag}: no engine; use --size or --coverage"):
-            built(asked, ToySource(why_not="no engine"))
+            built(asked, ToySource(not_judged="no engine"))
 
 
-def test_a_size_that_cannot_be_is_refused_before_anything_is_asked(request_: Request) -> None:
+def test_an_impossible_size_is_refused_before_the_target_answers(request_: Request) -> None:
     source = ToySource()
     with pytest.raises(UsageError, match="size 4096: use 1 to 128"):
         built(replace(request_, selection=Selection(size=4096)), source)
     assert source.subject.recorded == 0 and source.closed
 
 
-def test_what_a_request_gets_wrong(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_requests_are_refused(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(**changes: Any) -> str:
         with pytest.raises(UsageError) as found:
             check(replace(request_, **changes))
@@ -202,13 +202,13 @@ def test_what_a_request_gets_wrong(request_: Request, tmp_path: Path, monkeypatc
     assert "m.gguf"[::-1] in message and "other.gguf"[::-1] in message and "family" in message
 
 
-def test_a_folder_that_cannot_be_made_is_said_in_one_line(request_: Request, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported_in_one_line(request_: Request, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SpecplugError, match="cannot be written"):
         built(replace(request_, out=tmp_path / "file" / "d"), ToySource())
 
 
-def test_the_page_shows_every_size_and_no_tags_of_strangers(request_: Request) -> None:
+def test_the_page_shows_every_size_and_escapes_tags(request_: Request) -> None:
     pytest.importorskip("plotly")
     from specplug.reports.trim_report import page
 
@@ -216,10 +216,10 @@ def test_the_page_shows_every_size_and_no_tags_of_strangers(request_: Request) -
     text = page(document)
     assert text.count("<tr") > len(document["sizes"]) and 'id="coverage"' in text and 'id="speed"' in text
     tag = "<script>alert(1)</script>"
-    work = {**document["calibration"], "source": tag}
-    assert tag not in page({**document, "command": tag, "chosen_by": tag, "calibration": work})
-    judgeless = {**document, "why_not_judged": tag, "costs": None}
-    assert tag not in page(judgeless) and 'id="speed"' not in page(judgeless)
+    calibration = {**document["calibration"], "source": tag}
+    assert tag not in page({**document, "command": tag, "chosen_by": tag, "calibration": calibration})
+    not_judged = {**document, "why_not_judged": tag, "costs": None}
+    assert tag not in page(not_judged) and 'id="speed"' not in page(not_judged)
     for key in ("sizes", "calibration", "rows", "model"):
         with pytest.raises(UsageError, match="not what build vocab-trim writes"):
             page({name: value for name, value in document.items() if name != key})

@@ -1,4 +1,4 @@
-"""Checkpoints with fewer rows in their heads, read back by the format's own library. No engine is needed."""
+"""Checkpoints with trimmed heads, read back by the library `safetensors`. No engine is needed."""
 
 import json
 import subprocess
@@ -18,12 +18,12 @@ from specplug.errors import UsageError
 from specplug.models import drafter_folders
 from specplug.models.references import tokenizer_hash
 from specplug.transforms import tensor_files
-from specplug.transforms.checkpoint_head import TRIMMED, guessable, head_shape, trim, vocabulary
+from specplug.transforms.checkpoint_head import TRIMMED, head_shape, ids_with_rows, trim, vocabulary
 
 V, WIDTH = 64, 8
 KEPT = int_array([0, 3, 4, 17, 40, 63])
 OFFSETS = [0, 2, 2, 14, 36, 58]
-"""KEPT less 0, 1, 2, …, by hand."""
+"""KEPT minus 0, 1, 2, …, computed by hand."""
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -33,7 +33,7 @@ def numbers(*shape: int, seed: int = 0, dtype: str = "float32") -> npt.NDArray[A
 
 
 def read(path: Path) -> dict[str, Any]:
-    """By the library: name to dtype, shape and bytes."""
+    """The dtype, shape and bytes of every tensor by name, as the library reads them."""
     return {
         name: (value["dtype"], tuple(value["shape"]), bytes(value["data"]))
         for name, value in safetensors.deserialize(path.read_bytes())
@@ -83,7 +83,7 @@ def eagle3(folder: Path, ids: IntArray | None, *, head: bool = True, **config: A
 
 
 def byte_level() -> dict[str, Any]:
-    """A byte-level vocabulary: `Ġ` is a blank and `Ċ` a line's end in GPT-2's alphabet."""
+    """A byte-level vocabulary: in GPT-2's byte alphabet, `Ġ` is a space and `Ċ` a line feed."""
     vocab = {"a": 0, "Ġ": 1, "Ġthe": 2, "Ċ": 3, "7": 4, "Ã©": 5, "ab": 6}
     return {
         "model": {"type": "BPE", "vocab": vocab, "unk_token": None},
@@ -98,18 +98,18 @@ def byte_level() -> dict[str, Any]:
     }
 
 
-# -- what a vocabulary prints ----------------------------------------------------------------------------------------
+# -- the bytes that tokens print -------------------------------------------------------------------------------------
 
 
 def test_a_byte_level_vocabulary_prints_bytes(tmp_path: Path) -> None:
     found = vocabulary(llama(tmp_path / "m", bos_token_id=6, eos_token_id=[7, 8]))
     assert list(found.pieces) == [b"a", b" ", b" the", b"\n", b"7", "é".encode(), b"ab", b"", b"\t\t"] + [b""] * 55
-    assert found.special == {6, 7, 8}, "the end, and what the configuration names; nobody says what is reserved"
+    assert found.special == {6, 7, 8}, "the end token and the ids that the configuration names; no reserved token"
     assert found.always_kept().tolist() == [1, 3, 4, 6, 7, 8]
 
 
 @pytest.mark.parametrize("unigram", [True, False])
-def test_a_vocabulary_with_marks_for_blanks_prints_blanks(tmp_path: Path, unigram: bool) -> None:
+def test_a_vocabulary_with_marks_for_spaces_prints_spaces(tmp_path: Path, unigram: bool) -> None:
     texts = ["<unk>", "<0x0A>", "\u2581the", "\u2581", "x", "<unused7>", "<end_of_turn>"]
     path = llama(tmp_path / "m")
     vocab: Any = [[text, 0.0] for text in texts] if unigram else {text: id for id, text in enumerate(texts)}
@@ -126,13 +126,13 @@ def test_a_vocabulary_with_marks_for_blanks_prints_blanks(tmp_path: Path, unigra
     assert found.special == {0, 1, 6}
 
 
-# -- what is written -------------------------------------------------------------------------------------------------
+# -- the files written -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("tied", "shards", "dtype"), [(False, 1, "float32"), (True, 3, "float16"), (False, 2, "float16")]
 )
-def test_the_head_has_the_kept_rows_and_the_rest_is_as_it_was(
+def test_the_head_has_the_kept_rows_and_all_other_weights_are_unchanged(
     tmp_path: Path, tied: bool, shards: int, dtype: str
 ) -> None:
     source = llama(tmp_path / "m", tied=tied, shards=shards, dtype=dtype, rope_theta=5.0)
@@ -158,11 +158,12 @@ def test_the_head_has_the_kept_rows_and_the_rest_is_as_it_was(
     assert {"tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"} < manifest.files.keys()
 
 
-def test_bytes_of_every_format_are_copied_as_they_are(tmp_path: Path) -> None:
-    """bfloat16, which NumPy has not, and 8 bits; each tensor aligned in the new file, whatever the order before."""
+def test_bytes_of_every_format_are_copied_unchanged(tmp_path: Path) -> None:
+    """This covers bfloat16, which NumPy lacks, and 8 bits. Every tensor is aligned in the new file, whatever its offset
+    in the old one."""
     source = llama(tmp_path / "m")
     rng = np.random.default_rng(0)
-    tensors = {  # the first one's five bytes leave the others where no number of theirs would lie
+    tensors = {  # the five bytes of the first tensor misalign the others
         "model.norm.weight": ("U8", [5], rng.bytes(5)),
         "lm_head.weight": ("BF16", [V, WIDTH], rng.bytes(2 * V * WIDTH)),
         "model.embed_tokens.weight": ("F32", [V, WIDTH], rng.bytes(4 * V * WIDTH)),
@@ -184,7 +185,7 @@ def test_bytes_of_every_format_are_copied_as_they_are(tmp_path: Path) -> None:
         assert tensor.start % {"BF16": 2, "U8": 1, "F32": 4, "I64": 8}[tensor.dtype] == 0, name
 
 
-def test_more_rows_than_fit_in_a_piece_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_exceed_one_piece_are_written_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_files, "PIECE", 2 * 4 * WIDTH)
     trim(llama(tmp_path / "m"), KEPT, tmp_path / "out")
     found = read(tmp_path / "out" / "model.safetensors")
@@ -192,7 +193,7 @@ def test_more_rows_than_fit_in_a_piece_come_in_order(tmp_path: Path, monkeypatch
     assert found["model.embed_tokens.weight"][2] == numbers(V, WIDTH, seed=1).tobytes()
 
 
-def test_what_a_step_reads_is_the_layers_and_the_rows(tmp_path: Path) -> None:
+def test_a_step_reads_the_layers_and_the_rows(tmp_path: Path) -> None:
     layers = 4 * (12 * WIDTH + WIDTH)
     for tied in (False, True):
         shape = head_shape(llama(tmp_path / str(tied), tied=tied))
@@ -218,16 +219,16 @@ def test_an_eagle3_head_with_all_rows_is_trimmed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_an_eagle3_head_that_has_fewer_rows_is_trimmed_again(tmp_path: Path, shuffled: bool) -> None:
-    """Its map and ours are one after the other: row 5 of the new head is the row of id 63 of the old one."""
-    had = int_array([1, 3, 17, 18, 30, 63])
-    had = had[[3, 1, 5, 0, 2, 4]] if shuffled else had
-    source = eagle3(tmp_path / "e", had)
-    assert guessable(source).tolist() == [1, 3, 17, 18, 30, 63]
+def test_an_eagle3_head_with_fewer_rows_is_trimmed_again(tmp_path: Path, shuffled: bool) -> None:
+    """The ids of the new head are looked up in the map of the old one, whose rows may be in any order."""
+    old_ids = int_array([1, 3, 17, 18, 30, 63])
+    old_ids = old_ids[[3, 1, 5, 0, 2, 4]] if shuffled else old_ids
+    source = eagle3(tmp_path / "e", old_ids)
+    assert ids_with_rows(source).tolist() == [1, 3, 17, 18, 30, 63]
     made = trim(source, KEPT, tmp_path / "out", target=llama(tmp_path / "t"))
     assert made.rows == 3 and drafter_folders.read(tmp_path / "out")[1].tolist() == [3, 17, 63]
     found = read(tmp_path / "out" / "model.safetensors")
-    rows = [had.tolist().index(id) for id in (3, 17, 63)]
+    rows = [old_ids.tolist().index(id) for id in (3, 17, 63)]
     assert found["lm_head.weight"][2] == numbers(6, WIDTH, seed=5)[rows].tobytes()
     assert found["d2t"][2] == np.array([3, 16, 61], np.int64).tobytes()
     shape = head_shape(source)
@@ -237,12 +238,12 @@ def test_an_eagle3_head_that_has_fewer_rows_is_trimmed_again(tmp_path: Path, shu
 
 
 def test_an_eagle3_head_with_every_row_has_no_map(tmp_path: Path) -> None:
-    """vLLM gives it no place for one."""
+    """vLLM's EAGLE-3 head has no parameter for a map where it has the full vocabulary."""
     trim(eagle3(tmp_path / "e", None), int_array(range(V)), tmp_path / "out", target=llama(tmp_path / "t"))
     assert not {"d2t", "t2d"} & read(tmp_path / "out" / "model.safetensors").keys()
 
 
-def test_an_eagle3_head_may_borrow_the_targets_rows(tmp_path: Path) -> None:
+def test_an_eagle3_head_without_an_output_head_uses_the_targets(tmp_path: Path) -> None:
     source = eagle3(tmp_path / "e", None, head=False)
     trim(source, KEPT, tmp_path / "out", target=llama(tmp_path / "t", tied=True))
     found = read(tmp_path / "out" / "model.safetensors")
@@ -251,7 +252,7 @@ def test_an_eagle3_head_may_borrow_the_targets_rows(tmp_path: Path) -> None:
         trim(source, KEPT, tmp_path / "none")
 
 
-def test_the_speculators_format_keeps_its_shape(tmp_path: Path) -> None:
+def test_the_configuration_of_the_speculators_format_keeps_its_structure(tmp_path: Path) -> None:
     source = eagle3(tmp_path / "e", None, speculators_model_type="eagle3", architectures=["Eagle3DraftModel"])
     inner = {"vocab_size": V, "hidden_size": WIDTH, "model_type": "llama"}
     given = {"speculators_model_type": "eagle3", "transformer_layer_config": inner, "draft_vocab_size": V}
@@ -264,14 +265,14 @@ def test_the_speculators_format_keeps_its_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", [[], [-1, 2], [1, 1], [3, 2], [5, V]])
-def test_ids_that_do_not_fit_are_refused(tmp_path: Path, ids: list[int]) -> None:
+def test_invalid_ids_are_refused(tmp_path: Path, ids: list[int]) -> None:
     with pytest.raises(UsageError, match=f"not ascending ids below {V}"):
         trim(llama(tmp_path / "m"), int_array(ids), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Gemma3ForConditionalGeneration", None])
-def test_an_architecture_that_we_do_not_know_is_refused_by_name(tmp_path: Path, architecture: str | None) -> None:
+def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path, architecture: str | None) -> None:
     config = {"architectures": [architecture] if architecture else None}
     source = llama(tmp_path / "m", **config)
     for call in (lambda: trim(source, KEPT, tmp_path / "out"), lambda: head_shape(source)):
@@ -289,21 +290,21 @@ def test_a_quantised_head_is_refused(tmp_path: Path) -> None:
 
 
 def damage(path: Path, way: str) -> str:
-    """What is then said of it."""
+    """Damage a checkpoint in the way that is named, and return the message that must follow."""
     weights = path / "model.safetensors"
     content = weights.read_bytes()
     length = int.from_bytes(content[:8], "little")
     if way == "truncated":
         weights.write_bytes(content[:-5])
-    elif way == "head":
+    elif way == "header":
         weights.write_bytes(content[:20])
-        return "no JSON object"
-    elif way == "huge head":
+        return "it lacks the expected JSON object"
+    elif way == "huge header":
         weights.write_bytes((1 << 60).to_bytes(8, "little") + content[8:])
-        return "its head cannot be read"
+        return "its header cannot be read"
     elif way == "empty":
         weights.write_bytes(b"")
-        return "its head cannot be read"
+        return "its header cannot be read"
     elif way == "negative":
         text = content[8 : 8 + length].replace(b'"data_offsets":[0,', b'"data_offsets":[-1,', 1)
         weights.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
@@ -317,7 +318,7 @@ def damage(path: Path, way: str) -> str:
     elif way == "index":
         weights.rename(path / "other.safetensors")
         (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../other.safetensors"}}')
-        return "is no name of a file beside it"
+        return "is not the name of a file beside it"
     elif way == "lost":
         weights.rename(path / "other.safetensors")
         (path / "model.safetensors.index.json").write_text('{"weight_map": {"lost": "other.safetensors"}}')
@@ -337,14 +338,14 @@ def damage(path: Path, way: str) -> str:
 @pytest.mark.parametrize(
     "way",
     [
-        *("truncated", "head", "huge head", "empty", "negative", "fewer bytes", "bin", "index", "lost"),
+        *("truncated", "header", "huge header", "empty", "negative", "fewer bytes", "bin", "index", "lost"),
         *("config", "sizes", "tokenizer"),
     ],
 )
 def test_damaged_checkpoints_are_refused_in_one_line(tmp_path: Path, way: str) -> None:
     source = llama(tmp_path / "m")
-    told = damage(source, way)
-    with pytest.raises(UsageError, match=told) as caught:
+    message = damage(source, way)
+    with pytest.raises(UsageError, match=message) as caught:
         trim(source, KEPT, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
@@ -371,7 +372,7 @@ def test_damaged_vocabularies_are_refused_in_one_line(tmp_path: Path, text: str)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """In a process that may write no file as large as the drafter's weights."""
+    """A file size limit in a separate process, below the size of the weights, stands for a full disk."""
     source = llama(tmp_path / "m")
     program = (
         "import resource, signal, sys\nfrom pathlib import Path\n"
@@ -387,7 +388,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_file_that_was_changed_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_file_is_detected(tmp_path: Path) -> None:
     trim(llama(tmp_path / "m"), KEPT, tmp_path / "out")
     path = tmp_path / "out" / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -397,7 +398,7 @@ def test_a_file_that_was_changed_is_noticed(tmp_path: Path) -> None:
         drafter_folders.read(tmp_path / "out")
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_and_unchanged(tmp_path: Path) -> None:
     source = llama(tmp_path / "m")
     before = sorted(source.iterdir())
     with pytest.raises(UsageError, match="exists already"):

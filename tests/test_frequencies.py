@@ -1,4 +1,4 @@
-"""Counting: what is counted for the choice, what is held out, and texts that cannot be counted."""
+"""Counting tokens: the documents that are counted, those that are held out, and texts that cannot be counted."""
 
 from pathlib import Path
 from random import Random
@@ -11,26 +11,24 @@ from specplug.core import int_array
 from specplug.errors import UsageError
 
 
-def test_every_document_is_counted_on_one_side_alone() -> None:
-    documents = {
-        f"d{i}": [int_array([i, i]), int_array([i])] for i in range(40)
-    }  # document i holds token i three times
-    found = count(documents, 50)
-    assert found.num_documents == 40 and len(found.held) == 4
-    assert found.chosen_by.dtype == found.held_out.dtype == np.int64
+def test_every_document_counts_either_for_the_choice_or_as_held_out() -> None:
+    """Document i contains token i three times."""
+    found = count({f"d{i}": [int_array([i, i]), int_array([i])] for i in range(40)}, 50)
+    assert found.num_documents == 40 and len(found.held_out_names) == 4
+    assert found.calibration.dtype == found.held_out.dtype == np.int64
     for i in range(40):
-        mine, other = (found.held_out, found.chosen_by) if f"d{i}" in found.held else (found.chosen_by, found.held_out)
-        assert (mine[i], other[i]) == (3, 0)
-    assert found.chosen_by.sum() + found.held_out.sum() == 40 * 3
-    assert found.chosen_by[40:].sum() == 0
+        is_held_out = f"d{i}" in found.held_out_names
+        assert (found.calibration[i], found.held_out[i]) == ((0, 3) if is_held_out else (3, 0))
+    assert found.calibration.sum() + found.held_out.sum() == 40 * 3
+    assert found.calibration[40:].sum() == 0
 
 
 @pytest.mark.parametrize(("documents", "held"), [(2, 1), (3, 1), (5, 2), (8, 4), (28, 4), (40, 4), (50, 5), (240, 24)])
-def test_a_tenth_is_held_out_and_of_few_documents_up_to_a_half(documents: int, held: int) -> None:
+def test_a_tenth_is_held_out_or_up_to_half_of_few_documents(documents: int, held: int) -> None:
     assert len(held_out([str(i) for i in range(documents)])) == held
 
 
-def test_the_order_of_documents_does_not_matter_and_a_new_one_moves_one_at_most() -> None:
+def test_the_order_of_documents_does_not_matter_and_a_new_one_replaces_at_most_one() -> None:
     names = [f"question {i}" for i in range(100)]
     before = held_out(names)
     shuffled = names.copy()
@@ -52,14 +50,14 @@ def test_documents_without_tokens_are_refused() -> None:
         count({"a": [empty], "b": [empty]}, 10)
 
 
-def test_pieces_are_whole_lines_where_lines_are_short_enough() -> None:
+def test_pieces_are_complete_lines_where_lines_are_short_enough() -> None:
     text = "one\ntwo\nthree\n" + "x" * 25 + "\nlast"
     found = pieces(text, 10)
     assert found == ["one\ntwo\n", "three\n", "x" * 10, "x" * 10, "x" * 5 + "\nlast"[:1] + "last"]
     assert "".join(found) == text
 
 
-def test_a_text_is_read_as_utf_8_without_its_mark(tmp_path: Path) -> None:
+def test_a_text_is_read_as_utf_8_without_its_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     line = "Grüße aus Köln\n"
     path.write_bytes(b"\xef\xbb\xbf" + (line * 4000).encode())
@@ -68,14 +66,14 @@ def test_a_text_is_read_as_utf_8_without_its_mark(tmp_path: Path) -> None:
     assert max(map(len, found)) <= PIECE and len(found) >= len(line) * 4000 / PIECE
 
 
-def test_a_short_text_still_comes_in_pieces(tmp_path: Path) -> None:
+def test_a_short_text_is_still_cut_into_pieces(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text("a few words in one line")
     assert len(read_text(path)) >= 8
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "message"),
     [
         (b"", "holds no text"),
         (b" \n\t\n", "holds no text"),
@@ -84,9 +82,9 @@ def test_a_short_text_still_comes_in_pieces(tmp_path: Path) -> None:
     ],
     ids=["empty", "blank", "not UTF-8", "missing"],
 )
-def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes | None, what: str) -> None:
+def test_files_without_readable_text_are_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "t.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UsageError, match=what):
+    with pytest.raises(UsageError, match=message):
         read_text(path)

@@ -1,4 +1,4 @@
-"""Trimmed GGUF files: what is in them, that stock llama.cpp runs them, and that their logits are the whole model's."""
+"""Trimmed GGUF files: their content, that stock llama.cpp runs them, and that their logits equal the full model's."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.llama
 
 @pytest.fixture(scope="module")
 def ids(demo_path: Path) -> IntArray:
-    """Every third token, beside those that are always kept."""
+    """Every third token, and those that are always kept."""
     from specplug.transforms.gguf_head import vocabulary
 
     counts = np.zeros(49152, dtype=np.int64)
@@ -47,20 +47,20 @@ def test_rows_of_the_head_are_the_sources_bytes(
 ) -> None:
     from gguf import GGUFReader
 
-    whole = {tensor.name: tensor for tensor in GGUFReader(formats[name]).tensors}
+    full = {tensor.name: tensor for tensor in GGUFReader(formats[name]).tensors}
     cut = {tensor.name: tensor for tensor in GGUFReader(trimmed[name] / "model.gguf").tensors}
     (table,) = GGUFReader(trimmed[name] / "embeddings.gguf").tensors
-    assert np.array_equal(table.data, whole["token_embd.weight"].data)
-    assert np.array_equal(cut["token_embd.weight"].data, whole["token_embd.weight"].data[ids])
-    assert whole.keys() == cut.keys()
-    for tensor in whole.keys() - {"token_embd.weight"}:
-        assert np.array_equal(cut[tensor].data, whole[tensor].data)
-        assert cut[tensor].tensor_type == whole[tensor].tensor_type
+    assert np.array_equal(table.data, full["token_embd.weight"].data)
+    assert np.array_equal(cut["token_embd.weight"].data, full["token_embd.weight"].data[ids])
+    assert full.keys() == cut.keys()
+    for tensor in full.keys() - {"token_embd.weight"}:
+        assert np.array_equal(cut[tensor].data, full[tensor].data)
+        assert cut[tensor].tensor_type == full[tensor].tensor_type
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 @pytest.mark.parametrize("name", ["f32", "bf16", "q8_0", "q4_0"])
-def test_logits_of_kept_rows_are_those_of_the_whole_model_bit_for_bit(
+def test_logits_of_kept_rows_equal_those_of_the_full_model_bit_for_bit(
     name: str, rows: int, formats: dict[str, Path], trimmed: dict[str, Path], ids: IntArray
 ) -> None:
     from specplug.engines.llama_cpp.context import open_context
@@ -72,9 +72,9 @@ def test_logits_of_kept_rows_are_those_of_the_whole_model_bit_for_bit(
     table = InputTable(trimmed[name] / "embeddings.gguf", 1.0)
     tokens = tokens_of(rows)
     with (
-        open_model(formats[name]) as whole,
+        open_model(formats[name]) as full,
         open_model(trimmed[name] / "model.gguf") as cut,
-        open_context(whole, runtime, cells=256, num_ids=1, max_rows=8) as one,
+        open_context(full, runtime, cells=256, num_ids=1, max_rows=8) as one,
         open_context(cut, runtime, cells=256, num_ids=1, max_rows=8, inputs=table) as other,
     ):
         for at in range(0, len(tokens), rows):
@@ -87,7 +87,7 @@ def test_logits_of_kept_rows_are_those_of_the_whole_model_bit_for_bit(
             assert np.array_equal(seen[0][:, ids], seen[1])
 
 
-def test_stock_llama_loads_the_file_as_it_is(trimmed: dict[str, Path], ids: IntArray) -> None:
+def test_stock_llama_cpp_loads_the_file(trimmed: dict[str, Path], ids: IntArray) -> None:
     from llama_cpp import Llama
 
     llama = Llama(str(trimmed["q8_0"] / "model.gguf"), n_ctx=64, verbose=False)
@@ -100,23 +100,21 @@ def test_stock_llama_loads_the_file_as_it_is(trimmed: dict[str, Path], ids: IntA
         llama.close()
 
 
-def test_tokenizer_lists_and_named_tokens_are_cut_alike(
+def test_tokenizer_lists_and_named_tokens_are_trimmed_alike(
     demo_path: Path, trimmed: dict[str, Path], ids: IntArray
 ) -> None:
     from gguf import GGUFReader
 
-    whole, cut = (GGUFReader(path) for path in (demo_path, trimmed["f32"] / "model.gguf"))
-    texts, kept = (reader.fields["tokenizer.ggml.tokens"].contents() for reader in (whole, cut))
+    full, cut = (GGUFReader(path) for path in (demo_path, trimmed["f32"] / "model.gguf"))
+    texts, kept = (reader.fields["tokenizer.ggml.tokens"].contents() for reader in (full, cut))
     assert kept == [texts[id] for id in ids.tolist()]
     for key in ("bos", "eos", "unknown", "padding"):
-        one, other = (reader.fields[f"tokenizer.ggml.{key}_token_id"].contents() for reader in (whole, cut))
+        one, other = (reader.fields[f"tokenizer.ggml.{key}_token_id"].contents() for reader in (full, cut))
         assert ids[other] == one
     assert cut.fields["llama.vocab_size"].contents() == len(ids)
 
 
-def test_the_manifest_says_what_the_folder_holds(
-    formats: dict[str, Path], trimmed: dict[str, Path], ids: IntArray
-) -> None:
+def test_the_manifest_describes_the_folder(formats: dict[str, Path], trimmed: dict[str, Path], ids: IntArray) -> None:
     manifest, kept = drafter_folders.read(trimmed["q4_0"])
     assert np.array_equal(kept, ids)
     assert manifest.tokenizer == tokenizer_hash(formats["q4_0"])
@@ -125,7 +123,7 @@ def test_the_manifest_says_what_the_folder_holds(
 
 
 @pytest.mark.parametrize("four_bits", ["q4_0", "iq4_nl"])
-def test_quantized_drafters_have_four_bits_in_their_layers_and_eight_in_their_head(
+def test_quantised_drafters_have_four_bits_in_their_layers_and_eight_in_their_head(
     four_bits: str, formats: dict[str, Path], ids: IntArray, tmp_path: Path
 ) -> None:
     from gguf import GGMLQuantizationType, GGUFReader
@@ -143,7 +141,7 @@ def test_quantized_drafters_have_four_bits_in_their_layers_and_eight_in_their_he
 
 
 def test_a_drafters_blocks_are_scaled_by_least_squares(formats: dict[str, Path], tmp_path: Path) -> None:
-    """Weights in 4 bits are nearer to the whole ones than those of llama.cpp's plain q4_0."""
+    """The weights in 4 bits are nearer to the original ones than those of llama.cpp's default q4_0."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
@@ -151,10 +149,10 @@ def test_a_drafters_blocks_are_scaled_by_least_squares(formats: dict[str, Path],
 
     requantise(formats["f32"], tmp_path / "drafter.gguf", "q4_0", least_squares=True)
     name, errors = "blk.3.ffn_down.weight", []
-    (whole,) = (tensor.data for tensor in GGUFReader(formats["f32"]).tensors if tensor.name == name)
+    (original,) = (tensor.data for tensor in GGUFReader(formats["f32"]).tensors if tensor.name == name)
     for path in (formats["q4_0"], tmp_path / "drafter.gguf"):
         (small,) = (tensor for tensor in GGUFReader(path).tensors if tensor.name == name)
-        errors.append(np.square(dequantize(small.data, small.tensor_type) - whole).mean())
+        errors.append(np.square(dequantize(small.data, small.tensor_type) - original).mean())
     assert errors[1] < 0.9 * errors[0]
 
 
@@ -172,9 +170,9 @@ def test_head_shape_counts_every_weight_that_a_step_reads(formats: dict[str, Pat
 def test_special_blank_and_digit_tokens_are_always_kept(demo_path: Path) -> None:
     from specplug.transforms.gguf_head import vocabulary
 
-    known = vocabulary(demo_path)
-    always = set(known.always_kept().tolist())
-    by_piece = {piece: id for id, piece in enumerate(known.pieces)}
+    found = vocabulary(demo_path)
+    always = set(found.always_kept().tolist())
+    by_piece = {piece: id for id, piece in enumerate(found.pieces)}
     for piece in (b"0", b"9", b" ", b"\n", b"\n\n"):
         assert by_piece[piece] in always
     assert {0, 1, 2} <= always  # <|endoftext|>, <|im_start|>, <|im_end|>
@@ -185,7 +183,7 @@ def test_special_blank_and_digit_tokens_are_always_kept(demo_path: Path) -> None
     ("ids", "message"),
     [([], "not ascending ids"), ([5, 4], "not ascending"), ([1, 49152], "below 49152"), ([-1, 3], "below 49152")],
 )
-def test_ids_that_do_not_fit_are_refused(demo_path: Path, ids: list[int], message: str, tmp_path: Path) -> None:
+def test_invalid_ids_are_refused(demo_path: Path, ids: list[int], message: str, tmp_path: Path) -> None:
     from specplug.transforms.gguf_head import trim
 
     with pytest.raises(UsageError, match=message):
@@ -211,7 +209,7 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
             call()
 
 
-def test_a_folder_in_use_is_left_alone(demo_path: Path, ids: IntArray, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_and_unchanged(demo_path: Path, ids: IntArray, tmp_path: Path) -> None:
     from specplug.transforms.gguf_head import trim
 
     (tmp_path / "out").mkdir()
@@ -223,7 +221,7 @@ def test_a_folder_in_use_is_left_alone(demo_path: Path, ids: IntArray, tmp_path:
 
 @pytest.mark.parametrize("quantize", [None, "q4_0"])
 def test_a_full_disk_leaves_nothing(demo_path: Path, tmp_path: Path, quantize: str | None) -> None:
-    """Files may not grow over 20 MB in a process of its own: as if the disk were full there."""
+    """A file size limit of 20 MB in a separate process stands for a full disk."""
     program = f"""
 import resource, signal, sys
 import numpy as np
@@ -243,8 +241,8 @@ except SpecplugError as error:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_gemmas_inputs_are_scaled(tmp_path: Path) -> None:
-    """llama.cpp multiplies tokens' embeddings by sqrt(width) in Gemma, and embeddings that are given by nothing."""
+def test_the_manifest_records_the_scale_of_gemmas_embeddings(tmp_path: Path) -> None:
+    """In Gemma llama.cpp multiplies the embeddings of tokens by sqrt(width), but not those that a caller provides."""
     from gguf import GGUFWriter
 
     from specplug.transforms.gguf_head import trim
@@ -262,10 +260,10 @@ def test_gemmas_inputs_are_scaled(tmp_path: Path) -> None:
     assert manifest.input_scale == pytest.approx(640**0.5)
 
 
-# -- what is read back from a stranger ---------------------------------------------------------------------------------
+# -- folders that were changed or are invalid -------------------------------------------------------------------------
 
 
-def test_a_changed_file_is_noticed(trimmed: dict[str, Path], tmp_path: Path) -> None:
+def test_a_changed_file_is_detected(trimmed: dict[str, Path], tmp_path: Path) -> None:
     from shutil import copytree
 
     folder = copytree(trimmed["q4_0"], tmp_path / "copy")
@@ -289,7 +287,7 @@ def test_a_changed_file_is_noticed(trimmed: dict[str, Path], tmp_path: Path) -> 
         ("extra", 1, "unknown keys: extra"),
     ],
 )
-def test_odd_manifests_are_refused(
+def test_invalid_manifests_are_refused(
     trimmed: dict[str, Path], tmp_path: Path, key: str, value: object, message: str
 ) -> None:
     data = json.loads((trimmed["q4_0"] / "specplug.json").read_text())
@@ -298,12 +296,12 @@ def test_odd_manifests_are_refused(
         drafter_folders.read(tmp_path)
 
 
-def test_what_is_not_built_says_how_to_build_it(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_drafter_has_the_command_that_builds_it(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="not built yet; run: specplug build vocab-trim demo:gemma3 --size 16384 --out"
     ):
         drafter_folders.resolve(str(tmp_path / "none"), ["demo:gemma3", "--size", "16384"])
-    with pytest.raises(UsageError, match="'a; rm -rf b'"):  # a stranger's profile cannot smuggle in a second command
+    with pytest.raises(UsageError, match="'a; rm -rf b'"):  # a profile from elsewhere cannot smuggle in a command
         drafter_folders.resolve(str(tmp_path / "none"), ["a; rm -rf b"])
     with pytest.raises(UsageError, match="no name for a drafter"):
         drafter_folders.resolve("drafter:../x")

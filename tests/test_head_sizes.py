@@ -1,4 +1,4 @@
-"""What a head of each size would bring: nested sets, tokens per pass, MBSU and speed, by hand."""
+"""Figures of heads by size: nested sets, tokens per pass, MBSU and predicted speed, computed by hand."""
 
 import itertools
 
@@ -31,16 +31,16 @@ def hits(text: str) -> np.ndarray:
     return np.array([mark == "+" for mark in text])
 
 
-def test_what_each_set_adds() -> None:
+def test_the_ids_that_each_set_adds() -> None:
     assert [part.tolist() for part in added(NESTED)] == [[1, 4], [2], [0, 3, 5]]
 
 
-def test_the_best_within_every_nested_set() -> None:
+def test_the_most_likely_id_within_every_nested_set() -> None:
     logits = np.array(
         [
-            [0.0, 2.0, 1.0, 0.5, 3.0, 9.0],  # 4 of the small sets, 5 of all
-            [0.0, 1.0, 7.0, 0.5, 0.0, 5.0],  # 1, then 2, which stays the best
-            [4.0, 4.0, 4.0, 4.0, 4.0, 4.0],  # of equal ones the lowest id, as argmax has it
+            [0.0, 2.0, 1.0, 0.5, 3.0, 9.0],  # id 4 in the smaller sets, id 5 in the full one
+            [0.0, 1.0, 7.0, 0.5, 0.0, 5.0],  # id 1, then id 2, which remains the best
+            [4.0, 4.0, 4.0, 4.0, 4.0, 4.0],  # of equal logits the lowest id, as argmax does
         ],
         dtype=np.float32,
     )
@@ -48,27 +48,27 @@ def test_the_best_within_every_nested_set() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
-def test_it_is_what_a_mask_over_the_whole_head_gives(seed: int, num_tokens: int) -> None:
+def test_the_most_likely_ids_equal_those_of_a_masked_full_head(seed: int, num_tokens: int) -> None:
     random = np.random.default_rng(seed)
     order = random.permutation(num_tokens)
     cuts = sorted({*random.integers(1, num_tokens + 1, 3).tolist(), num_tokens})
     nested = [np.sort(order[:cut]).astype(np.int32) for cut in cuts]
-    logits = random.integers(-3, 3, (5, num_tokens)).astype(np.float32)  # few values: many are equal
+    logits = random.integers(-3, 3, (5, num_tokens)).astype(np.float32)  # few distinct values, so that many are equal
     found = best_in_each(logits, added(nested))
-    for place, ids in enumerate(nested):
+    for column, ids in enumerate(nested):
         masked = np.full_like(logits, -np.inf)
         masked[:, ids] = logits[:, ids]
-        assert found[:, place].tolist() == masked.argmax(axis=1).tolist()
+        assert found[:, column].tolist() == masked.argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize(
     ("marks", "gamma", "expected"),
     [
-        ("----", 4, 1.0),  # every pass brings the target's own token
-        ("++++++++++", 4, 5.0),  # 4 guesses and the own token, twice
-        ("++-+", 4, 2.0),  # 2 and the token that corrects the third; then one guess, where the answer ends
+        ("----", 4, 1.0),  # every pass yields the target's own token
+        ("++++++++++", 4, 5.0),  # twice 4 accepted tokens and the target's own
+        ("++-+", 4, 2.0),  # 2 accepted and the target's own instead of the third; then 1 accepted, and the answer ends
         ("+-+-+-", 1, 2.0),
-        ("+++-++-+", 2, 8 / 4),  # ++(+) -: the third token is the own one; -; ++(-); +
+        ("+++-++-+", 2, 8 / 4),  # ++(+) -: the third token is the target's own; -; ++(-); +
         ("+++-++-+", 8, 8 / 3),  # +++(-) ++(-) +
     ],
 )
@@ -76,12 +76,13 @@ def test_tokens_per_pass_of_a_chain(marks: str, gamma: int, expected: float) -> 
     assert emitted_per_pass([hits(marks)], gamma) == pytest.approx(expected)
 
 
-def test_tokens_per_pass_over_several_answers_weigh_passes_not_answers() -> None:
+def test_tokens_per_pass_over_several_answers_are_weighted_by_passes() -> None:
     assert emitted_per_pass([hits("++++"), hits("---"), hits("")], 4) == pytest.approx(7 / 4)
 
 
 def test_mbsu_is_tokens_per_byte() -> None:
-    """A drafter that reads a quarter: four guesses cost a pass more, 3 tokens for 2 passes' bytes."""
+    """A drafter reads a quarter of the target's bytes: four draft tokens cost one pass more, so that 3 tokens cost the
+    bytes of 2 passes."""
     assert mbsu(3.0, 0.25, 4) == pytest.approx(1.5)
     assert mbsu(1.0, 0.0, 4) == 1.0
 
@@ -90,11 +91,13 @@ def test_a_draft_step_is_a_line_through_two_sizes() -> None:
     costs = Costs([10.0], [(100, 2.0), (10, 1.1)])
     assert [costs.draft_ms(rows) for rows in (10, 50, 100)] == pytest.approx([1.1, 1.5, 2.0])
     assert Costs([10.0], [(100, 2.0)]).draft_ms(50) == 2.0
-    assert Costs([10.0], [(100, 1.0), (10, 1.2)]).draft_ms(50) == pytest.approx(1.0)  # noise: no row costs less than 0
+    # The time falls with rows only by noise, so that a row costs no time.
+    assert Costs([10.0], [(100, 1.0), (10, 1.2)]).draft_ms(50) == pytest.approx(1.0)
 
 
-def test_the_predicted_speed_is_that_of_the_best_number_of_guesses() -> None:
-    """Eight right guesses: drafts of 1 bring 2 a pass, 20 / 13; drafts of 2 bring 8 in 3 passes, 80 / 3 / 16."""
+def test_the_predicted_speed_is_that_of_the_best_draft_length() -> None:
+    """All eight draft tokens are accepted: drafts of 1 yield 2 per pass, 20 / 13; drafts of 2 yield 8 in 3 passes,
+    80 / 3 / 16."""
     costs = Costs([10.0, 12.0, 14.0], [(100, 1.0)])
     assert predicted([hits("++++++++")], costs, 100) == (2, pytest.approx(80 / 3 / 16))
     assert predicted([hits("--------")], costs, 100) == (1, pytest.approx(10 / 13))
@@ -105,7 +108,7 @@ def test_the_fastest_size_is_the_smallest_of_equal_ones() -> None:
     assert fastest(table).rows == 8
 
 
-def test_the_sizes_looked_at() -> None:
+def test_the_numbers_of_rows_to_look_at() -> None:
     assert sizes(49152, 100) == [4096, 8192, 16384, 32768, 49152]
     assert sizes(49152, 6000, 10016) == [8192, 10016, 16384, 32768, 49152]
     assert sizes(300, 10) == [300]
@@ -113,7 +116,7 @@ def test_the_sizes_looked_at() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_kept_sets_are_nested_and_hold_what_is_always_kept(seed: int) -> None:
+def test_kept_sets_are_nested_and_contain_the_ids_that_are_always_kept(seed: int) -> None:
     random = np.random.default_rng(seed)
     counts = random.integers(0, 4, 256)
     vocabulary = Vocabulary([b"x"] * 255 + [b" "], frozenset({7, 200}))
@@ -128,13 +131,13 @@ def always() -> IntArray:
 
 
 @pytest.mark.parametrize("asked", [{}, {"size": 64, "auto": True}, {"size": 64, "coverage": 0.9}])
-def test_one_way_to_say_how_many_rows(asked: dict[str, object]) -> None:
+def test_the_number_of_rows_is_named_in_exactly_one_way(asked: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="use one of --size, --coverage and --auto"):
         Selection(**asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("asked", "what"),
+    ("asked", "message"),
     [
         (Selection(size=0), "use 1 to 1000"),
         (Selection(size=1001), "use 1 to 1000"),
@@ -145,17 +148,16 @@ def test_one_way_to_say_how_many_rows(asked: dict[str, object]) -> None:
     ],
     ids=lambda value: str(value),
 )
-def test_sizes_that_cannot_be_are_refused(asked: Selection, what: str) -> None:
-    with pytest.raises(UsageError, match=what):
+def test_impossible_sizes_are_refused(asked: Selection, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         asked.rows(np.ones(1000, dtype=np.int64), always(), np.ones(1000, dtype=np.int64))
 
 
-def test_the_rows_asked_for() -> None:
+def test_the_number_of_rows_is_rounded_up() -> None:
     counts = np.zeros(1000, dtype=np.int64)
     counts[100:200] = 1  # a hundred tokens, one each
     assert Selection(size=64).rows(counts, always(), counts) == 64
-    assert Selection(size=65).rows(counts, always(), counts) == 96  # whole groups of 32
-    assert (
-        Selection(coverage=0.5).rows(counts, always(), counts) == 96
-    )  # 40 that are always kept, 50 of the hundred: 90
+    assert Selection(size=65).rows(counts, always(), counts) == 96  # multiples of 32
+    # 40 are always kept and 50 of the hundred counted: 90.
+    assert Selection(coverage=0.5).rows(counts, always(), counts) == 96
     assert Selection(auto=True).rows(counts, always(), counts) is None

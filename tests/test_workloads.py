@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from specplug.bench.workloads import Prompt, categories, limit, load_workload, parse_workload
 from specplug.errors import UsageError
 
-KINDS = ["chat", "qa", "code_edit", "summarise_with_quotes", "translation", "maths", "rag"]
+CATEGORIES = ["chat", "qa", "code_edit", "summarise_with_quotes", "translation", "maths", "rag"]
 
 
 def line(**entry: object) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
-def test_spec_benchs_format_is_read_as_it_is() -> None:
+def test_spec_bench_files_are_read_unchanged() -> None:
     content = line(question_id=81, category="writing", turns=["Write.", "Now shorter."], reference=[1])
     content += line(question_id=82, category="math", turns=["Add."])
     assert parse_workload(content, "w") == [
@@ -31,7 +31,7 @@ def test_prompt_is_one_turn_and_a_missing_id_is_the_line() -> None:
     assert parse_workload(content, "w") == [Prompt("2", "a", ("one",)), Prompt("x", "b", ("two",))]
 
 
-def test_marks_and_line_ends_of_other_systems_do_not_matter() -> None:
+def test_byte_order_marks_and_crlf_line_ends_are_accepted() -> None:
     content = b"\xef\xbb\xbf" + line(category="a", prompt="é\u2028x").replace(b"\n", b"\r\n")
     assert parse_workload(content, "w") == [Prompt("1", "a", ("é\u2028x",))]
 
@@ -71,14 +71,14 @@ def test_a_broken_line_is_named_by_number(broken: bytes, complaint: str) -> None
     assert "\n" not in message
 
 
-def test_an_id_counts_once() -> None:
+def test_an_id_that_is_used_twice_is_refused() -> None:
     content = line(category="a", prompt="x", id=7) + line(category="a", prompt="y", id="7")
     with pytest.raises(UsageError, match="line 2: id 7 was used on line 1"):
         parse_workload(content, "w")
 
 
 @given(st.binary() | st.text().map(str.encode))
-def test_any_bytes_are_prompts_or_bad_input(content: bytes) -> None:
+def test_any_bytes_yield_prompts_or_a_usage_error(content: bytes) -> None:
     try:
         prompts = parse_workload(content, "w")
     except UsageError:
@@ -86,7 +86,7 @@ def test_any_bytes_are_prompts_or_bad_input(content: bytes) -> None:
     assert len(prompts) <= content.count(b"\n") + 1
 
 
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+def test_files_without_prompts_or_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.jsonl"
     for content in (b"", b"\n \n"):
         path.write_bytes(content)
@@ -109,13 +109,13 @@ def test_limit_takes_the_first_of_every_category_in_order() -> None:
 
 
 class TestBuiltIn:
-    def test_it_has_four_prompts_of_every_kind(self) -> None:
+    def test_it_has_four_prompts_of_every_category(self) -> None:
         prompts = load_workload("builtin")
-        assert categories(prompts) == KINDS
+        assert categories(prompts) == CATEGORIES
         assert set(Counter(prompt.category for prompt in prompts).values()) == {4}
         assert len({turn for prompt in prompts for turn in prompt.turns}) >= 28
 
-    def test_code_edits_give_a_whole_function_to_copy(self) -> None:
+    def test_code_edits_contain_a_complete_function_to_copy(self) -> None:
         for prompt in load_workload("builtin"):
             if prompt.category == "code_edit":
                 code = re.findall(r"```\w+\n(.*?)```", prompt.turns[0], re.DOTALL)
@@ -123,7 +123,7 @@ class TestBuiltIn:
                 assert 20 <= len(code[0].strip().splitlines()) <= 40
                 assert "Change nothing else" in prompt.turns[0]
 
-    def test_the_copying_kinds_ask_for_words_of_the_prompt(self) -> None:
+    def test_rag_and_quoting_prompts_ask_for_words_of_the_prompt(self) -> None:
         for prompt in load_workload("builtin"):
             if prompt.category in ("rag", "summarise_with_quotes"):
                 assert "word for word" in prompt.turns[0]

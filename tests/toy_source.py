@@ -1,4 +1,4 @@
-"""The toy target as a model to trim: its drafts are its own best tokens among those that are kept."""
+"""The toy target as a model to trim: the drafter proposes the target's most likely token among the kept ones."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +23,13 @@ from specplug.tune.trace import Answer
 
 
 class ToySource:
-    """`step_ms` of a draft step by rows; a pass of the target takes 10 ms, however many rows it has. `likely` is what
-    to expect along all answers."""
+    """A `Source` without an engine. A pass of the target takes 10 ms, whatever its rows.
+
+    step_ms          milliseconds of a draft step per row of the head
+    not_judged       the reason why drafts cannot be tried; None where they can
+    ids_without_row  ids that the head lacks
+    expected         the result of `expected_counts`
+    """
 
     batched = False
 
@@ -32,9 +37,9 @@ class ToySource:
         self,
         *,
         step_ms: float = 0.01,
-        why_not: str | None = None,
-        rowless: Sequence[int] = (),
-        likely: Weights | None = None,
+        not_judged: str | None = None,
+        ids_without_row: Sequence[int] = (),
+        expected: Weights | None = None,
     ) -> None:
         none = (ProposerSpec("none"),)
         self.profile = Profile("toy", proposers=none, runtime=Runtime(threads=1, context=256, flash_attention=True))
@@ -44,15 +49,15 @@ class ToySource:
         self.measured: list[tuple[int, list[str]]] = []
         self.judged_by: list[Answer] = []
         self.weighed: list[Answer] = []
-        self._likely = likely
+        self._expected = expected
         self.closed = False
-        self._step_ms, self._why_not, self._rowless = step_ms, why_not, rowless
+        self._step_ms, self._not_judged, self._ids_without_row = step_ms, not_judged, ids_without_row
 
     def vocabulary(self) -> Vocabulary:
         return Vocabulary([b"x"] * self.num_tokens, frozenset({0}))
 
-    def guessable(self) -> IntArray:
-        return int_array([id for id in range(self.num_tokens) if id not in self._rowless])
+    def ids_with_rows(self) -> IntArray:
+        return int_array([id for id in range(self.num_tokens) if id not in self._ids_without_row])
 
     def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
         return [int_array([ord(char) % self.num_tokens for char in text]) for text in texts]
@@ -61,9 +66,9 @@ class ToySource:
     def answering(self) -> Iterator[Subject]:
         yield self.subject
 
-    def expected(self, answers: Sequence[Answer], progress: Progress) -> Weights | None:
+    def expected_counts(self, answers: Sequence[Answer], progress: Progress) -> Weights | None:
         self.weighed = list(answers)
-        return self._likely
+        return self._expected
 
     def shape(self, workplace: Path) -> HeadShape:
         self.workplace = workplace
@@ -72,13 +77,13 @@ class ToySource:
     def target_bytes(self) -> int:
         return 4000
 
-    def can_judge(self) -> str | None:
-        return self._why_not
+    def why_not_judged(self) -> str | None:
+        return self._not_judged
 
     def hits(
         self, answers: Sequence[Answer], nested: Sequence[IntArray], workplace: Path, progress: Progress
     ) -> list[list[Hits]]:
-        assert self._why_not is None and workplace.is_dir()
+        assert self._not_judged is None and workplace.is_dir()
         self.judged_by = list(answers)
         found: list[list[Hits]] = []
         for ids in nested:

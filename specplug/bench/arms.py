@@ -1,6 +1,7 @@
-"""What is compared: profiles on an engine, and peers that do the same job without us.
+"""The arms of a comparison on llama.cpp: profiles on our engine, and reference engines that work without specplug.
 
-Knows how to open each. Knows no workload and no statistics.
+Defines `Arm`, the interface of everything that is timed, and opens the arms of llama.cpp. It does not depend on
+workloads or statistics.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ if TYPE_CHECKING:
     from specplug.engines.llama_cpp.model import Model
     from specplug.generation.answers import Sampling
 
-PEERS = {
+REFERENCE_ENGINES = {
     "llama-cpp-python:prompt-lookup": 10,
     "llama-cpp-python:prompt-lookup-2": 2,
     "llama-cpp-python:plain": 0,
 }
-"""Peer name to the draft length of its prompt lookup: 10 is its default, 2 its advice for CPUs, 0 no draft model."""
+"""The names that `--peer` accepts, with the draft tokens of llama-cpp-python's prompt lookup: 10 is its default, 2 is
+its advice for CPUs, and 0 drafts nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One answer: its tokens, and the seconds that all but the first took.
+    """One answer: its tokens, and the seconds that all tokens but the first took.
 
-    The first token comes with reading the prompt, which drafts do not touch. Of prompts answered together, each
-    bears the part of the time that belongs to its tokens. `counters` is None where an arm does not tell.
+    The prefill yields the first token, and drafts do not change the prefill. When several prompts are answered at once,
+    each answer is charged the share of the time that its tokens have. `counters` is None where an arm reports none.
     """
 
     tokens: list[int]
@@ -40,7 +42,7 @@ class Result:
 
 
 class Arm(Protocol):
-    """Something that answers prompts. `reset` forgets all that was learned from earlier ones."""
+    """Something that answers prompts and can be timed. `reset` discards everything learned from earlier prompts."""
 
     @property
     def name(self) -> str: ...
@@ -56,10 +58,10 @@ class Arm(Protocol):
 
 
 class PromptStates:
-    """What reading a prompt leaves in a cache, for arms that run the same prompts one after the other; bounded."""
+    """Saved KV cache states after the prefill of a prompt, shared by arms that answer the same prompts in turn."""
 
     def __init__(self, limit: int = 1 << 30) -> None:
-        """`limit`: bytes in all; the oldest go first, but never the latest."""
+        """`limit`: total bytes. The oldest states are dropped first; the latest one is always kept."""
         self._limit = limit
         self._states: dict[bytes, bytes] = {}
 
@@ -73,7 +75,7 @@ class PromptStates:
 
 
 class ProfileArm:
-    """A profile on llama.cpp, `slots` prompts at a time."""
+    """A profile on llama.cpp that answers `slots` prompts at a time."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class ProfileArm:
         notify: Callable[[str], None] = lambda text: None,
         prompts: PromptStates | None = None,
     ) -> None:
-        """`prompts` is shared by arms with the same engine settings: what one has read, the others need not read."""
+        """Arms with the same engine settings share `prompts`, so that only the first of them prefills each prompt."""
         from specplug.engines.llama_cpp.engine import LlamaCpp
 
         self.name = self.profile = profile.name
@@ -98,16 +100,16 @@ class ProfileArm:
         from specplug.generation.answers import Request
 
         requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
-        self.engine.loop.forget_prompts()  # every arm reads the same prompts in the same passes
+        self.engine.loop.forget_prompts()  # so that every arm prefills the same prompts in the same passes
         if self._prompts is not None:
             for prompt in prompts:
                 state = self.engine.loop.preload(prompt, self._prompts.of(prompt))
                 self._prompts.keep(prompt, state)
         began = perf_counter()
         answers = self.engine.generate_all(requests)
-        reading = sum(a.counters.prompt_ns for a in answers) / 1e9
-        share = (perf_counter() - began - reading) / max(1, sum(len(a.tokens) - 1 for a in answers))
-        return [Result(a.tokens, share * (len(a.tokens) - 1), a.counters) for a in answers]
+        prefill_seconds = sum(a.counters.prompt_ns for a in answers) / 1e9
+        per_token = (perf_counter() - began - prefill_seconds) / max(1, sum(len(a.tokens) - 1 for a in answers))
+        return [Result(a.tokens, per_token * (len(a.tokens) - 1), a.counters) for a in answers]
 
     def reset(self) -> None:
         self.engine.reset()
@@ -116,30 +118,33 @@ class ProfileArm:
         self.engine.close()
 
 
-class PromptLookupPeer:
-    """llama-cpp-python's own `Llama`, with its own prompt lookup, opened as its users open it."""
+class PromptLookupReference:
+    """A reference engine: llama-cpp-python's `Llama` with its own prompt lookup, opened as its users open it."""
 
     profile = None
 
     def __init__(self, model: Model, profile: Profile, name: str, sampling: Sampling) -> None:
-        """Opens the model a second time, with the profile's threads, context, KV type and attention."""
+        """Open the model a second time, with the profile's threads, context, KV type and attention.
+
+        name  a key of REFERENCE_ENGINES
+        """
         from specplug.engines.llama_cpp.reference_engine import open_peer
 
         self.name = name
-        self._generate, self._close = open_peer(model, profile, PEERS[name], sampling)
+        self._generate, self._close = open_peer(model, profile, REFERENCE_ENGINES[name], sampling)
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         return [Result(*self._generate(prompt, max_tokens), None) for prompt in prompts]
 
     def reset(self) -> None:
-        """Prompt lookup keeps nothing between prompts."""
+        """Nothing to do: prompt lookup keeps no state between prompts."""
 
     def close(self) -> None:
         self._close()
 
 
 def plain(profile: Profile) -> Profile:
-    """The arm that everything is compared with: the same engine and settings, no drafts."""
+    """Plain decoding, the arm that all others are compared with: the same engine and settings without drafts."""
     from specplug.registry import ProposerSpec
 
     return replace(profile, name="none", description="plain decoding", proposers=(ProposerSpec("none"),), measured=None)

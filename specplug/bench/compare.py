@@ -1,18 +1,18 @@
-"""A whole comparison: opens the arms on an engine, runs them, writes the document.
+"""Compares profiles with plain decoding: opens the arms, runs them, and builds the document of `bench --json`.
 
-Knows the document of `bench --json`. Knows no engine inside, and no terminal.
+This is the one place that chooses between the engines. It does not depend on their internals or on a terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from specplug.bench.arms import PEERS, Arm
-from specplug.bench.interleaved import Explain, run_arms
+from specplug.bench.arms import REFERENCE_ENGINES
+from specplug.bench.interleaved import run_arms
+from specplug.bench.stage import Stage
 from specplug.bench.workloads import Prompt, categories
-from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 from specplug.profile import Profile
@@ -20,23 +20,9 @@ from specplug.profile import Profile
 Progress = Callable[[str, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Arms on one engine, ready to run; `arms[0]` is plain decoding.
-
-    about  of the document: model, engine, hardware, versions, cost_curve
-    """
-
-    arms: Sequence[Arm]
-    encode: Callable[[Sequence[dict[str, str]]], IntArray]
-    decode: Callable[[Sequence[int]], str]
-    explain: Explain
-    about: Mapping[str, Any]
-
-
 def compare(
     profiles: Sequence[Profile],
-    peers: Sequence[str],
+    reference_engines: Sequence[str],
     prompts: Sequence[Prompt],
     *,
     workload: str,
@@ -48,17 +34,13 @@ def compare(
     notify: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda what, steps: None,
 ) -> dict[str, Any]:
-    """The document of `bench --json` for these profiles and peers against plain decoding.
+    """The document of `bench --json` for these profiles and reference engines against plain decoding.
 
-    All run the model of the first, with its engine settings, so that only the drafts differ.
+    All arms run the model of the first profile with its engine settings, so that only the drafts differ.
     """
-    check(profiles, peers, concurrency, temperature)
+    check(profiles, reference_engines, concurrency, temperature)
     sampling = Sampling(temperature=temperature, seed=seed)
-    if profiles[0].engine == "vllm":
-        from specplug.bench.vllm_stage import vllm_stage as open_stage
-    else:
-        from specplug.bench.llama_stage import llama_stage as open_stage
-    with open_stage(profiles, peers, sampling, concurrency, notify) as stage:
+    with _open_stage(profiles, reference_engines, sampling, concurrency, notify) as stage:
         outcome = run_arms(
             stage.arms,
             prompts,
@@ -70,7 +52,7 @@ def compare(
             concurrency=concurrency,
             progress=progress,
         )
-    kinds = categories(prompts)
+    names = categories(prompts)
     about = dict(stage.about)
     curve = about.pop("cost_curve")
     return {
@@ -88,32 +70,57 @@ def compare(
         "arms": [
             {"name": arm.name, "profile": arm.profile}
             | overall.figures()
-            | {"categories": {kind: by_kind[kind].figures() for kind in kinds}}
-            for arm, overall, by_kind in zip(stage.arms, outcome.overall, outcome.categories, strict=True)
+            | {"categories": {name: by_category[name].figures() for name in names}}
+            for arm, overall, by_category in zip(stage.arms, outcome.overall, outcome.categories, strict=True)
         ],
     }
 
 
-def check(profiles: Sequence[Profile], peers: Sequence[str], concurrency: int, temperature: float) -> None:
-    """Raises what `compare` would raise before it opens anything."""
+def check(profiles: Sequence[Profile], reference_engines: Sequence[str], concurrency: int, temperature: float) -> None:
+    """Raise the UsageError that `compare` would raise before it opens anything."""
     engines = sorted({profile.engine for profile in profiles})
     if len(engines) > 1:
-        raise UsageError(f"arms on {' and '.join(engines)}: one engine in a run; choose it with --engine")
-    if peers and engines == ["vllm"]:
-        raise UsageError(f"peer {peers[0]} is llama.cpp's; vLLM's own methods are profiles: vllm-builtin-ngram")
-    names = [profile.name for profile in profiles] + list(peers)
+        raise UsageError(f"arms on {' and '.join(engines)}: a run compares on one engine; choose it with --engine")
+    if reference_engines and engines == ["vllm"]:
+        raise UsageError(
+            f"--peer {reference_engines[0]}: runs on llama.cpp only; "
+            "for vLLM's own methods use a profile such as vllm-builtin-ngram"
+        )
+    names = [profile.name for profile in profiles] + list(reference_engines)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"arm {twice[0]} is named twice; name it once")
     if any(profile.name == "none" and profile.speculates for profile in profiles):
-        raise UsageError("profile none: drafts, but none is the name of plain decoding's arm; give it another name")
+        raise UsageError(
+            "profile none: it drafts, but the name none is reserved for plain decoding; rename the profile"
+        )
     if len({profile.exact for profile in profiles}) > 1:
         exact = next(profile.name for profile in profiles if profile.exact)
-        raise UsageError(f"profile {exact}: exact changes plain decoding too; compare it in a run of its own")
-    unknown = [name for name in peers if name not in PEERS]
+        raise UsageError(f"profile {exact}: exact changes plain decoding too; compare it in a separate run")
+    unknown = [name for name in reference_engines if name not in REFERENCE_ENGINES]
     if unknown:
-        raise UsageError(f"no peer is named {unknown[0]!r}; there are {', '.join(PEERS)}")
-    if peers and concurrency > 1:
-        raise UsageError(f"peer {peers[0]} answers one prompt at a time; use --concurrency 1")
-    if peers and temperature > 0 and profiles[0].runtime.coupled:  # the first one's settings are those of all arms
-        raise UsageError(f"profile {profiles[0].name}: no peer draws coupled; compare peers at temperature 0")
+        raise UsageError(f"--peer {unknown[0]!r}: unknown; use one of {', '.join(REFERENCE_ENGINES)}")
+    if reference_engines and concurrency > 1:
+        raise UsageError(f"--peer {reference_engines[0]}: answers one prompt at a time; use --concurrency 1")
+    # All arms run with the first profile's settings.
+    if reference_engines and temperature > 0 and profiles[0].runtime.coupled:
+        raise UsageError(
+            f"profile {profiles[0].name}: --peer {reference_engines[0]} has no coupled sampling; use --temperature 0"
+        )
+
+
+def _open_stage(
+    profiles: Sequence[Profile],
+    reference_engines: Sequence[str],
+    sampling: Sampling,
+    concurrency: int,
+    notify: Callable[[str], None],
+) -> AbstractContextManager[Stage]:
+    """Imports only the engine that the profiles name."""
+    if profiles[0].engine == "vllm":
+        from specplug.bench.vllm_stage import vllm_stage
+
+        return vllm_stage(profiles, sampling, concurrency, notify)
+    from specplug.bench.llama_stage import llama_stage
+
+    return llama_stage(profiles, reference_engines, sampling, concurrency, notify)

@@ -1,8 +1,8 @@
-"""Runs arms side by side over a workload and adds up what they did.
+"""Runs arms side by side over a workload and adds up their tokens, seconds and counters.
 
-Knows prompts, arms and figures. Knows no file and no terminal.
-Order: all arms answer a prompt before any sees the next, the first arm changing from prompt to prompt; every repeat
-starts with nothing learned. Later turns of a conversation contain plain decoding's earlier answers, for every arm.
+All arms answer a prompt before any arm receives the next one, and the arm that goes first changes from prompt to
+prompt. Every repeat starts with nothing learned. In a conversation, every arm receives plain decoding's earlier
+answers. The module does not depend on files or a terminal.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from specplug.core import IntArray
 from specplug.generation.counters import Counters
 
 Explain = Callable[[IntArray, list[int], list[int]], bool]
-"""Whether a difference of two answers to a prompt is rounding."""
+"""Takes a prompt, plain decoding's answer and another answer; returns whether rounding explains the difference."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """One arm's sums over some answers, and the pairs that its speedup comes from."""
+    """One arm's figures over a set of answers, beside plain decoding's (`base_*`) to the same prompts.
+
+    tokens, seconds              of each answer, without its first token
+    counted                      whether every answer had counters
+    identical, rounding, different  answers of the first repeat, by how they compare with plain decoding
+    """
 
     tokens: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -36,7 +41,7 @@ class Tally:
     different: int = 0
 
     def figures(self) -> dict[str, Any]:
-        """The figures of `bench --json`; those that an arm does not tell are None."""
+        """The figures of `bench --json`. Those that an arm does not report are None."""
         tokens, seconds = sum(self.tokens), sum(self.seconds)
         c = self.counters if self.counted else None
         return {
@@ -59,7 +64,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Outcome:
-    """Per arm, in the order given: all answers, and those of each category."""
+    """One tally per arm, in the order of the arms: over all answers, and per category."""
 
     overall: list[Tally]
     categories: list[dict[str, Tally]]
@@ -77,42 +82,43 @@ def run_arms(
     concurrency: int = 1,
     progress: Callable[[str, int], None] = lambda what, steps: None,
 ) -> Outcome:
-    """Measure; `arms[0]` is plain decoding, the one that all are compared with.
+    """Measure all arms over all prompts. `arms[0]` is plain decoding, which all arms are compared with.
 
-    encode   messages to prompt tokens      decode   tokens to text
-    explain  is asked about differences of the first repeat
-    progress is told the category and how many more answers of one arm are done
+    encode    turns messages into prompt tokens
+    decode    turns tokens into text
+    explain   is called for answers of the first repeat that differ from plain decoding's
+    progress  receives the category, and how many more answers of one arm are done
     """
     outcome = Outcome([Tally() for _ in arms], [{} for _ in arms])
     for repeat in range(repeats):
         for arm in arms:
             arm.reset()
         for number, group in enumerate(_groups(prompts, concurrency)):
-            talks: list[list[dict[str, str]]] = [[] for _ in group]
+            conversations: list[list[dict[str, str]]] = [[] for _ in group]
             for turn in range(max(len(prompt.turns) for prompt in group)):
                 active = [i for i, prompt in enumerate(group) if turn < len(prompt.turns)]
                 for i in active:
-                    talks[i].append({"role": "user", "content": group[i].turns[turn]})
-                tokens = [encode(talks[i]) for i in active]
+                    conversations[i].append({"role": "user", "content": group[i].turns[turn]})
+                tokens = [encode(conversations[i]) for i in active]
                 results: list[list[Result]] = [[] for _ in arms]
                 for offset in range(len(arms)):
                     index = (number + repeat + offset) % len(arms)
                     results[index] = arms[index].answer(tokens, max_tokens)
                     progress(group[0].category, len(active))
                 for i, plain in zip(active, results[0], strict=True):
-                    talks[i].append({"role": "assistant", "content": decode(plain.tokens)})
+                    conversations[i].append({"role": "assistant", "content": decode(plain.tokens)})
                 _add(outcome, [group[i].category for i in active], tokens, results, explain if repeat == 0 else None)
     return outcome
 
 
 def _groups(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Prompts answered together: `size` of one category at a time."""
+    """The prompts that are answered at once: up to `size` of one category. With `size` 1 the order does not change."""
     by_category: dict[str, list[Prompt]] = {}
     if size == 1:
         return [[prompt] for prompt in prompts]
     for prompt in prompts:
         by_category.setdefault(prompt.category, []).append(prompt)
-    return [line[i : i + size] for line in by_category.values() for i in range(0, len(line), size)]
+    return [of_one[i : i + size] for of_one in by_category.values() for i in range(0, len(of_one), size)]
 
 
 def _add(
@@ -122,8 +128,8 @@ def _add(
     results: Sequence[Sequence[Result]],
     explain: Explain | None,
 ) -> None:
-    for index, line in enumerate(results):
-        for category, prompt, result, base in zip(categories, prompts, line, results[0], strict=True):
+    for index, of_arm in enumerate(results):
+        for category, prompt, result, base in zip(categories, prompts, of_arm, results[0], strict=True):
             verdict = None
             if explain is not None:
                 same = result.tokens == base.tokens

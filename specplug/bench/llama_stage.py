@@ -1,6 +1,7 @@
-"""The arms of a comparison on llama.cpp: one model, its cost measured, each profile and peer opened on it.
+"""Opens the arms of a comparison on llama.cpp: one model with its measured cost curve, and every profile on it.
 
-Knows the engine. Knows no workload and no document beyond its head.
+Reference engines open the same file again. The module does not depend on workloads, and of the document it writes only
+the head.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from specplug import __version__
-from specplug.bench.arms import Arm, ProfileArm, PromptLookupPeer, plain
-from specplug.bench.compare import Stage
+from specplug.bench.arms import Arm, ProfileArm, PromptLookupReference, plain
+from specplug.bench.stage import Stage
 from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
@@ -24,18 +25,18 @@ from specplug.models import references
 from specplug.profile import CostPoints, Profile
 
 MEASURE_SECONDS = 12.0
-"""Time for the cost curve of a comparison: every row count, several rounds."""
+"""Seconds for the cost curve of a comparison: every row count is timed in several rounds."""
 
 
 @contextmanager
 def llama_stage(
     profiles: Sequence[Profile],
-    peers: Sequence[str],
+    reference_engines: Sequence[str],
     sampling: Sampling,
     concurrency: int,
     notify: Callable[[str], None],
 ) -> Iterator[Stage]:
-    """Everything opened, and closed at the end."""
+    """Open everything, and close it at the end."""
     if profiles[0].model is None:
         raise UsageError(f"profile {profiles[0].name}: no model; name one with --model")
     path = references.resolve(profiles[0].model)
@@ -51,31 +52,31 @@ def llama_stage(
         model = stack.enter_context(open_model(path, gpu_layers=profiles[0].runtime.gpu_layers))
         first = resolved(profiles[0], model)
         base = plain(first)
-        for place, p in enumerate(profiles):
+        for index, p in enumerate(profiles):
             changed = fingerprint.stale(p, path, p.runtime.threads or first.runtime.threads)
             if changed:
                 notify(changed)
-            if place and p.speculates and p.runtime != profiles[0].runtime:
-                notify(f"profile {p.name}: runs with the engine settings of {profiles[0].name}, as every arm does")
+            if index and p.speculates and p.runtime != profiles[0].runtime:
+                notify(f"profile {p.name}: runs with the engine settings of {profiles[0].name}, as all arms do")
         drafting = [replace(p, runtime=first.runtime) for p in profiles if p.speculates]
         cost = None
         if drafting:
-            notify(f"measuring what a pass costs here (about {MEASURE_SECONDS:.0f} s)")
+            notify(f"measuring the cost of a pass on this machine (about {MEASURE_SECONDS:.0f} s)")
             limit = max(p.planner.max_nodes for p in drafting) + concurrency
             cost = cost_points(model, first.runtime, limit, seconds=MEASURE_SECONDS)
         ours = [
             ProfileArm(model, p, sampling, slots=concurrency, cost=_up_to(cost, p, concurrency))
             for p in (base, *drafting)
         ]
-        plainly = ours[0].engine
+        plain_engine = ours[0].engine
         arms: list[Arm] = [*ours]
-        arms += [PromptLookupPeer(model, first, name, sampling) for name in peers]
+        arms += [PromptLookupReference(model, first, name, sampling) for name in reference_engines]
         for arm in arms:
             stack.callback(arm.close)
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
             found = explain(
-                model, first.runtime, prompt, one, other, sampling, padded=plainly.padded, holes=concurrency > 1
+                model, first.runtime, prompt, one, other, sampling, padded=plain_engine.padded, holes=concurrency > 1
             )
             return found is not None and found.is_rounding
 
@@ -95,7 +96,7 @@ def llama_stage(
 
 
 def _up_to(cost: CostPoints | None, profile: Profile, concurrency: int) -> CostPoints | None:
-    """The part of the curve that a profile's own limit on rows allows."""
+    """The part of the cost curve within a profile's own limit on rows; the cost at the limit is interpolated."""
     if cost is None:
         return None
     limit = profile.planner.max_nodes + concurrency

@@ -1,6 +1,7 @@
-"""Proof that a profile says what plain decoding says, answer by answer, under several sampling settings.
+"""Checks on llama.cpp that a profile's output equals plain decoding's, under several sampling settings.
 
-Knows the llama.cpp engine and the rounding rule. Knows no terminal.
+Every answer is compared token by token; the engine's rounding rule explains differences. The module also builds the
+document of `verify --json`, for vLLM too. It does not depend on a terminal.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any
 from specplug.bench.arms import plain
 from specplug.bench.workloads import Prompt
 from specplug.errors import UsageError
+from specplug.generation.answers import Answer, Request, Sampling
 from specplug.profile import Profile
+from specplug.verification.mismatch import Mismatch
 
 GRAMMAR = 'root ::= sentence+\nsentence ::= [A-Z] [a-z ,]* ("." | "!" | "?") " "?\n'
-"""Sentences of letters: a grammar that free text can follow for long."""
+"""Sentences of letters: a grammar that free text can follow for a long time."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -33,7 +36,11 @@ STOP = (". ", "\n")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One answer that is not plain decoding's: where, by how much, and why."""
+    """An answer that differs from plain decoding's, and why; see `Mismatch`.
+
+    position     index of the first differing token; -1 where the rounding rule does not apply
+    plain, other the text of the differing tokens; the complete answers where position is -1
+    """
 
     setting: str
     prompt: str
@@ -43,6 +50,69 @@ class Difference:
     gap: float
     shape_difference: float
     verdict: str
+
+
+class Verdicts:
+    """Counts of identical and differing answers per setting, and the differences found."""
+
+    def __init__(self, settings: Sequence[str]) -> None:
+        counted = ("answers", "identical", "rounding", "different", "accepted_tokens")
+        self._counts = {name: dict.fromkeys(counted, 0) for name in settings}
+        self._differences: list[Difference] = []
+
+    def add(
+        self,
+        setting: str,
+        prompt_id: str,
+        plain: Answer,
+        other: Answer,
+        mismatch: Mismatch | None,
+        text: Callable[[int], str],
+    ) -> None:
+        """Count one answer.
+
+        mismatch  the first difference of the tokens; None where they are equal or the rounding rule does not apply
+        text      turns a token into text
+        """
+        counts = self._counts[setting]
+        counts["answers"] += 1
+        counts["accepted_tokens"] += other.counters.accepted_tokens
+        if plain.tokens == other.tokens and plain.text == other.text:
+            counts["identical"] += 1
+            return
+        verdict = "rounding" if mismatch is not None and mismatch.is_rounding else "different"
+        counts[verdict] += 1
+        if mismatch is None:
+            found = Difference(setting, prompt_id, -1, plain.text, other.text, 0.0, 0.0, verdict)
+        else:
+            a, b = ("" if t is None else text(t) for t in (mismatch.plain_token, mismatch.other_token))
+            found = Difference(
+                setting, prompt_id, mismatch.position, a, b, mismatch.gap, mismatch.shape_difference, verdict
+            )
+        self._differences.append(found)
+
+    def document(
+        self, profile: Profile, *, model: str, planner: str, padded: bool, kv_type: str, max_tokens: int
+    ) -> dict[str, Any]:
+        """The document of `verify --json`."""
+        return {
+            "schema": 1,
+            "model": model,
+            "profile": profile.name,
+            "planner": planner,
+            "exact": profile.exact,
+            "padded": padded,
+            "kv_type": kv_type,
+            "max_tokens": max_tokens,
+            "settings": self._counts,
+            "differences": [asdict(difference) for difference in self._differences],
+            "same_output": all(difference.verdict != "different" for difference in self._differences),
+        }
+
+
+def as_verified(profile: Profile, as_is: bool) -> Profile:
+    """The profile with a planner that verifies every draft, unless `as_is` keeps its planner."""
+    return profile if as_is else replace(profile, planner=replace(profile.planner, mode="static"))
 
 
 def prove(
@@ -59,29 +129,24 @@ def prove(
 ) -> dict[str, Any]:
     """The document of `verify --json`. The first turn of every prompt is answered under every setting.
 
-    as_is  leaves the planner alone; otherwise every draft is verified, paying or not, which proves more
+    as_is  keep the profile's planner. Otherwise every draft is verified, whether it pays or not, which proves more
     """
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:
-        raise UsageError(f"no setting is named {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+        raise UsageError(f"no setting is named {unknown[0]!r}; use some of {', '.join(SETTINGS)}")
     from specplug.engines.llama_cpp import require
 
     require()
     from specplug.engines.llama_cpp.engine import LlamaCpp
     from specplug.engines.llama_cpp.model import open_model
     from specplug.engines.llama_cpp.rounding import explain
-    from specplug.generation.answers import Request, Sampling
 
-    tried = profile if as_is else replace(profile, planner=replace(profile.planner, mode="static"))
-    base = plain(profile)
-    differences: list[Difference] = []
-    sums = {
-        name: {"answers": 0, "identical": 0, "rounding": 0, "different": 0, "accepted_tokens": 0} for name in settings
-    }
+    tried = as_verified(profile, as_is)
+    verdicts = Verdicts(settings)
     with (
         open_model(model_path, gpu_layers=profile.runtime.gpu_layers) as model,
-        LlamaCpp(model, base) as plainly,
-        LlamaCpp(model, tried, notify=notify) as speculating,
+        LlamaCpp(model, plain(profile)) as plain_engine,
+        LlamaCpp(model, tried, notify=notify) as drafting_engine,
     ):
         for name in settings:
             sampling = Sampling(seed=seed, **SETTINGS[name])
@@ -89,49 +154,28 @@ def prove(
             for prompt in prompts:
                 tokens = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
                 request = Request(tokens, max_tokens, sampling, stop)
-                for engine in (plainly, speculating):
+                for engine in (plain_engine, drafting_engine):
                     engine.loop.forget_prompts()
-                one, other = plainly.generate(request), speculating.generate(request)
+                one, other = plain_engine.generate(request), drafting_engine.generate(request)
                 progress(name, 1)
-                line = sums[name]
-                line["answers"] += 1
-                line["accepted_tokens"] += other.counters.accepted_tokens
-                found = explain(
+                mismatch = explain(
                     model,
-                    plainly.profile.runtime,
+                    plain_engine.profile.runtime,
                     tokens,
                     one.tokens,
                     other.tokens,
                     sampling,
-                    padded=plainly.padded,
+                    padded=plain_engine.padded,
                     holes=False,
                 )
-                if found is None and one.text == other.text:
-                    line["identical"] += 1
-                    continue
-                verdict = "rounding" if found is not None and found.is_rounding else "different"
-                line[verdict] += 1
-                if found is None:
-                    differences.append(Difference(name, prompt.id, -1, one.text, other.text, 0.0, 0.0, verdict))
-                    continue
-                a, b = (
-                    "" if token is None else model.piece(token).decode("utf-8", "replace")
-                    for token in (found.plain_token, found.other_token)
+                verdicts.add(
+                    name, prompt.id, one, other, mismatch, lambda token: model.piece(token).decode("utf-8", "replace")
                 )
-                differences.append(
-                    Difference(name, prompt.id, found.position, a, b, found.gap, found.shape_difference, verdict)
-                )
-        description, padded = model.description, plainly.padded
-    return {
-        "schema": 1,
-        "model": f"{model_path.name} ({description})",
-        "profile": profile.name,
-        "planner": tried.planner.mode,
-        "exact": profile.exact,
-        "padded": padded,
-        "kv_type": profile.runtime.kv_type,
-        "max_tokens": max_tokens,
-        "settings": sums,
-        "differences": [asdict(difference) for difference in differences],
-        "same_output": not any(difference.verdict == "different" for difference in differences),
-    }
+        return verdicts.document(
+            profile,
+            model=f"{model_path.name} ({model.description})",
+            planner=tried.planner.mode,
+            padded=plain_engine.padded,
+            kv_type=profile.runtime.kv_type,
+            max_tokens=max_tokens,
+        )

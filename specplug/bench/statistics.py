@@ -1,6 +1,6 @@
-"""Intervals of measured figures.
+"""Confidence intervals of measured figures: tokens and seconds per prompt, or milliseconds per pass.
 
-Knows numbers: tokens and seconds per prompt, milliseconds per pass. Knows no engine.
+The module does not depend on an engine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from specplug.core import FloatArray
 
 RESAMPLES = 2000
+"""Bootstrap samples per interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +26,22 @@ class Interval:
     high: float
 
     def as_mapping(self) -> dict[str, float]:
-        """For documents."""
+        """The interval as it stands in JSON documents, rounded to four digits."""
         return {"median": round(self.median, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
 
 
 def paired_ratio(
     tokens: Sequence[float], seconds: Sequence[float], base_tokens: Sequence[float], base_seconds: Sequence[float]
 ) -> Interval:
-    """Tokens per second over the base's, item by item the same prompt: a bootstrap over the items.
+    """Tokens per second over the base's, with a bootstrap interval over prompts; item i of all lists is one prompt.
 
-    The ratio of a resample is that of its totals, so that long answers weigh what they cost. Answers without tokens
-    weigh nothing. Deterministic. ValueError when no answer has tokens.
+    The ratio of a resample is the ratio of its totals, so that a long answer counts by its cost. A prompt where either
+    answer has no tokens is left out. Deterministic. ValueError when no prompt remains.
     """
-    told = [i for i, pair in enumerate(zip(tokens, base_tokens, strict=True)) if min(pair) > 0]
-    if not told:
+    usable = [i for i, pair in enumerate(zip(tokens, base_tokens, strict=True)) if min(pair) > 0]
+    if not usable:
         raise ValueError("no answer has tokens")
-    picks = np.asarray(told)[np.random.default_rng(0).integers(0, len(told), (RESAMPLES, len(told)))]
+    picks = np.asarray(usable)[np.random.default_rng(0).integers(0, len(usable), (RESAMPLES, len(usable)))]
     speed = _totals(tokens, picks) / _totals(seconds, picks)
     base = _totals(base_tokens, picks) / _totals(base_seconds, picks)
     low, median, high = np.percentile(speed / base, [2.5, 50.0, 97.5])
@@ -53,9 +54,9 @@ def _totals(values: Sequence[float], picks: npt.NDArray[np.int64]) -> FloatArray
 
 
 def median_interval(values: Sequence[float]) -> Interval:
-    """Median of one quantity with its 95% interval from order statistics; fewer than six values give their range.
+    """The median of one quantity with its 95% interval from order statistics; fewer than six values give their range.
 
-    The number of values below the true median is binomial(n, 1/2); its normal approximation names the two ranks.
+    The number of values below the true median is binomial(n, 1/2); its normal approximation yields the two ranks.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     n = len(ordered)

@@ -1,25 +1,25 @@
-"""Proof on vLLM that a profile says what plain decoding says, answer by answer, under greedy sampling settings.
+"""Checks on vLLM that a profile's output equals plain decoding's, under greedy sampling settings.
 
-Knows the vLLM engine and its rounding rule. Knows no terminal. Sampled text is not compared: vLLM draws other random
-numbers when it verifies drafts, so that only the distribution is the same.
+Sampled text is not compared: vLLM draws other random numbers when it verifies drafts, so that only the distribution is
+the same. The module does not depend on a terminal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 from specplug.bench.arms import plain
-from specplug.bench.prove import SETTINGS, STOP, Difference
+from specplug.bench.prove import SETTINGS, STOP, Verdicts, as_verified
 from specplug.bench.workloads import Prompt
-from specplug.engines.vllm.offline import Vllm, open_vllm
+from specplug.engines.vllm.offline import open_vllm
 from specplug.engines.vllm.rounding import explain
 from specplug.errors import UsageError
-from specplug.generation.answers import Answer, Request, Sampling
+from specplug.generation.answers import Request, Sampling
 from specplug.profile import Profile
 
 GREEDY = tuple(name for name, how in SETTINGS.items() if not how.get("temperature"))
+"""Names of the settings whose output vLLM can reproduce with drafts."""
 
 
 def prove_vllm(
@@ -35,54 +35,34 @@ def prove_vllm(
     """The document of `verify --json`; see `bench.prove.prove`. All prompts of a setting are answered at once."""
     unknown = [name for name in settings if name not in GREEDY]
     if unknown:
-        why = "draws other random numbers with drafts" if unknown[0] in SETTINGS else "is no setting"
-        raise UsageError(f"{unknown[0]!r} {why} in vLLM; there are {', '.join(GREEDY)}")
+        sampled = unknown[0] in SETTINGS
+        why = f"setting {unknown[0]!r} cannot be compared on vLLM" if sampled else f"no setting is named {unknown[0]!r}"
+        raise UsageError(f"{why}; use some of {', '.join(GREEDY)}")
     if profile.model is None:
         raise UsageError(f"profile {profile.name}: no model; name one with --model")
-    tried = profile if as_is else replace(profile, planner=replace(profile.planner, mode="static"))
-    differences: list[Difference] = []
-    sums = {}
+    tried = as_verified(profile, as_is)
+    verdicts = Verdicts(settings)
     with (
-        open_vllm(profile.model, plain(profile), notify=notify, engines=2) as plainly,
-        open_vllm(profile.model, tried, notify=notify, engines=2) as speculating,
+        open_vllm(profile.model, plain(profile), notify=notify, engines=2) as plain_engine,
+        open_vllm(profile.model, tried, notify=notify, engines=2) as drafting_engine,
     ):
         for name in settings:
-            line = {"answers": 0, "identical": 0, "rounding": 0, "different": 0, "accepted_tokens": 0}
-            sums[name] = line
             sampling, stop = Sampling(**SETTINGS[name]), STOP if name == "stop" else ()
-            tokens = [plainly.chat_prompt([{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts]
+            tokens = [plain_engine.chat_prompt([{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts]
             requests = [Request(one, max_tokens, sampling, stop) for one in tokens]
-            pairs = [engine.generate_all(requests)[0] for engine in (plainly, speculating)]
-            for prompt, read, one, other in zip(prompts, tokens, *pairs, strict=True):
+            pairs = [engine.generate_all(requests)[0] for engine in (plain_engine, drafting_engine)]
+            for prompt, prompt_tokens, one, other in zip(prompts, tokens, *pairs, strict=True):
                 progress(name, 1)
-                line["answers"] += 1
-                line["accepted_tokens"] += other.counters.accepted_tokens
-                found = _difference(plainly, name, prompt.id, read, one, other)
-                line[found.verdict if found else "identical"] += 1
-                if found:
-                    differences.append(found)
-        description = plainly.description
-    return {
-        "schema": 1,
-        "model": f"{profile.model} ({description})",
-        "profile": profile.name,
-        "planner": tried.planner.mode,
-        "exact": profile.exact,
-        "padded": False,
-        "kv_type": profile.vllm.dtype,
-        "max_tokens": max_tokens,
-        "settings": sums,
-        "differences": [asdict(difference) for difference in differences],
-        "same_output": not any(difference.verdict == "different" for difference in differences),
-    }
-
-
-def _difference(plain: Vllm, name: str, prompt: str, read: Any, one: Answer, other: Answer) -> Difference | None:
-    if one.tokens == other.tokens and one.text == other.text:
-        return None
-    found = explain(plain, read, one.tokens, other.tokens) if SETTINGS[name] == {} else None
-    if found is None:
-        return Difference(name, prompt, -1, one.text, other.text, 0.0, 0.0, "different")
-    a, b = ("" if token is None else plain.text([token]) for token in (found.plain_token, found.other_token))
-    verdict = "rounding" if found.is_rounding else "different"
-    return Difference(name, prompt, found.position, a, b, found.gap, found.shape_difference, verdict)
+                # The rounding rule covers plain greedy decoding only.
+                applies = SETTINGS[name] == {}
+                mismatch = explain(plain_engine, prompt_tokens, one.tokens, other.tokens) if applies else None
+                verdicts.add(name, prompt.id, one, other, mismatch, lambda token: plain_engine.text([token]))
+        description = plain_engine.description
+    return verdicts.document(
+        profile,
+        model=f"{profile.model} ({description})",
+        planner=tried.planner.mode,
+        padded=False,
+        kv_type=profile.vllm.dtype,
+        max_tokens=max_tokens,
+    )

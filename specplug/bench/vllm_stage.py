@@ -1,6 +1,6 @@
-"""The arms of a comparison on vLLM: an engine for each, in a process of its own, all open at once.
+"""Opens the arms of a comparison on vLLM: one engine per arm, each in a separate process, all open at once.
 
-Knows the engine. Knows no workload and no document beyond its head.
+The module does not depend on workloads, and of the document it writes only the head.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from specplug.bench.arms import Result, plain
-from specplug.bench.compare import Stage
+from specplug.bench.stage import Stage
 from specplug.core import IntArray
 from specplug.engines.vllm.configure import write_profile
 from specplug.engines.vllm.offline import Vllm, open_vllm
@@ -28,8 +28,8 @@ from specplug.profile import Profile, VllmSettings
 class VllmArm:
     """A profile on vLLM.
 
-    The seconds of an answer are those that its own request took, over as many as there were at once; the wait for the
-    longest of a group is nobody's.
+    The seconds of an answer are those of its own request, divided by the number of requests at once. The time in which
+    a finished request waits for the longest one of its group counts for no answer.
     """
 
     def __init__(self, name: str, engine: Vllm, sampling: Sampling) -> None:
@@ -40,9 +40,10 @@ class VllmArm:
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
         answers, per_token = self.engine.generate_all(requests)
-        usual = median([seconds for seconds in per_token if seconds] or [0.0])  # of answers that came with their prompt
+        # A request whose tokens all came with the prefill has no time per token, and takes the median of the others.
+        typical = median([seconds for seconds in per_token if seconds] or [0.0])
         return [
-            Result(a.tokens, (seconds or usual) * (len(a.tokens) - 1) / len(answers), a.counters)
+            Result(a.tokens, (seconds or typical) * (len(a.tokens) - 1) / len(answers), a.counters)
             for a, seconds in zip(answers, per_token, strict=True)
         ]
 
@@ -50,14 +51,14 @@ class VllmArm:
         self.engine.llm.reset_prefix_cache()
 
     def close(self) -> None:
-        """The engine is closed by whoever opened it."""
+        """Nothing to do: the caller that opened the engine closes it."""
 
 
 class SwitchedArm(VllmArm):
-    """A profile on an engine that may draft with others in turn. What it learned stays until a reset."""
+    """A profile on an engine that several profiles share in turn. What it has learned is kept until a reset."""
 
     def __init__(self, name: str, engine: Vllm, ref: str, sampling: Sampling) -> None:
-        """`ref`: the profile's file. The engine was opened with SWITCH."""
+        """`ref`: the path of the profile's file. The engine must have been opened with SWITCH."""
         super().__init__(name, engine, sampling)
         self._ref = ref
         self._fresh = True
@@ -74,18 +75,14 @@ class SwitchedArm(VllmArm):
 
 @contextmanager
 def vllm_stage(
-    profiles: Sequence[Profile],
-    peers: Sequence[str],
-    sampling: Sampling,
-    concurrency: int,
-    notify: Callable[[str], None],
+    profiles: Sequence[Profile], sampling: Sampling, concurrency: int, notify: Callable[[str], None]
 ) -> Iterator[Stage]:
-    """Everything opened, and closed at the end. Plain decoding is vLLM as it is by default."""
+    """Open everything, and close it at the end. Plain decoding is vLLM with its default settings."""
     first = profiles[0]
     if first.model is None:
         raise UsageError(f"profile {first.name}: no model; name one with --model")
     shared = replace(first.vllm, max_num_seqs=max(concurrency, first.vllm.max_num_seqs or 0))
-    drafting = [replace(p, vllm=as_first(p.vllm, shared)) for p in profiles if p.speculates]
+    drafting = [replace(p, vllm=with_shared_settings(p.vllm, shared)) for p in profiles if p.speculates]
     base = replace(plain(first), vllm=shared)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="specplug-bench-")))
@@ -99,20 +96,20 @@ def vllm_stage(
                 arms.append(SwitchedArm(p.name, engine, write_profile(engine.profile, folder), sampling))
             else:
                 arms.append(VllmArm(p.name, engine, sampling))
-        plainly = arms[0].engine
+        plain_engine = arms[0].engine
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            found = explain(plainly, prompt, one, other) if sampling.temperature <= 0 else None
+            found = explain(plain_engine, prompt, one, other) if sampling.temperature <= 0 else None
             return found is not None and found.is_rounding
 
         measured = next((arm.engine.profile.measured for arm in arms if arm.engine.profile.measured), None)
         yield Stage(
             arms,
-            plainly.chat_prompt,
-            plainly.text,
+            plain_engine.chat_prompt,
+            plain_engine.text,
             is_rounding,
             {
-                "model": f"{first.model} ({plainly.description})",
+                "model": f"{first.model} ({plain_engine.description})",
                 "engine": "vllm",
                 "hardware": hardware.fingerprint() | {"threads": None},
                 "versions": fingerprint.versions("vllm"),
@@ -122,10 +119,10 @@ def vllm_stage(
 
 
 def is_ours(profile: Profile) -> bool:
-    """Whether it drafts with our proposers, inside vLLM: it is neither plain nor names a drafter of vLLM's own."""
+    """Whether the profile drafts with specplug's proposers inside vLLM: it is neither plain nor a built-in method."""
     return profile.speculates and all(spec.method != "builtin" for spec in profile.proposers)
 
 
-def as_first(own: VllmSettings, shared: VllmSettings) -> VllmSettings:
-    """The shared settings of the engine, the profile's own of its drafts."""
+def with_shared_settings(own: VllmSettings, shared: VllmSettings) -> VllmSettings:
+    """The engine settings that all arms share, with the profile's own settings for drafts."""
     return replace(shared, num_speculative_tokens=own.num_speculative_tokens, uniform=own.uniform)

@@ -1,7 +1,7 @@
-"""Prompts to measure with.
+"""Workloads: the prompts to measure with.
 
-Knows JSONL with `category` and `turns` or `prompt`, which is Spec-Bench's format as it is, and the built-in workload.
-Knows no engine. Source: Spec-Bench, arXiv 2401.07851 (the format).
+Reads the built-in workload, and JSONL files whose lines have `category` and either `turns` or `prompt`. Spec-Bench's
+files (arXiv 2401.07851) can be used unchanged. The module does not depend on an engine.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from specplug.errors import UsageError
 
 BUILTIN = "builtin"
 SIZE_LIMIT = 256 << 20
-"""Bytes of a workload file; Spec-Bench's 480 questions have 1.5 million."""
+"""Bytes of a workload file at most; Spec-Bench's 480 questions have 1.5 million."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One conversation: the user's turns, to be answered one after the other."""
+    """One conversation: the user's turns, which are answered one after the other."""
 
     id: str
     category: str
@@ -31,9 +31,9 @@ class Prompt:
 
 
 def load_workload(name_or_path: str | Path, *, category: str | None = None) -> list[Prompt]:
-    """The prompts of `builtin`, or of a JSONL file. UsageError names the line that is wrong.
+    """The prompts of `builtin`, or of a JSONL file. A UsageError names the line that is wrong.
 
-    category  what a prompt without one belongs to; None refuses it
+    category  the category of prompts that name none; with None such a prompt is refused
     """
     asked = os.fspath(name_or_path)
     if asked == BUILTIN:
@@ -42,12 +42,12 @@ def load_workload(name_or_path: str | Path, *, category: str | None = None) -> l
         content = _read(Path(asked).expanduser())
     prompts = parse_workload(content, asked, category=category)
     if not prompts:
-        raise UsageError(f"{asked}: holds no prompts; put one JSON object with category and turns on each line")
+        raise UsageError(f"{asked}: holds no prompts; write one JSON object with category and turns on each line")
     return prompts
 
 
 def parse_workload(content: bytes, source: str, *, category: str | None = None) -> list[Prompt]:
-    """One prompt per line of JSONL that is not blank; ids that are missing become line numbers."""
+    """One prompt per line of JSONL that is not blank. A prompt without an id gets its line number as id."""
     prompts: list[Prompt] = []
     first_seen: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
@@ -67,7 +67,7 @@ def parse_workload(content: bytes, source: str, *, category: str | None = None) 
 
 
 def limit(prompts: Iterable[Prompt], n_per_category: int) -> list[Prompt]:
-    """The first `n_per_category` prompts of every category, in their order."""
+    """The first `n_per_category` prompts of every category, in the order of the workload."""
     taken: Counter[str] = Counter()
     kept = []
     for prompt in prompts:
@@ -78,12 +78,12 @@ def limit(prompts: Iterable[Prompt], n_per_category: int) -> list[Prompt]:
 
 
 def categories(prompts: Sequence[Prompt]) -> list[str]:
-    """The categories in order of their first prompt."""
+    """The categories, in the order of their first prompts."""
     return list(dict.fromkeys(prompt.category for prompt in prompts))
 
 
 class _BrokenLine(Exception):
-    """What is wrong with a line: `what; what to do`."""
+    """A line that cannot be read. The message has the form `what is wrong; what to do`."""
 
 
 def _read(path: Path) -> bytes:
@@ -127,7 +127,7 @@ def _category(entry: dict[str, object], default: str | None) -> str:
         raise _BrokenLine(f"no category among its keys ({', '.join(entry) or 'none'}); add it")
     category = entry["category"]
     if not isinstance(category, str) or not category.strip():
-        raise _BrokenLine("category is not text; name the kind of the prompt")
+        raise _BrokenLine("category is not text; name the category of the prompt")
     return category
 
 
@@ -140,7 +140,7 @@ def _turns(entry: dict[str, object]) -> tuple[str, ...]:
         raise _BrokenLine('turns is not a list of texts; write ["..."]')
     for turn in turns:
         if not isinstance(turn, str) or not turn.strip():
-            raise _BrokenLine("a turn or prompt is empty or not text; write what the user says")
+            raise _BrokenLine("a turn or prompt is empty or not text; write the user's message")
         if not _encodes(turn):
             raise _BrokenLine("a turn or prompt holds half a surrogate pair (\\ud800 to \\udfff); correct it")
     return tuple(turns)

@@ -1,1 +1,1 @@
-"""What `specplug build` makes: drafters, from measured frequencies and with measured costs."""
+"""Builds the drafters of `specplug build`, from counted token frequencies and with measured costs."""

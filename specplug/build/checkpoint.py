@@ -1,7 +1,7 @@
-"""A Hugging Face checkpoint to trim, or an EAGLE-3 head; the target answers in vLLM.
+"""Trimming a Hugging Face checkpoint or an EAGLE-3 head, with the target's answers from vLLM.
 
-Knows folders. Imports vLLM only where the target has to answer. Tries no drafts: a head in this format runs inside vLLM
-alone, where `specplug bench` measures it.
+vLLM is imported only when the target has to answer. Drafts are not tried here: a head in this format runs only inside
+vLLM, where `specplug bench` measures it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from specplug.tune.subject import Subject
 from specplug.tune.trace import Answer
 
 AT_ONCE = 16
-"""Answers that vLLM is opened for."""
-
+"""Sequences that vLLM answers at once."""
 
 TOKENIZER = "tokenizer.json"
-"""An EAGLE-3 head comes without one, and reads its target's."""
+"""An EAGLE-3 head has no tokenizer and uses its target's."""
 
 
 class CheckpointSource:
@@ -40,21 +39,23 @@ class CheckpointSource:
     def __init__(self, model: Path, target: Path, *, notify: Callable[[str], None]) -> None:
         """UsageError for a model that cannot be trimmed."""
         self._model, self._target = model, target
-        self._of_text = model if (model / TOKENIZER).is_file() else target
-        if not (self._of_text / TOKENIZER).is_file():
-            raise UsageError(f"{self._of_text}: has no {TOKENIZER}; name with --target the model that it drafts for")
+        self._with_tokenizer = model if (model / TOKENIZER).is_file() else target
+        if not (self._with_tokenizer / TOKENIZER).is_file():
+            raise UsageError(
+                f"{self._with_tokenizer}: has no {TOKENIZER}; name with --target the model that it drafts for"
+            )
         self._notify = notify
         self.profile = Profile("target", engine="vllm", model=str(target), proposers=(ProposerSpec("none"),))
         self._shape = checkpoint_head.head_shape(model, target=target)
 
     def vocabulary(self) -> Vocabulary:
-        return checkpoint_head.vocabulary(self._of_text)
+        return checkpoint_head.vocabulary(self._with_tokenizer)
 
-    def guessable(self) -> IntArray:
-        return checkpoint_head.guessable(self._model)
+    def ids_with_rows(self) -> IntArray:
+        return checkpoint_head.ids_with_rows(self._model)
 
     def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
-        return tokenize(self._of_text, texts)
+        return tokenize(self._with_tokenizer, texts)
 
     @contextmanager
     def answering(self) -> Iterator[Subject]:
@@ -69,8 +70,8 @@ class CheckpointSource:
         finally:
             subject.close()
 
-    def expected(self, answers: Sequence[Answer], progress: Progress) -> None:
-        """vLLM tells the likeliest tokens of a place, not all."""
+    def expected_counts(self, answers: Sequence[Answer], progress: Progress) -> None:
+        """None: vLLM returns only the most likely tokens of a position, not the probabilities of all."""
 
     def shape(self, workplace: Path) -> HeadShape:
         return self._shape
@@ -82,11 +83,11 @@ class CheckpointSource:
             return sum(path.stat().st_size for path in self._target.glob("*.safetensors"))
         return shape.step_bytes(shape.num_tokens)
 
-    def can_judge(self) -> str | None:
-        return "drafts of a checkpoint run inside vLLM alone; specplug bench with the drafter's profile measures them"
+    def why_not_judged(self) -> str | None:
+        return "a checkpoint's drafts run only inside vLLM; specplug bench with the drafter's profile measures them"
 
     def hits(self, *_: object) -> NoReturn:
-        raise AssertionError(self.can_judge())
+        raise AssertionError(self.why_not_judged())
 
     costs = measure = hits
 
@@ -94,4 +95,4 @@ class CheckpointSource:
         return checkpoint_head.trim(self._model, ids, out, built=built, target=self._target)
 
     def close(self) -> None:
-        """Nothing is open between calls."""
+        """Nothing to do: nothing stays open between calls."""

@@ -1,6 +1,6 @@
-"""A GGUF model to trim, on llama.cpp.
+"""Trimming a GGUF model with llama.cpp: the target's answers, the drafter's hits, and the costs of both.
 
-Knows the llama.cpp engine. Knows no calibration and no choice.
+The module does not depend on how tokens are counted or which size is chosen.
 """
 
 from __future__ import annotations
@@ -37,48 +37,50 @@ if TYPE_CHECKING:
     from specplug.engines.llama_cpp.context import Context
 
 ROUNDS, STEPS, CELLS = 9, 9, 256
-"""Costs are timed in so many rounds, the target and the heads in turn, so that all see the same machine; so many draft
-steps in each, in caches of so many tokens."""
+"""Costs are timed in ROUNDS rounds with STEPS draft steps each, in KV caches of CELLS cells. The target and the heads
+alternate, so that a machine that slows down affects all of them alike."""
 
-WHOLE, SAMPLE, TRIED = "whole", "sample", "tried"
-"""Folders in the workplace: the whole head in the drafter's format, a head to time, a head to draft with."""
+FULL, SAMPLE, TRIAL = "full", "sample", "trial"
+"""Folders in the workplace: the drafter with its full head, a smaller head to time, and a head to draft with."""
 
 
 class GgufSource:
-    """See `Source`. The target stays open."""
+    """See `Source`. The target stays open until `close`."""
 
     batched = False
 
     def __init__(self, model: Path, target: Path, *, quantize: str | None, threads: int | None) -> None:
-        """EngineError without llama-cpp-python or gguf; UsageError for a model that does not fit."""
+        """EngineError without llama-cpp-python or gguf; UsageError for a model that cannot be trimmed."""
         from specplug.engines.llama_cpp import require
 
         require()
         if find_spec("gguf") is None:
-            raise EngineError(f"{model}: to trim it needs gguf, not installed: pip install 'specplug[llama-cpp]'")
+            raise EngineError(
+                f"{model}: trimming needs gguf, which is not installed: pip install 'specplug[llama-cpp]'"
+            )
         from specplug.engines.llama_cpp.engine import resolved
         from specplug.engines.llama_cpp.model import open_model
         from specplug.transforms.gguf_head import head_shape
 
-        head_shape(model)  # of an architecture that can be trimmed
+        head_shape(model)  # raises for an architecture that cannot be trimmed
         self._model, self._target = model, target
         self._quantize = quantize
         self._costs: CostPoints | None = None
-        self._opened = open_model(target)
-        self._opened.check_rollback()
+        self._target_model = open_model(target)
+        self._target_model.check_rollback()
         base = Profile("target", proposers=(ProposerSpec("none"),), runtime=Runtime(threads=threads))
-        self.profile = resolved(base, self._opened)
+        self.profile = resolved(base, self._target_model)
 
     def vocabulary(self) -> Vocabulary:
         from specplug.transforms.gguf_head import vocabulary
 
         return vocabulary(self._model)
 
-    def guessable(self) -> IntArray:
-        return np.arange(self._opened.num_tokens, dtype=np.int32)
+    def ids_with_rows(self) -> IntArray:
+        return np.arange(self._target_model.num_tokens, dtype=np.int32)
 
     def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
-        return [self._opened.tokenize(text, add_special=False) for text in texts]
+        return [self._target_model.tokenize(text, add_special=False) for text in texts]
 
     @contextmanager
     def answering(self) -> Iterator[Subject]:
@@ -90,34 +92,34 @@ class GgufSource:
         finally:
             subject.close()
 
-    def expected(self, answers: Sequence[Answer], progress: Progress) -> Weights:
+    def expected_counts(self, answers: Sequence[Answer], progress: Progress) -> Weights:
         from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
 
-        weights = np.zeros(self._opened.num_tokens)
+        weights = np.zeros(self._target_model.num_tokens)
         with self._context(self._target, cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
                 for logits in forced_logits(context, text, len(answer.prompt) - 1):
-                    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-                    shares /= shares.sum(axis=1, keepdims=True)
-                    weights += shares.sum(axis=0)
+                    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+                    probabilities /= probabilities.sum(axis=1, keepdims=True)
+                    weights += probabilities.sum(axis=0)
                 progress(done / len(answers))
         return weights
 
     def shape(self, workplace: Path) -> HeadShape:
         from specplug.transforms.gguf_head import MODEL, head_shape
 
-        return head_shape(self._model if self._quantize is None else self._whole(workplace) / MODEL)
+        return head_shape(self._model if self._quantize is None else self._full_drafter(workplace) / MODEL)
 
     def target_bytes(self) -> int:
         from specplug.transforms.gguf_head import head_shape
 
         try:
-            return head_shape(self._target).step_bytes(self._opened.num_tokens)
+            return head_shape(self._target).step_bytes(self._target_model.num_tokens)
         except UsageError:
             return self._target.stat().st_size
 
-    def can_judge(self) -> str | None:
+    def why_not_judged(self) -> str | None:
         return None
 
     def hits(
@@ -127,13 +129,13 @@ class GgufSource:
 
         parts = added(nested)
         found: list[list[Hits]] = [[] for _ in nested]
-        with self._context(self._whole(workplace), cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
+        with self._context(self._full_drafter(workplace), cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
                 rows = [best_in_each(logits, parts) for logits in forced_logits(context, text, len(answer.prompt))]
                 best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
-                for place, lines in enumerate(found):
-                    lines.append(best[:, place] == answer.tokens[1:])
+                for column, hits in enumerate(found):
+                    hits.append(best[:, column] == answer.tokens[1:])
                 progress(done / len(answers))
         return found
 
@@ -141,8 +143,8 @@ class GgufSource:
         from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
         from specplug.engines.llama_cpp.measure import PassTimer
 
-        folders = {self._opened.num_tokens: self._whole(workplace)}
-        if len(ids) < self._opened.num_tokens:
+        folders = {self._target_model.num_tokens: self._full_drafter(workplace)}
+        if len(ids) < self._target_model.num_tokens:
             self.trim(ids, workplace / SAMPLE, {})
             folders[len(ids)] = workplace / SAMPLE
         with ExitStack() as stack:
@@ -162,7 +164,7 @@ class GgufSource:
             passes: list[list[float]] = []
             steps: list[list[float]] = []
             for _ in range(ROUNDS):
-                # The second of two passes: the first after one of another row count takes longer.
+                # The second of two passes counts, because a pass after one with another row count takes longer.
                 passes.append([(timer.time(rows), timer.time(rows))[1] for rows in range(1, LONGEST + 2)])
                 for drafter in drafting:
                     drafter.warm_up(STEPS)
@@ -173,7 +175,7 @@ class GgufSource:
     def measure(self, ids: IntArray, prompts: Sequence[Prompt], max_tokens: int, workplace: Path) -> dict[str, Any]:
         from specplug.engines.llama_cpp.rounding import explain
 
-        folder, sampling = workplace / TRIED, Sampling()
+        folder, sampling = workplace / TRIAL, Sampling()
         self.trim(ids, folder, {})
         drafting = replace(
             self.profile,
@@ -183,15 +185,16 @@ class GgufSource:
         )
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            found = explain(self._opened, self.profile.runtime, prompt, one, other, sampling, padded=False, holes=False)
+            runtime = self.profile.runtime
+            found = explain(model, runtime, prompt, one, other, sampling, padded=False, holes=False)
             return found is not None and found.is_rounding
 
+        model = self._target_model
         with ExitStack() as stack:
             arms: list[Arm] = []
             for profile in (plain(self.profile), drafting):
-                arms.append(ProfileArm(self._opened, profile, sampling, cost=self._planned_costs()))
+                arms.append(ProfileArm(model, profile, sampling, cost=self._planner_costs()))
                 stack.callback(arms[-1].close)
-            model = self._opened
             outcome = run_arms(arms, prompts, model.chat_prompt, model.text, is_rounding, max_tokens=max_tokens)
         rmtree(folder)
         return outcome.overall[1].figures()
@@ -203,46 +206,46 @@ class GgufSource:
         return trim(self._model, ids, out, quantize=self._quantize, threads=threads, built=built)
 
     def close(self) -> None:
-        self._opened.close()
+        self._target_model.close()
 
-    def _whole(self, workplace: Path) -> Path:
-        """The drafter with the whole head: the model itself, or a folder where its format is another."""
+    def _full_drafter(self, workplace: Path) -> Path:
+        """The drafter with its full head: the model itself, or a folder if the drafter has another weight format."""
         if self._quantize is None:
             return self._model
-        folder = workplace / WHOLE
+        folder = workplace / FULL
         if not folder.exists():
-            self.trim(self.guessable(), folder, {})
+            self.trim(self.ids_with_rows(), folder, {})
         return folder
 
     @contextmanager
-    def _context(self, place: Path, *, cells: int, max_rows: int) -> Iterator[Context]:
-        """A context of a model, or of a drafter's folder, which reads embeddings."""
+    def _context(self, path: Path, *, cells: int, max_rows: int) -> Iterator[Context]:
+        """A context of a GGUF file, or of a drafter's folder, whose input is embeddings."""
         from specplug.engines.llama_cpp.context import open_context
         from specplug.engines.llama_cpp.drafters.input_table import InputTable
         from specplug.engines.llama_cpp.model import open_model
         from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
 
         inputs = None
-        if place.is_dir():
-            inputs = InputTable(place / EMBEDDINGS, read_drafter(place)[0].input_scale)
+        if path.is_dir():
+            inputs = InputTable(path / EMBEDDINGS, read_drafter(path)[0].input_scale)
         cells = -(-cells // 256) * 256
         with (
-            open_model(place / MODEL if inputs else place) as model,
+            open_model(path / MODEL if inputs else path) as model,
             open_context(
                 model, self.profile.runtime, cells=cells, num_ids=1, max_rows=max_rows, inputs=inputs
             ) as context,
         ):
             yield context
 
-    def _planned_costs(self) -> CostPoints:
-        """What the planner of drafters that are tried is told; measured once."""
+    def _planner_costs(self) -> CostPoints:
+        """The cost curve for the planner of trial drafters; measured once."""
         from specplug.engines.llama_cpp.measure import cost_points
 
         if self._costs is None:
-            self._costs = cost_points(self._opened, self.profile.runtime, LONGEST + 1)
+            self._costs = cost_points(self._target_model, self.profile.runtime, LONGEST + 1)
         return self._costs
 
 
 def _longest(answers: Sequence[Answer]) -> int:
-    """Tokens of the longest answer with its prompt."""
+    """The number of tokens of the longest answer and its prompt."""
     return max(len(answer.prompt) + len(answer.tokens) for answer in answers)

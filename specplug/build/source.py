@@ -1,6 +1,6 @@
-"""What is trimmed, what it will draft for, and the files of each kind that do it.
+"""The interface between building a trimmed drafter and the two model formats.
 
-Knows the questions that building asks. Each kind of model answers them in a file of its own.
+`build.llama_cpp` implements it for GGUF files, `build.checkpoint` for Hugging Face checkpoints.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Progress = Callable[[float], None]
 
 
 class Source(Protocol):
-    """A model to trim and its target, which may be the same.
+    """A model to trim and the target that it will draft for, which may be the same model.
 
-    profile    with the engine's own choices filled in: how the target answers
-    batched    whether its engine batches by itself
-    workplace  a folder for drafters that are tried, which somebody else removes
+    profile    how the target answers, with the engine's defaults filled in
+    batched    whether the target's engine batches requests by itself
+    workplace  in the methods below: a folder for trial drafters, which the caller removes
     """
 
     profile: Profile
@@ -36,40 +36,40 @@ class Source(Protocol):
 
     def vocabulary(self) -> Vocabulary: ...
 
-    def guessable(self) -> IntArray:
-        """int32[n], ascending: ids that the head has rows for."""
+    def ids_with_rows(self) -> IntArray:
+        """int32[n], ascending: the ids that the head has rows for."""
 
     def tokenize(self, texts: Sequence[str]) -> list[IntArray]:
-        """Of each text its tokens (int32[n]), without any that a model puts around it."""
+        """The tokens of each text (int32[n]), without special tokens around it."""
 
     def answering(self) -> AbstractContextManager[Subject]:
         """The target, opened to answer prompts."""
 
-    def expected(self, answers: Sequence[Answer], progress: Progress) -> Weights | None:
-        """float64[V]: how often each token was to be expected along these answers, by the probabilities that the target
-        gave it; None where they are not to be had."""
+    def expected_counts(self, answers: Sequence[Answer], progress: Progress) -> Weights | None:
+        """float64[V]: the sum of the target's probabilities of every token over all positions of these answers; None
+        where the engine does not provide them."""
 
     def shape(self, workplace: Path) -> HeadShape:
-        """Sizes of the drafter with the whole head, in the format that it will have."""
+        """The sizes of the drafter with its full head, in the weight format that the drafter will have."""
 
     def target_bytes(self) -> int:
-        """Weights that a pass of the target reads; its whole file, where its architecture's head is not known."""
+        """Bytes of weights that a pass of the target reads; the file's size where its architecture is unknown."""
 
-    def can_judge(self) -> str | None:
-        """None where drafts can be tried here; else why not."""
+    def why_not_judged(self) -> str | None:
+        """None where drafts can be tried here; otherwise the reason why they cannot."""
 
     def hits(
         self, answers: Sequence[Answer], nested: Sequence[IntArray], workplace: Path, progress: Progress
     ) -> list[list[Hits]]:
-        """Of each nested set of ids and each answer, which guesses of a drafter with these rows are right."""
+        """For each nested set of ids and each answer: which draft tokens of a drafter with these rows are accepted."""
 
     def costs(self, ids: IntArray, workplace: Path) -> Costs:
-        """What passes of the target take here, and draft steps with these rows and with all."""
+        """The time of target passes on this machine, and of draft steps with these rows and with all rows."""
 
     def measure(self, ids: IntArray, prompts: Sequence[Prompt], max_tokens: int, workplace: Path) -> dict[str, Any]:
-        """Draft with these rows for the target, beside plain decoding: the figures of the arm in `bench --json`."""
+        """Draft with these rows for the target, beside plain decoding; returns the figures that `bench --json` has."""
 
     def trim(self, ids: IntArray, out: Path, built: Mapping[str, Any]) -> Manifest:
-        """Write the drafter's folder, whole or not at all."""
+        """Write the drafter's folder, completely or not at all."""
 
     def close(self) -> None: ...

@@ -1,6 +1,7 @@
-"""Building a drafter with a trimmed head: count, weigh, look at sizes, choose, write.
+"""Builds a drafter with a trimmed head: count tokens, weigh them, evaluate head sizes, choose one, write the drafter.
 
-Knows the order of things, and the document of `build vocab-trim --json`. Knows no engine inside, and no terminal.
+The module fixes the order of these stages and the document of `build vocab-trim --json`. The engines are behind
+`Source`; the module does not depend on their internals or on a terminal.
 """
 
 from __future__ import annotations
@@ -34,27 +35,29 @@ from specplug.tune.trace import Answer
 
 SCHEMA = 1
 SELF = "self"
-"""Stands for the prompts of the built-in workload."""
+"""The value of `--calibrate` that stands for the prompts of the built-in workload."""
 
 COUNTED = ("target", "raw")
+"""The values of `--from`: count the target's answers, or the text itself."""
 
-FEWEST_TOKENS = 8
-"""Per answer; of fewer no draft can be judged."""
+MIN_TOKENS = 8
+"""Tokens per answer at least; shorter answers are too few tokens to evaluate drafts on."""
 
 Progress = Callable[[str, float], None]
-"""Told the stage, and the share of it that is done."""
+"""Receives the name of the stage, and the share of it that is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for.
+    """A request to build a drafter.
 
-    model, target  a GGUF file or a checkpoint's folder: what is trimmed, and what it will draft for
-    calibrate      SELF, a workload in JSONL, or a file of text
-    counted        of prompts: the target's answers, or the prompts' own text
-    tokens         of an answer, at most
-    measure        prompts that are answered with a drafter of every size, beside plain decoding
-    command        how it was asked for, for the record
+    model, target  the model to trim, and the model that it will draft for: each a GGUF file or a checkpoint's folder
+    calibrate      SELF, the path of a JSONL workload, or the path of a text file
+    counted        one of COUNTED: for prompts, whether the target's answers or the prompts' own text is counted
+    quantize       the weight format of the drafter; that of `model` where None
+    tokens         tokens per answer at most
+    measure        number of prompts that are answered with a drafter of every size, beside plain decoding
+    command        the command line, for the document
     """
 
     model: Path
@@ -83,7 +86,7 @@ class Request:
 
 
 def check(request: Request) -> None:
-    """Raise what would otherwise be found only after generating."""
+    """Raise now what would otherwise fail only after the target has answered."""
     out = request.out
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: exists already; name a new folder, or remove it")
@@ -91,17 +94,17 @@ def check(request: Request) -> None:
         raise UsageError(
             f"--calibrate {request.calibrate}: a text has no prompts to answer; use --from raw, or a .jsonl"
         )
-    if request.tokens < FEWEST_TOKENS:
-        raise UsageError(f"answers of {request.tokens} tokens say nothing of drafts; use at least {FEWEST_TOKENS}")
+    if request.tokens < MIN_TOKENS:
+        raise UsageError(f"--tokens {request.tokens}: too few to evaluate drafts on; use at least {MIN_TOKENS}")
     if request.is_checkpoint != request.target.is_dir():
         raise UsageError(
-            f"{request.model} and {request.target}: one is a GGUF file, the other a folder; name two alike"
+            f"{request.model} and {request.target}: one is a GGUF file, the other a folder; use the same kind for both"
         )
     if request.is_checkpoint and request.quantize is not None:
         raise UsageError(
             f"--quantize {request.quantize}: {request.model} is a checkpoint; only GGUF files are quantised"
         )
-    # An EAGLE-3 head comes without a tokenizer, and reads its target's.
+    # An EAGLE-3 head has no tokenizer and uses its target's.
     if not request.is_checkpoint or (request.model / "tokenizer.json").is_file():
         own, wanted = tokenizer_hash(request.model), tokenizer_hash(request.target)
         if own != wanted:
@@ -120,8 +123,8 @@ def build(
 ) -> dict[str, Any]:
     """Write the drafter and return the document of `build vocab-trim --json`.
 
-    The folder appears last, whole or not at all; answers of the target are kept for another run with the same model.
-    `opener` opens another kind of model.
+    The folder appears at the end, completely or not at all. The target's answers are cached for later runs.
+    opener  opens the model and its target; `open_source` where None
     """
     check(request)
     began = monotonic()
@@ -131,20 +134,21 @@ def build(
         if busy:
             notify(busy)
         source = stack.enter_context(closing(opener(request) if opener else open_source(request, notify)))
-        why_not = source.can_judge()
+        why_not = source.why_not_judged()
         if why_not and (request.selection.auto or request.measure):
             flag = "--auto" if request.selection.auto else "--measure"
             raise UsageError(f"{flag}: {why_not}; use --size or --coverage")
-        vocabulary, guessable = source.vocabulary(), source.guessable()
-        always = np.flatnonzero(np.isin(guessable, vocabulary.always_kept())).astype(np.int32)  # places in `guessable`
-        even = np.ones(len(guessable), dtype=np.int64)
-        request.selection.rows(even, always, even)  # what cannot be, before the work
+        vocabulary, ids = source.vocabulary(), source.ids_with_rows()
+        # Below, rows are chosen by index into `ids`.
+        always = np.flatnonzero(np.isin(ids, vocabulary.always_kept())).astype(np.int32)
+        uniform = np.ones(len(ids), dtype=np.int64)
+        request.selection.rows(uniform, always, uniform)  # refuses an impossible size before the target answers
         workplace = _workplace(stack, request.out)
         counted = _counted(request, source, material, len(vocabulary.pieces), notify, progress)
-        weights = counted.weights[guessable]
-        wanted = request.selection.rows(weights, always, counted.frequencies.chosen_by[guessable])
-        rows = head_sizes.sizes(len(guessable), len(always), wanted)
-        nested = [guessable[places] for places in head_sizes.kept(weights, always, rows)]
+        weights = counted.weights[ids]
+        wanted = request.selection.rows(weights, always, counted.frequencies.calibration[ids])
+        rows = head_sizes.sizes(len(ids), len(always), wanted)
+        nested = [ids[indices] for indices in head_sizes.kept(weights, always, rows)]
         table, costs = _table(request, source, counted, nested, workplace, progress)
         chosen = next((line for line in table if line.rows == wanted), None) or head_sizes.fastest(table)
         progress("writing", 0.0)
@@ -181,11 +185,11 @@ def build(
 
 
 BUILT = ("chosen_by", "quantize", "calibration", "judged_by", "gamma", "target", "sizes", "costs", "date", "command")
-"""Of the document, what the drafter's manifest keeps."""
+"""The keys of the document that the drafter's manifest keeps."""
 
 
 def verdict(document: Mapping[str, Any]) -> str:
-    """In one line what was built, and what to expect of it."""
+    """One line that says what was built, and which speed to expect."""
     line = next(line for line in document["sizes"] if line["rows"] == document["rows"])
     what = f"{line['rows']} of {document['num_tokens']} rows, {line['coverage']:.2%} of held-out tokens"
     if line["predicted"] is None:
@@ -193,16 +197,16 @@ def verdict(document: Mapping[str, Any]) -> str:
     best = max(document["sizes"], key=lambda other: other["predicted"])
     if best["predicted"] <= 1:
         return f"{what}; no size beats plain decoding here (the best, {best['rows']} rows: {best['predicted']:.2f})"
-    return f"{what}; predicted {line['predicted']:.2f} times plain decoding with drafts of {line['guesses']}"
+    return f"{what}; predicted {line['predicted']:.2f} times plain decoding with drafts of {line['guesses']} tokens"
 
 
 def open_source(request: Request, notify: Callable[[str], None]) -> Source:
-    """The model and its target, by their kind."""
+    """Open the model and its target, by their format."""
     if request.is_checkpoint:
         from specplug.build.checkpoint import CheckpointSource
 
         if request.threads is not None:
-            notify("threads are not set for vLLM: it takes VLLM_CPU_OMP_THREADS_BIND")
+            notify("--threads has no effect on vLLM; set VLLM_CPU_OMP_THREADS_BIND")
         return CheckpointSource(request.model, request.target, notify=notify)
     from specplug.build.llama_cpp import GgufSource
 
@@ -210,7 +214,7 @@ def open_source(request: Request, notify: Callable[[str], None]) -> Source:
 
 
 def _material(request: Request) -> list[str] | list[Prompt]:
-    """What to calibrate on: pieces of text, or prompts."""
+    """The material to calibrate on: pieces of text, or prompts."""
     if request.is_text:
         return read_text(Path(request.calibrate).expanduser())
     name = workloads.BUILTIN if request.calibrate == SELF else request.calibrate
@@ -218,7 +222,7 @@ def _material(request: Request) -> list[str] | list[Prompt]:
 
 
 def _workplace(stack: ExitStack, out: Path) -> Path:
-    """A folder beside the drafter, where there must be room anyway; gone at the end."""
+    """A temporary folder beside the drafter's, where there must be disk space anyway."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         return Path(stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.tried.")))
@@ -228,8 +232,11 @@ def _workplace(stack: ExitStack, out: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Counted:
-    """The frequencies; by what rows are chosen; and answers of the target that were not counted, to judge drafts by,
-    with their prompts."""
+    """Token frequencies, and held-out answers of the target.
+
+    weights  the rows are chosen by these
+    answers  the target's answers that were not counted, which evaluate the drafts; `prompts` are their prompts
+    """
 
     frequencies: Frequencies
     weights: Weights
@@ -256,22 +263,22 @@ def _counted(
             held = held_out(list(texts))
             others = [prompt for prompt in prompts if prompt.id in held]
         frequencies = count({name: source.tokenize(parts) for name, parts in texts.items()}, num_tokens)
-        answers = _answers(request, source, others, notify, progress) if source.can_judge() is None else []
-        return _Counted(frequencies, frequencies.chosen_by, answers, others)
+        answers = _answers(request, source, others, notify, progress) if source.why_not_judged() is None else []
+        return _Counted(frequencies, frequencies.calibration, answers, others)
     if len(prompts) < 2:
-        raise UsageError(f"--calibrate {request.calibrate}: holds 1 prompt; give at least 2, of which one is held out")
+        raise UsageError(f"--calibrate {request.calibrate}: holds 1 prompt; give at least 2, because one is held out")
     answers = _answers(request, source, prompts, notify, progress)
     documents: dict[str, list[IntArray]] = {}
     for answer in answers:
         documents.setdefault(answer.prompt_id, []).append(answer.tokens)
     frequencies = count(documents, num_tokens)
-    held = frequencies.held
+    held = frequencies.held_out_names
     progress("likelihoods", 0.0)
-    chosen_by = [answer for answer in answers if answer.prompt_id not in held]
-    weights = source.expected(chosen_by, lambda share: progress("likelihoods", share))
+    calibration = [answer for answer in answers if answer.prompt_id not in held]
+    weights = source.expected_counts(calibration, lambda share: progress("likelihoods", share))
     return _Counted(
         frequencies,
-        frequencies.chosen_by if weights is None else weights,
+        frequencies.calibration if weights is None else weights,
         [answer for answer in answers if answer.prompt_id in held],
         [prompt for prompt in prompts if prompt.id in held],
     )
@@ -284,7 +291,7 @@ def _answers(
     notify: Callable[[str], None],
     progress: Progress,
 ) -> list[Answer]:
-    """The target's own greedy answers to all turns; what another run, or a tune, has recorded is not asked again."""
+    """The target's greedy answers to all turns; those that an earlier build or `specplug tune` recorded are reused."""
     engine = source.profile.engine
     here = fingerprint.of(request.target, engine=engine, threads=None, gpu=engine == "vllm")
     about = trace_about(here, source.profile, prompts, request.tokens, batched=source.batched)
@@ -299,12 +306,12 @@ def _answers(
                     subject, trace, prompts, path, seconds=inf, progress=lambda share: progress("answers", share)
                 )
             except KeyboardInterrupt:
-                notify("the answers so far are kept: the same command goes on")
+                notify("the answers so far are saved: the same command goes on from there")
                 raise
     wanted = {prompt.id for prompt in prompts}
     answers = [answer for answer in trace.answers if answer.prompt_id in wanted and len(answer.tokens) > 1]
     if not answers:
-        raise UsageError(f"{request.target}: answers nothing at all to these prompts; calibrate on others")
+        raise UsageError(f"{request.target}: its answers to these prompts are empty; calibrate on other prompts")
     return answers
 
 
@@ -316,8 +323,10 @@ def _table(
     workplace: Path,
     progress: Progress,
 ) -> tuple[list[Size], Costs | None]:
-    """What every nested set of ids would bring, and the costs that say so; where drafts cannot be judged, only what can
-    be told without them."""
+    """The figures of every nested set of ids, and the measured costs behind them.
+
+    Where drafts cannot be tried, the figures are only those that need no drafts.
+    """
     progress("weights", 0.0)
     shape, target_bytes = source.shape(workplace), source.target_bytes()
     table = [
@@ -329,16 +338,16 @@ def _table(
         )
         for ids in nested
     ]
-    if source.can_judge() is not None:
+    if source.why_not_judged() is not None:
         return table, None
     hits = source.hits(counted.answers, nested, workplace, lambda share: progress("drafts", share))
     progress("costs", 0.0)
     costs = source.costs(nested[0], workplace)
     table = [_judged(line, of_line, costs) for line, of_line in zip(table, hits, strict=True)]
-    for place, ids in enumerate(nested if request.measure else ()):
-        progress(f"measuring {len(ids)} rows", place / len(nested))
+    for index, ids in enumerate(nested if request.measure else ()):
+        progress(f"measuring {len(ids)} rows", index / len(nested))
         figures = source.measure(ids, counted.prompts[: request.measure], request.tokens, workplace)
-        table[place] = replace(table[place], measured=figures)
+        table[index] = replace(table[index], measured=figures)
     return table, costs
 
 
@@ -358,7 +367,7 @@ def _judged(line: Size, hits: Sequence[Hits], costs: Costs) -> Size:
 
 
 def _amount(answers: Sequence[Answer]) -> dict[str, int]:
-    """Tokens without the first of each answer, which comes with its prompt."""
+    """The number of answers, and of their tokens without the first of each, which the prefill yields."""
     return {"answers": len(answers), "tokens": sum(len(answer.tokens) - 1 for answer in answers)}
 
 
@@ -373,11 +382,11 @@ def _calibration(request: Request, counted: _Counted) -> dict[str, Any]:
     return {
         "source": request.calibrate if request.calibrate == SELF else Path(request.calibrate).name,
         "counted": "text" if request.is_raw else "the target's answers",
-        "ranked_by": "counts" if counted.weights is frequencies.chosen_by else "likelihoods",
+        "ranked_by": "counts" if counted.weights is frequencies.calibration else "likelihoods",
         "answer_tokens": None if request.is_raw else request.tokens,
-        "documents": frequencies.num_documents - len(frequencies.held),
-        "tokens": int(frequencies.chosen_by.sum()),
-        "different_tokens": int((frequencies.chosen_by > 0).sum()),
-        "held_out_documents": len(frequencies.held),
+        "documents": frequencies.num_documents - len(frequencies.held_out_names),
+        "tokens": int(frequencies.calibration.sum()),
+        "different_tokens": int((frequencies.calibration > 0).sum()),
+        "held_out_documents": len(frequencies.held_out_names),
         "held_out_tokens": int(frequencies.held_out.sum()),
     }

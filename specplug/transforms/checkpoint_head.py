@@ -1,10 +1,9 @@
-"""Trims the head of a Hugging Face checkpoint: a drafter with the rows that are asked for, which vLLM loads.
+"""Trims the head of a Hugging Face checkpoint or an EAGLE-3 head to chosen rows. The result is a drafter for vLLM.
 
-Knows checkpoints of the architectures below, and EAGLE-3 heads. Knows neither why these rows were chosen nor who drafts
-with them, and loads no engine: rows are bytes, whatever the format of the weights.
-Source: VocabTrim (arXiv 2506.22694). What the file says of the rows is what vLLM reads of EAGLE-3 heads
-(vllm/model_executor/models/llama_eagle3.py): `d2t`, int64[rows], the id of row j less j; `t2d`, bool[V], who has a row.
-What goes in keeps the whole vocabulary.
+Source: VocabTrim (arXiv 2506.22694). The ids of the rows are stored as vLLM reads them from EAGLE-3 heads
+(vllm/model_executor/models/llama_eagle3.py): `d2t`, int64[rows], the id of row j minus j; `t2d`, bool[V], whether an id
+has a row. The input keeps the full vocabulary. Rows are copied as bytes, in every weight format, so that no engine is
+loaded. The module does not depend on how the rows were chosen or on how the drafter is used.
 """
 
 from __future__ import annotations
@@ -39,35 +38,39 @@ TRIMMED = {
     "Qwen3ForCausalLM": "SpecplugTrimmedQwen3ForCausalLM",
     "Gemma3ForCausalLM": "SpecplugTrimmedGemma3ForCausalLM",
 }
-"""Architectures whose heads we know; and what the trimmed ones are called, which our plugin of vLLM knows."""
+"""The supported architectures, with the names of their trimmed versions, which specplug's vLLM plugin registers."""
 
 EAGLE3 = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3Qwen3ForCausalLM")
-"""Architectures of EAGLE-3 heads, as vLLM has them. The speculators format names its kind by a key instead."""
+"""Architectures of EAGLE-3 heads, as vLLM names them. The speculators format has a key for this instead."""
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-"""Tensor names; a model without the second, or that says so, has tied ones."""
+"""Tensor names. Without the second, or if the configuration says so, the embedding table is the head."""
 
-IDS_OF, HAS_ROW = "d2t", "t2d"
+ROW_IDS, HAS_ROW = "d2t", "t2d"
+"""Tensor names: the ids of the head's rows, and which ids have a row."""
 
 FLOATS = {"BF16": 2, "F16": 2, "F32": 4}
-"""Formats of a head whose rows stand for themselves, and bytes of a weight; others have scales beside them."""
+"""Weight formats whose rows can be copied alone, with bytes per weight; other formats have scales in other tensors."""
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+"""Files of the tokenizer and the chat template, which are copied unchanged."""
 
 JSON_LIMIT = 256 << 20
+"""Bytes of a JSON file at most."""
+
 MAX_TOKENS = 1 << 22
-"""The largest vocabularies have some hundred thousand."""
+"""Tokens of a vocabulary at most; the largest ones have some hundred thousand."""
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 RESERVED = re.compile(r"<unused\d+>|<\|?reserved_(special_)?token_\d+\|?>")
-"""Tokens by their text: fallbacks to a byte; and special ones that no text has, of which Gemma has thousands."""
+"""The texts of byte fallback tokens, and of reserved tokens, which never occur and of which Gemma has thousands."""
 
 
 def vocabulary(folder: Path) -> Vocabulary:
-    """What is known of every token of a checkpoint, by its tokenizer.json. UsageError where it is of no known kind."""
+    """The text and the kind of every token of a checkpoint, from its tokenizer.json. UsageError for an unknown kind."""
     config = _config(folder)
     num_tokens, _ = _sizes(folder, config)
     path = folder / "tokenizer.json"
@@ -87,22 +90,22 @@ def vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary(pieces, frozenset(id for id in special if id < num_tokens))
 
 
-def guessable(folder: Path) -> IntArray:
-    """int32[n], ascending: ids that the head has rows for. All, but for EAGLE-3 heads that were trained with fewer."""
+def ids_with_rows(folder: Path) -> IntArray:
+    """int32[n], ascending: the ids that the head has rows for. EAGLE-3 heads may have fewer than the vocabulary."""
     config, tensors = _config(folder), tensor_files.tensors_of(folder)
-    return np.sort(_ids_of_rows(folder, _sizes(folder, config)[0], tensors, _is_eagle3(config, tensors)))
+    return np.sort(_row_ids(folder, _sizes(folder, config)[0], tensors, _is_eagle3(config, tensors)))
 
 
 def head_shape(folder: Path, *, target: Path | None = None) -> HeadShape:
-    """Sizes of the head and of the rest. UsageError for an unknown architecture.
+    """The sizes of the head and of the other weights. UsageError for an unknown architecture.
 
-    target  the model that an EAGLE-3 head drafts for, where it borrows that one's head
+    target  the model that an EAGLE-3 head drafts for; needed where it uses that model's output head
     """
     model = _open(folder, target)
     beside = sum(
         tensor.num_bytes
         for name, tensor in model.tensors.items()
-        if name not in (HEAD, IDS_OF, HAS_ROW) and not name.endswith("embed_tokens.weight")
+        if name not in (HEAD, ROW_IDS, HAS_ROW) and not name.endswith("embed_tokens.weight")
     )
     rows, width = model.head.shape
     return HeadShape(rows, width, model.tied, model.head.row_bytes, beside)
@@ -116,19 +119,19 @@ def trim(
     built: Mapping[str, Any] | None = None,
     target: Path | None = None,
 ) -> Manifest:
-    """Write the folder `out`: the model with the rows `ids` in its head, everything else as it was, the manifest.
+    """Write the folder `out`: the model with the rows `ids` in its head, all other weights unchanged, and the manifest.
 
-    ids     int32[n], ascending; those that an EAGLE-3 head has no rows for are left out
-    built   for the manifest
-    target  of an EAGLE-3 head, the model that it drafts for: its tokenizer, and its head where the source has none
-    UsageError for a damaged file, an unknown architecture or ids that do not fit; SpecplugError where the disk refuses.
+    ids     int32[n], ascending; ids that an EAGLE-3 head has no rows for are left out
+    built   facts about the build, for the manifest
+    target  the model that an EAGLE-3 head drafts for, whose tokenizer it has, and whose output head where it has none
+    UsageError for a damaged file, an unknown architecture or invalid ids; SpecplugError where writing fails.
     """
     model = _open(source, target)
     num_tokens = model.num_tokens
     check_ids(ids, num_tokens, source)
-    kept = np.intersect1d(ids, model.ids_of_rows).astype(np.int32)
+    kept = np.intersect1d(ids, model.row_ids).astype(np.int32)
     if not len(kept):
-        raise UsageError(f"{source}: its head has none of the {len(ids)} tokens; choose among those of `guessable`")
+        raise UsageError(f"{source}: its head has none of the {len(ids)} tokens; choose ids that it has rows for")
     manifest = Manifest(
         format="checkpoint",
         kind="eagle3" if model.eagle3 else "model",
@@ -151,7 +154,7 @@ def trim(
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A checkpoint whose head can be trimmed; `ids_of_rows` says what each row of `head` stands for."""
+    """A checkpoint whose head can be trimmed; `row_ids` holds the id of each row of `head`."""
 
     config: Mapping[str, Any]
     architecture: str
@@ -160,7 +163,7 @@ class _Model:
     tensors: Mapping[str, Tensor]
     head: Tensor
     tied: bool
-    ids_of_rows: IntArray
+    row_ids: IntArray
 
 
 def _open(folder: Path, target: Path | None) -> _Model:
@@ -178,7 +181,7 @@ def _open(folder: Path, target: Path | None) -> _Model:
     if head is None:
         advice = "name the model that it drafts for" if eagle3 else "name a checkpoint whose head is not quantised"
         raise UsageError(f"{folder}: has no {TABLE if tied else HEAD}; {advice}")
-    ids = _ids_of_rows(folder, num_tokens, tensors, eagle3)
+    ids = _row_ids(folder, num_tokens, tensors, eagle3)
     if head.shape != (len(ids), width) or head.num_bytes != FLOATS.get(head.dtype, 0) * prod(head.shape):
         raise UsageError(
             f"{folder}: its head is {head.dtype}{list(head.shape)} where {' or '.join(FLOATS)} and "
@@ -187,28 +190,28 @@ def _open(folder: Path, target: Path | None) -> _Model:
     return _Model(config, architecture, eagle3, num_tokens, tensors, head, tied, ids)
 
 
-def _ids_of_rows(folder: Path, num_tokens: int, tensors: Mapping[str, Tensor], eagle3: bool) -> IntArray:
-    if not eagle3 or IDS_OF not in tensors:
+def _row_ids(folder: Path, num_tokens: int, tensors: Mapping[str, Tensor], eagle3: bool) -> IntArray:
+    if not eagle3 or ROW_IDS not in tensors:
         return np.arange(num_tokens, dtype=np.int32)
-    offsets = tensor_files.read_array(tensors[IDS_OF], IDS_OF).ravel()
+    offsets = tensor_files.read_array(tensors[ROW_IDS], ROW_IDS).ravel()
     ids = offsets + np.arange(len(offsets))
     if not len(ids) or ids.min() < 0 or ids.max() >= num_tokens or len(np.unique(ids)) < len(ids):
-        raise UsageError(f"{folder}: its {IDS_OF} does not give different ids below {num_tokens}; fetch it again")
+        raise UsageError(f"{folder}: its {ROW_IDS} does not hold distinct ids below {num_tokens}; download it again")
     return ids.astype(np.int32)
 
 
 def _entries(model: _Model, kept: IntArray) -> dict[str, Entry]:
     entries = {
-        name: tensor_files.whole(tensor)
+        name: tensor_files.copied(tensor)
         for name, tensor in model.tensors.items()
-        if name not in (HEAD, IDS_OF, HAS_ROW)
+        if name not in (HEAD, ROW_IDS, HAS_ROW)
     }
-    by_id = np.argsort(model.ids_of_rows)
-    row_of = by_id[np.searchsorted(model.ids_of_rows, kept, sorter=by_id)]
+    by_id = np.argsort(model.row_ids)
+    row_of = by_id[np.searchsorted(model.row_ids, kept, sorter=by_id)]
     entries[HEAD] = tensor_files.rows(model.head, row_of.astype(np.int32))
     if model.eagle3 and len(kept) == model.num_tokens:
-        return entries  # vLLM gives a head with the whole vocabulary no place for a map
-    entries[IDS_OF] = tensor_files.array(kept.astype(np.int64) - np.arange(len(kept)))
+        return entries  # vLLM's EAGLE-3 head has no parameter for d2t where it has the full vocabulary
+    entries[ROW_IDS] = tensor_files.array(kept.astype(np.int64) - np.arange(len(kept)))
     if model.eagle3:
         entries[HAS_ROW] = tensor_files.array(np.isin(np.arange(model.num_tokens), kept))
     return entries
@@ -234,19 +237,19 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 
 def _sizes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens of the vocabulary, weights per row."""
+    """The number of tokens of the vocabulary, and of weights per row."""
     inner = config.get("transformer_layer_config", config)
     num_tokens, width = (inner.get(key) if isinstance(inner, dict) else None for key in ("vocab_size", "hidden_size"))
     for value in (num_tokens, width):
         if type(value) is not int or not 0 < value <= MAX_TOKENS:
-            raise UsageError(f"{folder / 'config.json'}: names no vocab_size or no hidden_size; name a language model")
+            raise UsageError(f"{folder / 'config.json'}: names no vocab_size or no hidden_size; use a language model")
     return cast("tuple[int, int]", (num_tokens, width))
 
 
 def _texts(data: Mapping[str, Any]) -> tuple[dict[int, str], set[int], set[int]]:
-    """Of a tokenizer.json: each id's text, ids that were added to the vocabulary, and which of these are for control.
+    """From a tokenizer.json: the text of each id, the ids of added tokens, and those of them that are control tokens.
 
-    Raises whatever comes of data that is not as it must be.
+    Malformed data raises errors of several types; the caller handles them.
     """
     entries = data["model"]["vocab"]
     if isinstance(entries, dict):
@@ -261,7 +264,7 @@ def _texts(data: Mapping[str, Any]) -> tuple[dict[int, str], set[int], set[int]]
 
 
 def _named(config: Mapping[str, Any]) -> set[int]:
-    """Token ids that the configuration names, such as the end."""
+    """The token ids that the configuration names, such as EOS."""
     found: set[int] = set()
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = config.get(key)
@@ -279,7 +282,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: larger than {JSON_LIMIT >> 20} MiB; name a model")
         data = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); name the folder of a whole checkpoint") from None
+        raise UsageError(f"{path}: cannot be read ({error}); name the folder of a complete checkpoint") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{path}: no JSON object; name the folder of a whole checkpoint")
+        raise UsageError(f"{path}: no JSON object; name the folder of a complete checkpoint")
     return data

@@ -1,7 +1,4 @@
-"""Tokens of text by the tokenizer.json of a checkpoint.
-
-Knows the library that reads it. Knows no weights.
-"""
+"""Tokenizes text with the tokenizer.json of a checkpoint, through the library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ from specplug.errors import EngineError, UsageError
 
 
 def tokenize(folder: Path, texts: Sequence[str]) -> list[IntArray]:
-    """int32[n] of each text, without tokens around it. EngineError where the library is missing."""
+    """The tokens of each text (int32[n]), without special tokens around it. EngineError without `tokenizers`."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise EngineError(f"{folder}: to read text it needs tokenizers ({error}): pip install tokenizers") from None
+        raise EngineError(f"{folder}: reading text needs tokenizers ({error}): pip install tokenizers") from None
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception, whatever is wrong
-        raise UsageError(f"{folder / 'tokenizer.json'}: cannot be read ({error}); name a whole model") from None
+        raise UsageError(f"{folder / 'tokenizer.json'}: cannot be read ({error}); name a complete model") from None
     found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.int32) for encoding in found]

@@ -1,8 +1,7 @@
-"""Writes a GGUF as a Hugging Face checkpoint, for engines that load no GGUF, and keeps what was written.
+"""Converts a GGUF file to a Hugging Face checkpoint, for engines that load no GGUF, and caches the result.
 
-Knows what transformers loses of a GGUF: how its tokenizer splits text, and which tokens end an answer.
-Knows nothing of who loads the checkpoint, and downloads nothing.
-Source of the tables: llama.cpp, src/llama-vocab.cpp.
+It restores what transformers loses when it reads a GGUF: how the tokenizer splits text, and which tokens end an answer.
+It downloads nothing and does not depend on the engine. Source of the tables: llama.cpp, src/llama-vocab.cpp.
 """
 
 from __future__ import annotations
@@ -27,13 +26,14 @@ from specplug.models.references import check_gguf, resolve
 DTYPES = ("float32", "bfloat16", "float16")
 
 RECIPE = 1
-"""Counts up when the same GGUF comes out differently, so that no older checkpoint is taken for a new one."""
+"""The version of the conversion. It is raised when the same GGUF yields another checkpoint, so that none from an older
+version is reused."""
 
 PACKAGES = ("accelerate", "gguf", "torch", "transformers")
 INSTALL = "pip install 'specplug[checkpoint]'"
 
 DIGITS_APART = ("codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder")
-"""Byte-level vocabularies whose text is split at every digit first. transformers splits them like GPT-2's."""
+"""Byte-level vocabularies whose text is split at every digit first; transformers would split it like GPT-2's."""
 
 KNOWN_SPLITS = (
     "deepseek-r1-qwen", "falcon3", "gpt-2", "gpt-4o", "lfm2", "llama-bpe", "llama3", "llama4", "qwen2", "qwen35",
@@ -46,13 +46,14 @@ END_TOKENS = (
     "<|return|>", "<|call|>", "<end_of_utterance>", "<|fim_pad|>", "<fim_pad>", "<|fim_repo|>", "<|repo_name|>",
     "<reponame>", "<|file_sep|>",
 )  # fmt: skip
-"""Tokens that end an answer in llama.cpp by their text, beside those that a GGUF names by number."""
+"""The texts of tokens that end an answer in llama.cpp, in addition to those that a GGUF names by id."""
 
 
 def checkpoint_of(ref: str, dtype: str = "float32") -> Path:
-    """The folder with a model's checkpoint: made on first use, kept in the user's cache; a folder is its own.
+    """The folder of a model's checkpoint, which is converted on first use and kept in the user's cache.
 
-    Costs a read of the whole file each time, to be sure that it is the same: 0.1 s per 100 MB.
+    A reference to a folder is returned as that folder. Each call reads the complete GGUF to detect a change, which
+    takes 0.1 s per 100 MB.
     """
     source = resolve(ref)
     if source.is_dir():
@@ -68,7 +69,8 @@ def checkpoint_of(ref: str, dtype: str = "float32") -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{out}.lock"):
             if not out.is_dir():
-                for leftover in out.parent.glob(f".{name}.*"):  # of a process that was killed; we hold the lock
+                # A killed process may have left partial folders; the lock guarantees that nobody still writes them.
+                for leftover in out.parent.glob(f".{name}.*"):
                     rmtree(leftover, ignore_errors=True)
                 dequantise(source, out, dtype)
     except OSError as error:
@@ -79,9 +81,10 @@ def checkpoint_of(ref: str, dtype: str = "float32") -> Path:
 
 
 def dequantise(gguf: Path, out: Path, dtype: str = "float32") -> None:
-    """Write config, weights in `dtype`, tokenizer and chat template to the folder `out`: whole, or not at all.
+    """Write config, weights in `dtype`, tokenizer and chat template to the folder `out`, completely or not at all.
 
-    UsageError for a damaged file, an unknown dtype or a folder in use; EngineError where transformers cannot do it.
+    UsageError for a damaged file, an unknown dtype or a folder in use; EngineError where transformers cannot convert
+    it.
     """
     _check_dtype(gguf, dtype)
     check_gguf(gguf)
@@ -89,7 +92,7 @@ def dequantise(gguf: Path, out: Path, dtype: str = "float32") -> None:
         raise UsageError(f"{out}: exists already; name a new folder")
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise EngineError(f"{gguf}: a checkpoint of it needs {', '.join(missing)}, not installed; {INSTALL}")
+        raise EngineError(f"{gguf}: converting it needs {', '.join(missing)}, not installed; {INSTALL}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -101,10 +104,12 @@ def dequantise(gguf: Path, out: Path, dtype: str = "float32") -> None:
     except SpecplugError:
         raise
     except ImportError as error:
-        raise EngineError(f"{gguf}: a checkpoint of it cannot be made ({error}); {INSTALL}") from error
-    except Exception as error:  # whatever transformers, torch or the disk say
+        raise EngineError(f"{gguf}: cannot be converted ({error}); {INSTALL}") from error
+    except Exception as error:  # transformers, torch and the disk raise errors of any type
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise EngineError(f"{gguf}: cannot be written as a checkpoint ({found}); take its publisher's own") from error
+        raise EngineError(
+            f"{gguf}: cannot be written as a checkpoint ({found}); use its publisher's checkpoint"
+        ) from error
     finally:
         rmtree(partial, ignore_errors=True)
 
@@ -118,7 +123,7 @@ def _write(gguf: Path, partial: Path, dtype: str) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
     from transformers.integrations.gguf import read_gguf_metadata
 
-    alone = partial / "gguf"  # in a folder of its own: transformers would also read what lies beside the file
+    alone = partial / "gguf"  # a separate folder, because transformers also reads other files beside the GGUF
     alone.mkdir()
     link = alone / "model.gguf"
     link.symlink_to(gguf.resolve())
@@ -126,13 +131,13 @@ def _write(gguf: Path, partial: Path, dtype: str) -> None:
     metadata, _ = read_gguf_metadata(str(link))
     with _quiet():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(alone, **source)
-        _mend_tokenizer(gguf, tokenizer, metadata)
+        _fix_tokenizer(gguf, tokenizer, metadata)
         model, loaded = AutoModelForCausalLM.from_pretrained(
             alone, dtype=dtype, quantization_config=GgufConfig(dequantize=True), output_loading_info=True, **source
         )
         lost = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
-        if lost:  # transformers has drawn them at random, and said so in a log
-            raise EngineError(f"{gguf}: transformers finds no {lost[0]} in it; take its publisher's checkpoint")
+        if lost:  # transformers fills them with random values and only logs a warning
+            raise EngineError(f"{gguf}: transformers finds no {lost[0]} in it; use its publisher's checkpoint")
         model.generation_config.eos_token_id = _ends(tokenizer, metadata)
         model.save_pretrained(partial / "checkpoint")
         tokenizer.save_pretrained(partial / "checkpoint")
@@ -140,7 +145,7 @@ def _write(gguf: Path, partial: Path, dtype: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and warnings of transformers; what goes wrong is raised."""
+    """Suppress the progress bars and warnings of transformers; errors are still raised."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -152,7 +157,8 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _mend_tokenizer(gguf: Path, tokenizer: Any, metadata: dict[str, Any]) -> None:
+def _fix_tokenizer(gguf: Path, tokenizer: Any, metadata: dict[str, Any]) -> None:
+    """Split text as llama.cpp does, and take over whether a text begins with a BOS token."""
     from tokenizers import pre_tokenizers
 
     if metadata.get("tokenizer.ggml.model") == "gpt2":
@@ -162,15 +168,15 @@ def _mend_tokenizer(gguf: Path, tokenizer: Any, metadata: dict[str, Any]) -> Non
                 [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             )
         elif split not in KNOWN_SPLITS:
-            raise EngineError(f"{gguf}: transformers does not split text like {split}; take its publisher's checkpoint")
+            raise EngineError(f"{gguf}: transformers does not split text like {split}; use its publisher's checkpoint")
     if "tokenizer.ggml.add_bos_token" in metadata:
         tokenizer.add_bos_token = metadata["tokenizer.ggml.add_bos_token"]
-    for key in ("is_local", "local_files_only"):  # of this call, not of the tokenizer
+    for key in ("is_local", "local_files_only"):  # arguments of this call, which must not be saved with the tokenizer
         tokenizer.init_kwargs.pop(key, None)
 
 
 def _ends(tokenizer: Any, metadata: dict[str, Any]) -> list[int]:
-    """Token ids that end an answer, the model's own end first."""
+    """The token ids that end an answer; the model's own EOS token comes first."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     by_text = [vocabulary.get(token) for token in END_TOKENS]

@@ -1,9 +1,9 @@
-"""Trims the head of a GGUF model: a drafter that llama.cpp loads as it is, with the rows that are asked for.
+"""Trims the head of a GGUF model to chosen rows. The result is a drafter that stock llama.cpp loads.
 
-Knows GGUF files. Knows neither why these rows were chosen nor who drafts with them.
-Source: VocabTrim (arXiv 2506.22694). Blocks of every weight format lie within a row, so rows are copied as they are.
-What goes in keeps the whole vocabulary: the embedding table lies in a file of its own, and its rows are fed as
-embeddings. llama.cpp scales embeddings in some architectures for tokens alone; the manifest says by how much.
+Source: VocabTrim (arXiv 2506.22694). Blocks of every weight format lie within a row, so that rows are copied unchanged.
+The input keeps the full vocabulary: the embedding table is in a separate file, and its rows are the input of a pass, as
+embeddings. In some architectures llama.cpp scales the embeddings of tokens but not those that a caller provides; the
+manifest records the factor. The module does not depend on how the rows were chosen or on how the drafter is used.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from specplug.transforms.requantise import requantise
 
 MODEL = "model.gguf"
 EMBEDDINGS = "embeddings.gguf"
-"""Names in the folder: the drafter, and its input's whole table."""
+"""File names in the folder: the drafter, and the full embedding table for its input."""
 
 TABLE, HEAD = "token_embd.weight", "output.weight"
-"""Tensor names; a model without the second has tied ones."""
+"""Tensor names. In a model without the second, the embedding table is the head (tied embeddings)."""
 
 SCALED = ("gemma", "gemma2", "gemma3")
-"""Architectures in which llama.cpp multiplies a token's embedding, but no other input, by sqrt(width)."""
+"""Architectures in which llama.cpp multiplies the embedding of a token, but no other input, by sqrt(width)."""
 
-PLAIN = ("llama", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
-"""Architectures in which an embedding goes in as it is."""
+UNSCALED = ("llama", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
+"""Architectures in which embeddings are not scaled."""
 
 FOUR_BITS, EIGHT_BITS = ("q4_0", "q4_1", "iq4_nl"), "q8_0"
-"""A drafter in the first has its head in the second: four bits in so few rows save little, and cost many right guesses
-(docs/lab-book/trimmed-heads.md)."""
+"""A drafter in one of the four-bit formats gets a head in the eight-bit one: four bits would save little in a trimmed
+head, and cost much acceptance (docs/lab-book/trimmed-heads.md)."""
 
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
 """Token types of GGUF; 4 is a user-defined token, which is text."""
 
 
 def vocabulary(path: Path) -> Vocabulary:
-    """What is known of every token of a GGUF model."""
+    """The text and the kind of every token of a GGUF model."""
     reader = _open(path)
     texts = _strings(reader, "tokenizer.ggml.tokens")
     types = _value(reader, "tokenizer.ggml.token_type") or [NORMAL] * len(texts)
@@ -63,17 +63,17 @@ def vocabulary(path: Path) -> Vocabulary:
 
 
 def piece_bytes(text: str, *, byte_level: bool) -> bytes:
-    """What a token prints: from GPT-2's alphabet of bytes, or with SentencePiece's mark for a blank."""
+    """The bytes that a token prints. Its text is in GPT-2's byte alphabet, or has SentencePiece's mark for a space."""
     if not byte_level:
         return text.replace("\u2581", " ").encode()
     try:
         return bytes(_BYTE_OF[char] for char in text)
-    except KeyError:  # text of a token that was added as it is
+    except KeyError:  # an added token, whose text is not in the byte alphabet
         return text.encode()
 
 
 def head_shape(path: Path) -> HeadShape:
-    """Sizes of the head and of the rest, as the file holds them. UsageError for an unknown architecture."""
+    """The sizes of the head and of the other weights in the file. UsageError for an unknown architecture."""
     reader = _open(path)
     _architecture(reader, path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -92,12 +92,12 @@ def trim(
     threads: int = 2,
     built: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Write the folder `out`: the model with the rows `ids` in its head, the whole embedding table, the manifest.
+    """Write the folder `out`: the model with the rows `ids` in its head, the full embedding table, and the manifest.
 
     ids       int32[n], ascending
-    quantize  format of the drafter's weights, of `requantise.HEADS`; as in the source where None
-    built     for the manifest
-    UsageError for a damaged file, an unknown architecture or ids that do not fit; SpecplugError where the disk refuses.
+    quantize  the weight format of the drafter, one of `requantise.HEADS`; as in the source where None
+    built     facts about the build, for the manifest
+    UsageError for a damaged file, an unknown architecture or invalid ids; SpecplugError where writing fails.
     """
     check_gguf(source)
     reader = _open(source)
@@ -127,7 +127,7 @@ def trim(
 
 
 def check_ids(ids: IntArray, num_tokens: int, source: Path) -> None:
-    """UsageError unless `ids` are ascending ids of the vocabulary, at least one."""
+    """Raise UsageError unless `ids` is a non-empty, ascending list of ids of the vocabulary."""
     if not len(ids) or ids[0] < 0 or ids[-1] >= num_tokens or (np.diff(ids) <= 0).any():
         raise UsageError(f"{source}: the kept ids are not ascending ids below {num_tokens}; choose others")
 
@@ -137,16 +137,16 @@ def _write_model(reader: Any, architecture: str, ids: IntArray, path: Path) -> N
 
     writer = GGUFWriter(path, architecture)
     lists = {f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type")}
-    number_of = {id: number for number, id in enumerate(ids.tolist())}
+    row_of = {id: row for row, id in enumerate(ids.tolist())}
     token_ids = _token_ids(reader)
     for key, field in reader.fields.items():
         if key.startswith("GGUF.") or key in ("general.architecture", "tokenizer.chat_template"):
             continue
         value, kind = field.contents(), field.types[0]
         if key in token_ids:
-            if value not in number_of:
+            if value not in row_of:
                 continue
-            value = number_of[value]
+            value = row_of[value]
         elif key == f"{architecture}.vocab_size":
             value = len(ids)
         elif key in lists:
@@ -184,7 +184,7 @@ def _open(path: Path) -> Any:
 
 def _architecture(reader: Any, path: Path) -> str:
     architecture = str(_value(reader, "general.architecture"))
-    known = (*PLAIN, *SCALED)
+    known = (*UNSCALED, *SCALED)
     scaled_otherwise = _value(reader, f"{architecture}.embedding_scale") is not None
     if architecture not in known or scaled_otherwise or all(tensor.name != TABLE for tensor in reader.tensors):
         raise UsageError(f"{path}: the head of architecture {architecture} is not known; known: {', '.join(known)}")
@@ -192,7 +192,7 @@ def _architecture(reader: Any, path: Path) -> str:
 
 
 def _token_ids(reader: Any) -> dict[str, int]:
-    """Keys that name a token, and which."""
+    """The metadata keys that name a token, with the token's id."""
     keys: Iterable[str] = (key for key in reader.fields if key.startswith("tokenizer.ggml."))
     return {key: int(_value(reader, key)) for key in keys if key.endswith("_token_id")}
 
@@ -207,10 +207,10 @@ def _value(reader: Any, key: str) -> Any:
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable ones are themselves, the others follow from U+0100 on."""
+    """GPT-2's byte alphabet: printable bytes stand for themselves, the others are numbered from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(rest)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
 _BYTE_OF = _alphabet()

@@ -1,7 +1,4 @@
-"""How much a drafter reads per step, by the rows of its head.
-
-Knows sizes. Knows no file format.
-"""
+"""The bytes that a drafter reads per step, by the number of rows of its head. Does not depend on a file format."""
 
 from __future__ import annotations
 
@@ -10,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
-    """Of a model that may be trimmed.
+    """The sizes of a model whose head can be trimmed.
 
-    num_tokens  rows of its whole head
+    num_tokens  rows of its full head
     width       weights per row
     tied        whether the head is the embedding table
-    row_bytes   of one row of the head
-    body_bytes  all other weights that one step reads; of the embedding table that is one row, and not counted
+    row_bytes   bytes of one row of the head
+    body_bytes  bytes of all other weights that one step reads; of the embedding table a step reads one row, which is
+                not counted
     """
 
     num_tokens: int
@@ -26,5 +24,5 @@ class HeadShape:
     body_bytes: int
 
     def step_bytes(self, rows: int) -> int:
-        """Weights read per draft step with so many rows in the head."""
+        """Bytes of weights that a draft step reads with `rows` rows in the head."""
         return self.body_bytes + rows * self.row_bytes

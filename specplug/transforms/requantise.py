@@ -1,7 +1,4 @@
-"""Writes a GGUF again in another weight format, through llama.cpp's own quantiser.
-
-Knows format names. Knows nothing of what the file is for.
-"""
+"""Writes a GGUF file in another weight format, with llama.cpp's own quantiser."""
 
 from __future__ import annotations
 
@@ -30,17 +27,17 @@ FORMATS = {
 """Format name to llama.cpp's `llama_ftype` number."""
 
 HEADS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
-"""Of formats that a head can be in, the `ggml_type` number of its tensor."""
+"""The formats that a head can have, with the `ggml_type` number of its tensor."""
 
 
 def requantise(
     source: Path, target: Path, fmt: str, *, threads: int = 2, head: str | None = None, least_squares: bool = False
 ) -> Path:
-    """Write `source` as `target` in format `fmt`; the file appears whole or not at all. Both may be one path.
+    """Write `source` as `target` in format `fmt`; the file appears completely or not at all. Both may be one path.
 
-    head           format of the head, or of the table that serves as one; llama.cpp's choice where None
-    least_squares  search for the scales of blocks: llama.cpp does where it is told how much each weight matters, here
-                   all the same
+    head           format of the head, or of the embedding table that serves as one; llama.cpp's choice where None
+    least_squares  search for the scale of each block that minimises the squared error. llama.cpp does so when it
+                   receives an importance matrix; here all weights get the same importance
     Raises UsageError for an unknown format, SpecplugError when llama.cpp refuses the file.
     """
     for name, known in ((fmt, FORMATS), (head or "q8_0", HEADS)):
@@ -55,7 +52,7 @@ def requantise(
     if head is not None:
         params.output_tensor_type = params.token_embedding_type = HEADS[head]
     if least_squares:
-        entries, _ones = _uniform(source)  # what the entries point to must stay
+        entries, _ones = _uniform_importances(source)  # `_ones` keeps the memory alive that the entries point to
         params.imatrix = entries
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -70,8 +67,11 @@ def requantise(
     return target
 
 
-def _uniform(source: Path) -> tuple[Any, Any]:
-    """llama.cpp's array of importances, ended by an empty entry: one for every column of every matrix; and the ones."""
+def _uniform_importances(source: Path) -> tuple[Any, Any]:
+    """llama.cpp's importance matrix with the value 1 for every column of every tensor, and the array of ones in it.
+
+    An empty entry ends the matrix.
+    """
     import llama_cpp.llama_cpp as ll
     from gguf import GGUFReader
 
@@ -86,12 +86,12 @@ def _uniform(source: Path) -> tuple[Any, Any]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without llama.cpp's line for every tensor."""
+    """Suppress llama.cpp's log line for every tensor."""
     import llama_cpp._logger as llama_logger
     import llama_cpp.llama_cpp as ll
 
-    nothing = ll.llama_log_callback(lambda level, text, user: None)
-    ll.llama_log_set(nothing, ctypes.c_void_p(0))
+    ignore = ll.llama_log_callback(lambda level, text, user: None)
+    ll.llama_log_set(ignore, ctypes.c_void_p(0))
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Safetensors files as bytes: where each tensor lies, and a new file written piece by piece.
+"""Reads and writes safetensors files as bytes, without interpreting weights.
 
-Knows the format's head, which it reads as a stranger's input. Knows no weights: rows are copied as they lie, so every
-format of weights is, and a model larger than memory can be written.
-Source: github.com/huggingface/safetensors. Its library holds in memory what it writes, and NumPy knows no bfloat16.
+Rows are copied unchanged, so that every weight format is supported, and in pieces, so that a model larger than memory
+can be written. Headers are checked as untrusted input. Source of the format: github.com/huggingface/safetensors; that
+library keeps everything it writes in memory, and NumPy has no bfloat16.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from specplug.core import IntArray
 from specplug.errors import UsageError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""Names in a checkpoint: all weights, or which of several files each tensor is in."""
+"""File names in a checkpoint: all weights, or an index that maps each tensor to one of several files."""
 
-HEAD_LIMIT = 100 << 20
-"""Bytes of a file's head, and of an index; the format's own limit."""
+HEADER_LIMIT = 100 << 20
+"""Bytes of a file's header and of an index at most; the limit that the format itself has."""
 
 PIECE = 16 << 20
-"""Bytes in memory at a time."""
+"""Bytes that are copied at a time."""
 
 ARRAYS: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "BOOL": np.dtype("?")}
-"""Of tensors that hold no weights: what they are in NumPy."""
+"""The NumPy types of tensors that contain no weights, by the format's names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One of a file's: `num_bytes` from `start` on, row by row."""
+    """A tensor in a file: `num_bytes` bytes from offset `start`, row by row."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What goes into a new file under one name; `content` is asked for when its turn comes."""
+    """A tensor to write into a new file; `content` yields its bytes and is called when they are written."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -65,53 +65,53 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX
     if not index.is_file():
         raise UsageError(f"{folder}: holds no {WEIGHTS}; name a checkpoint in that format, or convert it")
-    place_of = _object(_read(index, HEAD_LIMIT), index).get("weight_map")
-    if not isinstance(place_of, dict):
-        raise UsageError(f"{index}: damaged, it has no weight_map; fetch it again")
+    file_of = _object(_read(index, HEADER_LIMIT), index).get("weight_map")
+    if not isinstance(file_of, dict):
+        raise UsageError(f"{index}: damaged, it has no weight_map; download it again")
     found: dict[str, Tensor] = {}
-    for name in sorted(set(map(str, place_of.values()))):
+    for name in sorted(set(map(str, file_of.values()))):
         if Path(name).name != name:
-            raise UsageError(f"{index}: {name!r} is no name of a file beside it; fetch it again")
+            raise UsageError(f"{index}: {name!r} is not the name of a file beside it; download it again")
         found |= _tensors_in(folder / name)
-    lost = sorted(place_of.keys() - found.keys())
+    lost = sorted(file_of.keys() - found.keys())
     if lost:
-        raise UsageError(f"{folder}: {lost[0]} is not in the file that {INDEX} names; fetch it again")
-    return {name: found[name] for name in place_of}
+        raise UsageError(f"{folder}: {lost[0]} is not in the file that {INDEX} names; download it again")
+    return {name: found[name] for name in file_of}
 
 
-def whole(tensor: Tensor) -> Entry:
-    """A tensor as it is."""
+def copied(tensor: Tensor) -> Entry:
+    """A tensor, unchanged."""
     return Entry(tensor.dtype, tensor.shape, tensor.num_bytes, lambda: _pieces(tensor))
 
 
 def rows(tensor: Tensor, ids: IntArray) -> Entry:
-    """Some rows of a tensor, in this order."""
+    """The rows `ids` of a tensor, in this order."""
     return Entry(tensor.dtype, (len(ids), *tensor.shape[1:]), len(ids) * tensor.row_bytes, lambda: _rows(tensor, ids))
 
 
 def array(values: npt.NDArray[Any]) -> Entry:
-    """Whole numbers, or true and false."""
+    """An array of integers or booleans, of a type in ARRAYS."""
     dtype = next(name for name, dtype in ARRAYS.items() if dtype == values.dtype)
     return Entry(dtype, values.shape, values.nbytes, lambda: [values.tobytes()])
 
 
 def read_array(tensor: Tensor, name: str) -> npt.NDArray[Any]:
-    """A tensor of whole numbers, or of true and false. UsageError for any other."""
+    """The values of a tensor of integers or booleans. UsageError for any other type."""
     dtype = ARRAYS.get(tensor.dtype)
     if dtype is None or tensor.num_bytes != prod(tensor.shape) * dtype.itemsize:
-        raise UsageError(f"{tensor.path}: {name} is of {tensor.dtype}, not of whole numbers; fetch it again")
+        raise UsageError(f"{tensor.path}: {name} has type {tensor.dtype} instead of integers; download it again")
     return np.frombuffer(b"".join(_pieces(tensor)), dtype).reshape(tensor.shape)
 
 
 def write(path: Path, entries: Mapping[str, Entry]) -> None:
-    """A new file. Wide numbers come first, so that each tensor is aligned for who maps the file."""
+    """Write a new file. The widest types come first, so that every tensor is aligned when the file is memory-mapped."""
     ordered = sorted(entries.items(), key=lambda item: -item[1].num_bytes // max(1, prod(item[1].shape)))
-    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, entry in ordered:
-        head[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [at, at + entry.num_bytes]}
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [at, at + entry.num_bytes]}
         at += entry.num_bytes
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -128,7 +128,7 @@ def _pieces(tensor: Tensor) -> Iterator[bytes]:
         while left:
             piece = file.read(min(left, PIECE))
             if not piece:
-                raise UsageError(f"{tensor.path}: truncated; fetch it again")
+                raise UsageError(f"{tensor.path}: truncated; download it again")
             left -= len(piece)
             yield piece
 
@@ -144,23 +144,23 @@ def _rows(tensor: Tensor, ids: IntArray) -> Iterator[bytes]:
 def _tensors_in(path: Path) -> dict[str, Tensor]:
     content = _read(path, 8)
     length = int.from_bytes(content, "little")
-    if len(content) < 8 or length > HEAD_LIMIT:
-        raise UsageError(f"{path}: damaged, its head cannot be read; fetch it again")
-    head = _object(_read(path, length, start=8), path)
+    if len(content) < 8 or length > HEADER_LIMIT:
+        raise UsageError(f"{path}: damaged, its header cannot be read; download it again")
+    header = _object(_read(path, length, start=8), path)
     size = path.stat().st_size
     tensors = {}
-    for name, entry in head.items():
+    for name, entry in header.items():
         if name == "__metadata__":
             continue
         tensor = _tensor(entry, path, 8 + length)
         if tensor is None or tensor.start + tensor.num_bytes > size:
-            raise UsageError(f"{path}: damaged or truncated at {name[:80]}; fetch it again")
+            raise UsageError(f"{path}: damaged or truncated at {name[:80]}; download it again")
         tensors[name] = tensor
     return tensors
 
 
 def _tensor(entry: Any, path: Path, first: int) -> Tensor | None:
-    """None where the entry is not as it must be."""
+    """The tensor that a header's entry describes; None where the entry is invalid."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return None
     shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
@@ -182,7 +182,7 @@ def _read(path: Path, length: int, start: int = 0) -> bytes:
             file.seek(start)
             return file.read(length)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error}); fetch it again") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error}); download it again") from None
 
 
 def _object(content: bytes, path: Path) -> dict[str, Any]:
@@ -191,5 +191,5 @@ def _object(content: bytes, path: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise UsageError(f"{path}: damaged, no JSON object where it must be; fetch it again")
+        raise UsageError(f"{path}: damaged, it lacks the expected JSON object; download it again")
     return found
