@@ -1,8 +1,8 @@
-"""What a client may ask, field by field: OpenAI's names, llama.cpp's further ones, and `specplug`.
+"""The fields of each request and their limits: OpenAI's fields, some of llama.cpp's, and `specplug`.
 
-Knows JSON shapes and limits. Knows no engine.
-A field that OpenAI's API does not know is refused, as there; one that it knows and that changes nothing here is
-accepted; one that would change the answer, and cannot here, is refused where it asks for that.
+This module depends on no engine.
+A field that OpenAI's API does not have is rejected, as OpenAI does. A field that has no effect here is accepted. A
+field that would change the answer but is not supported is rejected unless its value asks for the default behaviour.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
-class Asked(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=False)
 
 
-class SpecplugOptions(Asked):
-    """mode       off: plain decoding for this answer; auto: what the planner finds worth it
-    max_draft  most guesses in one step
-    deadline   seconds for the whole answer
-    details    what was guessed, in each piece of a stream
+class SpecplugOptions(StrictModel):
+    """Options of specplug for one request.
+
+    mode       off: plain decoding; auto: drafts are verified only when measured costs say it is faster
+    max_draft  largest number of draft tokens per step
+    deadline   seconds for the complete answer
+    details    each chunk of a stream says which text was drafted, and by which proposer
     """
 
     mode: Literal["off", "auto"] = "auto"
@@ -50,13 +52,13 @@ class SpecplugOptions(Asked):
     details: bool = False
 
 
-class StreamOptions(Asked):
+class StreamOptions(StrictModel):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class Common(Asked):
-    """What both ways of asking have."""
+class CommonRequest(StrictModel):
+    """The fields that chats and text completions share."""
 
     model: Annotated[str, Field(max_length=512)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
@@ -105,29 +107,29 @@ class Common(Asked):
         return tuple(self.stop or ())
 
 
-class Said(BaseModel):
-    """Part of a conversation: clients send back what they were given, by us or by others, with further fields."""
+class LenientModel(BaseModel):
+    """Part of a conversation. Unknown fields are ignored, because clients send back messages of other servers."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class FunctionCall(Said):
+class FunctionCall(LenientModel):
     name: str
     arguments: str
 
 
-class ToolCall(Said):
+class ToolCall(LenientModel):
     id: str = ""
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
-class TextPart(Said):
+class TextPart(LenientModel):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(Said):
+class ChatMessage(LenientModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
     name: str | None = None
@@ -142,40 +144,40 @@ class ChatMessage(Said):
         return self.content or ""
 
 
-class Function(Asked):
+class Function(StrictModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool | None = None
 
 
-class Tool(Asked):
+class Tool(StrictModel):
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(Asked):
+class NamedFunction(StrictModel):
     name: str
 
 
-class NamedTool(Asked):
+class NamedTool(StrictModel):
     type: Literal["function"]
     function: NamedFunction
 
 
-class JsonSchema(Asked):
+class JsonSchema(StrictModel):
     name: str = "answer"
     description: str | None = None
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(Asked):
+class ResponseFormat(StrictModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class ChatRequest(Common):
+class ChatRequest(CommonRequest):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
@@ -183,7 +185,7 @@ class ChatRequest(Common):
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    # OpenAI's, and without a meaning here:
+    # OpenAI's fields that have no effect here:
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -217,7 +219,7 @@ class ChatRequest(Common):
         return self
 
 
-class CompletionRequest(Common):
+class CompletionRequest(CommonRequest):
     prompt: str | list[str] | Ids | list[Ids]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
@@ -240,7 +242,7 @@ class CompletionRequest(Common):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One by one, as text or as token ids."""
+        """The prompts as a list; each is text or token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
@@ -248,17 +250,17 @@ class CompletionRequest(Common):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class TokenizeRequest(Asked):
+class TokenizeRequest(StrictModel):
     content: str
     add_special: bool = False
 
 
-class DetokenizeRequest(Asked):
+class DetokenizeRequest(StrictModel):
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1 << 17)]
 
 
 def check_grammar(grammar: str) -> None:
-    """ValueError for a grammar that is larger or deeper than anybody needs."""
+    """Raise ValueError for a grammar that exceeds the limits on size, depth or repetitions."""
     if len(grammar.encode()) > MOST_GRAMMAR_BYTES:
         raise ValueError(f"a grammar of more than {MOST_GRAMMAR_BYTES} bytes")
     depth = deepest = 0
@@ -272,7 +274,7 @@ def check_grammar(grammar: str) -> None:
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """ValueError for a schema that is larger or deeper than anybody needs, or that points outside itself."""
+    """Raise ValueError for a schema that exceeds the limits on size or depth, or that refers to another document."""
     if len(json.dumps(schema)) > MOST_SCHEMA_BYTES:
         raise ValueError(f"a schema of more than {MOST_SCHEMA_BYTES} bytes")
     parts = 0
@@ -297,7 +299,7 @@ def _inside(part: Any) -> list[Any]:
             raise ValueError(f"{key} is {part[key]}; use a value from 0 to {MOST_REPEATS}")
     reference = part.get("$ref")
     if isinstance(reference, str) and not reference.startswith("#"):
-        raise ValueError("a $ref to another document; put what it means into the schema")
+        raise ValueError("a $ref to another document is not supported; copy the definition into the schema")
     pattern = part.get("pattern")
     if isinstance(pattern, str):
         if len(pattern) > MOST_PATTERN_CHARS:
