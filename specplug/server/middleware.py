@@ -81,7 +81,7 @@ class Guard:
     def _header_error(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             message = (
-                "the Host header does not name this machine; use http://127.0.0.1, or start the server with "
+                "the Host header does not name this machine; use 127.0.0.1, or start the server with "
                 "--host 0.0.0.0 --api-key KEY to serve other machines and containers"
             )
             return 421, message, "misdirected_request"
