@@ -87,8 +87,8 @@ def _add_openai_routes(app: FastAPI, state: State) -> None:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         tools = list(body.tools or ()) if body.tool_choice != "none" else []
         messages = messages_with_tools(body, engine.carries_tools)
-        described = [tool.model_dump(exclude_none=True) for tool in tools]
-        make_prompt = partial(engine.chat_prompt, messages, described if engine.carries_tools else ())
+        definitions = [tool.model_dump(exclude_none=True) for tool in tools]
+        make_prompt = partial(engine.chat_prompt, messages, definitions if engine.carries_tools else ())
         response_format = ChatFormat(
             name, engine.piece, engine.end_tokens, engine.knows_plain_ms, [tool.function.name for tool in tools]
         )

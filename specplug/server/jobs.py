@@ -148,5 +148,5 @@ class Job:
 
     @property
     def reserved_tokens(self) -> int:
-        """The most KV cache tokens that this answer can come to need."""
+        """Largest number of KV cache tokens that this answer can need."""
         return len(self.prompt) + self.max_tokens

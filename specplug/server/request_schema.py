@@ -13,20 +13,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MOST_CHOICES = 16
-MOST_PROMPTS = 16
-MOST_MESSAGES = 4096
-MOST_TOOLS = 128
-MOST_BIASES = 300
-MOST_STOPS = 16
-MOST_STOP_CHARS = 256
-MOST_GRAMMAR_BYTES = 16 * 1024
-MOST_GRAMMAR_DEPTH = 32
-MOST_SCHEMA_BYTES = 32 * 1024
-MOST_SCHEMA_DEPTH = 24
-MOST_SCHEMA_PARTS = 1000
-MOST_REPEATS = 512
-MOST_PATTERN_CHARS = 256
+MAX_CHOICES = 16
+MAX_PROMPTS = 16
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
+MAX_BIASES = 300
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_GRAMMAR_BYTES = 16 * 1024
+MAX_GRAMMAR_DEPTH = 32
+MAX_SCHEMA_BYTES = 32 * 1024
+MAX_SCHEMA_DEPTH = 24
+MAX_SCHEMA_PARTS = 1000
+MAX_REPEATS = 512
+MAX_PATTERN_CHARS = 256
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
@@ -61,7 +61,7 @@ class CommonRequest(StrictModel):
     """The fields that chats and text completions share."""
 
     model: Annotated[str, Field(max_length=512)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1000)] | None = None
@@ -74,7 +74,7 @@ class CommonRequest(StrictModel):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=MOST_BIASES)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=MAX_BIASES)
     grammar: str | None = None
     user: str | None = None
     specplug: SpecplugOptions = SpecplugOptions()
@@ -83,8 +83,8 @@ class CommonRequest(StrictModel):
     @classmethod
     def _few_stops(cls, stop: str | list[str] | None) -> list[str] | None:
         stops = [stop] if isinstance(stop, str) else stop or []
-        if len(stops) > MOST_STOPS or any(not 0 < len(one) <= MOST_STOP_CHARS for one in stops):
-            raise ValueError(f"up to {MOST_STOPS} strings of 1 to {MOST_STOP_CHARS} characters")
+        if len(stops) > MAX_STOPS or any(not 0 < len(one) <= MAX_STOP_CHARS for one in stops):
+            raise ValueError(f"up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters")
         return stops
 
     @field_validator("logit_bias")
@@ -178,12 +178,12 @@ class ResponseFormat(StrictModel):
 
 
 class ChatRequest(CommonRequest):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     # OpenAI's fields that have no effect here:
     parallel_tool_calls: bool | None = None
@@ -198,7 +198,7 @@ class ChatRequest(CommonRequest):
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ChatRequest:
+    def _check_combinations(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         names = [tool.function.name for tool in self.tools or ()]
@@ -227,7 +227,7 @@ class CompletionRequest(CommonRequest):
     suffix: str | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> CompletionRequest:
+    def _check_combinations(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise ValueError("best_of other than n is not supported; leave it out")
         if self.suffix:
@@ -236,8 +236,8 @@ class CompletionRequest(CommonRequest):
             raise ValueError("echo with logprobs is not supported; use one of them")
         if not self.prompts:
             raise ValueError("no prompt; give at least one")
-        if len(self.prompts) * self.n > MOST_PROMPTS:
-            raise ValueError(f"prompts times n is more than {MOST_PROMPTS}; ask several times")
+        if len(self.prompts) * self.n > MAX_PROMPTS:
+            raise ValueError(f"prompts times n is more than {MAX_PROMPTS}; send several requests")
         return self
 
     @property
@@ -261,32 +261,32 @@ class DetokenizeRequest(StrictModel):
 
 def check_grammar(grammar: str) -> None:
     """Raise ValueError for a grammar that exceeds the limits on size, depth or repetitions."""
-    if len(grammar.encode()) > MOST_GRAMMAR_BYTES:
-        raise ValueError(f"a grammar of more than {MOST_GRAMMAR_BYTES} bytes")
+    if len(grammar.encode()) > MAX_GRAMMAR_BYTES:
+        raise ValueError(f"a grammar of more than {MAX_GRAMMAR_BYTES} bytes")
     depth = deepest = 0
     for char in grammar:
         depth += (char == "(") - (char == ")")
         deepest = max(deepest, depth)
-    if deepest > MOST_GRAMMAR_DEPTH:
-        raise ValueError(f"a grammar nested deeper than {MOST_GRAMMAR_DEPTH}")
-    if any(int(number) > MOST_REPEATS for number in re.findall(r"[{,]\s*(\d{1,9})", grammar)):
-        raise ValueError(f"a grammar with more than {MOST_REPEATS} repetitions")
+    if deepest > MAX_GRAMMAR_DEPTH:
+        raise ValueError(f"a grammar nested deeper than {MAX_GRAMMAR_DEPTH}")
+    if any(int(number) > MAX_REPEATS for number in re.findall(r"[{,]\s*(\d{1,9})", grammar)):
+        raise ValueError(f"a grammar with more than {MAX_REPEATS} repetitions")
 
 
 def check_schema(schema: dict[str, Any]) -> None:
     """Raise ValueError for a schema that exceeds the limits on size or depth, or that refers to another document."""
-    if len(json.dumps(schema)) > MOST_SCHEMA_BYTES:
-        raise ValueError(f"a schema of more than {MOST_SCHEMA_BYTES} bytes")
+    if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
+        raise ValueError(f"a schema of more than {MAX_SCHEMA_BYTES} bytes")
     parts = 0
     level: list[Any] = [schema]
-    for _ in range(MOST_SCHEMA_DEPTH):
+    for _ in range(MAX_SCHEMA_DEPTH):
         parts += len(level)
         level = [inner for one in level for inner in _inside(one)]
-        if parts > MOST_SCHEMA_PARTS:
-            raise ValueError(f"a schema of more than {MOST_SCHEMA_PARTS} parts")
+        if parts > MAX_SCHEMA_PARTS:
+            raise ValueError(f"a schema of more than {MAX_SCHEMA_PARTS} parts")
         if not level:
             return
-    raise ValueError(f"a schema nested deeper than {MOST_SCHEMA_DEPTH}")
+    raise ValueError(f"a schema nested deeper than {MAX_SCHEMA_DEPTH}")
 
 
 def _inside(part: Any) -> list[Any]:
@@ -295,14 +295,14 @@ def _inside(part: Any) -> list[Any]:
     if not isinstance(part, dict):
         return []
     for key in COUNTS:
-        if isinstance(part.get(key), int | float) and not 0 <= part[key] <= MOST_REPEATS:
-            raise ValueError(f"{key} is {part[key]}; use a value from 0 to {MOST_REPEATS}")
+        if isinstance(part.get(key), int | float) and not 0 <= part[key] <= MAX_REPEATS:
+            raise ValueError(f"{key} is {part[key]}; use a value from 0 to {MAX_REPEATS}")
     reference = part.get("$ref")
     if isinstance(reference, str) and not reference.startswith("#"):
         raise ValueError("a $ref to another document is not supported; copy the definition into the schema")
     pattern = part.get("pattern")
     if isinstance(pattern, str):
-        if len(pattern) > MOST_PATTERN_CHARS:
-            raise ValueError(f"a pattern of more than {MOST_PATTERN_CHARS} characters")
+        if len(pattern) > MAX_PATTERN_CHARS:
+            raise ValueError(f"a pattern of more than {MAX_PATTERN_CHARS} characters")
         check_grammar(pattern)
     return list(part.values())

@@ -167,8 +167,9 @@ async function refreshStats() {
     const stats = await response.json();
     byId("status").textContent = `${stats.model}, profile ${stats.profile}`;
     byId("rate").textContent = stats.tokens_per_second.toFixed(1);
-    byId("speedup").textContent = stats.speedup_over_plain && stats.tokens_per_second
-      ? `${stats.speedup_over_plain.toFixed(2)}x (plain ${(stats.tokens_per_second / stats.speedup_over_plain).toFixed(1)})` : "–";
+    const speedup = stats.tokens_per_second ? stats.speedup_over_plain : null;
+    byId("speedup").textContent = speedup ? `${speedup.toFixed(2)}x` : "–";
+    byId("speedup").title = speedup ? `Estimate for plain decoding: ${(stats.tokens_per_second / speedup).toFixed(1)} tokens/s` : "";
     byId("waiting").textContent = String(stats.waiting);
     byId("context").textContent = percent(stats.kv_tokens.held, stats.kv_tokens.limit);
     byId("slots").replaceChildren(...stats.slots.map((slot) => {
