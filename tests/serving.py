@@ -1,4 +1,4 @@
-"""`specplug serve` as a process of its own, on the packaged model."""
+"""Starts `specplug serve` in a separate process for tests."""
 
 import os
 import signal
@@ -20,8 +20,8 @@ proposers: [suffix, token_recycling]
 planner: {mode: static, max_nodes: 8}
 runtime: {kv_type: bf16, context: 1024, threads: 1}
 """
-"""Drafts whatever they cost, so that there are some in every answer; on one thread, since two wait for each other where
-other processes want the cores, too."""
+"""The planner is static, so that every answer has drafts whatever they cost. One thread, because two threads wait for
+each other when other processes use the cores as well."""
 
 
 @dataclass
@@ -37,7 +37,10 @@ class Served:
 
 @contextmanager
 def served(folder: Path, model: Path, *flags: str, wait: bool = True) -> Iterator[Served]:
-    """Ends it at the end, whatever happened."""
+    """A server on a free port, killed at the end. With `wait` it responds to /health before the body runs.
+
+    model  a GGUF file; log and profile are written to `folder`
+    """
     (folder / "served.yaml").write_text(PROFILE)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -52,17 +55,17 @@ def served(folder: Path, model: Path, *flags: str, wait: bool = True) -> Iterato
             text=True,
             env={**os.environ, "NO_COLOR": "1"},
         )
-    one = Served(f"http://127.0.0.1:{port}", process, log)
+    server = Served(f"http://127.0.0.1:{port}", process, log)
     try:
-        until = time.monotonic() + 120
+        give_up_at = time.monotonic() + 120
         while wait:
             try:
-                urlopen(f"{one.url}/health", timeout=5)
+                urlopen(f"{server.url}/health", timeout=5)
                 break
             except (URLError, ConnectionError):
-                assert process.poll() is None and time.monotonic() < until, log.read_text()
+                assert process.poll() is None and time.monotonic() < give_up_at, log.read_text()
                 time.sleep(0.1)
-        yield one
+        yield server
     finally:
         process.kill()
         process.wait()

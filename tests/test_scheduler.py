@@ -1,4 +1,4 @@
-"""Who is answered when, on a toy loop and a clock that only the test moves."""
+"""The scheduler: order of answers, limits, cancellation and failures, on a toy loop and a clock that the test sets."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from specplug.core import int_array
 from specplug.errors import SpecplugError
 from specplug.generation.answers import Sampling
 from specplug.server.jobs import Delta, Job
-from specplug.server.scheduler import EngineFailed, Late, QueueFull, Scheduler
+from specplug.server.scheduler import DeadlinePassed, EngineFailed, QueueFull, Scheduler
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
         return self.now
 
 
-def made(slots: int = 2, kv_tokens: int = 1000, queue_limit: int = 8) -> tuple[Scheduler, ToyLoop, Clock]:
+def make_scheduler(slots: int = 2, kv_tokens: int = 1000, queue_limit: int = 8) -> tuple[Scheduler, ToyLoop, Clock]:
     loop, clock = ToyLoop(), Clock()
     scheduler = Scheduler(
         loop,
@@ -35,27 +35,27 @@ def made(slots: int = 2, kv_tokens: int = 1000, queue_limit: int = 8) -> tuple[S
     return scheduler, loop, clock
 
 
-def job(text: str, max_tokens: int = 100, max_draft: int = 0, **further: object) -> Job:
+def job(text: str, max_tokens: int = 100, max_draft: int = 0, **fields: object) -> Job:
     prompt = int_array(list(text.encode()))
-    return Job(prompt, ToySampler(Sampling()), max_tokens, max_draft, **further)  # type: ignore[arg-type]
+    return Job(prompt, ToySampler(Sampling()), max_tokens, max_draft, **fields)  # type: ignore[arg-type]
 
 
 def run(scheduler: Scheduler, steps: int = 1000) -> list[tuple[Job, Delta]]:
-    """Deltas of so many steps, or until nothing is left to do."""
-    found = []
+    """The deltas of up to `steps` steps; stops early when there is no work left."""
+    deltas = []
     for _ in range(steps):
-        if not scheduler.work:
+        if not scheduler.has_work:
             break
-        found += scheduler.step()
-    return found
+        deltas += scheduler.step()
+    return deltas
 
 
 def text_of(one: Job, deltas: list[tuple[Job, Delta]]) -> str:
     return "".join(segment.text for other, delta in deltas if other is one for segment in delta.segments)
 
 
-def test_everyone_gets_an_own_answer() -> None:
-    scheduler, loop, _ = made()
+def test_each_job_gets_its_own_answer() -> None:
+    scheduler, loop, _ = make_scheduler()
     jobs = [job(f"answer number {n}", max_draft=n % 2) for n in range(9)]
     scheduler.submit(jobs)
     deltas = run(scheduler)
@@ -68,7 +68,7 @@ def test_everyone_gets_an_own_answer() -> None:
 
 
 def test_first_come_first_served() -> None:
-    scheduler, loop, _ = made(slots=2, queue_limit=20)
+    scheduler, loop, _ = make_scheduler(slots=2, queue_limit=20)
     names = [f"job {n}" for n in range(12)]
     for name in names:
         scheduler.submit([job(name)])
@@ -77,7 +77,7 @@ def test_first_come_first_served() -> None:
 
 
 def test_a_job_waits_until_its_tokens_fit_and_is_not_overtaken() -> None:
-    scheduler, loop, _ = made(slots=4, kv_tokens=100)
+    scheduler, loop, _ = make_scheduler(slots=4, kv_tokens=100)
     first, large, small = job("a" * 10, 50), job("b" * 10, 60), job("c", 1)
     scheduler.submit([first, large, small])
     scheduler.step()
@@ -86,8 +86,8 @@ def test_a_job_waits_until_its_tokens_fit_and_is_not_overtaken() -> None:
     assert [name[0] for name in loop.begun] == ["a", "b", "c"]
 
 
-def test_beyond_the_queue_limit_nobody_is_let_in_and_all_or_none_of_a_request() -> None:
-    scheduler, _, _ = made(slots=2, queue_limit=3)
+def test_a_full_queue_refuses_jobs_and_accepts_all_jobs_of_a_request_or_none() -> None:
+    scheduler, _, _ = make_scheduler(slots=2, queue_limit=3)
     scheduler.submit([job("a") for _ in range(4)])
     with pytest.raises(QueueFull) as full:
         scheduler.submit([job("b"), job("c")])
@@ -98,8 +98,8 @@ def test_beyond_the_queue_limit_nobody_is_let_in_and_all_or_none_of_a_request() 
         scheduler.submit([job("e")])
 
 
-def test_what_is_cancelled_is_gone_before_the_next_pass() -> None:
-    scheduler, loop, _ = made(slots=1)
+def test_cancelled_jobs_are_removed_before_the_next_pass() -> None:
+    scheduler, loop, _ = make_scheduler(slots=1)
     running, waiting = job("x" * 50), job("y" * 50)
     scheduler.submit([running, waiting])
     run(scheduler, 3)
@@ -107,12 +107,12 @@ def test_what_is_cancelled_is_gone_before_the_next_pass() -> None:
     running.cancelled = waiting.cancelled = True
     before = loop.steps
     assert scheduler.step() == []
-    assert (loop.open, loop.steps, scheduler.work) == (0, before, False)
+    assert (loop.open, loop.steps, scheduler.has_work) == (0, before, False)
     assert not running.sampler.open and not waiting.sampler.open  # type: ignore[attr-defined]
 
 
-def test_late_jobs_end_with_what_they_have_or_with_an_error() -> None:
-    scheduler, loop, clock = made(slots=1)
+def test_a_passed_deadline_ends_a_running_answer_early_and_a_queued_one_with_an_error() -> None:
+    scheduler, loop, clock = make_scheduler(slots=1)
     running, waiting = job("abcdef" * 9, deadline=5.0), job("late", deadline=5.0)
     scheduler.submit([running, waiting])
     deltas = run(scheduler, 4)
@@ -120,13 +120,13 @@ def test_late_jobs_end_with_what_they_have_or_with_an_error() -> None:
     deltas += scheduler.step()
     assert text_of(running, deltas) == "abcd"
     last = dict(deltas)[running]
-    assert last.finish == "length" and last.report is not None and last.report.late
-    assert isinstance(dict(deltas)[waiting].error, Late)
-    assert not scheduler.work and loop.open == 0
+    assert last.finish == "length" and last.report is not None and last.report.deadline_passed
+    assert isinstance(dict(deltas)[waiting].error, DeadlinePassed)
+    assert not scheduler.has_work and loop.open == 0
 
 
-def test_a_pass_that_fails_takes_those_in_it_and_no_one_else() -> None:
-    scheduler, loop, _ = made(slots=1)
+def test_a_failed_pass_ends_the_running_jobs_only() -> None:
+    scheduler, loop, _ = make_scheduler(slots=1)
     lost, next_one = job("lost"), job("next")
     scheduler.submit([lost, next_one])
     scheduler.step()
@@ -137,8 +137,8 @@ def test_a_pass_that_fails_takes_those_in_it_and_no_one_else() -> None:
     assert loop.resets == 1 and loop.open == 0
 
 
-def test_a_stop_string_ends_at_once() -> None:
-    scheduler, loop, _ = made()
+def test_a_stop_string_ends_the_answer_at_once() -> None:
+    scheduler, loop, _ = make_scheduler()
     one = job("hello STOP and more", max_draft=1, stop=("STOP",))
     scheduler.submit([one])
     deltas = run(scheduler)
@@ -146,9 +146,9 @@ def test_a_stop_string_ends_at_once() -> None:
     assert deltas[-1][1].finish == "stop" and loop.steps < 8
 
 
-def test_a_prompt_that_is_just_being_read_is_waited_for() -> None:
-    scheduler, loop, _ = made(slots=2)
-    loop.alike = True
+def test_a_prompt_waits_for_the_prefill_of_an_equal_one() -> None:
+    scheduler, loop, _ = make_scheduler(slots=2)
+    loop.prefixes_shared = True
     scheduler.submit([job("same"), job("same")])
     scheduler.step()
     assert loop.begun == ["same"]
@@ -156,8 +156,8 @@ def test_a_prompt_that_is_just_being_read_is_waited_for() -> None:
     assert loop.begun == ["same", "same"]
 
 
-def test_characters_are_whole() -> None:
-    scheduler, _, _ = made()
+def test_segments_hold_complete_characters() -> None:
+    scheduler, _, _ = make_scheduler()
     one = job("é€😀")
     scheduler.submit([one])
     texts = [segment.text for _, delta in run(scheduler) for segment in delta.segments]
@@ -176,8 +176,8 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-def test_whatever_happens_everyone_gets_the_own_answer_or_is_told(events: list[tuple[str, int, int]]) -> None:
-    scheduler, loop, _ = made(slots=3, kv_tokens=60, queue_limit=6)
+def test_under_any_events_each_job_gets_its_own_answer_or_an_error(events: list[tuple[str, int, int]]) -> None:
+    scheduler, loop, _ = make_scheduler(slots=3, kv_tokens=60, queue_limit=6)
     jobs: list[Job] = []
     deltas: list[tuple[Job, Delta]] = []
     for event, one, other in events:
@@ -198,13 +198,12 @@ def test_whatever_happens_everyone_gets_the_own_answer_or_is_told(events: list[t
         assert sum(one.reserved_tokens for one in scheduler.active) <= 60
     deltas += run(scheduler)
     for one in jobs:
-        own = [delta for other, delta in deltas if other is one]
-        ends = [delta for delta in own if delta.finish or delta.error]
-        assert len(ends) <= 1 and (ends or one.cancelled)
-        said = bytes(one.prompt.tolist()).decode()
-        if ends and ends[0].finish:
-            assert text_of(one, deltas) == said
+        last = [delta for other, delta in deltas if other is one and delta.is_last]
+        assert len(last) <= 1 and (last or one.cancelled)
+        expected = bytes(one.prompt.tolist()).decode()
+        if last and last[0].finish:
+            assert text_of(one, deltas) == expected
         else:
-            assert said.startswith(text_of(one, deltas))
+            assert expected.startswith(text_of(one, deltas))
         assert not one.sampler.open  # type: ignore[attr-defined]
     assert loop.open == 0

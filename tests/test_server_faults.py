@@ -1,4 +1,4 @@
-"""What goes wrong around a server: clients that die, models that vanish, an end in the middle."""
+"""Faults around a server: killed clients, a deleted model file, slow readers, shutdown during answers."""
 
 import http.client
 import json
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.llama
 CLIENT = """
 import json, sys, urllib.request
 body = json.dumps({"messages": [{"role": "user", "content": "Tell a long story."}], "stream": True, "max_tokens": 900})
-asked = urllib.request.Request(sys.argv[1], body.encode(), {"content-type": "application/json"})
-answer = urllib.request.urlopen(asked)
+request = urllib.request.Request(sys.argv[1], body.encode(), {"content-type": "application/json"})
+answer = urllib.request.urlopen(request)
 print(answer.readline(), flush=True)
 answer.read()
 """
@@ -37,10 +37,10 @@ JSON = {"content-type": "application/json"}
 
 def ask(server: Served, text: str, max_tokens: int = 8) -> Any:
     body = {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": 0}
-    asked = Request(
+    request = Request(
         f"{server.url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    return json.load(urlopen(asked, timeout=60))
+    return json.load(urlopen(request, timeout=60))
 
 
 def stats(server: Served) -> Any:
@@ -48,13 +48,15 @@ def stats(server: Served) -> Any:
 
 
 def wait_until_idle(server: Served) -> None:
-    until = time.monotonic() + 5
+    give_up_at = time.monotonic() + 5
     while any(slot["state"] != "idle" for slot in stats(server)["slots"]):
-        assert time.monotonic() < until, "somebody is still answered"
+        assert time.monotonic() < give_up_at, "an answer is still running"
         time.sleep(0.05)
 
 
-def test_clients_that_are_killed_and_files_that_vanish(formats: dict[str, Path], tmp_path: Path) -> None:
+def test_killed_clients_and_a_deleted_model_file_do_not_disturb_others(
+    formats: dict[str, Path], tmp_path: Path
+) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(formats["q8_0"].read_bytes())
     with served(tmp_path, model) as server:
@@ -72,16 +74,16 @@ def test_clients_that_are_killed_and_files_that_vanish(formats: dict[str, Path],
             client.stdout.close()
         wait_until_idle(server)
         host, port = urlsplit(server.url).netloc.split(":")
-        half = socket.create_connection((host, int(port)))
-        half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+        incomplete = socket.create_connection((host, int(port)))
+        incomplete.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
         model.unlink()
         assert ask(server, "What is rain?")["choices"] == before
-        half.close()
+        incomplete.close()
         assert server.terminate() == 0
         assert "Traceback" not in server.log.read_text()
 
 
-def test_a_slow_reader_holds_nobody_up(formats: dict[str, Path], tmp_path: Path) -> None:
+def test_a_slow_reader_does_not_delay_others(formats: dict[str, Path], tmp_path: Path) -> None:
     with served(tmp_path, formats["q8_0"], "--slots", "1") as server:
         slow = http.client.HTTPConnection(urlsplit(server.url).netloc)
         body = {"messages": [{"role": "user", "content": "Tell a story."}], "stream": True, "max_tokens": 200}
@@ -92,12 +94,12 @@ def test_a_slow_reader_holds_nobody_up(formats: dict[str, Path], tmp_path: Path)
 
 
 @pytest.mark.parametrize("grace", ["30", "1"])
-def test_sigterm_lets_running_answers_end_within_the_grace(
+def test_after_sigterm_running_answers_have_the_grace_period(
     formats: dict[str, Path], tmp_path: Path, grace: str
 ) -> None:
     with served(tmp_path, formats["q8_0"], "--grace", grace, "--slots", "4") as server:
         texts: list[str] = []
-        begun = threading.Barrier(4)
+        all_started = threading.Barrier(4)
 
         def read() -> None:
             count = 900 if grace == "1" else 60
@@ -107,13 +109,13 @@ def test_sigterm_lets_running_answers_end_within_the_grace(
                 connection.request("POST", "/v1/chat/completions", json.dumps(body), JSON)
                 answer = connection.getresponse()
                 first = answer.readline()
-                begun.wait(30)
+                all_started.wait(30)
                 texts.append((first + answer.read()).decode())
 
         threads = [threading.Thread(target=read) for _ in range(3)]
         for thread in threads:
             thread.start()
-        begun.wait(30)
+        all_started.wait(30)
         began = time.monotonic()
         assert server.terminate() == 0
         took = time.monotonic() - began
@@ -123,22 +125,22 @@ def test_sigterm_lets_running_answers_end_within_the_grace(
         assert took < float(grace) + 5
         for text in texts:
             assert text.endswith("data: [DONE]\n\n") == (grace == "30")
-            assert ("the server is going down" in text) == (grace == "1")
+            assert ("the server is shutting down" in text) == (grace == "1")
         log = server.log.read_text()
         assert "Traceback" not in log and "thousand" not in log
 
 
-def test_the_network_needs_a_key(formats: dict[str, Path], tmp_path: Path) -> None:
+def test_serving_the_network_needs_a_key(formats: dict[str, Path], tmp_path: Path) -> None:
     with served(tmp_path, formats["q8_0"], "--host", "0.0.0.0", wait=False) as server:
         assert server.process.wait(60) == 2
         last = server.log.read_text().splitlines()[-1]
         assert last == (
-            "specplug: error: 0.0.0.0 can be reached from other machines: give --api-key, or --insecure to let "
-            "everyone in"
+            "specplug: error: other machines can reach 0.0.0.0: set --api-key, or --insecure to serve them without a "
+            "key"
         )
 
 
-def test_an_address_that_is_taken_is_one_clear_line(formats: dict[str, Path], tmp_path: Path) -> None:
+def test_an_address_in_use_is_a_one_line_error(formats: dict[str, Path], tmp_path: Path) -> None:
     with served(tmp_path, formats["q8_0"]) as first:
         port = urlsplit(first.url).port
         again = ["serve", str(formats["q8_0"]), "--port", str(port), "--profile", str(tmp_path / "served.yaml")]

@@ -1,4 +1,4 @@
-"""The official `openai` client against the real server on the real model."""
+"""The official `openai` client against `specplug serve` with a real model."""
 
 import json
 import math
@@ -37,8 +37,8 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def server(formats: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("served"), formats["q8_0"], "--slots", "4", "--name", "smollm2") as one:
-        yield one
+    with served(tmp_path_factory.mktemp("served"), formats["q8_0"], "--slots", "4", "--name", "smollm2") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def client(server: Served) -> Any:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
 
 
-def said(client: Any, text: str, **options: Any) -> Any:
+def ask(client: Any, text: str, **options: Any) -> Any:
     options = {"temperature": 0, "max_completion_tokens": 40} | options
     return client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": text}], **options)
 
@@ -67,58 +67,59 @@ def test_the_model_is_listed(client: Any) -> None:
         client.models.retrieve("other")
 
 
-def test_each_of_many_at_once_is_its_plain_single_run(client: Any) -> None:
-    alone = [content(said(client, text, extra_body=PLAIN)) for text in TEXTS]
+def test_answers_generated_together_equal_their_plain_single_runs(client: Any) -> None:
+    alone = [content(ask(client, text, extra_body=PLAIN)) for text in TEXTS]
     assert len(set(alone)) == len(TEXTS)
     with ThreadPoolExecutor(8) as threads:
-        together = list(threads.map(lambda text: said(client, text), TEXTS * 3))
+        together = list(threads.map(lambda text: ask(client, text), TEXTS * 3))
     assert [content(answer) for answer in together] == alone * 3
     assert sum(answer.usage.completion_tokens_details.accepted_prediction_tokens for answer in together) > 50
 
 
-def test_a_stream_is_the_whole_answer(client: Any) -> None:
-    whole = said(client, COPY)
-    pieces = list(said(client, COPY, stream=True, stream_options={"include_usage": True}))
-    assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices) == content(whole)
-    assert pieces[-1].usage.completion_tokens == whole.usage.completion_tokens
-    assert [p.choices[0].finish_reason for p in pieces if p.choices][-1] == whole.choices[0].finish_reason
-    assert len(pieces) > 5
+def test_a_stream_equals_the_complete_answer(client: Any) -> None:
+    complete = ask(client, COPY)
+    chunks = list(ask(client, COPY, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == content(complete)
+    assert chunks[-1].usage.completion_tokens == complete.usage.completion_tokens
+    last = [chunk.choices[0] for chunk in chunks if chunk.choices][-1]
+    assert last.finish_reason == complete.choices[0].finish_reason
+    assert len(chunks) > 5
 
 
-def test_the_figures_of_an_answer_add_up(client: Any) -> None:
-    answer = said(client, COPY)
+def test_the_counts_of_an_answer_are_consistent(client: Any) -> None:
+    answer = ask(client, COPY)
     figures, usage = answer.specplug, answer.usage
-    # The first token comes of the prompt's pass; every step then brings its accepted guesses and one more.
+    # The prompt pass yields the first token; each step then yields its accepted draft tokens and one token more.
     assert 1 + figures["steps"] + figures["accepted_tokens"] >= usage.completion_tokens
     assert figures["draft_tokens"] >= figures["accepted_tokens"] > 0
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    off = said(client, COPY, extra_body=PLAIN)
+    off = ask(client, COPY, extra_body=PLAIN)
     assert (off.specplug["draft_tokens"], off.specplug["steps"]) == (0, off.usage.completion_tokens - 1)
-    one = said(client, COPY, extra_body={"specplug": {"max_draft": 1}})
+    one = ask(client, COPY, extra_body={"specplug": {"max_draft": 1}})
     assert one.specplug["draft_tokens"] <= one.specplug["steps"]
 
 
-def test_seeds_and_n(client: Any) -> None:
-    first = said(client, TEXTS[1], temperature=1, seed=5, n=2)
-    again = said(client, TEXTS[1], temperature=1, seed=5, n=2)
+def test_a_seed_repeats_n_different_answers(client: Any) -> None:
+    first = ask(client, TEXTS[1], temperature=1, seed=5, n=2)
+    again = ask(client, TEXTS[1], temperature=1, seed=5, n=2)
     texts = [choice.message.content for choice in first.choices]
     assert texts == [choice.message.content for choice in again.choices]
     assert texts[0] != texts[1]
     assert first.usage.completion_tokens > first.usage.prompt_tokens / 2
 
 
-def test_logprobs_are_probabilities_and_greedy_takes_the_first(client: Any) -> None:
-    answer = said(client, TEXTS[1], logprobs=True, top_logprobs=5, max_completion_tokens=12)
+def test_logprobs_are_probabilities_and_greedy_takes_the_largest(client: Any) -> None:
+    answer = ask(client, TEXTS[1], logprobs=True, top_logprobs=5, max_completion_tokens=12)
     tokens = answer.choices[0].logprobs.content
     assert "".join(token.token for token in tokens) == content(answer)
     assert b"".join(bytes(token.bytes) for token in tokens).decode() == content(answer)
     for token in tokens:
         assert len(token.top_logprobs) == 5 and token.top_logprobs[0].token == token.token
-        chances = [math.exp(one.logprob) for one in token.top_logprobs]
-        assert chances == sorted(chances, reverse=True) and 0 < sum(chances) <= 1 + 1e-6
+        probabilities = [math.exp(one.logprob) for one in token.top_logprobs]
+        assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1 + 1e-6
 
 
-def test_completions_of_text_with_logprobs(client: Any) -> None:
+def test_text_completions_with_logprobs(client: Any) -> None:
     answer = client.completions.create(
         model="smollm2",
         prompt=["One, two, three,", "The capital of France is"],
@@ -133,7 +134,7 @@ def test_completions_of_text_with_logprobs(client: Any) -> None:
     assert [max(top, key=top.get) for top in logprobs.top_logprobs] == logprobs.tokens
 
 
-def test_json_as_the_schema_says(client: Any) -> None:
+def test_json_answers_follow_the_schema(client: Any) -> None:
     schema = {
         "type": "object",
         "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
@@ -141,13 +142,13 @@ def test_json_as_the_schema_says(client: Any) -> None:
         "additionalProperties": False,
     }
     shape = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
-    answer = json.loads(content(said(client, "Invent a person.", response_format=shape)))
+    answer = json.loads(content(ask(client, "Invent a person.", response_format=shape)))
     assert set(answer) == {"name", "age"} and isinstance(answer["age"], int) and len(answer["name"]) <= 12
-    free = content(said(client, "Give me JSON.", response_format={"type": "json_object"}, max_completion_tokens=60))
+    free = content(ask(client, "Give me JSON.", response_format={"type": "json_object"}, max_completion_tokens=60))
     assert free.startswith("{")
 
 
-def test_a_tool_that_must_be_called_is(client: Any) -> None:
+def test_a_required_tool_is_called(client: Any) -> None:
     parameters = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 16}}, "required": ["city"]}
     tools = [
         {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": parameters}},
@@ -155,13 +156,13 @@ def test_a_tool_that_must_be_called_is(client: Any) -> None:
     ]
     named = {"type": "function", "function": {"name": "weather"}}
     for choice in (named, "required"):
-        answer = said(client, "How is the weather in Rome?", tools=tools, tool_choice=choice).choices[0]
+        answer = ask(client, "How is the weather in Rome?", tools=tools, tool_choice=choice).choices[0]
         assert answer.finish_reason == "tool_calls"
         (call,) = answer.message.tool_calls
         assert call.function.name == "weather" or choice == "required"
         assert isinstance(json.loads(call.function.arguments), dict)
-    pieces = list(said(client, "How is the weather in Rome?", tools=tools, tool_choice=named, stream=True))
-    (found,) = [p.choices[0].delta.tool_calls[0] for p in pieces if p.choices[0].delta.tool_calls]
+    chunks = list(ask(client, "How is the weather in Rome?", tools=tools, tool_choice=named, stream=True))
+    (found,) = [chunk.choices[0].delta.tool_calls[0] for chunk in chunks if chunk.choices[0].delta.tool_calls]
     assert "city" in json.loads(found.function.arguments)
     earlier = {"id": "1", "type": "function", "function": found.function.model_dump()}
     followed = client.chat.completions.create(
@@ -179,58 +180,58 @@ def test_a_tool_that_must_be_called_is(client: Any) -> None:
     assert followed.choices[0].message.content and not followed.choices[0].message.tool_calls
 
 
-def test_biases_and_penalties_reach_the_sampler(client: Any, server: Served) -> None:
-    plain = content(said(client, TEXTS[1], max_completion_tokens=4))
+def test_logit_biases_and_penalties_reach_the_sampler(client: Any, server: Served) -> None:
+    plain = content(ask(client, TEXTS[1], max_completion_tokens=4))
     body = json.dumps({"content": plain}).encode()
-    asked = Request(f"{server.url}/tokenize", body, {"content-type": "application/json"})
-    first = json.load(urlopen(asked))["tokens"][0]
-    other = content(said(client, TEXTS[1], max_completion_tokens=4, logit_bias={str(first): -100}))
+    request = Request(f"{server.url}/tokenize", body, {"content-type": "application/json"})
+    first = json.load(urlopen(request))["tokens"][0]
+    other = content(ask(client, TEXTS[1], max_completion_tokens=4, logit_bias={str(first): -100}))
     assert not other.startswith(plain[:4])
     again = "Repeat the word yes without end: yes yes yes yes"
-    once = content(said(client, again, frequency_penalty=2, presence_penalty=2))
-    assert once.lower().count("yes") < content(said(client, again)).lower().count("yes")
+    once = content(ask(client, again, frequency_penalty=2, presence_penalty=2))
+    assert once.lower().count("yes") < content(ask(client, again)).lower().count("yes")
 
 
-def test_a_stream_that_is_closed_ends_at_once(client: Any, server: Served) -> None:
-    stream = said(client, "Write a very long story.", stream=True, max_completion_tokens=900)
+def test_a_closed_stream_ends_its_answer_at_once(client: Any, server: Served) -> None:
+    stream = ask(client, "Write a very long story.", stream=True, max_completion_tokens=900)
     next(iter(stream))
     assert gauge(server, "specplug_running_answers") == 1
     stream.close()
-    until = time.monotonic() + 2
+    give_up_at = time.monotonic() + 2
     while gauge(server, "specplug_running_answers"):
-        assert time.monotonic() < until
+        assert time.monotonic() < give_up_at
         time.sleep(0.02)
 
 
-def test_errors_are_the_clients_own_kinds(client: Any) -> None:
+def test_errors_raise_the_clients_own_exceptions(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="Unrecognized request argument supplied: colour"):
-        said(client, "hi", extra_body={"colour": "red"})
+        ask(client, "hi", extra_body={"colour": "red"})
     with pytest.raises(openai.BadRequestError) as error:
-        said(client, "word " * 3000)
+        ask(client, "word " * 3000)
     assert error.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="the grammar does not parse"):
-        said(client, "hi", extra_body={"grammar": "root :: ="})
+        ask(client, "hi", extra_body={"grammar": "root :: ="})
     with pytest.raises(openai.BadRequestError, match="the vocabulary has"):
-        said(client, "hi", logit_bias={"999999": 1})
+        ask(client, "hi", logit_bias={"999999": 1})
 
 
-def test_a_long_prompt_does_not_hold_others_up(client: Any) -> None:
-    """While it is read, in many pieces, a running stream goes on."""
-    came: list[float] = []
-    stream = said(
+def test_a_long_prompt_does_not_block_running_streams(client: Any) -> None:
+    """Prefill of the long prompt is chunked, so a running stream goes on meanwhile."""
+    chunk_times: list[float] = []
+    stream = ask(
         client, "Tell me a long story about a lighthouse keeper and a whale.", stream=True, max_completion_tokens=400
     )
-    reading: list[float] = []
+    prefill_times: list[float] = []
 
-    def long() -> None:
-        reading.append(time.monotonic())
-        said(client, "lorem ipsum dolor " * 120, max_completion_tokens=1)
-        reading.append(time.monotonic())
+    def send_long_prompt() -> None:
+        prefill_times.append(time.monotonic())
+        ask(client, "lorem ipsum dolor " * 120, max_completion_tokens=1)
+        prefill_times.append(time.monotonic())
 
-    thread = threading.Thread(target=long)
+    thread = threading.Thread(target=send_long_prompt)
     for count, _ in enumerate(stream):
-        came.append(time.monotonic())
+        chunk_times.append(time.monotonic())
         if count == 10:
             thread.start()
     thread.join()
-    assert sum(reading[0] < at < reading[1] for at in came) >= 5
+    assert sum(prefill_times[0] < at < prefill_times[1] for at in chunk_times) >= 5

@@ -1,4 +1,4 @@
-"""When the engine's thread hands over what came, on a clock that its steps move."""
+"""When the worker hands deltas to the event loop, on a clock that the scheduler's steps advance."""
 
 import asyncio
 
@@ -11,20 +11,20 @@ from specplug.core import int_array
 from specplug.generation.answers import Sampling
 from specplug.server import worker
 from specplug.server.jobs import Delta, Job
-from specplug.server.worker import HELD_S, Worker
+from specplug.server.worker import MAX_HOLD_S, Worker
 
 STEPS = 20
 
 
-class Paced:
-    """A scheduler whose steps take `seconds` and bring one token for each job, STEPS times."""
+class TimedScheduler:
+    """A scheduler with STEPS steps; each takes `seconds` and yields one token per job."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.now, self.left = seconds, 100.0, 0
         self.jobs: list[Job] = []
 
     @property
-    def work(self) -> bool:
+    def has_work(self) -> bool:
         return self.left > 0
 
     def submit(self, jobs: list[Job]) -> None:
@@ -40,39 +40,41 @@ class Paced:
 
 
 def handed_over(monkeypatch: pytest.MonkeyPatch, seconds: float, *streamed: bool) -> list[list[int]]:
-    """Tokens in each of the first job's handovers."""
-    paced = Paced(seconds)
-    monkeypatch.setattr(worker, "monotonic", lambda: paced.now)
+    """The first job's tokens, one list per handover. There is one job per entry of `streamed`."""
+    scheduler = TimedScheduler(seconds)
+    monkeypatch.setattr(worker, "monotonic", lambda: scheduler.now)
 
     async def collect() -> list[list[int]]:
-        own = Worker(paced, lambda deltas: None)  # type: ignore[arg-type]
+        started = Worker(scheduler, lambda deltas: None)  # type: ignore[arg-type]
         jobs = [Job(int_array([1]), ToySampler(Sampling()), STEPS, 0, streamed=each) for each in streamed]
-        mailbox = own.submit(jobs)
-        own.start()
+        mailbox = started.submit(jobs)
+        started.start()
         found, ended = [], 0
         while ended < len(jobs):
             job, delta = await mailbox.get()
             ended += bool(delta.finish)
             if job is jobs[0]:
                 found.append(delta.tokens)
-        await own.stop()
+        await started.stop()
         return found
 
     return asyncio.run(collect())
 
 
-def test_pieces_of_fast_streams_are_held_and_those_of_slow_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 5 ms: after three further ones another would end 20 ms after the last handover."""
-    assert HELD_S == 0.02
+def test_deltas_of_fast_streams_are_held_back_and_those_of_slow_streams_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With steps of 5 ms, four steps end within 20 ms of the last handover."""
+    assert MAX_HOLD_S == 0.02
     fast = handed_over(monkeypatch, 0.005, True)
     assert [len(tokens) for tokens in fast] == [1, 4, 4, 4, 4, 3]
     assert [token for tokens in fast for token in tokens] == list(range(STEPS))[::-1]
     assert [len(tokens) for tokens in handed_over(monkeypatch, 0.03, True)] == [1] * STEPS
 
 
-def test_a_whole_answer_is_handed_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_not_streamed_is_handed_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(tokens) for tokens in handed_over(monkeypatch, 0.03, False)] == [STEPS]
 
 
-def test_what_nobody_waits_for_goes_with_what_somebody_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deltas_without_a_streaming_client_go_with_those_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(tokens) for tokens in handed_over(monkeypatch, 0.03, False, True)] == [1] * STEPS

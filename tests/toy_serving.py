@@ -1,4 +1,4 @@
-"""A toy engine behind the real server: it says the prompt again, byte by byte, and then ends. No model, no tree."""
+"""A toy engine for the real server. It has no model: each answer repeats the prompt byte by byte, then ends."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,11 +48,17 @@ class ToyStream:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str | None = None
     counters: Counters = field(default_factory=Counters)
-    said: int = 0
+    position: int = 0
 
 
 class ToyLoop:
-    """Two tokens a step where it may guess, one where not; a prompt takes a step to read."""
+    """Emits two tokens per step with drafting and one without; a prompt takes one step.
+
+    begun              the prompts of all answers so far, as text
+    open               number of streams that have begun and not finished
+    fail               raised by the next step, once
+    prefixes_shared    True makes equal prompts wait for each other
+    """
 
     def __init__(self, step_s: float = 0.0) -> None:
         self.step_s = step_s
@@ -64,7 +70,7 @@ class ToyLoop:
         self.decode_ms = self.plain_ms = 0.0
         self.guessed = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
-        self.alike = False
+        self.prefixes_shared = False
 
     def begin(self, prompt: IntArray, sampler: ToySampler, max_tokens: int, max_draft: int) -> ToyStream:
         self.begun.append(bytes(prompt.tolist()).decode("utf-8", "replace"))
@@ -72,7 +78,7 @@ class ToyLoop:
         return ToyStream(prompt.tolist(), sampler, max_tokens, max_draft)
 
     def shares_more_later(self, prompt: IntArray, reading: Sequence[ToyStream]) -> bool:
-        return self.alike and any(s.prompt == prompt.tolist() for s in reading)
+        return self.prefixes_shared and any(s.prompt == prompt.tolist() for s in reading)
 
     def step(self, running: Sequence[ToyStream], reading: Sequence[ToyStream]) -> None:
         sleep(self.step_s)
@@ -97,10 +103,10 @@ class ToyLoop:
     def _emit(self, stream: ToyStream, count: int) -> None:
         stream.fresh = []
         for _ in range(count):
-            token = stream.prompt[stream.said] if stream.said < len(stream.prompt) else END
-            stream.said += 1
+            token = stream.prompt[stream.position] if stream.position < len(stream.prompt) else END
+            stream.position += 1
             stream.fresh.append(token)
-            if token == END or stream.said == stream.max_tokens:
+            if token == END or stream.position == stream.max_tokens:
                 stream.finish = "stop" if token == END else "length"
                 break
         stream.guessers = [0] * (len(stream.fresh) - 1)
@@ -144,10 +150,10 @@ class ToyEngine:
 def serving(
     engine: Any, settings: Settings | None = None, *, key: str | None = None, limits: Limits | None = None
 ) -> Iterator[str]:
-    """The server on a port of its own, in a thread; its URL."""
+    """Run the server in a thread, on a free port; yields its URL."""
     app = make_app(engine, settings or Settings("toy"))
-    guarded = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
-    config = uvicorn.Config(guarded, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
+    config = uvicorn.Config(guard, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

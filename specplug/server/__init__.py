@@ -1,4 +1,5 @@
-"""An OpenAI-compatible server on an engine that answers many at once.
+"""An OpenAI-compatible HTTP server on an engine that generates many answers at once.
 
-Knows HTTP, queues and OpenAI's shapes. What it asks of an engine is in `scheduler.py`.
+It covers HTTP, queueing and OpenAI's JSON format. It depends on no engine: `engine_protocol.py` and the `Loop` protocol
+in `scheduler.py` state what an engine must implement.
 """

@@ -1,6 +1,6 @@
-"""The routes: OpenAI's, and our own for tokens, figures and the page.
+"""The routes: OpenAI's, and specplug's own for tokenizing, metrics and the page.
 
-Knows paths. Knows no engine but by `engine.Engine`, and opens no file that a request names.
+The application depends on an engine only through `engine_protocol.Engine`. No request can name a file to open.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from starlette.exceptions import HTTPException
 from specplug import __version__
 from specplug.core import IntArray, int_array
 from specplug.errors import UsageError
-from specplug.server.answering import answer
 from specplug.server.engine_protocol import Engine
-from specplug.server.figures import Figures
-from specplug.server.refusals import STATUSES, add_errors
+from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
+from specplug.server.metrics import Metrics
+from specplug.server.openai_format import ChatFormat, CompletionFormat, Json
+from specplug.server.request_handler import handle
 from specplug.server.request_schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from specplug.server.sampling_options import chat_sampling, completion_sampling
 from specplug.server.scheduler import Scheduler
-from specplug.server.shapes import ChatShape, CompletionShape, Json
 from specplug.server.state import Settings, State
 from specplug.server.tools import messages_with_tools
 from specplug.server.worker import Worker
@@ -49,7 +49,7 @@ PAGE_HEADERS = {
 
 
 def make_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application around an open engine; its worker starts and ends with it."""
+    """The application for a loaded engine. Its lifespan starts and stops the worker thread."""
     scheduler = Scheduler(
         engine.loop,
         slots=engine.slots,
@@ -58,8 +58,8 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
         piece=engine.piece,
         end_tokens=engine.end_tokens,
     )
-    figures = Figures(engine, scheduler)
-    state = State(engine, settings, Worker(scheduler, figures.saw), figures)
+    metrics = Metrics(engine, scheduler)
+    state = State(engine, settings, Worker(scheduler, metrics.record), metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -72,8 +72,8 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
 
     app = FastAPI(title="specplug", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.specplug = state
-    app.add_middleware(_Counted, figures=figures)
-    add_errors(app)
+    app.add_middleware(_RequestCounter, metrics=metrics)
+    add_error_handlers(app)
     _add_openai_routes(app, state)
     _add_own_routes(app, state)
     return app
@@ -81,84 +81,88 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
 
 def _add_openai_routes(app: FastAPI, state: State) -> None:
     engine, name = state.engine, state.settings.name
-    refusals: Any = {status: {"description": text, "model": None} for status, text in STATUSES.items()}
+    errors: Any = {status: {"description": text, "model": None} for status, text in STATUS_DESCRIPTIONS.items()}
 
-    @app.post("/v1/chat/completions", responses=refusals)
-    async def chat_completions(request: Request, asked: ChatRequest) -> Response:
-        tools = list(asked.tools or ()) if asked.tool_choice != "none" else []
-        messages = messages_with_tools(asked, engine.carries_tools)
-        described = [tool.model_dump(exclude_none=True) for tool in tools]
-        read = partial(engine.chat_prompt, messages, described if engine.carries_tools else ())
-        shape = ChatShape(
+    @app.post("/v1/chat/completions", responses=errors)
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        tools = list(body.tools or ()) if body.tool_choice != "none" else []
+        messages = messages_with_tools(body, engine.carries_tools)
+        definitions = [tool.model_dump(exclude_none=True) for tool in tools]
+        make_prompt = partial(engine.chat_prompt, messages, definitions if engine.carries_tools else ())
+        response_format = ChatFormat(
             name, engine.piece, engine.end_tokens, engine.knows_plain_ms, [tool.function.name for tool in tools]
         )
-        most = asked.max_completion_tokens or asked.max_tokens
-        return await answer(state, request, asked, lambda: [read()], shape, chat_sampling(asked), most)
+        max_tokens = body.max_completion_tokens or body.max_tokens
+        sampling = chat_sampling(body)
+        return await handle(state, request, body, lambda: [make_prompt()], response_format, sampling, max_tokens)
 
-    @app.post("/v1/completions", responses=refusals)
-    async def completions(request: Request, asked: CompletionRequest) -> Response:
-        shape = CompletionShape(name, engine.piece, engine.end_tokens, engine.knows_plain_ms)
-        sampling = completion_sampling(asked)
+    @app.post("/v1/completions", responses=errors)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        response_format = CompletionFormat(name, engine.piece, engine.end_tokens, engine.knows_plain_ms)
+        sampling = completion_sampling(body)
+        max_tokens = body.max_tokens or 16  # OpenAI's default
 
-        def read() -> list[IntArray]:
-            return [_prompt(engine, prompt) for prompt in asked.prompts]
+        def make_prompts() -> list[IntArray]:
+            return [_prompt(engine, prompt) for prompt in body.prompts]
 
-        return await answer(state, request, asked, read, shape, sampling, asked.max_tokens or 16, echo=bool(asked.echo))
+        return await handle(
+            state, request, body, make_prompts, response_format, sampling, max_tokens, echo=bool(body.echo)
+        )
 
     @app.get("/v1/models")
     async def models() -> Json:
         return {"object": "list", "data": [_model(name, engine)]}
 
-    @app.get("/v1/models/{model}", responses={404: {"description": STATUSES[404]}})
+    @app.get("/v1/models/{model}", responses={404: {"description": STATUS_DESCRIPTIONS[404]}})
     async def model(model: str) -> Json:
         if model != name:
-            raise HTTPException(404, f"the model {model[:100]!r} does not exist; there is {name!r}")
+            raise HTTPException(404, f"the model {model[:100]!r} does not exist; this server has {name!r}")
         return _model(name, engine)
 
 
 def _add_own_routes(app: FastAPI, state: State) -> None:
     engine = state.engine
-    refusals: Any = {400: {"description": STATUSES[400]}}
+    errors: Any = {400: {"description": STATUS_DESCRIPTIONS[400]}}
 
-    @app.get("/health", responses={503: {"description": "Going down, or its engine has ended."}})
+    @app.get("/health", responses={503: {"description": "The server is shutting down, or its engine has stopped."}})
     async def health() -> Response:
-        well = state.worker.alive and not state.closing
-        return JSONResponse({"status": "ok" if well else "unavailable"}, 200 if well else 503)
+        available = state.worker.alive and not state.closing
+        return JSONResponse({"status": "ok" if available else "unavailable"}, 200 if available else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(generate_latest(state.figures.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/specplug/stats")
     async def stats() -> Json:
         profile = engine.profile
-        shown = {"model": state.settings.name, "profile": profile.name, "speculates": profile.speculates}
-        return {**shown, **state.figures.now()}
+        server = {"model": state.settings.name, "profile": profile.name, "speculates": profile.speculates}
+        return {**server, **state.metrics.snapshot()}
 
-    @app.post("/tokenize", responses=refusals)
-    async def tokenize(asked: TokenizeRequest) -> Json:
-        tokens = await asyncio.to_thread(engine.tokenize, asked.content, add_special=asked.add_special)
+    @app.post("/tokenize", responses=errors)
+    async def tokenize(body: TokenizeRequest) -> Json:
+        tokens = await asyncio.to_thread(engine.tokenize, body.content, add_special=body.add_special)
         return {"tokens": tokens.tolist(), "count": len(tokens)}
 
-    @app.post("/detokenize", responses=refusals)
-    async def detokenize(asked: DetokenizeRequest) -> Json:
-        _check_ids(asked.tokens, engine.num_tokens)
-        return {"content": engine.text(asked.tokens)}
+    @app.post("/detokenize", responses=errors)
+    async def detokenize(body: DetokenizeRequest) -> Json:
+        _check_ids(body.tokens, engine.num_tokens)
+        return {"content": engine.text(body.tokens)}
 
-    for path, (file, kind) in STATIC.items():
+    for path, (file, media_type) in STATIC.items():
         content = files("specplug.server").joinpath("static", file).read_bytes()
-        app.add_api_route(path, _fixed(content, kind), include_in_schema=False)
+        app.add_api_route(path, _static_route(content, media_type), include_in_schema=False)
 
 
 def _model(name: str, engine: Engine) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "specplug", "max_model_len": engine.max_context}
 
 
-def _fixed(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
-    async def fixed() -> Response:
-        return Response(content, media_type=kind, headers=PAGE_HEADERS)
+def _static_route(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
+    async def send_static() -> Response:
+        return Response(content, media_type=media_type, headers=PAGE_HEADERS)
 
-    return fixed
+    return send_static
 
 
 def _prompt(engine: Engine, prompt: str | list[int]) -> IntArray:
@@ -170,22 +174,22 @@ def _prompt(engine: Engine, prompt: str | list[int]) -> IntArray:
 
 def _check_ids(tokens: Sequence[int], num_tokens: int) -> None:
     if len(tokens) and int(np.max(tokens)) >= num_tokens:
-        raise UsageError(f"token {int(np.max(tokens))} is none; the vocabulary has {num_tokens} tokens")
+        raise UsageError(f"there is no token {int(np.max(tokens))}; the vocabulary has {num_tokens} tokens")
 
 
-class _Counted:
-    """Counts answered requests by path and status."""
+class _RequestCounter:
+    """Middleware that counts requests by route and status."""
 
-    def __init__(self, app: Any, figures: Figures) -> None:
+    def __init__(self, app: Any, metrics: Metrics) -> None:
         self._app = app
-        self._figures = figures
+        self._metrics = metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def counted(message: Any) -> None:
+        async def send_and_count(message: Any) -> None:
             if message["type"] == "http.response.start":
-                route = scope.get("route")  # its pattern, so that nobody can make labels up
+                route = scope.get("route")  # the label is the route's pattern, so that clients cannot add labels
                 path = route.path if route is not None else "other"
-                self._figures.requests.labels(path, str(message["status"])).inc()
+                self._metrics.requests.labels(path, str(message["status"])).inc()
             await send(message)
 
-        await self._app(scope, receive, counted if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_and_count if scope["type"] == "http" else send)

@@ -1,6 +1,6 @@
-"""What the server asks of an engine.
+"""The interface that an engine implements for the server.
 
-Knows no engine; `specplug.engines.llama_cpp.serving_engine.ServingEngine` is one.
+The server depends on no engine. `specplug.engines.llama_cpp.serving_engine.ServingEngine` implements this interface.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from specplug.server.scheduler import Loop
 
 
 class CountingLoop(Loop, Protocol):
-    """A loop that counts guesses by proposer and by place in the draft, and time beside what plain decoding takes."""
+    """A step loop that also keeps totals since it was opened.
+
+    decode_ms  milliseconds of all steps that evaluated no prompt tokens
+    plain_ms   milliseconds that plain decoding would have taken for the same tokens, by the measured cost curve
+    guessed    int64[proposers, positions]: verified draft tokens by proposer and by depth in the draft
+    accepted   int64[proposers, positions]: those of them that were accepted
+    """
 
     decode_ms: float
     plain_ms: float
@@ -31,10 +37,10 @@ class CountingLoop(Loop, Protocol):
 
 
 class Engine(Protocol):
-    """A model with a profile, opened for `slots` answers at once.
+    """A loaded model with a profile, opened for up to `slots` answers at once.
 
-    max_context  tokens that one answer may come to, its prompt included
-    kv_tokens    tokens that all of them together may hold
+    max_context  largest number of tokens of one answer, its prompt included
+    kv_tokens    largest number of tokens that all running answers together may hold in the KV cache
     """
 
     profile: Profile
@@ -46,28 +52,36 @@ class Engine(Protocol):
     def loop(self) -> CountingLoop: ...
 
     @property
-    def num_tokens(self) -> int: ...
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
 
     @property
-    def end_tokens(self) -> frozenset[int]: ...
+    def end_tokens(self) -> frozenset[int]:
+        """Ids of the tokens that end an answer."""
 
     @property
-    def carries_tools(self) -> bool: ...
+    def carries_tools(self) -> bool:
+        """True if the model's chat template has a place for tools."""
 
     @property
-    def source_names(self) -> list[str]: ...
+    def source_names(self) -> list[str]:
+        """Method names of the proposers, in the order in which the loop counts them."""
 
     @property
-    def knows_plain_ms(self) -> bool: ...
+    def knows_plain_ms(self) -> bool:
+        """True if there is a cost curve, so that `plain_ms` is meaningful."""
 
-    def sampler(self, sampling: Sampling) -> Any: ...
+    def sampler(self, sampling: Sampling) -> Any:
+        """A sampler for one answer; its `close` must be called. Raises UsageError for options that do not work."""
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray: ...
+    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
+        """int32[n]; `add_special` adds the tokens that the model expects around a text, such as BOS."""
 
-    def chat_prompt(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
-    ) -> IntArray: ...
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
+        """int32[n]: a conversation rendered by the model's chat template. Raises UsageError if the template fails."""
 
-    def piece(self, token: int) -> bytes: ...
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token prints."""
 
-    def text(self, tokens: Sequence[int]) -> str: ...
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; invalid UTF-8 becomes U+FFFD."""

@@ -1,6 +1,6 @@
-"""One answer that somebody waits for: what is asked, what came in a step, and what it took.
+"""One answer to generate (a job), what each step adds to it, and the report at its end.
 
-Knows tokens and text. Knows neither engines nor HTTP.
+This module handles tokens and text; it depends on neither an engine nor HTTP.
 """
 
 from __future__ import annotations
@@ -16,15 +16,24 @@ from specplug.generation.text import Segment, TextStream
 
 
 class Sampler(Protocol):
-    """Draws one answer's tokens; the engine knows how."""
+    """Samples the tokens of one answer. The engine creates it; whoever holds it last closes it."""
 
     def close(self) -> None: ...
 
 
 class Stream(Protocol):
-    """An answer under way in an engine; `fresh` is what the last step emitted, all but the last of it guessed.
+    """One running answer inside an engine.
 
-    guessers  the proposer, by index, of each guess in `fresh`
+    reading    True until the prompt is evaluated (prefill)
+    cached     prompt tokens that were in the KV cache already
+    fresh      tokens that the last step emitted: the accepted draft tokens, then the target's own token
+    guessers   index of the proposer of each accepted draft token in `fresh`, so one entry less than `fresh`
+    logprobs   one entry per token in `fresh` if the request asked for them, else empty
+    finish     None while the answer goes on, then "stop" or "length"
+    failure    the error that ended this answer alone, such as a failed sampler
+    counters   totals over the steps of this answer
+    decode_ms  milliseconds of its steps that evaluated no prompt tokens
+    plain_ms   milliseconds that plain decoding would have taken for the same tokens, by the measured cost curve
     """
 
     reading: bool
@@ -49,11 +58,15 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an answer took. Milliseconds of waiting, of reading the prompt, and of everything after the first token.
+    """The figures of a finished answer.
 
-    cached   tokens of the prompt that were known already
-    step_ms  of steps that read no prompt; plain decoding would have taken `plain_ms`, by the cost curve
-    late     its deadline came first
+    cached            prompt tokens that were in the KV cache already
+    queued_ms         from the request until the answer got a slot
+    prompt_ms         from then until the first token
+    decode_ms         from the first token until the last
+    step_ms           time in steps that evaluated no prompt tokens
+    plain_ms          time that plain decoding would have taken for the tokens of those steps, by the cost curve
+    deadline_passed   True if the deadline ended the answer
     """
 
     prompt_tokens: int
@@ -65,16 +78,17 @@ class Report:
     decode_ms: float
     step_ms: float
     plain_ms: float
-    late: bool = False
+    deadline_passed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step brought for one answer.
+    """What one step added to one answer.
 
-    logprobs  for each of `tokens`, where they were asked for
-    finish    "" while more comes, then "stop" or "length"
-    report    with the last one, unless there is an error
+    logprobs  one entry per token in `tokens` if the request asked for them
+    finish    "" while the answer goes on, then "stop" or "length"
+    report    set on the last delta, unless that is an error
+    error     set on the last delta if the answer failed
     """
 
     segments: list[Segment] = field(default_factory=list)
@@ -84,8 +98,12 @@ class Delta:
     report: Report | None = None
     error: SpecplugError | None = None
 
+    @property
+    def is_last(self) -> bool:
+        return bool(self.finish) or self.error is not None
+
     def followed_by(self, later: Delta) -> Delta:
-        """Both as one."""
+        """Both deltas merged into one."""
         return Delta(
             self.segments + later.segments,
             self.tokens + later.tokens,
@@ -97,12 +115,17 @@ class Delta:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A prompt (int32[n], n >= 1) to be answered.
+    """A prompt (int32[n], n >= 1) to answer, and the state of its answer.
 
-    max_draft  most guesses in a step; 0 is plain decoding
-    deadline   on the scheduler's clock, in seconds; None is never
-    streamed   whether anyone waits for less than the whole answer
-    cancelled  set by anyone, seen before the next step
+    max_tokens    largest number of tokens to generate
+    max_draft     largest number of draft tokens per step; 0 is plain decoding
+    stop          strings that end the answer
+    deadline      time on the scheduler's clock, in seconds; None is no deadline
+    streamed      False if the client receives the complete answer at once
+    cancelled     may be set from any thread; the scheduler checks it before each step
+    emitted       tokens generated so far
+    submitted_s, started_s, first_token_s
+                  times on the scheduler's clock
     """
 
     prompt: IntArray
@@ -116,14 +139,14 @@ class Job:
     text: TextStream = field(init=False)
     stream: Stream | None = None
     emitted: int = 0
-    submitted: float = 0.0
-    started: float = 0.0
-    first: float = 0.0
+    submitted_s: float = 0.0
+    started_s: float = 0.0
+    first_token_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.text = TextStream(self.stop)
 
     @property
     def reserved_tokens(self) -> int:
-        """Tokens that it may come to hold in the cache."""
+        """Largest number of KV cache tokens that this answer can need."""
         return len(self.prompt) + self.max_tokens

@@ -1,9 +1,10 @@
-"""What stands before every request: the key, the host's name, the body's type, size and pace.
+"""Checks that every request passes first: API key, Host header, and the body's content type, size and arrival time.
 
-Knows HTTP. Knows no path but /health, which is open to everyone.
-A page of a stranger, open in the user's browser, can send requests to 127.0.0.1. So where no key is asked for, only
-requests to a name of this machine are answered (a rebound name is none), and bodies must be declared as JSON, which
-browsers send to other sites only after asking; nobody answers that unless --cors-origin says so.
+The checks do not depend on the routes, except that /health needs no key.
+A web page from another site, open in the user's browser, can send requests to 127.0.0.1. Two checks keep such pages
+out. If the server has no API key, the Host header must name this machine, which stops DNS rebinding. Bodies must have
+the content type application/json, which browsers send to another site only after a CORS preflight; no preflight
+succeeds without --cors-origin.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from specplug.server.shapes import error_body
+from specplug.server.openai_format import error_body
 
 OPEN_PATH = "/health"
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -32,17 +33,20 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """body_bytes  of one request; body_seconds  in which it must have come"""
+    """body_bytes  largest body of a request; body_seconds  time in which the complete body must arrive"""
 
     body_bytes: int = 4 * 1024 * 1024
     body_seconds: float = 20.0
 
 
 class Guard:
-    """The outermost layer."""
+    """The outermost ASGI layer."""
 
     def __init__(self, app: App, *, key: str | None, hosts: Iterable[str] | None, limits: Limits) -> None:
-        """key  what clients must show; hosts  the only names that are answered, all where None"""
+        """
+        key    API key that clients must send; None requires none
+        hosts  names accepted in the Host header; None accepts any
+        """
         self._app = app
         self._key = key.encode() if key is not None else None
         self._hosts = frozenset(hosts) if hosts is not None else None
@@ -55,43 +59,48 @@ class Guard:
         if scope["type"] != "http":
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            await _refuse(send, *refusal)
+        error = self._header_error(scope, headers)
+        if error is not None:
+            await _send_error(send, *error)
             return
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._run(scope, receive, send)
             return
         body = await self._body(headers, receive)
-        if body is None:  # the client has left
+        if body is None:  # the client has disconnected
             return
         if isinstance(body, tuple):
-            await _refuse(send, *body)
+            await _send_error(send, *body)
             return
-        await self._run(scope, _replayed(body, receive), send)
+        await self._run(scope, _receive_body_first(body, receive), send)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(asyncio.CancelledError):  # the process ends, and the client takes nothing any more
+        with contextlib.suppress(asyncio.CancelledError):  # uvicorn cancels the requests that outlast a shutdown
             await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
+    def _header_error(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
-            return 421, "this server answers to names of its own machine only; use 127.0.0.1", "misdirected_request"
+            message = (
+                "the Host header does not name this machine; use 127.0.0.1, or start the server with "
+                "--host 0.0.0.0 --api-key KEY to serve other machines and containers"
+            )
+            return 421, message, "misdirected_request"
         if scope["path"] == OPEN_PATH or self._key is None:
             return None
-        shown = _shown_key(headers.get(b"authorization", b""))
-        if shown is None or not hmac.compare_digest(shown, self._key):
-            return 401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key"
+        sent = _sent_key(headers.get(b"authorization", b""))
+        if sent is None or not hmac.compare_digest(sent, self._key):
+            return 401, "the API key is missing or wrong; send Authorization: Bearer KEY", "invalid_api_key"
         return None
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | tuple[int, str, str] | None:
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if kind != b"application/json":
-            return 415, "the body must be declared as JSON: Content-Type: application/json", "unsupported_media_type"
-        most = self._limits.body_bytes
-        too_large = (413, f"the body is larger than {most} bytes; send less, or raise --max-body", "request_too_large")
+        """The body; or status, message and code of an error; or None if the client has disconnected."""
+        media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if media_type != b"application/json":
+            return 415, "the body must be JSON; send Content-Type: application/json", "unsupported_media_type"
+        limit = self._limits.body_bytes
+        too_large = (413, f"the body is larger than {limit} bytes; send less, or raise --max-body", "request_too_large")
         declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared[:20]) > most:
+        if not declared.isdigit() or int(declared[:20]) > limit:
             return too_large
         parts: list[bytes] = []
         size = 0
@@ -103,24 +112,28 @@ class Guard:
                         return None
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > most:
+                    if size > limit:
                         return too_large
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
-            return 408, f"the body did not come within {self._limits.body_seconds:g} s", "request_timeout"
+            return (
+                408,
+                f"the body did not arrive within {self._limits.body_seconds:g} s; send it faster",
+                "request_timeout",
+            )
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body as one message, then whatever comes."""
-    waiting = [body]
+def _receive_body_first(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns the body as one message, and then what `receive` returns."""
+    unread = [body]
 
-    async def first_the_body() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+    async def receive_body_first() -> Message:
+        if unread:
+            return {"type": "http.request", "body": unread.pop(), "more_body": False}
         return await receive()
 
-    return first_the_body
+    return receive_body_first
 
 
 def _host(value: bytes) -> str:
@@ -131,8 +144,11 @@ def _host(value: bytes) -> str:
     return text.rsplit(":", 1)[0] if text.count(":") == 1 else text
 
 
-def _shown_key(value: bytes) -> bytes | None:
-    """From `Bearer KEY`, or from the password that a browser asks for (any user's)."""
+def _sent_key(value: bytes) -> bytes | None:
+    """The key in an Authorization header: `Bearer KEY`, or Basic with any user name and the key as the password.
+
+    Browsers can send the latter, so that the page works with a key.
+    """
     scheme, _, rest = value.partition(b" ")
     if scheme.lower() == b"bearer":
         return rest.strip()
@@ -144,9 +160,9 @@ def _shown_key(value: bytes) -> bytes | None:
     return None
 
 
-async def _refuse(send: Send, status: int, message: str, code: str) -> None:
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
-    body = json.dumps(error_body(message, kind, code)).encode()
+async def _send_error(send: Send, status: int, message: str, code: str) -> None:
+    error_type = "authentication_error" if status == 401 else "invalid_request_error"
+    body = json.dumps(error_body(message, error_type, code)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

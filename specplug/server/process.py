@@ -1,6 +1,6 @@
-"""The server as a process: addresses, keys, signals, the time that running answers get at the end.
+"""Run the server in this process: check and open the listening address, start uvicorn, shut down on a signal.
 
-Knows uvicorn and the event loop's surroundings. Knows no engine.
+This module depends on uvicorn, but not on how the engine works.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from specplug.server.engine_protocol import Engine
 from specplug.server.middleware import LOCAL_NAMES, Guard, Limits
 from specplug.server.state import Settings, State
 
-SWITCH_SECONDS = 0.0005
-"""How long a thread may keep the interpreter from another: the engine's, above all, should not wait for requests."""
+SWITCH_INTERVAL_S = 0.0005
+"""Interval of `sys.setswitchinterval` in seconds. A short one keeps the engine's thread from waiting for the GIL while
+requests are handled."""
 
-LAST_SECONDS = 5
-"""For clients to take what is left once their answers were given up."""
+DRAIN_S = 5
+"""Seconds after the grace period in which clients can read the rest of the aborted answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, and who may come.
+    """Where to listen, and which clients to accept.
 
-    key       what clients must show; None lets everyone in
-    insecure  everyone, from anywhere
-    origins   pages of other sites that may ask
+    key       API key that clients must send; None requires none
+    insecure  True permits a non-local host without a key
+    origins   sites whose pages may send requests (CORS)
     """
 
     host: str = "127.0.0.1"
@@ -55,14 +56,16 @@ class Address:
             return self.host == "localhost"
 
     def check(self) -> None:
-        """Raise UsageError where anyone in the network could come in."""
+        """Raise UsageError for an invalid key, and for an address that the network can reach without one."""
         if self.key is not None and not self.key.strip():
-            raise UsageError("the API key is empty; give one, or drop --api-key")
+            raise UsageError("the API key is empty; set one, or leave out --api-key")
         if self.key is not None and not self.key.isascii():
-            raise UsageError("the API key has characters beyond ASCII, which HTTP cannot carry; choose another one")
+            raise UsageError(
+                "the API key has characters outside ASCII, which HTTP headers cannot carry; choose another"
+            )
         if not self.is_local and self.key is None and not self.insecure:
             raise UsageError(
-                f"{self.host} can be reached from other machines: give --api-key, or --insecure to let everyone in"
+                f"other machines can reach {self.host}: set --api-key, or --insecure to serve them without a key"
             )
 
 
@@ -75,42 +78,46 @@ def run(
     grace: float,
     notify: Callable[[str], None],
 ) -> None:
-    """Answer until SIGTERM or SIGINT; answers under way then have `grace` seconds."""
+    """Serve until SIGTERM or SIGINT; unfinished answers then have `grace` seconds to complete.
+
+    Raises UsageError if the address is not permitted or not free.
+    """
     address.check()
     app = make_app(engine, settings)
     hosts = LOCAL_NAMES | {address.host} if address.is_local and address.key is None else None
-    guarded = Guard(app, key=address.key, hosts=hosts, limits=limits)
+    guard = Guard(app, key=address.key, hosts=hosts, limits=limits)
     listening = _listen(address)
-    outer = CORSMiddleware(guarded, allow_origins=address.origins, allow_headers=["*"]) if address.origins else guarded
+    # CORS is outermost, because a preflight request carries no key.
+    outermost = CORSMiddleware(guard, allow_origins=address.origins, allow_headers=["*"]) if address.origins else guard
     config = uvicorn.Config(
-        outer,
+        outermost,
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=ceil(grace) + LAST_SECONDS,
+        timeout_graceful_shutdown=ceil(grace) + DRAIN_S,
         limit_concurrency=None,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
     )
     server = _Server(config, app.state.specplug, grace)
     _log_to_stderr(settings.log_prompts)
-    kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM,)}
+    previous_handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM,)}
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    notify(f"listening on {_url(listening)} ({engine.slots} answers at once, {engine.kv_tokens} tokens)")
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    notify(f"listening on {_url(listening)} ({engine.slots} slots, KV cache of {engine.kv_tokens} tokens)")
     try:
         server.run(sockets=[listening])
     finally:
         sys.setswitchinterval(interval)
-        for number, handler in kept.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
         listening.close()
     if not server.started:
-        raise SpecplugError("the server did not start; what it said is above")
+        raise SpecplugError("the server did not start; see its messages above")
 
 
 class _Server(uvicorn.Server):
-    """From the signal on nothing new begins, not on connections kept open either; after `grace` seconds all ends."""
+    """Refuses new requests from the first signal on; aborts the running ones after `grace` seconds."""
 
     def __init__(self, config: uvicorn.Config, state: State, grace: float) -> None:
         super().__init__(config)
@@ -122,23 +129,23 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(self._grace, self._state.worker.give_up)
+        asyncio.get_running_loop().call_later(self._grace, self._state.worker.abort_all)
         await super().shutdown(sockets)
 
 
 def _listen(address: Address) -> socket.socket:
-    """A listening socket. Raises UsageError where the address cannot be had."""
+    """A listening socket. Raises UsageError if the address does not exist or is in use."""
     try:
         found: Sequence[tuple[int, int, int, str, tuple[object, ...]]] = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        family, kind, protocol, _, place = found[0]
-        listening = socket.socket(family, kind, protocol)
+        family, socket_type, protocol, _, resolved = found[0]
+        listening = socket.socket(family, socket_type, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(place)
+        listening.bind(resolved)
     except OSError as error:
         raise UsageError(
-            f"cannot listen on {address.host} port {address.port}: {error.strerror}; choose another with --port"
+            f"cannot listen on {address.host} port {address.port}: {error.strerror}; choose another port with --port"
         ) from None
     listening.listen(128)
     listening.set_inheritable(True)
@@ -150,10 +157,10 @@ def _url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _log_to_stderr(prompts: bool) -> None:
+def _log_to_stderr(log_prompts: bool) -> None:
     log = logging.getLogger("specplug")
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("specplug: %(message)s"))
         log.addHandler(handler)
-    log.setLevel(logging.INFO if prompts else logging.WARNING)
+    log.setLevel(logging.INFO if log_prompts else logging.WARNING)

@@ -1,8 +1,8 @@
-"""What a client may ask, field by field: OpenAI's names, llama.cpp's further ones, and `specplug`.
+"""The fields of each request and their limits: OpenAI's fields, some of llama.cpp's, and `specplug`.
 
-Knows JSON shapes and limits. Knows no engine.
-A field that OpenAI's API does not know is refused, as there; one that it knows and that changes nothing here is
-accepted; one that would change the answer, and cannot here, is refused where it asks for that.
+This module depends on no engine.
+A field that OpenAI's API does not have is rejected, as OpenAI does. A field that has no effect here is accepted. A
+field that would change the answer but is not supported is rejected unless its value asks for the default behaviour.
 """
 
 from __future__ import annotations
@@ -13,35 +13,37 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MOST_CHOICES = 16
-MOST_PROMPTS = 16
-MOST_MESSAGES = 4096
-MOST_TOOLS = 128
-MOST_BIASES = 300
-MOST_STOPS = 16
-MOST_STOP_CHARS = 256
-MOST_GRAMMAR_BYTES = 16 * 1024
-MOST_GRAMMAR_DEPTH = 32
-MOST_SCHEMA_BYTES = 32 * 1024
-MOST_SCHEMA_DEPTH = 24
-MOST_SCHEMA_PARTS = 1000
-MOST_REPEATS = 512
-MOST_PATTERN_CHARS = 256
+MAX_CHOICES = 16
+MAX_PROMPTS = 16
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
+MAX_BIASES = 300
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_GRAMMAR_BYTES = 16 * 1024
+MAX_GRAMMAR_DEPTH = 32
+MAX_SCHEMA_BYTES = 32 * 1024
+MAX_SCHEMA_DEPTH = 24
+MAX_SCHEMA_PARTS = 1000
+MAX_REPEATS = 512
+MAX_PATTERN_CHARS = 256
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
-class Asked(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=False)
 
 
-class SpecplugOptions(Asked):
-    """mode       off: plain decoding for this answer; auto: what the planner finds worth it
-    max_draft  most guesses in one step
-    deadline   seconds for the whole answer
-    details    what was guessed, in each piece of a stream
+class SpecplugOptions(StrictModel):
+    """Options of specplug for one request.
+
+    mode       off: plain decoding; auto: drafts are verified only when measured costs say it is faster
+    max_draft  largest number of draft tokens per step
+    deadline   seconds for the complete answer
+    details    each chunk of a stream says which text was drafted, and by which proposer
     """
 
     mode: Literal["off", "auto"] = "auto"
@@ -50,16 +52,16 @@ class SpecplugOptions(Asked):
     details: bool = False
 
 
-class StreamOptions(Asked):
+class StreamOptions(StrictModel):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class Common(Asked):
-    """What both ways of asking have."""
+class CommonRequest(StrictModel):
+    """The fields that chats and text completions share."""
 
     model: Annotated[str, Field(max_length=512)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1000)] | None = None
@@ -72,7 +74,7 @@ class Common(Asked):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=MOST_BIASES)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=MAX_BIASES)
     grammar: str | None = None
     user: str | None = None
     specplug: SpecplugOptions = SpecplugOptions()
@@ -81,8 +83,8 @@ class Common(Asked):
     @classmethod
     def _few_stops(cls, stop: str | list[str] | None) -> list[str] | None:
         stops = [stop] if isinstance(stop, str) else stop or []
-        if len(stops) > MOST_STOPS or any(not 0 < len(one) <= MOST_STOP_CHARS for one in stops):
-            raise ValueError(f"up to {MOST_STOPS} strings of 1 to {MOST_STOP_CHARS} characters")
+        if len(stops) > MAX_STOPS or any(not 0 < len(one) <= MAX_STOP_CHARS for one in stops):
+            raise ValueError(f"up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters")
         return stops
 
     @field_validator("logit_bias")
@@ -105,29 +107,29 @@ class Common(Asked):
         return tuple(self.stop or ())
 
 
-class Said(BaseModel):
-    """Part of a conversation: clients send back what they were given, by us or by others, with further fields."""
+class LenientModel(BaseModel):
+    """Part of a conversation. Unknown fields are ignored, because clients send back messages of other servers."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class FunctionCall(Said):
+class FunctionCall(LenientModel):
     name: str
     arguments: str
 
 
-class ToolCall(Said):
+class ToolCall(LenientModel):
     id: str = ""
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
-class TextPart(Said):
+class TextPart(LenientModel):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(Said):
+class ChatMessage(LenientModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
     name: str | None = None
@@ -142,48 +144,48 @@ class ChatMessage(Said):
         return self.content or ""
 
 
-class Function(Asked):
+class Function(StrictModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool | None = None
 
 
-class Tool(Asked):
+class Tool(StrictModel):
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(Asked):
+class NamedFunction(StrictModel):
     name: str
 
 
-class NamedTool(Asked):
+class NamedTool(StrictModel):
     type: Literal["function"]
     function: NamedFunction
 
 
-class JsonSchema(Asked):
+class JsonSchema(StrictModel):
     name: str = "answer"
     description: str | None = None
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(Asked):
+class ResponseFormat(StrictModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class ChatRequest(Common):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+class ChatRequest(CommonRequest):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    # OpenAI's, and without a meaning here:
+    # OpenAI's fields that have no effect here:
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -196,7 +198,7 @@ class ChatRequest(Common):
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ChatRequest:
+    def _check_combinations(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         names = [tool.function.name for tool in self.tools or ()]
@@ -217,7 +219,7 @@ class ChatRequest(Common):
         return self
 
 
-class CompletionRequest(Common):
+class CompletionRequest(CommonRequest):
     prompt: str | list[str] | Ids | list[Ids]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
@@ -225,7 +227,7 @@ class CompletionRequest(Common):
     suffix: str | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> CompletionRequest:
+    def _check_combinations(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise ValueError("best_of other than n is not supported; leave it out")
         if self.suffix:
@@ -234,13 +236,13 @@ class CompletionRequest(Common):
             raise ValueError("echo with logprobs is not supported; use one of them")
         if not self.prompts:
             raise ValueError("no prompt; give at least one")
-        if len(self.prompts) * self.n > MOST_PROMPTS:
-            raise ValueError(f"prompts times n is more than {MOST_PROMPTS}; ask several times")
+        if len(self.prompts) * self.n > MAX_PROMPTS:
+            raise ValueError(f"prompts times n is more than {MAX_PROMPTS}; send several requests")
         return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One by one, as text or as token ids."""
+        """The prompts as a list; each is text or token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
@@ -248,43 +250,43 @@ class CompletionRequest(Common):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class TokenizeRequest(Asked):
+class TokenizeRequest(StrictModel):
     content: str
     add_special: bool = False
 
 
-class DetokenizeRequest(Asked):
+class DetokenizeRequest(StrictModel):
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1 << 17)]
 
 
 def check_grammar(grammar: str) -> None:
-    """ValueError for a grammar that is larger or deeper than anybody needs."""
-    if len(grammar.encode()) > MOST_GRAMMAR_BYTES:
-        raise ValueError(f"a grammar of more than {MOST_GRAMMAR_BYTES} bytes")
+    """Raise ValueError for a grammar that exceeds the limits on size, depth or repetitions."""
+    if len(grammar.encode()) > MAX_GRAMMAR_BYTES:
+        raise ValueError(f"a grammar of more than {MAX_GRAMMAR_BYTES} bytes")
     depth = deepest = 0
     for char in grammar:
         depth += (char == "(") - (char == ")")
         deepest = max(deepest, depth)
-    if deepest > MOST_GRAMMAR_DEPTH:
-        raise ValueError(f"a grammar nested deeper than {MOST_GRAMMAR_DEPTH}")
-    if any(int(number) > MOST_REPEATS for number in re.findall(r"[{,]\s*(\d{1,9})", grammar)):
-        raise ValueError(f"a grammar with more than {MOST_REPEATS} repetitions")
+    if deepest > MAX_GRAMMAR_DEPTH:
+        raise ValueError(f"a grammar nested deeper than {MAX_GRAMMAR_DEPTH}")
+    if any(int(number) > MAX_REPEATS for number in re.findall(r"[{,]\s*(\d{1,9})", grammar)):
+        raise ValueError(f"a grammar with more than {MAX_REPEATS} repetitions")
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """ValueError for a schema that is larger or deeper than anybody needs, or that points outside itself."""
-    if len(json.dumps(schema)) > MOST_SCHEMA_BYTES:
-        raise ValueError(f"a schema of more than {MOST_SCHEMA_BYTES} bytes")
+    """Raise ValueError for a schema that exceeds the limits on size or depth, or that refers to another document."""
+    if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
+        raise ValueError(f"a schema of more than {MAX_SCHEMA_BYTES} bytes")
     parts = 0
     level: list[Any] = [schema]
-    for _ in range(MOST_SCHEMA_DEPTH):
+    for _ in range(MAX_SCHEMA_DEPTH):
         parts += len(level)
         level = [inner for one in level for inner in _inside(one)]
-        if parts > MOST_SCHEMA_PARTS:
-            raise ValueError(f"a schema of more than {MOST_SCHEMA_PARTS} parts")
+        if parts > MAX_SCHEMA_PARTS:
+            raise ValueError(f"a schema of more than {MAX_SCHEMA_PARTS} parts")
         if not level:
             return
-    raise ValueError(f"a schema nested deeper than {MOST_SCHEMA_DEPTH}")
+    raise ValueError(f"a schema nested deeper than {MAX_SCHEMA_DEPTH}")
 
 
 def _inside(part: Any) -> list[Any]:
@@ -293,14 +295,14 @@ def _inside(part: Any) -> list[Any]:
     if not isinstance(part, dict):
         return []
     for key in COUNTS:
-        if isinstance(part.get(key), int | float) and not 0 <= part[key] <= MOST_REPEATS:
-            raise ValueError(f"{key} is {part[key]}; use a value from 0 to {MOST_REPEATS}")
+        if isinstance(part.get(key), int | float) and not 0 <= part[key] <= MAX_REPEATS:
+            raise ValueError(f"{key} is {part[key]}; use a value from 0 to {MAX_REPEATS}")
     reference = part.get("$ref")
     if isinstance(reference, str) and not reference.startswith("#"):
-        raise ValueError("a $ref to another document; put what it means into the schema")
+        raise ValueError("a $ref to another document is not supported; copy the definition into the schema")
     pattern = part.get("pattern")
     if isinstance(pattern, str):
-        if len(pattern) > MOST_PATTERN_CHARS:
-            raise ValueError(f"a pattern of more than {MOST_PATTERN_CHARS} characters")
+        if len(pattern) > MAX_PATTERN_CHARS:
+            raise ValueError(f"a pattern of more than {MAX_PATTERN_CHARS} characters")
         check_grammar(pattern)
     return list(part.values())

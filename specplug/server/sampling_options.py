@@ -1,6 +1,6 @@
-"""How a request wants its tokens drawn.
+"""Translate a request's sampling fields into `Sampling`, with OpenAI's and llama.cpp's defaults.
 
-Knows OpenAI's fields, llama.cpp's beside them, and the defaults of both. Knows no engine.
+This module depends on no engine.
 """
 
 from __future__ import annotations
@@ -8,38 +8,38 @@ from __future__ import annotations
 import json
 
 from specplug.generation.answers import Sampling
-from specplug.server.request_schema import ChatRequest, Common, CompletionRequest
-from specplug.server.shapes import Json
+from specplug.server.openai_format import Json
+from specplug.server.request_schema import ChatRequest, CommonRequest, CompletionRequest
 from specplug.server.tools import forced_schema
 
 
-def chat_sampling(asked: ChatRequest) -> Sampling:
-    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    schema: Json | None = forced_schema(asked)
-    if asked.response_format is not None and asked.response_format.type != "text":
-        wanted = asked.response_format.json_schema
-        schema = wanted.schema_ if wanted is not None and wanted.schema_ else {"type": "object"}
-    return _sampling(asked, logprobs=logprobs, json_schema=None if schema is None else json.dumps(schema))
+def chat_sampling(body: ChatRequest) -> Sampling:
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    schema: Json | None = forced_schema(body)
+    if body.response_format is not None and body.response_format.type != "text":
+        json_schema = body.response_format.json_schema
+        schema = json_schema.schema_ if json_schema is not None and json_schema.schema_ else {"type": "object"}
+    return _sampling(body, logprobs=logprobs, json_schema=None if schema is None else json.dumps(schema))
 
 
-def completion_sampling(asked: CompletionRequest) -> Sampling:
-    return _sampling(asked, logprobs=asked.logprobs)
+def completion_sampling(body: CompletionRequest) -> Sampling:
+    return _sampling(body, logprobs=body.logprobs)
 
 
-def _sampling(asked: Common, *, logprobs: int | None, json_schema: str | None = None) -> Sampling:
-    """OpenAI's defaults; top_k and min_p, which its API does not have, are llama.cpp's."""
+def _sampling(body: CommonRequest, *, logprobs: int | None, json_schema: str | None = None) -> Sampling:
+    """Defaults are OpenAI's; those of top_k and min_p, which OpenAI's API does not have, are llama.cpp's."""
     default = Sampling()
     return Sampling(
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_p=1.0 if asked.top_p is None else asked.top_p,
-        top_k=default.top_k if asked.top_k is None else asked.top_k,
-        min_p=default.min_p if asked.min_p is None else asked.min_p,
-        seed=None if asked.seed is None else asked.seed % (2**32 - 1),
-        repeat_penalty=asked.repeat_penalty or 1.0,
-        frequency_penalty=asked.frequency_penalty or 0.0,
-        presence_penalty=asked.presence_penalty or 0.0,
-        logit_bias={int(token): bias for token, bias in (asked.logit_bias or {}).items()},
-        grammar=asked.grammar,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=default.top_k if body.top_k is None else body.top_k,
+        min_p=default.min_p if body.min_p is None else body.min_p,
+        seed=None if body.seed is None else body.seed % (2**32 - 1),
+        repeat_penalty=body.repeat_penalty or 1.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+        grammar=body.grammar,
         json_schema=json_schema,
         logprobs=logprobs,
     )

@@ -1,9 +1,10 @@
-"""Who is answered when: first come, first served, as far as slots and cache reach, many at a time.
+"""The order in which answers start and end: first come, first served, within the slots and the KV cache.
 
-Knows jobs, slots and the clock. Knows no engine, no thread but that others submit and cancel, and no HTTP.
-Order: a job starts when every earlier one has started and its tokens fit. A prompt that begins as one being read does
-waits for that one. A cancelled or late job is gone before the next pass.
-Keeps: the waiting jobs, at most `queue_limit`.
+The scheduler does not depend on an engine, on threads (others only submit and cancel jobs from theirs) or on HTTP.
+A job starts when every earlier job has started and its tokens fit into the KV cache. A job whose prompt shares a prefix
+with a prompt that is being evaluated waits until that prefix is in the cache. Cancelled jobs and jobs past their
+deadline are removed before the next step.
+State: the queue, which holds at most `queue_limit` jobs beyond the free slots, and the running jobs.
 """
 
 from __future__ import annotations
@@ -20,44 +21,59 @@ from specplug.errors import SpecplugError
 from specplug.server.jobs import Delta, Job, Report
 
 SMOOTHING = 0.1
-"""Weight of a new answer in the running mean of what one takes."""
+"""Weight of the newest answer in the running mean of seconds per answer."""
 
-LONGEST_WAIT_S = 60
-"""The most that a client is told to wait before it asks again."""
+MAX_RETRY_AFTER_S = 60
+"""Largest value of the Retry-After header, in seconds."""
 
 
 class Loop(Protocol):
-    """What is asked of an engine: `specplug.engines.llama_cpp.step_loop.StepLoop` is one."""
+    """The step loop of an engine; `specplug.engines.llama_cpp.step_loop.StepLoop` implements it.
 
-    def begin(self, prompt: IntArray, sampler: Any, max_tokens: int, max_draft: int) -> Any: ...
+    All methods are called from one thread.
+    """
 
-    def step(self, running: Sequence[Any], reading: Sequence[Any]) -> None: ...
+    def begin(self, prompt: IntArray, sampler: Any, max_tokens: int, max_draft: int) -> Any:
+        """Start an answer and return its stream (see `jobs.Stream`).
 
-    def shares_more_later(self, prompt: IntArray, reading: Sequence[Any]) -> bool: ...
+        A slot must be free. The stream owns the sampler from now on. `prompt` is int32[n] with n >= 1.
+        """
 
-    def finish(self, stream: Any) -> None: ...
+    def step(self, running: Sequence[Any], reading: Sequence[Any]) -> None:
+        """Run one target pass: verify drafts for `running` streams, evaluate prompt tokens of `reading` streams.
 
-    def reset(self) -> None: ...
+        Afterwards each stream with `reading` False has new tokens in `fresh`, or a `failure`. Raises SpecplugError if
+        the pass itself fails; then all streams are lost.
+        """
+
+    def shares_more_later(self, prompt: IntArray, reading: Sequence[Any]) -> bool:
+        """True if a prompt should wait because a `reading` stream will soon have a longer prefix of it in the cache."""
+
+    def finish(self, stream: Any) -> None:
+        """End a stream, finished or not: close its sampler and free its slot."""
+
+    def reset(self) -> None:
+        """Clear the KV cache after a failed pass. No stream may be running."""
 
 
 class QueueFull(SpecplugError):
-    """Ask again in `retry_after_s` seconds."""
+    """The queue has no room; the client may retry after `retry_after_s` seconds."""
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
-        super().__init__(f"{waiting} answers are waiting already; ask again in {retry_after_s} s")
+        super().__init__(f"the queue is full: {waiting} answers are waiting; retry in {retry_after_s} s")
         self.retry_after_s = retry_after_s
 
 
-class Late(SpecplugError):
-    """The deadline passed before the answer began."""
+class DeadlinePassed(SpecplugError):
+    """The deadline passed before the first token."""
 
 
 class EngineFailed(SpecplugError):
-    """A pass failed; everything in it is lost."""
+    """A target pass failed, and with it every running answer."""
 
 
 class Scheduler:
-    """Call `step` again and again from one thread, as long as there is `work`."""
+    """Queues jobs and runs them. One thread calls `step` as long as `has_work` is True."""
 
     def __init__(
         self,
@@ -70,7 +86,7 @@ class Scheduler:
         end_tokens: frozenset[int],
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """kv_tokens  that all answers under way may come to hold; piece  what a token prints"""
+        """kv_tokens  largest sum of `reserved_tokens` of the running jobs; piece  the bytes that a token prints"""
         self.loop = loop
         self.slots = slots
         self.kv_tokens = kv_tokens
@@ -79,37 +95,38 @@ class Scheduler:
         self.active: list[Job] = []
         self._piece = piece
         self._end_tokens = end_tokens
-        self._waiting: deque[Job] = deque()
-        self._lock = threading.Lock()  # of what waits
-        self._job_s = 1.0
+        self._queue: deque[Job] = deque()
+        self._lock = threading.Lock()  # guards _queue
+        self._mean_job_s = 1.0
 
-    # -- asked from any thread ------------------------------------------------------------------------------------
+    # -- called from any thread -----------------------------------------------------------------------------------
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        """Number of queued jobs."""
+        return len(self._queue)
 
     @property
-    def work(self) -> bool:
-        return bool(self._waiting or self.active)
+    def has_work(self) -> bool:
+        return bool(self._queue or self.active)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Let jobs wait, all or none. Raises QueueFull."""
+        """Queue all jobs or none. Raises QueueFull."""
         with self._lock:
-            waiting = len(self._waiting) + len(self.active)
+            waiting = len(self._queue) + len(self.active)
             if waiting + len(jobs) > self.slots + self.queue_limit:
-                seconds = ceil(self._job_s * (1 + waiting) / self.slots)
-                raise QueueFull(len(self._waiting), min(max(1, seconds), LONGEST_WAIT_S))
+                seconds = ceil(self._mean_job_s * (1 + waiting) / self.slots)
+                raise QueueFull(len(self._queue), min(max(1, seconds), MAX_RETRY_AFTER_S))
             for job in jobs:
-                job.submitted = self.clock()
-                self._waiting.append(job)
+                job.submitted_s = self.clock()
+                self._queue.append(job)
 
     # -- one step -------------------------------------------------------------------------------------------------
 
     def step(self) -> list[tuple[Job, Delta]]:
-        """One pass for everyone under way; what it brought. A job's last Delta has `finish` or `error`."""
-        deltas = self._sweep()
-        self._admit()
+        """Run one target pass for all running jobs and return what it added to each."""
+        deltas = self._remove_ended()
+        self._start_queued()
         running = [job for job in self.active if job.stream is not None and not job.stream.reading]
         reading = [job for job in self.active if job.stream is not None and job.stream.reading]
         if not self.active:
@@ -117,79 +134,78 @@ class Scheduler:
         try:
             self.loop.step([job.stream for job in running], [job.stream for job in reading])
         except SpecplugError as error:
-            return deltas + self.fail_all(error)
+            return deltas + self.fail_running(error)
         for job in running + reading:
             assert job.stream is not None
             if not job.stream.reading:
-                deltas.append((job, self._take(job)))
+                deltas.append((job, self._collect(job)))
         return deltas
 
-    def fail_all(self, error: SpecplugError) -> list[tuple[Job, Delta]]:
-        """Everyone under way is told, and the engine starts from nothing; those that wait still come."""
+    def fail_running(self, error: SpecplugError) -> list[tuple[Job, Delta]]:
+        """End every running job with an error and reset the engine. Queued jobs stay queued."""
         lost = [(job, Delta(error=EngineFailed(str(error)))) for job in self.active]
         for job, _ in lost:
-            self._leave(job)
+            self._end(job)
         self.loop.reset()
         return lost
 
     def drop_all(self) -> None:
-        """Everyone goes, those that wait as well, and nobody is told."""
+        """Drop every running and queued job without a delta."""
         with self._lock:
-            self._discard(self._waiting)
-            self._waiting.clear()
+            self._close_samplers(self._queue)
+            self._queue.clear()
         for job in list(self.active):
-            self._leave(job)
+            self._end(job)
 
     # -- parts of a step ------------------------------------------------------------------------------------------
 
-    def _sweep(self) -> list[tuple[Job, Delta]]:
-        """Cancelled and late jobs go."""
+    def _remove_ended(self) -> list[tuple[Job, Delta]]:
+        """Remove cancelled jobs and jobs past their deadline, from the queue and from the slots."""
         now = self.clock()
         with self._lock:
-            gone = [job for job in self._waiting if job.cancelled or _is_late(job, now)]
-            if gone:
-                self._waiting = deque(job for job in self._waiting if job not in gone)
-        self._discard(gone)
-        deltas: list[tuple[Job, Delta]] = [
-            (job, Delta(error=Late("the deadline passed while the request waited; give it more time, or ask later")))
-            for job in gone
-            if not job.cancelled
-        ]
+            removed = [job for job in self._queue if job.cancelled or _is_late(job, now)]
+            if removed:
+                self._queue = deque(job for job in self._queue if job not in removed)
+        self._close_samplers(removed)
+        queued = "the deadline passed while the request was queued; set a later one, or retry later"
+        deltas = [(job, Delta(error=DeadlinePassed(queued))) for job in removed if not job.cancelled]
         for job in [job for job in self.active if job.cancelled or _is_late(job, now)]:
             if not job.cancelled:
                 if job.emitted:
-                    deltas.append((job, Delta(job.text.close(), finish="length", report=self._report(job, late=True))))
+                    report = self._report(job, deadline_passed=True)
+                    deltas.append((job, Delta(job.text.close(), finish="length", report=report)))
                 else:
-                    deltas.append((job, Delta(error=Late("the deadline passed while the prompt was read"))))
-            self._leave(job)
+                    reading = "the deadline passed while the prompt was evaluated; set a later one"
+                    deltas.append((job, Delta(error=DeadlinePassed(reading))))
+            self._end(job)
         return deltas
 
-    def _admit(self) -> None:
-        """Jobs start in order, until one does not fit."""
-        held = sum(job.reserved_tokens for job in self.active)
+    def _start_queued(self) -> None:
+        """Start queued jobs in order, up to the first that has to wait."""
+        reserved = sum(job.reserved_tokens for job in self.active)
         while len(self.active) < self.slots:
             with self._lock:
-                if not self._waiting or held + self._waiting[0].reserved_tokens > self.kv_tokens:
+                if not self._queue or reserved + self._queue[0].reserved_tokens > self.kv_tokens:
                     return
-                job = self._waiting[0]
+                job = self._queue[0]
                 reading = [other.stream for other in self.active if other.stream is not None and other.stream.reading]
                 if self.loop.shares_more_later(job.prompt, reading):
                     return
-                self._waiting.popleft()
+                self._queue.popleft()
                 self.active.append(job)
-            job.started = self.clock()
+            job.started_s = self.clock()
             job.stream = self.loop.begin(job.prompt, job.sampler, job.max_tokens, job.max_draft)
-            held += job.reserved_tokens
+            reserved += job.reserved_tokens
 
-    def _take(self, job: Job) -> Delta:
-        """Turn what a stream emitted into text; the job leaves with its last token."""
+    def _collect(self, job: Job) -> Delta:
+        """Turn the tokens that a stream emitted into a delta; end the job with its last token."""
         stream = job.stream
         assert stream is not None
         if stream.failure is not None:
-            self._leave(job)
+            self._end(job)
             return Delta(error=stream.failure)
         if not job.emitted:
-            job.first = self.clock()
+            job.first_token_s = self.clock()
         fresh, sources = stream.fresh, [*stream.guessers, None]
         segments, count = [], 0
         for token, source in zip(fresh, sources, strict=True):
@@ -204,11 +220,11 @@ class Scheduler:
         if finish:
             segments += job.text.close()
             report = self._report(job)
-            self._job_s += (self.clock() - job.started - self._job_s) * SMOOTHING
-            self._leave(job)
+            self._mean_job_s += (self.clock() - job.started_s - self._mean_job_s) * SMOOTHING
+            self._end(job)
         return Delta(segments, fresh[:count], stream.logprobs[:count], finish, report)
 
-    def _report(self, job: Job, late: bool = False) -> Report:
+    def _report(self, job: Job, deadline_passed: bool = False) -> Report:
         assert job.stream is not None
         now = self.clock()
         return Report(
@@ -216,23 +232,23 @@ class Scheduler:
             job.stream.cached,
             job.stream.counters,
             job.emitted,
-            queued_ms=(job.started - job.submitted) * 1000,
-            prompt_ms=(job.first - job.started) * 1000,
-            decode_ms=(now - job.first) * 1000,
+            queued_ms=(job.started_s - job.submitted_s) * 1000,
+            prompt_ms=(job.first_token_s - job.started_s) * 1000,
+            decode_ms=(now - job.first_token_s) * 1000,
             step_ms=job.stream.decode_ms,
             plain_ms=job.stream.plain_ms,
-            late=late,
+            deadline_passed=deadline_passed,
         )
 
-    def _leave(self, job: Job) -> None:
+    def _end(self, job: Job) -> None:
         self.active.remove(job)
         if job.stream is not None:
             self.loop.finish(job.stream)
         else:
             job.sampler.close()
 
-    def _discard(self, jobs: Iterable[Job]) -> None:
-        """Jobs that never began still own their samplers."""
+    def _close_samplers(self, jobs: Iterable[Job]) -> None:
+        """Jobs that never started still own their samplers."""
         for job in jobs:
             job.sampler.close()
 

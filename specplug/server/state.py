@@ -1,23 +1,22 @@
-"""What all requests to a server share.
-
-Knows what it is made of. Knows no HTTP.
-"""
+"""The state that all requests to one server share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from specplug.server.engine_protocol import Engine
-from specplug.server.figures import Figures
+from specplug.server.metrics import Metrics
 from specplug.server.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """name         the model's, as clients see it
-    queue_limit  answers that may wait beside those under way
-    deadline     seconds for an answer that names none; None is for ever
-    log_prompts  whether what is asked and answered goes to the log
+    """What the operator sets.
+
+    name         the model's name in the API
+    queue_limit  how many answers may wait for a slot
+    deadline     seconds per answer if the request sets none; None is no limit
+    log_prompts  True writes prompts and answers to the log
     """
 
     name: str
@@ -28,10 +27,10 @@ class Settings:
 
 @dataclass(slots=True)
 class State:
-    """What the routes share. `closing` once no new answer may begin."""
+    """What the routes share. `closing` is True once the server accepts no new requests."""
 
     engine: Engine
     settings: Settings
     worker: Worker
-    figures: Figures
+    metrics: Metrics
     closing: bool = False

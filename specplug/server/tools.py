@@ -1,7 +1,7 @@
-"""Tools: how a model is told of them where its template does not, and how its calls are found in what it says.
+"""Tools: describe them to a model whose chat template has no place for them, and find tool calls in its output.
 
-Knows the shapes that models write calls in: `<tool_call>` tags (Hermes, Qwen), `[TOOL_CALLS]` (Mistral), and a bare
-JSON object with a name (Llama 3). Knows no engine.
+Three formats of calls are recognised: `<tool_call>` tags (Hermes, Qwen), `[TOOL_CALLS]` (Mistral), and a bare JSON
+object with a name (Llama 3). This module depends on no engine.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ class Call:
     arguments: str
 
 
-def messages_with_tools(asked: ChatRequest, carried: bool) -> list[dict[str, Any]]:
-    """The conversation as templates read it. Where the template does not carry tools, a system message tells of them.
+def messages_with_tools(body: ChatRequest, carried: bool) -> list[dict[str, Any]]:
+    """The conversation as chat templates expect it, with a system message that lists the tools unless `carried`.
 
-    `arguments` of earlier calls become objects, which templates expect.
+    carried  True if the template itself has a place for tools
+    The `arguments` of earlier calls become objects, which templates expect.
     """
-    messages = [_plain(message, carried) for message in asked.messages]
-    if carried or not asked.tools or asked.tool_choice == "none":
+    messages = [_plain(message, carried) for message in body.messages]
+    if carried or not body.tools or body.tool_choice == "none":
         return messages
-    told = _instructions(asked.tools)
+    instructions = _instructions(body.tools)
     if messages[0]["role"] == "system":
-        first = {**messages[0], "content": f"{messages[0]['content']}\n\n{told}"}
+        first = {**messages[0], "content": f"{messages[0]['content']}\n\n{instructions}"}
         return [first, *messages[1:]]
-    return [{"role": "system", "content": told}, *messages]
+    return [{"role": "system", "content": instructions}, *messages]
 
 
-def forced_schema(asked: ChatRequest) -> dict[str, Any] | None:
-    """The schema of the one call that must come, where `tool_choice` asks for one."""
-    tools = list(asked.tools or ())
-    if isinstance(asked.tool_choice, NamedTool):
-        wanted = asked.tool_choice.function.name
+def forced_schema(body: ChatRequest) -> dict[str, Any] | None:
+    """JSON schema of the call that `tool_choice` requires; None if it requires none."""
+    tools = list(body.tools or ())
+    if isinstance(body.tool_choice, NamedTool):
+        wanted = body.tool_choice.function.name
         tools = [tool for tool in tools if tool.function.name == wanted]
-    elif asked.tool_choice != "required":
+    elif body.tool_choice != "required":
         return None
     calls = [
         {
@@ -70,23 +71,23 @@ def forced_schema(asked: ChatRequest) -> dict[str, Any] | None:
 
 
 class ToolStream:
-    """Feeds on an answer's text; holds back what may be a call, and gives everything else on.
+    """Receives an answer's text bit by bit, passes it on, and holds back what may be a tool call.
 
-    Use `close` for the rest: text, and the calls.
+    `close` returns the rest: the calls, or text.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = set(names)
         self._held = ""
-        self._said = False  # anything but white space: then a bare object is no call any more
+        self._has_text = False  # after any text but white space, a bare JSON object is not a call
         self._calling = False
 
     def feed(self, text: str) -> str:
-        """Text that is certainly no call."""
+        """Add text; return the text that cannot be part of a call."""
         self._held += text
         if self._calling:
             return ""
-        if not self._said and self._held.lstrip().startswith("{"):
+        if not self._has_text and self._held.lstrip().startswith("{"):
             self._calling = True
             return ""
         found = [at for opening in OPENINGS if (at := self._held.find(opening)) >= 0]
@@ -96,19 +97,19 @@ class ToolStream:
         else:
             keep = max(_overlap(self._held, opening) for opening in OPENINGS)
             free, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-            if not self._said and not free.strip():
+            if not self._has_text and not free.strip():
                 free, self._held = "", free + self._held
-        self._said = self._said or bool(free.strip())
+        self._has_text = self._has_text or bool(free.strip())
         return free
 
     def close(self) -> tuple[str, list[Call]]:
-        """Calls; or, where what was held is none after all, text."""
+        """The calls; or the held text, if it turned out not to be calls."""
         calls = find_calls(self._held, self._names)
         return ("", calls) if calls else (self._held, [])
 
 
 def find_calls(text: str, names: set[str]) -> list[Call]:
-    """The calls of known functions that a text consists of; none where it is anything else."""
+    """The calls in a text that consists of nothing but calls of the functions `names`; empty for any other text."""
     text = text.strip()
     if text.startswith("[TOOL_CALLS]"):
         bodies = [text.removeprefix("[TOOL_CALLS]")]

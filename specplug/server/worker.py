@@ -1,7 +1,8 @@
-"""The thread that owns the engine: it steps while there is work, and hands what came to the event loop.
+"""The thread that owns the engine: it steps while there is work and hands the deltas to the event loop.
 
-Knows threads. Knows neither an engine nor HTTP.
-What several fast steps bring is handed over together: the event loop wants a core that a pass is computed on.
+It depends on neither an engine nor HTTP.
+The deltas of several fast steps are handed over together, because the event loop needs CPU time on a core that
+computes target passes.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ from specplug.errors import SpecplugError
 from specplug.server.jobs import Delta, Job
 from specplug.server.scheduler import Scheduler
 
-HELD_S = 0.02
-"""How long a piece of a stream is held for those of further steps to go with it, if these take as long as the last."""
+MAX_HOLD_S = 0.02
+"""How long the deltas of streams are held back at most, in seconds, to be handed over with those of further steps. The
+next step is assumed to take as long as the last one."""
 
 log = logging.getLogger(__name__)
 
 
-class Closing(SpecplugError):
-    """The server ends before the answer does."""
+class ShuttingDown(SpecplugError):
+    """The server shuts down before the answer is complete."""
 
 
 Mailbox = asyncio.Queue[tuple[Job, Delta]]
 
 
 class Worker:
-    """Start it in the event loop that waits for the answers."""
+    """Runs a scheduler in a thread of its own. Create it anywhere; call every method from the event loop's thread."""
 
-    def __init__(self, scheduler: Scheduler, seen: Callable[[Sequence[tuple[Job, Delta]]], None]) -> None:
-        """`seen` is told of everything that comes, in the engine's thread."""
+    def __init__(self, scheduler: Scheduler, record: Callable[[Sequence[tuple[Job, Delta]]], None]) -> None:
+        """`record` is called with the deltas of every step, in the engine's thread."""
         self.scheduler = scheduler
-        self._seen = seen
+        self._record = record
         self._wake = threading.Condition()
         self._stopping = False
         self._mailboxes: dict[Job, Mailbox] = {}
@@ -43,11 +45,12 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
+        """Start the thread; it delivers to the event loop that is running now."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self) -> None:
-        """Drop every answer under way and end the thread, within one pass."""
+        """Drop every running answer and end the thread, after at most one more pass."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -59,7 +62,7 @@ class Worker:
         return self._thread.is_alive()
 
     def submit(self, jobs: Sequence[Job]) -> Mailbox:
-        """Where the answers to jobs will come. Raises QueueFull."""
+        """Queue jobs and return the mailbox that receives their deltas. Raises QueueFull."""
         mailbox: Mailbox = asyncio.Queue()
         self.scheduler.submit(jobs)
         self._mailboxes.update(dict.fromkeys(jobs, mailbox))
@@ -67,17 +70,17 @@ class Worker:
             self._wake.notify()
         return mailbox
 
-    def forget(self, jobs: Sequence[Job]) -> None:
-        """Nobody waits for these any longer: those that are under way end before the next pass."""
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Cancel jobs that nobody waits for any longer; those that are running end before the next pass."""
         for job in jobs:
             job.cancelled = True
             self._mailboxes.pop(job, None)
 
-    def give_up(self) -> None:
-        """Everyone who still waits is told that the server ends."""
+    def abort_all(self) -> None:
+        """Cancel every job and send ShuttingDown to its mailbox."""
         for job, mailbox in self._mailboxes.items():
             job.cancelled = True
-            mailbox.put_nowait((job, Delta(error=Closing("the server is going down; ask another one"))))
+            mailbox.put_nowait((job, Delta(error=ShuttingDown("the server is shutting down; retry later"))))
         self._mailboxes.clear()
 
     # -- the engine's thread --------------------------------------------------------------------------------------
@@ -85,10 +88,10 @@ class Worker:
     def _run(self) -> None:
         assert self._loop is not None
         held: list[tuple[Job, Delta]] = []
-        handed_over = 0.0
+        delivered_at = 0.0
         while True:
             with self._wake:
-                while not self.scheduler.work and not self._stopping:
+                while not self.scheduler.has_work and not self._stopping:
                     self._wake.wait()
             if self._stopping:
                 self.scheduler.drop_all()
@@ -96,40 +99,36 @@ class Worker:
             began = monotonic()
             try:
                 deltas = self.scheduler.step()
-            except Exception as error:  # a bug of ours: those under way are told, the server lives on
+            except Exception as error:  # a bug of ours: the running answers fail, the server goes on
                 log.exception("a step failed")
-                deltas = self.scheduler.fail_all(SpecplugError(f"{type(error).__name__} in a step"))
-            self._seen(deltas)
+                deltas = self.scheduler.fail_running(SpecplugError(f"{type(error).__name__} in a step"))
+            self._record(deltas)
             held += deltas
             now = monotonic()
-            late = now + (now - began) > handed_over + HELD_S  # after another step
-            due = late and any(job.streamed for job, _ in held)
-            if held and (due or not self.scheduler.work or any(map(_is_last, deltas))):
+            next_step_too_late = now + (now - began) > delivered_at + MAX_HOLD_S
+            streams_wait = next_step_too_late and any(job.streamed for job, _ in held)
+            if held and (streams_wait or not self.scheduler.has_work or any(delta.is_last for _, delta in deltas)):
                 self._loop.call_soon_threadsafe(self._deliver, held)
-                held, handed_over = [], now
+                held, delivered_at = [], now
 
     def _deliver(self, deltas: Sequence[tuple[Job, Delta]]) -> None:
         for job, delta in _merged(deltas):
             mailbox = self._mailboxes.get(job)
             if mailbox is not None:
                 mailbox.put_nowait((job, delta))
-            if delta.finish or delta.error is not None:
+            if delta.is_last:
                 self._mailboxes.pop(job, None)
 
 
-def _is_last(brought: tuple[Job, Delta]) -> bool:
-    return bool(brought[1].finish) or brought[1].error is not None
-
-
 def _merged(deltas: Sequence[tuple[Job, Delta]]) -> list[tuple[Job, Delta]]:
-    """One delta for each job, unless it ends with an error: then what came before is one, and the error another."""
-    found: dict[Job, Delta] = {}
+    """One delta per job; a job that ends with an error has that error as a second delta."""
+    merged: dict[Job, Delta] = {}
     errors = []
     for job, delta in deltas:
         if delta.error is not None:
             errors.append((job, delta))
-        elif job in found:
-            found[job] = found[job].followed_by(delta)
+        elif job in merged:
+            merged[job] = merged[job].followed_by(delta)
         else:
-            found[job] = delta
-    return [*found.items(), *errors]
+            merged[job] = delta
+    return [*merged.items(), *errors]

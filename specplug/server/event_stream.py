@@ -1,6 +1,6 @@
-"""Sending: for as long as the client stays.
+"""Send responses, streamed as server-sent events or complete, for as long as the client stays connected.
 
-Knows server-sent events and connections that end. Knows no jobs.
+This module depends on HTTP connections, but not on jobs.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from specplug.errors import SpecplugError
-from specplug.server.refusals import refusal
-from specplug.server.shapes import Json
+from specplug.server.error_responses import error_response
+from specplug.server.openai_format import Json
 
 log = logging.getLogger(__name__)
 
-SEND_SECONDS = 60.0
-"""A client that takes nothing for so long is given up."""
+SEND_TIMEOUT_S = 60.0
+"""A connection is dropped if the client reads nothing for this many seconds."""
 
 
 class EventStream(Response):
-    """Server-sent events that end with the client: when it leaves, or takes nothing for SEND_SECONDS."""
+    """Server-sent events. The stream ends early if the client disconnects or reads nothing for SEND_TIMEOUT_S."""
 
     def __init__(self, events: AsyncIterator[Json], close: Callable[[], None]) -> None:
+        """`close` is called when the stream has ended, for whatever reason."""
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
         del self.headers["content-length"]
         self._events = events
@@ -36,18 +37,18 @@ class EventStream(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_gone(receive))
+        disconnecting = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
         finally:
             self._close()
-            await _end(sending, leaving)
+            await _cancel(sending, disconnecting)
 
     async def _send(self, send: Any) -> None:
         async def put(text: str, more: bool) -> None:
-            async with asyncio.timeout(SEND_SECONDS):
+            async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -56,37 +57,37 @@ class EventStream(Response):
             async for event in self._events:
                 await put(_event(event), True)
         except TimeoutError:
-            log.warning("a client took nothing for %g s and was given up", SEND_SECONDS)
+            log.warning("a client read nothing for %g s; its stream was ended", SEND_TIMEOUT_S)
             return
-        except SpecplugError as error:  # too late for a status
-            _, body, _ = refusal(error)
+        except SpecplugError as error:  # the status 200 is already sent, so the error is sent as the last event
+            _, body, _ = error_response(error)
             last = _event(body)
         await put(last, False)
 
 
-async def unless_gone(request: Request, making: Any) -> Any:
-    """What `making` comes to; cancelled where the client leaves before."""
-    answer = asyncio.ensure_future(making)
-    leaving = asyncio.create_task(_gone(request.receive))
+async def unless_disconnected(request: Request, work: Any) -> Any:
+    """The result of the coroutine `work`, which is cancelled if the client disconnects first."""
+    result = asyncio.ensure_future(work)
+    disconnecting = asyncio.create_task(_disconnected(request.receive))
     try:
-        await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        raise HTTPException(499, "the client has left")
+        await asyncio.wait({result, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
+        if result.done():
+            return result.result()
+        raise HTTPException(499, "the client has disconnected")
     finally:
-        await _end(answer, leaving)
+        await _cancel(result, disconnecting)
 
 
 def _event(content: Json) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-async def _gone(receive: Any) -> None:
+async def _disconnected(receive: Any) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _end(*tasks: asyncio.Future[Any]) -> None:
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,7 @@
-"""Answers in OpenAI's shapes: whole ones and pieces of streams, for chats and for completions.
+"""Response bodies in OpenAI's JSON format: complete answers and stream chunks, for chats and for text completions.
 
-Knows JSON. Knows neither queues nor engines beyond what a token prints.
+This module builds JSON from deltas and reports. It depends on neither the queue nor an engine; of the vocabulary it
+uses the bytes that a token prints and the end tokens.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from specplug.generation.answers import TokenLogprobs
 from specplug.server.jobs import Delta, Report
 from specplug.server.tools import Call, ToolStream
 
-LEAST_LOGPROB = -9999.0
-"""JSON has no infinity."""
+MIN_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
 
 Json = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Choice:
-    """One answer as far as it came."""
+    """One answer, as far as it has been generated.
+
+    calls   the tool calls found in it
+    offset  characters before the next token, for `text_offset` of text completions
+    """
 
     index: int
     text: str = ""
@@ -35,7 +40,7 @@ class Choice:
     calls: list[Call] = field(default_factory=list)
     offset: int = 0
 
-    def take(self, delta: Delta) -> None:
+    def add(self, delta: Delta) -> None:
         self.text += "".join(segment.text for segment in delta.segments)
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
@@ -43,54 +48,61 @@ class Choice:
         self.report = delta.report
 
 
-class Shape:
-    """What chats and completions have in common."""
+class OpenAIFormat:
+    """The parts of the format that chats and text completions share. One instance serves one request.
 
-    kind = ""
-    chunk_kind = ""
-    prefix = ""
+    object_type, chunk_type  values of the field `object`
+    id_prefix                start of the field `id`
+    """
+
+    object_type = ""
+    chunk_type = ""
+    id_prefix = ""
 
     def __init__(
-        self, model: str, piece: Callable[[int], bytes], end_tokens: frozenset[int], plain_known: bool
+        self, model: str, piece: Callable[[int], bytes], end_tokens: frozenset[int], knows_plain_ms: bool
     ) -> None:
-        self.head: Json = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+        """piece  the bytes that a token prints; knows_plain_ms  True if reports have a meaningful `plain_ms`"""
+        self.common_fields: Json = {
+            "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": f"specplug-{__version__}",
         }
         self._piece = piece
         self._end_tokens = end_tokens
-        self._plain_known = plain_known
+        self._knows_plain_ms = knows_plain_ms
 
-    def whole(self, choices: Sequence[Choice], prompts: int) -> Json:
-        """The answer to a request of so many prompts that does not stream."""
+    def complete(self, choices: Sequence[Choice], num_prompts: int) -> Json:
+        """The body of a response that is not streamed."""
         return {
-            **self.head,
-            "object": self.kind,
+            **self.common_fields,
+            "object": self.object_type,
             "choices": [self.choice(choice) for choice in choices],
-            "usage": self.usage(choices, prompts),
-            "specplug": self.figures(choices),
+            "usage": self.usage(choices, num_prompts),
+            "specplug": self.speculation(choices),
         }
 
-    def chunk(self, choices: Sequence[Json], **further: Any) -> Json:
-        return {**self.head, "object": self.chunk_kind, "choices": list(choices), **further}
+    def chunk(self, choices: Sequence[Json], **more_fields: Any) -> Json:
+        """The body of one event of a stream."""
+        return {**self.common_fields, "object": self.chunk_type, "choices": list(choices), **more_fields}
 
     def choice(self, choice: Choice) -> Json:
+        """An entry of `choices` in a response that is not streamed."""
         raise NotImplementedError
 
-    def opening(self, index: int) -> list[Json]:
-        """The choices of the first piece."""
+    def first_chunk_choices(self, index: int) -> list[Json]:
+        """The entries of `choices`, one chunk each, that come before the first text of answer `index`."""
         return []
 
-    def piece(self, choice: Choice, delta: Delta) -> list[Json]:
-        """The choices of what one step brought; `choice` has it already."""
+    def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
+        """The entries of `choices`, one chunk each, for one delta that was already added to `choice`."""
         raise NotImplementedError
 
-    def usage(self, choices: Sequence[Choice], prompts: int) -> Json:
-        """n answers to one prompt count it once."""
+    def usage(self, choices: Sequence[Choice], num_prompts: int) -> Json:
+        """OpenAI's `usage`. A prompt with n answers is counted once."""
         reports = [choice.report for choice in choices if choice.report is not None]
-        each = max(1, len(choices) // prompts)
+        each = max(1, len(choices) // num_prompts)
         prompt = sum(report.prompt_tokens for report in reports[::each])
         completion = sum(report.completion_tokens for report in reports)
         counters = [report.counters for report in reports]
@@ -106,8 +118,8 @@ class Shape:
             },
         }
 
-    def figures(self, choices: Sequence[Choice]) -> Json:
-        """What speculation did, and where the time went; of the slowest answer where there are several."""
+    def speculation(self, choices: Sequence[Choice]) -> Json:
+        """The `specplug` field: counts summed over the answers, times of the slowest answer."""
         reports = [choice.report for choice in choices if choice.report is not None]
         if not reports:
             return {}
@@ -115,7 +127,7 @@ class Shape:
         accepted = sum(report.counters.accepted_tokens for report in reports)
         step_ms = sum(report.step_ms for report in reports)
         emitted = sum(report.counters.emitted_tokens for report in reports)
-        plain_ms = sum(report.plain_ms for report in reports) if self._plain_known else 0.0
+        plain_ms = sum(report.plain_ms for report in reports) if self._knows_plain_ms else 0.0
         decode_ms = max(report.decode_ms for report in reports)
         return {
             "steps": steps,
@@ -127,42 +139,44 @@ class Shape:
             "decode_ms": round(decode_ms, 1),
             "tokens_per_second": round(1000 * emitted / decode_ms, 2) if emitted and decode_ms else None,
             "speedup_over_plain": round(plain_ms / step_ms, 3) if plain_ms and step_ms else None,
-            "deadline_passed": any(report.late for report in reports),
+            "deadline_passed": any(report.deadline_passed for report in reports),
         }
 
-    def _shown(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[tuple[int, TokenLogprobs]]:
-        """Tokens that are text."""
+    def _printed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[tuple[int, TokenLogprobs]]:
+        """The tokens that print text, with their log probabilities."""
         pairs = list(zip(tokens, logprobs, strict=False))
-        return [(token, report) for token, report in pairs if token not in self._end_tokens]
+        return [(token, logprob) for token, logprob in pairs if token not in self._end_tokens]
 
     def _text(self, token: int) -> str:
         return self._piece(token).decode("utf-8", "replace")
 
 
-class ChatShape(Shape):
-    kind = "chat.completion"
-    chunk_kind = "chat.completion.chunk"
-    prefix = "chatcmpl"
+class ChatFormat(OpenAIFormat):
+    """Bodies of /v1/chat/completions. With `tool_names`, calls of these tools are taken out of the text."""
+
+    object_type = "chat.completion"
+    chunk_type = "chat.completion.chunk"
+    id_prefix = "chatcmpl"
 
     def __init__(
         self,
         model: str,
         piece: Callable[[int], bytes],
         end_tokens: frozenset[int],
-        plain_known: bool,
+        knows_plain_ms: bool,
         tool_names: Sequence[str],
     ) -> None:
-        super().__init__(model, piece, end_tokens, plain_known)
+        super().__init__(model, piece, end_tokens, knows_plain_ms)
         self._tool_names = tool_names
-        self._tools: dict[int, ToolStream] = {}
+        self._tool_streams: dict[int, ToolStream] = {}
 
     def choice(self, choice: Choice) -> Json:
         text = choice.text
         if self._tool_names:
             stream = ToolStream(self._tool_names)
-            said = stream.feed(text)
+            text = stream.feed(text)
             rest, choice.calls = stream.close()
-            text = said + rest
+            text += rest
         message: Json = {"role": "assistant", "content": text, "refusal": None}
         if choice.calls:
             message |= {"content": text or None, "tool_calls": [_tool_call(call) for call in choice.calls]}
@@ -173,54 +187,56 @@ class ChatShape(Shape):
             "finish_reason": "tool_calls" if choice.calls else choice.finish,
         }
 
-    def opening(self, index: int) -> list[Json]:
-        return [_piece(index, {"role": "assistant", "content": "", "refusal": None})]
+    def first_chunk_choices(self, index: int) -> list[Json]:
+        return [_chunk_choice(index, {"role": "assistant", "content": "", "refusal": None})]
 
-    def piece(self, choice: Choice, delta: Delta) -> list[Json]:
+    def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
         text = "".join(segment.text for segment in delta.segments)
-        found: Json = {}
+        content: Json = {}
         if self._tool_names:
-            stream = self._tools.setdefault(choice.index, ToolStream(self._tool_names))
+            stream = self._tool_streams.setdefault(choice.index, ToolStream(self._tool_names))
             text = stream.feed(text)
             if delta.finish:
                 rest, choice.calls = stream.close()
                 text += rest
                 if choice.calls:
-                    found["tool_calls"] = [{"index": i, **_tool_call(call)} for i, call in enumerate(choice.calls)]
+                    content["tool_calls"] = [{"index": i, **_tool_call(call)} for i, call in enumerate(choice.calls)]
         if text:
-            found["content"] = text
+            content["content"] = text
         finish = ("tool_calls" if choice.calls else delta.finish) or None
         logprobs = self._logprobs(delta.tokens, delta.logprobs)
-        if finish and found:  # what was said, then why it ended
-            return [_piece(choice.index, found, logprobs), _piece(choice.index, {}, None, finish)]
-        return [_piece(choice.index, found, logprobs, finish)] if found or finish or logprobs else []
+        if finish and content:  # OpenAI sends finish_reason in a chunk of its own
+            return [_chunk_choice(choice.index, content, logprobs), _chunk_choice(choice.index, {}, None, finish)]
+        return [_chunk_choice(choice.index, content, logprobs, finish)] if content or finish or logprobs else []
 
     def _logprobs(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Json | None:
         if not logprobs:
             return None
         content = [
-            {**self._token(token, report.logprob), "top_logprobs": [self._token(t, p) for t, p in report.top]}
-            for token, report in self._shown(tokens, logprobs)
+            {**self._token(token, found.logprob), "top_logprobs": [self._token(t, p) for t, p in found.top]}
+            for token, found in self._printed(tokens, logprobs)
         ]
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> Json:
         return {
             "token": self._text(token),
-            "logprob": max(logprob, LEAST_LOGPROB),
+            "logprob": max(logprob, MIN_LOGPROB),
             "bytes": list(self._piece(token)),
         }
 
 
-class CompletionShape(Shape):
-    kind = chunk_kind = "text_completion"
-    prefix = "cmpl"
+class CompletionFormat(OpenAIFormat):
+    """Bodies of /v1/completions."""
+
+    object_type = chunk_type = "text_completion"
+    id_prefix = "cmpl"
 
     def choice(self, choice: Choice) -> Json:
         logprobs = self._logprobs(choice, choice.tokens, choice.logprobs)
         return {"index": choice.index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish}
 
-    def piece(self, choice: Choice, delta: Delta) -> list[Json]:
+    def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
         text = "".join(segment.text for segment in delta.segments)
         logprobs = self._logprobs(choice, delta.tokens, delta.logprobs)
         if not text and not delta.finish and not logprobs:
@@ -230,25 +246,25 @@ class CompletionShape(Shape):
     def _logprobs(self, choice: Choice, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Json | None:
         if not logprobs:
             return None
-        shown = self._shown(tokens, logprobs)
+        printed = self._printed(tokens, logprobs)
         offsets = []
-        for token, _ in shown:
+        for token, _ in printed:
             offsets.append(choice.offset)
             choice.offset += len(self._text(token))
         return {
-            "tokens": [self._text(token) for token, _ in shown],
-            "token_logprobs": [max(report.logprob, LEAST_LOGPROB) for _, report in shown],
-            "top_logprobs": [{self._text(t): max(p, LEAST_LOGPROB) for t, p in report.top} for _, report in shown],
+            "tokens": [self._text(token) for token, _ in printed],
+            "token_logprobs": [max(found.logprob, MIN_LOGPROB) for _, found in printed],
+            "top_logprobs": [{self._text(t): max(p, MIN_LOGPROB) for t, p in found.top} for _, found in printed],
             "text_offset": offsets,
         }
 
 
-def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> Json:
-    """OpenAI's shape of an error."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def error_body(message: str, error_type: str, code: str | None = None, param: str | None = None) -> Json:
+    """An error in OpenAI's format; `param` is the request field that it concerns."""
+    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
-def _piece(index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None) -> Json:
+def _chunk_choice(index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None) -> Json:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
 

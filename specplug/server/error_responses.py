@@ -1,0 +1,79 @@
+"""Error responses: exceptions become HTTP statuses with bodies in OpenAI's format.
+
+This module depends on neither jobs nor an engine.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from specplug.errors import SpecplugError, UsageError
+from specplug.server.openai_format import Json, error_body
+from specplug.server.scheduler import DeadlinePassed, EngineFailed, QueueFull
+from specplug.server.worker import ShuttingDown
+
+STATUS_DESCRIPTIONS = {
+    400: "The request is invalid; the message names the field and the reason.",
+    404: "There is no model of this name.",
+    408: "The deadline passed before the first token.",
+    429: "The queue is full; the header Retry-After says when to retry.",
+    503: "The server is shutting down, or the engine failed while it generated this answer.",
+}
+"""Descriptions for the OpenAPI document."""
+
+
+class ContextExceeded(UsageError):
+    """A prompt is longer than the context."""
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let an application send every error in OpenAI's format."""
+
+    @app.exception_handler(SpecplugError)
+    async def specplug_error(request: Request, error: SpecplugError) -> Response:
+        status, body, headers = error_response(error)
+        return JSONResponse(body, status, headers)
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def encode_error(request: Request, error: UnicodeEncodeError) -> Response:
+        message = "the request has text that is not valid Unicode (half of a surrogate pair)"
+        return JSONResponse(error_body(message, "invalid_request_error"), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        error_type = "server_error" if error.status_code >= 500 else "invalid_request_error"
+        code = "model_not_found" if request.url.path.startswith("/v1/models/") else None
+        return JSONResponse(error_body(str(error.detail), error_type, code), error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        param = ".".join(map(str, first["loc"][1:])) or None
+        if first["type"] == "extra_forbidden":
+            message = f"Unrecognized request argument supplied: {param}"
+        else:
+            message = f"{param or 'the body'}: {first['msg']}"
+        return JSONResponse(error_body(message[:500], "invalid_request_error", None, param), 400)
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> Response:
+        return JSONResponse(error_body(f"internal error: {type(error).__name__}", "server_error"), 500)
+
+
+def error_response(error: SpecplugError) -> tuple[int, Json, dict[str, str] | None]:
+    """Status, body and headers for one of specplug's own errors."""
+    text = " ".join(str(error).split())
+    if isinstance(error, QueueFull):
+        body = error_body(text, "rate_limit_error", "queue_full")
+        return 429, body, {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, DeadlinePassed):
+        return 408, error_body(text, "timeout_error", "deadline_passed"), None
+    if isinstance(error, ShuttingDown):
+        return 503, error_body(text, "server_error", "closing"), None
+    if isinstance(error, EngineFailed):
+        return 503, error_body(text, "server_error", "engine_failed"), None
+    code = "context_length_exceeded" if isinstance(error, ContextExceeded) else None
+    return 400, error_body(text, "invalid_request_error", code), None

@@ -1,0 +1,173 @@
+"""The server's counters and timings, for the page (/specplug/stats) and for Prometheus (/metrics).
+
+It sees counts and times, but neither prompts nor answers.
+State: totals since the start, and the steps of the last WINDOW_S seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from time import monotonic
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from specplug.server.engine_protocol import Engine
+from specplug.server.jobs import Delta, Job
+from specplug.server.scheduler import Scheduler
+
+WINDOW_S = 10.0
+"""Seconds over which tokens per second and the speedup are averaged."""
+
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Upper bounds of the histograms, in seconds."""
+
+
+class Metrics:
+    """The metrics of one server. `record` is called in the engine's thread with the deltas of every step."""
+
+    def __init__(self, engine: Engine, scheduler: Scheduler) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._recent_tokens: deque[tuple[float, int]] = deque()  # (time, tokens)
+        self._recent_times: deque[tuple[float, float, float]] = deque()  # (time, loop.decode_ms, loop.plain_ms)
+        self._last_token: dict[Job, float] = {}
+        self.registry = CollectorRegistry()
+        counter, histogram = _counter(self.registry), _histogram(self.registry)
+        self.requests = counter("specplug_requests", "HTTP requests answered.", ("path", "status"))
+        self._prompt_tokens = counter("specplug_prompt_tokens", "Prompt tokens of finished answers.")
+        self._cached_tokens = counter("specplug_cached_prompt_tokens", "Prompt tokens found in the KV cache.")
+        self._tokens = counter("specplug_generated_tokens", "Tokens generated.")
+        self._first_s = histogram(
+            "specplug_time_to_first_token_seconds", "Seconds from a request to the first token of an answer."
+        )
+        self._gap_s = histogram("specplug_inter_token_seconds", "Seconds between two steps of an answer.")
+        self._answer_s = histogram("specplug_answer_seconds", "Seconds from a request to the last token of an answer.")
+        self.registry.register(_LiveCollector(self))
+
+    def record(self, deltas: Sequence[tuple[Job, Delta]]) -> None:
+        now = monotonic()
+        for job, delta in deltas:
+            # A cancelled job gets no last delta that would remove it from _last_token again.
+            if delta.tokens and not job.cancelled:
+                self._tokens.inc(len(delta.tokens))
+                self._recent_tokens.append((now, len(delta.tokens)))
+                if job in self._last_token:
+                    self._gap_s.observe(now - self._last_token[job])
+                else:
+                    self._first_s.observe(now - job.submitted_s)
+                self._last_token[job] = now
+            if delta.is_last:
+                self._last_token.pop(job, None)
+            if delta.report is not None:
+                report = delta.report
+                self._prompt_tokens.inc(report.prompt_tokens)
+                self._cached_tokens.inc(report.cached)
+                self._answer_s.observe(now - job.submitted_s)
+        loop = self._engine.loop
+        self._recent_times.append((now, loop.decode_ms, loop.plain_ms))
+        while self._recent_tokens and self._recent_tokens[0][0] < now - WINDOW_S:
+            self._recent_tokens.popleft()
+        while self._recent_times and self._recent_times[0][0] < now - WINDOW_S:
+            self._recent_times.popleft()
+
+    def forget(self, jobs: Sequence[Job]) -> None:
+        """Drop the state of cancelled jobs."""
+        for job in jobs:
+            self._last_token.pop(job, None)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The current figures, as the page shows them."""
+        since = monotonic() - WINDOW_S
+        scheduler, engine = self._scheduler, self._engine
+        running = list(scheduler.active)
+        slots = [
+            {
+                "state": "reading" if job.stream is None or job.stream.reading else "answering",
+                "prompt_tokens": len(job.prompt),
+                "tokens": job.emitted,
+                "speculates": job.max_draft > 0,
+            }
+            for job in running
+        ]
+        rate = sum(count for when, count in list(self._recent_tokens) if when >= since) / WINDOW_S
+        speedup = self._speedup(since)
+        return {
+            "slots": slots + [{"state": "idle"}] * (engine.slots - len(slots)),
+            "waiting": scheduler.waiting,
+            "kv_tokens": {"held": sum(job.reserved_tokens for job in running), "limit": engine.kv_tokens},
+            "tokens_per_second": round(rate, 2),
+            "speedup_over_plain": round(speedup, 3) if speedup else None,
+            "proposers": [
+                {
+                    "method": name,
+                    "guessed": engine.loop.guessed[index].tolist(),
+                    "accepted": engine.loop.accepted[index].tolist(),
+                }
+                for index, name in enumerate(engine.source_names)
+            ],
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics that are read at scrape time: gauges, and the counters that the engine keeps."""
+        scheduler, engine = self._scheduler, self._engine
+        active = list(scheduler.active)
+        yield _gauge("specplug_waiting_answers", "Answers that wait for a slot.", scheduler.waiting)
+        yield _gauge("specplug_running_answers", "Answers that are being generated.", len(active))
+        yield _gauge("specplug_slots", "Largest number of answers that run at once.", engine.slots)
+        yield _gauge(
+            "specplug_kv_tokens_reserved",
+            "KV cache tokens reserved for running answers.",
+            sum(job.reserved_tokens for job in active),
+        )
+        guessed = CounterMetricFamily(
+            "specplug_draft_tokens", "Draft tokens verified, by position in the draft.", labels=("proposer", "place")
+        )
+        accepted = CounterMetricFamily(
+            "specplug_accepted_tokens", "Draft tokens accepted, by position in the draft.", labels=("proposer", "place")
+        )
+        for index, name in enumerate(engine.source_names):
+            for family, table in ((guessed, engine.loop.guessed), (accepted, engine.loop.accepted)):
+                for position, count in enumerate(table[index].tolist(), start=1):
+                    if count:
+                        family.add_metric((name, str(position)), count)
+        yield guessed
+        yield accepted
+
+    def _speedup(self, since: float) -> float | None:
+        """Estimated speed relative to plain decoding; None if nothing was decoded since `since`."""
+        times = [time for time in list(self._recent_times) if time[0] >= since]
+        if not self._engine.knows_plain_ms or not times:
+            return None
+        (_, step_ms, plain_ms), (_, step_ms_now, plain_ms_now) = times[0], times[-1]
+        return (plain_ms_now - plain_ms) / (step_ms_now - step_ms) if step_ms_now > step_ms else None
+
+
+class _LiveCollector:
+    """prometheus-client calls `collect` at every scrape."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics.collect()
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(registry: CollectorRegistry) -> Any:
+    def make(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, text, labels, registry=registry)
+
+    return make
+
+
+def _histogram(registry: CollectorRegistry) -> Any:
+    def make(name: str, text: str) -> Histogram:
+        return Histogram(name, text, registry=registry, buckets=BUCKETS_S)
+
+    return make
