@@ -1,4 +1,4 @@
-"""Measures what a pass costs in vLLM on this machine by sequences, rows and context, timed through the engine itself.
+"""Measures the cost of a pass in vLLM on this machine by sequences, rows and context, through the engine itself.
 
 It opens vLLM with `TimingProposer`, which drafts every length in turn, and keeps the results in the user's cache. It
 does not depend on the proposers that will use the costs.
