@@ -258,7 +258,7 @@ def test_drafts_do_not_change_the_distribution(
         answers = answers_of(llm, prompt, seeded)
         drafter = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter
         sums = increase(llm, before)
-        accepted, verified = drafter.drafting.counts.accepted_tokens.total(), sums["drafts"]
+        accepted, verified = drafter.drafting.counters.accepted_tokens.total(), sums["drafts"]
         assert accepted == sums["accepted_tokens"]
         assert not drafter.faults.counts
     assert verified >= SAMPLES
