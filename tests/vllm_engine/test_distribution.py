@@ -1,6 +1,6 @@
-"""Drawn with temperature 1, tokens have the target's own distribution, with drafts as without.
+"""Tokens sampled at temperature 1 have the target's own distribution, with drafts and without.
 
-The target is so small that the probability of every continuation of three tokens can be written down.
+The target is so small that the exact probability of every continuation of three tokens can be computed.
 """
 
 import gc
@@ -25,30 +25,31 @@ FloatArray = npt.NDArray[np.float64]
 VOCABULARY = 16
 K = 4
 DRAWN = 3
-"""Tokens of an answer whose joint distribution is looked at."""
+"""Tokens of an answer whose joint distribution is tested."""
 
 SAMPLES = 4000
 FALSE_ALARM = 1e-6
-"""Of one chi-square test. Five runs are tested three times each: 1 in 60,000 that any alarm is false."""
+"""The probability of a false alarm in one chi-square test. Five runs are tested three times each, so
+any false alarm has a probability of 1 in 60,000."""
 
-WARMER = 1.25
-"""A temperature that is wrong, and has to be seen."""
+WRONG_TEMPERATURE = 1.25
+"""The test has to reject samples drawn at this temperature."""
 
-CELL = 10.0
-"""Least number of samples expected in a cell; rarer continuations share one."""
+MIN_CELL = 10.0
+"""The least number of samples expected in a cell; rare continuations share a cell."""
 
 
 @pytest.fixture(scope="module")
 def prompt() -> list[int]:
-    """Every token stands in it and is followed by something: after any token there is a guess."""
-    draw = np.random.default_rng(1)
-    tokens = [*draw.permutation(VOCABULARY), *draw.permutation(VOCABULARY), *draw.integers(0, VOCABULARY, 4)]
+    """Every token occurs and is followed by another, so that there is a draft after any token."""
+    random = np.random.default_rng(1)
+    tokens = [*random.permutation(VOCABULARY), *random.permutation(VOCABULARY), *random.integers(0, VOCABULARY, 4)]
     return [int(token) for token in tokens]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of one layer with random weights, spread so that some tokens are much likelier than others."""
+    """A Llama of one layer with random weights, scaled so that some tokens are much more likely than others."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -97,7 +98,7 @@ def exact(tiny: Path, prompt: list[int]) -> FloatArray:
 
 
 def p_value(counts: npt.NDArray[np.int64], probabilities: FloatArray) -> float:
-    """Of Pearson's chi-square test; rare cells are put together, in an order that the samples have no say in."""
+    """The p-value of Pearson's chi-square test. The samples have no influence on which rare cells are joined."""
     import torch
 
     expected = probabilities.ravel() * counts.sum()
@@ -105,21 +106,21 @@ def p_value(counts: npt.NDArray[np.int64], probabilities: FloatArray) -> float:
     cells = np.zeros(len(order), dtype=np.int64)
     filled, cell = 0.0, 0
     for place in order:
-        if filled >= CELL:
+        if filled >= MIN_CELL:
             filled, cell = 0.0, cell + 1
         cells[place] = cell
         filled += expected[place]
-    seen = np.bincount(cells, counts.ravel(), minlength=cell + 1)
+    observed = np.bincount(cells, counts.ravel(), minlength=cell + 1)
     wanted = np.bincount(cells, expected, minlength=cell + 1)
-    if wanted[-1] < CELL:  # the last ones, which fill no cell of their own
-        seen, wanted = np.append(seen[:-2], seen[-2:].sum()), np.append(wanted[:-2], wanted[-2:].sum())
+    if wanted[-1] < MIN_CELL:  # the last continuations do not fill a cell
+        observed, wanted = np.append(observed[:-2], observed[-2:].sum()), np.append(wanted[:-2], wanted[-2:].sum())
     assert len(wanted) > 3
-    statistic = ((seen - wanted) ** 2 / wanted).sum()
+    statistic = ((observed - wanted) ** 2 / wanted).sum()
     freedom, distance = torch.tensor([len(wanted) - 1, statistic], dtype=torch.float64)
     return float(torch.special.gammaincc(freedom / 2, distance / 2))
 
 
-def worst(answers: list[tuple[int, ...]], joint: FloatArray) -> float:
+def least_p_value(answers: list[tuple[int, ...]], joint: FloatArray) -> float:
     """The least p-value over the first token, the first two and all three."""
     counts = np.zeros(joint.shape, dtype=np.int64)
     np.add.at(counts, tuple(np.array(answers).T), 1)
@@ -133,7 +134,7 @@ def drawn_from(joint: FloatArray, seed: int) -> list[tuple[int, ...]]:
     return list(zip(*(axis.tolist() for axis in np.unravel_index(flat, joint.shape)), strict=True))
 
 
-def warmer(joint: FloatArray, temperature: float) -> FloatArray:
+def at_temperature(joint: FloatArray, temperature: float) -> FloatArray:
     """The distribution at another temperature, token by token."""
     found = np.ones_like(joint)
     for n in range(1, DRAWN + 1):
@@ -145,15 +146,15 @@ def warmer(joint: FloatArray, temperature: float) -> FloatArray:
     return found
 
 
-def led(joint: FloatArray, prompt: list[int], share: float) -> FloatArray:
-    """The distribution if a share of the second tokens were whatever the prompt says: a draft accepted too often."""
+def with_wrong_acceptance(joint: FloatArray, prompt: list[int], share: float) -> FloatArray:
+    """The distribution if a share of the second tokens were taken from the prompt: drafts are accepted too often."""
     found = joint.copy()
     for first in range(VOCABULARY):
-        guess = prompt[max(i for i in range(len(prompt) - 1) if prompt[i] == first) + 1]
-        whole = joint[first].sum()
-        followed = joint[first, guess] / joint[first, guess].sum()
+        draft = prompt[max(i for i in range(len(prompt) - 1) if prompt[i] == first) + 1]
+        total = joint[first].sum()
+        followed = joint[first, draft] / joint[first, draft].sum()
         found[first] *= 1 - share
-        found[first, guess] += share * whole * followed
+        found[first, draft] += share * total * followed
     return found
 
 
@@ -184,7 +185,7 @@ def opened(model: Path, folder: Path, proposer: str) -> Iterator[Any]:
 
 
 def answers_of(llm: Any, prompt: list[int], seeded: bool) -> list[tuple[int, ...]]:
-    """The first tokens of many answers, each long enough for whole drafts."""
+    """The first tokens of many answers, each long enough for full drafts."""
     from vllm import SamplingParams, TokensPrompt
 
     params = [
@@ -203,8 +204,8 @@ def answers_of(llm: Any, prompt: list[int], seeded: bool) -> list[tuple[int, ...
     return [answer[:DRAWN] for answer in answers]
 
 
-def counted(llm: Any) -> dict[str, int]:
-    """vLLM's own sums of guessing. Engines of one process may go on counting where the one before stopped."""
+def draft_counters(llm: Any) -> dict[str, int]:
+    """vLLM's own counters of speculation. In one process, a later engine may continue an earlier engine's counts."""
     names = {f"vllm:spec_decode_num_{name}": name for name in ("drafts", "draft_tokens", "accepted_tokens")}
     sums = dict.fromkeys(names.values(), 0)
     for found in llm.get_metrics():
@@ -213,37 +214,39 @@ def counted(llm: Any) -> dict[str, int]:
     return sums
 
 
-def moved(llm: Any, before: dict[str, int]) -> dict[str, int]:
-    return {name: value - before[name] for name, value in counted(llm).items()}
+def increase(llm: Any, before: dict[str, int]) -> dict[str, int]:
+    return {name: value - before[name] for name, value in draft_counters(llm).items()}
 
 
-def test_the_model_is_worth_testing(exact: FloatArray, prompt: list[int]) -> None:
-    """Neither even nor certain: guesses from the prompt come true now and then."""
+def test_the_model_is_suitable(exact: FloatArray, prompt: list[int]) -> None:
+    """Its distribution is neither uniform nor certain, and drafts from the prompt are accepted sometimes."""
     assert set(prompt[:-1]) == set(range(VOCABULARY))
     first = exact.sum(axis=(1, 2))
     assert 0.1 < first.max() < 0.7
-    assert np.count_nonzero(exact * SAMPLES > CELL) > 50
+    assert np.count_nonzero(exact * SAMPLES > MIN_CELL) > 50
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_test_accepts_the_right_distribution(exact: FloatArray, seed: int) -> None:
-    assert worst(drawn_from(exact, seed), exact) > FALSE_ALARM
+    assert least_p_value(drawn_from(exact, seed), exact) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_test_rejects_wrong_ones(exact: FloatArray, prompt: list[int], seed: int) -> None:
-    """A higher temperature, and drafts that are accepted one time in twenty where they should not be."""
-    for wrong in (warmer(exact, WARMER), led(exact, prompt, 0.05)):
+def test_the_test_rejects_wrong_distributions(exact: FloatArray, prompt: list[int], seed: int) -> None:
+    """The wrong ones are a higher temperature, and drafts of which 1 in 20 is accepted wrongly."""
+    for wrong in (at_temperature(exact, WRONG_TEMPERATURE), with_wrong_acceptance(exact, prompt, 0.05)):
         assert wrong.sum() == pytest.approx(1.0)
-        assert worst(drawn_from(wrong, seed), exact) < FALSE_ALARM
+        assert least_p_value(drawn_from(wrong, seed), exact) < FALSE_ALARM
 
 
-def test_plain_decoding_draws_from_the_target(tiny: Path, exact: FloatArray, prompt: list[int], tmp_path: Path) -> None:
+def test_plain_decoding_samples_from_the_target(
+    tiny: Path, exact: FloatArray, prompt: list[int], tmp_path: Path
+) -> None:
     with opened(tiny, tmp_path, "none") as llm:
-        before = counted(llm)
+        before = draft_counters(llm)
         answers = answers_of(llm, prompt, seeded=False)
-        assert moved(llm, before)["draft_tokens"] == 0
-    assert worst(answers, exact) > FALSE_ALARM
+        assert increase(llm, before)["draft_tokens"] == 0
+    assert least_p_value(answers, exact) > FALSE_ALARM
 
 
 @pytest.mark.parametrize(("proposer", "seeded"), [("ngram", False), ("ngram", True), ("suffix", False)])
@@ -251,30 +254,30 @@ def test_drafts_do_not_change_the_distribution(
     tiny: Path, exact: FloatArray, prompt: list[int], tmp_path: Path, proposer: str, seeded: bool
 ) -> None:
     with opened(tiny, tmp_path, proposer) as llm:
-        before = counted(llm)
+        before = draft_counters(llm)
         answers = answers_of(llm, prompt, seeded)
         drafter = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter
-        sums = moved(llm, before)
-        accepted, verified = drafter.drafting.counts.accepted_tokens.total(), sums["drafts"]
+        sums = increase(llm, before)
+        accepted, verified = drafter.drafting.counters.accepted_tokens.total(), sums["drafts"]
         assert accepted == sums["accepted_tokens"]
         assert not drafter.faults.counts
     assert verified >= SAMPLES
-    assert SAMPLES / 20 < accepted < verified * (K - 1), "acceptance and rejection were both at work"
-    assert worst(answers, exact) > FALSE_ALARM
-    assert worst(answers, warmer(exact, WARMER)) < FALSE_ALARM
+    assert SAMPLES / 20 < accepted < verified * (K - 1), "drafts were not both accepted and rejected"
+    assert least_p_value(answers, exact) > FALSE_ALARM
+    assert least_p_value(answers, at_temperature(exact, WRONG_TEMPERATURE)) < FALSE_ALARM
 
 
 def test_a_trimmed_drafter_does_not_change_the_distribution(
     tiny: Path, exact: FloatArray, prompt: list[int], tmp_path: Path
 ) -> None:
-    """The target drafts for itself with half of its rows: what has none must come as often as before."""
-    (tiny / "tokenizer.json").write_text("{}")  # only its hash is asked for
+    """The target drafts for itself with half of its rows: tokens without a row must be as frequent as before."""
+    (tiny / "tokenizer.json").write_text("{}")  # only its hash is used
     trim(tiny, int_array(range(0, VOCABULARY, 2)), tmp_path / "drafter")
     with opened(tiny, tmp_path, f"{{method: vocab_trim, model: {tmp_path / 'drafter'}}}") as llm:
-        before = counted(llm)
+        before = draft_counters(llm)
         answers = answers_of(llm, prompt, seeded=False)
-        sums = moved(llm, before)
+        sums = increase(llm, before)
     accepted, verified = sums["accepted_tokens"], sums["drafts"]
-    assert SAMPLES / 20 < accepted < verified * (K - 1), "acceptance and rejection were both at work"
-    assert worst(answers, exact) > FALSE_ALARM
-    assert worst(answers, warmer(exact, WARMER)) < FALSE_ALARM
+    assert SAMPLES / 20 < accepted < verified * (K - 1), "drafts were not both accepted and rejected"
+    assert least_p_value(answers, exact) > FALSE_ALARM
+    assert least_p_value(answers, at_temperature(exact, WRONG_TEMPERATURE)) < FALSE_ALARM

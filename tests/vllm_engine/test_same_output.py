@@ -1,6 +1,6 @@
-"""vLLM with drafts says what vLLM says without them: greedy, token for token, whatever its scheduler does meanwhile.
+"""vLLM with drafts has the same greedy output as vLLM without them, token for token, in all states of its scheduler.
 
-Every expectation comes from one plain engine of the same environment.
+Every expected output comes from one plain engine in the same environment.
 """
 
 import gc
@@ -61,7 +61,7 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt, and sampling parameters beside temperature 0."""
+    """A prompt, and sampling parameters in addition to temperature 0."""
 
     prompt: str
     params: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +90,7 @@ CASES: dict[str, Case] = {
     "stop at a token": Case(TEXTS["count"], {"max_tokens": 60, "stop_token_ids": [7462]}),  # " nine", the fourth
     "schema": Case(PREFIX + "As JSON: ", {"max_tokens": 120}),
     "logprobs": Case(TEXTS["lines"], {"max_tokens": 24, "logprobs": 3, "prompt_logprobs": 2, "ignore_eos": True}),
-    # vLLM takes no n > 1 with temperature 0; from one candidate it draws the same.
+    # vLLM does not accept n > 1 at temperature 0. With one candidate, sampling is the same as greedy decoding.
     "n=2": Case(TEXTS["sql"], {"max_tokens": 32, "n": 2, "temperature": 1.0, "top_k": 1, "ignore_eos": True}),
     "sampled": Case(TEXTS["tale"], {"max_tokens": 40, "temperature": 0.7, "top_p": 0.9, "seed": 5, "ignore_eos": True}),
     "penalties": Case(
@@ -104,7 +104,7 @@ CASES: dict[str, Case] = {
 }
 BATCH = tuple(TEXTS)
 SHARED = tuple(name for name in CASES if name.startswith("shared"))
-DRAWN = ("n=2", "sampled")
+SAMPLED = ("n=2", "sampled")
 LONG = tuple(name for name in CASES if name.startswith("long"))
 
 SETUPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -120,12 +120,12 @@ SETUPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "fusion-1": (("suffix", "token_recycling"), {"max_num_seqs": 1}),
     "fusion-16": (("suffix", "token_recycling"), {"max_num_seqs": 16}),
 }
-"""Proposers, and settings of vLLM; which requests each answers is told where it is used."""
+"""Proposers and settings of vLLM by name. Each test chooses the requests."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What vLLM made of one request, by index where it was asked for several answers."""
+class Result:
+    """vLLM's output for one request; with n > 1, one entry per answer."""
 
     tokens: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
@@ -134,7 +134,7 @@ class Said:
 
 @contextmanager
 def opened(checkpoint: Path, path: Path, proposers: Sequence[str], settings: dict[str, Any]) -> Iterator[Any]:
-    """`vllm.LLM` in this process, from a profile in a file."""
+    """`vllm.LLM` in this process, opened with a profile in a file."""
     from vllm import LLM
 
     path.write_text(
@@ -157,25 +157,25 @@ def opened(checkpoint: Path, path: Path, proposers: Sequence[str], settings: dic
         gc.collect()
 
 
-def params_of(name: str, **further: Any) -> Any:
+def params_of(name: str, **overrides: Any) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
     if name == "schema":
-        further["structured_outputs"] = StructuredOutputsParams(json=SCHEMA)
-    return SamplingParams(**{"temperature": 0.0} | CASES[name].params, **further)
+        overrides["structured_outputs"] = StructuredOutputsParams(json=SCHEMA)
+    return SamplingParams(**{"temperature": 0.0} | CASES[name].params, **overrides)
 
 
-def outputs_of(llm: Any, names: Sequence[str], **further: Any) -> list[Any]:
-    assert not llm.llm_engine.has_unfinished_requests(), "an earlier test broke the engine"
+def outputs_of(llm: Any, names: Sequence[str], **overrides: Any) -> list[Any]:
+    assert not llm.llm_engine.has_unfinished_requests(), "requests of an earlier test are still running"
     found: list[Any] = llm.generate(
-        [CASES[name].prompt for name in names], [params_of(name, **further) for name in names], use_tqdm=False
+        [CASES[name].prompt for name in names], [params_of(name, **overrides) for name in names], use_tqdm=False
     )
     return found
 
 
-def said(output: Any) -> Said:
-    return Said(
+def result_of(output: Any) -> Result:
+    return Result(
         tuple(tuple(one.token_ids) for one in output.outputs),
         tuple(one.text for one in output.outputs),
         tuple((one.finish_reason, one.stop_reason) for one in output.outputs),
@@ -184,7 +184,7 @@ def said(output: Any) -> Said:
 
 @pytest.fixture(scope="module")
 def plain(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What vLLM without drafts says to every case, in one run."""
+    """The outputs of vLLM without drafts for every case, in one run."""
     path = tmp_path_factory.mktemp("plain") / "profile.yaml"
     with opened(checkpoint, path, ("none",), {"max_num_seqs": 16}) as llm:
         assert llm.llm_engine.vllm_config.speculative_config is None
@@ -195,7 +195,7 @@ def plain(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def engine(
     request: pytest.FixtureRequest, plain: dict[str, Any], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """One of SETUPS; pytest closes it before it opens another."""
+    """An engine for one of SETUPS. pytest closes it before it opens the next one."""
     proposers, settings = SETUPS[request.param]
     path = tmp_path_factory.mktemp("profile") / "profile.yaml"
     with opened(checkpoint, path, proposers, settings) as llm:
@@ -211,13 +211,13 @@ def drafter_of(llm: Any) -> Any:
 
 
 def metric(llm: Any, name: str) -> int:
-    """A counter of vLLM's own."""
+    """One of vLLM's own counters."""
     return sum(int(found.value) for found in llm.get_metrics() if found.name == f"vllm:{name}")
 
 
 @dataclass
-class Moved:
-    """What counters moved by; ours, and vLLM's own beside them."""
+class Increase:
+    """The increase of our own counters and of vLLM's."""
 
     drafts: int = 0
     draft_tokens: int = 0
@@ -228,49 +228,49 @@ class Moved:
     cached_tokens: int = 0
 
 
-def figures(llm: Any) -> list[int]:
-    counts = drafter_of(llm).drafting.counts
+def counter_values(llm: Any) -> list[int]:
+    counters = drafter_of(llm).drafting.counters
     names = ("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "num_preemptions", "prefix_cache_hits")
     return [
-        counts.drafts.total(),
-        counts.draft_tokens.total(),
-        counts.accepted_tokens.total(),
+        counters.drafts.total(),
+        counters.draft_tokens.total(),
+        counters.accepted_tokens.total(),
         *(metric(llm, name) for name in names),
     ]
 
 
 @contextmanager
-def watched(llm: Any) -> Iterator[Moved]:
-    """Counters over what happens inside. No fault is allowed, and nothing may be left of requests that are over."""
-    assert not llm.llm_engine.has_unfinished_requests(), "an earlier test broke the engine"
-    before = figures(llm)
-    moved = Moved()
-    yield moved
-    for name, now, then in zip(vars(moved), figures(llm), before, strict=True):
-        setattr(moved, name, now - then)
+def watched(llm: Any) -> Iterator[Increase]:
+    """The increase of the counters in this block. Faults are not allowed, and finished requests must leave no state."""
+    assert not llm.llm_engine.has_unfinished_requests(), "requests of an earlier test are still running"
+    before = counter_values(llm)
+    increase = Increase()
+    yield increase
+    for name, now, then in zip(vars(increase), counter_values(llm), before, strict=True):
+        setattr(increase, name, now - then)
     assert not llm.llm_engine.has_unfinished_requests()
-    outputs_of(llm, ["one token"])  # what is over is dropped at the next step
+    outputs_of(llm, ["one token"])  # finished requests are dropped in the next step
     drafter = drafter_of(llm)
-    assert len(drafter.drafting.requests) == 1, "more than the request of this last step"
+    assert len(drafter.drafting.requests) == 1, "the table has other requests than the one of this last step"
     outputs_of(llm, ["one token"])
     assert len(drafter.drafting.requests) == 1
-    assert {kind for _, kind in drafter.faults.counts} <= {"stalled"}  # a busy machine stalls
+    assert {kind for _, kind in drafter.faults.counts} <= {"stalled"}  # a busy machine can cause stalls
 
 
-def check(llm: Any, names: Sequence[str], plain: dict[str, Any]) -> Moved:
-    """These requests at once, as plain decoding answers them; drafts helped, and were counted as vLLM counts them."""
-    with watched(llm) as moved:
+def check(llm: Any, names: Sequence[str], plain: dict[str, Any]) -> Increase:
+    """Run these requests at once, and check that the outputs equal plain decoding's and the counters equal vLLM's."""
+    with watched(llm) as increase:
         outputs = outputs_of(llm, names)
     for name, output in zip(names, outputs, strict=True):
-        assert said(output) == said(plain[name]), name
-    assert 0 < moved.accepted_tokens == moved.vllm_accepted_tokens
-    # The scheduler lets fewer through where a grammar, its budget, or a preemption cut a draft.
-    assert moved.accepted_tokens <= moved.vllm_draft_tokens <= moved.draft_tokens
-    return moved
+        assert result_of(output) == result_of(plain[name]), name
+    assert 0 < increase.accepted_tokens == increase.vllm_accepted_tokens
+    # A grammar, the token budget of the scheduler or a preemption can cut a draft.
+    assert increase.accepted_tokens <= increase.vllm_draft_tokens <= increase.draft_tokens
+    return increase
 
 
-def test_the_cases_are_what_they_are_meant_to_be(plain: dict[str, Any]) -> None:
-    """Plain decoding's own answers: a stop string that never comes would test nothing."""
+def test_the_cases_cover_their_intended_outcomes(plain: dict[str, Any]) -> None:
+    """Plain decoding's outputs are checked: a stop string that never occurs would test nothing."""
     reasons = {name: plain[name].outputs[0].finish_reason for name in CASES}
     assert {name for name, reason in reasons.items() if reason == "stop"} >= {
         "to its own end", "stop", "stop and show", "stop at a token", "schema",
@@ -280,7 +280,7 @@ def test_the_cases_are_what_they_are_meant_to_be(plain: dict[str, Any]) -> None:
     assert len(edge.prompt_token_ids) + len(edge.outputs[0].token_ids) == MAX_MODEL_LEN
     assert len(edge.outputs[0].token_ids) > 20
     assert len(plain["shared Peter"].prompt_token_ids) > 2 * BLOCK
-    assert len({said(plain[name]).tokens for name in BATCH}) == len(BATCH)
+    assert len({result_of(plain[name]).tokens for name in BATCH}) == len(BATCH)
 
 
 @on("ngram-1")
@@ -299,67 +299,68 @@ def test_sixteen_sequences_with_token_recycling(engine: Any, plain: dict[str, An
 
 
 @on("ngram-16-chunked")
-def test_prompts_in_pieces_and_drafts_that_do_not_fit_a_pass(engine: Any, plain: dict[str, Any]) -> None:
-    """24 tokens a pass: prompts are read in pieces beside running answers, and 16 drafts of 4 do not fit."""
-    moved = check(engine, [*BATCH[:10], *SHARED[:2], *BATCH[10:14]], plain)
-    assert moved.vllm_draft_tokens < moved.draft_tokens
+def test_chunked_prompts_and_drafts_that_exceed_a_pass(engine: Any, plain: dict[str, Any]) -> None:
+    """A pass has 24 tokens: prompts are processed in chunks beside running answers, and 16 drafts of 4 do not fit."""
+    increase = check(engine, [*BATCH[:10], *SHARED[:2], *BATCH[10:14]], plain)
+    assert increase.vllm_draft_tokens < increase.draft_tokens
 
 
 @on("suffix-4-preempted")
-def test_preempted_requests_go_on_where_they_were(engine: Any, plain: dict[str, Any]) -> None:
-    moved = check(engine, LONG, plain)
-    assert moved.preemptions > 0
+def test_preempted_requests_continue(engine: Any, plain: dict[str, Any]) -> None:
+    increase = check(engine, LONG, plain)
+    assert increase.preemptions > 0
 
 
 @on("token_recycling-4-chunked")
 def test_shared_prefixes_come_from_the_cache(engine: Any, plain: dict[str, Any]) -> None:
-    moved = check(engine, SHARED, plain)
-    assert moved.cached_tokens > 0
+    increase = check(engine, SHARED, plain)
+    assert increase.cached_tokens > 0
 
 
 @on("fusion-4-preempted-chunked")
-def test_preemption_pieces_and_shared_prefixes_together(engine: Any, plain: dict[str, Any]) -> None:
-    moved = check(engine, [*LONG[:2], *SHARED, *LONG[2:]], plain)
-    assert moved.preemptions > 0
-    assert moved.cached_tokens > 0
+def test_preemption_chunks_and_shared_prefixes_together(engine: Any, plain: dict[str, Any]) -> None:
+    increase = check(engine, [*LONG[:2], *SHARED, *LONG[2:]], plain)
+    assert increase.preemptions > 0
+    assert increase.cached_tokens > 0
 
 
 @on("fusion-16")
 def test_a_mixed_batch_of_sixteen_with_two_proposers(engine: Any, plain: dict[str, Any]) -> None:
-    """Stop strings, a grammar, penalties, prompt log probabilities and two equal prompts beside each other."""
-    names = [name for name in CASES if name not in (*BATCH, *LONG, "to the edge", *DRAWN)]
+    """The batch has stop strings, a grammar, penalties, prompt log probabilities and two equal prompts."""
+    names = [name for name in CASES if name not in (*BATCH, *LONG, "to the edge", *SAMPLED)]
     check(engine, [*BATCH[:4], *names, "tale", "tale"], plain)
 
 
 @on("fusion-16")
 @pytest.mark.parametrize("name", ["schema", "stop", "stop and show", "stop at a token", "minimum"])
-def test_alone(engine: Any, plain: dict[str, Any], name: str) -> None:
+def test_a_single_request(engine: Any, plain: dict[str, Any], name: str) -> None:
     check(engine, [name], plain)
 
 
 @on("ngram-1")
 @pytest.mark.parametrize("name", ["n=2", "count"])
-def test_drawing_from_one_candidate_is_greedy(engine: Any, plain: dict[str, Any], name: str) -> None:
-    """vLLM's sampler for random requests, where the outcome is known: temperature 1, the best token or none."""
+def test_sampling_from_one_candidate_is_greedy(engine: Any, plain: dict[str, Any], name: str) -> None:
+    """This uses vLLM's sampler for random requests with a known outcome: temperature 1, but one candidate."""
     from vllm import SamplingParams
 
     params = CASES[name].params | {"temperature": 1.0, "top_k": 1}
     with watched(engine):
         [output] = engine.generate([CASES[name].prompt], SamplingParams(**params), use_tqdm=False)
-    assert said(output) == said(plain[name])
+    assert result_of(output) == result_of(plain[name])
 
 
-@on("fusion-16")  # not in pieces: on CPUs vLLM 0.32.0 fails at a seeded prompt that is read so, with or without drafts
+# Not chunked: on CPUs, vLLM 0.32.0 fails at a seeded request with a chunked prompt, with drafts or without.
+@on("fusion-16")
 def test_greedy_answers_beside_sampled_ones(engine: Any, plain: dict[str, Any]) -> None:
-    with watched(engine) as moved:
+    with watched(engine) as increase:
         outputs = outputs_of(engine, ["count", "sampled", "capitals", "sampled"])
-    assert said(outputs[0]) == said(plain["count"])
-    assert said(outputs[2]) == said(plain["capitals"])
-    assert moved.accepted_tokens > 0
+    assert result_of(outputs[0]) == result_of(plain["count"])
+    assert result_of(outputs[2]) == result_of(plain["capitals"])
+    assert increase.accepted_tokens > 0
 
 
 @on("fusion-16")
-def test_a_schema_is_kept(engine: Any, plain: dict[str, Any]) -> None:
+def test_an_answer_follows_its_schema(engine: Any, plain: dict[str, Any]) -> None:
     import json
 
     [output] = outputs_of(engine, ["schema"])
@@ -370,7 +371,7 @@ def test_a_schema_is_kept(engine: Any, plain: dict[str, Any]) -> None:
 
 @on("fusion-16")
 def test_log_probabilities_are_those_of_plain_decoding(engine: Any, plain: dict[str, Any]) -> None:
-    """Of the answer and of the prompt; the last digits depend on how many rows share a pass."""
+    """Answer and prompt are compared with a tolerance, because the last digits depend on the rows of a pass."""
     check(engine, ["logprobs", "count"], plain)
     output, _ = outputs_of(engine, ["logprobs", "count"])
     expected = plain["logprobs"]
@@ -393,54 +394,54 @@ def test_two_identical_prompts_at_once(engine: Any, plain: dict[str, Any]) -> No
 
 @on("fusion-16")
 def test_an_answer_that_reaches_max_model_len(engine: Any, plain: dict[str, Any]) -> None:
-    """Near the edge vLLM asks nobody for drafts: not for this request, and not for those beside it."""
-    with watched(engine) as moved:
+    """Near the limit, vLLM asks for no drafts at all: neither for this request nor for the others in the batch."""
+    with watched(engine) as increase:
         outputs = outputs_of(engine, ["to the edge", "long count", "tale"])
     for name, output in zip(["to the edge", "long count", "tale"], outputs, strict=True):
-        assert said(output) == said(plain[name]), name
-    assert moved.accepted_tokens > 0
+        assert result_of(output) == result_of(plain[name]), name
+    assert increase.accepted_tokens > 0
 
 
 @on("fusion-16")
-def test_a_request_that_wants_no_drafts_gets_none(engine: Any, plain: dict[str, Any]) -> None:
+def test_a_request_can_disable_drafts(engine: Any, plain: dict[str, Any]) -> None:
     for off in ("off", {"max_draft": 0}, 0):
-        with watched(engine) as moved:
+        with watched(engine) as increase:
             [output] = outputs_of(engine, ["count"], extra_args={"specplug": off})
-        assert said(output) == said(plain["count"])
-        assert (moved.drafts, moved.vllm_draft_tokens) == (0, 0)
+        assert result_of(output) == result_of(plain["count"])
+        assert (increase.drafts, increase.vllm_draft_tokens) == (0, 0)
 
 
 @on("fusion-16")
-def test_a_request_may_ask_for_one_token_at_most(engine: Any, plain: dict[str, Any]) -> None:
+def test_a_request_can_limit_drafts_to_one_token(engine: Any, plain: dict[str, Any]) -> None:
     for one in (1, {"max_draft": 1}):
-        with watched(engine) as moved:
+        with watched(engine) as increase:
             [output] = outputs_of(engine, ["count"], extra_args={"specplug": one})
-        assert said(output) == said(plain["count"])
-        assert 0 < moved.drafts == moved.draft_tokens == moved.vllm_draft_tokens
-        assert moved.accepted_tokens > 0
+        assert result_of(output) == result_of(plain["count"])
+        assert 0 < increase.drafts == increase.draft_tokens == increase.vllm_draft_tokens
+        assert increase.accepted_tokens > 0
 
 
 @on("fusion-16")
-def test_limits_hold_beside_requests_without_any(engine: Any, plain: dict[str, Any]) -> None:
+def test_draft_limits_hold_beside_requests_without_a_limit(engine: Any, plain: dict[str, Any]) -> None:
     from vllm import TokensPrompt
 
     names = ["count", "letters", "capitals", "lines"]
-    wishes = ["off", 1, None, "off"]
+    limits = ["off", 1, None, "off"]
     prompts = [TokensPrompt(prompt_token_ids=plain[name].prompt_token_ids) for name in names]
     params = [
-        params_of(name, extra_args=None if wish is None else {"specplug": wish})
-        for name, wish in zip(names, wishes, strict=True)
+        params_of(name, extra_args=None if limit is None else {"specplug": limit})
+        for name, limit in zip(names, limits, strict=True)
     ]
-    with watched(engine) as moved:
+    with watched(engine) as increase:
         outputs = engine.generate(prompts, params, use_tqdm=False)
-    assert [said(output) for output in outputs] == [said(plain[name]) for name in names]
-    assert 0 < moved.vllm_draft_tokens <= moved.draft_tokens
-    assert moved.accepted_tokens > 0
+    assert [result_of(output) for output in outputs] == [result_of(plain[name]) for name in names]
+    assert 0 < increase.vllm_draft_tokens <= increase.draft_tokens
+    assert increase.accepted_tokens > 0
 
 
 @on("fusion-16")
-def test_aborted_requests_leave_nothing_and_change_nobody(engine: Any, plain: dict[str, Any]) -> None:
-    """Some go in the middle of their answers, one before it was ever scheduled; one with a used id comes later."""
+def test_aborted_requests_leave_no_state_and_change_no_other_answer(engine: Any, plain: dict[str, Any]) -> None:
+    """Some are aborted during their answers and one before it is scheduled; a later request reuses an id."""
     core = engine.llm_engine
     names = ["count", "letters", "tale", "capitals", "lines", "table"]
     done: dict[str, Any] = {}
@@ -450,7 +451,7 @@ def test_aborted_requests_leave_nothing_and_change_nobody(engine: Any, plain: di
             if output.finished:
                 done[output.request_id] = output
 
-    with watched(engine) as moved:
+    with watched(engine) as increase:
         for name in names:
             core.add_request(name, CASES[name].prompt, params_of(name))
         for _ in range(4):
@@ -465,8 +466,8 @@ def test_aborted_requests_leave_nothing_and_change_nobody(engine: Any, plain: di
             step()
     assert done.keys() == {"count", "letters", "tale", "capitals", "table"}
     for name, output in done.items():
-        assert said(output) == said(plain[name]), name
-    assert moved.accepted_tokens > 0
+        assert result_of(output) == result_of(plain[name]), name
+    assert increase.accepted_tokens > 0
 
 
 @on("fusion-16")

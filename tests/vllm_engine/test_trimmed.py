@@ -1,6 +1,6 @@
-"""Drafters with trimmed heads inside vLLM: what they propose, what they bring, and that the target says what it would.
+"""Drafters with trimmed heads inside vLLM: their logits, the accepted tokens, and the unchanged output of the target.
 
-The packaged model drafts for itself, so what is accepted can be told from its plain answers and the kept ids alone.
+The packaged model drafts for itself, so its plain answers and the kept ids determine which draft tokens are accepted.
 """
 
 import gc
@@ -52,9 +52,9 @@ BASE = Profile(
 
 @pytest.fixture(scope="module")
 def kept(checkpoint: Path) -> IntArray:
-    """Those that a vocabulary lists first, which are the frequent ones."""
-    known = vocabulary(checkpoint)
-    return by_size(np.zeros(len(known.pieces), np.int64), known.always_kept(), ROWS)
+    """The first ids of the vocabulary, which are the frequent ones."""
+    vocab = vocabulary(checkpoint)
+    return by_size(np.zeros(len(vocab.pieces), np.int64), vocab.always_kept(), ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def drafter(checkpoint: Path, kept: IntArray, tmp_path_factory: pytest.TempPathF
 
 @contextmanager
 def opened(model: Path, drafter: Path | None) -> Iterator[Any]:
-    """`vllm.LLM` in this process, through the same door as the commands."""
+    """`vllm.LLM` in this process, opened in the same way as by the commands."""
     specs = (ProposerSpec("none"),) if drafter is None else (ProposerSpec("vocab_trim", {"model": str(drafter)}),)
     with open_vllm(str(model), replace(BASE, proposers=specs)) as engine:
         yield engine.llm
@@ -88,7 +88,7 @@ def metric(llm: Any, name: str) -> int:
 
 @pytest.fixture(scope="module")
 def plain(checkpoint: Path) -> list[tuple[int, ...]]:
-    """What vLLM says without drafts: K tokens more, since the last draft reaches beyond an answer's end."""
+    """vLLM's answers without drafts, with K tokens more, because the last draft reaches beyond the end of an answer."""
     with opened(checkpoint, None) as llm:
         return generate(llm, max_tokens=MAX_TOKENS + K)
 
@@ -100,14 +100,14 @@ def engine(checkpoint: Path, drafter: Path, plain: list[tuple[int, ...]]) -> Ite
 
 
 def rounds_of(answer: Sequence[int], kept: IntArray) -> tuple[int, int]:
-    """Drafts that the answer takes and guesses of them that come true, where every kept token is guessed rightly."""
+    """The drafts that an answer needs and the tokens accepted of them, if every kept token is drafted correctly."""
     has_row = np.isin(answer, kept)
-    at, rounds, accepted = 1, 0, 0  # the first token comes of reading the prompt
+    at, rounds, accepted = 1, 0, 0  # the first token comes from the prefill
     while at < MAX_TOKENS:
-        right = 0
-        while right < K and has_row[at + right]:
-            right += 1
-        at, rounds, accepted = at + right + 1, rounds + 1, accepted + right
+        correct = 0
+        while correct < K and has_row[at + correct]:
+            correct += 1
+        at, rounds, accepted = at + correct + 1, rounds + 1, accepted + correct
     return rounds, accepted
 
 
@@ -118,13 +118,13 @@ def test_greedy_answers_are_those_of_plain_decoding_and_kept_tokens_are_accepted
     answers = generate(engine)
     assert answers == [answer[:MAX_TOKENS] for answer in plain]
     rounds, accepted = (sum(column) for column in zip(*(rounds_of(answer, kept) for answer in plain), strict=True))
-    assert accepted < K * rounds, "some of what the target says has no row"
+    assert accepted < K * rounds, "every token of the target has a row"
     assert metric(engine, "drafts") - before[0] == pytest.approx(rounds, rel=0.02)
     assert metric(engine, "accepted_tokens") - before[1] == pytest.approx(accepted, rel=0.02)
     assert 1 + accepted / rounds > 3
 
 
-def test_it_is_a_head_of_so_many_rows_that_says_what_the_whole_one_would(
+def test_the_trimmed_head_has_the_rows_and_logits_of_the_full_one(
     engine: Any, checkpoint: Path, kept: IntArray
 ) -> None:
     import torch
@@ -142,7 +142,7 @@ def model_of(llm: Any) -> Any:
 
 
 def check_logits(model: Any, rows: Any, kept: IntArray) -> None:
-    """Against a product of the kept rows and hidden states drawn at random."""
+    """Compare the model's logits with the product of the kept rows and random hidden states."""
     import torch
 
     hidden = torch.randn(5, rows.shape[1], generator=torch.Generator().manual_seed(1))
@@ -163,7 +163,7 @@ def check_logits(model: Any, rows: Any, kept: IntArray) -> None:
     [{"temperature": 0.8}, {"temperature": 1.0, "top_k": 5}, {"temperature": 0.9, "top_p": 0.9, "top_k": 40}],
     ids=["temperature", "top_k", "both"],
 )
-def test_sampled_answers_come_again_with_their_seed(engine: Any, params: dict[str, Any]) -> None:
+def test_sampled_answers_are_reproducible_with_a_seed(engine: Any, params: dict[str, Any]) -> None:
     before = metric(engine, "accepted_tokens")
     first = generate(engine, seed=5, **params)
     assert metric(engine, "accepted_tokens") > before
@@ -172,16 +172,16 @@ def test_sampled_answers_come_again_with_their_seed(engine: Any, params: dict[st
     assert generate(engine, seed=6, **params) != first
 
 
-def test_drawing_from_one_candidate_is_greedy(engine: Any, plain: list[tuple[int, ...]]) -> None:
-    """vLLM's sampler for random requests, where the outcome is known: temperature 1, the best token or none."""
+def test_sampling_from_one_candidate_is_greedy(engine: Any, plain: list[tuple[int, ...]]) -> None:
+    """This uses vLLM's sampler for random requests with a known outcome: temperature 1, but one candidate."""
     assert generate(engine, temperature=1.0, top_k=1) == [answer[:MAX_TOKENS] for answer in plain]
 
 
-# -- the other architectures ------------------------------------------------------------------------------------------
+# -- other architectures ------------------------------------------------------------------------------------------
 
 
 def small(architecture: str, checkpoint: Path, folder: Path) -> Any:
-    """A model of two layers with random weights and the packaged model's vocabulary, saved; as transformers has it."""
+    """Save a two-layer model with random weights and the packaged model's vocabulary; returns transformers' model."""
     import torch
     import transformers
 
@@ -213,7 +213,7 @@ def small(architecture: str, checkpoint: Path, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM"])
-def test_other_architectures_say_what_transformers_says(
+def test_other_architectures_answer_as_in_transformers(
     checkpoint: Path, kept: IntArray, tmp_path: Path, architecture: str
 ) -> None:
     import torch
@@ -224,8 +224,8 @@ def test_other_architectures_say_what_transformers_says(
     prompts, expected = PROMPTS[:4], []
     for prompt in prompts:
         ids = torch.tensor([tokenizer(prompt).input_ids])
-        said = model.generate(ids, do_sample=False, max_new_tokens=MAX_TOKENS + K, eos_token_id=None)
-        expected.append(tuple(said[0, ids.shape[1] :].tolist()))
+        output = model.generate(ids, do_sample=False, max_new_tokens=MAX_TOKENS + K, eos_token_id=None)
+        expected.append(tuple(output[0, ids.shape[1] :].tolist()))
     trim(tmp_path / "model", kept, tmp_path / "drafter")
     with opened(tmp_path / "model", tmp_path / "drafter") as llm:
         assert type(model_of(llm)).__name__ == TRIMMED[architecture]
@@ -243,7 +243,7 @@ def test_other_architectures_say_what_transformers_says(
 
 @pytest.fixture(scope="module")
 def eagle3(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A head for the packaged model with random weights and the whole vocabulary."""
+    """An EAGLE-3 head for the packaged model, with random weights and the full vocabulary."""
     import torch
     from safetensors.torch import save_file
 
@@ -266,7 +266,7 @@ def eagle3(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {name: torch.randn(shape, generator=draw) * 0.05 for name, shape in shapes.items()}
     for name in ("midlayer.input_layernorm", "midlayer.hidden_norm", "midlayer.post_attention_layernorm", "norm"):
         tensors[f"{name}.weight"] = torch.ones(width)
-    folder = tmp_path_factory.mktemp("head") / "whole"
+    folder = tmp_path_factory.mktemp("head") / "full"
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     changed = {"architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "intermediate_size": inner}
@@ -277,7 +277,7 @@ def eagle3(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_trimmed_eagle3_head_runs_in_vllms_own_class(
     checkpoint: Path, eagle3: Path, kept: IntArray, plain: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
-    """Trimmed twice, so that the second map is made of the first."""
+    """The head is trimmed twice, so that the second map is composed with the first."""
     import torch
     from safetensors.torch import load_file
 
@@ -306,6 +306,6 @@ def test_a_target_with_another_tokenizer_is_refused_before_anything_starts(
             (other / path.name).symlink_to(path)
     text = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
     (other / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
-    told = r"its tokenizer is [0-9a-f]{12}, that of .*other [0-9a-f]{12}; build"
-    with pytest.raises(UsageError, match=told), opened(other, drafter):
-        raise AssertionError("it started")
+    message = r"its tokenizer is [0-9a-f]{12}, that of .*other [0-9a-f]{12}; build"
+    with pytest.raises(UsageError, match=message), opened(other, drafter):
+        raise AssertionError("vLLM started")

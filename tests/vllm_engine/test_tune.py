@@ -1,4 +1,4 @@
-"""vLLM as a subject of tuning: what it records is what it says, and settings take turns on one engine."""
+"""vLLM as a subject of tuning: it records its own answers, and several settings take turns on one engine."""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ BASE = Profile("base", engine="vllm", vllm=VllmSettings(max_model_len=512, dtype
 TEXTS = ("Count from one to twelve, in words.", "Write this down three times: the quick brown fox.")
 TOKENS = 32
 BEFORE = dict(os.environ)
-"""As this file is read: an engine that ran in this process since has left its own variables."""
+"""The environment before any engine runs in this process: engines leave variables of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,11 @@ def subject(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             patch.delenv(name)
         for name, value in BEFORE.items():
             patch.setenv(name, value)
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # several engines, a process each
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # several engines, each in a process of its own
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        made = VllmSubject(str(checkpoint), BASE, most=2, notify=lambda text: None)
-        yield made
-        made.close()
+        subject = VllmSubject(str(checkpoint), BASE, most=2, notify=lambda text: None)
+        yield subject
+        subject.close()
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def trace(subject: VllmSubject, prompts: list[IntArray]) -> Trace:
     return Trace({"max_tokens": TOKENS}, (found[0], found[1]))
 
 
-def test_answers_are_recorded_with_what_the_target_ranked_high(trace: Trace, subject: VllmSubject) -> None:
+def test_answers_are_recorded_with_the_targets_top_ids(trace: Trace, subject: VllmSubject) -> None:
     for answer in trace.answers:
         assert 4 < len(answer.tokens) <= TOKENS and answer.topk.shape == (len(answer.tokens) - 1, 8)
         assert (answer.topk[:, 0] == answer.tokens[1:]).all()
@@ -66,7 +66,7 @@ def test_answers_are_recorded_with_what_the_target_ranked_high(trace: Trace, sub
     assert "fox" in subject.text(trace.answers[1].tokens.tolist())
 
 
-def test_settings_take_turns_and_answer_as_plain_decoding_does(subject: VllmSubject, trace: Trace) -> None:
+def test_settings_take_turns_and_answer_like_plain_decoding(subject: VllmSubject, trace: Trace) -> None:
     (curve,) = [one for one in subject.curves([2], 1.0, lambda share: None) if one.sequences == 2]
     assert curve.rows == rows_of(2, LONGEST) and min(i.low for i in curve.intervals[0]) > 0 and curve.prompt_ms > 0
     found = subject.expense(trace, ["suffix", "token_recycling"], 2, 0.5)
@@ -90,10 +90,10 @@ def test_settings_take_turns_and_answer_as_plain_decoding_does(subject: VllmSubj
         arm.reset()
     first = arms["suffix"].answer(texts, TOKENS)
     other = arms["token_recycling"].answer(texts, TOKENS)
-    rest = subject.resting(slots=2, costs=costs)
-    idle = rest.answer(texts, TOKENS)
+    disabled = subject.resting(slots=2, costs=costs)
+    idle = disabled.answer(texts, TOKENS)
     again = arms["suffix"].answer(texts, TOKENS)
-    rest.reset()
+    disabled.reset()
     arms["suffix"].reset()
     fresh = arms["suffix"].answer(texts, TOKENS)
     for results in (first, other, idle, again, fresh):
@@ -101,11 +101,11 @@ def test_settings_take_turns_and_answer_as_plain_decoding_does(subject: VllmSubj
         assert all(result.seconds > 0 for result in results)
     steps = [sum(result.counters.steps for result in results if result.counters) for results in (first, again, fresh)]
     assert not any(result.counters.draft_tokens + result.counters.accepted_tokens for result in idle if result.counters)
-    assert steps[1] < steps[0] == steps[2], "what suffix learned is known after its turn, and gone after a reset"
+    assert steps[1] < steps[0] == steps[2], "suffix must keep what it learned between its turns, and lose it at a reset"
     assert sum(len(tokens) - 1 for tokens in expected) > steps[0]
 
 
-def test_a_name_is_a_folder_of_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_models_name_is_a_folder_of_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -116,7 +116,7 @@ def test_a_name_is_a_folder_of_the_hubs_cache(tmp_path: Path, monkeypatch: pytes
     (kept / "snapshots" / "abc" / "config.json").write_text("{}")
     assert folder_of("org/name") == kept / "snapshots" / "abc"
     assert folder_of(str(tmp_path)) == tmp_path
-    with pytest.raises(UsageError, match="org/none: cannot be fetched"):
+    with pytest.raises(UsageError, match="org/none: cannot be downloaded"):
         folder_of("org/none")
 
 
@@ -127,7 +127,7 @@ def test_costs_are_measured_with_vllms_own_flags() -> None:
     assert engine_flags([]) == {}
 
 
-def test_what_is_tried_are_chains_and_vllms_own(subject: VllmSubject) -> None:
+def test_tuning_tries_chains_and_vllms_own_methods(subject: VllmSubject) -> None:
     settings = grid(subject.provides, trees=subject.trees, most_nodes=subject.limits(1)[1])
     assert not any(one.planner.trees for one in settings)
     assert {"builtin", "suffix + token_recycling"} <= {one.method for one in settings}

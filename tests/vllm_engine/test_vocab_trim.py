@@ -1,4 +1,4 @@
-"""`specplug build vocab-trim` of a checkpoint: the target answers in vLLM, or its prompts and texts are counted."""
+"""`specplug build vocab-trim` of a checkpoint, with tokens counted in vLLM's answers or in raw texts."""
 
 import json
 import os
@@ -39,9 +39,9 @@ def call(checkpoint: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, timeout=600, text=True)
 
 
-def test_a_checkpoint_is_trimmed_by_what_it_says(checkpoint: Path, prompts: str, tmp_path: Path) -> None:
-    asked = ["--calibrate", prompts, "--tokens", "16"]
-    done = call(checkpoint, *asked, "--size", "8192", "--out", str(tmp_path / "d"), "--json")
+def test_a_checkpoint_is_trimmed_by_its_own_answers(checkpoint: Path, prompts: str, tmp_path: Path) -> None:
+    options = ["--calibrate", prompts, "--tokens", "16"]
+    done = call(checkpoint, *options, "--size", "8192", "--out", str(tmp_path / "d"), "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["rows"] == 8192 and document["calibration"]["counted"] == "the target's answers"
@@ -51,13 +51,13 @@ def test_a_checkpoint_is_trimmed_by_what_it_says(checkpoint: Path, prompts: str,
     manifest, ids = drafter_folders.read(tmp_path / "d")
     assert (manifest.format, manifest.kind, len(ids)) == ("checkpoint", "model", 8192)
     assert set(vocabulary(checkpoint).always_kept().tolist()) <= set(ids.tolist())
-    again = call(checkpoint, *asked, "--coverage", "0.9", "--out", str(tmp_path / "other"))
+    again = call(checkpoint, *options, "--coverage", "0.9", "--out", str(tmp_path / "other"))
     assert again.returncode == 0 and "starting vLLM" in done.stderr and "starting vLLM" not in again.stderr
 
 
 def test_texts_are_counted_with_the_checkpoints_tokenizer(checkpoint: Path, prompts: str, tmp_path: Path) -> None:
-    asked = ["--calibrate", prompts, "--from", "raw", "--size", "8192", "--out", str(tmp_path / "d"), "--json"]
-    done = call(checkpoint, *asked)
+    options = ["--calibrate", prompts, "--from", "raw", "--size", "8192", "--out", str(tmp_path / "d"), "--json"]
+    done = call(checkpoint, *options)
     assert done.returncode == 0, done.stderr
     held = held_out(PROMPTS)
     texts = dict(zip(PROMPTS, tokenize(checkpoint, PROMPTS), strict=True))

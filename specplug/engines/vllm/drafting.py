@@ -1,7 +1,7 @@
-"""From one pass of the target over a batch to the drafts for the next: what the class that vLLM calls does.
+"""Turns one pass of the target over a batch into the drafts for the next pass.
 
-Knows batches as vLLM's runner lays them out: rows that move, tokens in one array, prompts read in pieces. Imports no
-vllm, so that its cost can be measured and its edges tested without an engine.
+It follows the layout of vLLM's runner: rows move between steps, tokens lie in one array, and long prompts are processed
+in chunks. It imports no vllm, so that its cost can be measured and its edge cases tested without an engine.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import numpy.typing as npt
 
 from specplug.core import IntArray, int_array
 from specplug.drafts.chains import NOTHING, ChainSteps
-from specplug.engines.vllm.counts import Counts
-from specplug.engines.vllm.request_table import Requests, Tracked, continues, new_tokens, prompt_of
+from specplug.engines.vllm.draft_counters import DraftCounters
+from specplug.engines.vllm.request_table import RequestTable, TrackedRequest, continues, new_tokens, prompt_of
 from specplug.planning.batch_speculator import BatchPlan, BatchSpeculator
 from specplug.planning.cost import BatchCost
 
-PROMPT_TOKENS = 8192
-"""Most tokens of new prompts that the proposers are shown in one step, the first prompt whole: reading 8192 takes
-20 ms, and every running request waits for it."""
+MAX_PROMPT_TOKENS = 8192
+"""The most tokens of new prompts that the proposers receive in one step; the first prompt is always passed in full.
+Reading 8192 tokens takes 20 ms, and every running request waits for it."""
 
 TopIds = Callable[[IntArray, int], IntArray]
-"""(rows of the pass int32[r], k) -> int32[r, k], the most likely ids after each."""
+"""(rows of the pass int32[r], k) -> int32[r, k], the most likely ids after each row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """One pass, as the runner knows it after sampling.
+    """One pass of the target, after sampling, as vLLM's runner describes it.
 
     request_ids  by row
-    sampled      by row the new tokens; empty while a prompt is read in pieces
-    num_drafts   by row the guesses that were verified; None for none at all
-    num_tokens   int[>= n]  by row, of prompt and answer, the new ones included
-    num_prompt   int[>= n]  of them the prompt's
+    sampled      by row, the new tokens; empty while a prompt is processed in chunks
+    num_drafts   by row, the draft tokens that were verified; None if there were none at all
+    num_tokens   int[>= n]  by row, tokens of prompt and answer, including the new ones
+    num_prompt   int[>= n]  by row, tokens of the prompt
     token_ids    int[>= n, >= max tokens]
-    num_read     tokens that the target read, prompts included
-    live         every request that is not finished, those that wait included
-    params       a request's sampling parameters, by id
-    top_ids      None where nobody asked for them
+    num_read     tokens that the target processed, including prompts
+    live         every request that is not finished, including those that wait
+    params       returns a request's sampling parameters by its id
+    top_ids      None if the pass was not asked for them
     """
 
     request_ids: Sequence[str]
@@ -58,7 +58,7 @@ class Pass:
 
 
 class Drafting:
-    """Drafts for vLLM, a step at a time."""
+    """Drafts for vLLM's batch, one step at a time."""
 
     def __init__(
         self,
@@ -69,150 +69,150 @@ class Drafting:
         adaptive: bool = True,
         clock: Callable[[], int] = perf_counter_ns,
     ) -> None:
-        """adaptive  lets real passes correct the cost curves; off where several ranks must draft alike"""
+        """adaptive  correct the cost curves by the time of real passes; off where several ranks must draft alike"""
         self.speculator = speculator
         self.cost = cost
-        self.counts = Counts(speculator.names)
-        self.requests = Requests(max_model_len)
+        self.counters = DraftCounters(speculator.names)
+        self.requests = RequestTable(max_model_len)
         self._adaptive = adaptive
         self._clock = clock
         self._returned = 0
-        self._ids: list[str] = []
+        self._last_ids: list[str] = []
         self._context = 0
 
     @property
     def wants_topk(self) -> int:
-        """How many top ids per row the pass under way should bring; 0 for none."""
+        """How many top ids per row the current pass should provide; 0 for none."""
         return self.speculator.wants_topk
 
     def step(self, done: Pass) -> list[list[int]]:
-        """Guesses by row, at most k each; often none."""
+        """Draft tokens by row, at most k for each row, and often none."""
         began = self._clock()
         n = len(done.sampled)
-        timed = self._see_pass(done, n, began)
+        timed = self._record_pass(done, n, began)
         for request_id in self.requests.finished(done.live):
             self._end(request_id)
         drafts: list[list[int]] = [[] for _ in range(n)]
         if self.speculator.due(n if timed else 0):
             self._draft(done, n, drafts)
-        self._ids = list(done.request_ids)
+        self._last_ids = list(done.request_ids)
         self._returned = self._clock()
-        self.counts.draft_ns += self._returned - began
+        self.counters.draft_ns += self._returned - began
         return drafts
 
-    # -- what the pass cost ---------------------------------------------------------------------------------------
+    def _record_pass(self, done: Pass, n: int, now: int) -> bool:
+        """Count the pass, and learn its cost if it could be timed. Returns whether it could.
 
-    def _see_pass(self, done: Pass, n: int, now: int) -> bool:
-        """Whether a pass tells what it took: one that only decoded, for the requests of the pass before, so that
-        nothing else was waited for."""
+        It could if it processed no prompt and had the same requests as the pass before it: then the time since the last
+        step was spent on this pass alone.
+        """
         rows = n + (sum(done.num_drafts) if done.num_drafts is not None else 0)
         if done.num_read != rows:
             return False
-        self.counts.steps += 1
-        self.counts.rows += rows
-        if self._ids != done.request_ids:
+        self.counters.steps += 1
+        self.counters.rows += rows
+        if self._last_ids != done.request_ids:
             return False
         if self._adaptive:
             self.cost.observe(n, rows, self._context, (now - self._returned) / 1e6)
         return True
 
-    # -- drafting --------------------------------------------------------------------------------------------------
-
     def _draft(self, done: Pass, n: int, drafts: list[list[int]]) -> None:
+        """Fill `drafts` by row, after the proposers have received all new tokens."""
         lengths: list[int] = done.num_tokens[:n].tolist()
         self._context = sum(lengths) // max(1, n)
-        old: list[tuple[int, Tracked]] = []
-        known: list[tuple[int, Tracked]] = []
-        shown = 0
+        to_observe: list[tuple[int, TrackedRequest]] = []
+        to_draft: list[tuple[int, TrackedRequest]] = []
+        prompt_tokens = 0
         for row, request_id in enumerate(done.request_ids[:n]):
             if not done.sampled[row]:
                 continue
             tracked = self.requests.get(request_id)
-            if tracked is not None and not tracked.limit:
+            if tracked is not None and not tracked.max_draft:
                 continue
             line, length = done.token_ids[row], lengths[row]
             if tracked is not None and not continues(tracked, line, length):
                 self._end(request_id)
                 tracked = None
             if tracked is None:
-                if shown and shown + length > PROMPT_TOKENS:
+                if prompt_tokens and prompt_tokens + length > MAX_PROMPT_TOKENS:
                     continue
-                shown += length
+                prompt_tokens += length
                 tracked = self.requests.add(request_id, int(done.num_prompt[row]), done.params(request_id))
-                if not tracked.limit:
+                if not tracked.max_draft:
                     continue
                 self.speculator.begin(tracked.seq, prompt_of(line, length))
                 new_tokens(tracked, line, length)
-            elif length > tracked.known:
-                old.append((row, tracked))
-            known.append((row, tracked))
-        if old:
-            self._observe(done, old, lengths)
-        budgets = int_array([min(tracked.limit, tracked.end - lengths[row] - 1) for row, tracked in known])
-        plan = self.speculator.plan([tracked.seq for _, tracked in known], n, self._context, np.maximum(budgets, 0))
-        self._send(plan, known, drafts)
+            elif length > tracked.num_seen:
+                to_observe.append((row, tracked))
+            to_draft.append((row, tracked))
+        if to_observe:
+            self._observe(done, to_observe, lengths)
+        budgets = int_array([min(one.max_draft, one.max_length - lengths[row] - 1) for row, one in to_draft])
+        plan = self.speculator.plan([one.seq for _, one in to_draft], n, self._context, np.maximum(budgets, 0))
+        self._send(plan, to_draft, drafts)
 
-    def _observe(self, done: Pass, old: Sequence[tuple[int, Tracked]], lengths: Sequence[int]) -> None:
-        """Tell the proposers what came of requests that they know."""
+    def _observe(self, done: Pass, rows: Sequence[tuple[int, TrackedRequest]], lengths: Sequence[int]) -> None:
+        """Pass the new tokens of these requests to the proposers."""
         seqs: list[int] = []
         emitted: list[list[int]] = []
         before: list[int] = []
-        for row, tracked in old:
-            before.append(tracked.last)
+        for row, tracked in rows:
+            before.append(tracked.last_token)
             tokens = new_tokens(tracked, done.token_ids[row], lengths[row])
             before += tokens[:-1]
             seqs.append(tracked.seq)
             emitted.append(tokens)
         after = [token for tokens in emitted for token in tokens]
         if done.num_drafts is not None:
-            self._score(done, old)
+            self._count_accepted(done, rows)
         began = self._clock()
-        read, topk = self._top_ids(done, old)
+        read, topk = self._top_ids(done, rows)
         steps = ChainSteps(seqs, emitted, int_array(before), int_array(after), read, topk)
         self.speculator.observe(steps, self._clock() - began if topk is not None else 0)
 
-    def _score(self, done: Pass, old: Sequence[tuple[int, Tracked]]) -> None:
-        """Count what was verified of what was sent."""
+    def _count_accepted(self, done: Pass, rows: Sequence[tuple[int, TrackedRequest]]) -> None:
         assert done.num_drafts is not None
-        for row, tracked in old:
+        for row, tracked in rows:
             accepted = len(done.sampled[row]) - 1
             if accepted and done.num_drafts[row]:
-                self.counts.scored(tracked.sent[:accepted])
+                self.counters.add_accepted(tracked.draft_owners[:accepted])
 
-    def _top_ids(self, done: Pass, old: Sequence[tuple[int, Tracked]]) -> tuple[IntArray, IntArray | None]:
-        """The tokens that the pass read on the way that came true, and the top ids after each."""
+    def _top_ids(self, done: Pass, rows: Sequence[tuple[int, TrackedRequest]]) -> tuple[IntArray, IntArray | None]:
+        """The tokens that the pass processed on the accepted path, and the top ids after each."""
         k = self.speculator.wants_topk
         if done.top_ids is None or not k:
             return int_array([]), None
         n = len(done.sampled)
         heights = np.ones(n, dtype=np.int64) if done.num_drafts is None else np.asarray(done.num_drafts[:n]) + 1
         starts = (np.cumsum(heights) - heights).tolist()
-        rows: list[int] = []
+        pass_rows: list[int] = []
         read: list[int] = []
-        for row, _ in old:
+        for row, _ in rows:
             count = len(done.sampled[row])
             end = int(done.num_tokens[row]) - 1
-            rows += range(starts[row], starts[row] + count)
+            pass_rows += range(starts[row], starts[row] + count)
             read += done.token_ids[row, end - count : end].tolist()
-        return int_array(read), done.top_ids(int_array(rows), k)
+        return int_array(read), done.top_ids(int_array(pass_rows), k)
 
-    def _send(self, plan: BatchPlan, known: Sequence[tuple[int, Tracked]], drafts: list[list[int]]) -> None:
+    def _send(self, plan: BatchPlan, rows: Sequence[tuple[int, TrackedRequest]], drafts: list[list[int]]) -> None:
+        """Write the planned chains into `drafts`, and count them."""
         lengths = plan.lengths.tolist()
         if not any(lengths):
             return
-        rows = zip(known, lengths, plan.chains.tokens.tolist(), plan.owners.tolist(), strict=True)
-        for (row, tracked), length, tokens, owners in rows:
+        planned = zip(rows, lengths, plan.chains.tokens.tolist(), plan.owners.tolist(), strict=True)
+        for (row, tracked), length, tokens, owners in planned:
             if not length:
                 continue
             draft = tokens[:length]
-            if draft[-1] < 0:  # uniform batches are filled up: a repeated token costs a row and can do no harm
-                draft = [token if token >= 0 else tracked.last for token in draft]
+            if draft[-1] < 0:  # a uniform batch is filled up: a repeated token costs a row and does no harm
+                draft = [token if token >= 0 else tracked.last_token for token in draft]
             drafts[row] = draft
-            tracked.sent = owners
-        guessed = np.count_nonzero(plan.chains.tokens != NOTHING, axis=1)
-        self.counts.sent(np.minimum(plan.lengths, guessed), plan.owners, plan.path)
+            tracked.draft_owners = owners
+        proposed = np.count_nonzero(plan.chains.tokens != NOTHING, axis=1)
+        self.counters.add_drafts(np.minimum(plan.lengths, proposed), plan.owners, plan.path)
 
     def _end(self, request_id: str) -> None:
         tracked = self.requests.drop(request_id)
-        if tracked.limit:
+        if tracked.max_draft:
             self.speculator.end(tracked.seq)

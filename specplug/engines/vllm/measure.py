@@ -1,6 +1,7 @@
-"""What passes cost in vLLM on this machine, by sequences, rows and context, timed through the engine itself.
+"""Measures the cost of a pass in vLLM on this machine by sequences, rows and context, through the engine itself.
 
-Knows how to open vLLM, and where its costs are remembered. Knows no proposer but the one that sweeps.
+It opens vLLM with `TimingProposer`, which drafts every length in turn, and keeps the results in the user's cache. It
+does not depend on the proposers that will use the costs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from platformdirs import user_cache_dir
 
 from specplug.engines.vllm.configure import NAME
+from specplug.engines.vllm.engine_process import open_llm
 from specplug.engines.vllm.environment import MEMORY_FLAG
 from specplug.engines.vllm.timing_proposer import KEY
 from specplug.errors import SpecplugError
@@ -27,21 +29,31 @@ from specplug.machine import fingerprint, hardware
 from specplug.machine.files import write_atomically
 from specplug.profile import CostPoints, Measured, Profile
 
+PROPOSER = "specplug.engines.vllm.timing_proposer.TimingProposer"
+"""The value of `speculative_config.model` for `method: custom_class`."""
+
 SCHEMA = 2
-SECONDS = 100.0
-"""Time for all of it, starting the engine excluded; larger batches and contexts are left out when it is over."""
+
+MEASURE_SECONDS = 100.0
+"""Time for all measurements, excluding the start of the engine. Batches and contexts that do not fit are left out."""
 
 CONTEXTS = (256, 1024)
+"""Tokens per sequence in the KV cache at the start of a measurement."""
+
 BATCHES = (1, 4, 16, 64)
-ROUNDS, FEWER_ROUNDS, MANY = 12, 6, 16
-"""Passes of every length, per batch and context, and from how many sequences on fewer are enough: a pass over many is
-slow, and its time varies less."""
+"""Numbers of sequences."""
 
-Pass = tuple[int, int, float, float]
-"""Sequences, guesses for each, tokens in their caches on average, milliseconds."""
+ROUNDS = 12
+"""Passes of every draft length, for each batch and context."""
 
-WARM = 2
+LARGE_BATCH, LARGE_BATCH_ROUNDS = 16, 6
+"""From this number of sequences on, fewer rounds are enough: a pass is slow, and its time varies less."""
+
+WARMUP_ROUNDS = 2
 """Rounds before those that count: an engine's first passes of a shape are slow."""
+
+TimedPass = tuple[int, int, float, float]
+"""Sequences, draft tokens per sequence, mean tokens per sequence in the KV cache, milliseconds."""
 
 
 def with_costs(
@@ -52,14 +64,14 @@ def with_costs(
     *,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Profile:
-    """The profile with cost curves of this machine: its own, remembered ones, or measured now. Imports vllm for that.
+    """The profile with cost curves of this machine: its own, those in the cache, or new ones, measured with vLLM.
 
-    settings  how the engine is opened, but for speculation; costs belong to them, too, except that every batch size is
-              measured, whatever the most is to be
-    folder    where the model's files are
+    settings  how the engine is opened, without speculation. The costs depend on all of them but `max_num_seqs`, since
+              every batch size is measured
+    folder    the folder of the model's files
     """
     settings = {key: value for key, value in settings.items() if key != "max_num_seqs"}
-    decisive = {key: value for key, value in settings.items() if key != MEMORY_FLAG}
+    relevant = {key: value for key, value in settings.items() if key != MEMORY_FLAG}
     here = fingerprint.of(folder, engine=NAME, threads=None, gpu=True)
     if profile.measured is not None and profile.measured.batch_curves:
         changed = fingerprint.changes(profile.measured.hardware, here)
@@ -68,35 +80,35 @@ def with_costs(
         notify(f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); measuring again")
     length = profile.vllm.num_speculative_tokens
     key = hashlib.sha256(
-        json.dumps([SCHEMA, here, decisive, length], sort_keys=True, default=str).encode()
+        json.dumps([SCHEMA, here, relevant, length], sort_keys=True, default=str).encode()
     ).hexdigest()[:16]
     path = Path(user_cache_dir("specplug")) / "cost" / f"vllm-{key}.json"
-    curves = _remembered(path)
+    curves = _cached_curves(path)
     if not curves:
-        notify(f"measuring what a pass costs here: once, about {SECONDS:.0f} s after vLLM has started")
+        notify(f"measuring the cost of passes on this machine (once; about {MEASURE_SECONDS:.0f} s after vLLM starts)")
         busy = hardware.busy_warning()
         if busy:
             notify(busy)
-        timed = passes(model, settings, length, batches=BATCHES, contexts=CONTEXTS, seconds=SECONDS)
+        timed = passes(model, settings, length, batches=BATCHES, contexts=CONTEXTS, seconds=MEASURE_SECONDS)
         curves = curves_of(timed, CONTEXTS, length)
         try:
             write_atomically(path, json.dumps([asdict(curve) for curve in curves]).encode())
         except SpecplugError as error:
-            notify(f"costs are measured again next time: {error}")
+            notify(f"the measured costs could not be saved and will be measured again next time: {error}")
     acceptance = profile.measured.acceptance if profile.measured else {}
     return replace(profile, measured=Measured(here, None, acceptance, curves))
 
 
-def curves_of(timed: Sequence[Pass], contexts: Sequence[int], length: int) -> tuple[CostPoints, ...]:
-    """A curve per batch size, from one guess-less pass to `length` guesses for each: the medians."""
+def curves_of(timed: Sequence[TimedPass], contexts: Sequence[int], length: int) -> tuple[CostPoints, ...]:
+    """One curve per number of sequences: the median times of drafts from no token to `length` tokens per sequence."""
     return tuple(
         CostPoints(
-            whole,
+            complete,
             rows_of(sequences, length),
             tuple(tuple(round(median(times), 4) for times in line) for line in lines),
             sequences,
         )
-        for sequences, whole, lines in by_batch(timed, contexts, length)
+        for sequences, complete, lines in by_batch(timed, contexts, length)
     )
 
 
@@ -110,70 +122,68 @@ def passes(
     seconds: float,
     needed: Sequence[int] = (),
     progress: Callable[[float], None] = lambda share: None,
-) -> list[Pass]:
-    """Passes of random text through vLLM's own scheduler, timed one by one; what does not fit is left out.
+) -> list[TimedPass]:
+    """Run random text through vLLM's own scheduler and time each pass; what exceeds the engine's limits is left out.
 
-    SpecplugError when the engine never got to one.
-
-    needed  batches that are timed at the first context however long it takes
+    length  the longest draft per sequence, in tokens
+    needed  batches that are timed at the first context, however long that takes
+    SpecplugError when no pass could be timed.
     """
-    from specplug.engines.vllm.offline import open_llm
-
     with TemporaryDirectory() as folder:
         path = Path(folder) / "passes.jsonl"
-        sweep = {
-            "speculative_config": {
-                "method": "custom_class",
-                "model": "specplug.engines.vllm.timing_proposer.SweepProposer",
-                "num_speculative_tokens": length,
-            },
+        timing = {
+            "speculative_config": {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": length},
             "additional_config": {KEY: str(path)},
             "enable_prefix_caching": False,
         }
-        with open_llm(model, {**settings, **sweep}) as (llm, _):
-            _run(llm, length, batches, contexts, seconds, needed, progress)
+        with open_llm(model, {**settings, **timing}) as (llm, _):
+            _run_batches(llm, length, batches, contexts, seconds, needed, progress)
         timed = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    timed = [one for one in timed if one[0] in batches]  # the end of a batch, or what found no room
+    # At the end of a batch, or when the cache is full, passes have other numbers of sequences.
+    timed = [one for one in timed if one[0] in batches]
     if not by_batch(timed, contexts, length):
-        raise SpecplugError(f"{model}: vLLM made no pass that could be timed; raise max_model_len")
+        raise SpecplugError(f"{model}: vLLM completed no pass that could be timed; raise max_model_len")
     return timed
 
 
 def by_batch(
-    timed: Sequence[Pass], contexts: Sequence[int], length: int
+    timed: Sequence[TimedPass], contexts: Sequence[int], length: int
 ) -> list[tuple[int, tuple[int, ...], list[list[list[float]]]]]:
-    """Per number of sequences: contexts that were measured whole, and for each of them the times of every row count.
+    """Per number of sequences: the contexts measured completely, and for each the times by row count.
 
-    Row counts are those of `rows_of`. WARM rounds are left out.
+    The row counts are those of `rows_of`. The first WARMUP_ROUNDS rounds are left out.
     """
     seen: dict[tuple[int, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for sequences, guesses, tokens, ms in timed:
+    for sequences, num_drafted, tokens, ms in timed:
         context = min(contexts, key=lambda c: abs(c - tokens))
-        seen[sequences, context][guesses].append(ms)
+        seen[sequences, context][num_drafted].append(ms)
     found = []
     for sequences in sorted({batch for batch, _ in seen}):
-        whole = [
+        complete = [
             context
             for context in sorted(contexts)
             if len(seen[sequences, context]) == length + 1
-            and all(len(times) > WARM for times in seen[sequences, context].values())
+            and all(len(times) > WARMUP_ROUNDS for times in seen[sequences, context].values())
         ]
         lines = []
-        for context in whole:
-            line = [seen[sequences, context][k][WARM:] for k in range(length + 1)]
+        for context in complete:
+            line = [seen[sequences, context][k][WARMUP_ROUNDS:] for k in range(length + 1)]
             lines.append(line if sequences == 1 else [line[0], *line])
-        if whole:
-            found.append((sequences, tuple(whole), lines))
+        if complete:
+            found.append((sequences, tuple(complete), lines))
     return found
 
 
 def rows_of(sequences: int, length: int) -> tuple[int, ...]:
-    """From no guess to `length` for each. Fewer rows than sequences never come, but a curve starts at one."""
+    """Row counts of a curve: drafts from no token to `length` tokens per sequence.
+
+    A pass never has fewer rows than sequences, but a curve has to start at one row.
+    """
     rows = tuple(sequences * (1 + k) for k in range(length + 1))
     return rows if sequences == 1 else (1, *rows)
 
 
-def _run(
+def _run_batches(
     llm: Any,
     length: int,
     batches: Sequence[int],
@@ -185,32 +195,33 @@ def _run(
     from vllm import SamplingParams, TokensPrompt
 
     config = llm.llm_engine.vllm_config
-    longest, most = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
+    max_length, max_batch = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
     vocabulary = config.model_config.get_vocab_size()
     random = np.random.default_rng(0)
     began = perf_counter()
-    took: dict[int, float] = {}  # seconds per pass by batch, reading included
+    pass_seconds: dict[int, float] = {}  # by batch, including the time for prompts
     for place, context in enumerate(contexts):
         for batch in batches:
-            passes = ((FEWER_ROUNDS if batch >= MANY else ROUNDS) + WARM + 1) * (length + 1)
-            if batch > most or context + passes > longest:
+            rounds = LARGE_BATCH_ROUNDS if batch >= LARGE_BATCH else ROUNDS
+            num_passes = (rounds + WARMUP_ROUNDS + 1) * (length + 1)
+            if batch > max_batch or context + num_passes > max_length:
                 continue
             left = seconds - (perf_counter() - began)
-            like = max((size for size in took if size <= batch), default=batch)
-            expected = took.get(like, 0.0) * batch / like * passes
+            nearest = max((size for size in pass_seconds if size <= batch), default=batch)
+            expected = pass_seconds.get(nearest, 0.0) * batch / nearest * num_passes
             if expected > left and (place or batch not in needed):
                 continue
             started = perf_counter()
             prompts = [
                 TokensPrompt(prompt_token_ids=random.integers(0, vocabulary, context).tolist()) for _ in range(batch)
             ]
-            params = SamplingParams(temperature=0.0, max_tokens=passes, ignore_eos=True, detokenize=False)
+            params = SamplingParams(temperature=0.0, max_tokens=num_passes, ignore_eos=True, detokenize=False)
             llm.generate(prompts, params, use_tqdm=False)
-            took[batch] = (perf_counter() - started) / passes
+            pass_seconds[batch] = (perf_counter() - started) / num_passes
             progress(min(1.0, (perf_counter() - began) / seconds))
 
 
-def _remembered(path: Path) -> tuple[CostPoints, ...]:
+def _cached_curves(path: Path) -> tuple[CostPoints, ...]:
     try:
         lines = json.loads(path.read_text())
         return tuple(

@@ -1,33 +1,30 @@
-"""vLLM without a server: prompts in, answers out, for run, bench and verify.
+"""Answers prompts with `vllm.LLM` and its step loop, without a server: for run, bench, tune and verify.
 
-Knows `vllm.LLM` and its step loop. Each engine runs in a process of its own, so several can be open at once.
+Each engine runs in a process of its own, so several can be open at once.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
 from time import perf_counter
 from typing import Any
 
 from platformdirs import user_cache_dir
 
 from specplug.core import IntArray, int_array
-from specplug.engines.vllm.configure import drafts_itself, engine_settings, sources_of, write_profile
-from specplug.engines.vllm.counts import read_back
-from specplug.engines.vllm.environment import METRICS, QUIET, preload, shared_memory
+from specplug.engines.vllm.configure import engine_settings, is_vllm_method, proposers_of, write_profile
+from specplug.engines.vllm.draft_counters import read_counters
+from specplug.engines.vllm.engine_process import open_llm
+from specplug.engines.vllm.environment import shared_memory
 from specplug.engines.vllm.measure import with_costs
 from specplug.engines.vllm.versions import check_interface, require
 from specplug.engines.warm_state import check_tokenizer
-from specplug.errors import EngineError, UsageError
+from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Request, Sampling, TokenLogprobs
 from specplug.generation.text import Segment
 from specplug.models import references
@@ -36,21 +33,21 @@ from specplug.registry import ProposerSpec
 
 NONE = (ProposerSpec("none"),)
 
-FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-"""Of a model on the hub, what is needed to run it."""
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+"""The files that are needed to run a model from the Hugging Face hub."""
 
-DRAFTED = "vllm:spec_decode_num_draft_tokens"
-SENT, SPENT = "specplug:draft_tokens", "specplug:draft_milliseconds"
+VLLM_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens"
+DRAFT_TOKENS, DRAFT_MILLISECONDS = "specplug:draft_tokens", "specplug:draft_milliseconds"
 
 
 class Vllm:
-    """One engine with one profile, ready to answer. Made by `open_vllm`."""
+    """One engine with one profile, ready to answer. `open_vllm` creates it."""
 
-    def __init__(self, llm: Any, profile: Profile, figures: str) -> None:
-        """`figures`: the folder that its processes publish theirs in."""
+    def __init__(self, llm: Any, profile: Profile, metrics_folder: str) -> None:
+        """`metrics_folder` is the folder where the engine's processes write their metrics."""
         self.llm = llm
         self.profile = profile
-        self._figures = figures
+        self._metrics_folder = metrics_folder
         self._tokenizer = llm.get_tokenizer()
         self._ids = count()
 
@@ -62,7 +59,7 @@ class Vllm:
         return f"vLLM, {config.model_config.dtype}, {runner} runner, {scheduling} scheduling"
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> IntArray:
-        """int32[n]: a conversation in the model's own template, ready for the answer."""
+        """int32[n]: a conversation in the model's chat template, up to the start of the answer."""
         tokens = self._tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
         )
@@ -75,24 +72,27 @@ class Vllm:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
-        """Fill `answer` step by step; yields the text of each. An abandoned stream ends its request."""
+        """Fill `answer` step by step, and yield the text of each step. Closing the stream aborts the request."""
         yield from self._steps([request], [answer], lambda index: None)
 
     def generate_all(
         self, requests: Sequence[Request], done: Callable[[int], None] = lambda index: None
     ) -> tuple[list[Answer], list[float]]:
-        """The answers, and of each the seconds per token since the last of the prompts was read; 0 where none came."""
+        """The answers, and for each the seconds per token after all prompts were processed.
+
+        The seconds are 0 for an answer that got no token after that.
+        """
         answers = [Answer() for _ in requests]
-        early: list[tuple[int, float]] = []
+        decode_start: list[tuple[int, float]] = []  # by answer: tokens, and the time when all prompts were processed
         for _ in self._steps(requests, answers, done):
-            if not early and all(answer.tokens for answer in answers):
-                last = max(answer.seconds for answer in answers)
-                early = [(len(answer.tokens), last) for answer in answers]
-        if not early:  # something was asked for no tokens
+            if not decode_start and all(answer.tokens for answer in answers):
+                start = max(answer.seconds for answer in answers)
+                decode_start = [(len(answer.tokens), start) for answer in answers]
+        if not decode_start:  # a request was for no tokens
             return answers, [0.0] * len(answers)
         return answers, [
-            max(0.0, answer.seconds - last) / (len(answer.tokens) - count) if len(answer.tokens) > count else 0.0
-            for answer, (count, last) in zip(answers, early, strict=True)
+            max(0.0, answer.seconds - start) / (len(answer.tokens) - count) if len(answer.tokens) > count else 0.0
+            for answer, (count, start) in zip(answers, decode_start, strict=True)
         ]
 
     def _steps(
@@ -102,12 +102,12 @@ class Vllm:
 
         engine = self.llm.llm_engine
         index_of: dict[str, int] = {}
-        drafted, spent_ns = self._drafted(), self._draft_ns()
+        draft_tokens, draft_ns = self._draft_tokens(), self._draft_ns()
         began = perf_counter()
         try:
             for index, request in enumerate(requests):
                 prompt = TokensPrompt(prompt_token_ids=request.prompt.tolist())
-                # vLLM gives its own ids to requests; what comes out carries ours.
+                # vLLM uses ids of its own inside; its outputs have the id that is passed here.
                 request_id = str(next(self._ids))
                 engine.add_request(request_id, prompt, sampling_params(request))
                 index_of[request_id] = index
@@ -115,31 +115,31 @@ class Vllm:
                 released: list[Segment] = []
                 for output in engine.step():
                     index = index_of[output.request_id]
-                    released += _take(answers[index], output.outputs[0], perf_counter() - began)
+                    released += _append_output(answers[index], output.outputs[0], perf_counter() - began)
                     if output.finished:
                         del index_of[output.request_id]
                         done(index)
                 yield released
-        except ValueError as error:  # vLLM's own check of a request
+        except ValueError as error:  # vLLM rejected a request
             raise UsageError(" ".join(str(error).split())) from None
         finally:
             if index_of:
                 engine.abort_request(list(index_of))
-            answers[0].counters.draft_tokens += self._drafted() - drafted
-            answers[0].counters.draft_ns += self._draft_ns() - spent_ns
+            answers[0].counters.draft_tokens += self._draft_tokens() - draft_tokens
+            answers[0].counters.draft_ns += self._draft_ns() - draft_ns
 
-    def _drafted(self) -> int:
-        """Guesses so far; of vLLM's own methods only the engine that was opened last tells them."""
-        ours = read_back(self._figures).get(SENT)
+    def _draft_tokens(self) -> int:
+        """Draft tokens so far. For vLLM's own methods, only the engine that was opened last reports them."""
+        ours = read_counters(self._metrics_folder).get(DRAFT_TOKENS)
         if ours is not None or not self.profile.speculates:
             return round(ours or 0)
-        return sum(int(metric.value) for metric in self.llm.get_metrics() if metric.name == DRAFTED)
+        return sum(int(metric.value) for metric in self.llm.get_metrics() if metric.name == VLLM_DRAFT_TOKENS)
 
     def _draft_ns(self) -> int:
-        """What our drafting has taken so far, up to a fraction of a second ago."""
+        """Time spent on our drafting so far; the value is up to a fraction of a second old."""
         if not self.profile.speculates:
             return 0
-        return round(read_back(self._figures).get(SPENT, 0.0) * 1e6)
+        return round(read_counters(self._metrics_folder).get(DRAFT_MILLISECONDS, 0.0) * 1e6)
 
 
 @contextmanager
@@ -149,17 +149,17 @@ def open_vllm(
     *,
     notify: Callable[[str], None] = lambda text: None,
     engines: int = 1,
-    **further: Any,
+    **overrides: Any,
 ) -> Iterator[Vllm]:
-    """A profile on a model, its costs measured where they must be.
+    """An engine for a model with a profile; the costs of passes are measured first if necessary.
 
-    engines  that are open at once, this one among them: they share the memory
-    further  settings of `vllm.LLM` that win
+    engines    number of engines that are open at once, including this one: they share the memory
+    overrides  settings of `vllm.LLM` that override the profile's
     """
     memory = shared_memory(engines, profile.vllm.gpu_memory_utilization)
-    model, settings, profile = prepare(ref, profile, notify=notify, further={**memory, **further})
-    with open_llm(model, settings) as (llm, figures):
-        yield Vllm(llm, profile, figures)
+    model, settings, profile = prepare(ref, profile, notify=notify, overrides={**memory, **overrides})
+    with open_llm(model, settings) as (llm, metrics_folder):
+        yield Vllm(llm, profile, metrics_folder)
 
 
 def prepare(
@@ -167,22 +167,25 @@ def prepare(
     profile: Profile,
     *,
     notify: Callable[[str], None],
-    further: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     measured_with: Mapping[str, Any] | None = None,
 ) -> tuple[str, dict[str, Any], Profile]:
-    """The model as vLLM takes it, the settings to open it with, and the profile with the costs.
+    """The model reference for vLLM, the settings to open it with, and the profile with costs.
 
-    Costs that nothing knows are measured here, `measured_with` settings that are given to vLLM in another way.
+    Missing costs are measured here.
+
+    overrides      settings that override the profile's
+    measured_with  further settings for measuring, which the caller passes to vLLM in another way
     """
     require()
     if profile.runtime.threads is not None:
-        notify("threads are not set for vLLM: it takes VLLM_CPU_OMP_THREADS_BIND")
-    sources = sources_of(profile)
+        notify("specplug does not set the number of threads for vLLM; set VLLM_CPU_OMP_THREADS_BIND instead")
+    proposers = proposers_of(profile)
     model = model_for(ref)
-    plain = {**engine_settings(replace(profile, proposers=NONE), ""), **further}
+    plain = {**engine_settings(replace(profile, proposers=NONE), ""), **overrides}
     if not profile.speculates:
         return model, plain, profile
-    if not drafts_itself(sources):
+    if not is_vllm_method(proposers):
         folder = folder_of(model)
         check_tokenizer(profile, folder)
         check_interface()
@@ -190,11 +193,11 @@ def prepare(
             memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
             profile = with_costs(profile, model, {**memory, **plain, **(measured_with or {})}, folder, notify=notify)
     path = write_profile(profile, Path(user_cache_dir("specplug")) / "vllm")
-    return model, {**engine_settings(profile, path, model), **further}, profile
+    return model, {**engine_settings(profile, path, model), **overrides}, profile
 
 
 def model_for(ref: str) -> str:
-    """A folder for a packaged model, made where it is not yet; a path as it is; else a name that vLLM knows."""
+    """A packaged model's folder, written if it is missing; a path unchanged; else a name for vLLM to resolve."""
     if ref.startswith("demo:"):
         from specplug.transforms.dequantise import checkpoint_of
 
@@ -205,89 +208,46 @@ def model_for(ref: str) -> str:
 
 
 def folder_of(model: str) -> Path:
-    """Where the files of what `model_for` gave are: a name's are fetched, as vLLM would. UsageError where none are."""
+    """The folder of a model that `model_for` returned. A name's files are downloaded, as vLLM would do.
+
+    UsageError when they cannot be downloaded.
+    """
     if Path(model).exists():
         return Path(model)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=FILES))
-    except Exception as error:  # no such name, no network, no rights: each has an exception of its own
-        raise UsageError(f"{model}: cannot be fetched ({' '.join(str(error).split())[:300]})") from None
-
-
-@contextmanager
-def open_llm(model: str, settings: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
-    """A `vllm.LLM` that is shut down at the end, and the folder in which its processes publish their figures.
-
-    EngineError, in one line, when vLLM refuses to start.
-    """
-    require()
-    figures = figures_folder()
-    with _environment({METRICS: figures, **{k: os.environ.get(k, v) for k, v in QUIET.items()}, **preload(os.environ)}):
-        from vllm import LLM
-
-        try:
-            llm = LLM(model, **settings, disable_log_stats=False, use_tqdm_on_load=False)
-        except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise EngineError(f"vLLM does not start with {model}: {' '.join(str(cause).split())[:500]}") from error
-        try:
-            yield llm, figures
-        finally:
-            llm.llm_engine.engine_core.shutdown()
-
-
-@contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """These variables for the processes that are started inside."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def figures_folder() -> str:
-    """A fresh folder for an engine's figures; it goes when this process ends."""
-    folder = mkdtemp(prefix="specplug-")
-    atexit.register(rmtree, folder, ignore_errors=True)
-    return folder
+        return Path(snapshot_download(model, allow_patterns=MODEL_FILES))
+    except Exception as error:  # unknown name, no network, no access: each raises its own type
+        raise UsageError(f"{model}: cannot be downloaded ({' '.join(str(error).split())[:300]})") from None
 
 
 def sampling_params(request: Request) -> Any:
-    """vLLM's own for a request. UsageError for what it cannot do."""
+    """vLLM's sampling parameters for a request. UsageError for values that vLLM rejects."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    how: Sampling = request.sampling
+    sampling: Sampling = request.sampling
     constraint = None
-    if how.grammar is not None or how.json_schema is not None:
+    if sampling.grammar is not None or sampling.json_schema is not None:
         try:
-            schema = json.loads(how.json_schema) if how.json_schema is not None else None
-            constraint = StructuredOutputsParams(grammar=how.grammar, json=schema)
+            schema = json.loads(sampling.json_schema) if sampling.json_schema is not None else None
+            constraint = StructuredOutputsParams(grammar=sampling.grammar, json=schema)
         except ValueError as error:
             raise UsageError(f"grammar or schema: {' '.join(str(error).split())}") from None
-    sampled = how.temperature > 0
+    random = sampling.temperature > 0
     try:
         return SamplingParams(
-            temperature=how.temperature,
-            top_k=how.top_k if sampled else 0,
-            top_p=how.top_p if sampled else 1.0,
-            min_p=how.min_p if sampled else 0.0,
-            seed=how.seed if sampled else None,
-            repetition_penalty=how.repeat_penalty,
-            frequency_penalty=how.frequency_penalty,
-            presence_penalty=how.presence_penalty,
-            logit_bias=how.logit_bias or None,
-            logprobs=how.logprobs,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k if random else 0,
+            top_p=sampling.top_p if random else 1.0,
+            min_p=sampling.min_p if random else 0.0,
+            seed=sampling.seed if random else None,
+            repetition_penalty=sampling.repeat_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            logit_bias=sampling.logit_bias or None,
+            logprobs=sampling.logprobs,
             max_tokens=request.max_tokens,
             stop=list(request.stop) or None,
             structured_outputs=constraint,
@@ -297,8 +257,8 @@ def sampling_params(request: Request) -> Any:
         raise UsageError(" ".join(str(error).split())) from None
 
 
-def _take(answer: Answer, output: Any, seconds: float) -> list[Segment]:
-    """Enter what one step brought; its text."""
+def _append_output(answer: Answer, output: Any, seconds: float) -> list[Segment]:
+    """Append one step's output to the answer, and return its text."""
     tokens = list(output.token_ids)
     if not answer.tokens:
         answer.counters.prompt_ns = round(seconds * 1e9)
@@ -309,7 +269,7 @@ def _take(answer: Answer, output: Any, seconds: float) -> list[Segment]:
     answer.tokens += tokens
     answer.seconds = seconds
     for token, found in zip(tokens, output.logprobs or (), strict=False):
-        top = sorted(((other, line.logprob) for other, line in found.items()), key=lambda pair: -pair[1])
+        top = sorted(((other, entry.logprob) for other, entry in found.items()), key=lambda pair: -pair[1])
         answer.logprobs.append(TokenLogprobs(found[token].logprob, top))
     if output.finish_reason is not None:
         answer.finish = output.finish_reason

@@ -1,6 +1,6 @@
-"""What of vLLM must be mended, while it runs, for drafts to leave its output as it is.
+"""Runtime patches for faults in vLLM's sampler that change its output, or stop it, when drafts are present.
 
-Knows the faults by trying them: a vLLM without them is left alone.
+Each patch first checks whether the fault is present; a vLLM without it is left unchanged.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 
-def mend_expansion() -> bool:
-    """Make `expand_batch_to_tokens` right where it is wrong; whether it was.
+def patch_expand_batch_to_tokens() -> bool:
+    """Replace vLLM's `expand_batch_to_tokens` if it is faulty. Returns whether it was replaced.
 
-    It repeats each request's temperature, top_k and top_p for its guesses. On a CPU without Triton, 0.32.0 writes them
-    into a copy and returns memory that nobody has set (vllm-project/vllm issue 55005), so that any sampled request
-    beside a draft, by whatever method, is drawn from noise, or the engine stops.
+    The function repeats each request's temperature, top_k and top_p for its draft tokens. On a CPU without Triton,
+    vLLM 0.32.0 writes them into a copy and returns uninitialised memory (vllm-project/vllm issue 55005). Sampled
+    requests in a batch with drafts, by any method, are then drawn from noise, or the engine stops.
     """
     from vllm.v1.sample import rejection_sampler
 
@@ -27,11 +27,11 @@ def mend_expansion() -> bool:
     return True
 
 
-def mend_top_k() -> bool:
-    """Make `apply_top_k_only` take no rows where it does not; whether it did not.
+def patch_apply_top_k_only() -> bool:
+    """Make vLLM's `apply_top_k_only` accept an input without rows if it does not. Returns whether it was replaced.
 
-    A pass without any guess, as one that reads prompts is, goes through the rejection sampler, too. On a CPU without
-    Triton, 0.32.0 then asks for the largest of no `top_k`, and the engine stops.
+    A pass without draft tokens, for example one that only reads prompts, also goes through the rejection sampler. On a
+    CPU without Triton, vLLM 0.32.0 then computes the maximum of an empty `top_k`, and the engine stops.
     """
     from vllm.v1.sample.ops import topk_topp_sampler
 
@@ -48,7 +48,11 @@ def mend_top_k() -> bool:
 def expand_batch_to_tokens(
     x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: int = 0, replace_to: int = 0
 ) -> Any:
-    """x[i] as often as `cu_num_tokens` grows at i, `replace_from` replaced; all in one dimension."""
+    """Repeat x[i] for each token of request i, and replace `replace_from` by `replace_to`.
+
+    x              [n]  one value per request
+    cu_num_tokens  [n]  cumulative number of tokens of the requests
+    """
     counts = torch.diff(cu_num_tokens.long(), prepend=torch.zeros(1, dtype=torch.long, device=x.device))
     expanded = torch.repeat_interleave(x, counts, output_size=num_tokens)
     return expanded.masked_fill(expanded == replace_from, replace_to) if replace_from != replace_to else expanded

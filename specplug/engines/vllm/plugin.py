@@ -1,23 +1,23 @@
-"""What vLLM calls in each of its processes when it starts (the entry-point group `vllm.general_plugins`).
+"""The entry point that vLLM calls in each of its processes at start (group `vllm.general_plugins`).
 
-Knows which architectures are ours, by name: nothing of them is imported before a checkpoint asks for one.
+It registers model architectures by name: their module is imported only when a checkpoint names one of them.
 """
 
 from __future__ import annotations
 
-CLASSES = "specplug.engines.vllm.trimmed"
+MODULE = "specplug.engines.vllm.trimmed_head"
 
 
 def register() -> None:
-    """Tell vLLM the architectures that checkpoints with trimmed heads name. Again and again changes nothing more."""
+    """Register the architectures that checkpoints with trimmed heads name. Calling it again changes nothing."""
     try:
         from vllm import ModelRegistry
 
         from specplug.transforms.checkpoint_head import TRIMMED
 
         for name in TRIMMED.values():
-            ModelRegistry.register_model(name, f"{CLASSES}:{name}")
-    except Exception as error:  # whoever runs vLLM without us must not find it broken by us
+            ModelRegistry.register_model(name, f"{MODULE}:{name}")
+    except Exception as error:  # an error here would stop vLLM even for users who do not use specplug
         import logging
 
         logging.getLogger("vllm.specplug").warning("specplug: drafters with trimmed heads cannot be loaded: %s", error)

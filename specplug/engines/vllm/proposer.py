@@ -1,8 +1,9 @@
-"""The class that vLLM is told to draft with: `method: custom_class`, `model: …SpecplugProposer`.
+"""The class that drafts inside vLLM's runner: `method: custom_class`, `model: …SpecplugProposer`.
 
-Knows vLLM's runner: where its rows, tokens and logits lie. Everything that can go wrong in here becomes empty drafts.
-Source: vllm/v1/worker/gpu_model_runner.py, 0.22 to 0.33. vLLM shows a custom class tokens and lengths, but neither
-which request a row belongs to nor the logits; so `GPUModelRunner._sample`, which runs right before, is wrapped once.
+It adapts the rows, tokens and logits of vLLM's runner to `Drafting`. An exception during a step becomes empty drafts.
+Source: vllm/v1/worker/gpu_model_runner.py, 0.22 to 0.33. vLLM passes tokens and lengths to a custom class, but neither
+the requests that the rows belong to nor the logits. Therefore `GPUModelRunner._sample`, which runs just before, is
+wrapped once.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from vllm.logger import init_logger
 
 from specplug import profile as profiles
 from specplug.drafts.chains import as_chains
-from specplug.engines.vllm.configure import profile_in, sources_of
-from specplug.engines.vllm.counts import Published
+from specplug.engines.vllm.configure import profile_in, proposers_of
+from specplug.engines.vllm.draft_counters import PrometheusCounters
 from specplug.engines.vllm.drafting import Drafting, Pass
-from specplug.engines.vllm.fault_isolation import Faults, Guarded
-from specplug.engines.vllm.patches import mend_expansion
+from specplug.engines.vllm.fault_isolation import Faults, GuardedProposer
+from specplug.engines.vllm.patches import patch_expand_batch_to_tokens
 from specplug.engines.vllm.top_ids import TopIdsOfPass
 from specplug.engines.vllm.versions import check_interface, require
 from specplug.errors import UsageError
@@ -32,30 +33,32 @@ from specplug.planning.cost import BatchCost
 from specplug.profile import CostPoints, Profile
 
 ADAPTER = "adapter"
-"""What faults of our own are counted under."""
+"""The label `proposer` of faults in this class itself."""
 
 PUBLISH_SECONDS = 0.2
+"""The least time between two updates of the Prometheus counters."""
 
 TICK_NS = 45_000
-"""What the clock moves at each look where several ranks must draft alike: a real one would differ."""
+"""Nanoseconds by which the clock of an engine with several ranks advances at every reading. Real clocks would differ
+between ranks, but all ranks must draft alike."""
 
 logger = init_logger("vllm.specplug")
 
 
 @dataclass(slots=True)
-class _Loaded:
-    """A profile in use, with what went wrong under it; `published` is what /metrics was told of it."""
+class _LoadedProfile:
+    """The state of drafting with one profile."""
 
     drafting: Drafting
     faults: Faults
-    published: Published | None = None
+    published: PrometheusCounters | None = None
 
 
 class SpecplugProposer:
-    """Drafts for vLLM's runner, from the profile that `additional_config` names."""
+    """Drafts for vLLM's runner with the profile that `additional_config` names."""
 
     def __init__(self, vllm_config: Any) -> None:
-        """EngineError for a vLLM that is not ours; UsageError for a profile that cannot be used."""
+        """EngineError for a vLLM that is not supported; UsageError for a profile that cannot be used."""
         require()
         check_interface()
         profile = profile_in(vllm_config.additional_config)
@@ -64,32 +67,32 @@ class SpecplugProposer:
         k: int = vllm_config.speculative_config.num_speculative_tokens
         self._loaded = self._load(profile, k)
         self._ref = ""
-        self._others: dict[str, _Loaded] = {}
+        self._others: dict[str, _LoadedProfile] = {}
         self._runner: Any = None
         self._num_drafts: Sequence[int] | None = None
         self._top_ids: TopIdsOfPass | None = None
         self._publish_at = 0.0
-        self._tells = not several_ranks or _is_first_rank()
-        watch_sampling()
-        if vllm_config.device_config.device_type == "cpu" and mend_expansion():
-            logger.info("specplug: this vLLM expands sampling parameters wrongly on the CPU; mended while it runs")
+        self._publishes = not several_ranks or _is_first_rank()
+        wrap_sampling()
+        if vllm_config.device_config.device_type == "cpu" and patch_expand_batch_to_tokens():
+            logger.info("specplug: patched a fault of this vLLM in sampling with drafts on CPUs, in memory only")
         logger.info(
             "specplug: profile %s drafts with %s, at most %d tokens, on the V1 runner%s",
             profile.name,
             " and ".join(spec.method for spec in profile.proposers),
             k,
-            "; costs are not corrected while running, since several ranks must draft alike" if several_ranks else "",
+            "; costs are not corrected while running, because all ranks must draft alike" if several_ranks else "",
         )
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Called by vLLM with the target; there is nothing to load."""
 
-    def use(self, ref: str, *, fresh: bool) -> None:
-        """Draft with the profile in a file from now on; between requests only.
+    def use_profile(self, ref: str, *, fresh: bool) -> None:
+        """Draft with the profile in the file `ref` from now on. Call it only while no request is running.
 
-        Used before, it goes on with what it learned, unless it is to be `fresh`.
+        A profile that was used before keeps what it learned, unless `fresh` is set.
         """
-        if self._tells:
+        if self._publishes:
             self._publish()
         self._others[self._ref] = self._loaded
         if fresh or ref not in self._others:
@@ -106,14 +109,14 @@ class SpecplugProposer:
     def faults(self) -> Faults:
         return self._loaded.faults
 
-    def _load(self, profile: Profile, k: int) -> _Loaded:
+    def _load(self, profile: Profile, k: int) -> _LoadedProfile:
         faults = Faults(logger)
         clock = count(step=TICK_NS).__next__ if self._several_ranks else perf_counter_ns
         names = [spec.method for spec in profile.proposers]
         num_tokens = self._config.model_config.get_vocab_size()
         guarded = [
-            Guarded(as_chains(source), name, faults, num_tokens=num_tokens)
-            for name, source in zip(names, sources_of(profile), strict=True)
+            GuardedProposer(as_chains(proposer), name, faults, num_tokens=num_tokens)
+            for name, proposer in zip(names, proposers_of(profile), strict=True)
         ]
         cost = cost_of(profile)
         speculator = BatchSpeculator(
@@ -133,14 +136,14 @@ class SpecplugProposer:
             adaptive=not self._several_ranks,
             clock=clock,
         )
-        return _Loaded(drafting, faults)
+        return _LoadedProfile(drafting, faults)
 
-    def look(self, runner: Any, logits: Any, metadata: Any) -> None:
-        """Right before the pass is sampled: note whose rows they are, and start reading top ids where wanted."""
+    def before_sampling(self, runner: Any, logits: Any, metadata: Any) -> None:
+        """Keep the runner's state of this pass, and start to read top ids if the proposers require them."""
         self._runner = runner
         self._num_drafts = None if metadata is None else metadata.num_draft_tokens
         self._top_ids = None
-        k = 0 if ADAPTER in self.faults.off else self.drafting.wants_topk
+        k = 0 if ADAPTER in self.faults.disabled else self.drafting.wants_topk
         if k and logits is not None:
             self._top_ids = TopIdsOfPass(logits, k, greedy=runner.input_batch.sampling_metadata.all_greedy)
 
@@ -151,16 +154,16 @@ class SpecplugProposer:
         token_ids_cpu: npt.NDArray[Any],
         slot_mappings: Any = None,
     ) -> list[list[int]]:
-        """Guesses by row, at most `num_speculative_tokens` each."""
+        """Draft tokens by row, at most `num_speculative_tokens` for each row."""
         n = len(sampled_token_ids)
-        if ADAPTER in self.faults.off:
+        if ADAPTER in self.faults.disabled:
             return [[] for _ in range(n)]
         try:
             drafts = self.drafting.step(self._pass(sampled_token_ids, num_tokens_no_spec, token_ids_cpu))
-            if monotonic() >= self._publish_at and self._tells:
+            if monotonic() >= self._publish_at and self._publishes:
                 self._publish()
         except Exception as error:
-            self.faults.trip(ADAPTER, "raised", f"{type(error).__name__}: {error}")
+            self.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
             drafts = [[] for _ in range(n)]
         return drafts
 
@@ -187,55 +190,57 @@ class SpecplugProposer:
     def _publish(self) -> None:
         self._publish_at = monotonic() + PUBLISH_SECONDS
         if self._loaded.published is None:
-            self._loaded.published = Published()
-        figures = self.drafting.counts.figures()
-        figures["guard_trips"] = {labels: float(number) for labels, number in self.faults.counts.items()}
-        figures["proposers_off"] = {(name,): 1.0 for name in self.faults.off}
-        self._loaded.published.tell(figures)
-
-
-def _is_first_rank() -> bool:
-    """All ranks draft alike; figures of one of them are enough."""
-    from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
-
-    return bool(get_tensor_model_parallel_rank() == 0)
+            self._loaded.published = PrometheusCounters()
+        values = self.drafting.counters.values()
+        values["guard_trips"] = {labels: float(number) for labels, number in self.faults.counts.items()}
+        values["proposers_off"] = {(name,): 1.0 for name in self.faults.disabled}
+        self._loaded.published.update(values)
 
 
 def cost_of(profile: Profile) -> BatchCost:
-    """The profile's cost curves. UsageError when it has none: nothing may be assumed."""
+    """The profile's cost curves. UsageError when it has none, because no default would be right."""
     measured = profile.measured
     curves = measured.batch_curves if measured else ()
     if not curves and profile.planner.mode == "static":
-        curves = (CostPoints((0,), (1,), ((1.0,),)),)  # a static plan asks for no costs
+        curves = (CostPoints((0,), (1,), ((1.0,),)),)  # static planning does not use costs
     if not curves:
-        raise UsageError(f"profile {profile.name}: no costs were measured for vLLM; run specplug serve or tune with it")
+        raise UsageError(
+            f"profile {profile.name} has no measured costs for vLLM; run specplug serve or specplug tune with it"
+        )
     return batch_cost(curves)
 
 
-def watch_sampling() -> None:
-    """Let a SpecplugProposer look at every pass right before it is sampled. Again and again changes nothing more.
+def wrap_sampling() -> None:
+    """Call `SpecplugProposer.before_sampling` before every pass is sampled. Wrapping again changes nothing.
 
-    A pass without a single guess is then sampled as plain decoding's is: vLLM's rejection sampler would cost more, and
+    A pass without any draft token is then sampled as in plain decoding. vLLM's rejection sampler would cost more, and
     with `top_k` alone it fails on such a pass (0.32.0: the maximum of no rows in `apply_top_k_only`).
     """
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     runner: Any = GPUModelRunner
     sample = runner._sample
-    if getattr(sample, "watched_by_specplug", False):
+    if getattr(sample, "wrapped_by_specplug", False):
         return
 
     @wraps(sample)
-    def watched(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
+    def wrapped(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
         drafter = getattr(self, "drafter", None)
         if isinstance(drafter, SpecplugProposer):
             try:
-                drafter.look(self, logits, spec_decode_metadata)
+                drafter.before_sampling(self, logits, spec_decode_metadata)
             except Exception as error:
-                drafter.faults.trip(ADAPTER, "raised", f"{type(error).__name__}: {error}")
+                drafter.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
             if spec_decode_metadata is not None and not any(spec_decode_metadata.num_draft_tokens):
                 spec_decode_metadata = None
         return sample(self, logits, spec_decode_metadata)
 
-    watched.watched_by_specplug = True  # type: ignore[attr-defined]
-    runner._sample = watched
+    wrapped.wrapped_by_specplug = True  # type: ignore[attr-defined]
+    runner._sample = wrapped
+
+
+def _is_first_rank() -> bool:
+    """Whether this rank publishes metrics: all ranks draft alike, so one of them is enough."""
+    from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+    return bool(get_tensor_model_parallel_rank() == 0)

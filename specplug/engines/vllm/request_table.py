@@ -1,6 +1,6 @@
-"""What is known of each running request, by its id: rows of vLLM's batch move from step to step.
+"""Tracks each running request by its id, because rows of vLLM's batch change places from step to step.
 
-Knows token arrays and lengths. Imports no vllm.
+It works on arrays of tokens and lengths, and imports no vllm.
 """
 
 from __future__ import annotations
@@ -15,75 +15,81 @@ import numpy.typing as npt
 from specplug.core import IntArray, int_array
 
 KEY = "specplug"
-"""Ours in a request's `extra_args`: "off", or the most tokens of a draft."""
+"""The key in a request's `extra_args`: "off", or the longest draft in tokens."""
+
+UNLIMITED = 1 << 30
 
 
 @dataclass(slots=True)
-class Tracked:
-    """A request that drafts are made for.
+class TrackedRequest:
+    """A request that can get drafts.
 
-    seq    what the proposers call it
-    known  tokens that they have seen
-    limit  most tokens of a draft that it asks for; 0 when it wants none, and proposers never hear of it
-    end    tokens of prompt and answer, at most
-    sent   the draft that it was last given
+    seq           its sequence id for the proposers
+    num_seen      tokens that the proposers have received
+    max_draft     the longest draft that it asks for, in tokens; at 0 the proposers never receive the request
+    max_length    the most tokens that prompt and answer can have together
+    last_token    the last token that the proposers have received
+    draft_owners  the proposer of each token of its latest draft, by index; -1 where several proposed it
     """
 
     seq: int
-    known: int
-    limit: int
-    end: int
-    last: int = -1
-    sent: list[int] = field(default_factory=list)
+    num_seen: int
+    max_draft: int
+    max_length: int
+    last_token: int = -1
+    draft_owners: list[int] = field(default_factory=list)
 
 
-class Requests:
-    """Running requests by id. `seq` numbers are never used twice."""
+class RequestTable:
+    """Running requests by id. A sequence id is never used twice."""
 
     def __init__(self, max_model_len: int) -> None:
         self.max_model_len = max_model_len
-        self._tracked: dict[str, Tracked] = {}
-        self._next = 0
+        self._tracked: dict[str, TrackedRequest] = {}
+        self._next_seq = 0
 
     def __len__(self) -> int:
         return len(self._tracked)
 
-    def get(self, request_id: str) -> Tracked | None:
+    def get(self, request_id: str) -> TrackedRequest | None:
         return self._tracked.get(request_id)
 
-    def add(self, request_id: str, num_prompt: int, params: Any) -> Tracked:
-        """A request seen for the first time; `params` are its sampling parameters, or None."""
+    def add(self, request_id: str, num_prompt: int, params: Any) -> TrackedRequest:
+        """Add a new request; `params` are its sampling parameters, or None."""
         max_tokens = getattr(params, "max_tokens", None)
-        end = self.max_model_len if max_tokens is None else min(self.max_model_len, num_prompt + max_tokens)
-        limit = limit_of(getattr(params, "extra_args", None))
-        tracked = self._tracked[request_id] = Tracked(self._next, 0, limit, end)
-        self._next += 1
+        max_length = self.max_model_len if max_tokens is None else min(self.max_model_len, num_prompt + max_tokens)
+        max_draft = max_draft_of(getattr(params, "extra_args", None))
+        tracked = self._tracked[request_id] = TrackedRequest(self._next_seq, 0, max_draft, max_length)
+        self._next_seq += 1
         return tracked
 
-    def drop(self, request_id: str) -> Tracked:
+    def drop(self, request_id: str) -> TrackedRequest:
         return self._tracked.pop(request_id)
 
     def finished(self, live: Collection[str] | Mapping[str, Any]) -> list[str]:
-        """Ids that are no longer among the live ones."""
+        """Ids of tracked requests that are not in `live`."""
         return [request_id for request_id in self._tracked if request_id not in live]
 
 
-def continues(tracked: Tracked, line: npt.NDArray[Any], num_tokens: int) -> bool:
-    """Whether this row of tokens goes on where the request was left: an id may have been given again."""
-    return 0 < tracked.known <= num_tokens and int(line[tracked.known - 1]) == tracked.last
+def continues(tracked: TrackedRequest, line: npt.NDArray[Any], num_tokens: int) -> bool:
+    """Whether this row's tokens continue the tracked request. If not, its id was reused for another request."""
+    return 0 < tracked.num_seen <= num_tokens and int(line[tracked.num_seen - 1]) == tracked.last_token
 
 
-def new_tokens(tracked: Tracked, line: npt.NDArray[Any], num_tokens: int) -> list[int]:
-    """The tokens not yet seen; they count as seen now."""
-    tokens: list[int] = line[tracked.known : num_tokens].tolist()
-    tracked.known = num_tokens
+def new_tokens(tracked: TrackedRequest, line: npt.NDArray[Any], num_tokens: int) -> list[int]:
+    """The tokens that the proposers have not received yet, which are marked as received."""
+    tokens: list[int] = line[tracked.num_seen : num_tokens].tolist()
+    tracked.num_seen = num_tokens
     if tokens:
-        tracked.last = tokens[-1]
+        tracked.last_token = tokens[-1]
     return tokens
 
 
-def limit_of(extra_args: Any) -> int:
-    """The most tokens of a draft that a request asks for. What cannot be read means no limit: drafts change nothing."""
+def max_draft_of(extra_args: Any) -> int:
+    """The longest draft that a request asks for, in tokens.
+
+    A value that cannot be read means no limit: the request is still answered, since drafts do not change the output.
+    """
     asked = extra_args.get(KEY) if isinstance(extra_args, dict) else None
     if asked == "off" or asked is False:
         return 0
@@ -93,9 +99,9 @@ def limit_of(extra_args: Any) -> int:
         asked = int(asked)
     if isinstance(asked, int) and not isinstance(asked, bool):
         return max(0, asked)
-    return 1 << 30
+    return UNLIMITED
 
 
 def prompt_of(line: npt.NDArray[Any], num_tokens: int) -> IntArray:
-    """int32[n]: the tokens of a row, in an array of its own."""
+    """int32[n]: a copy of a row's first tokens."""
     return int_array(np.array(line[:num_tokens], dtype=np.int32))

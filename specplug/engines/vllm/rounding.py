@@ -1,9 +1,8 @@
-"""Why two greedy texts of vLLM differ: rounding, or something that must not happen.
+"""Explains the first difference between two greedy answers of vLLM: numerical rounding, or an error.
 
-Knows plain decoding's engine. Knows nothing of how a text was drafted.
-The rule: the text up to the first difference is read again, with nothing drafted, in passes of several shapes. What the
-two tokens' log probabilities move apart over these shapes is what shape alone does here; it is rounding if they lie
-closer together than that.
+The text up to the difference is processed again by plain decoding in passes of several shapes. The log probabilities of
+the two tokens move relative to each other over these shapes, and only the shape causes that. The difference is rounding
+if the two lie closer together than this movement. How a text was drafted does not matter here.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ from specplug.generation.answers import Answer, Request, Sampling
 from specplug.verification.mismatch import Mismatch, first_difference
 
 TOP = 20
-"""Alternatives that vLLM reports per token by its own limit."""
+"""Alternatives per token; vLLM's own limit."""
 
-SHAPES = (0, 1, 2, 4, 8, 16)
-"""So many tokens of the text are generated again one by one before the place, the others read as a prompt."""
+DECODED = (0, 1, 2, 4, 8, 16)
+"""For each shape, the number of tokens before the difference that are decoded one by one; the tokens before them are
+processed as a prompt."""
 
 
 def explain(plain: Vllm, prompt: IntArray, one: Sequence[int], other: Sequence[int]) -> Mismatch | None:
-    """What the first difference between plain decoding's answer and another one comes from; None if there is none."""
+    """The cause of the first difference between plain decoding's answer and another one; None if they are equal."""
     position = first_difference(one, other)
     if position is None:
         return None
@@ -34,10 +34,11 @@ def explain(plain: Vllm, prompt: IntArray, one: Sequence[int], other: Sequence[i
     if ours is None or theirs is None:
         return Mismatch(position, ours, theirs, float("inf"), 0.0, False)
     gaps = []
-    for back in SHAPES:
-        if back > position:
+    for num_decoded in DECODED:
+        if num_decoded > position:
             break
-        gap = _gap(plain, prompt, one[: position - back], one[position - back : position], ours, theirs)
+        start = position - num_decoded
+        gap = _gap(plain, prompt, one[:start], one[start:position], ours, theirs)
         if gap is not None:
             gaps.append(gap)
     if not gaps:
@@ -48,14 +49,17 @@ def explain(plain: Vllm, prompt: IntArray, one: Sequence[int], other: Sequence[i
 
 
 def _gap(
-    plain: Vllm, prompt: IntArray, read: Sequence[int], again: Sequence[int], ours: int, theirs: int
+    plain: Vllm, prompt: IntArray, prefilled: Sequence[int], decoded: Sequence[int], ours: int, theirs: int
 ) -> float | None:
-    """Log probability of the one token less that of the other, after `read` as a prompt and `again` one by one."""
-    text = int_array(np.concatenate([prompt, int_array(read)])) if len(read) else prompt
+    """The log probability of `ours` minus that of `theirs`, after `prefilled` as prompt and `decoded` one by one.
+
+    None if plain decoding does not repeat `decoded`, or does not report both tokens.
+    """
+    text = int_array(np.concatenate([prompt, int_array(prefilled)])) if len(prefilled) else prompt
     answer = Answer()
-    for _ in plain.stream(Request(text, len(again) + 1, Sampling(logprobs=TOP)), answer):
+    for _ in plain.stream(Request(text, len(decoded) + 1, Sampling(logprobs=TOP)), answer):
         pass
-    if answer.tokens[: len(again)] != list(again) or len(answer.logprobs) <= len(again):
+    if answer.tokens[: len(decoded)] != list(decoded) or len(answer.logprobs) <= len(decoded):
         return None
-    found = dict(answer.logprobs[len(again)].top)
+    found = dict(answer.logprobs[len(decoded)].top)
     return found[ours] - found[theirs] if ours in found and theirs in found else None

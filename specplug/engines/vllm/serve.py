@@ -1,6 +1,6 @@
-"""vLLM's own OpenAI server with a profile: the command that starts it, and its environment.
+"""Builds the command line and environment of vLLM's own OpenAI server for a profile.
 
-Knows the command line of the server. Starts nothing itself: the caller becomes the server.
+It starts no server: the caller replaces its own process with the command.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from uuid import uuid4
 from platformdirs import user_cache_dir
 
 from specplug.engines.vllm.configure import server_command
-from specplug.engines.vllm.environment import METRICS, preload
+from specplug.engines.vllm.environment import METRICS_VARIABLE, preload
 from specplug.engines.vllm.offline import prepare
 from specplug.engines.vllm.versions import require
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile
 
-KEPT_DAYS = 7
-"""A command that was printed may be run later, and a server may be idle for long."""
+METRICS_DAYS = 7
+"""Days until an unused metrics folder is removed: a printed command may be run later, and a server may be idle."""
 
-OURS = ("--model", "--speculative-config", "-sc", "--additional-config")
-"""Flags of vLLM that a profile decides."""
+PROFILE_FLAGS = ("--model", "--speculative-config", "-sc", "--additional-config")
+"""Flags of vLLM that the profile decides."""
 
-
-REPLICAS = "data_parallel"
-"""What the names of their flags begin with."""
+REPLICA_PREFIX = "data_parallel"
+"""The start of the names of all arguments about replicas."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """argv, and what the environment needs beside what it has."""
+    """The argument list, and the variables to add to the environment."""
 
     argv: list[str]
     environment: dict[str, str]
@@ -53,29 +52,30 @@ def command(
     environment: Mapping[str, str] = os.environ,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Command:
-    """How to start the server; costs are measured first where nothing knows them. UsageError for flags that clash.
+    """The command that starts the server; missing costs are measured first.
 
-    api_key  goes into the environment: an argument list can be read by everybody on the machine
-    further  vLLM's own flags; they win over the profile's
+    api_key  is passed in the environment, because every user of the machine can read an argument list
+    further  vLLM's own flags, which override the profile's
+    UsageError for a flag that the profile decides.
     """
     for flag in further:
         name = flag.split("=")[0].split(".")[0]
-        if name.replace("_", "-") in OURS:
-            raise UsageError(f"{name}: the profile decides that; change the profile, or start vLLM itself")
-    environment = dict(environment)  # measuring changes it for a while
+        if name.replace("_", "-") in PROFILE_FLAGS:
+            raise UsageError(f"{name}: the profile decides that; change the profile, or start vLLM without specplug")
+    environment = dict(environment)  # a copy, because measuring changes the variables temporarily
     distribution, _ = require()
-    model, settings, _ = prepare(ref, profile, notify=notify, further={}, measured_with=engine_flags(further))
+    model, settings, _ = prepare(ref, profile, notify=notify, overrides={}, measured_with=engine_flags(further))
     flags = [*(["--host", host] if host else []), *(["--port", str(port)] if port else []), *further]
-    needed = preload(environment) | ({"VLLM_API_KEY": api_key} if api_key else {})
-    if profile.speculates and METRICS not in environment:
-        needed[METRICS] = str(metrics_folder())
-    return Command(server_command(model, settings, flags, distribution=distribution), needed)
+    added = preload(environment) | ({"VLLM_API_KEY": api_key} if api_key else {})
+    if profile.speculates and METRICS_VARIABLE not in environment:
+        added[METRICS_VARIABLE] = str(new_metrics_folder())
+    return Command(server_command(model, settings, flags, distribution=distribution), added)
 
 
 def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
-    """Those of vLLM's own flags that decide what a pass costs, as arguments of `vllm.LLM`, but for what is the default.
+    """The flags that can change the cost of a pass, as arguments of `vllm.LLM`, without those at their defaults.
 
-    Replicas are left out: each makes passes of its own, and `vllm.LLM` has none.
+    Flags about replicas are left out: each replica runs passes of its own, and `vllm.LLM` has no replicas.
     """
     if not flags:
         return {}
@@ -83,22 +83,22 @@ def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    usual, given = vars(parser.parse_args([])), vars(parser.parse_known_args(list(flags))[0])
-    known = {field.name for field in fields(EngineArgs) if not field.name.startswith(REPLICAS)}
+    defaults, given = vars(parser.parse_args([])), vars(parser.parse_known_args(list(flags))[0])
+    known = {field.name for field in fields(EngineArgs) if not field.name.startswith(REPLICA_PREFIX)}
     known -= {"disable_log_stats", "served_model_name"}
-    return {name: value for name, value in given.items() if name in known and value != usual.get(name)}
+    return {name: value for name, value in given.items() if name in known and value != defaults.get(name)}
 
 
-def metrics_folder() -> Path:
-    """A fresh folder for a server's figures; those that nobody has written to for KEPT_DAYS are removed."""
+def new_metrics_folder() -> Path:
+    """A new folder for a server's metrics. Folders without a change for METRICS_DAYS are removed."""
     parent = Path(user_cache_dir("specplug")) / "metrics"
     folder = parent / uuid4().hex
     try:
         for old in parent.iterdir() if parent.is_dir() else ():
             latest = max((path.stat().st_mtime for path in [old, *old.glob("*")]), default=0.0)
-            if time() - latest > KEPT_DAYS * 86_400:
+            if time() - latest > METRICS_DAYS * 86_400:
                 shutil.rmtree(old, ignore_errors=True)
         folder.mkdir(parents=True)
     except OSError as error:
-        raise SpecplugError(f"{folder}: cannot be made ({error.strerror}); free the place") from None
+        raise SpecplugError(f"{folder}: cannot be created ({error.strerror}); make the path writable") from None
     return folder

