@@ -94,9 +94,8 @@ def test_an_expensive_proposer_is_charged_for_its_passes_and_declines_without_an
     assert isinstance(drafter, ModelBased)
     one = selection([drafter])
     for passes, recorded in ((2, 1), (2, 1), (3, 2)):
-        one.select(plain_due=False)
         one.back_offs[0].cooldown = 0
-        one.asked = [0]
+        assert one.select(plain_due=False)
         drafter.passes = passes
         one.credit(common_ns=0, topk_ns=0, plain_ms=10.0, expected_ms=nothing_saved, measured_ms=lambda index: 5.0)
         assert one.back_offs[0].num_asked == recorded
