@@ -160,6 +160,7 @@ class ProposerContract:
         return self.make()
 
     def target(self) -> ToyTarget:
+        """The target whose text the proposer is tested on; its ids are below `vocab`."""
         return ToyTarget(self.vocab, seed=7)
 
     def test_buckets_are_named_once_with_a_probability(self) -> None:
