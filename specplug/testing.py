@@ -133,9 +133,11 @@ def replay(
     return ReplayResult(steps, emitted)
 
 
-def verify_known(draft: Draft, rest: Sequence[int], context: Sequence[int] = (), topk: TopK | None = None) -> Step:
-    """The Step of verifying `draft`, if the target is known to continue `context` with `rest` (at least one token)."""
-    known = iter([*(int(token) for token in rest), _PAST_THE_END])
+def verify_known(
+    draft: Draft, continuation: Sequence[int], context: Sequence[int] = (), topk: TopK | None = None
+) -> Step:
+    """The Step of verifying `draft`, if the target is known to emit `continuation` (n >= 1) after `context`."""
+    known = iter([*(int(token) for token in continuation), _PAST_THE_END])
     emitted, accepted = verify_tree(draft, lambda _: next(known))
     if emitted[-1] == _PAST_THE_END:
         emitted.pop()
@@ -158,6 +160,7 @@ class ProposerContract:
         return self.make()
 
     def target(self) -> ToyTarget:
+        """The target whose text the proposer is tested on; its ids are below `vocab`."""
         return ToyTarget(self.vocab, seed=7)
 
     def test_buckets_are_named_once_with_a_probability(self) -> None:
@@ -206,8 +209,8 @@ class ProposerContract:
         before = prompt.copy()
         proposer.begin(0, prompt)
         draft = proposer.propose(0, 16)
-        rest = self.target().greedy(prompt.tolist(), 17)
-        step = self._step(proposer, draft, rest, prompt.tolist())
+        continuation = self.target().greedy(prompt.tolist(), 17)
+        step = self._step(proposer, draft, continuation, prompt.tolist())
         kept = pickle.dumps((step.emitted, step.accepted, *_arrays(step.draft), step.topk))
         proposer.observe(0, step)
         assert np.array_equal(prompt, before), "begin changed the prompt"
@@ -300,10 +303,11 @@ class ProposerContract:
         proposer.begin(0, int_array(context))
         for round_number in range(24):
             own = proposer.propose(0, 12)
-            rest = target.greedy(context, 4)
-            foreign = Draft.of([rest[0], (rest[0] + 1) % self.vocab, rest[1]], [-1, -1, 0], [0, 0, 0])
+            continuation = target.greedy(context, 4)
+            first, second = continuation[:2]
+            foreign = Draft.of([first, (first + 1) % self.vocab, second], [-1, -1, 0], [0, 0, 0])
             step = self._step(
-                proposer, (own.select(range(len(own) // 2)), EMPTY, foreign)[round_number % 3], rest, context
+                proposer, (own.select(range(len(own) // 2)), EMPTY, foreign)[round_number % 3], continuation, context
             )
             proposer.observe(0, step)
             context += step.emitted
@@ -331,9 +335,9 @@ class ProposerContract:
         target, proposer = self.target(), self.make()
         context = target.prompt(24).tolist()
         proposer.begin(0, int_array(context))
-        rest = target.greedy(context, 3)
-        draft = Draft.chain(rest, [0, 0, 0])
-        full = self._step(proposer, draft, rest, context)
+        continuation = target.greedy(context, 3)
+        draft = Draft.chain(continuation, [0, 0, 0])
+        full = self._step(proposer, draft, continuation, context)
         assert len(full.accepted) == 3
         proposer.observe(0, Step(full.emitted[:2], draft, full.accepted, full.topk))
         self._check(proposer, proposer.propose(0, 12), 12)
@@ -351,22 +355,22 @@ class ProposerContract:
         target, k = self.target(), proposer.requires.topk
         return (lambda tokens: target.topk(tokens, k)) if k else None
 
-    def _step(self, proposer: Proposer, draft: Draft, rest: Sequence[int], context: Sequence[int]) -> Step:
-        return verify_known(draft, rest, context, self._topk(proposer))
+    def _step(self, proposer: Proposer, draft: Draft, continuation: Sequence[int], context: Sequence[int]) -> Step:
+        return verify_known(draft, continuation, context, self._topk(proposer))
 
     def _run(self, proposer: Proposer, seq: int, budget: int, n: int = 48) -> Iterator[tuple[Draft, Step]]:
         """Begin a sequence, whose prompt depends on `seq`, and decode n tokens; yields each draft and Step."""
         target = self.target()
         context = target.prompt(12, key=seq).tolist()
-        rest = target.greedy(context, n)
+        continuation = target.greedy(context, n)
         proposer.begin(seq, int_array(context))
-        while rest:
+        while continuation:
             draft = proposer.propose(seq, budget)
-            step = self._step(proposer, draft, rest, context)
+            step = self._step(proposer, draft, continuation, context)
             yield draft, step
             proposer.observe(seq, step)
             context += step.emitted
-            rest = rest[len(step.emitted) :]
+            continuation = continuation[len(step.emitted) :]
 
     def _finish(self, proposer: Proposer, seq: int) -> None:
         for _ in self._run(proposer, seq, budget=8):

@@ -14,7 +14,7 @@ def table(*priors: float) -> AcceptanceTable:
 
 
 def counts(found: AcceptanceTable) -> list[tuple[float, float]]:
-    """Hits and misses that new observations brought, decayed: what is left without the decayed prior."""
+    """The hits and misses of each bucket."""
     return list(zip(found.hits, found.misses, strict=True))
 
 
@@ -41,13 +41,13 @@ def assert_counts(found: AcceptanceTable, expected: Sequence[tuple[float, float]
 # -- one bucket ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_learned_is_the_prior() -> None:
+def test_before_anything_is_learned_the_prior_counts() -> None:
     assert table(0.5, 0.1, 1.0, 0.0).probability == pytest.approx([0.5, 0.1, 1.0, 0.0])
     assert table().probability == []
 
 
 def test_one_hit_and_one_miss_by_hand() -> None:
-    """Prior 2 : 2. A hit: 1.98 + 1 to 1.98. Then a miss: 2.9502 to 1.9602 + 1."""
+    """The prior is 2 : 2. A hit makes it 1.98 + 1 : 1.98, then a miss 2.9502 : 1.9602 + 1."""
     found = table(0.5)
     found.learn(Draft.chain([7], [0]), [7])
     assert_counts(found, [(2.98, 1.98)])
@@ -58,7 +58,7 @@ def test_one_hit_and_one_miss_by_hand() -> None:
 
 
 @given(st.floats(0.0, 1.0), st.lists(st.booleans(), max_size=60))
-def test_old_results_fade_by_decay(prior: float, results: list[bool]) -> None:
+def test_old_results_decay(prior: float, results: list[bool]) -> None:
     found = table(prior)
     for hit in results:
         found.learn(Draft.chain([1], [0]), [1 if hit else 2])
@@ -74,43 +74,43 @@ def test_about_the_last_hundred_matter() -> None:
     assert found.probability[0] == pytest.approx(ACCEPTANCE_DECAY**300, rel=0.01)
 
 
-def test_buckets_are_apart() -> None:
+def test_buckets_are_counted_apart() -> None:
     found = table(0.5, 0.3)
     found.learn(Draft.chain([7], [1]), [7])
     assert_counts(found, [(2.0, 2.0), (0.99 * 1.2 + 1, 0.99 * 2.8)])
 
 
-# -- shadow scoring --------------------------------------------------------------------------------------------------
+# -- counting drafts that were not verified --------------------------------------------------------------------------
 
 
-def test_an_empty_draft_teaches_nothing() -> None:
+def test_an_empty_draft_changes_nothing() -> None:
     found = table(0.5)
     assert found.learn(EMPTY, [1, 2]) == 0
     assert_counts(found, [(2.0, 2.0)])
 
 
 def test_the_children_of_reached_nodes_are_counted() -> None:
-    """Text 1 5 9. Guesses, one bucket each:  1 (hit)  2 (miss)  below 1: 4 (miss) 5 (hit)  below 2: 5 (never asked)
-    below 5: 8 (miss)  below 8: 9 (never asked)."""
+    """The text is 1 5 9. The nodes, with one bucket each, are 1 (hit) and 2 (miss); below 1: 4 (miss) and 5 (hit);
+    below 2: 5 (not counted); below 5: 8 (miss); below 8: 9 (not counted)."""
     draft = Draft.of([1, 2, 4, 5, 5, 8, 9], [ROOT, ROOT, 0, 0, 1, 3, 5], list(range(7)))
     found = table(*[0.5] * 7)
     assert found.learn(draft, [1, 5, 9]) == 2
     assert_counts(found, seen([0.5] * 7, [[True], [False], [False], [True], [], [False], []]))
 
 
-def test_guesses_beyond_the_text_are_not_counted() -> None:
+def test_draft_tokens_beyond_the_text_are_not_counted() -> None:
     found = table(0.5, 0.5, 0.5)
     assert found.learn(Draft.chain([1, 2, 3], [0, 1, 2]), [1, 2]) == 2
     assert_counts(found, seen([0.5] * 3, [[True], [True], []]))
 
 
-def test_text_beyond_the_guesses_is_no_miss() -> None:
+def test_text_beyond_the_draft_is_no_miss() -> None:
     found = table(0.5)
     assert found.learn(Draft.chain([1], [0]), [1, 2, 3]) == 1
     assert_counts(found, seen([0.5], [[True]]))
 
 
-def test_siblings_of_one_bucket_count_in_their_order() -> None:
+def test_siblings_of_one_bucket_are_counted_in_their_order() -> None:
     found = table(0.5)
     found.learn(Draft.of([1, 2, 3], [ROOT] * 3, [0] * 3), [2])
     assert_counts(found, seen([0.5], [[False, True, False]]))
@@ -118,7 +118,7 @@ def test_siblings_of_one_bucket_count_in_their_order() -> None:
 
 @st.composite
 def drafts_and_texts(draw: st.DrawFn) -> tuple[Draft, list[int]]:
-    """Siblings have different tokens, of three; the text is of the same three."""
+    """Drafts and texts of three different tokens; siblings have different ones."""
     places: list[tuple[int, int]] = []
     for _ in range(draw(st.integers(0, 9))):
         place = draw(st.integers(ROOT, len(places) - 1)), draw(st.integers(0, 2))
@@ -129,7 +129,7 @@ def drafts_and_texts(draw: st.DrawFn) -> tuple[Draft, list[int]]:
 
 
 @given(drafts_and_texts())
-def test_a_guess_counts_when_its_parents_path_begins_the_text(case: tuple[Draft, list[int]]) -> None:
+def test_a_node_is_counted_if_the_path_of_its_parent_begins_the_text(case: tuple[Draft, list[int]]) -> None:
     draft, text = case
     draft.check()
     paths: list[list[int]] = []
@@ -148,8 +148,8 @@ def test_a_guess_counts_when_its_parents_path_begins_the_text(case: tuple[Draft,
 # -- between processes -----------------------------------------------------------------------------------------------
 
 
-def test_what_a_profile_kept_adds_to_the_prior() -> None:
-    """Prior 0.5 is 2 : 2; with 30 hits and 2 misses 32 : 4."""
+def test_counts_stored_in_a_profile_add_to_the_prior() -> None:
+    """The prior 0.5 is 2 : 2; with 30 hits and 2 misses it is 32 : 4."""
     found = AcceptanceTable([Bucket("a", 0.5), Bucket("b", 0.25)], {"a": (30.0, 2.0)})
     assert found.probability == pytest.approx([32 / 36, 0.25])
 
@@ -160,7 +160,7 @@ def test_unknown_names_are_ignored() -> None:
     assert found.learned() == {}
 
 
-def test_silent_buckets_are_not_kept() -> None:
+def test_buckets_that_were_never_counted_are_not_stored() -> None:
     found = table(0.5, 0.2)
     found.learn(Draft.chain([1], [0]), [1])
     assert list(found.learned()) == ["bucket 0"]
@@ -170,7 +170,7 @@ def test_silent_buckets_are_not_kept() -> None:
     st.lists(st.floats(0.0, 1.0), min_size=1, max_size=4),
     st.lists(st.tuples(st.floats(0.5, 99.0), st.floats(0.5, 99.0)), min_size=4, max_size=4),
 )
-def test_what_is_kept_comes_back(priors: list[float], kept: list[tuple[float, float]]) -> None:
+def test_stored_counts_are_restored(priors: list[float], kept: list[tuple[float, float]]) -> None:
     buckets = [Bucket(f"bucket {i}", prior) for i, prior in enumerate(priors)]
     learned = {bucket.name: line for bucket, line in zip(buckets, kept, strict=False)}
     first = AcceptanceTable(buckets, learned)
@@ -178,8 +178,8 @@ def test_what_is_kept_comes_back(priors: list[float], kept: list[tuple[float, fl
     assert AcceptanceTable(buckets, first.learned()).probability == pytest.approx(first.probability)
 
 
-def test_counts_of_a_profile_are_never_negative() -> None:
-    """300 misses leave less of the prior's hits than the prior is."""
+def test_stored_counts_are_never_negative() -> None:
+    """After 300 misses the hits are fewer than the prior's."""
     found = table(0.9)
     for _ in range(300):
         found.learn(Draft.chain([1], [0]), [2])

@@ -1,10 +1,10 @@
-"""Chains for many sequences: their shape, what trees become, and that arrays say what single sequences say."""
+"""Chains for many sequences: their form, the adapter for trees, and that arrays give the drafts of single sequences."""
 
 import numpy as np
 import pytest
 
 from specplug.core import EMPTY, Draft, Step, int_array
-from specplug.drafts.chains import NOTHING, Chains, ChainSteps, OneByOne, as_chains, likeliest_chain
+from specplug.drafts.chains import NOTHING, Chains, ChainSteps, TreeAdapter, as_chains, likeliest_chain
 from specplug.proposers.ngram import Ngram
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import ROW, START, TokenRecycling
@@ -22,7 +22,7 @@ def steps(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "buckets", "told"),
+    ("tokens", "buckets", "message"),
     [
         ([[1, 2]], [[0, 0]], "shapes"),
         ([[1, 2, 3]], [[0, 0, 9]], "bucket"),
@@ -31,8 +31,8 @@ def steps(
         ([[1, NOTHING, 3]], [[0, 0, 0]], "gap"),
     ],
 )
-def test_what_are_no_chains_is_refused(tokens: list[list[int]], buckets: list[list[int]], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_malformed_chains_are_refused(tokens: list[list[int]], buckets: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Chains(np.array(tokens, dtype=np.int32), np.array(buckets, dtype=np.int32)).check(
             1, 3, num_tokens=50, num_buckets=4
         )
@@ -48,17 +48,17 @@ def test_ragged_lists_are_padded() -> None:
     Chains.of([], [], 3).check(0, 3, num_tokens=7, num_buckets=3)
 
 
-def test_of_a_tree_the_path_that_brings_most_is_chosen() -> None:
-    # Alone, the first child is likelier (0.5); but the second's path sums to 0.4 + 0.36 + 0.324 = 1.084.
+def test_of_a_tree_the_path_with_the_most_expected_tokens_is_chosen() -> None:
+    # The first child alone is likelier (0.5), but the path of the second sums to 0.4 + 0.36 + 0.324 = 1.084.
     tree = Draft.of([1, 2, 3, 4], [-1, -1, 1, 2], [0, 1, 2, 2])
     assert likeliest_chain(tree, [0.5, 0.4, 0.9]).tokens.tolist() == [2, 3, 4]
     assert likeliest_chain(tree, [0.9, 0.2, 0.2]).tokens.tolist() == [1]
     assert len(likeliest_chain(EMPTY, [])) == 0
 
 
-def test_a_proposer_of_trees_answers_for_many_and_is_told_every_token() -> None:
+def test_an_adapted_proposer_of_trees_drafts_for_many_and_observes_every_token() -> None:
     proposer = as_chains(Ngram())
-    assert isinstance(proposer, OneByOne)
+    assert isinstance(proposer, TreeAdapter)
     proposer.begin(3, int_array([1, 2, 3, 9, 1, 2, 3]))
     proposer.begin(4, int_array([5, 6, 7]))
     chains = proposer.propose_chains([4, 3], 2)
@@ -73,13 +73,13 @@ def test_too_large_a_tree_is_refused() -> None:
         def propose(self, seq: int, budget: int) -> Draft:
             return Draft.chain([1] * (budget + 1), [0] * (budget + 1))
 
-    with pytest.raises(ValueError, match="17 nodes where 16 were asked"):
+    with pytest.raises(ValueError, match="17 nodes; at most 16 were asked"):
         as_chains(Greedy()).propose_chains([1], 4)
 
 
 def test_suffix_chains_follow_the_likeliest_continuation() -> None:
     suffix = Suffix(min_prob=0.0)
-    # After 1 2 came 7 once and, later, 3 4 twice.
+    # 1 2 was followed by 7 once and later by 3 4 twice.
     suffix.begin(1, int_array([1, 2, 7, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2]))
     assert suffix.propose_chains([1], 3).tokens.tolist() == [[3, 4, 0]]
     suffix.begin(2, int_array([30, 31, 32]))
@@ -92,17 +92,17 @@ def test_recycling_chains_follow_the_rows() -> None:
     recycling = TokenRecycling(k=2)
     recycling.begin(1, int_array([10, 11]))
     recycling.begin(2, int_array([20, 21]))
-    # The target read 11 and ranked 12, 13; it read 21 and ranked 11, 5. It said 12 and 11.
+    # After 11 the target ranked 12 and 13 highest, after 21 it ranked 11 and 5. It emitted 12 and 11.
     recycling.observe_chains(steps([1, 2], [11, 21], [[12], [11]], [[12, 13], [11, 5]]))
     chains = recycling.propose_chains([1, 2], 3)
     assert chains.tokens.tolist() == [[NOTHING] * 3, [12, NOTHING, NOTHING]]
-    # 11's row came from logits, and nothing was counted for it yet: rank 0 of that kind.
+    # The row of 11 is from top ids, and nothing was counted for it yet: rank 0 of that kind.
     assert recycling.buckets[chains.buckets[1, 0]].name == f"row {START} rank 0"
     assert recycling.shared_kind[11] == ROW + START
 
 
 def test_learning_from_arrays_is_learning_one_by_one() -> None:
-    """Over sequences that share no token, both ways leave the same rows and counters, and nearly the same counts."""
+    """For sequences that share no token, both ways result in the same rows, and in nearly the same counts."""
     one, many = TokenRecycling(k=4), TokenRecycling(k=4)
     target = ToyTarget(vocab=40, seed=3)
     texts = {seq: [seq * 40 + token for token in target.greedy(target.prompt(8, seq), 30)] for seq in range(3)}
@@ -117,7 +117,9 @@ def test_learning_from_arrays_is_learning_one_by_one() -> None:
         many.observe_chains(steps(list(texts), [text[place - 1] for text in texts.values()], emitted))
     assert (one.shared_matrix == many.shared_matrix).all()
     assert np.allclose(one.shared_probability, many.shared_probability, atol=0.01)
-    assert np.abs(one.shared_kind - many.shared_kind).max() <= 1  # a token twice in one step moves its counter once
+    assert (
+        np.abs(one.shared_kind - many.shared_kind).max() <= 1
+    )  # the counter of a token that occurs twice in one step moves once
     tokens = many.propose_chains([0, 1, 2], 4).tokens
     for row, seq in enumerate(texts):
         first = one.propose(seq, 1).tokens

@@ -25,14 +25,14 @@ def feed(curve: CostCurve, rows: int, ms: Sequence[float], context: int = 0) -> 
 
 
 def middle(context: int) -> int:
-    """Contexts are told apart in blocks of 128 tokens; a block costs what its middle does."""
+    """Contexts are distinguished in blocks of 128 tokens; a block costs as much as its middle."""
     return context // 128 * 128 + 64
 
 
 # -- between the points ----------------------------------------------------------------------------------------------
 
 
-def test_one_context_is_the_same_everywhere() -> None:
+def test_a_curve_of_one_context_is_the_same_everywhere() -> None:
     curve = CostCurve([512], [1, 2], [[10.0, 14.0]])
     assert [curve.at(context) for context in (0, 512, 100_000)] == [[10.0, 14.0]] * 3
 
@@ -44,7 +44,7 @@ def test_between_rows_by_hand() -> None:
     assert curve.at(0) == pytest.approx([10.0, 12.0, 14.0, 16.0, 21.0, 26.0])
 
 
-def test_a_tooth_is_kept() -> None:
+def test_a_non_monotonic_curve_is_kept() -> None:
     curve = CostCurve([0], [1, 6, 8], [[10.0, 30.0, 20.0]])
     assert curve.at(0)[5:] == pytest.approx([30.0, 25.0, 20.0])
 
@@ -56,12 +56,12 @@ def test_between_contexts(context: int) -> None:
     assert curve.at(context) == pytest.approx([10.0 + 4.0 * (middle(context) - 64) / 2048])
 
 
-def test_below_the_first_context_is_the_first() -> None:
+def test_below_the_first_context_its_costs_are_used() -> None:
     assert CostCurve([1000, 2000], [1], [[10.0], [14.0]]).at(0) == [10.0]
 
 
 @pytest.mark.parametrize("context", [3072, 4000, 32000])
-def test_beyond_the_last_context_the_last_slope_goes_on(context: int) -> None:
+def test_beyond_the_last_context_the_last_slope_continues(context: int) -> None:
     """1 ms per 1024 tokens at first, then 4 ms per 1024 tokens from 2048 on."""
     curve = CostCurve([0, 2048, 3072], [1, 2], [[10.0, 20.0], [12.0, 22.0], [16.0, 22.0]])
     assert curve.at(context) == pytest.approx([16.0 + 4.0 * (middle(context) - 3072) / 1024, 22.0])
@@ -72,7 +72,7 @@ def test_beyond_the_last_context_the_last_slope_goes_on(context: int) -> None:
     st.lists(st.integers(0, 20_000), min_size=2, max_size=2).map(sorted),
 )
 def test_a_fuller_cache_never_costs_less(ms: list[float], contexts: list[int]) -> None:
-    """Even where the second measurement came out below the first."""
+    """Even if the second measurement was below the first."""
     curve = CostCurve([0, 4096], [1], [[ms[0]], [ms[1]]])
     less, more = (curve.at(context)[0] for context in contexts)
     assert 0.0 < less <= more * (1 + 1e-12)
@@ -89,7 +89,7 @@ def test_every_measured_point_is_on_the_curve(rows: list[int], ms: list[float]) 
     assert [line[n - 1] for n in rows] == pytest.approx(ms[: len(rows)])
 
 
-# -- points that are no curve ----------------------------------------------------------------------------------------
+# -- points that do not form a curve ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_points_must_ascend_from_one_row(contexts: list[int], rows: list[int], m
 
 
 @pytest.mark.parametrize("ms", [[[1.0]], [[1.0, 2.0, 3.0]], [[1.0, 2.0], [1.0, 2.0]], [[]]])
-def test_one_value_per_point(ms: list[list[float]]) -> None:
+def test_there_must_be_one_value_per_point(ms: list[list[float]]) -> None:
     with pytest.raises(UsageError, match="one value per context and row count") as caught:
         CostCurve([0], [1, 2], ms)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_values_are_positive_numbers(value: float) -> None:
+def test_values_must_be_positive_numbers(value: float) -> None:
     with pytest.raises(UsageError, match="positive number") as caught:
         CostCurve([0], [1, 2], [[1.0, value]])
     assert "\n" not in str(caught.value)
@@ -128,7 +128,7 @@ def test_values_are_positive_numbers(value: float) -> None:
 
 
 def test_one_refresh_of_slow_passes_by_hand() -> None:
-    """What a second row adds keeps its price."""
+    """What a second row adds does not change."""
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
     feed(curve, 1, [15.0] * CURVE_REFRESH)
     one = 10.0 * (1 + ONE_ROW_STEP) ** CURVE_REFRESH
@@ -144,15 +144,15 @@ def test_a_pause_moves_the_curve_no_further_than_a_slow_pass() -> None:
 
 
 @pytest.mark.parametrize("true_ms", [4.0, 9.0, 10.5, 30.0])
-def test_the_curve_comes_to_what_passes_take(true_ms: float) -> None:
-    """10 to 30 ms is 275 steps of 0.4%. It may overshoot by what was seen before a refresh, and no more."""
+def test_the_curve_converges_to_what_passes_take(true_ms: float) -> None:
+    """From 10 to 30 ms it takes 275 steps of 0.4%. It may overshoot by the observations before one refresh."""
     curve = CostCurve([0], [1], [[10.0]])
     feed(curve, 1, [true_ms] * 1000)
     assert curve.at(0)[0] == pytest.approx(true_ms, rel=(1 + ONE_ROW_STEP) ** CURVE_REFRESH - 1)
 
 
-def test_the_curve_comes_to_the_median() -> None:
-    """A quarter of the passes is ten times slower: the median is 12, the mean 39."""
+def test_the_curve_converges_to_the_median() -> None:
+    """A quarter of the passes is ten times as slow: the median is 12 ms, the mean 39 ms."""
     passes = np.random.default_rng(0).normal(12.0, 1.0, 4000)
     passes[np.random.default_rng(1).random(4000) < 0.25] *= 10.0
     curve = CostCurve([0], [1], [[10.0]])
@@ -160,7 +160,7 @@ def test_the_curve_comes_to_the_median() -> None:
     assert curve.at(0)[0] == pytest.approx(float(np.median(passes)), rel=0.1)
 
 
-def test_passes_that_take_what_the_curve_says_leave_it_alone() -> None:
+def test_passes_that_take_the_predicted_time_do_not_change_the_curve() -> None:
     curve = CostCurve([0], [1], [[10.0]])
     seen = []
     for _ in range(50):
@@ -188,8 +188,8 @@ def test_a_correction_holds_at_every_context() -> None:
 
 
 @pytest.mark.parametrize(("one", "further"), [(1.0, 1.4), (1.3, 0.7), (0.8, 2.0), (1.0, 1.0)])
-def test_arithmetic_and_memory_change_apart(one: float, further: float) -> None:
-    """The curve of another day: passes of 1, 3 and 7 rows, as a planner mixes them, put every row count right."""
+def test_the_first_row_and_further_rows_are_corrected_apart(one: float, further: float) -> None:
+    """Passes of 1, 3 and 7 rows, as a planner mixes them, correct a curve measured in other conditions everywhere."""
     raw = [10.0 + 2.0 * n for n in range(16)]
     true = [10.0 * one + 2.0 * n * further for n in range(16)]
     curve = CostCurve([0], range(1, 17), [raw])
@@ -199,8 +199,8 @@ def test_arithmetic_and_memory_change_apart(one: float, further: float) -> None:
     assert curve.at(0) == pytest.approx(true, rel=0.05)
 
 
-def test_the_first_passes_of_several_rows_count_most() -> None:
-    """Rows that cost twice as much are known to cost half as much again after 8 of them."""
+def test_the_first_passes_of_several_rows_correct_most() -> None:
+    """Rows cost twice as much as predicted; after 8 passes the prediction has risen by more than a quarter."""
     curve = CostCurve([0], range(1, 9), [[10.0 + 2.0 * n for n in range(8)]])
     for _ in range(8):
         curve.observe(1, 0, 10.0)
@@ -208,20 +208,20 @@ def test_the_first_passes_of_several_rows_count_most() -> None:
     assert curve.at(0)[7] - curve.at(0)[0] > 1.25 * 14.0
 
 
-def test_rows_as_cheap_as_one_stay_so() -> None:
-    """Nothing to scale: one row count's own correction, and the whole's, are all there is."""
+def test_further_rows_that_cost_nothing_are_corrected_by_row_count() -> None:
+    """There is no cost of further rows to scale: the corrections of T(1) and of this row count do it alone."""
     curve = CostCurve([0], range(1, 5), [[10.0] * 4])
     feed(curve, 3, [12.0] * 40 * CURVE_REFRESH)
     assert curve.at(0)[2] == pytest.approx(12.0, rel=0.02)
 
 
-def test_a_price_that_nothing_confirms_is_forgotten() -> None:
-    """A spell in which seven more rows cost 10.5 instead of 7 ms, then none but single rows."""
+def test_a_cost_of_further_rows_that_nothing_confirms_returns_to_the_measured_one() -> None:
+    """For a while seven further rows cost 10.5 instead of 7 ms; then there are only passes of one row."""
     curve = CostCurve([0], range(1, 9), [[10.0 + n for n in range(8)]])
     feed(curve, 8, [20.5] * 2 * CURVE_REFRESH)
-    dear = curve.at(0)[7] - curve.at(0)[0]
+    risen = curve.at(0)[7] - curve.at(0)[0]
     feed(curve, 1, [10.0] * round(3 / EXTRA_ROWS_RETURN))
-    assert dear > 9.5
+    assert risen > 9.5
     assert curve.at(0)[7] - curve.at(0)[0] < 8.0
 
 
@@ -233,8 +233,8 @@ def passes_until_plain_is_due(curve: CostCurve) -> int:
     return 1000
 
 
-def test_a_plain_pass_is_due_when_none_was_seen_for_long() -> None:
-    """After one that took about what was thought, not again for as long; after a surprise, soon, then ever later."""
+def test_a_plain_pass_is_due_after_many_passes_without_one() -> None:
+    """After a plain pass of about the predicted time the interval stays; after a surprise it falls and grows again."""
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
     assert passes_until_plain_is_due(curve) == PLAIN_INTERVAL
     curve.observe(1, 0, 10.5)
@@ -251,8 +251,8 @@ def test_a_plain_pass_is_due_when_none_was_seen_for_long() -> None:
 
 
 @pytest.mark.parametrize("true_ms", [12.0, 18.0])
-def test_plain_passes_that_change_are_found_out_while_drafts_run(true_ms: float) -> None:
-    """Thought to be 15 ms. A fifth is made up of steps of 4% after 64 and after 16 passes, and of 1.6% after 4 each."""
+def test_a_change_of_plain_passes_is_found_while_drafting(true_ms: float) -> None:
+    """T(1) is believed to be 15 ms. A fifth takes steps of 4% after 64 and 16 passes, then of 1.6% after 4 each."""
     curve = CostCurve([0], [1, 2, 3, 4, 5], [[15.0, 17.0, 19.0, 21.0, 23.0]])
     plain = 0
     for _ in range(PLAIN_INTERVAL + 100):
@@ -264,7 +264,7 @@ def test_plain_passes_that_change_are_found_out_while_drafts_run(true_ms: float)
     assert plain < 20
 
 
-def test_a_pause_in_a_rare_plain_pass_moves_the_curve_little() -> None:
+def test_a_pause_during_a_rare_plain_pass_moves_the_curve_little() -> None:
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
     passes = passes_until_plain_is_due(curve)
     before = curve.at(0)[0]
@@ -274,8 +274,8 @@ def test_a_pause_in_a_rare_plain_pass_moves_the_curve_little() -> None:
 
 
 @pytest.mark.parametrize("off", [0.02, 0.05])
-def test_rare_plain_passes_leave_a_right_price_alone(off: float) -> None:
-    """Every second one is so much slower or faster, passes with guesses take what was thought."""
+def test_rare_plain_passes_do_not_change_a_correct_cost(off: float) -> None:
+    """Plain passes are alternately slower and faster by `off`; passes with drafts take the predicted time."""
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
     seen = []
     for turn in range(200):
@@ -285,8 +285,8 @@ def test_rare_plain_passes_leave_a_right_price_alone(off: float) -> None:
     assert seen == pytest.approx([10.0] * 200, rel=off)
 
 
-def test_a_difference_of_rounding_is_none() -> None:
-    """(15.37 + 1.13) - 1.13 is not 15.37, and replays would have their price swing for it."""
+def test_a_difference_by_floating_point_rounding_is_ignored() -> None:
+    """(15.37 + 1.13) - 1.13 is not 15.37, which would make the costs of a replay oscillate."""
     curve = CostCurve([0], [1, 2], [[15.37, 20.0]], change_ms=1.13)
     for _ in range(20):
         feed(curve, 2, [20.0] * 2 * PLAIN_INTERVAL)
@@ -294,13 +294,13 @@ def test_a_difference_of_rounding_is_none() -> None:
     assert curve.at(0) == [15.37, 20.0]
 
 
-def test_rows_beyond_the_curve_teach_nothing() -> None:
+def test_passes_beyond_the_curve_are_ignored() -> None:
     curve = CostCurve([0], [1, 2], [[10.0, 12.0]])
     feed(curve, 3, [1000.0] * 2 * CURVE_REFRESH)
     assert curve.at(0) == [10.0, 12.0]
 
 
-# -- what perfect drafts could give ----------------------------------------------------------------------------------
+# -- the speedup of perfect drafts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -317,15 +317,15 @@ def test_oracle_speedup_by_hand(ms: list[float], speedup: float) -> None:
     assert oracle_speedup(CostCurve([0], range(1, len(ms) + 1), [ms]), 0) == pytest.approx(speedup)
 
 
-def test_oracle_speedup_is_the_contexts() -> None:
-    """Empty cache: 2 x 10 / 10. At 1024 + 64 tokens (17 blocks): 2 x 17 / 34."""
+def test_oracle_speedup_depends_on_the_context() -> None:
+    """With an empty cache 2 x 10 / 10, at 1024 + 64 tokens (17 blocks) 2 x 17 / 34."""
     curve = CostCurve([64, 1088], [1, 2], [[10.0, 10.0], [17.0, 34.0]])
     assert oracle_speedup(curve, 0) == pytest.approx(2.0)
     assert oracle_speedup(curve, 1088) == pytest.approx(1.0)
 
 
-def test_what_a_change_of_shape_costs_is_not_taken_for_the_pass() -> None:
-    """Passes of 10 ms, and 2 more after one of other rows: the curve stays at 10."""
+def test_the_cost_of_changing_the_row_count_is_not_attributed_to_the_pass() -> None:
+    """Passes take 10 ms, and 2 ms more after one with another row count: the curve stays at 10 ms."""
     curve = CostCurve([0], [1, 4], [[10.0, 20.0]], change_ms=2.0)
     for _ in range(300):
         curve.observe(1, 0, 12.0, changed=True)

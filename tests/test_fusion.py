@@ -16,30 +16,30 @@ Path = tuple[int, ...]
 
 
 class Scripted:
-    """Always the same draft, cut to the budget; notes what it is told."""
+    """Always returns the same draft, cut to the budget; records all calls."""
 
     def __init__(self, draft: Draft, priors: Sequence[float] = (0.5,), topk: int = 0, hidden: bool = False) -> None:
         self.draft = draft
         self.requires = Requires(topk, hidden)
         self.buckets = tuple(Bucket(f"bucket {i}", prior) for i, prior in enumerate(priors))
-        self.told: list[object] = []
+        self.calls: list[object] = []
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        self.told.append(("begin", seq, prompt.tolist()))
+        self.calls.append(("begin", seq, prompt.tolist()))
 
     def propose(self, seq: int, budget: int) -> Draft:
-        self.told.append(("propose", seq, budget))
+        self.calls.append(("propose", seq, budget))
         return self.draft.select(range(min(budget, len(self.draft))))
 
     def observe(self, seq: int, step: Step) -> None:
-        self.told.append(("observe", seq, step))
+        self.calls.append(("observe", seq, step))
 
     def end(self, seq: int) -> None:
-        self.told.append(("end", seq))
+        self.calls.append(("end", seq))
 
 
-class Impatient(Scripted):
-    """Another class, so that names differ."""
+class Other(Scripted):
+    """Another class, so that the names differ."""
 
 
 class TestContract(ProposerContract):
@@ -75,10 +75,10 @@ def trie(wanted: Sequence[Path], bucket: int = 0) -> Draft:
 def test_worked_example_of_the_longest_prefix_merge() -> None:
     """RASD: a retrieved path shares nodes as far as tokens agree, then its rest is appended.
 
-    The tree  1-2, 1-3, 4  and the path 1-3-5-6: 1 and 3 are shared, 5-6 hangs below 3.
+    Of the tree 1-2, 1-3, 4 and the path 1-3-5-6 the nodes 1 and 3 are shared, and 5-6 is appended to 3.
     """
     tree = Draft.of([1, 2, 3, 4], [ROOT, 0, 0, ROOT], [0, 0, 0, 0])
-    fusion = Fusion([Scripted(tree), Impatient(Draft.chain([1, 3, 5, 6], [0] * 4))])
+    fusion = Fusion([Scripted(tree), Other(Draft.chain([1, 3, 5, 6], [0] * 4))])
     draft = fusion.propose(0, 10)
     draft.check(num_buckets=len(fusion.buckets))
     assert draft.tokens.tolist() == [1, 2, 3, 4, 5, 6]
@@ -86,7 +86,7 @@ def test_worked_example_of_the_longest_prefix_merge() -> None:
 
 
 def test_the_same_token_elsewhere_is_another_node() -> None:
-    fusion = Fusion([Scripted(Draft.chain([1, 2], [0, 0])), Impatient(Draft.chain([2, 1], [0, 0]))])
+    fusion = Fusion([Scripted(Draft.chain([1, 2], [0, 0])), Other(Draft.chain([2, 1], [0, 0]))])
     assert paths(fusion.propose(0, 10)) == [(1,), (1, 2), (2,), (2, 1)]
 
 
@@ -101,9 +101,9 @@ def test_merging_is_the_union_of_the_paths(sources: list[list[Path]]) -> None:
     union = {path[:end] for wanted in sources for path in wanted for end in range(1, len(path) + 1)}
     assert sorted(paths(draft)) == sorted(union)
     for path, bucket in zip(paths(draft), draft.buckets.tolist(), strict=True):
-        guessed_by = [i for i, wanted in enumerate(sources) if any(p[: len(path)] == path for p in wanted)]
-        assert fusion.bucket_source[bucket] in guessed_by
-        assert fusion.buckets[bucket].name.endswith(", agreed") == (len(guessed_by) > 1)
+        drafted_by = [i for i, wanted in enumerate(sources) if any(p[: len(path)] == path for p in wanted)]
+        assert fusion.bucket_source[bucket] in drafted_by
+        assert fusion.buckets[bucket].name.endswith(", agreed") == (len(drafted_by) > 1)
 
 
 @given(
@@ -112,20 +112,20 @@ def test_merging_is_the_union_of_the_paths(sources: list[list[Path]]) -> None:
     st.lists(st.floats(0.05, 0.95), min_size=3, max_size=3),
 )
 def test_the_cut_keeps_the_likeliest_subtree(sources: list[list[Path]], budget: int, priors: list[float]) -> None:
-    """With drafts small enough for every budget asked of the sources, so that only the fusion cuts."""
+    """The proposers ignore the budget, so that only the fusion cuts."""
     parts = [Scripted(trie(wanted), [prior]) for wanted, prior in zip(sources, priors, strict=False)]
     for part in parts:
         part.propose = lambda seq, budget, part=part: part.draft  # type: ignore[method-assign, misc]
     fusion = Fusion(parts)
     if sum(1 for part in parts if len(part.draft)) < 2:
         return
-    whole, cut = fusion.propose(0, 1000), fusion.propose(0, budget)
+    complete, cut = fusion.propose(0, 1000), fusion.propose(0, budget)
     cut.check(num_buckets=len(fusion.buckets))
-    assert len(cut) == min(budget, len(whole))
+    assert len(cut) == min(budget, len(complete))
     assert sorted(probabilities(fusion, cut), reverse=True) == pytest.approx(
-        sorted(probabilities(fusion, whole), reverse=True)[:budget]
+        sorted(probabilities(fusion, complete), reverse=True)[:budget]
     )
-    assert set(paths(cut)) <= set(paths(whole))
+    assert set(paths(cut)) <= set(paths(complete))
 
 
 def probabilities(fusion: Fusion, draft: Draft) -> list[float]:
@@ -136,9 +136,9 @@ def probabilities(fusion: Fusion, draft: Draft) -> list[float]:
 
 
 def test_the_cut_follows_what_was_learned() -> None:
-    """Path probabilities 0.9, 0.81 against 0.5, 0.25: two nodes are the first chain, until told otherwise."""
+    """The path probabilities 0.9 and 0.81 beat 0.5 and 0.25, until others were learned."""
     fusion = Fusion(
-        [Scripted(Draft.chain([1, 2], [0, 0]), [0.9]), Impatient(Draft.chain([3, 4], [0, 0]), [0.5])],
+        [Scripted(Draft.chain([1, 2], [0, 0]), [0.9]), Other(Draft.chain([3, 4], [0, 0]), [0.5])],
     )
     assert paths(fusion.propose(0, 2)) == [(1,), (1, 2)]
     fusion.probability = [0.2, 0.2, 0.95, 0.95]
@@ -149,14 +149,14 @@ def test_the_cut_follows_what_was_learned() -> None:
 
 
 def test_buckets_alone_and_agreed() -> None:
-    fusion = Fusion([Scripted(EMPTY, [0.5, 0.2]), Impatient(EMPTY, [0.8])])
+    fusion = Fusion([Scripted(EMPTY, [0.5, 0.2]), Other(EMPTY, [0.8])])
     assert [bucket.name for bucket in fusion.buckets] == [
         "Scripted bucket 0",
         "Scripted bucket 1",
         "Scripted bucket 0, agreed",
         "Scripted bucket 1, agreed",
-        "Impatient bucket 0",
-        "Impatient bucket 0, agreed",
+        "Other bucket 0",
+        "Other bucket 0, agreed",
     ]
     assert fusion.bucket_source.tolist() == [0, 0, 0, 0, 1, 1]
     assert fusion.bucket_source.dtype == np.int32
@@ -165,17 +165,17 @@ def test_buckets_alone_and_agreed() -> None:
         assert priors[alone] < priors[agreed] < 1.0
 
 
-def test_an_agreed_node_has_the_stronger_reason() -> None:
+def test_an_agreed_node_has_the_more_probable_bucket() -> None:
     weak, strong = Draft.chain([1, 2], [0, 0]), Draft.chain([1, 3], [0, 0])
     for first, second, expected in ((0.3, 0.8, 1), (0.8, 0.3, 0)):
-        fusion = Fusion([Scripted(weak, [first]), Impatient(strong, [second])])
+        fusion = Fusion([Scripted(weak, [first]), Other(strong, [second])])
         draft = fusion.propose(0, 10)
         assert fusion.bucket_source[draft.buckets].tolist() == [expected, 0, 1]
         names = [fusion.buckets[bucket].name.endswith(", agreed") for bucket in draft.buckets.tolist()]
         assert names == [True, False, False]
 
 
-def test_three_sources_agree_on_one_node() -> None:
+def test_three_proposers_agree_on_one_node() -> None:
     one = Draft.chain([1], [0])
     fusion = Fusion([Scripted(one, [p]) for p in (0.2, 0.6, 0.4)])
     draft = fusion.propose(0, 10)
@@ -183,7 +183,7 @@ def test_three_sources_agree_on_one_node() -> None:
     assert fusion.buckets[int(draft.buckets[0])].name == "Scripted 1 bucket 0, agreed"
 
 
-def test_one_source_keeps_its_own_buckets_and_draft() -> None:
+def test_a_single_proposer_keeps_its_own_buckets_and_draft() -> None:
     source = Scripted(Draft.chain([1, 2], [0, 1]), [0.5, 0.4])
     fusion = Fusion([source])
     assert fusion.buckets == source.buckets
@@ -192,29 +192,29 @@ def test_one_source_keeps_its_own_buckets_and_draft() -> None:
     assert fusion.propose(0, 5) is source.draft
 
 
-# -- who is asked and told -------------------------------------------------------------------------------------------
+# -- which proposers are called --------------------------------------------------------------------------------------
 
 
-def test_only_active_sources_are_asked() -> None:
-    one, two = Scripted(Draft.chain([1], [0])), Impatient(Draft.chain([2], [0]))
+def test_only_active_proposers_are_asked() -> None:
+    one, two = Scripted(Draft.chain([1], [0])), Other(Draft.chain([2], [0]))
     fusion = Fusion([one, two])
     spent_ns = [0, 0]
     (draft,) = fusion.propose_all([3], [7], [(), (0,)], spent_ns)
     assert paths(draft) == [(2,)]
-    assert one.told == []
-    assert two.told == [("propose", 3, 7)]
+    assert one.calls == []
+    assert two.calls == [("propose", 3, 7)]
     assert spent_ns[0] == 0 < spent_ns[1]
     assert fusion.propose_all([3], [7], [(), ()], spent_ns) == [EMPTY]
 
 
 def test_each_proposer_is_asked_for_its_sequences_only() -> None:
-    one, two = Scripted(Draft.chain([1], [0])), Impatient(Draft.chain([2], [0]))
+    one, two = Scripted(Draft.chain([1], [0])), Other(Draft.chain([2], [0]))
     fusion = Fusion([one, two], clock=count(step=100).__next__)
     spent_ns = [0, 5]
     drafts = fusion.propose_all([8, 9, 7], [3, 4, 5], [(0, 2), (1, 2)], spent_ns)
     assert [paths(draft) for draft in drafts] == [[(1,)], [(2,)], [(1,), (2,)]]
-    assert one.told == [("propose", 8, 3), ("propose", 7, 5)]
-    assert two.told == [("propose", 9, 4), ("propose", 7, 5)]
+    assert one.calls == [("propose", 8, 3), ("propose", 7, 5)]
+    assert two.calls == [("propose", 9, 4), ("propose", 7, 5)]
     assert spent_ns == [100, 105], "the clock is read twice per proposer, not per sequence"
 
 
@@ -222,7 +222,7 @@ class ScriptedBatch(Scripted):
     """Also drafts for several sequences in one call."""
 
     def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
-        self.told.append(("propose_batch", list(seqs), list(budgets)))
+        self.calls.append(("propose_batch", list(seqs), list(budgets)))
         return [self.draft.select(range(min(budget, len(self.draft)))) for budget in budgets]
 
 
@@ -231,36 +231,36 @@ def test_a_batch_proposer_is_called_once_for_all_its_sequences() -> None:
     assert isinstance(one, BatchProposer) and not isinstance(two, BatchProposer)
     drafts = Fusion([one, two]).propose_all([8, 9, 7], [1, 4, 4], [(0, 2), range(3)], [0, 0])
     assert [paths(draft) for draft in drafts] == [[(1,)], [(1,), (1, 3)], [(1,), (1, 2), (1, 3)]]
-    assert one.told == [("propose_batch", [8, 7], [1, 4])]
-    assert two.told == [("propose", 8, 1), ("propose", 9, 4), ("propose", 7, 4)]
+    assert one.calls == [("propose_batch", [8, 7], [1, 4])]
+    assert two.calls == [("propose", 8, 1), ("propose", 9, 4), ("propose", 7, 4)]
 
 
-def test_a_lone_drafts_buckets_are_the_fusions() -> None:
-    fusion = Fusion([Scripted(EMPTY, [0.5, 0.4]), Impatient(Draft.chain([2, 3], [0, 1]), [0.3, 0.2])])
+def test_a_single_draft_has_buckets_of_the_fusion() -> None:
+    fusion = Fusion([Scripted(EMPTY, [0.5, 0.4]), Other(Draft.chain([2, 3], [0, 1]), [0.3, 0.2])])
     draft = fusion.propose(0, 5)
     assert [fusion.buckets[bucket].name for bucket in draft.buckets.tolist()] == [
-        "Impatient bucket 0",
-        "Impatient bucket 1",
+        "Other bucket 0",
+        "Other bucket 1",
     ]
 
 
-def test_everything_is_told_to_all() -> None:
-    one, two = Scripted(Draft.chain([1], [0])), Impatient(EMPTY)
+def test_all_proposers_observe_every_step() -> None:
+    one, two = Scripted(Draft.chain([1], [0])), Other(EMPTY)
     fusion = Fusion([one, two])
     fusion.begin(4, int_array([8, 9]))
     step = Step([1, 5], fusion.propose_all([4], [3], [(0,), ()], [0, 0])[0], [0])
     fusion.observe(4, step)
     fusion.end(4)
-    assert one.told == [("begin", 4, [8, 9]), ("propose", 4, 3), ("observe", 4, step), ("end", 4)]
-    assert two.told == [("begin", 4, [8, 9]), ("observe", 4, step), ("end", 4)]
+    assert one.calls == [("begin", 4, [8, 9]), ("propose", 4, 3), ("observe", 4, step), ("end", 4)]
+    assert two.calls == [("begin", 4, [8, 9]), ("observe", 4, step), ("end", 4)]
 
 
-def test_needs_are_the_union() -> None:
-    fusion = Fusion([Scripted(EMPTY, topk=4), Impatient(EMPTY, topk=8), Scripted(EMPTY, hidden=True)])
+def test_requirements_are_the_union() -> None:
+    fusion = Fusion([Scripted(EMPTY, topk=4), Other(EMPTY, topk=8), Scripted(EMPTY, hidden=True)])
     assert fusion.requires == Requires(topk=8, hidden=True)
 
 
-def test_recycling_learns_the_rows_of_others_guesses() -> None:
+def test_recycling_learns_the_rows_of_other_proposers_drafts() -> None:
     recycling = TokenRecycling(k=2)
     fusion = Fusion([Scripted(Draft.chain([1, 2], [0, 0])), recycling])
     fusion.begin(0, int_array([9]))
@@ -271,8 +271,8 @@ def test_recycling_learns_the_rows_of_others_guesses() -> None:
 # -- acceptance ------------------------------------------------------------------------------------------------------
 
 
-def test_accepts_at_least_as_much_as_either_source() -> None:
-    """The same text and top ids; with room for both drafts the merged tree holds every path of either."""
+def test_accepts_at_least_as_much_as_either_proposer() -> None:
+    """With room for both drafts the merged tree contains every path of either."""
     target = ToyTarget(64, seed=3)
     prompt = target.prompt(24)
     text = target.greedy(prompt.tolist(), 300)

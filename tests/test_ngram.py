@@ -24,22 +24,22 @@ def names(proposer: Ngram, draft: Draft) -> list[str]:
 
 
 def test_worked_example() -> None:
-    # The last three tokens stood at the start, before 4: copy from there. The match is 3 long, and one longer with
-    # every token that comes true; the buckets are 3, 4, 5 and 6-7.
+    # The last three tokens also occur at the start, before 4. The match has length 3, and one more with every draft
+    # token; the buckets are 3, 4, 5 and 6-7.
     tokens, why = propose(Ngram(max_match=3, max_draft=4), [1, 2, 3, 4, 5, 6, 1, 2, 3])
     assert tokens == [4, 5, 6, 1]
     assert why == ["match 3", "match 4", "match 5", "match 6"]
 
 
-def test_the_longest_match_goes_before_a_more_recent_shorter_one() -> None:
+def test_the_longest_match_is_preferred_to_a_more_recent_shorter_one() -> None:
     assert propose(Ngram(max_draft=1), [1, 2, 9, 5, 2, 8, 1, 2])[0] == [9]
 
 
-def test_of_equal_matches_the_most_recent_counts() -> None:
+def test_of_equal_matches_the_most_recent_is_taken() -> None:
     assert propose(Ngram(max_draft=1), [1, 2, 9, 1, 2, 8, 7, 1, 2])[0] == [8]
 
 
-def test_min_match_refuses_shorter_ones() -> None:
+def test_matches_shorter_than_min_match_are_ignored() -> None:
     assert propose(Ngram(min_match=1), [2, 9, 1, 2])[0][:1] == [9]
     assert propose(Ngram(min_match=2), [2, 9, 1, 2]) == ([], [])
 
@@ -54,15 +54,15 @@ def test_a_match_is_measured_beyond_max_match() -> None:
     assert why == ["match 16", "match 16"]
 
 
-def test_copying_distinct_words_takes_as_many_steps_as_arithmetic_says() -> None:
-    # The first token has no match: 1 step. Then 10 guesses and the target's own token per step: 59 / 11, rounded up.
+def test_copying_distinct_words_takes_the_calculated_number_of_steps() -> None:
+    # The first token has no match: 1 step. Then a step emits 10 draft tokens and the target's own: 59 / 11, rounded up.
     words = list(range(60))
     result = replay(Ngram(max_draft=10), [*words, 99], words, budget=16)
     assert len(result.steps) == 1 + 6
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 3), st.integers(0, 3))
-def test_the_match_is_the_one_that_a_search_finds(tokens: list[int], min_match: int, more: int) -> None:
+def test_the_match_is_that_of_a_complete_search(tokens: list[int], min_match: int, more: int) -> None:
     max_match = min_match + more
     expected: list[int] = []
     for n in range(max_match, min_match - 1, -1):

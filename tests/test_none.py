@@ -16,6 +16,6 @@ def test_every_step_emits_exactly_one_token() -> None:
     assert result.mean_acceptance_length == 1.0
 
 
-def test_it_has_nothing_to_learn() -> None:
+def test_it_has_no_buckets_and_requires_nothing() -> None:
     assert NoDraft().buckets == ()
     assert NoDraft().requires.topk == 0

@@ -36,7 +36,7 @@ def planner(
 
 
 def forest(parents: Sequence[Sequence[int]]) -> list[Draft]:
-    """A draft per list of parents; tokens and buckets number the nodes of all of them, so that each is known again."""
+    """One draft per list of parents. Tokens and buckets number the nodes of all drafts, which identifies each."""
     drafts, first = [], 0
     for line in parents:
         ids = range(first, first + len(line))
@@ -50,7 +50,7 @@ def chosen(plan: Plan) -> set[int]:
 
 
 def worth(parents: Sequence[Sequence[int]], probabilities: Sequence[float]) -> list[list[float]]:
-    """Path probability of every node, by multiplying up to the root."""
+    """The path probability of every node, multiplied up to the root."""
     found, first = [], 0
     for line in parents:
         found.append([])
@@ -65,7 +65,7 @@ def worth(parents: Sequence[Sequence[int]], probabilities: Sequence[float]) -> l
 
 
 def subtrees(parents: Sequence[Sequence[int]]) -> Iterator[tuple[Node, ...]]:
-    """Every set of nodes that holds all their parents."""
+    """Every set of nodes that contains the parents of all of them."""
     nodes = [(seq, node) for seq, line in enumerate(parents) for node in range(len(line))]
     for count in range(len(nodes) + 1):
         for some in combinations(nodes, count):
@@ -76,7 +76,7 @@ def subtrees(parents: Sequence[Sequence[int]]) -> Iterator[tuple[Node, ...]]:
 def best_rate(
     parents: Sequence[Sequence[int]], paths: Sequence[Sequence[float]], ms: Sequence[float], max_nodes: int
 ) -> float:
-    """The most expected tokens per millisecond of any allowed subtrees; plain decoding's, within the margin."""
+    """The most expected tokens per millisecond of any allowed subtrees, or that of plain decoding within the margin."""
     sequences = len(parents)
     plain = sequences / ms[sequences - 1]
     best = max(
@@ -89,7 +89,7 @@ def best_rate(
 
 @st.composite
 def parent_lists(draw: st.DrawFn) -> list[list[int]]:
-    """One or two trees of seven nodes at most together."""
+    """One or two trees, of at most seven nodes together."""
     first = draw(st.integers(0, 7))
     sizes = [first, draw(st.integers(0, 7 - first))][: draw(st.integers(1, 2))]
     return [[draw(st.integers(ROOT, node - 1)) for node in range(size)] for size in sizes]
@@ -133,7 +133,7 @@ def test_a_plan_equals_brute_force(
 
 
 def assert_is_a_plan(plan: Plan, parents: Sequence[Sequence[int]]) -> None:
-    """One well-formed draft per sequence, and every node hangs where it hung before."""
+    """One well-formed draft per sequence, in which every node has the parent that it had."""
     assert len(plan.drafts) == len(parents)
     first = 0
     for draft, line in zip(plan.drafts, parents, strict=True):
@@ -156,36 +156,36 @@ def test_empty_drafts(trees: bool, static: bool) -> None:
 
 
 def test_nothing_is_verified_where_nothing_pays() -> None:
-    """Twice the rows, twice the time: a guess that is right in 99 of 100 loses."""
+    """Twice the rows take twice the time: a draft token that is accepted in 99 of 100 cases loses."""
     plan = planner([0.99, 0.99, 0.99], STEEP).plan(forest([[ROOT, 0], [ROOT]]), 0)
     assert chosen(plan) == set()
     assert (plan.rows, plan.expected_tokens, plan.expected_ms) == (2, 2.0, 20.0)
 
 
-def test_all_is_verified_where_rows_are_free() -> None:
+def test_everything_is_verified_where_rows_are_free() -> None:
     drafts = forest([[ROOT, 0, 0], [ROOT]])
     plan = planner([0.5, 0.5, 0.25, 0.125], FLAT).plan(drafts, 0)
     assert plan.drafts[0] is drafts[0]
     assert (plan.rows, plan.expected_tokens, plan.expected_ms) == (6, pytest.approx(3.0), 10.0)  # 2+.5+.25+.125+.125
 
 
-def test_rows_up_to_the_next_tooth_are_filled() -> None:
-    """T(6) = 20 and T(8) = 16: six rows give 1 + 5 x 0.5 = 3.5 in 20, eight give 4.5 in 16."""
+def test_a_larger_pass_is_chosen_where_it_takes_less_time() -> None:
+    """T(6) = 20 and T(8) = 16: six rows yield 1 + 5 x 0.5 = 3.5 tokens in 20 ms, eight yield 4.5 in 16 ms."""
     ms = [10.0, 14.0, 16.0, 17.0, 18.0, 20.0, 20.0, 16.0, 40.0]
     plan = planner([0.5] * 8, ms).plan(forest([[ROOT] * 8]), 0)
     assert plan.rows == 8
     assert plan.expected_tokens / plan.expected_ms == pytest.approx(4.5 / 16.0)
 
 
-def test_the_better_sequence_gets_the_rows() -> None:
+def test_the_sequence_with_the_likelier_draft_gets_the_rows() -> None:
     """Two rows beyond the two roots are free: 0.9 and 0.81 of the second tree against 0.6 of the first."""
     plan = planner([0.6, 0.6, 0.9, 0.9], [10.0, 10.0, 10.0, 10.0, 99.0]).plan(forest([[ROOT, 0], [ROOT, 0]]), 0)
     assert chosen(plan) == {2, 3}
     assert len(plan.drafts[0]) == 0
 
 
-def test_what_a_row_costs_beyond_the_pass_counts() -> None:
-    """1 + 0.5 in 12 beats 1 in 10; with 10 ms a row 1.5 in 32 does not beat 1 in 20."""
+def test_the_cost_of_a_row_besides_the_pass_counts() -> None:
+    """1.5 tokens in 12 ms beat 1 in 10 ms; with 10 ms per row 1.5 in 32 ms do not beat 1 in 20 ms."""
     one = planner([0.5], [10.0, 12.0])
     assert one.plan(forest([[ROOT]]), 0).rows == 2
     plan = one.plan(forest([[ROOT]]), 0, row_ms=10.0)
@@ -193,7 +193,7 @@ def test_what_a_row_costs_beyond_the_pass_counts() -> None:
 
 
 @given(parent_lists(), chances, costs)
-def test_dearer_rows_make_no_larger_plans(
+def test_more_expensive_rows_make_no_larger_plans(
     parents: list[list[int]], probabilities: list[float], ms: list[float]
 ) -> None:
     one, drafts = planner(probabilities, ms), forest(parents)
@@ -201,7 +201,7 @@ def test_dearer_rows_make_no_larger_plans(
     assert rows == sorted(rows, reverse=True)
 
 
-def test_the_context_decides() -> None:
+def test_a_plan_depends_on_the_context() -> None:
     """A second row is free in an empty cache and costs as much as the first in a full one."""
     cost = CostCurve([64, 1088], [1, 2], [[10.0, 10.0], [20.0, 40.0]])
     one = Planner(AcceptanceTable([Bucket("bucket", 0.5)]), cost, max_nodes=4)
@@ -209,7 +209,7 @@ def test_the_context_decides() -> None:
 
 
 def test_a_plan_follows_what_was_learned() -> None:
-    """2 of 4 at first; 20 misses leave less than a tenth."""
+    """The prior counts as 2 of 4; after 20 misses less than a tenth is left."""
     one, drafts = planner([0.5], [10.0, 12.0]), [Draft.chain([7], [0])]
     assert one.plan(drafts, 0).rows == 2
     for _ in range(20):
@@ -267,7 +267,7 @@ def test_chains_without_trees_are_planned_as_with(
     assert chosen(plans[0]) == chosen(plans[1])
 
 
-# -- what a source was worth -----------------------------------------------------------------------------------------
+# -- what a proposer saves -------------------------------------------------------------------------------------------
 
 
 @given(parent_lists(), chances, costs, st.integers(1, 8), st.sets(st.integers(0, 6), max_size=3))
@@ -289,8 +289,8 @@ def test_saved_without_some_nodes_is_what_a_plan_without_them_saves(
     assert saved == pytest.approx(plan.expected_tokens / sequences * plain - plan.expected_ms if chosen(plan) else 0.0)
 
 
-def test_saved_leaves_reading_top_ids_out() -> None:
-    """One of two tokens per 12 ms instead of 10; every row costs 1 ms more where top ids are read."""
+def test_saved_time_does_not_charge_reading_top_ids() -> None:
+    """Two tokens in 12 ms instead of one in 10; each row costs 1 ms more where top ids are read."""
     one = planner([1.0], [10.0, 12.0])
     assert one.saved_ms(one.plan(forest([[ROOT]]), 0, row_ms=1.0), 0, frozenset()) == pytest.approx(8.0)
 
@@ -315,10 +315,10 @@ def test_max_nodes_leaves_room_for_the_root() -> None:
     assert planner([0.5] * 8, [10.0] * 4, max_nodes=64).plan(forest([[ROOT] * 8]), 0).rows == 4
 
 
-# -- the margin, and changes of the row count --------------------------------------------------------------------------
+# -- the margin, and changes of the row count ------------------------------------------------------------------------
 
 
-def test_a_gain_below_the_margin_is_left_alone() -> None:
+def test_nothing_is_verified_for_a_gain_below_the_margin() -> None:
     for gain, rows in ((MIN_SPEEDUP - 1.001, 1), (MIN_SPEEDUP - 0.999, 2)):
         assert planner([gain], [10.0, 10.0]).plan([Draft.chain([0], [0])], 0).rows == rows
 
@@ -326,16 +326,16 @@ def test_a_gain_below_the_margin_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("last_rows", "rows", "saved"),
     [
-        (1, 1, 0.0),  # there and back: 2 x 1.0, which is all that the guesses save
+        (1, 1, 0.0),  # leaving and returning costs 2 x 1.0, which is all that the draft saves
         (0, 1, 0.0),
         (3, 3, 2.0),  # the same shape again costs nothing more
-        (2, 3, 1.0),  # one change; coming back was paid for when it was left
+        (2, 3, 1.0),  # one change; returning to plain decoding was charged when it was left
     ],
 )
-def test_another_row_count_costs_a_change_and_leaving_plain_decoding_two(
+def test_another_row_count_costs_one_change_and_leaving_plain_decoding_two(
     last_rows: int, rows: int, saved: float
 ) -> None:
-    """Two sure guesses: 3 tokens in a pass of 28 instead of three of 10."""
+    """Two sure draft tokens: 3 tokens in a pass of 28 ms instead of three passes of 10 ms."""
     table = AcceptanceTable([Bucket("sure", 1.0)])
     table.probability[0] = 1.0
     cost = CostCurve([0], [1, 2, 3], [[10.0, 25.0, 28.0]], change_ms=1.0)
@@ -346,36 +346,36 @@ def test_another_row_count_costs_a_change_and_leaving_plain_decoding_two(
     assert one.saved_ms(plan, 0, frozenset()) == pytest.approx(saved)
 
 
-# -- guessing on -----------------------------------------------------------------------------------------------------
+# -- whether another draft token pays --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("ms", "line", "rate", "guess_ms", "expected"),
+    ("ms", "path", "rate", "draft_token_ms", "expected"),
     [
         (FLAT, [], 0.8, 1.0, True),  # 1.8 tokens in 11 ms against 1 in 10
         (FLAT, [], 0.8, 1000.0, False),
-        (STEEP, [], 0.99, 0.0, False),  # n rows cost n times one
-        ([10.0, 25.0, 25.0, 25.0], [], 0.9, 1.0, True),  # three guesses: 3.44 in 28 ms; one: 1.9 in 26
+        (STEEP, [], 0.99, 0.0, False),  # n rows cost n times as much as one
+        ([10.0, 25.0, 25.0, 25.0], [], 0.9, 1.0, True),  # three draft tokens: 3.44 in 28 ms; one: 1.9 in 26
         ([10.0, 25.0, 25.0, 25.0], [], 0.7, 1.0, False),  # 2.53 in 28 ms
         (FLAT, [0.9], 0.8, 1.0, True),  # 2.62 in 12 ms against 1.9 in 11
         (FLAT, [0.1], 0.8, 5.0, False),  # 1.18 in 20 ms against 1.1 in 15
         (FLAT[:2], [0.9], 0.9, 0.1, False),  # the cost curve ends there
     ],
 )
-def test_another_guess_is_made_where_further_ones_bring_more_per_millisecond(
-    ms: list[float], line: list[float], rate: float, guess_ms: float, expected: bool
+def test_another_token_is_drafted_where_further_ones_yield_more_per_millisecond(
+    ms: list[float], path: list[float], rate: float, draft_token_ms: float, expected: bool
 ) -> None:
-    assert planner([0.5], ms).another_pays(line, rate, guess_ms, 0, 1) is expected
+    assert planner([0.5], ms).another_pays(path, rate, draft_token_ms, 0, 1) is expected
 
 
-def test_a_guess_for_one_of_many_sequences_brings_as_much_and_the_pass_costs_all() -> None:
-    """T grows by 1 ms a row: 4 sequences plain 13 ms, 3.25 ms a token; one more guess of 0.8: 4.8 tokens in 15 ms."""
+def test_a_draft_token_of_one_of_many_sequences_is_weighed_against_the_pass_of_all() -> None:
+    """T grows by 1 ms per row: 4 sequences take 13 ms without drafts. With one of 0.8: 4.8 tokens in 15 ms."""
     ms = [10.0 + row for row in range(16)]
     assert planner([0.5], ms).another_pays([], 0.8, 1.0, 0, 4)
     assert not planner([0.5], ms).another_pays([], 0.1, 1.0, 0, 4)
 
 
-def test_static_planners_guess_on_up_to_their_size() -> None:
+def test_a_static_planner_drafts_up_to_its_size() -> None:
     static = planner([0.5], STEEP, max_nodes=3, static=True)
     assert [static.another_pays([0.1] * n, 0.0, 1e9, 0, 1) for n in range(5)] == [True, True, True, False, False]
 

@@ -1,4 +1,4 @@
-"""Losslessness by exact enumeration: every way the draws can fall, with its probability as a fraction."""
+"""The rules are lossless, by exact enumeration of all random draws with their probabilities as fractions."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ Choose = Callable[[Sequence[int]], int]
 """Draws an index with the given weights."""
 
 Model = Callable[[Path], tuple[int, ...]]
-"""Weights of the next token after a path; their sum is never 0."""
+"""Returns the weights of the next token after a path; their sum is never 0."""
 
 
 class Draws:
-    """Draws as `fixed` says, then the first index that can come; the others are left in `pending` for later."""
+    """Draws the indices of `fixed`, then always the first possible one; the alternatives are added to `pending`."""
 
     def __init__(self, fixed: list[int], pending: list[list[int]]) -> None:
         self.fixed = fixed
@@ -75,7 +75,7 @@ def paths(draft: Draft) -> dict[int, Path]:
 
 @st.composite
 def models(draw: st.DrawFn, total: int | None = None) -> Model:
-    """A different distribution after every path, made from a few; zeros among the weights."""
+    """A model whose distributions differ from path to path; some weights are 0."""
     weights = st.tuples(*[st.integers(0, 4)] * VOCAB).filter(any)
     if total is not None:
         weights = st.tuples(st.integers(0, total), st.integers(0, total)).map(
@@ -99,7 +99,7 @@ def drafts(draw: st.DrawFn, max_nodes: int = 7) -> Draft:
 
 
 def speculate(first: Draft, second: Draft, model: Model, length: int, choose: Choose) -> Path:
-    """The first `length` tokens of steps that verify `first`, then `second`, then nothing."""
+    """The first `length` tokens of steps that verify `first`, then `second`, then empty drafts."""
     text: Path = ()
     following = iter([first, second])
     while len(text) < length:
@@ -163,7 +163,7 @@ def test_greedy_text_is_plain_greedy_text(draft: Draft, model: Model) -> None:
     for _ in emitted:
         text.append(best(tuple(text)))
     assert emitted == text
-    # As much as the tree holds of it: the next token is nobody's child.
+    # The tree contains no more of the text: no node has the next token.
     assert len(accepted) == max(len(path) for path in at.values() if list(path) == best_text(model, len(path)))
 
 
@@ -175,10 +175,10 @@ def best_text(model: Model, length: int) -> list[int]:
 
 
 def test_a_walk_by_hand() -> None:
-    """Nodes 1, 2 below the root, 5 and 6 below 2; the target says 2, 6, 6."""
+    """1 and 2 are children of the root, 5 and 6 of 2; the target emits 2, 6, 6."""
     draft = Draft.of([1, 2, 5, 6], [ROOT, ROOT, 1, 1], [0] * 4)
-    said = iter([2, 6, 6])
-    assert verify_tree(draft, lambda _: next(said)) == ([2, 6, 6], [1, 3])
+    target = iter([2, 6, 6])
+    assert verify_tree(draft, lambda _: next(target)) == ([2, 6, 6], [1, 3])
     assert verify_tree(draft, lambda _: 6) == ([6], [])
     assert verify_tree(EMPTY, lambda _: 4) == ([4], [])
 
@@ -187,8 +187,8 @@ def test_a_walk_by_hand() -> None:
 
 TOTAL = 4
 GRID = lcm(*range(1, TOTAL + 1))
-"""With probabilities in quarters every threshold, p / q or a share of what is left, is a multiple of 1 / GRID: a draw
-from [0, 1) decides as the middle of its cell does."""
+"""Probabilities are quarters, so that every threshold of the rule is a multiple of 1 / GRID. Any random number from
+[0, 1) then has the effect of the middle of its grid cell."""
 
 
 def probabilities(model: Model, path: Path) -> list[float]:
@@ -227,8 +227,8 @@ def test_rejection_emits_the_targets_tokens(drafter: Model, target: Model, draft
 
 @settings(max_examples=30)
 @given(models(total=TOTAL), models(total=TOTAL))
-def test_rejection_accepts_what_both_agree_on(drafter: Model, target: Model) -> None:
-    """The sum over tokens of the smaller of the two probabilities."""
+def test_rejection_accepts_with_the_overlap_of_both_distributions(drafter: Model, target: Model) -> None:
+    """The overlap is the sum over tokens of the smaller of the two probabilities."""
     q, p = drafter(()), target(())
 
     def run(choose: Choose) -> Path:

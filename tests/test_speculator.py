@@ -1,4 +1,4 @@
-"""The whole loop of an engine over a toy target. No test waits for a real clock: time is what the test says."""
+"""The complete step loop of an engine over a toy target, with a simulated clock."""
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +19,17 @@ from specplug.proposers.token_recycling import TokenRecycling
 from specplug.testing import ToyTarget, verify_known
 
 FREE = [50.0] * 32
-"""Any number of rows takes as long as one, and so long that drafting is nothing beside it."""
+"""Any number of rows takes as long as one, and so long that the time for drafting is negligible."""
 
-DEAR = [0.001 * rows for rows in range(1, 33)]
-"""Rows cost as much together as one by one, and so little that asking any source is dear."""
+STEEP = [0.001 * rows for rows in range(1, 33)]
+"""n rows cost n times as much as one, and so little that asking any proposer costs more."""
 
 TICK_NS = 20_000
-"""What each look at the clock finds to have passed: asking a source takes one tick."""
+"""Time between two readings of the clock: asking a proposer takes one tick."""
 
 
 class Recorder:
-    """Guesses `tokens` in a chain, every time; notes when it was asked and what it was told."""
+    """Drafts `tokens` as a chain every time; counts how often it is asked and records what it observes."""
 
     buckets = (Bucket("recorder", 0.9),)
 
@@ -37,7 +37,7 @@ class Recorder:
         self.tokens = list(tokens)
         self.requires = Requires(topk)
         self.asked = 0
-        self.told: list[tuple[int, Step]] = []
+        self.observed: list[tuple[int, Step]] = []
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         pass
@@ -48,7 +48,7 @@ class Recorder:
         return Draft.chain(tokens, [0] * len(tokens))
 
     def observe(self, seq: int, step: Step) -> None:
-        self.told.append((seq, step))
+        self.observed.append((seq, step))
 
     def end(self, seq: int) -> None:
         pass
@@ -91,9 +91,9 @@ def generate(
     topk_ns: int = 0,
     change_ms: float = 0.0,
 ) -> Log:
-    """Each sequence says its text; passes take `ms`, every second one 2% more or less, so that the median is `ms`.
+    """Every sequence emits its text. Passes alternately take 2% more and less than `ms`, whose median is `ms`.
 
-    After one of other rows they take `change_ms` more, as is known.
+    A pass after one with another row count takes `change_ms` more, which the cost curve knows.
     """
     log = Log({seq: [] for seq in texts})
     one.cost.change_ms = one.planner.cost.change_ms = change_ms
@@ -110,10 +110,10 @@ def generate(
         log.wanted.append(wanted)
         steps = []
         for seq, draft in zip(running, drafts, strict=True):
-            said = log.texts[seq]
+            emitted = log.texts[seq]
             topk = None if target is None or not wanted else lambda tokens, k=wanted: target.topk(tokens, k)
-            steps.append(verify_known(draft, texts[seq][len(said) :], [*prompts[seq], *said], topk))
-            said += steps[-1].emitted
+            steps.append(verify_known(draft, texts[seq][len(emitted) :], [*prompts[seq], *emitted], topk))
+            emitted += steps[-1].emitted
         rows = len(running) + sum(map(len, drafts))
         taken = ms[rows - 1] * (1.02 if len(log.drafts) % 2 else 0.98) + (change_ms if rows != last_rows else 0.0)
         last_rows = rows
@@ -127,7 +127,7 @@ def generate(
 REPEATS = [5, 9, 2, 7, 4] * 60
 
 
-# -- when it pays ----------------------------------------------------------------------------------------------------
+# -- where drafting pays ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", [Ngram, Suffix, TokenRecycling])
@@ -137,7 +137,7 @@ def test_repetition_is_fast_where_rows_are_free(source: type[Ngram] | type[Suffi
     assert len(log.drafts) < len(REPEATS) / 2
 
 
-def test_two_sources_on_a_toy_target() -> None:
+def test_two_proposers_on_a_toy_target() -> None:
     target = ToyTarget(64, seed=3)
     prompt = target.prompt(24).tolist()
     text = target.greedy(prompt, 300)
@@ -145,11 +145,13 @@ def test_two_sources_on_a_toy_target() -> None:
     log = generate(one, FREE, {0: prompt}, {0: text}, target=target)
     assert log.texts == {0: text}
     assert len(log.drafts) < len(text) / 1.5
-    assert log.wanted.count(8) > 0.9 * len(log.wanted), "asked but for steps in which nothing is expected"
+    assert log.wanted.count(8) > 0.9 * len(log.wanted), (
+        "top ids are wanted except in steps in which token recycling is not asked"
+    )
 
 
 def test_several_sequences_at_once() -> None:
-    """Of different lengths, so that they end one by one; no draft is longer than what is left to say."""
+    """The texts differ in length, so that they end one by one; no draft is longer than what is left of its text."""
     target = ToyTarget(64, seed=5)
     prompts = {seq: target.prompt(16, key=seq).tolist() for seq in (4, 0, 7)}
     texts = {seq: target.greedy(prompts[seq], 40 * (i + 1)) for i, seq in enumerate(prompts)}
@@ -176,8 +178,8 @@ def test_without_trees_only_chains_are_verified() -> None:
         assert all(chains) == (not trees)
 
 
-def test_guesses_that_are_never_right_are_given_up() -> None:
-    """A row costs 5 of 50 ms: 90% pays, what a hundred misses leave (a tenth in 200 steps) does not."""
+def test_drafts_that_are_never_accepted_stop() -> None:
+    """A row costs 5 of 50 ms: 90% pays; what is left of it after a hundred misses (a tenth in 200 steps) does not."""
     ms = [50.0 + 5.0 * rows for rows in range(32)]
     log = generate(speculator([Recorder([1])], ms), ms, {0: [3]}, {0: [2] * 400})
     lengths = [len(draft) for (draft,) in log.drafts]
@@ -204,23 +206,23 @@ def test_no_draft_exceeds_what_the_targets_memory_allows() -> None:
     assert all(draft.parents.tolist() == list(range(-1, len(draft) - 1)) for draft in drafts)
 
 
-# -- when it does not ------------------------------------------------------------------------------------------------
+# -- where drafting does not pay -------------------------------------------------------------------------------------
 
 
-def test_where_nothing_pays_sources_are_asked_ever_more_rarely() -> None:
-    """Even though every guess is right. Waits of 1, 3, 7, 15, 31, 63, 64: asked in steps 0, 2, 6, 14, ..., 191."""
+def test_where_nothing_pays_proposers_are_asked_ever_more_rarely() -> None:
+    """Even if every draft token is right. Cooldowns of 1, 3, 7, 15, 31, 63, 64: asked in steps 0, 2, 6, ..., 191."""
     source = Recorder([1])
-    log = generate(speculator([source], DEAR), DEAR, {0: [1]}, {0: [1] * 201})
+    log = generate(speculator([source], STEEP), STEEP, {0: [1]}, {0: [1] * 201})
     assert log.nodes == 0
     assert len(log.drafts) == 201
     assert source.asked == 8
-    assert [seq for seq, _ in source.told] == [0] * 201
+    assert [seq for seq, _ in source.observed] == [0] * 201
 
 
 @pytest.mark.parametrize("source", [Ngram, Suffix, TokenRecycling])
 def test_where_nothing_pays_nothing_is_verified(source: type[Ngram] | type[Suffix] | type[TokenRecycling]) -> None:
     text = REPEATS[:200]
-    log = generate(speculator([source()], DEAR), DEAR, {0: REPEATS[:10]}, {0: text})
+    log = generate(speculator([source()], STEEP), STEEP, {0: REPEATS[:10]}, {0: text})
     assert log.texts == {0: text}
     assert log.nodes == 0
 
@@ -247,28 +249,28 @@ class ToyDrafter(Recorder):
         return found
 
 
-@pytest.mark.parametrize(("ms", "guesses"), [([20.0 * rows for rows in range(1, 17)], False), ([200.0] * 16, True)])
-def test_a_source_that_refuses_is_asked_in_every_eighth_step(ms: list[float], guesses: bool) -> None:
-    """Every guess is right, and all rows cost as much as the first, or nothing."""
+@pytest.mark.parametrize(("ms", "drafts"), [([20.0 * rows for rows in range(1, 17)], False), ([200.0] * 16, True)])
+def test_a_proposer_that_declines_is_asked_in_every_eighth_step(ms: list[float], drafts: bool) -> None:
+    """Every draft token is right; further rows cost as much as the first, or nothing."""
     source = ToyDrafter()
     log = generate(speculator([source], ms), ms, {0: [1]}, {0: [1] * 201})
-    assert (log.nodes > 0) == guesses
-    assert source.asked == (len(log.drafts) if guesses else 1 + 1 + 1 + (201 - 7) // 8)
+    assert (log.nodes > 0) == drafts
+    assert source.asked == (len(log.drafts) if drafts else 1 + 1 + 1 + (201 - 7) // 8)
 
 
-@pytest.mark.parametrize("dear_first", [False, True])
+@pytest.mark.parametrize("expensive_first", [False, True])
 @pytest.mark.parametrize("tokens", [(1,), ()])
-def test_a_dear_source_is_charged_for_what_it_ran_whoever_is_credited(
-    tokens: tuple[int, ...], dear_first: bool
+def test_an_expensive_proposer_is_charged_for_its_passes_whoever_is_credited(
+    tokens: tuple[int, ...], expensive_first: bool
 ) -> None:
-    """It says what a cheap one says, or tries and has nothing to say: it has not refused."""
-    cheap, dear = Recorder([1]), ToyDrafter(tokens, draft_token_ms=0.02)
-    one = speculator([dear, cheap] if dear_first else [cheap, dear], FREE)
+    """It drafts what a cheap one drafts, or runs in vain: in neither case it has declined."""
+    cheap, costly = Recorder([1]), ToyDrafter(tokens, draft_token_ms=0.02)
+    one = speculator([costly, cheap] if expensive_first else [cheap, costly], FREE)
     log = generate(one, FREE, {0: [1]}, {0: [1] * 2000})
     assert log.texts == {0: [1] * 2000}
-    assert cheap.asked == len(log.drafts) and dear.passes == dear.asked
+    assert cheap.asked == len(log.drafts) and costly.passes == costly.asked
     (back_off,) = (back_off for back_off in one.selection.back_offs if back_off.expensive)
-    assert back_off.num_asked == dear.asked and back_off.declined_cooldown == 0
+    assert back_off.num_asked == costly.asked and back_off.declined_cooldown == 0
 
 
 @pytest.mark.parametrize(("reading_ms", "asked"), [(1000.0, True), (1001.0, False)])
@@ -312,9 +314,9 @@ def test_a_static_planner_asks_whatever_asking_costs() -> None:
     assert len(one.plan([0], 100, [5])[0]) == 1
 
 
-def test_drafts_stop_when_plain_passes_turn_out_cheaper() -> None:
-    """A guess of two is right: 1.5 tokens in 26 ms beat one in 20 ms, not one in 15 ms. Passes of two rows take what
-    was thought, so only plain ones can tell."""
+def test_drafts_stop_when_plain_passes_turn_out_to_be_cheaper() -> None:
+    """Half of the draft tokens are right: 1.5 tokens in 26 ms beat one in 20 ms, but not one in 15 ms. Passes of two
+    rows take the predicted time, so that only plain ones show the difference."""
     believed, true = [20.0, *(26.0 + rows for rows in range(15))], [15.0, *(26.0 + rows for rows in range(15))]
     text = [1, 2, 2] * 400
     log = generate(speculator([Recorder([1])], believed), true, {0: [2]}, {0: text})
@@ -326,17 +328,17 @@ def test_drafts_stop_when_plain_passes_turn_out_cheaper() -> None:
 
 
 @pytest.mark.parametrize(("two_ms", "change_ms"), [(26.0, 0.0), (28.0, 0.0), (28.0, 1.0)])
-def test_plain_passes_that_are_due_end_no_drafts_that_pay(two_ms: float, change_ms: float) -> None:
-    """1.5 tokens in 28 ms are 7% faster than one in 20. Costs are as believed; a change would not pay for itself, but
-    the plain pass was no choice of the plan's."""
+def test_inserted_plain_passes_do_not_end_drafts_that_pay(two_ms: float, change_ms: float) -> None:
+    """1.5 tokens in 28 ms are 7% faster than one in 20 ms. Changing the row count would not pay for itself, but the
+    plain pass was not chosen by the plan."""
     ms = [20.0, *(two_ms + rows for rows in range(15))]
     log = generate(speculator([Recorder([1])], ms), ms, {0: [2]}, {0: [1, 2, 2] * 700}, change_ms=change_ms)
     lengths = [len(draft) for (draft,) in log.drafts]
     assert 0.96 * len(lengths) < sum(lengths) < len(lengths) - 10
 
 
-def test_no_plain_pass_is_asked_for_while_none_can_be_timed() -> None:
-    """As while a prompt is read in the same passes. After 64 with guesses one is due; from there on none is timed."""
+def test_no_plain_pass_is_inserted_while_passes_are_not_timed() -> None:
+    """As while a prompt is read in the same passes. After 64 passes with drafts one is due, but none is timed then."""
     source = Recorder([1])
     one = speculator([source], [20.0, *(26.0 + rows for rows in range(15))])
     one.begin(0, int_array([2]))
@@ -346,7 +348,7 @@ def test_no_plain_pass_is_asked_for_while_none_can_be_timed() -> None:
     assert source.asked == 64 - 1 + 100
 
 
-def test_no_drafts_is_plain_decoding() -> None:
+def test_a_proposer_that_never_drafts_is_plain_decoding() -> None:
     log = generate(speculator([NoDraft()], FREE), FREE, {0: [1], 1: [2]}, {0: [1] * 5, 1: [2] * 3})
     assert log.texts == {0: [1] * 5, 1: [2] * 3}
     assert log.nodes == 0
@@ -358,7 +360,7 @@ def test_no_drafts_is_plain_decoding() -> None:
 
 def test_static_always_asks_and_verifies() -> None:
     source = Recorder([1, 2, 3, 4])
-    log = generate(speculator([source], DEAR, mode="static", max_nodes=3), DEAR, {0: [0]}, {0: [9] * 100})
+    log = generate(speculator([source], STEEP, mode="static", max_nodes=3), STEEP, {0: [0]}, {0: [9] * 100})
     assert source.asked == 100
     assert [len(draft) for (draft,) in log.drafts] == [3] * 97 + [2, 1, 0]
 
@@ -366,13 +368,13 @@ def test_static_always_asks_and_verifies() -> None:
 # -- top ids ---------------------------------------------------------------------------------------------------------
 
 
-def test_token_only_sources_want_no_top_ids() -> None:
+def test_proposers_of_tokens_alone_want_no_top_ids() -> None:
     log = generate(speculator([Ngram(), Suffix()], FREE), FREE, {0: REPEATS[:10]}, {0: REPEATS})
     assert set(log.wanted) == {0}
 
 
-def test_top_ids_are_wanted_only_when_their_source_is_asked() -> None:
-    """One source pays. The other never guesses, and reading its top ids takes 20 of 50 ms: it is left to rest."""
+def test_top_ids_are_wanted_only_when_their_proposer_is_asked() -> None:
+    """One proposer pays. The other never drafts, and reading its top ids takes 20 of 50 ms: it is rarely asked."""
     idle = Recorder([], topk=4)
     target = ToyTarget(64)
     one = speculator([Ngram(), idle], FREE)
@@ -380,40 +382,40 @@ def test_top_ids_are_wanted_only_when_their_source_is_asked() -> None:
     assert log.wanted[0] == 4
     assert set(log.wanted) == {0, 4}
     assert log.wanted.count(4) == idle.asked < len(log.wanted) / 4
-    resting = [draft for (draft,), wanted in zip(log.drafts, log.wanted, strict=True) if not wanted]
-    assert sum(map(len, resting)) > len(resting)
+    without = [draft for (draft,), wanted in zip(log.drafts, log.wanted, strict=True) if not wanted]
+    assert sum(map(len, without)) > len(without)
 
 
-@pytest.mark.parametrize("dear_first", [False, True])
-def test_a_dear_source_that_finds_what_a_cheap_one_finds_is_left_to_rest(dear_first: bool) -> None:
-    """Reading top ids takes 2 of 50 ms, far less than a guess saves; but the cheap source saves it alone."""
-    cheap, dear = Recorder([1, 1]), Recorder([1, 1], topk=4)
-    sources = [dear, cheap] if dear_first else [cheap, dear]
+@pytest.mark.parametrize("expensive_first", [False, True])
+def test_a_costlier_proposer_that_drafts_what_a_cheap_one_drafts_is_rarely_asked(expensive_first: bool) -> None:
+    """Reading top ids takes 2 of 50 ms, far less than a draft saves; but the cheap proposer alone saves as much."""
+    cheap, costly = Recorder([1, 1]), Recorder([1, 1], topk=4)
+    sources = [costly, cheap] if expensive_first else [cheap, costly]
     log = generate(speculator(sources, FREE), FREE, {0: [1]}, {0: [1] * 600}, target=ToyTarget(64), topk_ns=2_000_000)
     assert len(log.drafts) < 220
     assert cheap.asked == len(log.drafts)
-    assert dear.asked < len(log.drafts) / 5
+    assert costly.asked < len(log.drafts) / 5
 
 
-def test_a_dear_source_that_finds_what_a_cheap_one_does_not_is_asked() -> None:
-    cheap, dear = Recorder([2, 2]), Recorder([1, 1], topk=4)
+def test_a_costlier_proposer_that_drafts_what_a_cheap_one_does_not_is_asked() -> None:
+    cheap, costly = Recorder([2, 2]), Recorder([1, 1], topk=4)
     log = generate(
-        speculator([cheap, dear], FREE), FREE, {0: [1]}, {0: [1] * 600}, target=ToyTarget(64), topk_ns=2_000_000
+        speculator([cheap, costly], FREE), FREE, {0: [1]}, {0: [1] * 600}, target=ToyTarget(64), topk_ns=2_000_000
     )
-    assert dear.asked > 0.9 * len(log.drafts)
+    assert costly.asked > 0.9 * len(log.drafts)
     assert len(log.drafts) < 240
 
 
-def test_nobody_asked_nothing_wanted() -> None:
-    """Asked in step 0 and step 2, as guesses do not pay."""
-    log = generate(speculator([Recorder([1], topk=4)], DEAR), DEAR, {0: [1]}, {0: [1] * 5}, target=ToyTarget(64))
+def test_no_top_ids_are_wanted_if_no_proposer_is_asked() -> None:
+    """As drafts do not pay, it is asked in steps 0 and 2."""
+    log = generate(speculator([Recorder([1], topk=4)], STEEP), STEEP, {0: [1]}, {0: [1] * 5}, target=ToyTarget(64))
     assert log.wanted == [4, 0, 4, 0, 0]
 
 
 # -- between sequences -----------------------------------------------------------------------------------------------
 
 
-def test_an_ended_sequence_leaves_nothing_behind() -> None:
+def test_an_ended_sequence_is_forgotten() -> None:
     one = speculator([Ngram(), Ngram(max_match=2)], FREE)
     before = len(pickle.dumps(one.fusion.sources))
     for seq in range(5):

@@ -25,7 +25,7 @@ class TestContractWithoutSharing(ProposerContract):
 
 X, Y, A, B, C = 10, 11, 1, 2, 3
 FORKED = [21, A, B, C, X, 22, A, B, C, Y, 23, A, B, C, Y, 24, A, B, C]
-"""A B C went on with X once and with Y twice, each time after another token: three matches of length 3."""
+"""A B C is followed by X once and by Y twice, and preceded by another token each time: three matches of length 3."""
 
 
 def nodes(proposer: Suffix, draft: Draft) -> list[tuple[int, int, str]]:
@@ -54,14 +54,14 @@ def test_worked_example_of_frequencies() -> None:
 
 
 def test_worked_example_of_the_tree() -> None:
-    # Y went on with 23 and with 24, X with 22: the trie of what followed, merged where it agrees.
+    # Y was followed by 23 and by 24, X by 22: the draft is the trie of the continuations.
     proposer = Suffix(min_prob=0.0)
     proposer.begin(0, int_array(FORKED))
     draft = proposer.propose(0, 64)
     assert {path for path in paths(draft) if len(path) <= 2} == {(Y,), (X,), (Y, 23), (Y, 24), (X, 22)}
 
 
-def test_occurrences_that_agree_give_a_chain_and_say_how_many_they_are() -> None:
+def test_occurrences_that_agree_give_a_chain_whose_buckets_name_their_number() -> None:
     for repeats, support in ((1, "one"), (2, "two"), (3, "many"), (5, "many")):
         text = [token for i in range(repeats) for token in (40 + i, A, B, 8)]
         proposer = Suffix(max_draft=1)
@@ -73,7 +73,7 @@ def test_the_match_grows_along_the_draft() -> None:
     proposer = Suffix(min_prob=0.0, max_draft=7)
     proposer.begin(0, int_array([A, 30, 31, 32, 33, 34, 35, 36, A]))
     why = [name for _, _, name in nodes(proposer, proposer.propose(0, 64))]
-    # Effective matches 1 to 7 in the classes 1, 2, 3, 4-5 and 6-7.
+    # Effective match lengths 1 to 7, in the classes 1, 2, 3, 4-5 and 6-7.
     assert why == [f"local one {length}" for length in (1, 2, 3, 4, 4, 6, 6)]
 
 
@@ -87,7 +87,7 @@ def test_drafts_are_longer_after_longer_matches() -> None:
     assert 0 < lengths[0] < lengths[1] < lengths[2]
 
 
-def test_the_floor_cuts_a_path_where_its_probability_falls_below() -> None:
+def test_a_path_is_cut_where_its_probability_falls_below_the_least() -> None:
     prior = {bucket.name: bucket.prior for bucket in Suffix.buckets}
     prompt = int_array([A, 30, 31, 32, A])
     two_nodes = prior["local one 1"] * prior["local one 2"]
@@ -104,7 +104,7 @@ def test_finished_answers_are_drafted_from() -> None:
     assert nodes(proposer, proposer.propose(0, 9)) == [(32, -1, "shared one 2"), (33, 0, "shared one 3")]
 
 
-def test_prompts_are_not_remembered_but_for_the_end_that_leads_to_the_answer() -> None:
+def test_of_a_prompt_only_the_end_before_the_answer_is_stored() -> None:
     proposer = Suffix(min_prob=0.0)
     finish(proposer, list(range(30, 60)), [70, 71])
     proposer.begin(0, int_array([5, 31, 32]))
@@ -113,7 +113,7 @@ def test_prompts_are_not_remembered_but_for_the_end_that_leads_to_the_answer() -
     assert proposer.propose(1, 9).tokens.tolist() == [70, 71]
 
 
-def test_a_draft_never_runs_from_one_answer_into_the_next() -> None:
+def test_a_draft_never_continues_into_the_next_answer() -> None:
     proposer = Suffix(min_prob=0.0)
     finish(proposer, [1], [30, 31, 32])
     finish(proposer, [1], [40, 41])
@@ -123,7 +123,7 @@ def test_a_draft_never_runs_from_one_answer_into_the_next() -> None:
     assert len(proposer.propose(1, 9)) == 0
 
 
-def test_the_text_itself_goes_before_other_answers() -> None:
+def test_the_text_itself_is_preferred_to_other_answers() -> None:
     proposer = Suffix(max_draft=1, min_prob=0.0)
     finish(proposer, [1], [A, B, X])
     finish(proposer, [1], [A, B, Y])
@@ -140,8 +140,8 @@ def test_running_sequences_do_not_see_each_other() -> None:
     assert len(proposer.propose(1, 9)) == 0
 
 
-def test_old_answers_leave_whole_and_first_in_first_out() -> None:
-    # Each answer takes 1 token of its prompt, 4 of its own and the mark behind it: 6. Two of them fit into 15.
+def test_the_oldest_answers_are_dropped_first_and_completely() -> None:
+    # Each answer takes 1 token of its prompt, 4 of its own and a separator: 6. Two of them fit into 15.
     proposer = Suffix(shared_tokens=15, min_prob=0.0)
     for start in (30, 40, 50):
         finish(proposer, [1], [start, start + 1, start + 2, start + 3])
@@ -151,7 +151,7 @@ def test_old_answers_leave_whole_and_first_in_first_out() -> None:
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(0, 60))
-def test_the_shared_store_never_holds_more_than_its_bound(lengths: list[int], bound: int) -> None:
+def test_the_shared_store_never_exceeds_its_bound(lengths: list[int], bound: int) -> None:
     proposer = Suffix(shared_tokens=bound)
     for seq, length in enumerate(lengths):
         finish(proposer, [1], list(range(length)), seq)
@@ -193,8 +193,8 @@ def test_a_state_that_does_not_fit_is_refused(state: dict[str, Any]) -> None:
         Suffix().load_state(state)
 
 
-def test_a_resting_proposer_indexes_nothing() -> None:
-    # Reaches into the index: laziness shows nowhere else.
+def test_a_proposer_that_is_not_asked_indexes_nothing() -> None:
+    # This looks at private state, as lazy indexing is visible nowhere else.
     proposer = Suffix()
     proposer.begin(0, int_array([1, 2, 3]))
     for _ in range(50):
@@ -214,8 +214,8 @@ text never changes"""
 
 def test_an_edited_text_is_mostly_copied() -> None:
     # 46 words, three of them new: runs of 1, 7, 30 and 5. A new word has no match (1 step); no trigram repeats, so
-    # after 2 more steps the match is unique; from then on 8 guesses and the target's own token per step, the next
-    # new word being the last such token. Steps at most: 2 (the first run) + (3 + 1) + (3 + 4) + (3 + 1) = 17.
+    # after 2 more steps the match is unique; from then on a step emits 8 draft tokens and the target's own, and the
+    # next new word is the last of these. Steps at most: 2 (the first run) + (3 + 1) + (3 + 4) + (3 + 1) = 17.
     ids = {word: i for i, word in enumerate(dict.fromkeys((BEFORE + " " + AFTER).split()))}
     before, after = ([ids[word] for word in text.split()] for text in (BEFORE, AFTER))
     result = replay(Suffix(), [*before, len(ids)], after, budget=8)
@@ -224,14 +224,14 @@ def test_an_edited_text_is_mostly_copied() -> None:
 
 
 def test_copying_distinct_words_is_fast_from_the_second_word_on() -> None:
-    # No match, 1 step; a match of one, 1 step; from then on 16 guesses and the target's own token: under 2 + 59 / 17.
+    # 1 step without a match, 1 step with a match of one; then 16 draft tokens and the target's own: below 2 + 59 / 17.
     words = list(range(60))
     result = replay(Suffix(), [*words, 99], words, budget=16)
     assert len(result.steps) <= 6
 
 
-def test_loops_of_the_toy_target_are_found() -> None:
-    # Its greedy text of 3 tokens' memory runs into a loop; inside one every token is predictable.
+def test_loops_of_the_toy_target_are_drafted() -> None:
+    # Its greedy text depends on 3 tokens and so ends in a loop, in which every token is predictable.
     target = ToyTarget(vocab=16, seed=3)
     text = target.greedy([1, 2, 3], 400)
     assert text[-200:-100] in (text[i : i + 100] for i in range(100, 200))

@@ -13,7 +13,7 @@ def shown(segments: Sequence[Segment]) -> str:
 
 
 def run(pieces: Sequence[bytes], stop: Sequence[str] = ()) -> str:
-    """All text that comes out of one token after the other."""
+    """The text shown for one token after the other."""
     stream = TextStream(stop)
     out = "".join(shown(stream.feed(piece, False)) for piece in pieces)
     return out + shown(stream.close())
@@ -30,7 +30,7 @@ some_cuts = st.lists(st.integers(0, 40), max_size=12)
 # -- characters ------------------------------------------------------------------------------------------------------
 
 
-def test_a_character_comes_with_its_last_byte() -> None:
+def test_a_character_is_shown_with_its_last_byte() -> None:
     stream = TextStream()
     euro = "€".encode()
     assert len(euro) == 3
@@ -40,7 +40,7 @@ def test_a_character_comes_with_its_last_byte() -> None:
     assert stream.close() == []
 
 
-def test_a_split_character_is_the_last_tokens() -> None:
+def test_a_split_character_belongs_to_the_token_of_its_last_byte() -> None:
     stream = TextStream()
     euro = "€".encode()
     assert stream.feed(euro[:2], False) == []
@@ -57,19 +57,19 @@ def test_a_split_character_is_the_last_tokens() -> None:
         (b"\xed\xa0\x80", "���"),
     ],
 )
-def test_bytes_that_are_no_character_are_marked(data: bytes, text: str) -> None:
+def test_invalid_bytes_are_replaced(data: bytes, text: str) -> None:
     assert run([data]) == text
     assert run([bytes([byte]) for byte in data]) == text
 
 
-def test_a_character_that_never_ends_is_marked_at_the_end() -> None:
+def test_an_incomplete_character_is_replaced_at_the_end() -> None:
     stream = TextStream()
     assert stream.feed(b"a\xe2\x82", True) == [Segment("a", True)]
     assert stream.close() == [Segment("�", False)]
 
 
 @given(st.binary(max_size=30), some_cuts)
-def test_any_bytes_split_anywhere_are_the_whole_text(data: bytes, cuts: list[int]) -> None:
+def test_any_bytes_split_anywhere_make_the_complete_text(data: bytes, cuts: list[int]) -> None:
     assert run(split(data, cuts)) == data.decode("utf-8", "replace")
 
 
@@ -78,7 +78,7 @@ def test_valid_text_is_unchanged(text: str, cuts: list[int]) -> None:
     assert run(split(text.encode(), cuts)) == text
 
 
-def test_no_bytes_no_text() -> None:
+def test_a_token_without_bytes_shows_no_text() -> None:
     stream = TextStream(["x"])
     assert stream.feed(b"", False) == []
     assert stream.close() == []
@@ -104,7 +104,7 @@ def test_a_stop_string_split_over_tokens() -> None:
     assert stream.stopped
 
 
-def test_a_beginning_that_is_none_is_released() -> None:
+def test_a_prefix_that_does_not_continue_as_a_stop_string_is_shown() -> None:
     stream = TextStream(["END"])
     assert stream.feed(b"E", True) == []
     assert stream.feed(b"N", False) == []
@@ -113,7 +113,7 @@ def test_a_beginning_that_is_none_is_released() -> None:
     assert not stream.stopped
 
 
-def test_a_beginning_is_released_at_the_end() -> None:
+def test_a_prefix_of_a_stop_string_is_shown_at_the_end() -> None:
     stream = TextStream(["END"])
     assert stream.feed(b"an EN", True) == [Segment("an ", True)]
     assert stream.close() == [Segment("EN", True)]
@@ -121,19 +121,19 @@ def test_a_beginning_is_released_at_the_end() -> None:
 
 
 def test_a_stop_string_that_begins_again_inside_itself() -> None:
-    """aab in aaab: the first a is free, the second is the beginning."""
+    """aab in aaab: the stop string begins at the second a."""
     assert run([b"a", b"a", b"a", b"b"], ["aab"]) == "a"
 
 
 def test_a_stop_string_that_close_completes() -> None:
-    """Its last character is the mark of one that never ended."""
+    """Its last character replaces one that is incomplete."""
     stream = TextStream(["x�"])
     assert stream.feed(b"ax\xe2", False) == [Segment("a", False)]
     assert stream.close() == []
     assert stream.stopped
 
 
-def test_the_longest_beginning_of_any_stop_string_is_held() -> None:
+def test_the_longest_prefix_of_any_stop_string_is_held_back() -> None:
     stream = TextStream(["<|end|>", "|x"])
     assert stream.feed(b"a<|", False) == [Segment("a", False)]
     assert stream.feed(b"x", False) == [Segment("<", False)]
@@ -144,7 +144,7 @@ def test_the_cut_does_not_depend_on_how_the_text_is_split() -> None:
     assert run([b"abc"], ["abc", "b"]) == run([b"a", b"b", b"c"], ["abc", "b"])
 
 
-def test_empty_stop_strings_stop_nothing() -> None:
+def test_empty_stop_strings_are_ignored() -> None:
     assert run([b"abc"], [""]) == "abc"
 
 
@@ -159,8 +159,8 @@ def test_characters_of_a_stop_string_split_over_tokens() -> None:
     some_cuts,
     st.integers(1, 3).flatmap(lambda n: st.lists(st.text("ab€", min_size=n, max_size=n), min_size=1, max_size=3)),
 )
-def test_equals_cutting_the_whole_text(text: str, cuts: list[int], stop: list[str]) -> None:
-    """Stop strings of one length, so that the first to begin is the first to end."""
+def test_equals_cutting_the_complete_text(text: str, cuts: list[int], stop: list[str]) -> None:
+    """The stop strings have the same length, so that the first to begin is the first to be complete."""
     found = [at for at in (text.find(s) for s in stop) if at >= 0]
     assert run(split(text.encode(), cuts), stop) == text[: min(found, default=len(text))]
 
@@ -170,7 +170,7 @@ def test_equals_cutting_the_whole_text(text: str, cuts: list[int], stop: list[st
     some_cuts,
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
 )
-def test_nothing_shown_holds_a_stop_string(text: str, cuts: list[int], stop: list[str]) -> None:
+def test_the_shown_text_contains_no_stop_string(text: str, cuts: list[int], stop: list[str]) -> None:
     out = run(split(text.encode(), cuts), stop)
     assert text.startswith(out)
     assert not any(s in out for s in stop)
@@ -184,5 +184,5 @@ def test_every_character_keeps_its_flag(pieces: list[tuple[str, bool]], stop: st
     segments += stream.close()
     assert all(segment.text for segment in segments)
     flags = [drafted for text, drafted in pieces for _ in text]
-    came = [segment.drafted for segment in segments for _ in segment.text]
-    assert came == flags[: len(came)]
+    shown_flags = [segment.drafted for segment in segments for _ in segment.text]
+    assert shown_flags == flags[: len(shown_flags)]

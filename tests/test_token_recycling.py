@@ -35,7 +35,7 @@ def row(*ids: int) -> list[int]:
 
 
 def ten_of(token: int) -> list[int]:
-    """Eight successors that name their parent: token 3 is followed by 30, 31, ... 37."""
+    """Eight successors that identify their parent: token 3 is followed by 30, 31, ... 37."""
     return [10 * token + rank for rank in range(8)]
 
 
@@ -58,33 +58,33 @@ def root_at(proposer: TokenRecycling, token: int, seq: int = 1) -> None:
 # -- the paper's tree ------------------------------------------------------------------------------------------------
 
 
-def test_template_facts() -> None:
+def test_the_papers_tree_has_its_published_shape() -> None:
     nodes = PAPER_TREE.split()
     assert len(nodes) == len(set(nodes)) == 80
     assert [len(line.split()) for line in PAPER_TREE.split("\n") if line.strip()] == [8, 21, 25, 15, 8, 3]
     assert Counter(map(len, nodes)) == {1: 8, 2: 21, 3: 25, 4: 15, 5: 8, 6: 3}
-    assert [len(node) for node in nodes] == sorted(len(node) for node in nodes), "listed level by level"
-    assert all(node[:-1] in {"", *nodes} for node in nodes), "no orphans"
-    assert len(set(nodes) - {node[:-1] for node in nodes}) == 40, "leaves"
+    assert [len(node) for node in nodes] == sorted(len(node) for node in nodes), "nodes are listed level by level"
+    assert all(node[:-1] in {"", *nodes} for node in nodes), "every node has its parent"
+    assert len(set(nodes) - {node[:-1] for node in nodes}) == 40, "there are 40 leaves"
 
 
 def test_worked_example_of_the_papers_tree() -> None:
-    """With row(t) = 10 t ... 10 t + 7 a node's token spells its path of ranks after the root's digit."""
+    """If row(t) is 10 t ... 10 t + 7, the digits of a node's token are its path of ranks after the root's digit."""
     proposer = TokenRecycling(shape="paper")
     rows = {token: ten_of(token) for token in [1, *range(10, 18), *range(100, 178), *range(1000, 1778)]}
     rows |= {token: ten_of(token) for token in [10000, 10001, 10002, 100000, 100010, 11000, 12000]}
     learned(proposer, rows)
     root_at(proposer, 1)
     draft = proposer.propose(1, 80)
-    spelt = {10 ** len(path) + int(path): path for path in PAPER_TREE.split()}
-    paths = [spelt[token] for token in draft.tokens.tolist()]
+    path_of = {10 ** len(path) + int(path): path for path in PAPER_TREE.split()}
+    paths = [path_of[token] for token in draft.tokens.tolist()]
     assert paths == [path for path in PAPER_TREE.split() if path in paths], "the authors' order"
     assert {path for path in PAPER_TREE.split() if len(path) <= 4} <= set(paths)
     for path, parent in zip(paths, draft.parents.tolist(), strict=True):
         assert path[:-1] == ("" if parent == ROOT else paths[parent])
 
 
-def test_the_whole_tree_from_a_loop_of_known_rows() -> None:
+def test_the_complete_tree_of_known_rows() -> None:
     proposer = TokenRecycling(shape="paper")
     learned(proposer, {token: [(token + rank) % 8 + 1 for rank in range(8)] for token in range(1, 9)})
     root_at(proposer, 1)
@@ -97,7 +97,7 @@ def test_the_whole_tree_from_a_loop_of_known_rows() -> None:
 
 
 def test_unknown_rows_are_skipped() -> None:
-    """The authors' matrix of zeros would guess token 0 below every unknown row."""
+    """The authors' matrix of zeros would draft token 0 below every unknown row."""
     for shape in ("paper", "best_first"):
         proposer = TokenRecycling(shape=shape)  # type: ignore[arg-type]
         learned(proposer, {1: ten_of(1)})
@@ -113,7 +113,7 @@ def test_unknown_rows_are_skipped() -> None:
 
 
 def test_worked_example_of_the_update() -> None:
-    """The paper's rule: the top ids of every verified position replace the row of its token, rejected ones too."""
+    """The paper's rule: the top ids after every verified token replace its row, even if the token was rejected."""
     proposer = TokenRecycling()
     proposer.begin(0, int_array([5]))
     draft = Draft.of([6, 7, 8], [ROOT, ROOT, 0], [0, 0, 0])
@@ -122,7 +122,7 @@ def test_worked_example_of_the_update() -> None:
     assert [known(proposer, token) for token in (5, 6, 7, 8)] == [ten_of(5), ten_of(6), ten_of(7), ten_of(8)]
     proposer.observe(0, Step([70], EMPTY, [], int_array(np.array([ten_of(100)]))))
     assert known(proposer, 60) == ten_of(100)
-    assert known(proposer, 7) == ten_of(7), "other rows stay"
+    assert known(proposer, 7) == ten_of(7), "other rows do not change"
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_the_roots_row_counts_as_accepted() -> None:
     assert known(proposer, 7) == ten_of(1)
 
 
-def test_wider_and_narrower_top_ids_than_asked_for() -> None:
-    """In a fusion others may need more ids, or, while this one rests, fewer."""
+def test_more_and_fewer_top_ids_than_required() -> None:
+    """In a fusion other proposers may require more ids, or fewer while this one is not asked."""
     proposer = TokenRecycling()
     proposer.begin(0, int_array([5]))
     proposer.observe(0, Step([6], EMPTY, [], int_array([[*ten_of(5), 91, 92]])))
@@ -169,17 +169,17 @@ def test_without_top_ids_the_emitted_pairs_move_to_the_front() -> None:
     learned(proposer, {5: ten_of(5)})
     root_at(proposer, 5)
     proposer.observe(1, Step([53, 4], EMPTY, []))
-    assert known(proposer, 5) == [53, 50, 51, 52, 54, 55, 56, 57], "known: moved"
-    assert known(proposer, 53) == row(4), "unknown row: begun"
+    assert known(proposer, 5) == [53, 50, 51, 52, 54, 55, 56, 57], "a known successor is moved"
+    assert known(proposer, 53) == row(4), "an unknown row is begun"
     root_at(proposer, 5, seq=2)
     proposer.observe(2, Step([99], EMPTY, []))
-    assert known(proposer, 5) == [99, 53, 50, 51, 52, 54, 55, 56], "new: the last is dropped"
+    assert known(proposer, 5) == [99, 53, 50, 51, 52, 54, 55, 56], "for a new successor the last one is dropped"
 
 
 # -- the prompt ------------------------------------------------------------------------------------------------------
 
 
-def test_the_prompts_pairs_fill_unknown_rows_latest_first() -> None:
+def test_pairs_of_the_prompt_fill_unknown_rows_latest_first() -> None:
     proposer = TokenRecycling()
     proposer.begin(0, int_array([1, 2, 1, 3, 1, 4, 1, 2, 1]))
     assert known(proposer, 1) == row(2, 4, 3)
@@ -188,7 +188,7 @@ def test_the_prompts_pairs_fill_unknown_rows_latest_first() -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
-def test_a_seeded_row_is_the_distinct_followers_latest_first(text: list[int]) -> None:
+def test_a_row_from_the_prompt_is_the_distinct_successors_latest_first(text: list[int]) -> None:
     proposer = TokenRecycling(k=3)
     proposer.begin(0, int_array(text))
     for token in range(6):
@@ -197,7 +197,7 @@ def test_a_seeded_row_is_the_distinct_followers_latest_first(text: list[int]) ->
         assert proposer._successors(token)[0] == expected
 
 
-def test_the_prompt_leaves_learned_rows_alone() -> None:
+def test_the_prompt_does_not_change_learned_rows() -> None:
     proposer = TokenRecycling()
     learned(proposer, {1: ten_of(1)})
     proposer.begin(1, int_array([1, 2, 1, 3, 2]))
@@ -207,7 +207,7 @@ def test_the_prompt_leaves_learned_rows_alone() -> None:
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=40), max_size=5), st.booleans())
 def test_rows_are_distinct_ids_then_unknown(texts: list[list[int]], short: bool) -> None:
-    """Whatever mixture of prompts, pairs and top ids was learned: drafting relies on it."""
+    """Drafting relies on it, for any mixture of prompts, pairs and top ids."""
     proposer = TokenRecycling(k=3)
     for seq, text in enumerate(texts):
         proposer.begin(seq, int_array(text))
@@ -220,11 +220,11 @@ def test_rows_are_distinct_ids_then_unknown(texts: list[list[int]], short: bool)
         assert ids == filled + [UNKNOWN] * (3 - len(filled))
 
 
-# -- growth and what it counts ---------------------------------------------------------------------------------------
+# -- best-first growth and its counts --------------------------------------------------------------------------------
 
 
 def brute_force(proposer: TokenRecycling, root: int, budget: int) -> list[float]:
-    """The path probabilities of the likeliest nodes, by listing every path up to `budget` deep."""
+    """The path probabilities of the likeliest nodes, from all paths of at most `budget` nodes."""
     found: list[float] = []
     level = [(root, 1.0)]
     for _ in range(budget):
@@ -259,15 +259,15 @@ def test_grows_the_likeliest_nodes_first() -> None:
         assert path == pytest.approx(brute_force(proposer, 1, budget))
 
 
-def test_what_was_right_lately_is_followed_deeper() -> None:
-    """Two tokens with equal rows: after rank 0 of one held three times, its child is worth more than the other's."""
+def test_tokens_whose_first_rank_was_right_recently_are_more_reliable() -> None:
+    """Two tokens have equal rows. After rank 0 of one was right three times, its child is likelier than the other's."""
     proposer = TokenRecycling()
     learned(proposer, {1: ten_of(1), 2: ten_of(2)})
     names = {}
-    for token, came in ((1, 10), (2, 29)):
+    for token, emitted in ((1, 10), (2, 29)):
         for seq in range(10, 13):
             root_at(proposer, token, seq)
-            proposer.observe(seq, Step([came], EMPTY, [], int_array([ten_of(token)])))
+            proposer.observe(seq, Step([emitted], EMPTY, [], int_array([ten_of(token)])))
         root_at(proposer, token, token + 50)
         first = proposer.buckets[int(proposer.propose(token + 50, 1).buckets[0])]
         names[token] = first
@@ -276,7 +276,7 @@ def test_what_was_right_lately_is_followed_deeper() -> None:
     assert names[1].prior > names[2].prior
 
 
-def test_buckets_say_rank_and_origin() -> None:
+def test_buckets_name_rank_and_origin() -> None:
     proposer = TokenRecycling()
     proposer.begin(0, int_array([1, 2, 1]))
     assert proposer.buckets[int(proposer.propose(0, 1).buckets[0])].name == "pair 1 rank 0"
@@ -284,14 +284,14 @@ def test_buckets_say_rank_and_origin() -> None:
     for kind in range(8):
         ranks = [bucket.prior for bucket in proposer.buckets[8 * kind : 8 * kind + 8]]
         assert ranks == sorted(ranks, reverse=True)
-        assert sum(ranks) <= 1.0, "siblings exclude each other"
+        assert sum(ranks) <= 1.0, "at most one of several siblings is accepted"
 
 
 def test_counted_probabilities_approach_the_frequencies() -> None:
-    """Rank 1 came every time: its decayed share after n observations is 1 - (1 - prior) * 0.99 ** n."""
+    """Rank 1 was right every time: its decayed share after n observations is 1 - (1 - prior) * 0.99 ** n."""
     proposer = TokenRecycling()
     learned(proposer, {1: ten_of(1)})
-    for seq in range(10, 13):  # three misses of rank 0: the counter is at its end
+    for seq in range(10, 13):  # after three misses of rank 0 the counter is 0
         root_at(proposer, 1, seq)
         proposer.observe(seq, Step([11], EMPTY, [], int_array([ten_of(1)])))
     before = proposer.shared_probability[4][1]
@@ -303,9 +303,9 @@ def test_counted_probabilities_approach_the_frequencies() -> None:
 
 
 def test_acceptance_floor() -> None:
-    """The toy target's text forks three ways at every token, so three guesses after each root always hold the next.
+    """Every token of the toy target has three successors: three draft tokens after each root always include the next.
 
-    With three branches and rows of eight, every budget of 3 or more accepts at least one guess once rows are known.
+    With rows of eight ids, every budget of 3 or more accepts at least one draft token once the rows are known.
     """
     target = ToyTarget(64, seed=11)
     prompt = target.prompt(16)
@@ -322,7 +322,7 @@ def test_acceptance_floor() -> None:
     assert plain.mean_acceptance_length >= 2.0
 
 
-# -- keeping what was learned ----------------------------------------------------------------------------------------
+# -- saving and loading ----------------------------------------------------------------------------------------------
 
 HASH, OTHER = "a" * 64, "b" * 64
 
@@ -387,14 +387,14 @@ def matrix(*rows: list[int]) -> IntArray:
         ("matrix", matrix(row(-2), row(0)), "outside its vocabulary"),
         ("kind", np.full(2, 8, dtype=np.int8), "kind is out of range"),
         ("kind", np.full(2, -1, dtype=np.int8), "kind is out of range"),
-        ("kind", np.zeros(3, dtype=np.int8), "beside 2 rows"),
+        ("kind", np.zeros(3, dtype=np.int8), "the matrix has 2 rows"),
         ("probability", np.full((8, 8), 1.5), "probability is out of range"),
         ("probability", np.full((8, 8), np.nan), "probability is out of range"),
-        ("probability", np.zeros((4, 8)), "its probability is"),
-        ("probability", None, "no probability in it"),
+        ("probability", np.zeros((4, 8)), "probability is float64"),
+        ("probability", None, "probability is missing"),
     ],
 )
-def test_states_that_do_not_fit(name: str, value: np.ndarray | None, complaint: str) -> None:
+def test_states_that_do_not_fit_are_refused(name: str, value: np.ndarray | None, complaint: str) -> None:
     state = {
         "matrix": matrix(row(1), row(0)),
         "kind": np.zeros(2, dtype=np.int8),
@@ -408,7 +408,7 @@ def test_states_that_do_not_fit(name: str, value: np.ndarray | None, complaint: 
     proposer = TokenRecycling()
     with pytest.raises(ValueError, match=complaint):
         proposer.load_state(state)
-    assert len(proposer.shared_matrix) == 0, "nothing was taken"
+    assert len(proposer.shared_matrix) == 0, "nothing was loaded"
 
 
 def test_file_round_trip(warm: TokenRecycling, tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_a_file_of_another_k_is_refused(warm: TokenRecycling, tmp_path: Path) ->
         TokenRecycling(k=4).load(path, HASH)
 
 
-def test_warm_needs_the_tokenizers_hash() -> None:
+def test_warm_requires_the_hash_of_the_tokenizer() -> None:
     with pytest.raises(UsageError, match="tokenizer_hash"):
         TokenRecycling(warm="warm.npz")
 
@@ -443,13 +443,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_refused(warm: TokenRecycling, tmp_path: Path) -> None:
-    """Cut anywhere, filled with something else, or with bytes flipped in the middle."""
+    """They are cut anywhere, filled with something else, or have inverted bytes in the middle."""
     path = tmp_path / "warm.npz"
     warm.save(path, HASH)
-    whole = path.read_bytes()
-    middle = len(whole) // 2
-    flipped = whole[:middle] + bytes(byte ^ 0xFF for byte in whole[middle : middle + 8]) + whole[middle + 8 :]
-    for content in (b"", b"not a matrix", whole[:10], whole[:middle], whole[:-1], flipped):
+    complete = path.read_bytes()
+    middle = len(complete) // 2
+    flipped = complete[:middle] + bytes(byte ^ 0xFF for byte in complete[middle : middle + 8]) + complete[middle + 8 :]
+    for content in (b"", b"not a matrix", complete[:10], complete[:middle], complete[:-1], flipped):
         path.write_bytes(content)
         proposer = TokenRecycling()
         with pytest.raises(UsageError, match=r"warm\.npz: "):
@@ -460,11 +460,11 @@ def test_damaged_files_are_refused(warm: TokenRecycling, tmp_path: Path) -> None
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "warm.npz"
     np.savez(path, tokenizer_hash=np.array(HASH), matrix=np.array([{}], dtype=object))
-    with pytest.raises(UsageError, match="damaged, or no recycling matrix"):
+    with pytest.raises(UsageError, match="damaged, or not a recycling matrix"):
         TokenRecycling().load(path, HASH)
 
 
-def test_a_full_disk_leaves_the_old_file(warm: TokenRecycling, tmp_path: Path) -> None:
+def test_on_a_full_disk_the_old_file_stays(warm: TokenRecycling, tmp_path: Path) -> None:
     path = tmp_path / "warm.npz"
     warm.save(path, HASH)
     before = path.read_bytes()
@@ -480,7 +480,7 @@ def test_a_full_disk_leaves_the_old_file(warm: TokenRecycling, tmp_path: Path) -
     assert os.listdir(tmp_path) == ["warm.npz"]
 
 
-def test_places_that_cannot_be_written(warm: TokenRecycling, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_are_refused(warm: TokenRecycling, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecplugError, match="cannot be written"):
         warm.save(tmp_path / "file" / "warm.npz", HASH)
@@ -492,6 +492,6 @@ def test_places_that_cannot_be_written(warm: TokenRecycling, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("options", [{"k": 0}, {"k": 65}, {"k": 4, "shape": "paper"}])
-def test_options_out_of_range(options: dict[str, int]) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="k is"):
         TokenRecycling(**options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The blockwise search must agree with sorting the whole row, ties included."""
+"""The blockwise search must agree with sorting the complete row, including ties."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sorted_ids(logits: np.ndarray, k: int) -> np.ndarray:
     levels=st.sampled_from([1, 2, 30, 10**6]),
 )
 def test_equals_a_full_sort(seed: int, rows: int, vocab: int, k: int, levels: int) -> None:
-    """Few levels make many ties; one level makes all values equal."""
+    """With few levels there are many ties; with one level all values are equal."""
     k = min(k, vocab)
     logits = np.random.default_rng(seed).integers(0, levels, (rows, vocab)).astype(np.float32)
     found = top_ids(logits, k)
@@ -34,7 +34,7 @@ def test_equals_a_full_sort(seed: int, rows: int, vocab: int, k: int, levels: in
 
 @pytest.mark.parametrize("best", [0, 1, 1023, 1024, 49151, 49152, 49999])
 def test_finds_a_single_peak_wherever_it_is(best: int) -> None:
-    """Block edges and the tail that fills no whole line (50000 = 48 x 1024 + 848)."""
+    """At the edges of blocks, and in the rest that fills no complete line (50000 = 48 x 1024 + 848)."""
     logits = np.zeros((1, 50000), dtype=np.float32)
     logits[0, best] = 1.0
     others = [i for i in range(3) if i != best][:2]
@@ -42,7 +42,7 @@ def test_finds_a_single_peak_wherever_it_is(best: int) -> None:
 
 
 def test_all_candidates_in_one_block() -> None:
-    """A block is a column: these eight ids share one, so one maximum stands for all of them."""
+    """A block is a column: these eight ids are in the same one, which has a single maximum."""
     logits = np.full((1, 16 * NUM_BLOCKS), -1.0, dtype=np.float32)
     ids = [7 + line * NUM_BLOCKS for line in range(8)]
     logits[0, ids] = np.arange(1, 9, dtype=np.float32)
@@ -50,19 +50,19 @@ def test_all_candidates_in_one_block() -> None:
 
 
 def test_forbidden_ids_come_last() -> None:
-    """A grammar leaves minus infinity on most ids."""
+    """A grammar sets most logits to minus infinity."""
     logits = np.full((1, 8000), -np.inf, dtype=np.float32)
     logits[0, [7999, 4100, 12]] = [3.0, 1.0, 2.0]
     assert top_ids(logits, 5).tolist() == [[7999, 12, 4100, 0, 1]]
 
 
-def test_a_strided_view_is_read_and_left_alone() -> None:
+def test_a_strided_view_is_read_and_not_changed() -> None:
     logits = np.random.default_rng(3).normal(size=(4, 6000)).astype(np.float32)
     before = logits.copy()
     assert top_ids(logits[::2], 8).tolist() == sorted_ids(before[::2], 8).tolist()
     assert np.array_equal(logits, before)
 
 
-def test_more_ids_than_the_vocabulary_has_is_our_bug() -> None:
+def test_more_ids_than_the_vocabulary_has_fail_an_assertion() -> None:
     with pytest.raises(AssertionError, match="top 9 of 8"):
         top_ids(np.zeros((1, 8), dtype=np.float32), 9)

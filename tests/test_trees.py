@@ -12,7 +12,7 @@ Tree = tuple[list[int], list[float]]
 
 @st.composite
 def trees(draw: st.DrawFn, max_nodes: int = 8) -> Tree:
-    """Parents before children; probabilities with ties, zeros and ones among them."""
+    """Parents come before children; the probabilities include ties, zeros and ones."""
     n = draw(st.integers(0, max_nodes))
     parents = [draw(st.integers(ROOT, node - 1)) for node in range(n)]
     chance = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0.0, 1.0))
@@ -32,17 +32,17 @@ def product_to_the_root(node: int, parents: list[int], probabilities: list[float
 
 
 def test_path_probabilities_by_hand() -> None:
-    """Two branches: 0.5, 0.5 x 0.4, 0.5 x 0.4 x 0.1 and 0.25, and a second child 0.5 x 0.2."""
+    """One branch 0.5, 0.5 x 0.4, 0.5 x 0.4 x 0.1 with a second child 0.5 x 0.2, and another branch 0.25."""
     parents, probabilities = [ROOT, 0, ROOT, 1, 0], [0.5, 0.4, 0.25, 0.1, 0.2]
     assert path_probabilities(parents, probabilities) == pytest.approx([0.5, 0.2, 0.25, 0.02, 0.1])
 
 
-def test_no_nodes_no_probabilities() -> None:
+def test_an_empty_tree_has_no_probabilities() -> None:
     assert path_probabilities([], []) == []
     assert likeliest([], [], 3) == []
 
 
-def test_one_probability_per_node() -> None:
+def test_there_must_be_one_probability_per_node() -> None:
     with pytest.raises(ValueError):
         path_probabilities([ROOT, 0], [0.5])
 
@@ -84,5 +84,5 @@ def test_likeliest_is_the_best_subtree_of_that_size(tree: Tree, count: int) -> N
 
 
 @given(trees(), st.integers(0, 8))
-def test_one_node_more_keeps_those_before(tree: Tree, count: int) -> None:
+def test_a_larger_count_keeps_all_nodes_of_a_smaller_one(tree: Tree, count: int) -> None:
     assert set(likeliest(*tree, count)) <= set(likeliest(*tree, count + 1))

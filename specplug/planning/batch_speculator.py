@@ -1,7 +1,7 @@
 """One step of speculation for a batch of sequences, as chains: ask the proposers, plan the target pass, learn.
 
-It plans as `speculator.py` does for trees of a few sequences, but every calculation here is one over the whole batch.
-It depends on chain proposers and the cost of a pass by batch size, not on an engine.
+It plans as `speculator.py` does for trees of a few sequences, but calculates with arrays over the complete batch. It
+depends on chain proposers and the cost of a pass by batch size, not on an engine.
 Source: expected goodput of a batch as in SmartSpec (arXiv 2406.14066), with measured costs instead of a fitted line.
 State: per running sequence the chain that was chosen from last.
 Cost per step: 1.7 ms for 64 sequences and four tokens with suffix and token recycling (benchmarks/vllm_overhead.py).

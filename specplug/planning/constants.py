@@ -1,7 +1,8 @@
-"""Every number that steers planning: its value, its unit, what it means, and where it comes from.
+"""Every number that steers planning: its value, its unit, its meaning, and its origin.
 
-"Measured" names the benchmark and what other values gave; "chosen" says that no other value was measured. None of them
-is a setting: what a user may choose is in `specplug.profile.PlannerSettings`. This module imports nothing.
+"Measured" is followed by the benchmark and the results of other values; "chosen" means that no other value was
+measured. None of them is a setting: what a user may choose is in `specplug.profile.PlannerSettings`. This module
+imports nothing.
 
 "Plain" is decoding without drafts. A plain pass evaluates one row per sequence.
 """
@@ -75,8 +76,8 @@ Measured as EXPENSIVE_COST_SHARE, at 0.02 of a plain step: 0.5 gave 1.28 and 1.1
 """
 
 MAX_DECLINED_COOLDOWN = 7
-"""Steps. An expensive proposer that declines, as measured costs say that no draft would pay, is asked again after this
-many at most: costs change slowly.
+"""Steps. An expensive proposer that declines, since no draft would pay by the measured costs, is asked again after
+this many at most: costs change slowly.
 
 Measured on Gemma-3-270M q8_0, where nothing is drafted: asking in every step took 172 us more than plain decoding,
 asking in every eighth 73 us, of 11 ms.
@@ -91,7 +92,7 @@ GAIN_WEIGHT = 0.05
 have equal weights. Chosen."""
 
 GAIN_WEIGHT_AFTER_COOLDOWN = 0.5
-"""The same after a cooldown, when older gains say little. Chosen."""
+"""The same after a cooldown, when older gains are less relevant. Chosen."""
 
 # -- What reading the target's top ids costs: speculator.py, batch_speculator.py -------------------------------------
 
@@ -102,7 +103,7 @@ TOPK_COST_WEIGHT = 0.1
 
 ONE_ROW_STEP = 0.004
 """Relative change of T(1) per observation, up or down. Steps of equal size track a median, so that a pause of the
-whole machine moves the curve no further than a slow pass does. Chosen."""
+entire machine moves the curve no further than a slow pass does. Chosen."""
 
 EXTRA_ROWS_STEP = 0.01
 """The same of what rows beyond the first add. They are corrected apart, as one row waits for memory and many rows for
@@ -146,7 +147,7 @@ PLAIN_SURPRISE = 0.1
 """Relative. A plain pass whose time is off by more is a surprise. Chosen."""
 
 MAX_RARE_PLAIN_STEP = 0.04
-"""Relative. A plain pass stands for all passes since the last plain one, so it moves T(1) by ONE_ROW_STEP for each of
+"""Relative. A plain pass represents all passes since the last plain one, so it moves T(1) by ONE_ROW_STEP for each of
 them; but by no more than this, nor than half of what the time is off (or ONE_ROW_STEP, where that is more). Chosen."""
 
 # -- How many rows of prompts share a pass with running sequences: engines/llama_cpp/prefill_budget.py ---------------

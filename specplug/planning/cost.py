@@ -73,7 +73,7 @@ class CostCurve:
 
     def at(self, context: int) -> list[float]:
         """Milliseconds for 1..limit rows: `at(c)[n - 1]` is T(n) with about c tokens in the cache."""
-        block = context >> 7  # of 128 tokens: its middle stands for all of it
+        block = context >> 7  # of 128 tokens, whose middle represents all of them
         found = self._corrected.get(block)
         if found is None:
             line = self._uncorrected[block] = self._line((block << 7) + 64).tolist()

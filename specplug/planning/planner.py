@@ -31,7 +31,7 @@ class Cost(Protocol):
 
 
 RankedNode = tuple[float, int, int]
-"""(-path probability, place of the sequence, node): sorted, the likeliest comes first."""
+"""(-path probability, place of the sequence, node): sorted, the likeliest node is first."""
 
 
 @dataclass(frozen=True, slots=True)

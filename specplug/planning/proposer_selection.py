@@ -1,7 +1,7 @@
 """Which proposers are asked in a step, and what each of them is worth.
 
 Both speculators use it: one of trees for a few sequences, one of chains for a batch. A proposer is asked unless its
-back-off says otherwise; afterwards it is credited with the time that its drafts save, and charged with the time that
+back-off is in a cooldown; afterwards it is credited with the time that its drafts save, and charged with the time that
 asking it took. How much time a plan saves is calculated by the speculators: this module does not depend on drafts, the
 planner or an engine.
 Source: our own.
@@ -24,7 +24,7 @@ class Asked(Protocol):
 
 
 class ProposerSelection:
-    """Selects the proposers to ask, measures them and gives each credit.
+    """Selects the proposers to ask, measures their time and credits what they save.
 
     Per step: call `select`. Where it returns True, ask the proposers of `asked`, add the time that each takes to
     `spent_ns`, and report the result to `credit`.

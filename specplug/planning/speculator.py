@@ -114,7 +114,7 @@ class Speculator:
         """Learn from one target pass.
 
         target_ms  time of the pass, without the price in `limits`; None if the pass also had other rows, as those of a
-                   prompt, so that it says nothing about the cost curve
+                   prompt, so that it is no point of the cost curve
         topk_ns    time that reading the top ids took
         """
         if self._never_drafts:
