@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("llama_cpp")
+
 from specplug.build.llama_cpp import GgufSource
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.model import open_model
