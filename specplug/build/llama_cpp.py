@@ -58,6 +58,7 @@ class GgufSource:
             raise EngineError(f"{model}: to trim it needs gguf, not installed: pip install 'specplug[llama-cpp]'")
         from specplug.engines.llama_cpp.engine import resolved
         from specplug.engines.llama_cpp.model import open_model
+        from specplug.engines.llama_cpp.rollback import rollback_of
         from specplug.transforms.gguf_head import head_shape
 
         head_shape(model)  # of an architecture that can be trimmed
@@ -65,7 +66,7 @@ class GgufSource:
         self._quantize = quantize
         self._costs: CostPoints | None = None
         self._opened = open_model(target)
-        self._opened.check_rollback()
+        rollback_of(self._opened)  # raises for a model that cannot take draft tokens back
         base = Profile("target", proposers=(ProposerSpec("none"),), runtime=Runtime(threads=threads))
         self.profile = resolved(base, self._opened)
 

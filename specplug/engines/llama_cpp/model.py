@@ -80,14 +80,6 @@ class Model:
         """Whether most weights have 16 or 32 bits (f32, f16 or bf16 files)."""
         return self.meta("general.file_type") in ("0", "1", "32")
 
-    def check_rollback(self) -> None:
-        """Raise UsageError when the KV state cannot drop rejected tokens (recurrent and hybrid models)."""
-        if ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle):
-            raise UsageError(
-                f"{self.path}: this architecture keeps a recurrent state that cannot forget rejected drafts; "
-                "use --profile none"
-            )
-
     def meta(self, key: str) -> str | None:
         """A metadata value of the GGUF as text."""
         size = ll.llama_model_meta_val_str(self.handle, key.encode(), ctypes.create_string_buffer(1), 1)

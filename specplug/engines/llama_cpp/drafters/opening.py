@@ -12,6 +12,7 @@ from specplug.core import Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, open_context
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
 from specplug.models import drafter_folders, references
@@ -91,7 +92,7 @@ def _open(source: DraftModel, target: Context, runtime: Runtime, slots: int) -> 
 
 
 def _context(model: Model, table: Inputs | None, runtime: Runtime, slots: int, max_draft: int) -> Context:
-    model.check_rollback()
+    rollback_of(model)  # raises for a model that cannot take draft tokens back
     cells = slots * (runtime.context + max_draft + 1)
     return open_context(model, runtime, cells=-(-cells // 256) * 256, num_ids=slots, max_rows=1, inputs=table)
 
