@@ -92,13 +92,13 @@ class GgufSource:
             subject.close()
 
     def expected(self, answers: Sequence[Answer], progress: Progress) -> Weights:
-        from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
+        from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 
         weights = np.zeros(self._opened.num_tokens)
         with self._context(self._target, cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
-                for logits in forced_logits(context, text, len(answer.prompt) - 1):
+                for logits in teacher_forced_logits(context, text, len(answer.prompt) - 1):
                     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
                     shares /= shares.sum(axis=1, keepdims=True)
                     weights += shares.sum(axis=0)
@@ -124,14 +124,16 @@ class GgufSource:
     def hits(
         self, answers: Sequence[Answer], nested: Sequence[IntArray], workplace: Path, progress: Progress
     ) -> list[list[Hits]]:
-        from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
+        from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 
         parts = added(nested)
         found: list[list[Hits]] = [[] for _ in nested]
         with self._context(self._whole(workplace), cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
-                rows = [best_in_each(logits, parts) for logits in forced_logits(context, text, len(answer.prompt))]
+                rows = [
+                    best_in_each(logits, parts) for logits in teacher_forced_logits(context, text, len(answer.prompt))
+                ]
                 best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
                 for place, lines in enumerate(found):
                     lines.append(best[:, place] == answer.tokens[1:])
