@@ -33,7 +33,7 @@ from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model, open_model
-from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
+from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 from specplug.generation.answers import GREEDY, Request, Sampling
 from specplug.machine import hardware
 from specplug.models import drafter_folders, references
@@ -131,7 +131,7 @@ def hits(
     with open_context(model, runtime, cells=cells, num_ids=1, max_rows=ROWS, inputs=table) as context:
         for asked, answer in texts:
             text = np.concatenate((asked, np.array(answer[:-1], dtype=np.int32)))
-            best = [ids[logits.argmax(axis=1)] for logits in forced_logits(context, text, len(asked))]
+            best = [ids[logits.argmax(axis=1)] for logits in teacher_forced_logits(context, text, len(asked))]
             found.append(np.concatenate(best) == answer[1:])
     return found
 

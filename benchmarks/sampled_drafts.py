@@ -26,7 +26,7 @@ from specplug.bench.workloads import BUILTIN
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.model import open_model
-from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
+from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 from specplug.generation.answers import Sampling
 from specplug.models import drafter_folders, references
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
@@ -90,7 +90,9 @@ def main() -> None:
                 for tokens, answer in texts:
                     text = np.concatenate((tokens, np.array(answer[:-1], dtype=np.int32)))
                     pairs = zip(
-                        forced_logits(one, text, len(tokens)), forced_logits(other, text, len(tokens)), strict=True
+                        teacher_forced_logits(one, text, len(tokens)),
+                        teacher_forced_logits(other, text, len(tokens)),
+                        strict=True,
                     )
                     for target_rows, drafter_rows in pairs:
                         for target, drafter in zip(target_rows, drafter_rows, strict=True):

@@ -1,4 +1,4 @@
-"""The order of cells, against a toy cache that hands them out as llama.cpp does: the first free ones from a head on."""
+"""The order of cells, with a toy cache that allocates them as llama.cpp does: the first free ones from a head on."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,12 @@ pytest.importorskip("llama_cpp")
 from specplug.engines.llama_cpp.cells import LEAST_RETAINED, Cells
 from specplug.errors import SpecplugError
 
-RETAINED = 3
+SLOTS = 3
+RETAINED_ID = SLOTS
 
 
 class ToyCache:
-    """Cells with a position and owners each; llama.cpp's rules for the head, for freed cells and for wrapping round."""
+    """Cells with a position and owners each, under llama.cpp's rules for the head, freed cells and wrapping around."""
 
     def __init__(self, cells: int) -> None:
         self.cells = cells
@@ -26,7 +27,7 @@ class ToyCache:
         self.head = 0
 
     def place(self, rows: list[tuple[int, int]]) -> list[int]:
-        """The cells that rows (sequence, position) of one pass get."""
+        """The cells that the rows (sequence, position) of one pass get."""
         used = sum(map(bool, self.owners))
         at = 0 if self.head > used + 2 * len(rows) else self.head
         free = [cell for cell in [*range(at, self.cells), *range(at)] if not self.owners[cell]][: len(rows)]
@@ -59,7 +60,7 @@ class ToyCache:
 
 
 def grow(cache: ToyCache, cells: Cells, seqs: list[int], count: int) -> None:
-    """One pass: `count` further tokens for each of `seqs`."""
+    """One pass that adds `count` tokens to each of `seqs`."""
     cells.make_room(count * len(seqs), [])
     rows = [(seq, len(cells.tokens[seq]) + i) for seq in seqs for i in range(count)]
     placed = cache.place(rows)
@@ -70,10 +71,10 @@ def grow(cache: ToyCache, cells: Cells, seqs: list[int], count: int) -> None:
 
 
 def check(cache: ToyCache, cells: Cells) -> None:
-    """Every slot's positions ascend with its cells, and nothing free lies before something taken."""
-    for seq in range(RETAINED):
-        held = cache.of(seq)
-        assert [cache.position[cell] for cell in held] == list(range(len(cells.tokens[seq])))
+    """Check that each slot's positions ascend with its cells, and that no free cell lies before a taken one."""
+    for seq in range(SLOTS):
+        owned = cache.of(seq)
+        assert [cache.position[cell] for cell in owned] == list(range(len(cells.tokens[seq])))
     taken = [bool(owners) for owners in cache.owners]
     assert taken == [True] * cells.used + [False] * (cache.cells - cells.used)
 
@@ -87,9 +88,9 @@ ACTIONS = st.one_of(
 
 
 @given(st.lists(ACTIONS, max_size=40))
-def test_no_sequence_of_events_puts_a_later_token_first(actions: list[tuple]) -> None:  # type: ignore[type-arg]
+def test_no_later_token_lies_before_an_earlier_one_after_any_actions(actions: list[tuple]) -> None:  # type: ignore[type-arg]
     cache = ToyCache(512)
-    cells = Cells(cache, slots=RETAINED, retained_id=RETAINED)
+    cells = Cells(cache, slots=SLOTS, retained_id=RETAINED_ID)
     for action in actions:
         if action[0] == "grow":
             if all(len(cells.tokens[seq]) < 60 for seq in action[1]):
@@ -108,16 +109,16 @@ def test_no_sequence_of_events_puts_a_later_token_first(actions: list[tuple]) ->
 
 
 def test_a_later_token_lands_before_an_earlier_one_unless_cells_are_retained() -> None:
-    """The toy cache can show what the class is there to prevent."""
+    """The toy cache reproduces what the class prevents."""
     cache = ToyCache(64)
     cache.place([(0, 0), (1, 0), (0, 1)])
     cache.drop(1)
     assert cache.place([(0, 2)]) == [1]
 
 
-def test_what_died_is_packed_away_once_it_is_as_much_as_what_lives() -> None:
+def test_the_cache_is_packed_once_it_holds_as_many_retained_cells_as_live_ones() -> None:
     cache = ToyCache(4 * LEAST_RETAINED)
-    cells = Cells(cache, slots=RETAINED, retained_id=RETAINED)
+    cells = Cells(cache, slots=SLOTS, retained_id=RETAINED_ID)
     grow(cache, cells, [0], LEAST_RETAINED - 1)
     grow(cache, cells, [1], 1)
     cells.truncate(0)
@@ -129,10 +130,10 @@ def test_what_died_is_packed_away_once_it_is_as_much_as_what_lives() -> None:
     assert (cells.packed, cells.used) == (1, 2)
 
 
-def test_idle_slots_are_forgotten_before_anyone_is_refused() -> None:
+def test_idle_slots_lose_their_tokens_before_the_cache_counts_as_full() -> None:
     cache = ToyCache(80)
-    cells = Cells(cache, slots=RETAINED, retained_id=RETAINED)
-    for seq in range(RETAINED):
+    cells = Cells(cache, slots=SLOTS, retained_id=RETAINED_ID)
+    for seq in range(SLOTS):
         grow(cache, cells, [seq], 25)
     cells.make_room(10, idle=[2, 0])
     assert [len(tokens) for tokens in cells.tokens] == [25, 25, 0]
@@ -143,9 +144,9 @@ def test_idle_slots_are_forgotten_before_anyone_is_refused() -> None:
 
 def test_shared_cells_are_only_freed_with_their_last_owner() -> None:
     cache = ToyCache(64)
-    cells = Cells(cache, slots=RETAINED, retained_id=RETAINED)
+    cells = Cells(cache, slots=SLOTS, retained_id=RETAINED_ID)
     grow(cache, cells, [0], 10)
     cells.share(0, 1, 6)
     cells.truncate(0)
     check(cache, cells)
-    assert cache.of(1) == [0, 1, 2, 3, 4, 5] and np.count_nonzero([RETAINED in o for o in cache.owners]) == 10
+    assert cache.of(1) == [0, 1, 2, 3, 4, 5] and np.count_nonzero([RETAINED_ID in o for o in cache.owners]) == 10

@@ -1,4 +1,4 @@
-"""Draft models and trimmed heads on llama.cpp, with the real model: the same tokens, and guesses that come true."""
+"""Draft models and trimmed heads on llama.cpp, with the real model: the same tokens, and drafts that are accepted."""
 
 import json
 from dataclasses import replace
@@ -32,13 +32,13 @@ from specplug.transforms.kept_ids import by_size
 pytestmark = pytest.mark.llama
 
 FREE_ROWS = CostPoints((128,), (1, 64), ((1.0, 1.001),))
-"""A cost curve under which every guess pays."""
+"""A cost curve under which every draft pays."""
 
-DEAR_ROWS = CostPoints((128,), (1, 64), ((1.0, 64.0),))
-"""One under which none does: n rows cost n times one."""
+EXPENSIVE_ROWS = CostPoints((128,), (1, 64), ((1.0, 64.0),))
+"""A cost curve under which no draft pays: n rows cost n times as much as one."""
 
 RUNTIME = Runtime(threads=2, context=512, kv_type="bf16")
-"""With q8_0 weights, passes of all shapes round alike."""
+"""With these settings and q8_0 weights, passes of all shapes round alike."""
 
 PROMPTS = (
     "Why do leaves turn yellow in autumn? Answer in two sentences.",
@@ -57,7 +57,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def kept(formats: dict[str, Path]) -> IntArray:
-    """8,192 of the first 12,000 tokens, by a rule that has nothing to do with what is said."""
+    """8,192 of the first 12,000 tokens, chosen by a rule that does not depend on the texts."""
     known = vocabulary(formats["q8_0"])
     counts = np.zeros(len(known.pieces), dtype=np.int64)
     counts[[id for id in range(12_000) if id % 10 < 7]] = 1
@@ -95,8 +95,8 @@ def test_a_trimmed_drafter_changes_no_token(name: str, branches: int, q8_0: Mode
 
 
 @pytest.mark.parametrize("name", ["greedy", "sampled"])
-def test_nor_with_three_sequences_at_once(name: str, f32: Model, folder: Path) -> None:
-    """Where sequences share a cache, sums run in other orders: only 32 bits are fine enough."""
+def test_a_trimmed_drafter_changes_no_token_of_three_sequences_at_once(name: str, f32: Model, folder: Path) -> None:
+    """Passes of different shapes round differently in f32, but too little to change a token here."""
     profile = trimmed(folder, always(24), max_draft=4, branches=2)
     profile = replace(profile, runtime=replace(RUNTIME, kv_type="f32"))
     assert_same_answers(f32, profile, SETTINGS[name], slots=3)
@@ -112,8 +112,8 @@ def assert_same_answers(model: Model, profile: Profile, how: Sampling, *, slots:
 
 
 @pytest.mark.parametrize(("name", "coupled"), [("greedy", False), ("sampled", False), ("sampled", True)])
-def test_streams_of_a_server_are_what_each_is_alone(name: str, coupled: bool, q8_0: Model, folder: Path) -> None:
-    """The server's loop keeps cells in order, so that here, too, nothing differs in the last bit."""
+def test_streams_of_a_server_equal_their_single_runs(name: str, coupled: bool, q8_0: Model, folder: Path) -> None:
+    """The step loop keeps cells in order, so that logits are equal to the last bit here, too."""
     profile = trimmed(folder, always(12), max_draft=4)
     profile = replace(profile, runtime=replace(RUNTIME, coupled=coupled))
     requests = [Request(prompt, 40, SETTINGS[name]) for prompt in chats(q8_0)]
@@ -126,17 +126,20 @@ def test_streams_of_a_server_are_what_each_is_alone(name: str, coupled: bool, q8
 
 
 @pytest.mark.parametrize("name", ["sampled", "penalties", "sampled with grammar"])
-def test_coupled_sampling_says_the_same_with_and_without_a_drafter(name: str, q8_0: Model, folder: Path) -> None:
+def test_a_trimmed_drafter_changes_no_token_of_coupled_sampling(name: str, q8_0: Model, folder: Path) -> None:
     profile = trimmed(folder, always(8), max_draft=4, branches=2)
     profile = replace(profile, runtime=replace(RUNTIME, coupled=True))
     assert_same_answers(q8_0, profile, SETTINGS[name], slots=1)
 
 
-def test_coupled_guesses_of_a_self_drafter_are_right_as_far_as_its_rows_reach(
+def test_a_coupled_self_drafter_is_right_where_its_head_has_the_token(
     q8_0: Model, folder: Path, kept: IntArray
 ) -> None:
-    """At a temperature where the likeliest token comes rarely. The rows that are missing make the others likelier, so
-    that a cut by rank or by share lets other tokens in: here nothing is cut."""
+    """The likeliest token is rarely drawn at this temperature.
+
+    The missing rows make the others likelier, so top-k or top-p would keep other tokens than for the target. Here all
+    of them are off.
+    """
     how = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=1, logprobs=1)
     profile = trimmed(folder, always(4), max_draft=4)
     profile = replace(profile, runtime=replace(RUNTIME, coupled=True))
@@ -152,12 +155,12 @@ def test_coupled_guesses_of_a_self_drafter_are_right_as_far_as_its_rows_reach(
                 report.top[0][0] == token for token, report in zip(answer.tokens, answer.logprobs, strict=True)
             ]
     assert np.mean(likeliest) < 0.5
-    # Every guess is tested but those after the first wrong one of a step; a token outside ends a draft.
+    # A step tests its draft up to the first rejected token, which is rejected where the head lacks the target's token.
     outside = len(inside) - sum(inside)
     assert steps <= outside + (len(inside) - outside) / 5 + 3 * len(chats(q8_0))
 
 
-def test_a_whole_draft_model_of_another_format_changes_no_token(q8_0: Model, formats: dict[str, Path]) -> None:
+def test_a_draft_model_in_another_format_changes_no_token(q8_0: Model, formats: dict[str, Path]) -> None:
     spec = ProposerSpec("draft_model", {"model": str(formats["q4_0"]), "max_draft": 3})
     profile = Profile("small", proposers=(spec,), planner=always(3), runtime=RUNTIME)
     with LlamaCpp(q8_0, plain(profile)) as base, LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
@@ -167,7 +170,7 @@ def test_a_whole_draft_model_of_another_format_changes_no_token(q8_0: Model, for
             assert answer.counters.mean_acceptance_length > 2
 
 
-def test_with_another_proposer_beside_it(q8_0: Model, folder: Path) -> None:
+def test_a_drafter_and_another_proposer_together_change_no_token(q8_0: Model, folder: Path) -> None:
     profile = trimmed(folder, always(8))
     both = replace(profile, proposers=(ProposerSpec("suffix"), *profile.proposers))
     with LlamaCpp(q8_0, plain(profile)) as base, LlamaCpp(q8_0, both, cost=FREE_ROWS) as engine:
@@ -175,8 +178,8 @@ def test_with_another_proposer_beside_it(q8_0: Model, folder: Path) -> None:
             assert engine.generate(Request(prompt, 40)).tokens == base.generate(Request(prompt, 40)).tokens
 
 
-def test_a_talk_goes_on_where_both_caches_are(q8_0: Model, folder: Path) -> None:
-    """The second prompt begins with the first and its answer, which both models have read."""
+def test_a_conversation_continues_from_both_caches(q8_0: Model, folder: Path) -> None:
+    """Each prompt begins with the one before and its answer, which both models have read."""
     profile = trimmed(folder, always(4))
     messages = [{"role": "user", "content": PROMPTS[0]}]
     with LlamaCpp(q8_0, plain(profile)) as base, LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
@@ -197,7 +200,7 @@ def test_answers_after_a_reset_are_those_before(q8_0: Model, folder: Path) -> No
     assert seen[0] == seen[1]
 
 
-def test_speculative_llama_drafts_with_it(formats: dict[str, Path], folder: Path) -> None:
+def test_speculative_llama_drafts_with_a_trimmed_drafter(formats: dict[str, Path], folder: Path) -> None:
     import llama_cpp
 
     options = {
@@ -216,31 +219,31 @@ def test_speculative_llama_drafts_with_it(formats: dict[str, Path], folder: Path
         llama.close()
 
 
-# -- what it guesses ---------------------------------------------------------------------------------------------------
+# -- drafts -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_self_drafter_is_right_as_far_as_its_rows_reach(q8_0: Model, folder: Path, kept: IntArray) -> None:
-    """Same layers, same rows: of a chain of 4 it has all up to the first token that is not kept."""
+def test_a_self_drafter_is_right_where_its_head_has_the_token(q8_0: Model, folder: Path, kept: IntArray) -> None:
+    """It has the target's layers, so a chain of 4 is accepted up to the first token that its head lacks."""
     profile = trimmed(folder, always(4), max_draft=4)
     known = set(kept.tolist())
     with LlamaCpp(q8_0, profile, cost=FREE_ROWS) as engine:
         for prompt in chats(q8_0):
             answer = engine.generate(Request(prompt, 60))
-            rest, steps = answer.tokens[1:], 0
-            while rest:
+            unread, steps = answer.tokens[1:], 0
+            while unread:
                 run = 0
-                while run < min(4, len(rest) - 1) and rest[run] in known and rest[run] not in q8_0.end_tokens:
+                while run < min(4, len(unread) - 1) and unread[run] in known and unread[run] not in q8_0.end_tokens:
                     run += 1
-                ended = run < len(rest) and rest[run] in q8_0.end_tokens
-                rest = rest[run + 1 :] if not ended else []
+                ended = run < len(unread) and unread[run] in q8_0.end_tokens
+                unread = unread[run + 1 :] if not ended else []
                 steps += 1
             assert answer.counters.steps == steps
 
 
-def test_sampled_guesses_are_drawn_as_the_target_draws(q8_0: Model, folder: Path, kept: IntArray) -> None:
-    """With the target's random numbers a self-drafter guesses the very token that will be drawn, likely or not.
+def test_draft_tokens_are_drawn_as_the_target_draws(q8_0: Model, folder: Path, kept: IntArray) -> None:
+    """With the target's random numbers a self-drafter drafts the very token that will be drawn, likely or not.
 
-    Always to guess the likeliest would be right where that is what was drawn, as far as the rows reach.
+    Drafting the likeliest token instead would be right only where it is drawn and its head has it.
     """
     profile = trimmed(folder, always(4), max_draft=4)
     how = Sampling(temperature=1.2, seed=1, logprobs=1)
@@ -255,12 +258,12 @@ def test_sampled_guesses_are_drawn_as_the_target_draws(q8_0: Model, folder: Path
                 report.top[0][0] == token and token in kept
                 for token, report in zip(answer.tokens, answer.logprobs, strict=True)
             ]
-    right = accepted / (accepted + steps)  # at most one guess per step is wrong
+    right = accepted / (accepted + steps)  # at most one tested draft token per step is wrong
     assert right > np.mean(likeliest)
 
 
-def test_runners_up_come_beside_the_likeliest(q8_0: Model, folder: Path) -> None:
-    """With two branches every place has two guesses, which differ, and only the likeliest goes on."""
+def test_runners_up_are_siblings_of_the_likeliest_tokens(q8_0: Model, folder: Path) -> None:
+    """With two branches there are two different draft tokens at every depth, and only the likeliest has children."""
     with opened(q8_0, folder, branches=2) as drafter:
         drafter.begin(0, chats(q8_0)[0])
         draft = drafter.propose(0, 6)
@@ -269,8 +272,8 @@ def test_runners_up_come_beside_the_likeliest(q8_0: Model, folder: Path) -> None
     assert [bucket >= len(EDGES) + 1 for bucket in draft.buckets.tolist()] == [False, True] * 3
 
 
-def test_nothing_is_guessed_after_an_end(q8_0: Model, folder: Path) -> None:
-    """After a whole answer the likeliest token ends it."""
+def test_nothing_is_drafted_after_an_end_token(q8_0: Model, folder: Path) -> None:
+    """After a complete answer the likeliest token is the end token."""
     with LlamaCpp(q8_0, plain(trimmed(folder, always(4)))) as base:
         answer = base.generate(Request(chats(q8_0)[0], 200))
     assert answer.finish == "stop"
@@ -279,28 +282,28 @@ def test_nothing_is_guessed_after_an_end(q8_0: Model, folder: Path) -> None:
         assert drafter.propose(0, 8).tokens.tolist() == [answer.tokens[-1]]
 
 
-def test_borrowed_cells_give_the_guesses_that_reading_gives(q8_0: Model, folder: Path) -> None:
+def test_copied_cells_give_the_same_draft_as_reading_the_prompt(q8_0: Model, folder: Path) -> None:
     prompt = chats(q8_0)[0]
     assert len(prompt) > LEND_FROM + 1
     runtime = replace(RUNTIME, flash_attention=True)
     with open_context(q8_0, runtime, cells=512, num_ids=2, max_rows=4) as target:
         target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
         target.decode()
-        guesses = []
+        drafts = []
         for lend in (None, target.state):
             with opened(q8_0, folder, lend=lend) as drafter:
                 drafter.begin(0, prompt)
-                guesses.append(drafter.propose(0, 6).tokens.tolist())
-    assert len(guesses[0]) == 6
-    assert guesses[0] == guesses[1]
+                drafts.append(drafter.propose(0, 6).tokens.tolist())
+    assert len(drafts[0]) == 6
+    assert drafts[0] == drafts[1]
 
 
-def test_catching_up_after_a_rest_gives_the_same_guesses(q8_0: Model, folder: Path) -> None:
+def test_catching_up_after_steps_without_drafts_gives_the_same_draft(q8_0: Model, folder: Path) -> None:
     prompt, text = chats(q8_0)[0], np.arange(100, 160, dtype=np.int32)
     with opened(q8_0, folder) as one, opened(q8_0, folder) as other:
         one.begin(0, prompt)
         one.propose(0, 4)
-        for token in text.tolist():  # told, not asked
+        for token in text.tolist():  # it observes the tokens, and is not asked for drafts
             one.observe(0, Step([token], Draft.of([], [], []), []))
         other.begin(0, np.concatenate((prompt, text)))
         assert one.propose(0, 4).tokens.tolist() == other.propose(0, 4).tokens.tolist()
@@ -327,7 +330,7 @@ def test_what_asking_costs_is_known_before_the_text_is_read(q8_0: Model, folder:
                 assert (few, many > 0.0) == (0.0, True) if lend else 0.0 < few < many
 
 
-def test_it_stops_guessing_when_told_that_no_more_pays(q8_0: Model, folder: Path) -> None:
+def test_a_draft_ends_where_another_token_would_not_pay(q8_0: Model, folder: Path) -> None:
     asked: list[list[int]] = []
 
     def pays(chain: object, rate: float) -> bool:
@@ -343,9 +346,9 @@ def test_it_stops_guessing_when_told_that_no_more_pays(q8_0: Model, folder: Path
         assert len(drafter.propose(0, 8)) == 0
 
 
-def test_where_no_guess_can_pay_the_drafter_is_never_run(q8_0: Model, folder: Path) -> None:
+def test_the_drafter_never_runs_where_no_draft_can_pay(q8_0: Model, folder: Path) -> None:
     profile = trimmed(folder, PlannerSettings(max_nodes=8))
-    with LlamaCpp(q8_0, profile, cost=DEAR_ROWS) as engine:
+    with LlamaCpp(q8_0, profile, cost=EXPENSIVE_ROWS) as engine:
         answer = engine.generate(Request(chats(q8_0)[0], 40))
         (drafter,) = engine.speculator.fusion.sources
         assert isinstance(drafter, ModelDrafter)
@@ -353,8 +356,8 @@ def test_where_no_guess_can_pay_the_drafter_is_never_run(q8_0: Model, folder: Pa
         assert (answer.counters.draft_tokens, answer.counters.steps) == (0, len(answer.tokens) - 1)
 
 
-def test_a_price_that_was_too_high_is_found_out(q8_0: Model, folder: Path) -> None:
-    """Where nothing is guessed nothing is timed; so it looks, now and then, and what is held stays as it is."""
+def test_a_price_that_is_too_high_is_corrected(q8_0: Model, folder: Path) -> None:
+    """A drafter that drafts nothing is not timed, so it times a pass now and then, which leaves its cache as it was."""
     with opened(q8_0, folder) as drafter:
         drafter.begin(0, chats(q8_0)[0])
         drafter.pays = lambda chain, rate: drafter.draft_token_ms < 1000
@@ -365,19 +368,19 @@ def test_a_price_that_was_too_high_is_found_out(q8_0: Model, folder: Path) -> No
             prices.append(drafter.draft_token_ms)
             assert len(prices) <= 2 * REFUSED
         assert prices == [1500.0] * (REFUSED - 1) + [1125.0] * REFUSED + [843.75], (
-            "a quarter less, whatever one pass says"
+            "a quarter less at most, however fast the timed pass was"
         )
         assert drafter.propose(0, 4).tokens.tolist() == expected
 
 
-def test_looking_at_the_price_reads_nothing(q8_0: Model, folder: Path) -> None:
+def test_timing_a_pass_leaves_the_cache_as_it_was(q8_0: Model, folder: Path) -> None:
     with opened(q8_0, folder) as drafter:
         drafter.begin(0, chats(q8_0)[0])
         drafter.pays = lambda chain, rate: False
         drafter.draft_token_ms = 0.001
         for _ in range(REFUSED):
             assert len(drafter.propose(0, 4)) == 0
-        assert drafter.draft_token_ms == 0.001, "a pass that takes longer is no news"
+        assert drafter.draft_token_ms == 0.001, "a pass that takes longer does not raise the price"
         assert drafter.shared_held[0] == []
         drafter.pays = None
         expected = drafter.propose(0, 4).tokens.tolist()
@@ -387,7 +390,7 @@ def test_looking_at_the_price_reads_nothing(q8_0: Model, folder: Path) -> None:
 
 
 def test_the_contract_of_a_proposer(q8_0: Model, folder: Path) -> None:
-    """The shipped contract's toy target has another vocabulary than a model: its points, one by one."""
+    """The toy target of the shipped contract has another vocabulary than a model, so each rule is checked here."""
     prompt = chats(q8_0)[0]
     empty = Step([5], Draft.of([], [], []), [])
     with opened(q8_0, folder, branches=2) as drafter:
@@ -408,7 +411,7 @@ def test_the_contract_of_a_proposer(q8_0: Model, folder: Path) -> None:
         assert len(drafter.propose(0, 3)) == 3
         drafter.end(0)
         drafter.end(1)
-        assert drafter.shared_held[0] == prompt[:1].tolist()  # of what was guessed nothing stays
+        assert drafter.shared_held[0] == prompt[:1].tolist()  # no draft token stays in the cache
 
 
 def opened(target: Model, folder: Path, **options: object) -> "Opened":
@@ -446,14 +449,14 @@ def test_a_drafter_of_another_tokenizer_is_refused_with_both_hashes(q8_0: Model,
 
 
 def test_a_draft_model_of_another_tokenizer_is_refused_with_both_hashes(q8_0: Model, folder: Path) -> None:
-    """A trimmed file alone has a tokenizer of its own."""
+    """The model file of a trimmed drafter has a tokenizer of its own, which differs from the target's."""
     spec = ProposerSpec("draft_model", {"model": str(folder / "model.gguf")})
     profile = Profile("wrong", proposers=(spec,), planner=always(3), runtime=RUNTIME)
     with pytest.raises(UsageError, match=r"its tokenizer is [0-9a-f]{12}, that of .* [0-9a-f]{12}; choose a drafter"):
         LlamaCpp(q8_0, profile, cost=FREE_ROWS)
 
 
-def test_a_drafter_that_is_not_built_says_how_to_build_it(q8_0: Model, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_drafter_shows_how_to_build_it(q8_0: Model, tmp_path: Path) -> None:
     spec = ProposerSpec("vocab_trim", {"model": str(tmp_path / "x"), "build": ["demo:smollm2", "--size", "8192"]})
     profile = Profile("missing", proposers=(spec,), planner=always(3), runtime=RUNTIME)
     message = f"not built yet; run: specplug build vocab-trim demo:smollm2 --size 8192 --out {tmp_path / 'x'}"

@@ -1,4 +1,4 @@
-"""Draws by shared noise: exactly the softmax, whatever the place and the seed; alike for two models as expected."""
+"""Sampling with shared noise follows the softmax at all places and seeds; two models agree as often as expected."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ IDS = np.array([3, 17, 40_000, 40_001, 262_143, 5], dtype=np.int32)
 DRAWS = 20_000
 
 LEAST_LIKELY = 1e-4
-"""A true hypothesis fails so rarely; seeds are fixed, so that it does not here."""
+"""The probability that a correct sampler fails a test. The seeds are fixed, so that it does not."""
 
 
 def logits(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -24,7 +24,7 @@ def logits(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def chi_squared_limit(cells: int) -> float:
-    """Above it lies LEAST_LIKELY of the distribution with cells - 1 degrees of freedom (Wilson and Hilferty)."""
+    """What chi-squared of cells - 1 degrees of freedom exceeds with probability LEAST_LIKELY (Wilson and Hilferty)."""
     k, z = cells - 1, 3.719
     return float(k * (1 - 2 / (9 * k) + z * np.sqrt(2 / (9 * k))) ** 3)
 
@@ -33,8 +33,9 @@ def assert_drawn_from(p: npt.NDArray[np.float64], drawn: Any) -> None:
     seen = np.bincount(drawn, minlength=len(p))
     expected = p * len(drawn)
     assert seen[p == 0].sum() == 0
-    rest = p > 0
-    assert ((seen - expected)[rest] ** 2 / expected[rest]).sum() < chi_squared_limit(int(rest.sum()))
+    possible = p > 0
+    squares = (seen - expected)[possible] ** 2 / expected[possible]
+    assert squares.sum() < chi_squared_limit(int(possible.sum()))
 
 
 @pytest.mark.parametrize("p", [P, Q, np.full(6, 1 / 6)], ids=["p", "q", "even"])
@@ -43,7 +44,7 @@ def test_places_of_one_seed_draw_the_softmax(p: npt.NDArray[np.float64]) -> None
     assert_drawn_from(p, [noise.draw(IDS, line) for _ in range(DRAWS)])
 
 
-def test_seeds_draw_the_softmax_and_places_know_nothing_of_each_other() -> None:
+def test_seeds_draw_the_softmax_and_places_are_independent() -> None:
     line = logits(P)
     pairs = []
     for seed in range(DRAWS):
@@ -52,8 +53,8 @@ def test_seeds_draw_the_softmax_and_places_know_nothing_of_each_other() -> None:
     assert_drawn_from(np.outer(P, P).ravel(), pairs)
 
 
-def test_neighbouring_tokens_have_noise_of_their_own() -> None:
-    """Correlations of 40,000 tokens' noise with the next token's, the next place's, the next seed's."""
+def test_neighbouring_tokens_places_and_seeds_have_independent_noise() -> None:
+    """The noise of 40,000 tokens is compared with that of the next token, of the next place and of the next seed."""
     ids = np.arange(40_000, dtype=np.int32)
     line = GumbelNoise(1).at(0, ids)
     for other in (np.roll(line, 1), GumbelNoise(1).at(1, ids), GumbelNoise(2).at(0, ids)):
@@ -63,7 +64,10 @@ def test_neighbouring_tokens_have_noise_of_their_own() -> None:
 
 
 def test_two_models_draw_the_same_token_as_often_as_the_formula_says() -> None:
-    """Both draw i with probability 1 / sum over j of max(p_j / p_i, q_j / q_i); rejection accepts sum of min(p, q)."""
+    """Both draw i with probability 1 / sum_j max(p_j / p_i, q_j / q_i).
+
+    Rejection sampling accepts a draft token with probability sum_j min(p_j, q_j), which is a little more.
+    """
     both = [i for i in range(len(P)) if P[i] and Q[i]]
     expected = sum(1 / np.maximum(P / P[i], Q / Q[i]).sum() for i in both)
     one, other = GumbelNoise(3), GumbelNoise(3)
@@ -72,14 +76,14 @@ def test_two_models_draw_the_same_token_as_often_as_the_formula_says() -> None:
     assert expected < np.minimum(P, Q).sum()
 
 
-def test_a_subset_of_tokens_draws_what_the_whole_would_where_that_is_in_it() -> None:
-    """A trimmed head's rows come in another order, with others missing; a token keeps its noise."""
+def test_a_subset_draws_the_same_token_as_all_tokens_where_it_holds_that_token() -> None:
+    """The rows of a trimmed head are in another order, and some are missing; each token keeps its noise."""
     some = [4, 1, 0, 3]
     for place in range(200):
-        whole, part = GumbelNoise(9, place), GumbelNoise(9, place)
-        drawn = whole.draw(IDS, logits(P))
+        all_tokens, subset = GumbelNoise(9, place), GumbelNoise(9, place)
+        drawn = all_tokens.draw(IDS, logits(P))
         if drawn in some:
-            assert some[part.draw(IDS[some], logits(P)[some])] == drawn
+            assert some[subset.draw(IDS[some], logits(P)[some])] == drawn
 
 
 @pytest.mark.llama
@@ -91,9 +95,11 @@ def test_a_subset_of_tokens_draws_what_the_whole_would_where_that_is_in_it() -> 
         (Sampling(temperature=1.0, top_k=3, top_p=1.0, min_p=0.0), np.where(P >= 0.15, P, 0) / 0.8),
         (Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.3), np.where(P >= 0.12, P, 0) / 0.8),
     ],
-    ids=["whole", "temperature", "top-k", "min-p"],
+    ids=["all tokens", "temperature", "top-k", "min-p"],
 )
-def test_through_llama_cpps_chain(how: Sampling, expected: npt.NDArray[np.float64], q8_0: Any) -> None:
+def test_draws_after_llama_cpps_sampler_chain_follow_its_distribution(
+    how: Sampling, expected: npt.NDArray[np.float64], q8_0: Any
+) -> None:
     from dataclasses import replace
 
     from specplug.engines.llama_cpp.sampling import Sampler
@@ -111,8 +117,8 @@ def test_through_llama_cpps_chain(how: Sampling, expected: npt.NDArray[np.float6
 
 
 @pytest.mark.llama
-def test_asking_again_gives_the_same_token_until_one_is_picked(q8_0: Any) -> None:
-    """`pick_from` advances nothing; `pick` goes on to the next place."""
+def test_pick_from_repeats_its_token_until_pick_advances(q8_0: Any) -> None:
+    """`pick_from` advances nothing; `pick` advances to the next place."""
     from specplug.engines.llama_cpp.sampling import Sampler
 
     values = np.zeros((1, q8_0.num_tokens), dtype=np.float32)
@@ -127,7 +133,7 @@ def test_asking_again_gives_the_same_token_until_one_is_picked(q8_0: Any) -> Non
 
 
 @pytest.mark.llama
-def test_a_temperature_that_leaves_no_number_is_an_error(q8_0: Any) -> None:
+def test_a_temperature_that_makes_logits_overflow_is_an_error(q8_0: Any) -> None:
     from specplug.engines.llama_cpp.sampling import Sampler
     from specplug.errors import SpecplugError
 

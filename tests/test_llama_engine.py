@@ -1,4 +1,4 @@
-"""The llama.cpp engine on the real model: the same tokens as plain decoding, whatever is drafted."""
+"""The llama.cpp engine on the real model: it emits the tokens of plain decoding, whatever is drafted."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from specplug.verification.mismatch import first_difference
 pytestmark = pytest.mark.llama
 
 FREE_ROWS = CostPoints((128,), (1, 64), ((1.0, 1.001),))
-"""A cost curve under which every draft pays, so that nothing is measured here and as much as possible is verified."""
+"""A cost curve under which every draft pays: no cost is measured, and as many draft tokens as possible are verified."""
 
 ALL = PlannerSettings(mode="static", max_nodes=16)
 BOTH = (ProposerSpec("suffix"), ProposerSpec("token_recycling"))
@@ -62,13 +62,13 @@ def chat(model: Model, text: str) -> "np.ndarray[tuple[int], np.dtype[np.int32]]
 
 
 def q8_0_profile(profile: Profile) -> Profile:
-    """With a cache type for which plain decoding, too, sums in one order whatever the length."""
+    """The profile with a cache type for which plain decoding, too, sums in one order at every length."""
     return replace(profile, runtime=replace(profile.runtime, kv_type="bf16"))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("weights", ["f32", "q8_0"])
-def test_trees_and_chains_say_what_plain_decoding_says(weights: str, name: str, request: pytest.FixtureRequest) -> None:
+def test_trees_and_chains_emit_plain_decodings_tokens(weights: str, name: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(weights)
     accepted = 0
     tried = [TREES, CHAINS] if weights == "f32" else [q8_0_profile(TREES), q8_0_profile(CHAINS)]
@@ -81,7 +81,7 @@ def test_trees_and_chains_say_what_plain_decoding_says(weights: str, name: str, 
                     assert other.tokens == one.tokens
                     assert (other.text, other.finish) == (one.text, one.finish)
                     accepted += other.counters.accepted_tokens
-    assert accepted > 4, "nothing was tried"
+    assert accepted > 4, "hardly any draft token was accepted"
 
 
 @pytest.mark.parametrize("weights", ["f32", "bf16", "q8_0", "q4_0"])
@@ -101,7 +101,7 @@ def test_exact_passes_round_alike_to_the_last_bit(weights: str, formats: dict[st
             assert one.logprobs == other.logprobs
 
 
-def test_cells_that_cannot_be_spared_cost_trees_and_not_sameness(q8_0: Model) -> None:
+def test_a_cache_without_spare_cells_gives_up_trees_but_emits_the_same_tokens(q8_0: Model) -> None:
     small = replace(q8_0_profile(TREES), runtime=Runtime(threads=2, context=256, kv_type="bf16"))
     asked = Request(chat(q8_0, "Write a long story about a fox."), 200)
     with opened(q8_0, plain(small)) as base, opened(q8_0, small) as engine:
@@ -109,19 +109,19 @@ def test_cells_that_cannot_be_spared_cost_trees_and_not_sameness(q8_0: Model) ->
         assert engine.generate(asked).finish == "length"
 
 
-def test_eight_at_once_are_each_their_single_run(f32: Model) -> None:
+def test_eight_sequences_at_once_equal_their_single_runs(f32: Model) -> None:
     texts = [COPY, FREE, *[f"List {n} kinds of fruit, then list them again backwards." for n in range(3, 9)]]
     asked = [Request(chat(f32, text), 24, Sampling(temperature=0.7, seed=5)) for text in texts]
     with opened(f32, plain(TREES)) as single:
-        alone = [single.generate(request).tokens for request in asked]
+        expected = [single.generate(request).tokens for request in asked]
     for profile in (plain(TREES), TREES):
         done: list[int] = []
         with opened(f32, profile, slots=8) as engine:
             answers = engine.generate_all(asked, lambda index, answer, done=done: done.append(index))
-            assert [answer.tokens for answer in answers] == alone
+            assert [answer.tokens for answer in answers] == expected
             assert sorted(done) == list(range(8))
     with opened(f32, TREES, slots=3) as engine:
-        assert [answer.tokens for answer in engine.generate_all(asked)] == alone
+        assert [answer.tokens for answer in engine.generate_all(asked)] == expected
 
 
 def test_a_prompt_that_begins_like_the_last_one_reads_only_the_rest(f32: Model) -> None:
@@ -181,7 +181,7 @@ class Interrupted(Exception):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
 def test_an_interrupted_pass_leaves_nothing_in_the_cache(f32: Model) -> None:
-    """A signal in the middle of generation comes out of the target pass, with a tree's branches still in the cache."""
+    """The signal handler raises out of a target pass, while the branches of a tree are still in the cache."""
 
     def interrupt(number: int, frame: object) -> None:
         raise Interrupted
@@ -259,19 +259,19 @@ def test_what_a_proposer_learned_is_used_for_the_next_prompt(f32: Model) -> None
     assert second.counters.steps < first.counters.steps
 
 
-def test_a_difference_that_shapes_cannot_make_is_no_rounding(f32: Model) -> None:
+def test_a_difference_larger_than_pass_shapes_cause_is_not_rounding(f32: Model) -> None:
     runtime = replace(TREES.runtime, flash_attention=False)
     prompt = chat(f32, FREE)
     with opened(f32, plain(TREES)) as base:
-        told = base.generate(Request(prompt, 12)).tokens
-    wrong = [*told[:6], told[6] + 1, *told[7:]]
-    found = explain(f32, runtime, prompt, told, wrong, Sampling(), padded=False, holes=False)
+        expected = base.generate(Request(prompt, 12)).tokens
+    wrong = [*expected[:6], expected[6] + 1, *expected[7:]]
+    found = explain(f32, runtime, prompt, expected, wrong, Sampling(), padded=False, holes=False)
     assert found is not None
-    assert (found.position, found.plain_token, found.other_token) == (6, told[6], told[6] + 1)
+    assert (found.position, found.plain_token, found.other_token) == (6, expected[6], expected[6] + 1)
     assert not found.is_rounding and found.gap > found.shape_difference
-    shorter = explain(f32, runtime, prompt, told, told[:-1], Sampling(), padded=False, holes=False)
+    shorter = explain(f32, runtime, prompt, expected, expected[:-1], Sampling(), padded=False, holes=False)
     assert shorter is not None and not shorter.is_rounding
-    assert explain(f32, runtime, prompt, told, told, Sampling(), padded=False, holes=False) is None
+    assert explain(f32, runtime, prompt, expected, expected, Sampling(), padded=False, holes=False) is None
 
 
 def test_the_first_difference() -> None:

@@ -1,4 +1,4 @@
-"""Which prompts are read first."""
+"""Which prompts a pass reads."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from specplug.engines.llama_cpp.prefill_order import shares
 
 
 def passes_until_read(left: list[int], room: int) -> list[int]:
-    """In which pass each prompt comes to its end."""
+    """The pass, counted from 1, in which each prompt is read to its end."""
     ends, done = [0] * len(left), 0
     while any(left):
         done += 1
@@ -19,14 +19,14 @@ def passes_until_read(left: list[int], room: int) -> list[int]:
     return ends
 
 
-def test_a_short_prompt_does_not_wait_for_long_ones_by_hand() -> None:
-    """20 rows a pass: 50 go to the short one in 5 passes of 10; the first has had as many and takes the rest alone."""
+def test_a_short_prompt_does_not_wait_for_long_ones() -> None:
+    """Of 20 rows per pass, the short prompt gets 10 in 5 passes; the first gets the other 10, then all."""
     assert passes_until_read([2000, 2000, 50], 20) == [103, 203, 5]
-    assert passes_until_read([100, 100, 100], 20) == [5, 10, 15], "prompts of one length: first come, first served"
+    assert passes_until_read([100, 100, 100], 20) == [5, 10, 15], "prompts of equal length are read in order"
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 40))
-def test_no_row_is_left_unused_and_nobody_waits_more_than_twice_as_long(left: list[int], room: int) -> None:
+def test_no_row_is_left_unused_and_no_prompt_takes_more_than_twice_as_long(left: list[int], room: int) -> None:
     found = shares(left, room)
     assert all(0 <= rows <= unread for rows, unread in zip(found, left, strict=True))
     assert sum(found) == min(room, sum(left))

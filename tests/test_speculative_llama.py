@@ -1,4 +1,4 @@
-"""SpeculativeLlama beside llama_cpp.Llama on the real model: what people's scripts get is the same."""
+"""SpeculativeLlama beside llama_cpp.Llama on the real model: a script gets the same results from both."""
 
 import pickle
 import signal
@@ -103,7 +103,7 @@ def test_streams(both: Both) -> None:
     assert len(streams[0]) > 25
 
 
-def test_grammars_of_their_own_class(both: Both) -> None:
+def test_grammar_objects(both: Both) -> None:
     texts = []
     for llama in both:
         grammar = llama_cpp.LlamaGrammar.from_string('root ::= [a-z ]+ "."', verbose=False)
@@ -111,7 +111,7 @@ def test_grammars_of_their_own_class(both: Both) -> None:
     assert texts[0] == texts[1]
 
 
-def test_after_streams_that_were_left_and_prompts_that_go_on(both: Both) -> None:
+def test_abandoned_streams_and_prompts_that_continue(both: Both) -> None:
     plain, drafting = both
     for count in range(1, 12, 2):
         for llama in both:
@@ -124,16 +124,16 @@ def test_after_streams_that_were_left_and_prompts_that_go_on(both: Both) -> None
         assert choice(drafting, TEXT + "width: float") == choice(plain, TEXT + "width: float")
 
 
-def test_a_stream_that_somebody_still_holds_ends_with_the_next_call(both: Both) -> None:
-    held = []
+def test_an_open_stream_ends_with_the_next_call(both: Both) -> None:
+    open_streams = []
     for llama in both:
-        held.append(llama.create_completion(TEXT, max_tokens=48, temperature=0.0, stream=True))
+        open_streams.append(llama.create_completion(TEXT, max_tokens=48, temperature=0.0, stream=True))
         for _ in range(9):
-            next(held[-1])
+            next(open_streams[-1])
     plain, drafting = both
     expected = choice(plain, "The sea is")
     assert choice(drafting, "The sea is") == expected
-    held.clear()  # what it would have cleaned up is another text's now
+    open_streams.clear()  # closing the streams must not touch the cache, which now holds another text
     assert choice(drafting, "The sea is") == expected
 
 
@@ -212,7 +212,7 @@ def test_all_logits_are_left_to_the_base_class(options: dict[str, Any]) -> None:
     drafting.close()
 
 
-def test_a_pickled_one_keeps_its_profile(options: dict[str, Any]) -> None:
+def test_a_pickled_instance_keeps_its_profile(options: dict[str, Any]) -> None:
     llama = SpeculativeLlama(profile=TREES, **options)
     copied = pickle.loads(pickle.dumps(llama))
     assert copied.profile == llama.profile
@@ -221,7 +221,7 @@ def test_a_pickled_one_keeps_its_profile(options: dict[str, Any]) -> None:
     copied.close()
 
 
-def test_what_cannot_be_asked(options: dict[str, Any], both: Both) -> None:
+def test_unsupported_uses_are_errors(options: dict[str, Any], both: Both) -> None:
     with pytest.raises(UsageError, match="name a profile instead"):
         SpeculativeLlama(draft_model=object(), **options)
     with pytest.raises(UsageError, match="no profile is named fastest"):
@@ -244,7 +244,7 @@ def test_drafts_fit_into_a_small_batch(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("weights", ["f32", "q8_0"])
 def test_exact_drafts_change_no_bit(weights: str, options: dict[str, Any], formats: dict[str, Path]) -> None:
-    """The scores that a stopping criterion sees are compared: those of all rows that emitted a token."""
+    """Compares the logits that a stopping criterion receives, which are those of all rows that emitted a token."""
     plain = replace(TREES, proposers=(ProposerSpec("none"),), planner=PlannerSettings(mode="static"), exact=True)
     exact_options = options | {"model_path": str(formats[weights]), "flash_attn": True, "type_k": 30, "type_v": 30}
     seen: list[list[Any]] = []

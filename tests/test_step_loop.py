@@ -1,4 +1,4 @@
-"""Many streams in one context on the real model: each says what it says alone, whatever comes and goes beside it."""
+"""Many sequences in one context on the real model: each emits the tokens of its single run."""
 
 from collections import deque
 from dataclasses import replace
@@ -30,7 +30,7 @@ def opened(model: Model, slots: int = 4, kv_tokens: int | None = None, profile=S
 
 
 def answer_all(engine: ServingEngine, requests: list[Request]) -> tuple[list[list[int]], list[Stream]]:
-    """Every request as soon as a slot is free; the tokens of each, and the streams."""
+    """Run every request as soon as a slot is free; returns the tokens of each, and the finished streams."""
     waiting, active = deque(enumerate(requests)), dict[int, Stream]()
     tokens: list[list[int]] = [[] for _ in requests]
     done: list[Stream] = []
@@ -51,7 +51,7 @@ def answer_all(engine: ServingEngine, requests: list[Request]) -> tuple[list[lis
     return tokens, done
 
 
-def alone(model: Model, requests: list[Request]) -> list[list[int]]:
+def single_runs(model: Model, requests: list[Request]) -> list[list[int]]:
     with LlamaCpp(model, plain(SMALL), cost=FREE_ROWS) as engine:
         found = []
         for asked in requests:
@@ -66,9 +66,9 @@ def mixed(model: Model, count: int) -> list[Request]:
     return [Request(chat(model, text), int(10 + rng.integers(0, 40))) for text in texts]
 
 
-def test_each_stream_is_its_single_run_through_packing_and_reuse(q8_0: Model) -> None:
+def test_each_stream_equals_its_single_run_through_packing_and_reuse(q8_0: Model) -> None:
     requests = mixed(q8_0, 18)
-    expected = alone(q8_0, requests)
+    expected = single_runs(q8_0, requests)
     with opened(q8_0, kv_tokens=1024) as engine:
         tokens, streams = answer_all(engine, requests)
         assert tokens == expected
@@ -82,9 +82,9 @@ def test_each_stream_is_its_single_run_through_packing_and_reuse(q8_0: Model) ->
     [Sampling(temperature=0.8, seed=3), Sampling(repeat_penalty=1.3), Sampling(json_schema='{"type": "array"}')],
     ids=["seed", "penalty", "schema"],
 )
-def test_sampled_streams_are_their_single_runs(q8_0: Model, sampling: Sampling) -> None:
+def test_sampled_streams_equal_their_single_runs(q8_0: Model, sampling: Sampling) -> None:
     requests = [Request(asked.prompt, 24, sampling) for asked in mixed(q8_0, 6)]
-    expected = alone(q8_0, requests)
+    expected = single_runs(q8_0, requests)
     with opened(q8_0) as engine:
         assert answer_all(engine, requests)[0] == expected
 
@@ -97,7 +97,7 @@ def test_prompts_that_begin_alike_are_read_once(q8_0: Model) -> None:
     assert sorted(s.cached for s in streams) == [0, *[len(prompt) - 1] * 3]
 
 
-def test_a_long_prompt_comes_in_pieces_while_others_run(q8_0: Model) -> None:
+def test_a_long_prompt_is_read_in_pieces_while_others_run(q8_0: Model) -> None:
     long, short = chat(q8_0, "one two three " * 130), chat(q8_0, FREE)
     with opened(q8_0, profile=plain(SMALL)) as engine:
         loop = engine.loop
@@ -116,7 +116,7 @@ def test_a_long_prompt_comes_in_pieces_while_others_run(q8_0: Model) -> None:
         loop.finish(second)
 
 
-def test_a_stream_that_is_left_gives_its_slot_back_with_what_it_read(q8_0: Model) -> None:
+def test_an_abandoned_stream_frees_its_slot_and_its_prompt_stays_cached(q8_0: Model) -> None:
     prompt = chat(q8_0, COPY * 3)
     with opened(q8_0, slots=1) as engine:
         for _ in range(3):
@@ -126,7 +126,7 @@ def test_a_stream_that_is_left_gives_its_slot_back_with_what_it_read(q8_0: Model
         assert stream.cached == len(prompt) - 1
 
 
-def test_a_grammar_without_a_way_out_ends_its_own_stream_only(q8_0: Model) -> None:
+def test_a_grammar_that_allows_no_token_fails_only_its_own_stream(q8_0: Model) -> None:
     dead = Sampling(grammar='root ::= "a" [^\\x00-\\U0010FFFF] "b"')
     good = Request(chat(q8_0, FREE), 16)
     requests = [Request(chat(q8_0, COPY), 16, dead), good]
@@ -135,10 +135,10 @@ def test_a_grammar_without_a_way_out_ends_its_own_stream_only(q8_0: Model) -> No
     assert [str(s.failure) for s in streams if s.failure] == [
         "the grammar allows no further token, not even the end; correct the grammar"
     ]
-    assert tokens[1] == alone(q8_0, [good])[0]
+    assert tokens[1] == single_runs(q8_0, [good])[0]
 
 
-def test_what_was_guessed_is_counted_by_proposer_and_place(q8_0: Model) -> None:
+def test_draft_tokens_are_counted_by_proposer_and_place(q8_0: Model) -> None:
     with opened(q8_0) as engine:
         _, (stream,) = answer_all(engine, [Request(chat(q8_0, COPY), 40)])
         loop = engine.loop
@@ -148,7 +148,7 @@ def test_what_was_guessed_is_counted_by_proposer_and_place(q8_0: Model) -> None:
         assert (loop.accepted <= loop.guessed).all()
 
 
-def test_each_guess_that_came_true_has_its_proposer(q8_0: Model) -> None:
+def test_each_accepted_token_has_its_proposer(q8_0: Model) -> None:
     with opened(q8_0) as engine:
         loop = engine.loop
         stream = loop.begin(chat(q8_0, COPY), engine.sampler(Sampling()), 40, 99)
@@ -164,8 +164,8 @@ def test_each_guess_that_came_true_has_its_proposer(q8_0: Model) -> None:
         assert by_source == loop.accepted.sum(axis=1).tolist() and sum(by_source) > 0
 
 
-def test_rows_skip_what_other_sequences_hold(f32: Model) -> None:
-    """Without flash attention, the choice for one sequence in these weights, each row would pay for every cell."""
+def test_flash_attention_is_on_where_sequences_share_the_cache(f32: Model) -> None:
+    """Without it, as is chosen for one sequence with these weights, each row would pay for all sequences' cells."""
     for slots, chosen in ((2, True), (1, False)):
         with opened(f32, slots) as engine:
             assert engine.profile.runtime.flash_attention is chosen
@@ -175,8 +175,8 @@ def test_rows_skip_what_other_sequences_hold(f32: Model) -> None:
 
 
 @pytest.mark.parametrize("weights", ["f32", "bf16", "q8_0", "q4_0"])
-def test_exact_streams_are_their_single_runs_to_the_last_bit(weights: str, formats: dict[str, Path]) -> None:
-    """Log probabilities as well as tokens: several sequences at once, with drafts, and prompts that arrive any time."""
+def test_exact_streams_equal_their_single_runs_to_the_last_bit(weights: str, formats: dict[str, Path]) -> None:
+    """Compares log probabilities, for several sequences at once, with drafts and prompts that arrive at any time."""
     exact = replace(profiles.load("exact"), planner=replace(SMALL.planner, max_nodes=8))
     exact = replace(exact, runtime=replace(exact.runtime, threads=2, context=512))
     with open_model(formats[weights]) as model:

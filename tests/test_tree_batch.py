@@ -1,4 +1,4 @@
-"""How a tree is laid over sequence ids; what llama.cpp then does with them is the engine's test."""
+"""How a tree is laid out over sequence ids; the tests of the engine show what llama.cpp does with them."""
 
 from itertools import count
 
@@ -41,8 +41,8 @@ def depth_first(node: int, parents: list[int]) -> list[int]:
     ]
 
 
-def test_a_tree_by_hand() -> None:
-    """0 and 3 below the root; 1 and 2 below 0; 4 below 3. Leaves 1, 2, 4 in this order."""
+def test_a_tree_worked_out_by_hand() -> None:
+    """Nodes 0 and 3 are below the root, 1 and 2 below 0, and 4 below 3. The leaves are 1, 2 and 4, in this order."""
     order, ids, leaf_of, extra = _branches([ROOT, 0, 0, ROOT, 3], SLOT, iter([7, 8]))
     assert order == [0, 1, 2, 3, 4]
     assert extra == [7, 8]
@@ -58,7 +58,7 @@ def test_depth_first_with_parents_before_children(parents: list[int]) -> None:
 
 
 @given(parent_lists())
-def test_one_id_per_leaf_and_the_first_is_home(parents: list[int]) -> None:
+def test_one_id_per_leaf_and_the_first_is_the_slots_own(parents: list[int]) -> None:
     order, ids, _, extra = _branches(parents, SLOT, count(FIRST_LEAF))
     ends = [node for node in order if node in leaves(parents)]
     assert extra == list(range(FIRST_LEAF, FIRST_LEAF + len(ends) - 1))
@@ -78,7 +78,7 @@ def test_a_node_carries_exactly_the_ids_of_the_leaves_below(parents: list[int]) 
 
 @given(parent_lists())
 def test_attention_sees_exactly_the_ancestors(parents: list[int]) -> None:
-    """A node sees the cells before it of its own ids; on any one id these are the path to the root and no more."""
+    """A node sees the earlier cells of its own ids; on each of these ids they are the path to the root and no more."""
     order, ids, leaf_of, _ = _branches(parents, SLOT, count(FIRST_LEAF))
     for node in range(len(parents)):
         for leaf in ids[node]:

@@ -1,4 +1,5 @@
-"""A batch as vLLM's runner lays it out, over the toy target: rows that move, prompts in pieces, preemption, aborts."""
+"""A batch as vLLM's model runner lays it out, over the toy target: rows move, prompts are read in pieces, requests are
+preempted and aborted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ ROWS, WIDTH = 8, 400
 
 @dataclass
 class ToyRequest:
-    """One request; `text` is prompt and answer so far, `read` how much of it the target has read."""
+    """One request; `text` is its prompt and its answer so far, `read` how many of these tokens the target has read."""
 
     id: str
     prompt: list[int]
@@ -40,7 +41,7 @@ class ToyRequest:
 
 
 class ToyBatch:
-    """Runs requests with drafts from `drafting`, as vLLM would: every pass checked against what vLLM allows."""
+    """Runs requests with drafts from `drafting` as vLLM would, and checks every draft against what vLLM allows."""
 
     def __init__(self, drafting: Drafting, target: ToyTarget, k: int, *, chunk: int = 1 << 20, max_len: int = WIDTH):
         self.drafting = drafting
@@ -54,10 +55,10 @@ class ToyBatch:
         self.passes = 0
         self.accepted = 0
         self.cut: Callable[[ToyRequest], int] = lambda request: k
-        """How many guesses of a draft the scheduler lets through, as a grammar or a token budget would."""
+        """To how many tokens the scheduler shortens a draft, as a grammar or a token budget would."""
 
     def preempt(self, request: ToyRequest) -> None:
-        """It waits, and is read again from the start when it comes back, on any row."""
+        """The request waits; when it returns, on any row, it is read again from the start."""
         self.running.remove(request)
         request.read, request.draft = 0, []
         self.waiting.append(request)
@@ -75,33 +76,33 @@ class ToyBatch:
         token_ids = np.zeros((ROWS, self.max_len + 64), dtype=np.int32)
         num_tokens, num_prompt = np.zeros(ROWS, dtype=np.int32), np.zeros(ROWS, dtype=np.int32)
         sampled: list[list[int]] = []
-        heights: list[int] = []
-        tops: list[IntArray] = []
+        draft_lengths: list[int] = []
+        top_rows: list[IntArray] = []
         num_read = 0
         for row, request in enumerate(self.running):
             draft = request.draft[: self.cut(request)]
             request.draft = []
             piece = min(self.chunk, len(request.text) - request.read)
-            whole = request.read + piece == len(request.text)
-            draft = draft if whole else []
+            complete = request.read + piece == len(request.text)
+            draft = draft if complete else []
             num_read += piece + len(draft)
             request.read += piece
             new: list[int] = []
-            right = whole
+            accepting = complete
             for place in range(len(draft) + 1):
-                tops.append(self.target.topk([*request.text, *draft[:place]], 8))
-                if right:
-                    new.append(int(tops[-1][0]))
-                    right = place < len(draft) and draft[place] == new[-1]
-            heights.append(len(draft))
-            if whole:
+                top_rows.append(self.target.topk([*request.text, *draft[:place]], 8))
+                if accepting:
+                    new.append(int(top_rows[-1][0]))
+                    accepting = place < len(draft) and draft[place] == new[-1]
+            draft_lengths.append(len(draft))
+            if complete:
                 self.accepted += len(new) - 1
                 request.read += len(new) - 1
                 request.text += new
             sampled.append(new)
             token_ids[row, : len(request.text)] = request.text
             num_tokens[row], num_prompt[row] = len(request.text), len(request.prompt)
-        table = np.stack(tops)
+        table = np.stack(top_rows)
 
         def top_ids(rows: IntArray, k: int) -> IntArray:
             return int_array(table[rows, :k])
@@ -111,7 +112,7 @@ class ToyBatch:
             Pass(
                 [request.id for request in self.running],
                 sampled,
-                heights if any(heights) else None,
+                draft_lengths if any(draft_lengths) else None,
                 num_tokens,
                 num_prompt,
                 token_ids,

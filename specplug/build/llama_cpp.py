@@ -60,6 +60,7 @@ class GgufSource:
             )
         from specplug.engines.llama_cpp.engine import resolved
         from specplug.engines.llama_cpp.model import open_model
+        from specplug.engines.llama_cpp.rollback import rollback_of
         from specplug.transforms.gguf_head import head_shape
 
         head_shape(model)  # raises for an architecture that cannot be trimmed
@@ -67,7 +68,7 @@ class GgufSource:
         self._quantize = quantize
         self._costs: CostPoints | None = None
         self._target_model = open_model(target)
-        self._target_model.check_rollback()
+        rollback_of(self._target_model)  # raises for a model that cannot take draft tokens back
         base = Profile("target", proposers=(ProposerSpec("none"),), runtime=Runtime(threads=threads))
         self.profile = resolved(base, self._target_model)
 
@@ -93,13 +94,13 @@ class GgufSource:
             subject.close()
 
     def expected_counts(self, answers: Sequence[Answer], progress: Progress) -> Weights:
-        from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
+        from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 
         weights = np.zeros(self._target_model.num_tokens)
         with self._context(self._target, cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
-                for logits in forced_logits(context, text, len(answer.prompt) - 1):
+                for logits in teacher_forced_logits(context, text, len(answer.prompt) - 1):
                     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
                     probabilities /= probabilities.sum(axis=1, keepdims=True)
                     weights += probabilities.sum(axis=0)
@@ -125,14 +126,16 @@ class GgufSource:
     def hits(
         self, answers: Sequence[Answer], nested: Sequence[IntArray], workplace: Path, progress: Progress
     ) -> list[list[Hits]]:
-        from specplug.engines.llama_cpp.teacher_forcing import ROWS, forced_logits
+        from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 
         parts = added(nested)
         found: list[list[Hits]] = [[] for _ in nested]
         with self._context(self._full_drafter(workplace), cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
-                rows = [best_in_each(logits, parts) for logits in forced_logits(context, text, len(answer.prompt))]
+                rows = [
+                    best_in_each(logits, parts) for logits in teacher_forced_logits(context, text, len(answer.prompt))
+                ]
                 best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
                 for column, hits in enumerate(found):
                     hits.append(best[:, column] == answer.tokens[1:])

@@ -60,10 +60,11 @@ class LlamaCppSubject:
         require()
         from specplug.engines.llama_cpp.engine import PROVIDES, resolved
         from specplug.engines.llama_cpp.model import open_model
+        from specplug.engines.llama_cpp.rollback import rollback_of
 
         self.provides: Requires = PROVIDES
         self._model = open_model(model_path, gpu_layers=profile.runtime.gpu_layers)
-        self._model.check_rollback()
+        rollback_of(self._model)  # raises for a model that cannot take draft tokens back
         self.profile = resolved(profile, self._model)
         self._most_context = self.profile.runtime.context
         self._prompts = None if profile.exact else PromptStates()  # exact reads every prompt from its beginning

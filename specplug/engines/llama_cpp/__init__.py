@@ -1,6 +1,6 @@
 """llama.cpp through llama-cpp-python.
 
-Knows what is public here. Imports llama_cpp only when that is asked for, so that `doctor` works without it.
+Defines the public names, and imports llama_cpp only when one of them is used, so that `doctor` works without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["SpeculativeLlama", "require"]
 
 
 def require() -> None:
-    """Import llama_cpp. EngineError where it is not installed, or does not load."""
+    """Import llama_cpp. Raises EngineError where it is not installed or does not load."""
     try:
         import_module("llama_cpp")
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
-"""One llama.cpp context: the batch that goes in, the KV cache, the logits that come out.
+"""One llama.cpp context: the batch of a pass, the KV cache, and the logits of the last pass.
 
-Knows rows, positions and sequence ids. Knows neither drafts nor sampling.
-Keeps: batch arrays of n_batch rows; a logits view of at most `max_rows` x vocabulary floats inside llama.cpp.
+Works on rows, positions and sequence ids, and does not depend on drafts or sampling.
+State: batch arrays of n_batch rows; a view of the logits inside llama.cpp, float32[max_rows, vocabulary] at most.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Runtime
 
 KV_TYPES = {"f32": ll.GGML_TYPE_F32, "f16": ll.GGML_TYPE_F16, "bf16": 30, "q8_0": ll.GGML_TYPE_Q8_0}
-"""ggml's type numbers; the binding has no name for bf16."""
+"""The type numbers of ggml; llama-cpp-python has no name for bf16."""
 
 Logits = npt.NDArray[np.float32]
 
 MAX_SEQUENCE_IDS = 256
-"""llama.cpp's own limit on sequence ids per context."""
+"""The limit of llama.cpp on sequence ids per context."""
 
 
 class Inputs(Protocol):
-    """What tokens are to a model whose own embedding table lacks some of them."""
+    """The input embeddings of a model whose own embedding table lacks some of the tokens."""
 
     width: int
 
     def rows(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32[n, width]"""
+        """float32[n, width]: the embeddings of `tokens`."""
 
 
 def open_context(
     model: Model, runtime: Runtime, *, cells: int, num_ids: int, max_rows: int, inputs: Inputs | None = None
 ) -> Context:
-    """A context of its own for `model`. Raises UsageError when llama.cpp refuses the parameters.
+    """Open a context for `model`. Raises UsageError when llama.cpp rejects the parameters.
 
     cells    KV cells in all, shared by all sequences
-    num_ids  sequence ids, homes and tree leaves together; at most 256
-    max_rows rows with logits in one pass
-    inputs   where tokens go in as embeddings
+    num_ids  sequence ids, those of slots and of tree leaves together; at most 256
+    max_rows the most rows with logits in one pass
+    inputs   the embeddings of tokens, where the model cannot embed all of them itself
     """
-    assert runtime.flash_attention is not None, "an unresolved profile"
+    assert runtime.flash_attention is not None, "the profile was not resolved"
     params = ll.llama_context_default_params()
     params.n_ctx = cells
     params.n_batch = params.n_ubatch = min(max(runtime.batch, max_rows), cells)
@@ -66,7 +66,7 @@ def open_context(
 
 
 def set_tree_params(params: Any, num_ids: int, max_rows: int) -> None:
-    """What llama.cpp's context parameters need for trees: ids that share cells, and logits for these rows only."""
+    """Set the parameters that trees require: sequence ids that share cells, and at most `max_rows` rows with logits."""
     params.n_seq_max = num_ids
     params.n_outputs_max = max(max_rows, num_ids)
     params.kv_unified = True
@@ -79,7 +79,7 @@ class Context:
     """
 
     def __init__(self, model: Model, handle: Any, *, num_ids: int, max_rows: int, inputs: Inputs | None = None) -> None:
-        """`handle` is llama.cpp's own pointer, to a context with `set_tree_params`."""
+        """`handle` is llama.cpp's pointer to a context that was opened with `set_tree_params`."""
         self.model = model
         self.handle = handle
         self.memory = ll.llama_get_memory(handle)
@@ -122,7 +122,7 @@ class Context:
             self.handle = None
 
     def use_threads(self, threads: int) -> None:
-        """How many threads compute the passes from now on."""
+        """Set the number of threads that compute the passes from now on."""
         ll.llama_set_n_threads(self.handle, threads, threads)
 
     # -- the batch ------------------------------------------------------------------------------------------------
@@ -133,9 +133,13 @@ class Context:
     def add_span(
         self, tokens: IntArray | Sequence[int], position: int, seq_id: int, *, wanted: bool, last: bool = False
     ) -> None:
-        """Rows for consecutive positions of one sequence; `wanted` for all their logits, `last` for the last row's."""
+        """Add rows for consecutive positions of one sequence.
+
+        wanted  all rows get logits
+        last    the last row gets logits
+        """
         start, stop = self.rows, self.rows + len(tokens)
-        self._take(tokens, start, stop)
+        self._set_inputs(tokens, start, stop)
         self._positions[start:stop] = np.arange(position, position + stop - start, dtype=np.int32)
         self._num_ids[start:stop] = 1
         self._single_ids[start:stop, 0] = seq_id
@@ -146,10 +150,10 @@ class Context:
         self.rows = stop
 
     def add(self, token: int, position: int, seq_ids: Sequence[int]) -> None:
-        """One row with logits that belongs to several sequence ids: a tree node and the leaves below it."""
+        """Add one row with logits that belongs to several sequence ids: a tree node with the ids of its leaves."""
         row = self.rows
         count = len(seq_ids)
-        self._take((token,), row, row + 1)
+        self._set_inputs((token,), row, row + 1)
         self._positions[row] = position
         self._num_ids[row] = count
         self._wanted[row] = 1
@@ -161,7 +165,7 @@ class Context:
             self._id_pointers[row] = self._many_pointers[row]
         self.rows = row + 1
 
-    def _take(self, tokens: IntArray | Sequence[int], start: int, stop: int) -> None:
+    def _set_inputs(self, tokens: IntArray | Sequence[int], start: int, stop: int) -> None:
         if self._inputs is None:
             self._tokens[start:stop] = tokens
         else:
@@ -175,7 +179,7 @@ class Context:
             self._fail(code)
 
     def logits(self, rows: int) -> Logits:
-        """float32[rows, V]: a view of the logits of the last pass, wanted rows in batch order; no copy."""
+        """float32[rows, V]: the logits of the last pass, rows with logits only, in batch order; a view, not a copy."""
         pointer = ll.llama_get_logits(self.handle)
         key = (ctypes.cast(pointer, ctypes.c_void_p).value, rows)
         view = self._views.get(key)
@@ -188,29 +192,29 @@ class Context:
     # -- the KV cache ---------------------------------------------------------------------------------------------
 
     def drop(self, seq_id: int, start: int = -1) -> None:
-        """Forget `seq_id` from position `start` on (all of it by default)."""
+        """Remove `seq_id` from the cells at position `start` and later (from all by default)."""
         if not ll.llama_memory_seq_rm(self.memory, seq_id, start, -1):
-            raise SpecplugError(f"llama.cpp cannot forget sequence {seq_id} from position {start} on")
+            raise SpecplugError(f"llama.cpp cannot drop sequence {seq_id} from position {start} on")
 
     def copy(self, source: int, target: int, start: int = -1, stop: int = -1) -> None:
-        """Share the cells of `source` at positions [start, stop) with `target`: bookkeeping only."""
+        """Share the cells of `source` at positions [start, stop) with `target`; no keys or values are copied."""
         ll.llama_memory_seq_cp(self.memory, source, target, start, stop)
 
     def state(self, seq_id: int) -> bytes:
-        """The cells of a sequence, for `restore` on a context of the same model, KV type and attention."""
+        """A sequence's cached keys and values, for `restore` on a context of the same model, KV type and attention."""
         size = ll.llama_state_seq_get_size(self.handle, seq_id)
         buffer = (ctypes.c_uint8 * size)()
         written = ll.llama_state_seq_get_data(self.handle, buffer, size, seq_id)
         return bytes(buffer)[:written]
 
     def restore(self, seq_id: int, state: bytes) -> None:
-        """Give a sequence that holds nothing what `state` returned. Raises SpecplugError when it does not fit."""
+        """Load what `state` returned into an empty sequence. Raises SpecplugError when it does not fit."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         if not ll.llama_state_seq_set_data(self.handle, buffer, len(state), seq_id):
-            raise SpecplugError("llama.cpp does not take the state of a sequence; the contexts differ")
+            raise SpecplugError(f"llama.cpp cannot load the state of sequence {seq_id}: the contexts differ")
 
     def clear(self) -> None:
-        """Forget everything; cells are filled from the first one on again."""
+        """Drop all cells; the next pass fills them from the first one on."""
         ll.llama_memory_clear(self.memory, False)
 
     def _fail(self, code: int) -> NoReturn:

@@ -1,10 +1,10 @@
-"""Random numbers for drawing tokens that depend on seed, place and token alone, so that two models can share them.
+"""Random numbers for sampling that depend only on seed, place and token, so that two models can share them.
 
-Knows ids and logits. Knows neither models nor llama.cpp's samplers.
+Works on token ids and logits, and does not depend on a model or on llama.cpp's samplers.
 Source: the Gumbel-max trick, shared by drafter and target as in drafter-invariant speculative decoding
-(arXiv 2408.07978): each takes the token with the largest logit + noise, so each draws from its own distribution, and
-both draw the same token in a share of cases close to what rejection sampling accepts. Nothing depends on what was
-guessed, so that a plan may look at guesses, and a seed gives the same text whatever drafts.
+(arXiv 2408.07978). Each model takes the token with the largest sum of logit and noise. So each one samples from its own
+distribution, and both sample the same token almost as often as rejection sampling accepts a draft token. The noise does
+not depend on the draft, so the planner may look at draft tokens, and a seed gives the same text with every proposer.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import numpy.typing as npt
 
 _MASK = (1 << 64) - 1
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-"""Of splitmix64 (Steele, Lea, Flood 2014), which is used as a hash."""
+"""Constants of splitmix64 (Steele, Lea, Flood 2014), which serves as a hash function."""
 
 
 @dataclass(slots=True)
 class GumbelNoise:
-    """The noise of one sequence; `place` is the number of tokens drawn so far."""
+    """The noise of one sequence; `place` is the number of tokens sampled so far."""
 
     seed: int
     place: int = 0
 
     def draw(self, ids: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> int:
-        """The index that is drawn from logits (float32[n], of any scale) of tokens `ids`; the next place follows."""
+        """Sample from unnormalised logits (float32[n]) of the tokens `ids`: returns an index, and advances `place`."""
         drawn = int((logits + self.at(self.place, ids)).argmax())
         self.place += 1
         return drawn
 
     def at(self, place: int, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-        """float64[n]: standard Gumbel noise of these tokens at a place."""
-        key = _mixed_whole(self.seed ^ _mixed_whole(place + 1))
+        """float64[n]: standard Gumbel noise of the tokens `ids` at a place."""
+        key = _splitmix(self.seed ^ _splitmix(place + 1))
         x = ids.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
@@ -44,7 +44,7 @@ class GumbelNoise:
         return noise
 
 
-def _mixed_whole(x: int) -> int:
+def _splitmix(x: int) -> int:
     x = (x + _GOLDEN) & _MASK
     x = ((x ^ (x >> 30)) * _FIRST) & _MASK
     x = ((x ^ (x >> 27)) * _SECOND) & _MASK

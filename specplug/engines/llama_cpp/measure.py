@@ -1,6 +1,6 @@
-"""Measures T(rows, context) of a model on this machine, and remembers it.
+"""Measures T(rows, context), the time of a model's passes on this machine, and remembers it.
 
-Knows how to time passes of llama.cpp. Knows no drafts.
+Times passes of llama.cpp, and does not depend on drafts.
 """
 
 from __future__ import annotations
@@ -26,17 +26,22 @@ from specplug.machine.files import write_atomically
 from specplug.profile import CostPoints, Profile, Runtime
 
 QUICK_SECONDS = 3.0
-"""Time for a first look; further rounds stop here once every point has been seen three times."""
+"""Seconds for a measurement at start-up; no round begins after them once there have been FEWEST_ROUNDS."""
 
 FEWEST_ROUNDS = 3
+"""Rounds in which every point is timed, however long they take."""
+
 MOST_ROUNDS = 15
+"""Rounds after which a measurement ends, however little time it took."""
+
 SCHEMA = 2
+"""Version of the format of remembered curves."""
 
 CONTEXTS = (128, 1024)
-"""Tokens in the cache at which passes are timed."""
+"""Tokens in the cache when passes are timed."""
 
 COARSE_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""Row counts for models that are too slow to try every one."""
+"""Row counts to time where a model is too slow to time every row count."""
 
 
 def cost_points(
@@ -48,7 +53,7 @@ def cost_points(
     seconds: float = QUICK_SECONDS,
     progress: Callable[[float], None] = lambda share: None,
 ) -> CostPoints:
-    """`points_on` a context of its own."""
+    """T(rows, context) as `points_on` measures it, on a context that is opened for the measurement."""
     cells = min(runtime.context, max(contexts)) + limit + 64
     with open_context(model, runtime, cells=cells, num_ids=1, max_rows=limit) as context:
         return points_on(context, limit, contexts=contexts, seconds=seconds, progress=progress)
@@ -64,10 +69,12 @@ def points_on(
 ) -> CostPoints:
     """Median milliseconds of passes over 1..limit rows, all with logits, in interleaved rounds, on an empty context.
 
-    Each is run twice: the second is the pass, the first what it costs after one of another row count.
+    Each pass runs twice in a row. The second run gives its time; the extra time of the first is the price of changing
+    the row count.
 
     contexts  tokens in the cache before the pass; those that fit are measured
-    seconds   time for all of it; every point is seen FEWEST_ROUNDS times at least
+    seconds   for the entire measurement; every point is timed at least FEWEST_ROUNDS times
+    progress  receives the share that is done, 0 to 1
     """
     timer = PassTimer(context)
     room = context.cells - limit - 1
@@ -80,24 +87,24 @@ def points_on(
         if not rows:
             slow = timer.time(1) * limit * limit / 4 * FEWEST_ROUNDS > seconds * 1000
             rows = [n for n in COARSE_ROWS if n < limit] + [limit] if slow else list(range(1, limit + 1))
-        seen: list[list[float]] = [[] for _ in rows]
+        timed: list[list[float]] = [[] for _ in rows]
         began = perf_counter()
         for round_ in range(MOST_ROUNDS):
             if round_ >= FEWEST_ROUNDS and perf_counter() - began > seconds / len(fills):
                 break
-            for n, times in zip(rows, seen, strict=True):
+            for n, times in zip(rows, timed, strict=True):
                 first = timer.time(n)
                 times.append(timer.time(n))
                 changes.append(first - times[-1])
             progress((done + (round_ + 1) / MOST_ROUNDS) / len(fills))
-        lines.append([round(median(times), 4) for times in seen])
+        lines.append([round(median(times), 4) for times in timed])
         progress((done + 1) / len(fills))
     change_ms = max(0.0, round(median(changes), 4)) if len(rows) > 1 else 0.0
     return CostPoints(tuple(fills), tuple(rows), tuple(map(tuple, lines)), change_ms=change_ms)
 
 
 class PassTimer:
-    """Times passes over `sequences` equally long sequences on an empty context, each row with its logits."""
+    """Times passes over `sequences` sequences of equal length, all rows with logits, on an empty context."""
 
     def __init__(self, context: Context, sequences: int = 1) -> None:
         self.context = context
@@ -105,7 +112,7 @@ class PassTimer:
         self._filled = 0
 
     def fill(self, tokens: int) -> float:
-        """Let every sequence hold `tokens` tokens, no fewer than before; returns the milliseconds that it took."""
+        """Extend every sequence to `tokens` tokens, at least as many as before. Returns the milliseconds taken."""
         context = self.context
         began = perf_counter()
         for sequence in range(self.sequences):
@@ -119,9 +126,9 @@ class PassTimer:
         return (perf_counter() - began) * 1000
 
     def time(self, rows: int) -> float:
-        """Milliseconds of one pass over `rows` rows, shared evenly by the sequences; the cache is as before.
+        """Milliseconds of one pass over `rows` rows, divided evenly among the sequences; the cache stays as it was.
 
-        Fewer rows than sequences belong to as many of them, one each.
+        Where there are fewer rows than sequences, the first sequences get one row each.
         """
         context = self.context
         context.clear_batch()
@@ -142,7 +149,7 @@ class PassTimer:
         self.context.use_threads(threads)
 
     def _tokens(self, start: int, stop: int) -> IntArray:
-        """Any tokens, the same every time: a multiplicative hash of the position."""
+        """Arbitrary tokens, the same in every run: a multiplicative hash of the position."""
         ids = (np.arange(start, stop, dtype=np.int64) * 2654435761 & 0x7FFFFFFF) % self.context.model.num_tokens
         return ids.astype(np.int32)
 
@@ -150,7 +157,10 @@ class PassTimer:
 def own_cost_points(
     model: Model, profile: Profile, *, slots: int, notify: Callable[[str], None] = lambda text: None
 ) -> CostPoints | None:
-    """The profile's own curve, where it was measured under these conditions; says what changed where it was not."""
+    """The profile's own cost curve; None where it has none or was measured under other conditions.
+
+    notify  receives what has changed on this machine since it was measured
+    """
     points = profile.measured.cost_curve if profile.measured else None
     if points is None:
         return None
@@ -167,33 +177,33 @@ def remembered_cost_points(
     *,
     notify: Callable[[str], None] = lambda text: None,
 ) -> CostPoints:
-    """The curve from the user's cache folder, measured first where there is none for this model, machine and `key`."""
+    """The curve in the user's cache folder for this model, machine and `key`; measured first where there is none."""
     path = _cache_path(model, key)
-    found = _recall(path)
-    if found is not None:
-        return found
+    remembered = _read_remembered(path)
+    if remembered is not None:
+        return remembered
     busy = hardware.busy_warning()
-    notify("measuring what a pass costs here, once for this model and machine")
+    notify("measuring how long a target pass takes, once for this model and machine")
     points = measure()
     if busy:
-        notify(f"{busy}; they will be measured again next time")
+        notify(f"{busy}; the time of a pass will be measured again next time")
         return points
     try:
         write_atomically(path, json.dumps({"schema": SCHEMA, **asdict(points)}).encode())
     except SpecplugError as error:
-        notify(f"{error}; the cost will be measured again next time")
+        notify(f"{error}; the time of a pass will be measured again next time")
     return points
 
 
 def _cache_path(model: Model, key: Sequence[object]) -> Path:
-    known = {"bytes", "sample_sha256"}
-    file = {name: value for name, value in fingerprint.model_identity(model.path).items() if name in known}
-    whole = repr((SCHEMA, hardware.fingerprint(), version("llama-cpp-python"), file, tuple(key)))
-    return Path(user_cache_dir("specplug")) / "cost" / f"{hashlib.sha256(whole.encode()).hexdigest()[:24]}.json"
+    compared = {"bytes", "sample_sha256"}
+    file = {name: value for name, value in fingerprint.model_identity(model.path).items() if name in compared}
+    conditions = repr((SCHEMA, hardware.fingerprint(), version("llama-cpp-python"), file, tuple(key)))
+    return Path(user_cache_dir("specplug")) / "cost" / f"{hashlib.sha256(conditions.encode()).hexdigest()[:24]}.json"
 
 
-def _recall(path: Path) -> CostPoints | None:
-    """What was written before; None where there is nothing, or nothing that can be read."""
+def _read_remembered(path: Path) -> CostPoints | None:
+    """The remembered curve; None where the file is missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return CostPoints(

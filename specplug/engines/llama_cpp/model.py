@@ -1,6 +1,6 @@
-"""The weights and the vocabulary: opening a GGUF, tokens to text and back, chat templates.
+"""The weights and the vocabulary: opening a GGUF file, tokens to text and back, chat templates.
 
-Knows llama.cpp's model calls. Knows no context, no KV cache and no drafts.
+Wraps llama.cpp's model functions, and does not depend on a context, a KV cache or drafts.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from specplug.errors import SpecplugError, UsageError
 Message = Mapping[str, Any]
 
 LOG_LEVEL_ERROR = 3
+"""The level that ggml's log callback receives for errors."""
 
 
 def open_model(path: Path, *, gpu_layers: int = 0) -> Model:
-    """Open a GGUF file, mapped into memory. Raises UsageError when llama.cpp refuses it, with its own reason."""
+    """Open a GGUF file, mapped into memory. Raises UsageError, with llama.cpp's reason, when it cannot be loaded."""
     llama_logger.set_verbose(False)
     ll.llama_backend_init()
     params = ll.llama_model_default_params()
@@ -46,7 +47,7 @@ class Model:
     """One opened GGUF file. Close it, or use it in a `with` statement."""
 
     def __init__(self, path: Path, handle: Any) -> None:
-        """`handle` is llama.cpp's own pointer."""
+        """`handle` is llama.cpp's pointer to the model."""
         self.path = path
         self.handle = handle
         self.vocab = ll.llama_model_get_vocab(self.handle)
@@ -80,16 +81,8 @@ class Model:
         """Whether most weights have 16 or 32 bits (f32, f16 or bf16 files)."""
         return self.meta("general.file_type") in ("0", "1", "32")
 
-    def check_rollback(self) -> None:
-        """Raise UsageError when the KV state cannot drop rejected tokens (recurrent and hybrid models)."""
-        if ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle):
-            raise UsageError(
-                f"{self.path}: this architecture keeps a recurrent state that cannot forget rejected drafts; "
-                "use --profile none"
-            )
-
     def meta(self, key: str) -> str | None:
-        """A metadata value of the GGUF as text."""
+        """A metadata value of the GGUF file as text; None where the key is missing."""
         size = ll.llama_model_meta_val_str(self.handle, key.encode(), ctypes.create_string_buffer(1), 1)
         if size < 0:
             return None
@@ -98,16 +91,20 @@ class Model:
         return buffer.value.decode("utf-8", "replace")
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> IntArray:
-        """int32[n]. `parse_special` turns the text of control tokens into those tokens: for templates only."""
+        """int32[n]: the tokens of a text.
+
+        add_special    add the special tokens that the model expects around a text, such as BOS
+        parse_special  turn the text of control tokens into those tokens; only for rendered chat templates
+        """
         data = text.encode("utf-8")
         buffer = (ctypes.c_int32 * (len(data) + 8))()
         count = ll.llama_tokenize(self.vocab, data, len(data), buffer, len(buffer), add_special, parse_special)
         if count < 0:
-            raise SpecplugError(f"llama.cpp could not tokenize a text of {len(data)} bytes (it wants {-count} tokens)")
+            raise SpecplugError(f"llama.cpp cannot tokenize a text of {len(data)} bytes: it reports {-count} tokens")
         return np.array(buffer[:count], dtype=np.int32)
 
     def piece(self, token: int) -> bytes:
-        """The bytes that `token` prints; part of a character at times, nothing for control tokens."""
+        """The bytes that `token` prints: sometimes a part of a character, and none for control tokens."""
         found = self._pieces.get(token)
         if found is None:
             buffer = ctypes.create_string_buffer(128)
@@ -119,7 +116,7 @@ class Model:
         return found
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens print; bytes that are not UTF-8 become U+FFFD."""
+        """The text that the tokens print; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     @property
@@ -128,10 +125,10 @@ class Model:
         return "tools" in (self.meta("tokenizer.chat_template") or "")
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
-        """Tokens of a conversation in the model's own template, ready for the answer.
+        """int32[n]: a conversation in the model's own chat template, ready for the answer.
 
-        Templates come from the model file, hence run in llama-cpp-python's sandboxed Jinja. A model without a template
-        gets the last message as plain text.
+        A template comes from the model file, so it runs in llama-cpp-python's sandboxed Jinja. A model without a
+        template receives the last message as plain text.
         """
         if self._formatter is None:
             template = self.meta("tokenizer.chat_template")
@@ -144,7 +141,7 @@ class Model:
             )
         try:
             text = self._formatter(messages=list(messages), tools=list(tools) or None).prompt
-        except Exception as error:  # anything can come out of a foreign template
+        except Exception as error:  # a template can raise any exception
             raise UsageError(f"{self.path}: its chat template failed: {error}; use --raw") from error
         return self.tokenize(text, add_special=False, parse_special=True)
 
@@ -154,7 +151,7 @@ class Model:
 
 
 class CapturedLog:
-    """llama.cpp's messages while a call runs; errors first when asked for a reason."""
+    """The errors that llama.cpp logs while a call runs."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -175,12 +172,12 @@ class CapturedLog:
 
 @contextlib.contextmanager
 def captured_log() -> Iterator[CapturedLog]:
-    """Keep llama.cpp's log lines from stderr while the block runs; Ctrl-C comes when it ends.
+    """Keep llama.cpp's log lines off stderr while the block runs, and delay Ctrl-C until it ends.
 
-    Raised while llama.cpp calls back into Python, as it does for every line, KeyboardInterrupt would be lost in ctypes.
+    llama.cpp calls back into Python for every line, and ctypes would discard a KeyboardInterrupt that is raised there.
     """
     log = CapturedLog()
-    with _interrupts_held():
+    with _interrupts_delayed():
         ll.llama_log_set(log.callback, ctypes.c_void_p(0))
         try:
             yield log
@@ -189,37 +186,40 @@ def captured_log() -> Iterator[CapturedLog]:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_delayed() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield  # nothing can be raised here
+        yield  # Ctrl-C raises nothing in this thread
         return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    received: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if came:
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
 _STDERR = threading.Lock()
-"""There is one for all threads."""
+"""Held while stderr is redirected, since all threads share it."""
 
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[list[str]]:
-    """The lines that C code prints to stderr while the block runs, filled when it ends: for messages past the log."""
-    said: list[str] = []
+    """The lines that C code prints to stderr while the block runs, filled when it ends.
+
+    For messages that llama.cpp prints without its log callback.
+    """
+    lines: list[str] = []
     sys.stderr.flush()
     with _STDERR, tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
+        saved_stderr = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
-            yield said
+            yield lines
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(saved_stderr, 2)
+            os.close(saved_stderr)
             file.seek(0)
-            said += file.read().decode("utf-8", "replace").splitlines()
+            lines += file.read().decode("utf-8", "replace").splitlines()

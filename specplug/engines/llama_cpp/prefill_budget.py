@@ -1,9 +1,10 @@
-"""How many rows of prompts ride in a pass beside running sequences, so that none of these waits long for its token.
+"""How many rows of prompts a pass may read beside running sequences, so that none of these waits long for a token.
 
-Knows how long steps took. Knows no engine.
-A row's price follows how full the cache is, so it is learned anew with every pass. It is taken over all rows of the
-pass: the first row of a prompt is much the dearest, and from its price alone no second one would seem to fit.
-Keeps: a running median per number of sequences, a running mean per row, and the length that is aimed at.
+Learns from the times of steps, and does not depend on an engine.
+The time per row grows with the tokens in the cache, so every pass updates it. It is the mean over all rows of a pass:
+the first row of a prompt is by far the most expensive, and judged by it alone a second row would never seem to fit.
+State: a running median of the step time per number of sequences, a running mean of the time per row, and the step
+length that is aimed at.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from specplug.planning.constants import (
 
 
 class PrefillBudget:
-    """Learns from every step; says how many rows fit."""
+    """Learns from every step how many rows of prompts fit into the next one."""
 
     def __init__(self) -> None:
         self._step_ms: dict[int, float] = {}
@@ -28,15 +29,15 @@ class PrefillBudget:
         self._aim = PREFILL_FIRST_STEPS
 
     def rows(self, sequences: int, taken: int) -> int:
-        """Rows of prompts, at least one, that may ride beside `sequences` running ones, whose own rows are `taken`."""
-        step_ms = self._plain(sequences)
+        """Rows of prompts, at least one, that fit beside `taken` rows of `sequences` running sequences."""
+        step_ms = self._plain_ms(sequences)
         if step_ms is None or self._row_ms is None:
             return PREFILL_FIRST_ROWS
         return max(1, round(self._aim * step_ms / self._row_ms) - taken)
 
     def observe(self, sequences: int, taken: int, rows: int, ms: float) -> None:
-        """A step of `sequences` running ones, whose own rows were `taken`, and `rows` rows of prompts took `ms`."""
-        step_ms = self._plain(sequences)
+        """Record the time `ms` of a step: `taken` rows of `sequences` running sequences, `rows` rows of prompts."""
+        step_ms = self._plain_ms(sequences)
         if not rows:
             known = self._step_ms.get(sequences, ms)
             self._step_ms[sequences] = known * (1 + PREFILL_STEP_DRIFT * ((ms > known) - (ms < known)))
@@ -50,8 +51,11 @@ class PrefillBudget:
                 recovery = PREFILL_REDUCTION * PREFILL_LATE_SHARE / (1 - PREFILL_LATE_SHARE)
                 self._aim = min(PREFILL_MAX_STEPS, self._aim * (1 + recovery))
 
-    def _plain(self, sequences: int) -> float | None:
-        """Of the nearest number of sequences that was seen, the smaller one first: rather too short than too long."""
+    def _plain_ms(self, sequences: int) -> float | None:
+        """The time of a step without prompts, for the nearest number of sequences with a measurement.
+
+        A smaller number is preferred, since it keeps steps short. None before the first measurement.
+        """
         smaller = [n for n in self._step_ms if n <= sequences]
         if smaller:
             return self._step_ms[max(smaller)]

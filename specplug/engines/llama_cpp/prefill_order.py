@@ -1,7 +1,8 @@
-"""Whose prompts a pass reads, where several wait.
+"""Which prompts a pass reads, where several wait.
 
-Knows how many rows there are, how many each prompt lacks. Knows no engine.
-Half the rows first come, first served (best among equals), half to the shortest (best for the mean wait).
+Works on numbers of rows, and does not depend on an engine.
+Half of the rows are given first come, first served, which is best for prompts of equal length; the other half goes to
+the shortest prompt, which is best for the mean wait.
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def shares(left: Sequence[int], room: int) -> list[int]:
-    """How many of `room` rows each prompt gets, where `left[i]` rows of it are unread, the first come first.
+def shares(unread: Sequence[int], room: int) -> list[int]:
+    """How many of `room` rows each prompt gets, where prompt i has `unread[i]` unread rows.
 
-    Half go to the first, half to the shortest, and what they leave to the others in order: a short prompt need not wait
-    for the long ones before it, and the first is read at half the speed at worst, whoever comes after it.
+    The prompts are in order of arrival. Half of the rows go to the shortest one. The other rows, and those that it does
+    not need, go to the prompts in order. So a short prompt does not wait for the long ones before it, and the first
+    prompt is read with at least half of the rows, whatever arrives after it.
     """
-    if not left:
+    if not unread:
         return []
-    shortest = min(range(len(left)), key=left.__getitem__)
-    found = [0] * len(left)
-    found[shortest] = min(left[shortest], room // 2)
-    room -= found[shortest]
-    for index, unread in enumerate(left):
-        more = min(unread - found[index], room)
-        found[index] += more
+    shortest = min(range(len(unread)), key=unread.__getitem__)
+    given = [0] * len(unread)
+    given[shortest] = min(unread[shortest], room // 2)
+    room -= given[shortest]
+    for index, rows in enumerate(unread):
+        more = min(rows - given[index], room)
+        given[index] += more
         room -= more
-    return found
+    return given

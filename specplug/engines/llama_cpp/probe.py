@@ -1,6 +1,6 @@
-"""What the installed llama.cpp library can do, printed as JSON: run as a module, in a process of its own.
+"""Reports what the installed llama.cpp library can do, as JSON, when it is run as a module in its own process.
 
-A library built for another processor ends its process on the first instruction that is missing; `look` survives that.
+A library that was built for another processor kills its process at the first missing instruction; `look` survives that.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 MARK = "specplug-probe:"
+"""Begins the line with the JSON, since the library may print lines of its own."""
 
 
 def look() -> dict[str, Any]:
-    """version, works, problem, system_info, features, gpu_offload; imports nothing heavy in this process."""
+    """Run the probe. Returns version, works, problem, system_info, features and gpu_offload.
+
+    The last three are missing where the library does not work. llama_cpp is not imported into this process.
+    """
     try:
         found: dict[str, Any] = {"version": version("llama-cpp-python"), "works": False}
     except PackageNotFoundError:
@@ -25,7 +29,7 @@ def look() -> dict[str, Any]:
             [sys.executable, "-P", "-m", __name__], capture_output=True, text=True, errors="replace", timeout=120
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return found | {"problem": f"its library cannot be tried ({error})"}
+        return found | {"problem": f"its library cannot be tested ({error})"}
     answer = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not answer:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -34,7 +38,7 @@ def look() -> dict[str, Any]:
 
 
 def features(system_info: str) -> dict[str, int]:
-    """`CPU : AVX = 1 | LLAMAFILE = 1 | ` as a mapping."""
+    """A line such as `CPU : AVX = 1 | LLAMAFILE = 1 | ` as a mapping."""
     found = {}
     for part in system_info.replace(":", "|").split("|"):
         name, equals, value = (piece.strip() for piece in part.partition("="))

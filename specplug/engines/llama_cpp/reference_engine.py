@@ -1,6 +1,6 @@
-"""llama-cpp-python's own generation, timed as ours is.
+"""llama-cpp-python's own generation, as a reference engine: timed like ours, and used for comparison only.
 
-Knows the high-level `Llama` class. Used for comparison only.
+Uses the high-level `Llama` class, with and without its prompt lookup decoding.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ Generate = Callable[[IntArray, int], tuple[list[int], float]]
 def open_peer(
     model: Model, profile: Profile, num_draft: int, sampling: Sampling
 ) -> tuple[Generate, Callable[[], None]]:
-    """A function from prompt and token limit to (tokens, seconds after the first token), and one that closes.
+    """Returns a function from (prompt, token limit) to (tokens, seconds after the first token), and one that closes it.
 
-    num_draft 0 is plain generation. With drafts, `Llama` fails once a sequence outgrows n_batch, so n_batch is the
-    whole context here.
+    num_draft  tokens per draft of prompt lookup decoding; 0 for plain generation
+
+    With drafts, `Llama` fails once a sequence is longer than n_batch, so n_batch is the full context here.
     """
     runtime = resolved(profile, model).runtime
     options: dict[str, Any] = {}

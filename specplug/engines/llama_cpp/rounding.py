@@ -1,9 +1,9 @@
-"""Why two texts differ: rounding, or something that must not happen.
+"""Explains why two texts differ: because of rounding, or because of an error.
 
-Knows how passes of different shapes round differently. Knows nothing of how a text was drafted.
-The rule: evaluate the text up to the first difference again, with nothing drafted, in passes of many shapes. The
-largest change of each logit over these shapes is what shape alone can do here. It is rounding if the sampler, in
-the state it had there, can be brought from the one token to the other by changes no larger than that.
+Evaluates passes of different shapes, which round differently. Does not depend on how a text was drafted.
+The rule: the text up to the first difference is evaluated again, without drafts, in passes of many shapes. The
+largest change of each logit over these shapes is what the shape of a pass can change there. The difference is rounding
+if changes no larger than that can make the sampler, in the state that it had there, pick the other token.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from specplug.profile import Runtime
 from specplug.verification.mismatch import Mismatch, first_difference
 
 SHAPES = (2, 3, 4, 6, 8, 12, 16, 24)
-"""Rows per pass that a text is evaluated in again."""
+"""Rows per pass with which a text is evaluated again."""
 
 MIXTURES = 6
-"""Times that a text is evaluated again in passes of random sizes, as a planner would choose them."""
+"""How many times a text is evaluated again in passes of random sizes, as a planner would choose them."""
 
 DRAWS = 256
-"""Random perturbations tried where tokens are sampled, each logit within its own bound."""
+"""How many random perturbations are tried, each logit within its own bound."""
 
 
 def explain(
@@ -42,10 +42,10 @@ def explain(
     padded: bool,
     holes: bool,
 ) -> Mismatch | None:
-    """What the first difference between the plain and another answer to `prompt` comes from; None if there is none.
+    """The first difference between the plain and another answer to `prompt`, with its cause; None if they are equal.
 
-    padded  whether plain decoding added a second row to its passes, as `exact` does where it must
-    holes   whether later tokens could land in cells before earlier ones, as they do where sequences share a cache
+    padded  whether plain decoding added a second row to its passes, as `exact` does where that is necessary
+    holes   whether a later token may have been stored in a cell before an earlier one's
     """
     position = first_difference(plain, other)
     if position is None:
@@ -61,12 +61,12 @@ def explain(
     sampler = Sampler(model, sampling, coupled=runtime.coupled)
     try:
         with open_context(model, runtime, cells=cells, num_ids=4, max_rows=SHAPES[-1] + 2) as context:
-            base = _plainly(context, prompt, known, sampler, padded)
+            base = _plain_logits(context, prompt, known, sampler, padded)
             bound, pair, reachable = np.zeros_like(base), 0.0, False
             for line in _shapes(context, prompt, known, holes):
                 bound = np.maximum(bound, np.abs(line - base))
                 pair = max(pair, abs(float((line[a] - line[b]) - (base[a] - base[b]))))
-                reachable = any(sampler.pick_from(seen) == b for seen in (line, _worst(base, bound, a, b)))
+                reachable = any(sampler.pick_from(seen) == b for seen in (line, _worst_case(base, bound, a, b)))
                 if reachable:
                     break
         if not reachable:
@@ -81,7 +81,7 @@ def explain(
 
 
 def _shapes(context: Context, prompt: IntArray, known: IntArray, holes: bool) -> Iterator[Logits]:
-    """float32[V] each: the logits after the same text, evaluated in passes of other shapes."""
+    """float32[V] per shape: the logits after the same text, evaluated in passes of that shape."""
     for rows in SHAPES:
         yield _in_passes(context, prompt, known, cycle([rows]))
     for mixture in range(MIXTURES):
@@ -91,18 +91,18 @@ def _shapes(context: Context, prompt: IntArray, known: IntArray, holes: bool) ->
         yield _scattered(context, prompt, known)
 
 
-def _worst(base: Logits, bound: Logits, a: int, b: int) -> Logits:
-    """The worst case for this pair that the seen shapes allow."""
+def _worst_case(base: Logits, bound: Logits, a: int, b: int) -> Logits:
+    """The logits most favourable to token b over token a within the bounds."""
     logits = base.copy()
     logits[a] -= bound[a]
     logits[b] += bound[b]
     return logits
 
 
-def _plainly(context: Context, prompt: IntArray, known: IntArray, sampler: Sampler, padded: bool) -> Logits:
-    """float32[V] after the prompt and `known`, one token a pass, as plain decoding went; a copy.
+def _plain_logits(context: Context, prompt: IntArray, known: IntArray, sampler: Sampler, padded: bool) -> Logits:
+    """float32[V]: the logits after the prompt and `known`, one token per pass as in plain decoding; a copy.
 
-    The sampler picks on the way at every token, so that it ends in the state it had.
+    The sampler picks each of these tokens again, so that it ends in the state that it had in plain decoding.
     """
     logits = _read(context, prompt)
     _follow(sampler, context, logits, known, 0)
@@ -119,7 +119,7 @@ def _plainly(context: Context, prompt: IntArray, known: IntArray, sampler: Sampl
 
 
 def _in_passes(context: Context, prompt: IntArray, known: IntArray, sizes: Iterator[int]) -> Logits:
-    """float32[V] after the prompt and `known`, the latter in passes of these sizes; a copy."""
+    """float32[V]: the logits after the prompt and `known`, the latter read in passes of these sizes; a copy."""
     logits = _read(context, prompt)
     at = 0
     while at < len(known):
@@ -133,13 +133,13 @@ def _in_passes(context: Context, prompt: IntArray, known: IntArray, sizes: Itera
 
 
 def _follow(sampler: Sampler, context: Context, logits: Logits, known: IntArray, index: int) -> None:
-    """Let the sampler pick known[index] again, so that its state is that of plain decoding."""
+    """Let the sampler pick known[index] again, if there is one."""
     if index < len(known):
         sampler.pick(context, logits, 0)
 
 
 def _scattered(context: Context, prompt: IntArray, known: IntArray) -> Logits:
-    """float32[V] as `_in_passes`, in passes of two tokens with a rejected sibling between: later cells fill holes."""
+    """float32[V]: as `_in_passes`, two tokens a pass, with a rejected node between whose cell a later token takes."""
     logits = _read(context, prompt)
     position = len(prompt)
     for at in range(0, len(known) - 1, 2):

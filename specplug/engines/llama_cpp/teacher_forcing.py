@@ -1,6 +1,6 @@
-"""What a model would have said along a text that is given to it: the logits after every token, in few passes.
+"""Teacher forcing: a model's logits after every token of a given text, in few passes.
 
-Knows one context. Knows nothing of what is read from the logits.
+Works on one context, and does not depend on what the logits are used for.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, Logits
 
 ROWS = 64
-"""Rows with logits in one pass, at most: of a vocabulary of 262 thousand tokens they take 67 MB."""
+"""The most rows with logits in one pass; for a vocabulary of 262 thousand tokens they take 67 MB."""
 
 
-def forced_logits(context: Context, text: IntArray, first: int) -> Iterator[Logits]:
-    """float32[n, V] after text[first], text[first + 1], ..., in turn; each is a view that the next pass overwrites.
+def teacher_forced_logits(context: Context, text: IntArray, first: int) -> Iterator[Logits]:
+    """float32[n, V] per pass: the logits after text[first], text[first + 1], ...; views that the next pass overwrites.
 
-    The context is emptied first, and takes ROWS rows with logits.
+    The context must allow ROWS rows with logits, and is emptied first.
     """
     context.clear()
     for start in range(0, first, context.num_batch):

@@ -1,1 +1,1 @@
-"""Models that draft for another model on llama.cpp."""
+"""Models that draft for a target model on llama.cpp."""

@@ -1,7 +1,7 @@
-"""The whole embedding table of a drafter whose head was trimmed.
+"""The full embedding table of a drafter whose head was trimmed.
 
-Knows rows of weights in llama.cpp's formats. Knows no context.
-Keeps: rows that were asked for alone, up to KEPT, since texts repeat their tokens and a row takes 0.1 ms to unpack.
+Reads rows of weights in llama.cpp's formats, and does not depend on a context.
+State: up to KEPT rows that were requested singly, since texts repeat their tokens and a row takes 0.1 ms to dequantise.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gguf.quants import dequantize
 from specplug.core import IntArray
 
 KEPT = 4096
-"""Rows; of 2,560 bytes each for a model 640 wide."""
+"""Rows, of 2,560 bytes each for a model of width 640."""
 
 
 class InputTable:
-    """Embeddings by token, read from a mapped file as they are asked for."""
+    """Embeddings by token, read from a memory-mapped file on request."""
 
     def __init__(self, path: Path, scale: float) -> None:
         """`path` is a GGUF file whose first tensor is the table; `scale` multiplies its rows."""
@@ -33,17 +33,17 @@ class InputTable:
         self._kept: dict[int, npt.NDArray[np.float32]] = {}
 
     def rows(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32[n, width]"""
+        """float32[n, width]: the embeddings of `tokens`."""
         if len(tokens) > 1:
-            return self._unpacked(tokens)
+            return self._dequantised(tokens)
         token = int(tokens[0])
-        found = self._kept.get(token)
-        if found is None:
+        row = self._kept.get(token)
+        if row is None:
             if len(self._kept) == KEPT:
                 self._kept.clear()
-            found = self._kept[token] = self._unpacked(tokens)
-        return found
+            row = self._kept[token] = self._dequantised(tokens)
+        return row
 
-    def _unpacked(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = dequantize(self._data[np.asarray(tokens)], self._format)
-        return found if self._scale == 1.0 else found * self._scale
+    def _dequantised(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
+        rows: npt.NDArray[np.float32] = dequantize(self._data[np.asarray(tokens)], self._format)
+        return rows if self._scale == 1.0 else rows * self._scale
