@@ -1,1 +1,1 @@
-"""Finding, for one model on one machine and one kind of work, the profile that is fastest and never slower."""
+"""Tuning: finds the profile that is fastest, and never slower than plain decoding, for one model, machine and workload."""
