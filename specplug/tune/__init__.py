@@ -1,1 +1,1 @@
-"""Tuning: finds the profile that is fastest, and never slower than plain decoding, for one model, machine and workload."""
+"""Tuning: finds the fastest profile for one model, machine and workload, and never one slower than plain decoding."""

@@ -1,6 +1,6 @@
 """Measures T(rows, context), the time of a pass, with intervals; and chooses the thread count to measure it with.
 
-This module decides how often each point is timed. It does not depend on an engine: it receives a timer of single passes.
+This module decides how often each point is timed. It does not depend on an engine: it receives a timer of passes.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ def measure_curve(
     notes = [*_outliers(rows, done, lines), *_unsettled(rows, done, intervals), *_sawtooth(rows, intervals[0])]
     if len(done) < len(contexts):
         notes.append(
-            f"contexts of {', '.join(map(str, contexts[len(done) :]))} tokens were left out: filling the cache takes too "
-            "long for this budget"
+            f"contexts of {', '.join(map(str, contexts[len(done) :]))} tokens were left out: filling the cache takes "
+            "too long for this budget"
         )
     prompt_ms = fill_ms / contexts[0] / timer.sequences
     change_ms = max(0.0, round(median_interval(changes).median, 4))
@@ -261,7 +261,7 @@ def _outliers(rows: Sequence[int], contexts: Sequence[int], lines: Sequence[Sequ
     if not outliers:
         return []
     return [
-        f"{outliers} of {total} passes took more than {OUTLIER:g} times their median (the longest {worst[0]:.1f} times, "
+        f"{outliers} of {total} passes took more than {OUTLIER:g} times their median (the longest {worst[0]:.1f}, "
         f"{worst[1]} rows at {worst[2]} tokens): another program was running; medians are hardly affected, but an idle "
         "machine measures better"
     ]

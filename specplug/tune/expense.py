@@ -76,8 +76,10 @@ class Expense:
     def from_mapping(cls, data: Mapping[str, Any]) -> Expense:
         """The inverse of `as_mapping`."""
         lines = {name: Line(**data[name]) for name in ("plan", "idle", "topk", "step")}
-        methods = {name: {method: Line(**line) for method, line in data[key].items()} for name, key in _KEYS.items()}
-        return cls(**methods, **lines)
+        propose, observe = (
+            {method: Line(**line) for method, line in data[_KEYS[name]].items()} for name in ("propose", "observe")
+        )
+        return cls(propose=propose, observe=observe, **lines)
 
 
 _KEYS = {"propose": "ask", "observe": "tell"}

@@ -97,7 +97,7 @@ def prompts_to_record(
 
 def need_off_path_rows(row_ms: Sequence[float]) -> bool:
     """Whether a method that learns from off-path rows could be faster than plain decoding at these costs."""
-    return row_ms[min(ASIDE_NODES, len(row_ms) - 1)] < ASIDE_TOKENS * row_ms[0]
+    return row_ms[min(TREE_NODES, len(row_ms) - 1)] < TREE_TOKENS * row_ms[0]
 
 
 def trace_to_use(trace: Trace, planned: Sequence[Prompt], most_tokens: float) -> tuple[Trace, int]:
@@ -126,7 +126,7 @@ def recorded_trace(path: Path, checksum: str) -> Trace:
 
 
 def known_trace(path: Path, about: Mapping[str, Any], notify: Callable[[str], None]) -> Trace:
-    """The trace in the file; an empty one where there is none for this, or where the file is damaged (with a notice)."""
+    """The trace in the file; an empty one where the file is missing, damaged or belongs to something else."""
     try:
         found = traces.load(path)
     except traces.Damaged as error:
@@ -187,7 +187,7 @@ def record(
 def record_off_path_rows(
     subject: Subject, trace: Trace, path: Path, *, seconds: float, progress: Progress = lambda share: None
 ) -> Trace:
-    """The trace with off-path rows for as many of its answers as time allows, in order. The file is written at the end."""
+    """The trace with off-path rows for as many of its answers as time allows, in order. The file is written, too."""
     began = perf_counter()
     answers = list(trace.answers)
     open_ = [i for i, answer in enumerate(answers) if answer.off_path_rows is None and len(answer.topk)]

@@ -1,4 +1,4 @@
-"""Replays a setting as it runs live on an engine whose batch changes at every step: chains, with one plan for the batch.
+"""Replays a setting as it runs live on an engine whose batch changes at every step: chains, planned for the batch.
 
 This module depends on traces, costs and `BatchSpeculator`. It does not depend on an engine and runs no model.
 """
@@ -17,7 +17,7 @@ from specplug.drafts.chains import ChainProposer, ChainSteps, as_chains
 from specplug.planning.batch_speculator import BatchSpeculator, batch_cost
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import BUILTIN, Setting
-from specplug.tune.expense import Clock, SimulatedClock, PricedChains
+from specplug.tune.expense import Clock, PricedChains, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
 from specplug.tune.trace import Answer
 

@@ -74,7 +74,7 @@ class Replay:
         self._reads_rows = fusion.requires.topk > 0
 
     def run(self, group: Sequence[Answer]) -> list[Sums]:
-        """Replay a group of answers that run at once. Each one takes the part of the time that belongs to its tokens."""
+        """Replay a group of answers that run at once. The time of an answer is the share that belongs to its tokens."""
         one = self.speculator
         cursors = [_Cursor(seq, answer, answer.tokens.tolist(), Sums()) for seq, answer in enumerate(group)]
         for c in cursors:

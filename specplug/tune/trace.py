@@ -80,7 +80,10 @@ class Trace:
 
 
 class Recorder:
-    """A proposer that records what it observes and never proposes. `recorded` holds (tokens, topk) of ended sequences."""
+    """A proposer that records what it observes and proposes nothing.
+
+    recorded  (tokens, topk) of the sequences that have ended
+    """
 
     def __init__(self, k: int) -> None:
         self.requires = Requires(topk=k)

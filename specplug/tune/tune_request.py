@@ -90,7 +90,8 @@ def check(request: Request) -> None:
     base = request.base
     if request.max_tokens < FEWEST_TOKENS:
         raise UsageError(
-            f"answers of {request.max_tokens} tokens are too short to judge drafts; use --max-tokens {FEWEST_TOKENS} or more"
+            f"answers of {request.max_tokens} tokens are too short to judge drafts; use --max-tokens {FEWEST_TOKENS} "
+            "or more"
         )
     if base.exact and max(request.concurrency) > 1:
         raise UsageError(f"profile {base.name}: `exact` runs one sequence at a time; use --concurrency 1")
@@ -121,5 +122,6 @@ def check_journal(journal: Journal, request: Request) -> None:
     changed = fingerprint.changes(begun["fingerprint"], request.fingerprint())
     if changed:
         raise UsageError(
-            f"{journal.path}: begun under other conditions ({'; '.join(changed)}); run without --resume to measure again"
+            f"{journal.path}: begun under other conditions ({'; '.join(changed)}); run without --resume to measure "
+            "again"
         )
