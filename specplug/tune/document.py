@@ -156,9 +156,12 @@ def errors(whole: Mapping[str, Any]) -> list[float]:
 
 def outcome(whole: Mapping[str, Any]) -> str:
     """The choice and its speedup, in one line."""
+    live = _live(whole)
     if whole["chosen"] == PLAIN.name:
+        if live and not any(found["speedup"] for found in live.values()):
+            return "plain decoding: no setting could be run live in this budget"
         return "plain decoding: no setting was shown to be faster"
-    found = _confirmed(whole).get(whole["chosen"], {})
+    found = live.get(whole["chosen"], {})
     text = f"{whole['chosen']}: {_speedup_text(found.get('speedup'), 'plain decoding')}"
     if found.get("over_rest"):
         text += f" and {_speedup_text(found['over_rest'], 'the same engine with drafting disabled')}"
@@ -169,11 +172,16 @@ def verdict(whole: Mapping[str, Any]) -> str:
     """The outcome in one line; where plain decoding won, with the result of every finalist and what to do next."""
     if whole["chosen"] != PLAIN.name:
         return outcome(whole)
-    live = {name: found["speedup"] for name, found in _confirmed(whole).items()}
-    if not any(live.values()):
-        return "plain decoding: no setting could be run live in this budget; raise --budget"
-    tried = [f"{name}: {interval_text(live.get(name))}, {why}" for name, why in whole["rejected"].items()]
-    return f"{outcome(whole)} ({'; '.join(tried)}); {next_step(whole)}"
+    tried = "; ".join(rejections(whole))
+    return f"{outcome(whole)}{f' ({tried})' if tried else ''}; {next_step(whole)}"
+
+
+def rejections(whole: Mapping[str, Any]) -> list[str]:
+    """The result of every finalist that was not chosen, and why it was not."""
+    live = _live(whole)
+    return [
+        f"{name}: {interval_text(live.get(name, {}).get('speedup'))}, {why}" for name, why in whole["rejected"].items()
+    ]
 
 
 def next_step(whole: Mapping[str, Any]) -> str:
@@ -191,7 +199,7 @@ def interval_text(interval: Mapping[str, float] | None) -> str:
     return f"{interval['median']:.2f} ({ends})"
 
 
-def _confirmed(whole: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _live(whole: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The live results at the deciding concurrency, by name of the setting."""
     level = str(whole["level"])
     return {line["name"]: line["confirmed"][level] for line in whole["settings"] if level in line["confirmed"]}

@@ -42,7 +42,7 @@ SIZES = (2, 4, 8)
 """Sizes, in tokens, of the drafts with which a method's own cost is measured."""
 
 EXACT_NODES = 24
-"""Largest draft, in tokens, for which it is measured under `exact` whether passes round alike."""
+"""Under `exact`, the largest draft, in tokens, for which rounding is measured."""
 
 SAMPLES = 18
 """Fewest timed passes per method, whatever the time."""

@@ -44,7 +44,7 @@ Progress = Callable[[float], None]
 def trace_about(
     fingerprint: Mapping[str, Any], profile: Profile, prompts: Sequence[Prompt], max_tokens: int, *, batched: bool
 ) -> dict[str, Any]:
-    """What a trace belongs to: everything that decides which tokens are emitted.
+    """The key of a trace: everything that decides which tokens are emitted.
 
     fingerprint  the result of `fingerprint.of`
     profile      with the engine's defaults filled in
@@ -63,7 +63,7 @@ def trace_about(
 
 
 def trace_path(about: Mapping[str, Any]) -> Path:
-    """The file of the trace that belongs to this."""
+    """The file of the trace with this key."""
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     return Path(user_cache_dir("specplug")) / "traces" / f"{key}.npz"
 

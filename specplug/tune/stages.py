@@ -324,7 +324,7 @@ class Stages:
         return [method for method in found if method != "builtin"]
 
     def _trace_about(self, max_tokens: int) -> dict[str, Any]:
-        """What the trace of this tune belongs to."""
+        """The key of the trace of this tune."""
         here = self._journal.entries[0]["fingerprint"]
         profile, batched = self.subject.profile, self.subject.batched
         return trace_about(here, profile, self.request.prompts, max_tokens, batched=batched)
