@@ -80,7 +80,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     shown = _shown(document)
     yield f"<h2>Acceptance by position</h2><p>{escape(shown['name'])}: of the drafts that have a token at a position, "
     yield "the share in which all tokens up to there were accepted, by kind of work (the category of the prompts). Few "
-    yield "drafts are long, so the shares at late positions rest on few drafts.</p>"
+    yield "drafts are long, so the shares at late positions come from few drafts.</p>"
     yield figure_html("acceptance", _acceptance(shown))
     yield "<h2>What if</h2><p>The speed with drafts of fixed length at the costs above, if every draft token were "
     yield "accepted with the probability that the slider shows.</p>"

@@ -56,7 +56,7 @@ class Findings:
     notes: Sequence[str]
 
 
-def document(found: Findings) -> dict[str, Any]:
+def tune_document(found: Findings) -> dict[str, Any]:
     """The document of `tune --json`; settings are sorted by predicted speedup, best first."""
     request, trace = found.request, found.trace
     ranked = sorted(found.predicted, key=lambda setting: -found.predicted[setting].total.speedup)
@@ -92,11 +92,11 @@ def document(found: Findings) -> dict[str, Any]:
     }
 
 
-def tuned_profile(found: Findings, whole: Mapping[str, Any], learned: Mapping[str, tuple[float, float]]) -> Profile:
+def tuned_profile(found: Findings, document: Mapping[str, Any], learned: Mapping[str, tuple[float, float]]) -> Profile:
     """The profile to write: plain decoding where no setting beats it.
 
-    whole    the document
-    learned  the acceptance counts that the buckets of the chosen setting have learned
+    document  the document of the tune
+    learned   the acceptance counts that the buckets of the chosen setting have learned
     """
     request = found.request
     threads, model = found.threads["chosen"], request.base.model
@@ -113,82 +113,83 @@ def tuned_profile(found: Findings, whole: Mapping[str, Any], learned: Mapping[st
         measured = Measured(machine, points, learned)
     profile = replace(
         found.chosen.profile(request.base, request.name),
-        description=f"Tuned {whole['date']}: {outcome(whole)}",
+        description=f"Tuned {document['date']}: {outcome(document)}",
         model=model,
         runtime=runtime,
         measured=measured,
-        evidence=evidence(whole),
+        evidence=evidence(document),
     )
     if len(dumps(profile).encode()) > SIZE_LIMIT:  # happens with hundreds of categories
         brief = [
             {**line, "predicted": {**line["predicted"], "categories": {}}, "confirmed": {}}
-            for line in whole["settings"]
+            for line in document["settings"]
         ]
-        profile = replace(profile, evidence=evidence({**whole, "settings": brief[:KEPT]}))
+        profile = replace(profile, evidence=evidence({**document, "settings": brief[:KEPT]}))
     return profile
 
 
-def evidence(whole: Mapping[str, Any]) -> dict[str, Any]:
+def evidence(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document with fewer settings, for the profile; the slowest one is always kept."""
-    lines = whole["settings"]
+    lines = document["settings"]
     known: set[tuple[str, str]] = set()
     kept = []
     for place, line in enumerate(lines):
         key = (line["method"], line["mode"])
-        if line["confirmed"] or line["name"] == whole["chosen"] or not place:
+        if line["confirmed"] or line["name"] == document["chosen"] or not place:
             kept.append(line)
         elif place < KEPT or key not in known or place == len(lines) - 1:
             kept.append({**line, "predicted": {**line["predicted"], "categories": {}}})
         known.add(key)
-    return {**whole, "settings": kept, "settings_left_out": len(lines) - len(kept)}
+    return {**document, "settings": kept, "settings_left_out": len(lines) - len(kept)}
 
 
-def errors(whole: Mapping[str, Any]) -> list[float]:
+def errors(document: Mapping[str, Any]) -> list[float]:
     """Prediction errors |predicted / confirmed - 1| of the settings confirmed at the deciding concurrency."""
-    level = str(whole["level"])
+    level = str(document["level"])
     found = []
-    for line in whole["settings"]:
+    for line in document["settings"]:
         speedup = (line["confirmed"].get(level) or {}).get("speedup")
         if speedup:
             found.append(abs(line["predicted"]["speedup"] / speedup["median"] - 1))
     return found
 
 
-def outcome(whole: Mapping[str, Any]) -> str:
+def outcome(document: Mapping[str, Any]) -> str:
     """The choice and its speedup, in one line."""
-    live = _live(whole)
-    if whole["chosen"] == PLAIN.name:
+    live = _live(document)
+    if document["chosen"] == PLAIN.name:
         if live and not any(found["speedup"] for found in live.values()):
             return "plain decoding: no setting could be run live in this budget"
         return "plain decoding: no setting was shown to be faster"
-    found = live.get(whole["chosen"], {})
-    text = f"{whole['chosen']}: {_speedup_text(found.get('speedup'), 'plain decoding')}"
+    found = live.get(document["chosen"], {})
+    text = f"{document['chosen']}: {_speedup_text(found.get('speedup'), 'plain decoding')}"
     if found.get("over_rest"):
         text += f" and {_speedup_text(found['over_rest'], 'the same engine with drafting disabled')}"
     return text
 
 
-def verdict(whole: Mapping[str, Any]) -> str:
+def verdict(document: Mapping[str, Any]) -> str:
     """The outcome in one line; where plain decoding won, with the result of every finalist and what to do next."""
-    if whole["chosen"] != PLAIN.name:
-        return outcome(whole)
-    tried = "; ".join(rejections(whole))
-    return f"{outcome(whole)}{f' ({tried})' if tried else ''}; {next_step(whole)}"
+    if document["chosen"] != PLAIN.name:
+        return outcome(document)
+    tried = "; ".join(rejections(document))
+    return f"{outcome(document)}{f' ({tried})' if tried else ''}; {next_step(document)}"
 
 
-def rejections(whole: Mapping[str, Any]) -> list[str]:
+def rejections(document: Mapping[str, Any]) -> list[str]:
     """The result of every finalist that was not chosen, and why it was not."""
-    live = _live(whole)
+    live = _live(document)
     return [
-        f"{name}: {interval_text(live.get(name, {}).get('speedup'))}, {why}" for name, why in whole["rejected"].items()
+        f"{name}: {interval_text(live.get(name, {}).get('speedup'))}, {why}"
+        for name, why in document["rejected"].items()
     ]
 
 
-def next_step(whole: Mapping[str, Any]) -> str:
+def next_step(document: Mapping[str, Any]) -> str:
     """What the user can do next."""
-    if whole["chosen"] == PLAIN.name:
+    if document["chosen"] == PLAIN.name:
         return "to time more answers, raise --budget or give more of your own prompts with --workload"
-    return f"use it with: specplug run --profile {whole['path']}"
+    return f"use it with: specplug run --profile {document['path']}"
 
 
 def interval_text(interval: Mapping[str, float] | None) -> str:
@@ -199,10 +200,10 @@ def interval_text(interval: Mapping[str, float] | None) -> str:
     return f"{interval['median']:.2f} ({ends})"
 
 
-def _live(whole: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _live(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The live results at the deciding concurrency, by name of the setting."""
-    level = str(whole["level"])
-    return {line["name"]: line["confirmed"][level] for line in whole["settings"] if level in line["confirmed"]}
+    level = str(document["level"])
+    return {line["name"]: line["confirmed"][level] for line in document["settings"] if level in line["confirmed"]}
 
 
 def _speedup_text(interval: Mapping[str, float] | None, base: str) -> str:

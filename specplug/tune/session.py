@@ -17,7 +17,7 @@ from specplug.profile import CostPoints, Profile
 from specplug.tune import journal as journals
 from specplug.tune.budget import Budget
 from specplug.tune.candidates import PLAIN
-from specplug.tune.document import Findings, document, tuned_profile
+from specplug.tune.document import Findings, tune_document, tuned_profile
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
 from specplug.tune.stages import Progress, Stages
@@ -122,8 +122,8 @@ def _run(stages: Stages) -> Outcome:
         seconds=stages.budget.spent,
         notes=stages.notes,
     )
-    whole = document(found)
-    outcome = Outcome(tuned_profile(found, whole, learned.get(found.chosen, {})), whole)
+    document = tune_document(found)
+    outcome = Outcome(tuned_profile(found, document, learned.get(found.chosen, {})), document)
     profiles.save(outcome.profile, request.out)
     stages.add("done", path=str(request.out))
     return outcome
