@@ -29,7 +29,7 @@ from specplug.tune.trace import Trace
 METHODS = (("suffix",), ("ngram",), ("token_recycling",), ("suffix", "token_recycling"))
 
 EXPENSE = Expense(
-    ask={"ngram": Line(100.0), "suffix": Line(140.0), "token_recycling": Line(110.0)}, topk=Line(60.0, 40.0)
+    propose={"ngram": Line(100.0), "suffix": Line(140.0), "token_recycling": Line(110.0)}, topk=Line(60.0, 40.0)
 )
 """Microseconds of a proposer's calls and of reading top-k ids, about as benchmarks/overhead.py measures them."""
 

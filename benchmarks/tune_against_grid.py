@@ -31,7 +31,7 @@ from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.recording import record, record_off_path_rows
 from specplug.tune.replay import replay_all
-from specplug.tune.selection import CANDIDATES, Pairs, candidates
+from specplug.tune.selection import FINALISTS, Pairs, select_finalists
 from specplug.tune.trace import Trace
 
 FINAL = 5
@@ -57,15 +57,15 @@ def main() -> None:
             trace = record_off_path_rows(subject, trace, path, seconds=3600)
         settings = grid(subject.provides)
         methods = list(dict.fromkeys(spec.method for setting in settings for spec in setting.proposers))
-        costs = Costs(curve.points, subject.expense(trace, methods, 1, 12.0))
+        costs = Costs(curve.points, subject.measure_expense(trace, methods, 1, 12.0))
         settings = [s for s in settings if s.planner.mode == "measured" or s.planner.max_nodes < curve.rows[-1]]
         began = perf_counter()
         predicted = dict(replay_all(settings, path, costs))
         seconds = perf_counter() - began
         notify(f"{len(settings)} settings replayed over {trace.num_tokens} tokens in {seconds:.1f} s")
         ranked = sorted(predicted, key=lambda setting: -predicted[setting].total.speedup)
-        finalists = candidates({setting: predicted[setting].total.speedup for setting in ranked})
-        tried = live(subject, trace, costs, finalists, options.rounds, CANDIDATES)
+        finalists = select_finalists({setting: predicted[setting].total.speedup for setting in ranked})
+        tried = live(subject, trace, costs, finalists, options.rounds, FINALISTS)
         chosen = max(tried, key=lambda setting: speed(tried[setting]))
         first = live(subject, trace, costs, settings[:: options.every], 1, 4)
         best = sorted(first, key=lambda setting: -speed(first[setting]))[:FINAL]

@@ -1,4 +1,4 @@
-"""llama.cpp as a subject of tuning, on the real model: what it times, records and answers."""
+"""The tuning subject for llama.cpp on the real model: what it times, records and answers."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,7 +53,7 @@ def answers(subject: LlamaCppSubject, prompts: list[IntArray]) -> list[Answer]:
     return [found[i] for i in range(len(prompts))]
 
 
-def after(subject: LlamaCppSubject, text: IntArray) -> list[int]:
+def top_after(subject: LlamaCppSubject, text: IntArray) -> list[int]:
     """The top 8 ids after a text, read in one pass of its own."""
     with subject._context(len(text), num_ids=1, max_rows=1) as context:
         context.clear_batch()
@@ -63,17 +63,19 @@ def after(subject: LlamaCppSubject, text: IntArray) -> list[int]:
     return found
 
 
-def test_recorded_answers_are_greedy_and_their_rows_say_so(subject: LlamaCppSubject, answers: list[Answer]) -> None:
-    """The top id of every row is the next token; the first token is what comes after the prompt."""
+def test_recorded_answers_are_greedy_and_agree_with_their_rows(subject: LlamaCppSubject, answers: list[Answer]) -> None:
+    """The top id of every row is the next token, and the first token is the most likely one after the prompt."""
     for answer in answers:
         assert 1 < len(answer.tokens) <= TOKENS and answer.topk.shape == (len(answer.tokens) - 1, 8)
         assert answer.topk[:, 0].tolist() == answer.tokens[1:].tolist()
-        assert after(subject, answer.prompt)[0] == answer.tokens[0]
+        assert top_after(subject, answer.prompt)[0] == answer.tokens[0]
 
 
-def test_asides_are_what_the_model_says_after_its_runners_up(subject: LlamaCppSubject, answers: list[Answer]) -> None:
+def test_off_path_rows_are_those_that_the_model_computes_after_its_runners_up(
+    subject: LlamaCppSubject, answers: list[Answer]
+) -> None:
     (first, *_) = answers
-    (off_path_rows,) = subject.off_path_rows([first])
+    (off_path_rows,) = subject.record_off_path_rows([first])
     assert off_path_rows is not None and len(off_path_rows.at) == len(off_path_rows.path) == len(off_path_rows.topk)
     assert (np.diff(off_path_rows.at) >= 0).all() and off_path_rows.at.max() <= len(first.tokens) - 2
     per_position = np.bincount(off_path_rows.at)
@@ -81,10 +83,10 @@ def test_asides_are_what_the_model_says_after_its_runners_up(subject: LlamaCppSu
     right = 0
     picks = range(0, len(off_path_rows.at), max(1, len(off_path_rows.at) // 12))
     for i in picks:
-        guess = [token for token in off_path_rows.path[i].tolist() if token != ALONE]
-        assert guess[0] != first.tokens[off_path_rows.at[i] + 1] and guess[0] in first.topk[off_path_rows.at[i]]
-        text = np.concatenate((first.prompt, first.tokens[: off_path_rows.at[i] + 1], int_array(guess)))
-        right += after(subject, text)[0] == off_path_rows.topk[i, 0]
+        path = [token for token in off_path_rows.path[i].tolist() if token != ALONE]
+        assert path[0] != first.tokens[off_path_rows.at[i] + 1] and path[0] in first.topk[off_path_rows.at[i]]
+        text = np.concatenate((first.prompt, first.tokens[: off_path_rows.at[i] + 1], int_array(path)))
+        right += top_after(subject, text)[0] == off_path_rows.topk[i, 0]
     assert right >= len(picks) - 1  # a near tie may swap by rounding
 
 
@@ -98,17 +100,19 @@ def test_passes_are_timed_and_leave_the_cache_as_it_was(subject: LlamaCppSubject
         assert timer.time(1) > 0
 
 
-def test_what_drafting_costs_is_told_by_method(subject: LlamaCppSubject, prompts: list[IntArray]) -> None:
+def test_the_cost_of_drafting_is_measured_by_method(subject: LlamaCppSubject, prompts: list[IntArray]) -> None:
     none = np.zeros((0, 1), dtype=np.int32)
     answers = tuple(Answer("", 0, str(i), prompt, prompt[:1], none) for i, prompt in enumerate(prompts))
-    found = subject.expense(Trace({}, answers), ["ngram", "token_recycling"], 1, 0.5)
-    assert found.ask.keys() == found.tell.keys() == {"ngram", "token_recycling"}
-    for line in (*found.ask.values(), *found.tell.values(), found.plan, found.topk, found.step):
+    found = subject.measure_expense(Trace({}, answers), ["ngram", "token_recycling"], 1, 0.5)
+    assert found.propose.keys() == found.observe.keys() == {"ngram", "token_recycling"}
+    for line in (*found.propose.values(), *found.observe.values(), found.plan, found.topk, found.step):
         assert 0 < line.base + line.per < 100_000 and line.base >= 0 and line.per >= 0
 
 
-def test_arms_that_share_prompts_say_what_they_say_alone(subject: LlamaCppSubject, prompts: list[IntArray]) -> None:
-    """A prompt is read by the first arm only, and everybody answers as if it had read it itself."""
+def test_arms_that_share_prefilled_prompts_answer_as_without_sharing(
+    subject: LlamaCppSubject, prompts: list[IntArray]
+) -> None:
+    """Only the first arm prefills a prompt, and every arm answers as if it had prefilled it."""
     costs = Costs(CostPoints((1,), (1, 26), ((10.0, 10.5),)), Expense())
     plain = replace(subject.profile, proposers=(ProposerSpec("none"),))
     drafting = replace(subject.profile, proposers=(ProposerSpec("suffix"), ProposerSpec("token_recycling")))
@@ -120,7 +124,7 @@ def test_arms_that_share_prompts_say_what_they_say_alone(subject: LlamaCppSubjec
         arm.close()
 
 
-def test_shared_prompts_are_bounded() -> None:
+def test_the_memory_of_shared_prompts_is_limited() -> None:
     states = PromptStates(limit=10)
     one, two, three = (int_array([n]) for n in (1, 2, 3))
     states.keep(one, b"12345")
@@ -132,7 +136,7 @@ def test_shared_prompts_are_bounded() -> None:
     assert states.of(one) is not None and states.of(two) is None
 
 
-def test_limits_are_those_of_ids_and_of_exactness(subject: LlamaCppSubject, formats: dict[str, Path]) -> None:
+def test_limits_follow_from_sequence_ids_and_from_exact(subject: LlamaCppSubject, formats: dict[str, Path]) -> None:
     assert subject.limits(1) == (False, 253) and subject.limits(4) == (False, 247)
     exact = LlamaCppSubject(formats["q8_0"], replace(BASE, exact=True))
     padded, most = exact.limits(1)

@@ -1,4 +1,4 @@
-"""The parts of a tune that decide by numbers: budget, cost, expense, grid, choice, journal."""
+"""The parts of a tune that work with numbers: budget, cost, expense, settings, selection, journal."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,27 +18,27 @@ from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
 from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_record, parse
 from specplug.tune.candidates import PLAIN, Setting, grid
-from specplug.tune.confirm import REST, confirm
+from specplug.tune.confirm import IDLE, confirm
 from specplug.tune.cost_curves import Curve, choose_threads, measure_curve
-from specplug.tune.expense import CountedClock, Expense, Line, Priced, Timed
-from specplug.tune.selection import Pairs, candidates, separated, still_open, winners
+from specplug.tune.expense import Expense, Line, PricedProposer, SimulatedClock, TimedProposer
+from specplug.tune.selection import Pairs, is_decided, select_finalists, select_winners, undecided
 from specplug.tune.trace import Answer, Trace
 
 # -- budget -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1.5h", 5400), ("300", 300), (" 2M ", 120)])
-def test_a_time_in_words(text: str, seconds: float) -> None:
+def test_a_budget_is_read_from_text(text: str, seconds: float) -> None:
     assert parse(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "5 minutes", "nan", "inf", "1e3", "5d", "0s", "٣"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_text_that_is_not_a_time_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a time"):
         parse(text)
 
 
-def test_stages_have_their_share_and_confirming_the_rest() -> None:
+def test_stages_get_their_share_and_confirming_gets_the_remainder() -> None:
     now = [100.0]
     budget = Budget(200.0, clock=lambda: now[0])
     assert budget.of("record") == pytest.approx(SHARES["record"] * 200)
@@ -50,7 +50,7 @@ def test_stages_have_their_share_and_confirming_the_rest() -> None:
     assert Budget(200.0, 150.0, clock=lambda: now[0]).left == pytest.approx(50.0)
 
 
-def test_prompts_are_taken_category_by_category_in_turn() -> None:
+def test_prompts_are_taken_from_the_categories_in_turn() -> None:
     lengths = {"a": [10, 20, 30], "b": [40]}
     assert answers_to_record(lengths, 100, seconds=1e9, prompt_ms=1.0, token_ms=1.0) == (
         [("a", 0), ("b", 0), ("a", 1), ("a", 2)],
@@ -58,7 +58,7 @@ def test_prompts_are_taken_category_by_category_in_turn() -> None:
     )
 
 
-def test_few_prompts_come_before_short_answers_and_short_before_fewer() -> None:
+def test_prompts_are_dropped_before_answers_are_shortened() -> None:
     lengths = {"a": [0] * 9, "b": [0] * 9}
 
     def plan(seconds: float) -> tuple[int, int]:
@@ -78,12 +78,12 @@ def test_few_prompts_come_before_short_answers_and_short_before_fewer() -> None:
 # -- cost -------------------------------------------------------------------------------------------------------------
 
 
-def noisy(seed: int = 0, stray: float = 0.0) -> Callable[[int], float]:
+def noisy(seed: int = 0, outliers: float = 0.0) -> Callable[[int], float]:
     draw = np.random.default_rng(seed)
-    return lambda rows: (5.0 + rows) * draw.normal(1.0, 0.01) * (4.0 if draw.random() < stray else 1.0)
+    return lambda rows: (5.0 + rows) * draw.normal(1.0, 0.01) * (4.0 if draw.random() < outliers else 1.0)
 
 
-def test_medians_come_near_the_truth_and_stop_when_settled() -> None:
+def test_medians_are_close_to_the_true_times_and_measuring_stops_when_settled() -> None:
     timer = ToyTimer(noisy())
     curve = measure_curve(timer, 12, (100, 200), seconds=60.0)
     assert curve.contexts == (100, 200) and curve.rows == tuple(range(1, 13))
@@ -102,8 +102,8 @@ def test_rounds_are_interleaved_and_every_point_is_run_twice() -> None:
     assert rows == [1, 1, 2, 2, 3, 3] * 2
 
 
-def test_what_a_change_of_the_row_count_costs_is_told_apart() -> None:
-    """A pass after one of another row count takes 2 ms more."""
+def test_the_cost_of_changing_the_row_count_is_measured_separately() -> None:
+    """A pass after a pass with another row count takes 2 ms more."""
     last = [0]
 
     def ms(rows: int) -> float:
@@ -115,13 +115,13 @@ def test_what_a_change_of_the_row_count_costs_is_told_apart() -> None:
     assert curve.points.ms[0][2] == pytest.approx(13.0, rel=0.01)
 
 
-def test_strays_and_teeth_are_told_in_words() -> None:
-    curve = measure_curve(ToyTimer(noisy(stray=0.05)), 8, (100,), seconds=60.0)
-    assert any("something else ran" in note for note in curve.notes)
+def test_outliers_and_non_monotonic_costs_are_noted() -> None:
+    curve = measure_curve(ToyTimer(noisy(outliers=0.05)), 8, (100,), seconds=60.0)
+    assert any("another program was running" in note for note in curve.notes)
     assert curve.intervals[0][3].median == pytest.approx(9.0, rel=0.05)
-    saw = noisy()
-    toothed = measure_curve(ToyTimer(lambda rows: saw(rows) - 3 * (rows == 4)), 6, (100,), seconds=60.0)
-    assert any("3 rows cost more than 4" in note for note in toothed.notes)
+    noise = noisy()
+    sawtooth = measure_curve(ToyTimer(lambda rows: noise(rows) - 3 * (rows == 4)), 6, (100,), seconds=60.0)
+    assert any("3 rows cost more than 4" in note for note in sawtooth.notes)
 
 
 def test_a_budget_too_small_for_three_rounds_is_refused_before_they_are_run() -> None:
@@ -131,7 +131,7 @@ def test_a_budget_too_small_for_three_rounds_is_refused_before_they_are_run() ->
     assert len(timer.calls) == 4
 
 
-def test_points_that_are_not_settled_are_said() -> None:
+def test_points_that_are_not_settled_are_noted() -> None:
     draw = np.random.default_rng(3)
     curve = measure_curve(ToyTimer(lambda rows: rows * draw.uniform(0.5, 1.5)), 4, (100,), seconds=60.0)
     assert curve.rounds == 60 and any("wider than 3%" in note for note in curve.notes)
@@ -148,13 +148,13 @@ def test_a_fill_that_takes_too_long_is_left_out() -> None:
 
 
 def test_fewer_rows_than_sequences_are_timed_too() -> None:
-    """A batch in which some have ended: what it really costs, or drafts would look free there."""
+    """When some sequences have ended, passes have fewer rows. Without their costs, drafts would look free there."""
     curve = measure_curve(ToyTimer(noisy(), sequences=4), 12, (100,), seconds=60.0)
     assert curve.rows == (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12) and curve.points.sequences == 4
     assert curve.points.ms[0][0] == pytest.approx(6.0, rel=0.02)
 
 
-def test_threads_are_those_of_the_fastest_pass() -> None:
+def test_the_thread_count_with_the_fastest_pass_is_chosen() -> None:
     class Threaded(ToyTimer):
         def use_threads(self, threads: int) -> None:
             self.threads = threads
@@ -167,13 +167,13 @@ def test_threads_are_those_of_the_fastest_pass() -> None:
 
 
 @given(st.lists(st.floats(1.0, 100.0), min_size=1, max_size=40))
-def test_the_interval_of_a_median_is_of_values_and_holds_it(values: list[float]) -> None:
+def test_the_interval_of_a_median_consists_of_values_around_it(values: list[float]) -> None:
     found = median_interval(values)
     assert found.low in values and found.high in values and found.low <= found.median <= found.high
     assert found.median == pytest.approx(float(np.median(values)))
 
 
-def test_the_interval_of_a_median_holds_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_of_a_median_contains_the_true_median_95_times_in_100() -> None:
     draw = np.random.default_rng(1)
     held = [(i := median_interval(draw.exponential(size=25).tolist())).low <= np.log(2) <= i.high for _ in range(2000)]
     assert 0.94 <= np.mean(held) <= 0.985
@@ -182,7 +182,7 @@ def test_the_interval_of_a_median_holds_the_truth_as_often_as_it_says() -> None:
 # -- expense ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_line_through_medians() -> None:
+def test_a_line_goes_through_medians() -> None:
     points = [(1, 12.0), (1, 12.0), (1, 900.0), (3, 16.0), (3, 16.0), (3, 16.0)]
     line = Line.through(points)
     assert (line.base, line.per) == (10.0, 2.0) and line.ns(4) == 18_000
@@ -195,7 +195,7 @@ def test_a_line_through_medians() -> None:
 
 
 class Two:
-    """Guesses two tokens, or none where the budget is 0."""
+    """Proposes two tokens, or none where the budget is 0."""
 
     requires = Requires()
     buckets: tuple[Bucket, ...] = (Bucket("two", 0.5),)
@@ -210,34 +210,35 @@ class Two:
     def end(self, seq: int) -> None: ...
 
 
-def test_a_priced_proposer_takes_its_time_on_the_counted_clock() -> None:
-    clock = CountedClock()
+def test_a_priced_proposer_advances_the_simulated_clock() -> None:
+    clock = SimulatedClock()
     expense = Expense(
-        ask={"two": Line(10.0, 1.0)}, tell={"two": Line(3.0, 0.5)}, plan=Line(40.0, 2.0), idle=Line(7.0, 0.0)
+        propose={"two": Line(10.0, 1.0)}, observe={"two": Line(3.0, 0.5)}, plan=Line(40.0, 2.0), idle=Line(7.0, 0.0)
     )
-    priced = Priced(Two(), clock, expense, "two", sources=2)
+    priced = PricedProposer(Two(), clock, expense, "two", sharing=2)
     assert len(priced.propose(0, 8)) == 2 and clock() == (12 + 20 + 4) * 1000
     clock.now = 0
     assert len(priced.propose(0, 0)) == 0 and clock() == 10_000 + 3_500
     clock.now = 0
     priced.observe(0, Step([5, 6], EMPTY, []))
     assert clock() == 4_000
-    again = Expense.from_mapping(expense.as_mapping())
-    assert again == expense
+    data = expense.as_mapping()
+    assert Expense.from_mapping(data) == expense
+    assert list(data) == ["ask", "tell", "plan", "idle", "topk", "step"], "journals and profiles keep these names"
 
 
-def test_a_timed_proposer_is_asked_for_sizes_in_turn() -> None:
+def test_a_timed_proposer_drafts_the_sizes_in_turn() -> None:
     ticks = iter(range(0, 10**9, 1000))
-    timed = Timed(Two(), (1, 2), clock=lambda: next(ticks))
+    timed = TimedProposer(Two(), (1, 2), clock=lambda: next(ticks))
     assert [len(timed.propose(0, 8)) for _ in range(3)] == [1, 2, 1]
     timed.observe(0, Step([5], EMPTY, []))
-    assert timed.asked == [(1, 1.0), (2, 1.0), (1, 1.0)] and timed.told == [(1, 1.0)]
+    assert timed.proposed == [(1, 1.0), (2, 1.0), (1, 1.0)] and timed.observed == [(1, 1.0)]
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_grid_has_every_method_alone_and_in_pairs_and_no_name_twice() -> None:
+def test_the_grid_has_every_method_alone_and_in_pairs_with_unique_names() -> None:
     settings = grid(Requires(topk=64))
     assert len({setting.name for setting in settings}) == len(settings) > 100
     methods = {setting.method for setting in settings}
@@ -246,7 +247,7 @@ def test_the_grid_has_every_method_alone_and_in_pairs_and_no_name_twice() -> Non
     assert all(setting.profile(Profile("base"), "x").proposers == setting.proposers for setting in settings)
 
 
-def test_the_grid_leaves_out_what_the_engine_cannot_give() -> None:
+def test_the_grid_leaves_out_methods_that_the_engine_does_not_provide_for() -> None:
     blind = grid(Requires())
     assert blind and not any("token_recycling" in setting.method for setting in blind)
     small = grid(Requires(topk=64), most_nodes=6)
@@ -256,59 +257,64 @@ def test_the_grid_leaves_out_what_the_engine_cannot_give() -> None:
     assert not any(setting.planner.trees for setting in chains)
 
 
-# -- choice -----------------------------------------------------------------------------------------------------------
+# -- selection --------------------------------------------------------------------------------------------------------
 
 
 def made(method: str, nodes: int = 8) -> Setting:
     return Setting((ProposerSpec(method),), PlannerSettings(max_nodes=nodes))
 
 
-def pairs(ratios: list[float], kinds: list[str] | None = None, repeats: int = 2) -> Pairs:
-    """Answers that were each so many times faster than plain decoding, measured `repeats` times."""
+def pairs(ratios: list[float], categories: list[str] | None = None, repeats: int = 2) -> Pairs:
+    """Answers with these speedups over plain decoding, each measured `repeats` times."""
     line = Pairs()
     for _ in range(repeats):
         for i, ratio in enumerate(ratios):
-            line.add(f"g{i}", kinds[i] if kinds else f"kind {i % 2}", f"a{i}", (100, 1.0, 100, ratio))
+            line.add(f"g{i}", categories[i] if categories else f"kind {i % 2}", f"a{i}", (100, 1.0, 100, ratio))
     return line
 
 
-def test_finalists_are_of_different_methods_first() -> None:
+def test_finalists_have_different_methods_first() -> None:
     predicted = {made("ngram", 8): 1.5, made("ngram", 4): 1.4, made("suffix"): 1.2, made("token_recycling"): 0.9}
-    assert candidates(predicted) == [made("ngram", 8), made("suffix"), made("token_recycling")]
-    assert candidates({made("ngram", n): 1 + n / 10 for n in (1, 2, 3, 4)}) == [made("ngram", n) for n in (4, 3, 2)]
-    assert candidates({}) == []
+    assert select_finalists(predicted) == [made("ngram", 8), made("suffix"), made("token_recycling")]
+    assert select_finalists({made("ngram", n): 1 + n / 10 for n in (1, 2, 3, 4)}) == [
+        made("ngram", n) for n in (4, 3, 2)
+    ]
+    assert select_finalists({}) == []
 
 
-def test_the_winner_beats_plain_decoding_outside_the_noise() -> None:
-    sure, lucky, slow = pairs([1.3, 1.2, 1.4] * 4), pairs([0.5, 2.5, 0.6] * 2), pairs([0.9] * 9)
-    assert winners({made("ngram"): sure, made("suffix"): lucky, made("none"): slow}) == [made("ngram")]
-    assert (sure.against(), lucky.against(), slow.against()) == (None, "not shown to be faster", "not faster")
-    assert winners({}) == []
+def test_the_winner_is_faster_than_plain_decoding_by_more_than_the_noise() -> None:
+    sure, unsure, slow = pairs([1.3, 1.2, 1.4] * 4), pairs([0.5, 2.5, 0.6] * 2), pairs([0.9] * 9)
+    assert select_winners({made("ngram"): sure, made("suffix"): unsure, made("none"): slow}) == [made("ngram")]
+    reasons = [line.why_rejected() for line in (sure, unsure, slow)]
+    assert reasons == [None, "not shown to be faster", "not faster"]
+    assert select_winners({}) == []
     faster = pairs([1.5, 1.4] * 5)
-    assert winners({made("ngram"): sure, made("suffix"): faster}) == [made("suffix"), made("ngram")]
+    assert select_winners({made("ngram"): sure, made("suffix"): faster}) == [made("suffix"), made("ngram")]
 
 
-def test_the_winner_beats_its_own_engine_at_rest() -> None:
+def test_the_winner_is_faster_than_its_own_engine_with_drafting_disabled() -> None:
     line = Pairs()
-    for i, own in enumerate([1.0, 0.9, 1.1] * 3):  # the engine at rest takes 1, drafts between 0.9 and 1.1, plain 1.3
+    for i, own in enumerate([1.0, 0.9, 1.1] * 3):  # idle engine 1.0 s, drafts 0.9 to 1.1 s, plain 1.3 s
         line.add(f"g{i}", "chat", f"a{i}", (100, own, 100, 1.3, 100, 1.0))
-    overall, own_rest, rest = line.speedup(), line.over_rest(), line.rest()
-    assert overall is not None and own_rest is not None and rest is not None
-    assert overall.low > 1.1 and own_rest.median == pytest.approx(1.0, abs=0.03)
-    assert rest.median == pytest.approx(1.3)
-    assert str(line.against()).startswith("not shown to be faster than an engine at rest (1.0") and not line.is_slower()
-    for i, own in enumerate([1.1, 1.15, 1.2] * 3):  # slower than the engine at rest, faster than plain decoding
+    overall, over_idle, idle = line.speedup(), line.speedup_over_idle(), line.idle_speedup()
+    assert overall is not None and over_idle is not None and idle is not None
+    assert overall.low > 1.1 and over_idle.median == pytest.approx(1.0, abs=0.03)
+    assert idle.median == pytest.approx(1.3)
+    why = str(line.why_rejected())
+    assert why.startswith("not shown to be faster than the same engine with drafting disabled (1.0")
+    assert not line.is_slower()
+    for i, own in enumerate([1.1, 1.15, 1.2] * 3):  # slower than the idle engine, faster than plain decoding
         line.add(f"h{i}", "code", f"b{i}", (100, own, 100, 1.3, 100, 1.0))
-    assert line.slow_kinds() == ["code"]
+    assert line.slow_categories() == ["code"]
     slow = Pairs()
     for i in range(9):
         for _ in range(2):
             slow.add(f"g{i}", "chat", f"a{i}", (100, 1.1, 100, 1.3, 100, 1.0))
-    assert slow.is_slower() and still_open({made("ngram"): slow}, ["chat"]) == []
-    assert pairs([1.3] * 9).over_rest() is None and pairs([1.3] * 9).rest() is None
+    assert slow.is_slower() and undecided({made("ngram"): slow}, ["chat"]) == []
+    assert pairs([1.3] * 9).speedup_over_idle() is None and pairs([1.3] * 9).idle_speedup() is None
 
 
-class Says:
+class FixedArm:
     """Answers every prompt with three tokens in `seconds`."""
 
     profile = None
@@ -327,65 +333,64 @@ class Says:
         pass
 
 
-@pytest.mark.parametrize("at_rest", [False, True])
-def test_what_was_measured_without_the_engine_at_rest_is_measured_again_where_it_counts(at_rest: bool) -> None:
+@pytest.mark.parametrize("with_idle", [False, True])
+def test_groups_measured_without_the_idle_engine_are_measured_again_where_there_is_one(with_idle: bool) -> None:
     setting = made("ngram")
     empty = np.zeros((2, 0), dtype=np.int32)
     answers = [Answer(f"a{i}", 0, "chat", int_array([i]), int_array([1, 2, 3]), empty) for i in range(2)]
     trace = Trace({"max_tokens": 3}, tuple(answers))
     kept: list[Mapping[str, Sequence[Sequence[float]]]] = []
     found = confirm(
-        {PLAIN: Says("plain", 1.5), setting: Says("ngram", 1.0)},
+        {PLAIN: FixedArm("plain", 1.5), setting: FixedArm("ngram", 1.0)},
         trace,
         1,
         left=lambda: 100.0,
-        rest=Says("rest", 1.25) if at_rest else None,
-        seen=[{PLAIN.name: [[2, 9.0]], setting.name: [[2, 1.0]]}],
-        keep=kept.append,
+        idle=FixedArm("idle", 1.25) if with_idle else None,
+        earlier=[{PLAIN.name: [[2, 9.0]], setting.name: [[2, 1.0]]}],
+        store=kept.append,
         rounds=1,
         until_clear=False,
     )
-    assert [sorted(told) for told in kept] == [sorted({PLAIN.name, setting.name} | ({REST} if at_rest else set()))] * (
-        2 if at_rest else 1
-    )
-    rest, speedup = found[setting].rest(), found[setting].speedup()
-    if at_rest:
-        assert rest is not None and rest.median == pytest.approx(1.5 / 1.25)
+    names = sorted({PLAIN.name, setting.name} | ({IDLE} if with_idle else set()))
+    assert [sorted(measured) for measured in kept] == [names] * (2 if with_idle else 1)
+    idle, speedup = found[setting].idle_speedup(), found[setting].speedup()
+    if with_idle:
+        assert idle is not None and idle.median == pytest.approx(1.5 / 1.25)
         assert speedup is not None and speedup.median == pytest.approx(1.5)
     else:
-        assert rest is None and speedup is not None and speedup.median == pytest.approx((9.0 + 1.5) / 2.0)
+        assert idle is None and speedup is not None and speedup.median == pytest.approx((9.0 + 1.5) / 2.0)
 
 
-def test_repeats_of_the_same_answers_are_no_larger_sample() -> None:
-    """Four answers stay four, and their interval stays as wide, however often they are measured."""
-    assert "too few different answers: 4" in str(pairs([2.0] * 4, repeats=50).against())
+def test_repeats_of_the_same_answers_do_not_enlarge_the_sample() -> None:
+    """Four answers stay four answers, and intervals keep their width, however often answers are measured."""
+    assert "too few different answers: 4" in str(pairs([2.0] * 4, repeats=50).why_rejected())
     once, often = pairs([0.8, 1.0, 1.2, 1.4, 1.6], repeats=1), pairs([0.8, 1.0, 1.2, 1.4, 1.6], repeats=40)
     one, many = once.speedup(), often.speedup()
     assert one is not None and many is not None
     assert (one.low, one.high) == (pytest.approx(many.low), pytest.approx(many.high))
 
 
-def test_a_setting_that_is_slower_at_one_kind_of_work_does_not_win() -> None:
+def test_a_setting_that_is_slower_in_one_category_does_not_win() -> None:
     mixed = pairs([2.0, 0.9] * 12, ["code", "chat"] * 12)
-    assert mixed.slow_kinds() == ["chat"] and mixed.against() == "slower at chat"
-    assert winners({made("ngram"): mixed}) == []
+    assert mixed.slow_categories() == ["chat"] and mixed.why_rejected() == "slower on chat prompts"
+    assert select_winners({made("ngram"): mixed}) == []
     few = pairs([2.0, 2.0, 2.0, 2.0, 0.9, 0.9], ["code"] * 4 + ["chat"] * 2)
-    assert few.slow_kinds() == []
+    assert few.slow_categories() == []
 
 
-def test_losers_are_measured_no_further_but_nobody_is_judged_early() -> None:
+def test_losing_settings_are_not_measured_further_once_every_category_was_measured_twice() -> None:
     seen = {made("ngram"): pairs([1.5] * 6), made("suffix"): pairs([1.1] * 6), made("none"): pairs([0.8] * 6)}
-    assert still_open(seen, ["kind 0", "kind 1"]) == [made("ngram")]
-    assert still_open(seen, ["kind 0", "kind 1", "never seen"]) == list(seen)
-    assert separated(seen, [made("ngram")]) and separated(seen, []) and not separated(seen, list(seen))
+    assert undecided(seen, ["kind 0", "kind 1"]) == [made("ngram")]
+    assert undecided(seen, ["kind 0", "kind 1", "never seen"]) == list(seen)
+    assert is_decided(seen, [made("ngram")]) and is_decided(seen, []) and not is_decided(seen, list(seen))
     close = {made("ngram"): pairs([1.5, 1.3] * 4), made("suffix"): pairs([1.4, 1.35] * 4)}
-    assert still_open(close, ["kind 0", "kind 1"]) == list(close)
+    assert undecided(close, ["kind 0", "kind 1"]) == list(close)
 
 
 # -- journal ----------------------------------------------------------------------------------------------------------
 
 
-def test_entries_come_back_and_can_be_added_to(tmp_path: Path) -> None:
+def test_entries_are_read_back_and_more_can_be_added(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "j.journal"
     with journals.opened(path, resume=False) as journal:
         journal.add("begun", spent=0.5)
@@ -406,20 +411,20 @@ def test_entries_come_back_and_can_be_added_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 30))
-def test_a_torn_end_loses_one_entry_at_most(tmp_path: Path, cut: int) -> None:
+def test_an_incomplete_last_line_loses_one_entry_at_most(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "j.journal"
     with journals.opened(path, resume=False) as journal:
         journal.add("one", value=1)
         journal.add("two", value=2)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-cut])
+    complete = path.read_bytes()
+    path.write_bytes(complete[:-cut])
     with journals.opened(path, resume=True) as journal:
         assert [entry["kind"] for entry in journal.entries] == ["one"]
         journal.add("two", value=2)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_damage_inside_is_refused_by_line(tmp_path: Path) -> None:
+def test_a_damaged_line_is_named_and_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.journal"
     with journals.opened(path, resume=False) as journal:
         for kind in ("one", "two", "three"):

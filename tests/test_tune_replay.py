@@ -1,4 +1,4 @@
-"""Replay against arithmetic done by hand, and against driving the same proposers on the toy target itself."""
+"""Replay, checked against arithmetic by hand and against running the same proposers on the toy target itself."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def given_answer(prompt: Sequence[int], tokens: Sequence[int], **names: str) -> 
 
 
 def toy_trace(target: ToyTarget, answers: int = 4, length: int = 120, off_path_rows: bool = False) -> Trace:
-    """What the target says after prompts of its own, with its top 8 at every position."""
+    """The target's answers to prompts of its own, with its top 8 ids at every position."""
 
     def one(i: int) -> Answer:
         prompt = target.prompt(12, key=i).tolist()
@@ -65,8 +65,8 @@ def _off_path_rows(target: ToyTarget, prompt: list[int], tokens: list[int], rows
 
 
 def test_a_repeated_prompt_by_hand() -> None:
-    """Prompt 1..6, answer 1..6: the first token came with the prompt, 5 are left. Prompt lookup of 2 tokens is always
-    right from the second token on: passes emit 3 (2, 3, 4), then the end: 2 (5, 6). Two passes of 3 and 2 rows."""
+    """Prompt and answer are 1..6. Prefill emits the first token, so 5 are left. Prompt lookup of 2 tokens is always
+    right from the second token on: one pass of 3 rows emits 2, 3, 4, and another one of 2 rows emits 5, 6."""
     trace = Trace({"max_tokens": 6}, (given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),))
     found = replay(setting("ngram", nodes=2, trees=False), trace, costs([10.0, 11.0, 13.0, 99.0])).total
     assert (found.tokens, found.steps, found.drafted, found.accepted) == (5, 2, 3, 3)
@@ -75,26 +75,30 @@ def test_a_repeated_prompt_by_hand() -> None:
     assert found.offered_at[:3] == [2, 1, 0] and found.accepted_at[:3] == [2, 1, 0]
 
 
-def test_wrong_guesses_by_hand() -> None:
-    """`1 2` stood before `3` in the prompt, and stands before `4` in the answer: one wrong guess, paid for."""
+def test_a_rejected_draft_by_hand() -> None:
+    """`3` follows `1 2` in the prompt, and `4` follows it in the answer: one draft token is rejected, and its row costs
+    time."""
     trace = Trace({"max_tokens": 99}, (given_answer([1, 2, 3, 9, 1], [2, 4, 8]),))
     found = replay(setting("ngram", nodes=1), trace, costs([10.0, 14.0])).total
     assert (found.steps, found.drafted, found.accepted) == (2, 1, 0)
     assert found.ms == pytest.approx(24.0) and found.speedup == pytest.approx(20 / 24)
 
 
-def test_plain_decoding_is_the_measure() -> None:
+def test_plain_decoding_has_a_speedup_of_1() -> None:
     trace = toy_trace(ToyTarget(seed=3), answers=2, length=20)
     found = replay(PLAIN, trace, costs(expense=Expense(step=Line(100.0, 0.0)))).total
     assert found.steps == found.tokens == 38 and found.speedup == pytest.approx(1.0)
     assert found.ms == pytest.approx(38 * 10.1)
 
 
-def test_asking_and_reading_cost_what_they_were_measured_to() -> None:
-    """Two passes by hand, as above: asked twice for 2 and 1 nodes, told 3 and 2 tokens."""
+def test_the_measured_cost_of_drafting_is_added() -> None:
+    """Two passes by hand, as above: drafts of 2 and 1 tokens, then 3 and 2 emitted tokens."""
     trace = Trace({"max_tokens": 6}, (given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),))
     expense = Expense(
-        ask={"ngram": Line(100.0, 10.0)}, tell={"ngram": Line(20.0, 1.0)}, plan=Line(200.0, 5.0), step=Line(50.0, 2.0)
+        propose={"ngram": Line(100.0, 10.0)},
+        observe={"ngram": Line(20.0, 1.0)},
+        plan=Line(200.0, 5.0),
+        step=Line(50.0, 2.0),
     )
     found = replay(setting("ngram", nodes=2, trees=False), trace, costs(expense=expense)).total
     microseconds = (100 + 20) + (100 + 10) + (20 + 3) + (20 + 2) + (200 + 10) + (200 + 5) + (50 + 6) + (50 + 4)
@@ -102,21 +106,21 @@ def test_asking_and_reading_cost_what_they_were_measured_to() -> None:
     assert found.plain_ms == pytest.approx(5 * 10.052)
 
 
-def test_a_measured_planner_stops_where_passes_are_dear() -> None:
-    """Every further row costs as much as a pass: nothing can pay but certainty, and nothing is certain."""
+def test_a_measured_planner_stops_drafting_where_rows_are_expensive() -> None:
+    """Every further row costs as much as a pass, so only a certain draft token could save time, and none is certain."""
     trace = toy_trace(ToyTarget(seed=1))
-    dear = costs([10.0 * n for n in range(1, ROWS + 1)])
-    found = replay(setting("suffix", mode="measured"), trace, dear).total
+    expensive = costs([10.0 * n for n in range(1, ROWS + 1)])
+    found = replay(setting("suffix", mode="measured"), trace, expensive).total
     assert found.drafted < 0.02 * found.tokens and found.speedup > 0.98
     cheap = replay(setting("suffix", mode="measured"), trace, costs()).total
     assert cheap.speedup > 1.2
-    static = replay(setting("suffix"), trace, dear).total
+    static = replay(setting("suffix"), trace, expensive).total
     assert static.speedup == pytest.approx(static.tokens / (static.steps + static.drafted)) and static.speedup < 0.9
 
 
 @pytest.mark.parametrize("methods", [("ngram",), ("suffix",)])
 @pytest.mark.parametrize("nodes", [1, 4, 8])
-def test_acceptance_is_that_of_driving_the_proposer_on_the_target(methods: tuple[str, ...], nodes: int) -> None:
+def test_acceptance_is_the_same_as_with_the_proposer_on_the_target(methods: tuple[str, ...], nodes: int) -> None:
     target = ToyTarget(seed=5, order=2)
     trace = toy_trace(target)
     (proposer,) = registry.build_sources([ProposerSpec(method) for method in methods])
@@ -129,9 +133,9 @@ def test_acceptance_is_that_of_driving_the_proposer_on_the_target(methods: tuple
 
 
 @pytest.mark.parametrize(("vocab", "seed", "order"), [(256, 2, 2), (64, 5, 2), (256, 7, 3), (512, 3, 2)])
-def test_off_path_rows_stand_for_the_rows_after_wrong_guesses(vocab: int, seed: int, order: int) -> None:
-    """Token recycling learns from every evaluated row. With the off-path rows its replay comes close to the real
-    thing, whose rows the toy target provides; without them it can fall short."""
+def test_off_path_rows_replace_the_rows_after_rejected_draft_tokens(vocab: int, seed: int, order: int) -> None:
+    """Token recycling learns from every evaluated row. With off-path rows, its replay comes close to a live run, whose
+    rows the toy target provides; without them, it can need more steps."""
     target = ToyTarget(vocab=vocab, seed=seed, order=order)
     (proposer,) = registry.build_sources([ProposerSpec("token_recycling")])
     steps = 0
@@ -144,8 +148,8 @@ def test_off_path_rows_stand_for_the_rows_after_wrong_guesses(vocab: int, seed: 
     assert vocab != 256 or seed != 7 or blind > 1.06 * steps
 
 
-def test_several_at_once_share_their_passes() -> None:
-    """Two answers of 5 tokens: 4 common passes of two rows without drafts."""
+def test_answers_that_run_at_once_share_passes() -> None:
+    """Two answers of 5 tokens take 4 common passes of two rows without drafts."""
     one = given_answer([1, 2], [11, 12, 13, 14, 15], id="a")
     two = given_answer([1, 2], [21, 22, 23, 24, 25], id="b")
     trace = Trace({"max_tokens": 5}, (one, two))
@@ -154,8 +158,8 @@ def test_several_at_once_share_their_passes() -> None:
     assert found.total.steps == 8 and found.total.speedup == pytest.approx(1.0)
 
 
-def test_drafts_of_several_at_once_by_hand() -> None:
-    """Two repeated prompts as in the first test: 3 + 3 rows, then 2 + 2; plain: five passes of two rows."""
+def test_drafts_of_answers_that_run_at_once_by_hand() -> None:
+    """Two repeated prompts as in the first test: passes of 3 + 3 and 2 + 2 rows; plain decoding takes five of two."""
     answers = [given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], id=name) for name in "ab"]
     line = [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
     trace = Trace({"max_tokens": 6}, tuple(answers))
@@ -164,29 +168,29 @@ def test_drafts_of_several_at_once_by_hand() -> None:
     assert found.total.plain_ms == pytest.approx(5 * 11.0)
 
 
-def test_the_last_answer_of_a_group_runs_alone_at_the_price_of_one() -> None:
+def test_the_last_answer_of_a_group_runs_at_the_cost_of_one_row() -> None:
     short, long = given_answer([1, 2], [11, 12], id="a"), given_answer([3, 4], [21, 22, 23, 24], id="b")
     found = replay(PLAIN, Trace({"max_tokens": 4}, (short, long)), costs([10.0, 12.0], sequences=2))
     assert found.total.ms == pytest.approx(12.0 + 10.0 + 10.0)
 
 
-def test_reading_top_ids_costs_by_row() -> None:
-    """Token recycling over a text in which no token stands twice guesses nothing: one row each time, three times."""
+def test_reading_top_ids_costs_time_per_row() -> None:
+    """Token recycling proposes nothing for a text in which no token occurs twice: three passes of one row."""
     trace = Trace({"max_tokens": 9}, (given_answer([1, 2], [3, 4, 5, 6]),))
-    expense = Expense(topk=Line(60.0, 40.0), idle=Line(7.0, 0.0), ask={"token_recycling": Line(5.0, 1.0)})
+    expense = Expense(topk=Line(60.0, 40.0), idle=Line(7.0, 0.0), propose={"token_recycling": Line(5.0, 1.0)})
     found = replay(setting("token_recycling", nodes=2), trace, costs(expense=expense)).total
     assert found.drafted == 0 and found.ms == pytest.approx(3 * (10.0 + 0.1 + 0.012))
 
 
-def test_a_change_of_the_row_count_is_paid_each_time() -> None:
-    """As the first test: passes of 3 and 2 rows, each a change; plain decoding changes once, after the prompt."""
+def test_every_change_of_the_row_count_costs_time() -> None:
+    """As in the first test, passes have 3 and 2 rows: two changes. Plain decoding has one change, after the prompt."""
     trace = Trace({"max_tokens": 6}, (given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),))
     points = CostPoints((0,), (1, 2, 3), ((10.0, 11.0, 13.0),), change_ms=2.0)
     found = replay(setting("ngram", nodes=2, trees=False), trace, Costs(points, Expense())).total
     assert found.ms == pytest.approx(24.0 + 4.0) and found.plain_ms == pytest.approx(50.0 + 2.0)
 
 
-def test_turns_of_one_talk_are_never_answered_together() -> None:
+def test_turns_of_one_conversation_never_run_at_once() -> None:
     first = given_answer([1], [1, 2, 3], id="a")
     second = Answer("a", 1, "chat", int_array([1, 2, 3, 4]), int_array([5, 6, 7]), first.topk)
     found = replay(PLAIN, Trace({"max_tokens": 3}, (first, second)), costs([10.0, 12.0], sequences=2))
@@ -195,13 +199,13 @@ def test_turns_of_one_talk_are_never_answered_together() -> None:
 
 def test_figures_by_category_add_up() -> None:
     found = replay(setting("suffix"), toy_trace(ToyTarget(seed=5)), costs())
-    kinds = found.by_category()
-    assert list(kinds) == ["kind 0", "kind 1"]
-    assert sum(sums.tokens for sums in kinds.values()) == found.total.tokens
-    assert sum(sums.ms for sums in kinds.values()) == pytest.approx(found.total.ms)
+    categories = found.by_category()
+    assert list(categories) == ["kind 0", "kind 1"]
+    assert sum(sums.tokens for sums in categories.values()) == found.total.tokens
+    assert sum(sums.ms for sums in categories.values()) == pytest.approx(found.total.ms)
 
 
-def test_what_was_learned_is_kept_by_the_names_that_live_drafting_uses() -> None:
+def test_learned_acceptance_is_kept_by_the_bucket_names_of_live_drafting() -> None:
     found = replay(setting("suffix", "token_recycling"), toy_trace(ToyTarget(seed=5)), costs())
     fused = registry.build([ProposerSpec("suffix"), ProposerSpec("token_recycling")])
     assert found.learned and found.learned.keys() <= {bucket.name for bucket in fused.buckets}
@@ -209,22 +213,22 @@ def test_what_was_learned_is_kept_by_the_names_that_live_drafting_uses() -> None
     assert again.total.drafted > 0
 
 
-def test_processes_say_what_one_says_in_order_of_the_settings_or_not(tmp_path: Path) -> None:
-    """Deterministic: whichever process replays, and however often."""
+def test_replays_in_several_processes_are_deterministic(tmp_path: Path) -> None:
+    """The result does not depend on the process or on the order."""
     trace = toy_trace(ToyTarget(seed=5), off_path_rows=True)
     path = tmp_path / "trace.npz"
     save(trace, path)
     settings = [
         setting(method, mode=mode) for method in ("ngram", "token_recycling") for mode in ("static", "measured")
     ]
-    expense = Expense(ask={"ngram": Line(30.0, 3.0)}, topk=Line(60.0, 40.0))
+    expense = Expense(propose={"ngram": Line(30.0, 3.0)}, topk=Line(60.0, 40.0))
     found = dict(replay_all(settings, path, costs(expense=expense), workers=2))
     assert list(found.keys() ^ set(settings)) == []
     for one in settings:
         assert _plain(found[one]) == _plain(replay(one, trace, costs(expense=expense)))
 
 
-def test_time_that_is_over_leaves_settings_out(tmp_path: Path) -> None:
+def test_settings_that_did_not_start_in_time_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "trace.npz"
     save(toy_trace(ToyTarget(seed=5), answers=1, length=10), path)
     settings = [setting("ngram", nodes=nodes) for nodes in range(1, 30)]

@@ -1,4 +1,4 @@
-"""The report: what is on the page, and that a real browser shows it without anything beside the file."""
+"""The report: what the page contains, and that a browser shows it without loading anything else."""
 
 import copy
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from toy_subject import ToySubject
 from specplug.bench.workloads import Prompt
 from specplug.errors import UsageError
 from specplug.profile import Profile, Runtime
-from specplug.tune.document import evidence
+from specplug.tune.document import evidence, interval_text, verdict
 from specplug.tune.session import tune
 from specplug.tune.tune_request import Request
 
@@ -20,7 +20,7 @@ pytest.importorskip("plotly")
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of a tune of the toy target."""
+    """The document of a tune of the toy target."""
     folder = tmp_path_factory.mktemp("tune")
     patch = pytest.MonkeyPatch()
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
@@ -34,7 +34,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome.document
 
 
-def test_the_page_names_what_was_found(document: dict[str, Any]) -> None:
+def test_the_page_contains_all_settings_and_results(document: dict[str, Any]) -> None:
     from specplug.reports.tune_report import page
 
     text = page(document)
@@ -42,6 +42,40 @@ def test_the_page_names_what_was_found(document: dict[str, Any]) -> None:
     assert all(line["name"] in text for line in document["settings"])
     short = page(evidence(document))
     assert len(short) < len(text) and "further settings were replayed" in short
+
+
+def test_the_page_explains_every_column_and_gives_the_next_step(document: dict[str, Any]) -> None:
+    from specplug.reports.tune_report import COLUMNS, page
+
+    text = page(document)
+    for name in COLUMNS:
+        assert f"<th>{name}</th>" in text and f"<b>{name}</b>" in text
+    assert f"specplug run --profile {document['path']}" in text
+    plain = page({**document, "chosen": "none", "rejected": {document["chosen"]: "not faster"}})
+    assert "no setting was shown to be faster" in plain and f"{document['chosen']}: " in plain and "--budget" in plain
+    assert f"<p>{document['chosen']}</p>" in plain, (
+        "charts show the setting with the best prediction, not plain decoding"
+    )
+
+
+def test_the_verdict_gives_the_result_of_every_finalist_and_the_next_step() -> None:
+    speedup = {"median": 1.104, "low": 0.94, "high": 1.45}
+    line = {"name": "suffix, measured 8", "confirmed": {"1": {"speedup": speedup, "over_rest": None}}}
+    lost = {"chosen": "none", "level": 1, "settings": [line], "rejected": {line["name"]: "not shown to be faster"}}
+    assert verdict(lost).startswith(
+        "plain decoding: no setting was shown to be faster "
+        "(suffix, measured 8: 1.10 (0.94-1.45), not shown to be faster); to time more answers, raise --budget"
+    )
+    untimed = {**lost, "settings": [{**line, "confirmed": {"1": {"speedup": None}}}]}
+    assert "no setting could be run live in this budget" in verdict(untimed)
+    won = {**lost, "chosen": line["name"], "rejected": {}}
+    assert verdict(won) == "suffix, measured 8: 1.10 times as fast as plain decoding (95% interval 0.94-1.45)"
+
+
+def test_an_interval_of_a_single_answer_is_a_dash() -> None:
+    assert interval_text({"median": 1.06, "low": 1.06, "high": 1.06}) == "1.06 (-)"
+    assert interval_text({"median": 1.24, "low": 1.16, "high": 1.33}) == "1.24 (1.16-1.33)"
+    assert interval_text(None) == "-"
 
 
 def test_losing_settings_stay_in_the_evidence(document: dict[str, Any]) -> None:
@@ -71,16 +105,16 @@ def with_leaf(document: dict[str, Any], path: tuple[Any, ...], value: object) ->
 
 
 @pytest.mark.parametrize("value", [TAG, 0, -1, None, [TAG], {TAG: TAG}], ids=str)
-def test_what_strangers_write_is_text_or_refused(
+def test_values_from_a_document_become_text_or_are_refused(
     document: dict[str, Any], value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any value at any place of the evidence: a page without their tags, or one clear line."""
+    """Any value at any place of the evidence: the page does not contain its tags, or the document is refused."""
     from specplug.reports import tune_report
 
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
     brief = {**document, "settings": [document["settings"][i] for i in (0, 1, -1)]}
     paths = [path for path in leaves(brief) if not (path[0] == "settings" and path[1] == 1)]
-    keys = {path[:2] if path[0] != "settings" else path: path for path in paths}  # one leaf of each kind
+    keys = {path[:2] if path[0] != "settings" else path: path for path in paths}  # one leaf of each type
     for path in keys.values():
         try:
             assert TAG not in tune_report.page(with_leaf(brief, path, value)), path
@@ -89,7 +123,7 @@ def test_what_strangers_write_is_text_or_refused(
 
 
 @pytest.mark.parametrize("key", ["settings", "cost", "workload", "chosen", "fingerprint"])
-def test_what_no_tune_wrote_is_refused(document: dict[str, Any], key: str) -> None:
+def test_a_document_that_tune_did_not_write_is_refused(document: dict[str, Any], key: str) -> None:
     from specplug.reports.tune_report import page
 
     for wrong in ({k: v for k, v in document.items() if k != key}, {"a": 1}):
@@ -105,10 +139,10 @@ def test_a_browser_shows_it(document: dict[str, Any], tmp_path: Path, browser: A
     path.write_text(written(document), encoding="utf-8")
     page = browser.new_page(viewport={"width": width, "height": 900})
     problems: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(path.as_uri())
     for name in ("cost", "settings", "acceptance", "what-if"):
         page.wait_for_selector(f"#{name} .main-svg", state="visible")
@@ -127,5 +161,5 @@ def test_a_browser_shows_it(document: dict[str, Any], tmp_path: Path, browser: A
     page.wait_for_timeout(500)
     after = page.evaluate("document.getElementById('what-if').data[0].y")
     assert len(before) == len(after) and after[-1] > before[-1]
-    assert problems == [] and asked == [path.as_uri()]
+    assert problems == [] and requested == [path.as_uri()]
     page.close()

@@ -1,4 +1,4 @@
-"""A whole tune on the toy target: what is chosen, written, journaled, continued and refused."""
+"""A complete tune on the toy target: what it chooses, writes, journals, continues and refuses."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from specplug.tune.session import Outcome, tune
 from specplug.tune.tune_request import Request, journal_path
 
 CHEAP: Callable[[int], float] = lambda rows: 10.0 + 0.1 * rows  # noqa: E731
-DEAR: Callable[[int], float] = lambda rows: 10.0 * rows  # noqa: E731
+EXPENSIVE: Callable[[int], float] = lambda rows: 10.0 * rows  # noqa: E731
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def request_(tmp_path: Path) -> Request:
-    """Twelve prompts of two kinds, and a model file that only has to be there."""
+    """Twelve prompts in two categories, and a model file of which only the existence matters."""
     model = tmp_path / "model.gguf"
     model.write_bytes(bytes(range(256)) * 64)
     prompts = [Prompt(f"q{i}", f"kind {i % 2}", (f"say {i} things about {i * 7} words",)) for i in range(12)]
@@ -41,7 +41,7 @@ def request_(tmp_path: Path) -> Request:
 
 
 class Clock:
-    """Seconds that pass when somebody says so."""
+    """A clock that a test sets."""
 
     now = 0.0
 
@@ -58,7 +58,7 @@ def run(
     return tune(request, opener=lambda asked: subject or ToySubject(asked.base, ms), clock=clock)
 
 
-def test_cheap_passes_end_in_a_profile_that_drafts(request_: Request) -> None:
+def test_with_cheap_passes_the_profile_drafts(request_: Request) -> None:
     outcome = run(request_)
     written = profiles.load(request_.out)
     assert written == outcome.profile and written.name == "mine" and written.speculates
@@ -80,8 +80,8 @@ def test_cheap_passes_end_in_a_profile_that_drafts(request_: Request) -> None:
     }
 
 
-def test_dear_passes_end_in_plain_decoding(request_: Request) -> None:
-    outcome = run(request_, DEAR)
+def test_with_expensive_passes_the_profile_is_plain_decoding(request_: Request) -> None:
+    outcome = run(request_, EXPENSIVE)
     assert outcome.document["chosen"] == "none" and not outcome.profile.speculates
     assert (
         profiles.load(request_.out).description.startswith("Tuned") and "plain decoding" in outcome.profile.description
@@ -89,40 +89,46 @@ def test_dear_passes_end_in_plain_decoding(request_: Request) -> None:
     assert outcome.document["oracle_speedup"]["1"] == pytest.approx(1.0, rel=0.01)
 
 
-def test_an_engine_that_is_fast_by_chance_is_no_gain(request_: Request) -> None:
-    """Two processes of one engine may differ for as long as they live: drafts must beat their own engine at rest."""
-    subject = ToySubject(request_.base, DEAR)
-    subject.rest = 1.2
+def test_an_engine_that_is_fast_without_drafts_is_no_gain(request_: Request) -> None:
+    """Two processes of one engine can differ in speed for as long as they live, so a setting must also be faster than
+    its own engine with drafting disabled."""
+    subject = ToySubject(request_.base, EXPENSIVE)
+    subject.idle_speed = 1.2
     outcome = run(request_, subject=subject)
-    assert outcome.document["chosen"] == "none" and any("at rest" in w for w in outcome.document["rejected"].values())
-    assert any("ran at 1.2" in note and "of plain decoding while" in note for note in outcome.document["notes"])
+    assert outcome.document["chosen"] == "none" and any(
+        "with drafting disabled" in why for why in outcome.document["rejected"].values()
+    )
+    assert any(
+        "ran 1.2" in note and "times as fast as plain decoding with drafting disabled" in note
+        for note in outcome.document["notes"]
+    )
     subject = ToySubject(request_.base, CHEAP)
-    subject.rest, subject.max_tokens = 0.95, request_.max_tokens  # the trace is the first tune's
+    subject.idle_speed, subject.max_tokens = 0.95, request_.max_tokens  # the first tune recorded the trace
     assert run(replace(request_, out=request_.out.with_name("two.yaml")), subject=subject).profile.speculates
 
 
-def test_text_that_nobody_can_guess_ends_in_plain_decoding(request_: Request) -> None:
-    """Every token depends on all before it: no text repeats, whatever a pass costs."""
+def test_with_unpredictable_text_the_profile_is_plain_decoding(request_: Request) -> None:
+    """Every token depends on all earlier ones, so no text repeats, and drafts are rejected whatever a pass costs."""
     wild = ToySubject(request_.base, lambda rows: 10.0 + 3.0 * rows, ToyTarget(vocab=4096, order=64, branches=64))
     assert run(request_, subject=wild).document["chosen"] == "none"
 
 
 @pytest.mark.parametrize("spent", [0.0, 140.0, 290.0])
-def test_the_journal_continues_an_interrupted_tune(request_: Request, spent: float) -> None:
-    """Stopped while confirming, with any part of the 300 s gone: nothing is recorded again, finalists stay the same,
-    and measured pairs are kept."""
+def test_an_interrupted_tune_is_continued_from_its_journal(request_: Request, spent: float) -> None:
+    """The tune is interrupted while confirming, with different parts of the 300 s spent: nothing is recorded again, the
+    finalists stay the same, and measured pairs are kept."""
     clock = Clock()
     first = ToySubject(request_.base, CHEAP)
-    seen: list[str] = []
+    answered: list[str] = []
 
-    def asked(name: str) -> None:
-        seen.append(name)
-        if len(seen) == 5:
+    def on_answer(name: str) -> None:
+        answered.append(name)
+        if len(answered) == 5:
             clock.now += spent
-        if len(seen) == 60:
+        if len(answered) == 60:
             raise KeyboardInterrupt
 
-    first.asked = asked
+    first.on_answer = on_answer
     with pytest.raises(KeyboardInterrupt):
         run(request_, subject=first, clock=clock)
     assert first.closed and first.recorded == 12 and not request_.out.exists()
@@ -142,11 +148,10 @@ def test_the_journal_continues_an_interrupted_tune(request_: Request, spent: flo
         assert len(journal.of("pair")) >= pairs and len(journal.of("finalists")) == 1
 
 
-def test_recorded_answers_that_are_damaged_are_not_continued_with(request_: Request) -> None:
+def test_damaged_recorded_answers_are_refused(request_: Request) -> None:
     run(request_)
     path = journal_path(request_.out).with_suffix(".npz")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
+    path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UsageError, match="run without --resume to record again"):
         run(replace(request_, resume=True))
     path.unlink()
@@ -154,33 +159,33 @@ def test_recorded_answers_that_are_damaged_are_not_continued_with(request_: Requ
         run(replace(request_, resume=True))
 
 
-def test_a_trace_serves_the_next_tune(request_: Request) -> None:
+def test_the_next_tune_uses_the_recorded_trace(request_: Request) -> None:
     run(request_)
     again = ToySubject(request_.base, CHEAP)
     run(replace(request_, name="other", out=request_.out.with_name("other.yaml")), subject=again)
     assert again.recorded == 0
 
 
-def test_a_damaged_trace_is_said_and_recorded_again(request_: Request, tmp_path: Path) -> None:
+def test_a_damaged_trace_is_reported_and_recorded_again(request_: Request, tmp_path: Path) -> None:
     run(request_)
     (path,) = (tmp_path / "XDG_CACHE_HOME").rglob("*.npz")
     path.write_bytes(path.read_bytes()[:-100])
-    said: list[str] = []
+    notices: list[str] = []
     subject = ToySubject(request_.base, CHEAP)
-    tune(request_, notify=said.append, opener=lambda asked: subject)
-    assert subject.recorded == 12 and any("recording again" in line for line in said)
+    tune(request_, notify=notices.append, opener=lambda asked: subject)
+    assert subject.recorded == 12 and any("recording again" in line for line in notices)
 
 
-def test_resume_refuses_what_it_was_not_begun_with(request_: Request) -> None:
+def test_resume_refuses_another_request(request_: Request) -> None:
     with pytest.raises(UsageError, match="nothing to resume"):
         run(replace(request_, resume=True))
     run(request_)
-    for other, what in (
+    for other, message in (
         (replace(request_, max_tokens=32), "another max_tokens"),
         (replace(request_, prompts=request_.prompts[:4]), "another workload"),
         (replace(request_, base=replace(request_.base, exact=True)), "another base"),
     ):
-        with pytest.raises(UsageError, match=what):
+        with pytest.raises(UsageError, match=message):
             run(replace(other, resume=True))
 
 
@@ -198,15 +203,15 @@ def test_resume_refuses_another_machine_or_model(request_: Request) -> None:
         run(replace(request_, resume=True))
 
 
-def test_a_damaged_journal_is_refused_and_a_torn_one_goes_on(request_: Request) -> None:
+def test_a_damaged_journal_is_refused_and_one_with_an_incomplete_last_line_is_continued(request_: Request) -> None:
     run(request_)
     path = journal_path(request_.out)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-7])
-    said: list[str] = []
-    tune(replace(request_, resume=True), notify=said.append, opener=lambda asked: ToySubject(asked.base, CHEAP))
-    assert any("half written" in line for line in said)
-    path.write_bytes(whole.replace(b'"kind":"cost"', b'"kind":"coat"'))
+    complete = path.read_bytes()
+    path.write_bytes(complete[:-7])
+    notices: list[str] = []
+    tune(replace(request_, resume=True), notify=notices.append, opener=lambda asked: ToySubject(asked.base, CHEAP))
+    assert any("last line of the journal is incomplete" in line for line in notices)
+    path.write_bytes(complete.replace(b'"kind":"cost"', b'"kind":"coat"'))
     with pytest.raises(UsageError, match="line 3 is damaged"):
         run(replace(request_, resume=True))
 
@@ -219,10 +224,10 @@ def test_two_tunes_of_one_profile_do_not_run_at_once(request_: Request) -> None:
     run(request_)
 
 
-def test_a_model_that_changes_or_goes_away_leaves_no_profile(request_: Request) -> None:
+def test_no_profile_is_written_when_the_model_changes_or_disappears(request_: Request) -> None:
     for change in (lambda: request_.model.write_bytes(b"else"), request_.model.unlink):
         subject = ToySubject(request_.base, CHEAP)
-        subject.asked = lambda name, change=change: change() if request_.model.exists() else None  # type: ignore[misc]
+        subject.on_answer = lambda name, change=change: change() if request_.model.exists() else None  # type: ignore[misc]
         with pytest.raises(SpecplugError, match=r"changed while it was tuned|cannot be read"):
             run(request_, subject=subject)
         assert not request_.out.exists()
@@ -234,7 +239,7 @@ def test_a_prompt_that_does_not_fit_is_named(request_: Request) -> None:
         run(replace(request_, prompts=[*request_.prompts, long]))
 
 
-def test_levels_are_measured_each_and_one_decides(request_: Request) -> None:
+def test_every_concurrency_is_measured_and_one_decides(request_: Request) -> None:
     wanted = replace(request_, concurrency=(1, 2), objective="throughput")
     outcome = run(wanted)
     assert [curve["sequences"] for curve in outcome.document["cost"]] == [1, 2] and outcome.document["level"] == 2
@@ -244,44 +249,44 @@ def test_levels_are_measured_each_and_one_decides(request_: Request) -> None:
     assert chosen["confirmed"].keys() == {"1", "2"}
 
 
-def test_progress_names_every_stage(request_: Request) -> None:
-    told: list[tuple[str, float]] = []
+def test_progress_reports_every_stage(request_: Request) -> None:
+    reported: list[tuple[str, float]] = []
     tune(
         request_,
-        progress=lambda stage, share, best, left: told.append((stage, share)),
+        progress=lambda stage, share, best, left: reported.append((stage, share)),
         opener=lambda asked: ToySubject(asked.base, CHEAP),
     )
-    stages = list(dict.fromkeys(stage for stage, _ in told))
+    stages = list(dict.fromkeys(stage for stage, _ in reported))
     assert stages == ["cost", "record", "off_path_rows", "expense", "replay", "confirm"]
-    assert all(0.0 <= share <= 1.0 for _, share in told)
+    assert all(0.0 <= share <= 1.0 for _, share in reported)
 
 
-def test_few_answers_are_not_enough_to_win(request_: Request) -> None:
-    """However often the same four answers are measured."""
+def test_too_few_answers_never_win(request_: Request) -> None:
+    """Four answers are too few, however often they are measured."""
     outcome = run(replace(request_, prompts=request_.prompts[:4]))
     assert outcome.document["chosen"] == "none"
     assert set(outcome.document["rejected"].values()) == {"too few different answers: 4, 5 are needed"}
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"max_tokens": 8}, "answers of 8 tokens say nothing"),
+        ({"max_tokens": 8}, "answers of 8 tokens are too short"),
         ({"concurrency": (64,)}, "64 at once: toy has 12 prompts"),
         ({"out": Path("/proc/mine.yaml")}, "cannot be written"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_opened(
-    request_: Request, change: dict[str, Any], said: str
+def test_an_impossible_request_is_refused_before_the_engine_is_opened(
+    request_: Request, change: dict[str, Any], message: str
 ) -> None:
     def opener(asked: Request) -> ToySubject:
         raise AssertionError("opened")
 
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         tune(replace(request_, **change), opener=opener)
 
 
-def test_a_refused_tune_leaves_the_old_journal(request_: Request) -> None:
+def test_a_refused_tune_keeps_the_old_journal(request_: Request) -> None:
     run(request_)
     before = journal_path(request_.out).read_bytes()
 

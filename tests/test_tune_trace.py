@@ -1,4 +1,4 @@
-"""Traces on disk: whole, or known to be damaged."""
+"""Traces on disk: they are read back unchanged, and damage is detected."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def same(one: Answer, two: Answer) -> bool:
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.none() | st.integers(0, 4)), max_size=5))
-def test_a_trace_comes_back_as_it_was(shapes: list[tuple[int, int | None]]) -> None:
+def test_a_saved_trace_is_read_back_unchanged(shapes: list[tuple[int, int | None]]) -> None:
     from tempfile import TemporaryDirectory
 
     trace = Trace({"max_tokens": 8}, tuple(answer(i, *shape) for i, shape in enumerate(shapes)))
@@ -48,12 +48,12 @@ def test_a_trace_comes_back_as_it_was(shapes: list[tuple[int, int | None]]) -> N
     assert again.num_tokens == sum(tokens - 1 for tokens, _ in shapes)
 
 
-def test_no_file_is_no_trace(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_trace(tmp_path: Path) -> None:
     assert load(tmp_path / "none.npz") is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
-def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
+def test_damage_is_detected(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "trace.npz"
     save(Trace({"max_tokens": 8}, tuple(answer(i, 30) for i in range(4))), path)
     content = bytearray(path.read_bytes())
@@ -64,8 +64,8 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
         load(path)
 
 
-def test_content_that_does_not_fit_its_checksum_is_refused(tmp_path: Path) -> None:
-    """A whole archive, with other tokens in it than were summed."""
+def test_content_that_does_not_match_its_checksum_is_refused(tmp_path: Path) -> None:
+    """The archive is intact, but its tokens are not those of the checksum."""
     path = tmp_path / "trace.npz"
     save(Trace({"max_tokens": 8}, (answer(1, 5),)), path)
     with np.load(path) as file:
@@ -76,7 +76,7 @@ def test_content_that_does_not_fit_its_checksum_is_refused(tmp_path: Path) -> No
         load(path)
 
 
-def test_the_recorder_takes_down_what_comes() -> None:
+def test_the_recorder_records_emitted_tokens_and_top_ids() -> None:
     recorder = Recorder(2)
     recorder.begin(0, int_array([7, 8]))
     recorder.begin(5, int_array([9]))
@@ -85,12 +85,12 @@ def test_the_recorder_takes_down_what_comes() -> None:
         recorder.observe(0, Step([token], EMPTY, [], int_array([token, token + 1]).reshape(1, 2)))
     recorder.end(0)
     recorder.end(5)
-    (tokens, topk), (alone, nothing) = recorder.taken
+    (tokens, topk), (alone, nothing) = recorder.recorded
     assert tokens.tolist() == [8, 3, 4] and topk.tolist() == [[3, 4], [4, 5]]
     assert alone.tolist() == [9] and nothing.shape == (0, 2)
 
 
-def test_a_checksum_is_of_all_that_a_trace_holds(tmp_path: Path) -> None:
+def test_the_checksum_covers_everything_in_a_trace(tmp_path: Path) -> None:
     trace = Trace({"max_tokens": 8}, tuple(answer(i, 4) for i in range(3)))
     assert save(trace, tmp_path / "t.npz") == checksum(trace)
     assert checksum(Trace({"max_tokens": 9}, trace.answers)) != checksum(trace)

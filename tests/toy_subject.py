@@ -1,4 +1,4 @@
-"""The toy target as a subject of tuning: real traces and drafts, and a clock that only counts."""
+"""The toy target as a tuning subject: traces and drafts are real, and times are computed from given costs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from specplug.core import IntArray, Requires, int_array
 from specplug.profile import Profile
 from specplug.testing import ToyTarget
 from specplug.tune.candidates import PLAIN, Setting
-from specplug.tune.cost_curves import Curve, Progress, choose_threads, curves_by_timer
+from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
 from specplug.tune.replay_batch import BatchReplay
@@ -22,7 +22,7 @@ from specplug.tune.trace import Answer, OffPathRows, Trace
 
 @dataclass
 class ToyTimer:
-    """A pass takes what `ms` says, a little more with a fuller cache."""
+    """A pass takes `ms(rows)` milliseconds, and a little more with more tokens in the cache."""
 
     ms: Callable[[int], float]
     sequences: int = 1
@@ -43,12 +43,12 @@ class ToyTimer:
 
 
 class ToyArm:
-    """Answers as the target does, in the time that a replay counts."""
+    """Answers as the target does, in the time that a replay predicts."""
 
     profile = None
 
     def __init__(self, subject: "ToySubject", profile: Profile, costs: Costs, speed: float = 1.0) -> None:
-        """speed  how many times faster than it should be"""
+        """`speed` is how many times faster than predicted it answers."""
         self.name = profile.name
         self._speed = speed
         self._subject = subject
@@ -57,7 +57,7 @@ class ToyArm:
         self.reset()
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
-        self._subject.asked(self._setting.name)
+        self._subject.on_answer(self._setting.name)
         answers = [self._subject.answer(prompt, max_tokens) for prompt in prompts]
         noise = self._subject.noise
         return [
@@ -74,7 +74,7 @@ class ToyArm:
 
 
 class ToySubject:
-    """`ms` is the true cost of n rows; `asked` is called before every live answer."""
+    """`ms` returns the true milliseconds of a pass with n rows; `on_answer` is called before every live answer."""
 
     def __init__(
         self,
@@ -93,11 +93,10 @@ class ToySubject:
         self.noise = np.random.default_rng(0)
         self.recorded = 0
         self.max_tokens = 0
-        self.spend: Callable[[float], None] = lambda seconds: None
-        self.asked: Callable[[str], None] = lambda name: None
+        self.on_answer: Callable[[str], None] = lambda name: None
         self.closed = False
-        self.rest: float | None = None
-        """How many times faster than plain decoding's the engine that drafts is, for whatever reason."""
+        self.idle_speed: float | None = None
+        """Speed of the drafting engine with drafting disabled, relative to plain decoding's engine."""
 
     def about(self) -> dict[str, Any]:
         return {"description": "toy", "train_context": 4096}
@@ -120,8 +119,8 @@ class ToySubject:
     def choose_threads(self, seconds: float) -> tuple[int | None, dict[int, float]]:
         return (None, {}) if self.batched else choose_threads(ToyTimer(self.ms), 2, seconds)
 
-    def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
-        return curves_by_timer(self._timer, levels, self.profile.runtime.context, seconds, progress)
+    def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
+        return measure_costs(self._timer, levels, self.profile.runtime.context, seconds, progress)
 
     @contextmanager
     def _timer(self, sequences: int, tokens: int, limit: int) -> Iterator[ToyTimer]:
@@ -147,18 +146,20 @@ class ToySubject:
             self.recorded += 1
             done(index, found.tokens, found.topk)
 
-    def off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
+    def record_off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
         yield from [None] * len(answers)
 
-    def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+    def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
         line = {method: Line(20.0, 1.0) for method in methods}
-        return Expense(ask=line, tell=line, plan=Line(50.0, 1.0), step=Line(10.0, 0.0))
+        return Expense(propose=line, observe=line, plan=Line(50.0, 1.0), step=Line(10.0, 0.0))
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> ToyArm:
-        return ToyArm(self, profile, costs, self.rest or 1.0 if profile.speculates else 1.0)
+        return ToyArm(self, profile, costs, self.idle_speed or 1.0 if profile.speculates else 1.0)
 
-    def resting(self, *, slots: int, costs: Costs) -> ToyArm | None:
-        return ToyArm(self, replace(self.profile, proposers=PLAIN.proposers), costs, self.rest) if self.rest else None
+    def idle_arm(self, *, slots: int, costs: Costs) -> ToyArm | None:
+        if self.idle_speed is None:
+            return None
+        return ToyArm(self, replace(self.profile, proposers=PLAIN.proposers), costs, self.idle_speed)
 
     def close(self) -> None:
         self.closed = True

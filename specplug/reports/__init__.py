@@ -1,1 +1,1 @@
-"""HTML reports: one file each, complete in itself."""
+"""HTML reports. Each one is a single file that needs nothing else."""

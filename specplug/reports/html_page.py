@@ -1,6 +1,6 @@
-"""Reports: one HTML file that needs nothing beside it. The pictures are plotly's, which the page carries with it.
+"""The frame, charts and tables of reports: each report is one HTML file that needs nothing else.
 
-Knows the frame, pictures and tables. Knows nothing of what they show.
+Charts are drawn by plotly, whose code is part of the file. This module does not depend on what a report shows.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def require() -> None:
 
 
 def check_target(path: Path) -> None:
-    """UsageError when a report could not be written there after all that measuring."""
+    """UsageError when a report could not be written to this path. It is checked before anything is measured."""
     require()
     if not path.parent.is_dir():
         raise UsageError(f"--html {path}: its folder does not exist; create it first")
 
 
 def render(title: str, parts: Iterable[str]) -> str:
-    """The whole page; `parts` are HTML, the title is text."""
+    """The complete page; `parts` are HTML, the title is text."""
     from plotly.offline import get_plotlyjs
 
     title = escape(title)
@@ -56,7 +56,7 @@ def render(title: str, parts: Iterable[str]) -> str:
 
 
 def figure_html(name: str, figure: Any) -> str:
-    """A plotly figure; `name` is its id on the page."""
+    """A plotly figure as HTML; `name` is its id on the page."""
     figure.update_layout(
         template="plotly_white",
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
@@ -68,7 +68,7 @@ def figure_html(name: str, figure: Any) -> str:
 
 
 def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()) -> str:
-    """The first column is text, the others are numbers; `classes` of the rows."""
+    """A table as HTML. The first column is text, the others are numbers; `classes` are CSS classes of the rows."""
     lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"]
     for i, (first, *others) in enumerate(rows):
         numbers = "".join(f'<td class="n">{escape(cell)}</td>' for cell in others)
@@ -77,6 +77,20 @@ def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequ
 
 
 def facts_html(facts: Mapping[str, object]) -> str:
-    """Names and what they are, one a line."""
-    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+    """A table of names and values, one per line."""
+    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(_text(v))}</td></tr>" for k, v in facts.items())
     return f'<div class="wide"><table>{rows}</table></div>'
+
+
+def legend_html(terms: Mapping[str, str]) -> str:
+    """A list that explains the columns of a table."""
+    return f"<ul>{''.join(f'<li><b>{escape(k)}</b>: {escape(v)}</li>' for k, v in terms.items())}</ul>"
+
+
+def _text(value: object) -> str:
+    """Plain data in words, such as `specplug 0.1.0, numpy 2.1.0`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(inner) for inner in value) or "none"
+    return "not set" if value is None else str(value)

@@ -1,6 +1,6 @@
-"""The report of a tune: one HTML file that needs nothing beside it.
+"""The HTML report of a tune.
 
-Knows the document of `tune --json`. Measures nothing. The pictures are plotly's, which the page carries with it.
+This module depends on the document of `tune --json`. It measures nothing.
 """
 
 from __future__ import annotations
@@ -11,60 +11,82 @@ from typing import Any
 
 from specplug.errors import UsageError
 from specplug.reports import html_page
-from specplug.reports.html_page import facts_html, figure_html, table_html
-from specplug.tune.document import interval_text, verdict
+from specplug.reports.html_page import facts_html, figure_html, legend_html, table_html
+from specplug.tune.candidates import PLAIN
+from specplug.tune.document import interval_text, next_step, outcome, rejections
+from specplug.tune.selection import FEWEST_ANSWERS
 
 BARS = 24
-"""Settings in the picture of predictions; the table below it has all."""
+"""Settings in the chart of predictions; the table has all of them."""
 
 POSITIONS = 12
-LONGEST = 25
-"""Rows per answer in the what-if picture."""
+"""Draft positions in the chart of acceptance."""
+
+MOST_ROWS = 25
+"""Rows per sequence in the what-if chart."""
 
 SHARES = tuple(percent / 100 for percent in range(5, 100, 5))
-"""Shares of right guesses that the what-if slider offers."""
+"""Probabilities of acceptance that the what-if slider offers."""
+
+COLUMNS = {
+    "setting": "the methods, with options that differ from their defaults; then how long drafts are. 'measured 24' "
+    "lets the planner choose up to 24 draft tokens per step from measured costs; 'static 4' drafts up to 4 in every "
+    "step, whatever they cost. A 'chain' is one sequence of draft tokens; without that word, drafts are trees. 'none' "
+    "is plain decoding",
+    "predicted": "the speed relative to plain decoding, from replaying the recorded answers with measured costs",
+    "tokens/step": "tokens emitted per step: the accepted draft tokens and the target's own; 1.00 for plain decoding",
+    "drafted/step": "draft tokens verified per step",
+    "measured live": "the speed relative to plain decoding in live runs, with its 95% interval; empty for a setting "
+    "that was not run live, and '(-)' where there are too few answers for an interval",
+}
+"""What the columns of the tables mean."""
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """The whole page. UsageError for a document that `tune` did not write."""
+    """The complete page. UsageError for a document that `tune` did not write."""
     html_page.require()
     try:
         title, parts = f"specplug tune: {document['profile']}", list(_parts(document))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UsageError(
-            f"this is not what a tune writes ({type(error).__name__}: {error}); tune again for a report"
+            f"this is not what a tune writes ({type(error).__name__}: {error}); tune again to get a report"
         ) from None
     return html_page.render(title, parts)
 
 
 def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     work, machine, model = document["workload"], document["fingerprint"], document["model"]
-    won = document["chosen"] != "none"
+    won = document["chosen"] != PLAIN.name
     level, chosen = str(document["level"]), document["threads"]["chosen"]
     threads = "" if chosen is None else f", {chosen} threads"
-    yield f'<p class="verdict {"won" if won else "lost"}" id="verdict">{escape(verdict(document))}</p>'
+    yield f'<p class="verdict {"won" if won else "lost"}" id="verdict">{escape(outcome(document))}</p>'
+    rejected = "".join(f"<li>{escape(text)}</li>" for text in rejections(document))
+    yield f"<p>These settings were run live and not chosen:</p><ul>{rejected}</ul>" if rejected else ""
+    yield f"<p>Next step: {escape(next_step(document))}.</p>"
     facts = (
-        f"{model['description']} on {machine['cpu']}{threads}; {work['answers']} "
-        f"answers ({work['tokens']} tokens) of {work['name']}, {level} at once; {document['date']}, "
-        f"{document['seconds']:.0f} of {document['budget_s']:.0f} s. Guesses that are always right would give "
-        f"{document['oracle_speedup'][level]:.2f}."
+        f"{model['description']} on {machine['cpu']}{threads}. {work['answers']} answers ({work['tokens']} tokens) of "
+        f"the workload {work['name']}, {level} at once. {document['date']}, {document['seconds']:.0f} of "
+        f"{document['budget_s']:.0f} s used. If every draft token were accepted, the speed would be "
+        f"{document['oracle_speedup'][level]:.2f} times that of plain decoding."
     )
     yield f"<p>{escape(facts)}</p>"
-    yield "<h2>What a pass costs</h2><p>One pass of the model over several rows against as many passes over one: what "
-    yield "lies below the dotted line is where right guesses save time.</p>"
+    yield "<h2>The cost of a pass</h2><p>The time of one pass over several rows. Where it lies below the dotted line, "
+    yield "one pass is faster than as many passes over single rows, and accepted draft tokens save time.</p>"
     yield figure_html("cost", _cost(document))
-    yield "<h2>Predicted and confirmed</h2><p>Speed against plain decoding, by replaying the recorded answers, and "
-    yield "live where a bar shows its 95% interval.</p>"
+    yield "<h2>Predicted and measured speed</h2><p>Bars are predictions from replaying the recorded answers: blue for "
+    yield "settings that are faster than plain decoding, brown for slower ones. Points are live runs, with their 95% "
+    yield "interval.</p>"
     yield figure_html("settings", _settings(document, level))
     shown = _shown(document)
-    yield f"<h2>Which guesses come true</h2><p>{escape(shown['name'])}: how often a draft that reached a position was "
-    yield "right up to there, by kind of work.</p>"
+    yield f"<h2>Acceptance by position</h2><p>{escape(shown['name'])}: of the drafts that have a token at a position, "
+    yield "the share in which all tokens up to there were accepted, by kind of work (the category of the prompts). Few "
+    yield "drafts are long, so the shares at late positions come from few drafts.</p>"
     yield figure_html("acceptance", _acceptance(shown))
-    yield "<h2>What if</h2><p>Drafts of fixed length under the costs above, if each guess were right as often as the "
-    yield "slider says.</p>"
+    yield "<h2>What if</h2><p>The speed with drafts of fixed length at the costs above, if every draft token were "
+    yield "accepted with the probability that the slider shows.</p>"
     yield figure_html("what-if", _what_if(document, level))
-    yield "<h2>By kind of work</h2>" + _kinds(document, shown, level)
-    yield "<h2>All settings</h2>" + _table(document, level)
+    yield f"<h2>By kind of work</h2><p>{escape(shown['name'])}</p>" + _categories(shown, level)
+    yield "<h2>All settings</h2>" + _table(document, level) + legend_html(COLUMNS)
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in document["notes"])
     yield f"<h2>Notes</h2><ul>{notes or '<li>none</li>'}</ul>"
     where = {**machine, **{f"model {key}": value for key, value in model.items()}, "workload sha256": work["sha256"]}
@@ -77,7 +99,7 @@ def _cost(document: Mapping[str, Any]) -> Any:
 
     figure = go.Figure()
     for curve in document["cost"]:
-        few = curve["sequences"]
+        sequences = curve["sequences"]
         for i, context in enumerate(curve["contexts"]):
             ms = curve["ms"][i]
             figure.add_scatter(
@@ -89,16 +111,16 @@ def _cost(document: Mapping[str, Any]) -> Any:
                     "arrayminus": [m - low for low, m in zip(curve["low"][i], ms, strict=True)],
                 },
                 mode="lines+markers",
-                name=f"{few} at once, {context} tokens in the cache",
+                name=f"{sequences} at once, {context} tokens in the cache",
                 hovertemplate="%{x} rows: %{y:.1f} ms",
             )
         rows, first = curve["rows"], curve["ms"][0][0]
         figure.add_scatter(
             x=[rows[0], rows[-1]],
-            y=[first, first * rows[-1] / few],
+            y=[first, first * rows[-1] / sequences],
             mode="lines",
             line={"dash": "dot", "color": "#888"},
-            name="as many single passes",
+            name="as many passes over single rows",
         )
         top = max(max(line) for line in curve["ms"])
         figure.update_yaxes(range=[0, 1.1 * top])
@@ -135,11 +157,11 @@ def _settings(document: Mapping[str, Any], level: str) -> Any:
         },
         mode="markers",
         marker={"color": "#1c1c1c", "size": 9},
-        name="confirmed live, 95% interval",
+        name="measured live, 95% interval",
     )
     figure.add_vline(x=1.0, line={"dash": "dot", "color": "#888"})
     figure.update_layout(height=160 + 24 * len(chosen))
-    figure.update_xaxes(title="times plain decoding")
+    figure.update_xaxes(title="speed relative to plain decoding")
     figure.update_yaxes(automargin=True)
     return figure
 
@@ -148,13 +170,17 @@ def _acceptance(line: Mapping[str, Any]) -> Any:
     from plotly import graph_objects as go
 
     figure = go.Figure()
-    for kind, found in line["predicted"]["categories"].items():
+    for category, found in line["predicted"]["categories"].items():
         shares = found["accepted_at"][:POSITIONS]
         figure.add_scatter(
-            x=list(range(1, len(shares) + 1)), y=shares, mode="lines+markers", name=str(kind), hovertemplate="%{y:.0%}"
+            x=list(range(1, len(shares) + 1)),
+            y=shares,
+            mode="lines+markers",
+            name=str(category),
+            hovertemplate="%{y:.0%}",
         )
     figure.update_xaxes(title="position in the draft", dtick=1)
-    figure.update_yaxes(title="right up to here", range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(title="accepted up to here", range=[0, 1.02], tickformat=".0%")
     return figure
 
 
@@ -162,12 +188,12 @@ def _what_if(document: Mapping[str, Any], level: str) -> Any:
     from plotly import graph_objects as go
 
     curve = next(curve for curve in document["cost"] if str(curve["sequences"]) == level)
-    few, rows, ms = curve["sequences"], curve["rows"], curve["ms"][0]
-    taken = [i for i, n in enumerate(rows) if n % few == 0 and n / few <= LONGEST]
-    lengths, costs = [rows[i] // few - 1 for i in taken], [ms[i] for i in taken]
+    sequences, rows, ms = curve["sequences"], curve["rows"], curve["ms"][0]
+    taken = [i for i, n in enumerate(rows) if n % sequences == 0 and n / sequences <= MOST_ROWS]
+    lengths, costs = [rows[i] // sequences - 1 for i in taken], [ms[i] for i in taken]
 
     def speeds(share: float) -> list[float]:
-        """A draft of n guesses brings 1 + p + ... + p^n tokens."""
+        """With a draft of n tokens, a pass emits 1 + p + ... + p^n tokens on average."""
         return [
             round((1 - share ** (n + 1)) / (1 - share) * costs[0] / cost, 4)
             for n, cost in zip(lengths, costs, strict=True)
@@ -177,25 +203,33 @@ def _what_if(document: Mapping[str, Any], level: str) -> Any:
     figure = go.Figure(go.Scatter(x=lengths, y=speeds(SHARES[start]), mode="lines+markers", name="speed"))
     figure.add_hline(y=1.0, line={"dash": "dot", "color": "#888"})
     steps = [{"label": f"{share:.0%}", "method": "restyle", "args": [{"y": [speeds(share)]}]} for share in SHARES]
-    prefix = {"prefix": "each guess is right in "}
+    prefix = {"prefix": "probability that a draft token is accepted: "}
     figure.update_layout(sliders=[{"active": start, "steps": steps, "currentvalue": prefix, "pad": {"t": 60}}])
-    figure.update_xaxes(title="guesses per answer and pass")
-    figure.update_yaxes(title="times plain decoding", range=[0, max(1.5, 1.05 * max(speeds(SHARES[-1])))])
+    figure.update_xaxes(title="draft tokens per sequence and pass")
+    figure.update_yaxes(title="speed relative to plain decoding", range=[0, max(1.5, 1.05 * max(speeds(SHARES[-1])))])
     return figure
 
 
-def _kinds(document: Mapping[str, Any], line: Mapping[str, Any], level: str) -> str:
+def _categories(line: Mapping[str, Any], level: str) -> str:
     live = line["confirmed"].get(level, {}).get("categories", {})
     rows = [
         (
-            kind,
+            category,
             f"{found['speedup']:.2f}",
             f"{found['mean_acceptance_length']:.2f}",
-            interval_text(live[kind]["speedup"]) if kind in live else "",
+            _live_text(live[category]) if category in live else "",
         )
-        for kind, found in line["predicted"]["categories"].items()
+        for category, found in line["predicted"]["categories"].items()
     ]
-    return table_html(("kind of work", "predicted", "accepted per pass", "confirmed live"), rows)
+    return table_html(("kind of work", "predicted", "tokens/step", "measured live"), rows)
+
+
+def _live_text(found: Mapping[str, Any]) -> str:
+    """A speedup with its interval, or `1.06 (-)` where there are too few answers for one."""
+    speedup = found["speedup"]
+    if speedup is not None and found["answers"] < FEWEST_ANSWERS:
+        return f"{speedup['median']:.2f} (-)"
+    return interval_text(speedup)
 
 
 def _table(document: Mapping[str, Any], level: str) -> str:
@@ -208,17 +242,17 @@ def _table(document: Mapping[str, Any], level: str) -> str:
                 f"{predicted['speedup']:.3f}",
                 f"{predicted['mean_acceptance_length']:.2f}",
                 f"{predicted['drafted_per_step']:.2f}",
-                interval_text(live["speedup"]) if live else "",
+                _live_text(live) if live else "",
             )
         )
         name = "chosen" if line["name"] == document["chosen"] else "losing" if predicted["speedup"] < 1 else ""
         classes.append(name)
     more = document.get("settings_left_out", 0)
-    note = f"<p>{int(more)} further settings were replayed and are left out here.</p>" if more else ""
-    return table_html(("setting", "predicted", "accepted", "guessed", "confirmed live"), rows, classes) + note
+    note = f"<p>{int(more)} further settings were replayed; the profile does not keep them.</p>" if more else ""
+    return table_html(tuple(COLUMNS), rows, classes) + note
 
 
 def _shown(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The chosen setting, or the best by prediction where plain decoding won."""
-    lines = document["settings"]
-    return next((line for line in lines if line["name"] == document["chosen"]), lines[0])
+    """The chosen setting, or the one with the best prediction where plain decoding won."""
+    drafting = [line for line in document["settings"] if line["name"] != PLAIN.name] or document["settings"]
+    return next((line for line in drafting if line["name"] == document["chosen"]), drafting[0])

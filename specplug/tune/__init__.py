@@ -1,1 +1,1 @@
-"""Finding, for one model on one machine and one kind of work, the profile that is fastest and never slower."""
+"""Tuning: finds the fastest profile for one model, machine and workload, and never one slower than plain decoding."""

@@ -1,6 +1,6 @@
-"""How the time of a tune is shared out.
+"""How the time of a tune is divided among its stages.
 
-Knows seconds. Knows no engine.
+This module counts seconds and works out how many answers fit into them. It does not depend on an engine.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from time import monotonic
 from specplug.errors import UsageError
 
 SHARES = {"threads": 0.02, "cost": 0.13, "record": 0.22, "off_path_rows": 0.13, "expense": 0.04, "replay": 0.14}
-"""Of the whole; what a stage leaves, and the rest, goes to confirming."""
+"""Share of the budget for each stage. Confirming gets the remainder, and whatever the other stages do not use."""
 
 CONFIRM_SHARE = 0.3
-"""At least this much is kept for it."""
+"""Share of the budget that no earlier stage may use, so that confirming always has it."""
 
 FEWEST_TOKENS = 16
-"""An answer shorter than this says nothing about drafts."""
+"""Tokens of the shortest answer that is recorded: shorter ones show too little about drafts."""
 
 
 class Budget:
-    """Counts a tune's seconds, those of an interrupted run before it included."""
+    """Counts the seconds of a tune, including those of an interrupted run that it continues."""
 
     def __init__(self, seconds: float, spent: float = 0.0, clock: Callable[[], float] = monotonic) -> None:
         self.seconds = seconds
@@ -39,11 +39,11 @@ class Budget:
         return self.seconds - self.spent
 
     def share(self, stage: str) -> float:
-        """Seconds that a stage has when all goes well."""
+        """Seconds that a stage has when no earlier stage took longer than planned."""
         return SHARES[stage] * self.seconds
 
     def of(self, stage: str) -> float:
-        """Seconds for a stage now: its share, or less where what is left must do for the rest."""
+        """Seconds that a stage has now: its share, or less where more would cut into the time for confirming."""
         return max(0.0, min(self.share(stage), self.left - CONFIRM_SHARE * self.seconds))
 
 
@@ -59,25 +59,26 @@ def parse(text: str) -> float:
 def answers_to_record(
     lengths: Mapping[str, Sequence[int]], max_tokens: int, *, seconds: float, prompt_ms: float, token_ms: float
 ) -> tuple[list[tuple[str, int]], int]:
-    """Which prompts to answer, as (category, index), category by category in turn, and with how many tokens each.
+    """The prompts to answer as (category, index), taking turns between categories, and the tokens of each answer.
 
     lengths    prompt tokens (all turns) of every prompt, by category
-    prompt_ms  to read one token of a prompt      token_ms  to answer with one token
+    prompt_ms  time to read one token of a prompt
+    token_ms   time to generate one token of an answer
 
-    Fewer prompts come before shorter answers, down to two per category; then shorter answers down to a quarter; then
-    fewer prompts again. UsageError when not even one short answer fits.
+    Where time is short, prompts are dropped first, down to two per category; then answers are shortened, down to a
+    quarter; then further prompts are dropped. UsageError when not even one short answer fits.
     """
     order = [
-        (kind, index)
+        (category, index)
         for index in range(max(map(len, lengths.values())))
-        for kind in lengths
-        if index < len(lengths[kind])
+        for category in lengths
+        if index < len(lengths[category])
     ]
 
     def fitting(tokens: int) -> int:
         total = 0.0
-        for count, (kind, index) in enumerate(order):
-            total += lengths[kind][index] * prompt_ms + tokens * token_ms
+        for count, (category, index) in enumerate(order):
+            total += lengths[category][index] * prompt_ms + tokens * token_ms
             if total > seconds * 1000:
                 return count
         return len(order)
@@ -89,10 +90,16 @@ def answers_to_record(
         tokens = max(short, ceil(tokens * 0.75))
     count = fitting(tokens)
     if not count:
-        kind, index = order[0]
-        one = (lengths[kind][index] * prompt_ms + tokens * token_ms) / 1000
-        raise UsageError(
-            f"the budget is too small: one answer of {tokens} tokens takes {one:.1f} s, and there are {seconds:.1f} s "
-            "for all of them; raise --budget, or shorten the prompts"
-        )
+        category, index = order[0]
+        needed = (lengths[category][index] * prompt_ms + tokens * token_ms) / 1000
+        raise too_small(f"one answer of {tokens} tokens", needed, seconds, remedy="shorten the prompts")
     return order[:count], tokens
+
+
+def too_small(what: str, needed: float, seconds: float, *, remedy: str = "") -> UsageError:
+    """The error for a budget that leaves `seconds` for what needs more, with the size of a budget that would do."""
+    raise_it = f"raise --budget about {ceil(10 * needed / seconds) / 10:g}-fold" if seconds > 0 else "raise --budget"
+    return UsageError(
+        f"the budget is too small: {what} takes {needed:.1f} s, and there are {seconds:.1f} s for it; {raise_it}"
+        + (f", or {remedy}" if remedy else "")
+    )

@@ -1,6 +1,6 @@
 """Which settings are tried: every registered method, its options, pairs of methods, and drafts of fixed size.
 
-Knows methods' names and options. Knows no costs and no model.
+This module depends on the names and options of methods, not on costs or a model.
 """
 
 from __future__ import annotations
@@ -20,42 +20,46 @@ OPTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "suffix": {"max_draft": (8, 32), "occurrences": (1, 8), "min_prob": (0.05, 0.2)},
     "token_recycling": {"k": (4, 8)},
 }
-"""Of a built-in method, the values tried, its defaults among them. Others are tried as they come."""
+"""The values that are tried for the options of built-in methods, their defaults included. Other methods are tried with
+their default options only."""
 
 MAX_NODES = (8, 24)
-"""Of measured planners."""
+"""Largest drafts, in tokens, that are tried where the planner chooses the size from measured costs."""
 
 CHAINS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Sizes, in tokens, of the chains that are tried as drafts of fixed size."""
+
 TREES = (2, 4, 8, 16)
-"""Sizes of fixed drafts."""
+"""Sizes, in tokens, of the trees that are tried as drafts of fixed size."""
 
 PAPER_NODES = 80
+"""Size, in tokens, of the tree of the Token Recycling paper (arXiv 2408.08696)."""
 
 LONGEST = 8
-"""Guesses for one sequence of a batch, at most: with more, a pass costs more than they bring."""
+"""Most draft tokens for one sequence of a batch: with more of them, a pass costs more than they save."""
 
 BUILTIN = {"name": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5}
-"""The engine's own drafter that is tried beside ours where it has one."""
+"""Options of the engine's own drafter that is tried beside our methods, on engines that have one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a profile says beside model and engine."""
+    """The part of a profile that is tuned: the proposers and the planner."""
 
     proposers: tuple[ProposerSpec, ...]
     planner: PlannerSettings
 
     def __hash__(self) -> int:
-        return hash(self.name)  # options are mappings
+        return hash(self.name)  # options are mappings, which have no hash
 
     @property
     def method(self) -> str:
-        """The methods alone, such as `suffix + token_recycling`."""
+        """The methods without options, such as `suffix + token_recycling`."""
         return " + ".join(spec.method for spec in self.proposers)
 
     @property
     def name(self) -> str:
-        """For people, and unique: `ngram(min_match=2), static 4 chain`."""
+        """A unique and readable name, such as `ngram(min_match=2), static 4 chain`."""
         methods = []
         for spec in self.proposers:
             inside = ", ".join(f"{key}={value}" for key, value in sorted(spec.options.items()))
@@ -70,7 +74,7 @@ class Setting:
         return any(spec.method != "none" for spec in self.proposers)
 
     def profile(self, base: Profile, name: str) -> Profile:
-        """The base profile with these methods under this planner."""
+        """The base profile with these proposers and this planner."""
         vllm = base.vllm
         if base.engine == "vllm" and self.speculates:
             vllm = replace(vllm, num_speculative_tokens=self.planner.max_nodes)
@@ -80,17 +84,18 @@ class Setting:
 
 
 PLAIN = Setting((ProposerSpec("none"),), PlannerSettings())
+"""Plain decoding."""
 
 
 def grid(provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20) -> list[Setting]:
-    """Every setting to try on an engine that `provides` so much, most promising first; without plain decoding.
+    """Every setting to try on an engine that provides this, most promising first, without plain decoding.
 
     trees       whether the engine verifies trees
-    most_nodes  that a draft can have; measured planners are limited to it, larger fixed drafts left out
+    most_nodes  draft tokens that a draft can have: it limits measured planners, and excludes larger fixed drafts
     """
     methods = [name for name in registry.names() if name != "none" and _usable(name, provides)]
     found: dict[str, Setting] = {}
-    for setting in _in_order(methods, trees, provides.builtin) if most_nodes >= 1 else ():
+    for setting in _all_settings(methods, trees, provides.builtin) if most_nodes >= 1 else ():
         planner = setting.planner
         if planner.max_nodes > most_nodes:
             if planner.mode == "static":
@@ -100,7 +105,8 @@ def grid(provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20) -
     return list(found.values())
 
 
-def _in_order(methods: Sequence[str], trees: bool, builtin: bool) -> Iterator[Setting]:
+def _all_settings(methods: Sequence[str], trees: bool, builtin: bool) -> Iterator[Setting]:
+    """All settings, most promising first, so that a replay that runs out of time has tried those."""
     singles = [(ProposerSpec(method),) for method in methods]
     pairs = [(ProposerSpec(one), ProposerSpec(two)) for one, two in combinations(methods, 2)]
     for nodes in reversed(MAX_NODES):
@@ -126,6 +132,7 @@ def _in_order(methods: Sequence[str], trees: bool, builtin: bool) -> Iterator[Se
 
 
 def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
+    """The method with every combination of the values in OPTIONS; defaults are left out of the spec."""
     values = OPTIONS.get(method, {})
     defaults = {key: option.default for key, option in registry.options(method).items()} if values else {}
     for combination in product(*values.values()):
@@ -134,7 +141,7 @@ def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
 
 
 def _usable(method: str, provides: Requires) -> bool:
-    """Whether the method can be built without options, and sees all it needs."""
+    """Whether the method can be built without options, and the engine provides everything that it requires."""
     if any(option.required for option in registry.options(method).values()):
         return False
     (proposer,) = registry.build_sources([ProposerSpec(method)])

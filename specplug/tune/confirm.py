@@ -1,6 +1,6 @@
-"""Settings live against plain decoding, answer by answer, until the outcome is clear or the time is over.
+"""Runs settings live against plain decoding, answer by answer, until the outcome is clear or the time is over.
 
-Knows arms and pairs. Knows no engine inside.
+This module depends on arms and on paired measurements, not on an engine.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from time import perf_counter
 
 from specplug.bench.arms import Arm
 from specplug.tune.candidates import PLAIN, Setting
-from specplug.tune.replay import together
-from specplug.tune.selection import Pairs, separated, still_open
+from specplug.tune.replay import grouped
+from specplug.tune.selection import Pairs, is_decided, undecided
 from specplug.tune.trace import Answer, Trace
 
 MOST_ROUNDS = 4
-"""Over all answers; more would tell about the machine, not about the work."""
+"""Most rounds over all answers. Repeats do not add answers: more of them would measure the machine, not the work."""
 
-Seen = Mapping[str, Sequence[Sequence[float]]]
-"""Of one group of answers: (tokens, seconds) of each, by setting name, plain decoding's among them."""
+Measurements = Mapping[str, Sequence[Sequence[float]]]
+"""For one group of answers, the (tokens, seconds) of each, by the name of the setting; plain decoding is included."""
 
-REST = "at rest"
-"""In their place, what the engine that drafts does while nobody does."""
+IDLE = "at rest"
+"""Stands for a setting's name in measurements of the drafting engine with drafting disabled. Journals have this key."""
 
 
 def confirm(
@@ -30,69 +30,72 @@ def confirm(
     size: int,
     *,
     left: Callable[[], float],
-    rest: Arm | None = None,
-    seen: Sequence[Seen] = (),
-    keep: Callable[[Seen], object] = lambda seen: None,
+    idle: Arm | None = None,
+    earlier: Sequence[Measurements] = (),
+    store: Callable[[Measurements], object] = lambda measured: None,
     progress: Callable[[Mapping[Setting, Pairs]], None] = lambda pairs: None,
     rounds: int = MOST_ROUNDS,
     until_clear: bool = True,
 ) -> dict[Setting, Pairs]:
-    """Pairs of each setting with PLAIN, whose arm is among `arms`; `size` prompts at a time, in the trace's order.
+    """Measure each setting in pairs with PLAIN, whose arm is among `arms`; `size` prompts at a time, in trace order.
 
-    left    seconds that remain
-    rest    the engine that drafts while nobody does, where it is another one than plain decoding's
-    rounds  over all answers, at most
-    seen    groups measured earlier, from the first on; `keep` is given each new one
+    left     returns the seconds that remain
+    idle     the drafting engine with drafting disabled, where plain decoding has an engine of its own
+    earlier  the groups that were measured before an interruption, from the first one on
+    store    receives the measurements of each new group
+    rounds   most rounds over all answers
 
-    Unless `until_clear` is off, a setting that cannot win any more is measured no further, and after every round over
-    all answers it is asked whether the outcome is clear: asked more often, luck would end it.
+    With `until_clear`, a setting that can no longer win is not measured any further, and measuring ends when the
+    outcome is clear. That is checked only after complete rounds: with more frequent checks, noise would end it.
     """
-    groups = list(together(trace.answers, size))
-    kinds = trace.categories()
+    groups = list(grouped(trace.answers, size))
+    categories = trace.categories()
     max_tokens: int = trace.about["max_tokens"]
-    if rest is not None:  # what an older version wrote knows none, and is measured again
-        seen = [earlier for earlier in seen if REST in earlier]
+    if idle is not None:  # older versions did not measure the idle engine: such groups are measured again
+        earlier = [measured for measured in earlier if IDLE in measured]
     pairs = {setting: Pairs() for setting in arms if setting != PLAIN}
-    for index, earlier in enumerate(seen):
-        _add(pairs, groups[index % len(groups)], earlier)
+    for index, measured in enumerate(earlier):
+        _add(pairs, groups[index % len(groups)], measured)
     open_ = list(pairs)
     longest = 0.0
-    every = {setting.name: arm for setting, arm in arms.items()} | ({REST: rest} if rest is not None else {})
+    every = {setting.name: arm for setting, arm in arms.items()} | ({IDLE: idle} if idle is not None else {})
     if left() > 0:
         for arm in every.values():  # the first passes of a context are slow
             arm.answer([trace.answers[0].prompt], 4)
-    for index in range(len(seen), rounds * len(groups)):
-        whole = index % len(groups) == 0
-        if until_clear and index and (whole or index % len(kinds) == 0):
-            open_ = still_open({setting: pairs[setting] for setting in open_}, kinds)
-            if not open_ or (whole and separated(pairs, open_)):
+    for index in range(len(earlier), rounds * len(groups)):
+        new_round = index % len(groups) == 0
+        if until_clear and index and (new_round or index % len(categories) == 0):
+            open_ = undecided({setting: pairs[setting] for setting in open_}, categories)
+            if not open_ or (new_round and is_decided(pairs, open_)):
                 break
         if left() <= longest:
             break
-        if whole or index == len(seen):
+        if new_round or index == len(earlier):
             for arm in every.values():
                 arm.reset()
         began = perf_counter()
         group = groups[index % len(groups)]
-        running = [PLAIN.name, *(setting.name for setting in open_), *([REST] if rest is not None else [])]
-        told: dict[str, list[list[float]]] = {}
+        running = [PLAIN.name, *(setting.name for setting in open_), *([IDLE] if idle is not None else [])]
+        found: dict[str, list[list[float]]] = {}
         for place in range(len(running)):
             name = running[(place + index) % len(running)]
             results = every[name].answer([answer.prompt for answer in group], max_tokens)
-            told[name] = [[len(r.tokens) - 1, r.seconds] for r in results]
+            found[name] = [[len(r.tokens) - 1, r.seconds] for r in results]
         longest = max(longest, perf_counter() - began)
-        keep(told)
-        _add(pairs, group, told)
+        store(found)
+        _add(pairs, group, found)
         progress(pairs)
     return pairs
 
 
-def _add(pairs: Mapping[Setting, Pairs], group: Sequence[Answer], told: Seen) -> None:
+def _add(pairs: Mapping[Setting, Pairs], group: Sequence[Answer], measured: Measurements) -> None:
     name = " ".join(_key(answer) for answer in group)
     for setting, line in pairs.items():
-        rests = told.get(REST, [()] * len(group))
-        for answer, own, plain, rest in zip(group, told.get(setting.name, ()), told[PLAIN.name], rests, strict=False):
-            line.add(name, answer.category, _key(answer), [*own, *plain, *rest])
+        idles = measured.get(IDLE, [()] * len(group))
+        for answer, own, plain, idle in zip(
+            group, measured.get(setting.name, ()), measured[PLAIN.name], idles, strict=False
+        ):
+            line.add(name, answer.category, _key(answer), [*own, *plain, *idle])
 
 
 def _key(answer: Answer) -> str:

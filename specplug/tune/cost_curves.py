@@ -1,6 +1,6 @@
-"""T(rows, context) with intervals, and the thread count to measure it with.
+"""Measures T(rows, context), the time of a pass, with intervals; and chooses the thread count to measure it with.
 
-Knows how often to time what. Knows no engine: it is given something that times one pass.
+This module decides how often each point is timed. It does not depend on an engine: it receives a timer of passes.
 """
 
 from __future__ import annotations
@@ -12,48 +12,51 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from specplug.bench.statistics import Interval, median_interval
-from specplug.errors import UsageError
 from specplug.profile import CostPoints
+from specplug.tune.budget import too_small
 
 TOLERANCE = 0.03
-"""A point is settled when its 95% interval reaches no further than this from its median."""
+"""A point is settled when both ends of its 95% interval lie within this share of its median."""
 
-FEWEST, MOST = 3, 60
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 60
 """Rounds over the points of one context."""
 
-ENOUGH = 20
-"""Rounds that mostly settle a point."""
+ENOUGH_ROUNDS = 20
+"""Rounds that usually settle a point."""
 
-STRAY = 1.5
-"""A pass that took this many medians did not measure this pass alone."""
+OUTLIER = 1.5
+"""A pass that took more than this many times the median was disturbed by something else on the machine."""
 
 FILL_SHARE = 0.4
-"""A context is left out when filling the cache for it would take more than this share of the time."""
+"""A context is left out when filling the cache for it would take more than this share of the time that is left."""
 
 DENSE = tuple(range(1, 25))
 COARSE = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)
 SPARSE = (1, 2, 4, 8, 16)
+"""Row counts to time: the first of these three lists that the time allows."""
+
 FURTHER = (32, 48, 64, 96, 128, 192, 256)
+"""Row counts that follow any of these lists."""
 
 CONTEXTS = (256, 2048, 8192)
-"""Fills at which costs are measured, as far as the profile's context and the time allow."""
+"""Tokens in the cache at which costs are measured, where the profile's context and the time allow it."""
 
 ROWS, MANY_ROWS = 25, 96
-"""Further rows than one per sequence up to which costs are measured; many, where ROWS of them cost less than STEEP
-times as much as none."""
+"""Draft rows, beside one row per sequence, up to which costs are measured. MANY_ROWS is the limit where a pass with
+ROWS draft rows costs at most STEEP times as much as a pass with none."""
 
 STEEP = 3.0
-
 
 Progress = Callable[[float], None]
 
 
 class PassTimer(Protocol):
-    """What an engine lends: passes over `sequences` sequences of equal length, timed one at a time."""
+    """Times single passes of an engine over `sequences` sequences of equal length, in milliseconds."""
 
     sequences: int
 
-    def fill(self, tokens: int) -> float: ...
+    def fill(self, tokens: int) -> float:
+        """Fill every sequence up to so many tokens; returns the milliseconds that this took."""
 
     def time(self, rows: int) -> float: ...
 
@@ -62,10 +65,11 @@ class PassTimer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What passes over `sequences` sequences cost; `intervals[context][row count]`, milliseconds.
+    """The time of passes over `sequences` sequences: `intervals[context][row count]`, milliseconds.
 
-    prompt_ms  to read one token of a prompt
-    change_ms  more, after a pass of another row count
+    prompt_ms  time to read one token of a prompt
+    change_ms  how much longer a pass takes after a pass with another row count
+    notes      sentences for the user about the quality of the measurement
     """
 
     sequences: int
@@ -84,7 +88,7 @@ class Curve:
         return CostPoints(self.contexts, self.rows, lines, self.sequences, self.change_ms)
 
     def as_mapping(self) -> dict[str, Any]:
-        """Plain data: medians, and both ends of their intervals."""
+        """Plain data, for journals and documents: medians, and both ends of their intervals."""
         return {
             "sequences": self.sequences,
             "contexts": list(self.contexts),
@@ -100,7 +104,7 @@ class Curve:
 
     @classmethod
     def from_mapping(cls, data: dict[str, Any]) -> Curve:
-        """What `as_mapping` gave."""
+        """The inverse of `as_mapping`."""
         lines = zip(data["ms"], data["low"], data["high"], strict=True)
         return cls(
             data["sequences"],
@@ -114,16 +118,16 @@ class Curve:
         )
 
 
-def curves_by_timer(
+def measure_costs(
     open_timer: Callable[[int, int, int], AbstractContextManager[PassTimer]],
     levels: Sequence[int],
     context: int,
     seconds: float,
     progress: Progress = lambda share: None,
 ) -> Iterator[Curve]:
-    """A curve for so many sequences at once, one level after the other.
+    """Measure a curve for each level, which is a number of sequences that run at once.
 
-    open_timer  of sequences, tokens in each at most, and rows at most
+    open_timer  opens a timer, given the sequences, the most tokens in each, and the most rows of a pass
     context     tokens that a sequence can hold
     """
     room = context - MANY_ROWS
@@ -145,11 +149,12 @@ def measure_curve(
     *,
     progress: Progress = lambda share: None,
 ) -> Curve:
-    """Time 1..limit rows at the given fills, ascending: interleaved rounds until every point is settled, or time is up.
+    """Time passes with 1 to `limit` rows at the given contexts (tokens in the cache, ascending).
 
-    Each is run twice: the second is the pass, the first what it costs after one of another row count.
+    Rounds over all row counts are repeated until every point is settled or the time is over. Each pass runs twice in
+    a row: the second run measures the pass, and the first, how much longer it takes after another row count.
 
-    The first context is measured whatever it takes; a later one only where filling the cache leaves time for it.
+    The first context is always measured; a later one only where filling the cache leaves time for it.
     """
     began = perf_counter()
     fill_ms = timer.fill(contexts[0])
@@ -167,8 +172,8 @@ def measure_curve(
             timer.fill(context)
         until = began + seconds * (place + 1) / len(contexts)
         line: list[list[float]] = [[] for _ in rows]
-        for round_ in range(MOST):
-            if round_ >= FEWEST and (perf_counter() > until or all(_settled(times) for times in line)):
+        for round_ in range(MOST_ROUNDS):
+            if round_ >= FEWEST_ROUNDS and (perf_counter() > until or all(_settled(times) for times in line)):
                 break
             for n, times in zip(rows, line, strict=True):
                 if not _settled(times):
@@ -180,10 +185,11 @@ def measure_curve(
         lines.append(line)
         done.append(context)
     intervals = tuple(tuple(median_interval(times) for times in line) for line in lines)
-    notes = [*_strays(rows, done, lines), *_unsettled(rows, done, intervals), *_teeth(rows, intervals[0])]
+    notes = [*_outliers(rows, done, lines), *_unsettled(rows, done, intervals), *_sawtooth(rows, intervals[0])]
     if len(done) < len(contexts):
         notes.append(
-            f"contexts of {', '.join(map(str, contexts[len(done) :]))} tokens were left out: filling takes long"
+            f"contexts of {', '.join(map(str, contexts[len(done) :]))} tokens were left out: filling the cache takes "
+            "too long for this budget"
         )
     prompt_ms = fill_ms / contexts[0] / timer.sequences
     change_ms = max(0.0, round(median_interval(changes).median, 4))
@@ -191,32 +197,32 @@ def measure_curve(
 
 
 def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, dict[int, float]]:
-    """The thread count with the fastest one-row pass, and that pass's median milliseconds for every count tried.
+    """The thread count with the fastest one-row pass, and the median milliseconds of that pass by thread count.
 
-    Of counts within 2% of the fastest, the one whose four-row pass is fastest.
+    Among thread counts within 2% of the fastest, the four-row pass decides.
     """
     counts = sorted({cores, max(1, cores - 1), max(1, cores // 2), 1 if cores <= 4 else max(1, cores // 4)})
-    seen: dict[int, tuple[list[float], list[float]]] = {count: ([], []) for count in counts}
+    times: dict[int, tuple[list[float], list[float]]] = {count: ([], []) for count in counts}
     began = perf_counter()
-    for round_ in range(MOST):
-        if round_ >= FEWEST and perf_counter() - began > seconds:
+    for round_ in range(MOST_ROUNDS):
+        if round_ >= FEWEST_ROUNDS and perf_counter() - began > seconds:
             break
-        for count, (one, four) in seen.items():
+        for count, (one, four) in times.items():
             timer.use_threads(count)
-            timer.time(1)  # the first pass after a change wakes threads
+            timer.time(1)  # the first pass after a change starts threads
             one.append(timer.time(1))
             four.append(timer.time(4))
-    medians = {count: median_interval(one).median for count, (one, _) in seen.items()}
+    medians = {count: median_interval(one).median for count, (one, _) in times.items()}
     near = [count for count in counts if medians[count] <= 1.02 * min(medians.values())]
-    best = min(near, key=lambda count: median_interval(seen[count][1]).median)
+    best = min(near, key=lambda count: median_interval(times[count][1]).median)
     timer.use_threads(best)
     return best, {count: round(ms, 3) for count, ms in medians.items()}
 
 
 def _rows(timer: PassTimer, limit: int, seconds: float, most_seconds: float) -> tuple[int, ...]:
-    """Every row count where ENOUGH rounds over them fit into `seconds`, else fewer.
+    """The row counts to time: all of them where ENOUGH_ROUNDS rounds fit into `seconds`, else fewer.
 
-    UsageError when not even the fewest rounds over the fewest row counts fit into `most_seconds`.
+    UsageError when not even FEWEST_ROUNDS rounds over the shortest list fit into `most_seconds`.
     """
     first = timer.sequences
     timer.time(1)
@@ -225,16 +231,14 @@ def _rows(timer: PassTimer, limit: int, seconds: float, most_seconds: float) -> 
     rows: list[int] = []
     total = 0.0
     for choice in (DENSE, COARSE, SPARSE):
-        below = (n for n in SPARSE if n < first)  # as many sequences at the end of a batch
+        below = (n for n in SPARSE if n < first)  # a batch at its end, when some sequences have ended
         rows = sorted({1, limit, *below, *(first - 1 + n for n in (*choice, *FURTHER) if first - 1 + n < limit)})
         total = 2 * sum(few + slope * (n - 1) for n in rows) / 1000
-        if (ENOUGH if choice is DENSE else FEWEST) * total < seconds:
+        if (ENOUGH_ROUNDS if choice is DENSE else FEWEST_ROUNDS) * total < seconds:
             break
-    if FEWEST * total > most_seconds:
-        raise UsageError(
-            f"the budget is too small: timing passes of 1 to {limit} rows takes {FEWEST * total:.1f} s, and there are "
-            f"{most_seconds:.1f} s for it; raise --budget"
-        )
+    needed = FEWEST_ROUNDS * total
+    if needed > most_seconds:
+        raise too_small(f"timing passes of 1 to {limit} rows", needed, most_seconds)
     return tuple(rows)
 
 
@@ -245,21 +249,21 @@ def _settled(times: Sequence[float]) -> bool:
     return max(interval.high - interval.median, interval.median - interval.low) <= TOLERANCE * interval.median
 
 
-def _strays(rows: Sequence[int], contexts: Sequence[int], lines: Sequence[Sequence[Sequence[float]]]) -> list[str]:
-    stray, total, worst = 0, 0, (1.0, 0, 0)
+def _outliers(rows: Sequence[int], contexts: Sequence[int], lines: Sequence[Sequence[Sequence[float]]]) -> list[str]:
+    outliers, total, worst = 0, 0, (1.0, 0, 0)
     for context, line in zip(contexts, lines, strict=True):
         for n, times in zip(rows, line, strict=True):
             middle = median_interval(times).median
-            over = [ms / middle for ms in times if ms > STRAY * middle]
-            stray += len(over)
+            over = [ms / middle for ms in times if ms > OUTLIER * middle]
+            outliers += len(over)
             total += len(times)
             worst = max(worst, (max(over, default=1.0), n, context))
-    if not stray:
+    if not outliers:
         return []
     return [
-        f"{stray} of {total} passes took more than {STRAY:g} times their median (the worst {worst[0]:.1f} times, "
-        f"{worst[1]} rows at {worst[2]} tokens): something else ran; medians do not feel it, but an idle machine "
-        "measures better"
+        f"{outliers} of {total} passes took more than {OUTLIER:g} times their median (the longest {worst[0]:.1f}, "
+        f"{worst[1]} rows at {worst[2]} tokens): another program was running; medians are hardly affected, but an idle "
+        "machine measures better"
     ]
 
 
@@ -275,15 +279,15 @@ def _unsettled(rows: Sequence[int], contexts: Sequence[int], intervals: Sequence
     share, n, context = max(open_)
     return [
         f"{len(open_)} of {len(wide)} points have an interval wider than {TOLERANCE:.0%} (the widest {share:.0%}, "
-        f"{n} rows at {context} tokens): a larger budget narrows them"
+        f"{n} rows at {context} tokens): a larger --budget narrows them"
     ]
 
 
-def _teeth(rows: Sequence[int], line: Sequence[Interval]) -> list[str]:
-    """Where more rows cost less, beyond their intervals: worth knowing, and used."""
+def _sawtooth(rows: Sequence[int], line: Sequence[Interval]) -> list[str]:
+    """Where a pass with more rows takes less time by more than the noise. The planner makes use of it."""
     found = []
     for i, n in enumerate(rows):
         cheaper = [m for m, j in zip(rows[i + 1 :], line[i + 1 :], strict=True) if j.high < line[i].low]
         if cheaper:
             found.append(f"{n} rows cost more than {cheaper[0]}")
-    return [f"teeth in the curve: {'; '.join(found[:4])}"] if found else []
+    return [f"the cost curve is not monotonic: {'; '.join(found[:4])}"] if found else []

@@ -1,6 +1,6 @@
-"""What came of a tune: the document of `tune --json`, and the profile with its evidence.
+"""The results of a tune: the document of `tune --json`, the profile with its evidence, and the verdict in words.
 
-Knows findings. Measures nothing.
+This module formats what was found. It measures nothing.
 """
 
 from __future__ import annotations
@@ -23,16 +23,22 @@ from specplug.tune.trace import Trace
 from specplug.tune.tune_request import SCHEMA, Request, workload_hash
 
 KEPT = 8
-"""Settings in a profile's evidence, beside those that were confirmed, the best of each method under each mode of the
-planner, and the worst."""
+"""Settings with the best predictions that a profile's evidence keeps. It also keeps the confirmed ones, the best of
+each method in each mode of the planner, and the worst."""
 
 CONTEXT = 256
-"""The fill at which the bound of perfect guesses is told."""
+"""Tokens in the cache at which the speedup of an oracle, whose draft tokens are all accepted, is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that a tune found. `rejected` says of finalists why they were not chosen."""
+    """Everything that a tune found.
+
+    confirmed  paired measurements by concurrency and setting
+    rejected   by name of a finalist, why it was not chosen
+    seconds    that the tune took
+    notes      sentences for the user
+    """
 
     request: Request
     fingerprint: Mapping[str, Any]
@@ -50,8 +56,8 @@ class Findings:
     notes: Sequence[str]
 
 
-def document(found: Findings) -> dict[str, Any]:
-    """The document of `tune --json`, settings by falling prediction."""
+def tune_document(found: Findings) -> dict[str, Any]:
+    """The document of `tune --json`; settings are sorted by predicted speedup, best first."""
     request, trace = found.request, found.trace
     ranked = sorted(found.predicted, key=lambda setting: -found.predicted[setting].total.speedup)
     return {
@@ -86,14 +92,18 @@ def document(found: Findings) -> dict[str, Any]:
     }
 
 
-def tuned_profile(found: Findings, whole: Mapping[str, Any], learned: Mapping[str, tuple[float, float]]) -> Profile:
-    """The profile to write: plain decoding where nothing beats it. `learned` is what its buckets know by now."""
+def tuned_profile(found: Findings, document: Mapping[str, Any], learned: Mapping[str, tuple[float, float]]) -> Profile:
+    """The profile to write: plain decoding where no setting beats it.
+
+    document  the document of the tune
+    learned   the acceptance counts that the buckets of the chosen setting have learned
+    """
     request = found.request
     threads, model = found.threads["chosen"], request.base.model
     if model is not None and Path(model).expanduser().exists():
         model = str(request.model.resolve())
     runtime = request.base.runtime
-    if threads is not None and threads != hardware.usable_cores():  # all of them is what an engine takes anyway
+    if threads is not None and threads != hardware.usable_cores():  # engines use all cores by default
         runtime = replace(runtime, threads=threads)
     machine = {key: value for key, value in found.fingerprint.items() if key != "read_gib_s"}
     if found.batched:
@@ -103,80 +113,128 @@ def tuned_profile(found: Findings, whole: Mapping[str, Any], learned: Mapping[st
         measured = Measured(machine, points, learned)
     profile = replace(
         found.chosen.profile(request.base, request.name),
-        description=f"Tuned {whole['date']}: {verdict(whole)}",
+        description=f"Tuned {document['date']}: {outcome(document)}",
         model=model,
         runtime=runtime,
         measured=measured,
-        evidence=evidence(whole),
+        evidence=evidence(document),
     )
-    if len(dumps(profile).encode()) > SIZE_LIMIT:  # hundreds of categories
+    if len(dumps(profile).encode()) > SIZE_LIMIT:  # happens with hundreds of categories
         brief = [
             {**line, "predicted": {**line["predicted"], "categories": {}}, "confirmed": {}}
-            for line in whole["settings"]
+            for line in document["settings"]
         ]
-        profile = replace(profile, evidence=evidence({**whole, "settings": brief[:KEPT]}))
+        profile = replace(profile, evidence=evidence({**document, "settings": brief[:KEPT]}))
     return profile
 
 
-def evidence(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with fewer settings, for the profile: the last, which loses most, is always among them."""
-    lines = whole["settings"]
-    seen: set[tuple[str, str]] = set()
+def evidence(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with fewer settings, for the profile; the slowest one is always kept."""
+    lines = document["settings"]
+    known: set[tuple[str, str]] = set()
     kept = []
     for place, line in enumerate(lines):
-        kind = (line["method"], line["mode"])
-        if line["confirmed"] or line["name"] == whole["chosen"] or not place:
+        key = (line["method"], line["mode"])
+        if line["confirmed"] or line["name"] == document["chosen"] or not place:
             kept.append(line)
-        elif place < KEPT or kind not in seen or place == len(lines) - 1:
+        elif place < KEPT or key not in known or place == len(lines) - 1:
             kept.append({**line, "predicted": {**line["predicted"], "categories": {}}})
-        seen.add(kind)
-    return {**whole, "settings": kept, "settings_left_out": len(lines) - len(kept)}
+        known.add(key)
+    return {**document, "settings": kept, "settings_left_out": len(lines) - len(kept)}
 
 
-def errors(whole: Mapping[str, Any]) -> list[float]:
-    """|predicted / confirmed - 1| of every setting that was confirmed at the deciding concurrency."""
-    level = str(whole["level"])
+def errors(document: Mapping[str, Any]) -> list[float]:
+    """Prediction errors |predicted / confirmed - 1| of the settings confirmed at the deciding concurrency."""
+    level = str(document["level"])
     found = []
-    for line in whole["settings"]:
+    for line in document["settings"]:
         speedup = (line["confirmed"].get(level) or {}).get("speedup")
         if speedup:
             found.append(abs(line["predicted"]["speedup"] / speedup["median"] - 1))
     return found
 
 
-def verdict(whole: Mapping[str, Any]) -> str:
-    """The outcome in one line."""
-    level = str(whole["level"])
-    seen = {line["name"]: line["confirmed"][level] for line in whole["settings"] if level in line["confirmed"]}
-    live = {name: found["speedup"] for name, found in seen.items()}
-    if whole["chosen"] != PLAIN.name:
-        told = f"{whole['chosen']}: {interval_text(live.get(whole['chosen']))} of plain decoding"
-        over = seen.get(whole["chosen"], {}).get("over_rest")
-        return f"{told}, {interval_text(over)} of an engine at rest" if over else told
-    tried = [f"{name} {interval_text(live.get(name))} {why}" for name, why in whole["rejected"].items()]
-    if not any(live.values()):
-        return "plain decoding: there was no time to try anything live; raise the budget"
-    return f"plain decoding: nothing else was shown to be faster here ({'; '.join(tried)})"
+def outcome(document: Mapping[str, Any]) -> str:
+    """The choice and its speedup, in one line."""
+    live = _live(document)
+    if document["chosen"] == PLAIN.name:
+        if live and not any(found["speedup"] for found in live.values()):
+            return "plain decoding: no setting could be run live in this budget"
+        return "plain decoding: no setting was shown to be faster"
+    found = live.get(document["chosen"], {})
+    text = f"{document['chosen']}: {_speedup_text(found.get('speedup'), 'plain decoding')}"
+    if found.get("over_rest"):
+        text += f" and {_speedup_text(found['over_rest'], 'the same engine with drafting disabled')}"
+    return text
+
+
+def verdict(document: Mapping[str, Any]) -> str:
+    """The outcome in one line; where plain decoding won, with the result of every finalist and what to do next."""
+    if document["chosen"] != PLAIN.name:
+        return outcome(document)
+    tried = "; ".join(rejections(document))
+    return f"{outcome(document)}{f' ({tried})' if tried else ''}; {next_step(document)}"
+
+
+def rejections(document: Mapping[str, Any]) -> list[str]:
+    """The result of every finalist that was not chosen, and why it was not."""
+    live = _live(document)
+    return [
+        f"{name}: {interval_text(live.get(name, {}).get('speedup'))}, {why}"
+        for name, why in document["rejected"].items()
+    ]
+
+
+def next_step(document: Mapping[str, Any]) -> str:
+    """What the user can do next."""
+    if document["chosen"] == PLAIN.name:
+        return "to time more answers, raise --budget or give more of your own prompts with --workload"
+    return f"use it with: specplug run --profile {document['path']}"
 
 
 def interval_text(interval: Mapping[str, float] | None) -> str:
-    """For example `1.24 (1.16-1.33)`."""
-    return "-" if interval is None else f"{interval['median']:.2f} ({interval['low']:.2f}-{interval['high']:.2f})"
+    """For example `1.24 (1.16-1.33)`; `1.24 (-)` for a single answer, which has no interval; `-` for None."""
+    if interval is None:
+        return "-"
+    ends = f"{interval['low']:.2f}-{interval['high']:.2f}" if interval["low"] != interval["high"] else "-"
+    return f"{interval['median']:.2f} ({ends})"
+
+
+def _live(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The live results at the deciding concurrency, by name of the setting."""
+    level = str(document["level"])
+    return {line["name"]: line["confirmed"][level] for line in document["settings"] if level in line["confirmed"]}
+
+
+def _speedup_text(interval: Mapping[str, float] | None, base: str) -> str:
+    """For example `1.24 times as fast as plain decoding (95% interval 1.16-1.33)`."""
+    if interval is None:  # a profile with very many categories keeps no figures of live runs
+        return f"faster than {base}"
+    ends = f"{interval['low']:.2f}-{interval['high']:.2f}"
+    return f"{interval['median']:.2f} times as fast as {base} (95% interval {ends})"
 
 
 def _line(found: Findings, setting: Setting) -> dict[str, Any]:
-    """One setting with all that is known of it; `accepted_at` is by position: of the drafts that long, the share that
-    was right up to there."""
+    """One setting in the document.
+
+    `accepted_at` is by position in the draft: of the drafts that were that long, the share that was accepted up to it.
+    """
     prediction = found.predicted[setting]
-    kinds = prediction.by_category()
+    categories = prediction.by_category()
     live = {level: pairs[setting] for level, pairs in found.confirmed.items() if setting in pairs}
     return {
         "name": setting.name,
         "method": setting.method,
         "mode": setting.planner.mode,
-        "predicted": {**_sums(prediction.total), "categories": {kind: _sums(sums) for kind, sums in kinds.items()}},
+        "predicted": {
+            **_sums(prediction.total),
+            "categories": {category: _sums(sums) for category, sums in categories.items()},
+        },
         "confirmed": {
-            str(level): {**_pairs(pairs, None), "categories": {kind: _pairs(pairs, kind) for kind in pairs.answers}}
+            str(level): {
+                **_pairs(pairs, None),
+                "categories": {category: _pairs(pairs, category) for category in pairs.answers},
+            }
             for level, pairs in live.items()
         },
     }
@@ -189,18 +247,18 @@ def _sums(sums: Sums) -> dict[str, Any]:
         "tokens_per_second": round(1000 * sums.tokens / sums.ms, 2) if sums.ms else None,
         "mean_acceptance_length": round(sums.mean_acceptance_length, 4),
         "drafted_per_step": round(sums.drafted / sums.steps, 3) if sums.steps else 0.0,
-        "accepted_at": [round(right / times, 4) for right, times in offered if times],
+        "accepted_at": [round(accepted / times, 4) for accepted, times in offered if times],
     }
 
 
-def _pairs(pairs: Pairs, kind: str | None) -> dict[str, Any]:
-    speedup, rest = pairs.speedup(kind), pairs.over_rest(kind)
-    tokens, seconds, *_ = pairs.totals(kind)
+def _pairs(pairs: Pairs, category: str | None) -> dict[str, Any]:
+    speedup, over_idle = pairs.speedup(category), pairs.speedup_over_idle(category)
+    tokens, seconds, *_ = pairs.totals(category)
     return {
-        "answers": len(pairs.answers[kind]) if kind else sum(map(len, pairs.answers.values())),
+        "answers": len(pairs.answers[category]) if category else sum(map(len, pairs.answers.values())),
         "tokens_per_second": round(tokens / seconds, 2) if seconds else None,
         "speedup": speedup.as_mapping() if speedup is not None else None,
-        **({"over_rest": rest.as_mapping()} if rest is not None else {}),
+        **({"over_rest": over_idle.as_mapping()} if over_idle is not None else {}),
     }
 
 

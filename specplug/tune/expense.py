@@ -1,6 +1,6 @@
-"""What speculation costs beside target passes, as lines through timed calls; and the clock that counts by them.
+"""The cost of drafting beside the target's passes, as lines through timed calls; and clocks that count by these lines.
 
-Knows microseconds per call, per node and per row. Knows no engine and no model.
+This module works in microseconds per call, per node and per row. It does not depend on an engine or a model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Line:
 
     @classmethod
     def through(cls, points: Sequence[tuple[int, float]]) -> Line:
-        """The line through the medians of (n, microseconds), neither part below 0."""
+        """The line through the medians of (n, microseconds), with neither part below 0."""
         groups: dict[int, list[float]] = {}
         for n, us in points:
             groups.setdefault(n, []).append(us)
@@ -49,42 +49,53 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Expense:
-    """Beside the target's own time. By method: `ask` per guessed node, `tell` per emitted token.
+    """The cost of drafting beside the target's passes.
 
-    Where one plan serves a batch, `ask` and `plan` are per sequence.
+    propose  by method, of `propose`, per draft token
+    observe  by method, of `observe`, per emitted token
+    plan     choosing a draft, building the batch and learning, per draft token
+    idle     the same in a step in which a method was asked and proposed nothing
+    topk     reading top ids, per row
+    step     the step loop itself, which plain decoding pays too, per row
 
-    plan    choosing, laying out and learning, per guessed node; `idle` where a method was asked and guessed nothing
-    topk    reading top ids, per row
-    step    the loop itself, plain decoding's too, per row
+    Where one plan serves a batch, `propose` and `plan` are per sequence.
     """
 
-    ask: Mapping[str, Line] = field(default_factory=dict)
-    tell: Mapping[str, Line] = field(default_factory=dict)
+    propose: Mapping[str, Line] = field(default_factory=dict)
+    observe: Mapping[str, Line] = field(default_factory=dict)
     plan: Line = Line()
     idle: Line = Line()
     topk: Line = Line()
     step: Line = Line()
 
     def as_mapping(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data, for journals and documents."""
+        return {_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> Expense:
+        """The inverse of `as_mapping`."""
         lines = {name: Line(**data[name]) for name in ("plan", "idle", "topk", "step")}
-        ask, tell = ({method: Line(**line) for method, line in data[name].items()} for name in ("ask", "tell"))
-        return cls(ask=ask, tell=tell, **lines)
+        propose, observe = (
+            {method: Line(**line) for method, line in data[_KEYS[name]].items()} for name in ("propose", "observe")
+        )
+        return cls(propose=propose, observe=observe, **lines)
+
+
+_KEYS = {"propose": "ask", "observe": "tell"}
+"""Names of fields in journals and documents, where they differ."""
 
 
 class Clock(Protocol):
-    """Nanoseconds; `pay` tells it of time that was only counted."""
+    """Nanoseconds. `advance` adds time that only counts as passed."""
 
     def __call__(self) -> int: ...
 
-    def pay(self, ns: int) -> None: ...
+    def advance(self, ns: int) -> None: ...
 
 
-class CountedClock:
-    """Time passes only when somebody pays."""
+class SimulatedClock:
+    """A clock that only moves when it is advanced."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -92,124 +103,129 @@ class CountedClock:
     def __call__(self) -> int:
         return self.now
 
-    def pay(self, ns: int) -> None:
+    def advance(self, ns: int) -> None:
         self.now += ns
 
 
 class RealClock:
-    """The machine's time and what is paid; time paid back was somebody else's."""
+    """The machine's clock plus the time by which it was advanced; a negative advance takes time off it."""
 
     def __init__(self) -> None:
-        self._paid = 0
+        self._advanced = 0
 
     def __call__(self) -> int:
-        return perf_counter_ns() + self._paid
+        return perf_counter_ns() + self._advanced
 
-    def pay(self, ns: int) -> None:
-        self._paid += ns
-
-
-class _Around(Generic[T]):
-    """What a wrapped source leaves as it is."""
-
-    def __init__(self, source: T) -> None:
-        self.source: T = source
-        self.requires = source.requires
-        self.buckets = source.buckets
-        self.begin = source.begin
-        self.end = source.end
+    def advance(self, ns: int) -> None:
+        self._advanced += ns
 
 
-class Priced(_Around[Proposer]):
-    """A proposer whose calls take, on a counted clock, what they were measured to take."""
+class _Wrapper(Generic[T]):
+    """The parts of a wrapped proposer that stay the same."""
 
-    def __init__(self, source: Proposer, clock: Clock, expense: Expense, method: str, sources: int) -> None:
-        """`sources` is how many share the cost of planning."""
-        super().__init__(source)
+    def __init__(self, proposer: T) -> None:
+        self.proposer: T = proposer
+        self.requires = proposer.requires
+        self.buckets = proposer.buckets
+        self.begin = proposer.begin
+        self.end = proposer.end
+
+
+class PricedProposer(_Wrapper[Proposer]):
+    """A proposer whose calls advance a clock by the time that they were measured to take."""
+
+    def __init__(self, proposer: Proposer, clock: Clock, expense: Expense, method: str, sharing: int) -> None:
+        """`sharing` is the number of proposers that share the cost of planning."""
+        super().__init__(proposer)
         self._clock = clock
-        self._ask = expense.ask.get(method, Line())
-        self._tell = expense.tell.get(method, Line())
-        self._plan = Line(expense.plan.base / sources, expense.plan.per)
-        self._idle = Line(expense.idle.base / sources)
+        self._propose = expense.propose.get(method, Line())
+        self._observe = expense.observe.get(method, Line())
+        self._plan = Line(expense.plan.base / sharing, expense.plan.per)
+        self._idle = Line(expense.idle.base / sharing)
 
     def propose(self, seq: int, budget: int) -> Draft:
-        draft = self.source.propose(seq, budget)
+        draft = self.proposer.propose(seq, budget)
         n = len(draft)
-        self._clock.pay(self._ask.ns(n) + (self._plan if n else self._idle).ns(n))
+        self._clock.advance(self._propose.ns(n) + (self._plan if n else self._idle).ns(n))
         return draft
 
     def observe(self, seq: int, step: Step) -> None:
-        self.source.observe(seq, step)
-        self._clock.pay(self._tell.ns(len(step.emitted)))
+        self.proposer.observe(seq, step)
+        self._clock.advance(self._observe.ns(len(step.emitted)))
 
 
-class PricedChains(_Around[ChainProposer]):
-    """The same for many sequences at once."""
+class PricedChains(_Wrapper[ChainProposer]):
+    """The same for chains of many sequences at once."""
 
-    def __init__(self, source: ChainProposer, clock: Clock, expense: Expense, method: str, sources: int) -> None:
-        super().__init__(source)
+    def __init__(self, proposer: ChainProposer, clock: Clock, expense: Expense, method: str, sharing: int) -> None:
+        super().__init__(proposer)
         self._clock = clock
-        self._ask = expense.ask.get(method, Line())
-        self._tell = expense.tell.get(method, Line())
-        self._plan = Line(expense.plan.base / sources, expense.plan.per / sources)
+        self._propose = expense.propose.get(method, Line())
+        self._observe = expense.observe.get(method, Line())
+        self._plan = Line(expense.plan.base / sharing, expense.plan.per / sharing)
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
-        chains = self.source.propose_chains(seqs, k)
-        self._clock.pay(self._ask.ns(len(seqs)) + self._plan.ns(len(seqs)))
+        chains = self.proposer.propose_chains(seqs, k)
+        self._clock.advance(self._propose.ns(len(seqs)) + self._plan.ns(len(seqs)))
         return chains
 
     def observe_chains(self, steps: ChainSteps) -> None:
-        self.source.observe_chains(steps)
-        self._clock.pay(self._tell.ns(len(steps.after)))
+        self.proposer.observe_chains(steps)
+        self._clock.advance(self._observe.ns(len(steps.after)))
 
 
-class Timed(_Around[Proposer]):
-    """A proposer whose calls are timed, asked for drafts of different sizes in turn."""
+class TimedProposer(_Wrapper[Proposer]):
+    """A proposer whose calls are timed, with budgets of different sizes in turn.
 
-    def __init__(self, source: Proposer, sizes: Sequence[int], clock: Callable[[], int] = perf_counter_ns) -> None:
-        super().__init__(source)
-        self.asked: list[tuple[int, float]] = []
-        self.told: list[tuple[int, float]] = []
+    proposed  (draft tokens, microseconds) of each `propose`
+    observed  (emitted tokens, microseconds) of each `observe`
+    """
+
+    def __init__(self, proposer: Proposer, sizes: Sequence[int], clock: Callable[[], int] = perf_counter_ns) -> None:
+        super().__init__(proposer)
+        self.proposed: list[tuple[int, float]] = []
+        self.observed: list[tuple[int, float]] = []
         self._sizes = sizes
         self._clock = clock
 
     def propose(self, seq: int, budget: int) -> Draft:
-        size = min(budget, self._sizes[len(self.asked) % len(self._sizes)])
+        size = min(budget, self._sizes[len(self.proposed) % len(self._sizes)])
         began = self._clock()
-        draft = self.source.propose(seq, size)
-        self.asked.append((len(draft), (self._clock() - began) / 1000))
+        draft = self.proposer.propose(seq, size)
+        self.proposed.append((len(draft), (self._clock() - began) / 1000))
         return draft
 
     def observe(self, seq: int, step: Step) -> None:
         began = self._clock()
-        self.source.observe(seq, step)
-        self.told.append((len(step.emitted), (self._clock() - began) / 1000))
+        self.proposer.observe(seq, step)
+        self.observed.append((len(step.emitted), (self._clock() - began) / 1000))
 
 
-class TimedChains(_Around[ChainProposer]):
-    """A source of chains whose calls are timed: (sequences, us) of `asked`, (new tokens, us) of `told`.
+class TimedChains(_Wrapper[ChainProposer]):
+    """A proposer of chains whose calls are timed. Their time is taken off `clock`, so it shows everything else.
 
-    Their time is taken off `clock`, which so shows what goes on around them.
+    proposed  (sequences, microseconds) of each `propose_chains`
+    observed  (new tokens, microseconds) of each `observe_chains`
     """
 
-    def __init__(self, source: ChainProposer, clock: Clock) -> None:
-        super().__init__(source)
-        self.asked: list[tuple[int, float]] = []
-        self.told: list[tuple[int, float]] = []
+    def __init__(self, proposer: ChainProposer, clock: Clock) -> None:
+        super().__init__(proposer)
+        self.proposed: list[tuple[int, float]] = []
+        self.observed: list[tuple[int, float]] = []
         self._clock = clock
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
         began = perf_counter_ns()
-        chains = self.source.propose_chains(seqs, k)
-        self.asked.append((len(seqs), self._taken(began)))
+        chains = self.proposer.propose_chains(seqs, k)
+        self.proposed.append((len(seqs), self._taken(began)))
         return chains
 
     def observe_chains(self, steps: ChainSteps) -> None:
         began = perf_counter_ns()
-        self.source.observe_chains(steps)
-        self.told.append((len(steps.after), self._taken(began)))
+        self.proposer.observe_chains(steps)
+        self.observed.append((len(steps.after), self._taken(began)))
 
     def _taken(self, began: int) -> float:
         taken = perf_counter_ns() - began
-        self._clock.pay(-taken)
+        self._clock.advance(-taken)
         return taken / 1000

@@ -1,6 +1,6 @@
-"""What a tune has done so far, in an append-only file: an interruption loses the step under way and nothing else.
+"""The journal of a tune: an append-only file of finished steps, so that an interruption loses only the current one.
 
-Knows lines, checksums and the lock. Knows nothing of what the entries mean.
+This module is responsible for lines, checksums and the lock. It does not depend on what the entries mean.
 """
 
 from __future__ import annotations
@@ -21,36 +21,38 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """Entries are plain data with a `kind`.
+    """The entries of a journal, which are plain data with a `kind`.
 
-    torn              the last line was half written, and is dropped
-    drops_unfinished  the first new entry replaces a journal that could have been continued
+    torn              whether the last line was incomplete; it is dropped
+    drops_unfinished  whether the first new entry replaces a journal that could have been continued
     """
 
     def __init__(
-        self, path: Path, entries: list[Entry], file: IO[bytes], whole: int, *, torn: bool, drops_unfinished: bool
+        self, path: Path, entries: list[Entry], file: IO[bytes], kept: int, *, torn: bool, drops_unfinished: bool
     ) -> None:
-        """`whole` bytes of `file` are kept; what lies behind goes when the first entry is added."""
+        """`kept` is how many bytes of `file` are kept; the rest is removed when the first entry is added."""
         self.path = path
         self.entries = entries
         self.torn = torn
         self.drops_unfinished = drops_unfinished
         self._file = file
-        self._whole: int | None = whole
+        self._kept: int | None = kept
 
     def add(self, kind: str, **values: Any) -> Entry:
-        """Append one entry; it is on the disk when this returns it."""
+        """Append an entry and return it; by then it is on the disk."""
         entry = {"kind": kind, **values}
         try:
-            if self._whole is not None:
-                self._file.truncate(self._whole)
-                self._file.seek(self._whole)
-                self._whole = None
+            if self._kept is not None:
+                self._file.truncate(self._kept)
+                self._file.seek(self._kept)
+                self._kept = None
             self._file.write(_line(entry))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise SpecplugError(f"{self.path}: cannot be written ({error.strerror or error}); make room") from error
+            raise SpecplugError(
+                f"{self.path}: cannot be written ({error.strerror or error}); free disk space"
+            ) from error
         self.entries.append(entry)
         return entry
 
@@ -64,23 +66,23 @@ class Journal:
 
 @contextmanager
 def opened(path: Path, *, resume: bool) -> Iterator[Journal]:
-    """The journal at `path`, continued or new, for this process alone.
+    """The journal at `path`, continued or new, locked for this process.
 
-    UsageError when another process has it, when there is nothing to resume, or when a line other than the last is
-    damaged.
+    UsageError when another process has locked it, when there is nothing to resume, or when a line other than the last
+    is damaged.
     """
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(f"{path}.lock", blocking=False))
-            entries, torn, whole = _read(path) if resume else ([], False, 0)
+            entries, torn, kept = _read(path) if resume else ([], False, 0)
             dropped = not resume and _is_unfinished(path)
             file = stack.enter_context(open(path, "r+b" if path.exists() else "w+b"))
         except Timeout:
             raise UsageError(f"{path}: another tune of this profile is running; wait, or use another --out") from None
         except OSError as error:
             raise SpecplugError(f"{path}: cannot be used ({error.strerror or error})") from error
-        yield Journal(path, entries, file, whole, torn=torn, drops_unfinished=dropped)
+        yield Journal(path, entries, file, kept, torn=torn, drops_unfinished=dropped)
 
 
 def _line(entry: Entry) -> bytes:
@@ -89,26 +91,26 @@ def _line(entry: Entry) -> bytes:
 
 
 def _read(path: Path) -> tuple[list[Entry], bool, int]:
-    """Entries, whether the last line was torn, and how many bytes hold whole lines."""
+    """The entries, whether the last line is incomplete, and how many bytes the complete lines take."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{path}: nothing to resume; run without --resume") from None
     entries: list[Entry] = []
-    whole = 0
+    kept = 0
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         entry = _entry(line)
         if entry is None:
-            if whole + len(line) == len(content):
-                return entries, True, whole
-            raise UsageError(f"{path}: line {number} is damaged (checksum); run without --resume to start afresh")
+            if kept + len(line) == len(content):
+                return entries, True, kept
+            raise UsageError(f"{path}: line {number} is damaged (checksum); run without --resume to start again")
         entries.append(entry)
-        whole += len(line)
-    return entries, False, whole
+        kept += len(line)
+    return entries, False, kept
 
 
 def _entry(line: bytes) -> Entry | None:
-    """What `_line` wrote; None for anything else."""
+    """The inverse of `_line`; None for bytes that it did not write."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
@@ -117,7 +119,7 @@ def _entry(line: bytes) -> Entry | None:
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Whether a tune stopped here on its way."""
+    """Whether the file is the journal of a tune that did not finish."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:

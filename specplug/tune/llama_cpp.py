@@ -1,6 +1,6 @@
-"""llama.cpp as a subject of tuning.
+"""The tuning subject for llama.cpp: what `tune` measures on this engine, and how.
 
-Knows the llama.cpp engine. Knows no budget and no setting.
+This module does not depend on the budget or on settings.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from specplug.generation.topk import top_ids
 from specplug.machine import hardware
 from specplug.profile import CostPoints, PlannerSettings, Profile
 from specplug.registry import ProposerSpec
-from specplug.tune.cost_curves import Curve, Progress, choose_threads, curves_by_timer
-from specplug.tune.expense import Expense, Line, Timed
+from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
+from specplug.tune.expense import Expense, Line, TimedProposer
 from specplug.tune.prediction import Costs
 from specplug.tune.trace import ALONE, Answer, OffPathRows, Recorder, Trace
 
@@ -32,29 +32,30 @@ if TYPE_CHECKING:
     from specplug.engines.llama_cpp.measure import PassTimer
 
 RUNNERS_UP = 3
-"""So many of the ids that came second and so on are followed, one token and the one after it."""
+"""Ids that rank below the target's choice and are evaluated at every position: each alone, and followed by the id that
+the target ranks first after it."""
 
-ASIDE_IDS = 64
-"""Guesses evaluated in one pass."""
+OFF_PATH_IDS = 64
+"""Off-path rows that are evaluated in one pass, each with a sequence id of its own."""
 
 SIZES = (2, 4, 8)
-"""Of the drafts by which a method's own costs are measured."""
+"""Sizes, in tokens, of the drafts with which a method's own cost is measured."""
 
 EXACT_NODES = 24
-"""Under `exact` it is measured up to this size which passes round alike."""
+"""Under `exact`, the largest draft, in tokens, for which rounding is measured."""
 
 SAMPLES = 18
-"""Passes per method, at least, however little time there is."""
+"""Fewest timed passes per method, whatever the time."""
 
 
 class LlamaCppSubject:
-    """A model and how to run it."""
+    """A GGUF model with the engine settings of a profile."""
 
     trees = True
     batched = False
 
     def __init__(self, model_path: Path, profile: Profile) -> None:
-        """EngineError without llama-cpp-python; UsageError for a model or profile that does not fit."""
+        """EngineError without llama-cpp-python; UsageError for a model or profile that cannot be used."""
         from specplug.engines.llama_cpp import require
 
         require()
@@ -67,7 +68,7 @@ class LlamaCppSubject:
         rollback_of(self._model)  # raises for a model that cannot take draft tokens back
         self.profile = resolved(profile, self._model)
         self._most_context = self.profile.runtime.context
-        self._prompts = None if profile.exact else PromptStates()  # exact reads every prompt from its beginning
+        self._prompts = None if profile.exact else PromptStates()  # `exact` prefills every prompt from its first token
 
     def about(self) -> dict[str, Any]:
         return {"description": self._model.description, "train_context": self._model.train_context}
@@ -91,7 +92,7 @@ class LlamaCppSubject:
         try:
             with LlamaCpp(self._model, drafting, cost=free) as engine:
                 return engine.padded, engine.profile.planner.max_nodes
-        except UsageError:  # every draft would change the rounding
+        except UsageError:  # with any draft, passes would round differently
             return False, 0
 
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
@@ -105,8 +106,8 @@ class LlamaCppSubject:
             timer.fill(64)
             return choose_threads(timer, hardware.usable_cores(), seconds)
 
-    def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
-        return curves_by_timer(self.timer, levels, self._most_context, seconds, progress)
+    def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
+        return measure_costs(self.timer, levels, self._most_context, seconds, progress)
 
     @contextmanager
     def timer(self, sequences: int, tokens: int, limit: int) -> Iterator[PassTimer]:
@@ -137,30 +138,30 @@ class LlamaCppSubject:
             engine.reset([recorder])
             engine.generate_all(
                 [Request(prompt, max_tokens) for prompt in prompts],
-                lambda index, answer: done(index, *recorder.taken.pop()),
+                lambda index, answer: done(index, *recorder.recorded.pop()),
             )
 
-    def off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
-        cells = max((len(answer.prompt) + len(answer.tokens) for answer in answers), default=1) + 2 * ASIDE_IDS
-        with self._context(cells, num_ids=ASIDE_IDS + 1, max_rows=ASIDE_IDS) as context:
+    def record_off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
+        cells = max((len(answer.prompt) + len(answer.tokens) for answer in answers), default=1) + 2 * OFF_PATH_IDS
+        with self._context(cells, num_ids=OFF_PATH_IDS + 1, max_rows=OFF_PATH_IDS) as context:
             for answer in answers:
                 yield _off_path_rows(context, answer)
 
-    def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+    def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
         prompts = [answer.prompt for answer in trace.answers[: len(trace.categories())]]
-        seen = {method: self._timed(prompts, method, seconds / (len(methods) + 1)) for method in ("none", *methods)}
-        blind = [seen[method] for method in methods if not seen[method].reads_rows]
-        readers = [seen[method] for method in methods if seen[method].reads_rows]
-        plan = Line.through([(nodes, us) for one in blind for nodes, _, us in one.rest if nodes])
-        idle = [us for one in blind for nodes, _, us in one.rest if not nodes]
-        rows_read = [(rows, us - plan.ns(nodes) / 1000) for one in readers for nodes, rows, us in one.rest if nodes]
+        times = {method: self._timed(prompts, method, seconds / (len(methods) + 1)) for method in ("none", *methods)}
+        without_rows = [times[method] for method in methods if not times[method].reads_rows]
+        with_rows = [times[method] for method in methods if times[method].reads_rows]
+        plan = Line.through([(nodes, us) for one in without_rows for nodes, _, us in one.plan if nodes])
+        idle = [us for one in without_rows for nodes, _, us in one.plan if not nodes]
+        rows_read = [(rows, us - plan.ns(nodes) / 1000) for one in with_rows for nodes, rows, us in one.plan if nodes]
         return Expense(
-            ask={method: Line.through(seen[method].asked) for method in methods},
-            tell={method: Line.through(seen[method].told) for method in methods},
+            propose={method: Line.through(times[method].proposed) for method in methods},
+            observe={method: Line.through(times[method].observed) for method in methods},
             plan=plan,
             idle=Line(float(np.median(idle))) if idle else Line(plan.base),
             topk=Line.through(rows_read),
-            step=Line.through([point for one in seen.values() for point in one.loop]),
+            step=Line.through([point for one in times.values() for point in one.loop]),
         )
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
@@ -168,8 +169,8 @@ class LlamaCppSubject:
 
         return ProfileArm(self._model, profile, Sampling(), slots=slots, cost=costs.points, prompts=self._prompts)
 
-    def resting(self, *, slots: int, costs: Costs) -> None:
-        """Every arm is an engine of the same kind, in this process."""
+    def idle_arm(self, *, slots: int, costs: Costs) -> None:
+        """None: plain decoding runs on the same engine, in this process."""
 
     def close(self) -> None:
         self._model.close()
@@ -183,65 +184,72 @@ class LlamaCppSubject:
             yield one
 
     def _timed(self, prompts: Sequence[IntArray], method: str, seconds: float) -> _Times:
-        """Passes of the real loop with drafts of SIZES in turn, under costs that let every draft pay."""
+        """Time passes of the step loop with drafts of SIZES in turn, under costs with which every draft is verified."""
         from specplug.engines.llama_cpp.engine import LlamaCpp
-        from specplug.generation.answers import Answer as Told
+        from specplug.generation.answers import Answer as Generated
         from specplug.generation.answers import Request
 
         specs = (ProposerSpec(method),)
         profile = replace(self.profile, proposers=specs, planner=PlannerSettings(max_nodes=max(SIZES)), exact=False)
         free = CostPoints((1,), (1, max(SIZES) + 2), ((1000.0, 1000.1),))
         (source,) = registry.build_sources(specs)
-        timed = Timed(source, SIZES)
+        timed = TimedProposer(source, SIZES)
         times = _Times(reads_rows=source.requires.topk > 0)
         began = perf_counter()
         with LlamaCpp(self._model, profile, cost=free) as engine:
             engine.reset([timed])
             for prompt in prompts:
-                told = Told()
-                stream = cast(Any, engine.stream(Request(prompt, 64), told))
+                answer = Generated()
+                stream = cast(Any, engine.stream(Request(prompt, 64), answer))
                 next(stream)
-                asked, seen, at = len(timed.asked), replace(told.counters), perf_counter_ns()
+                drafts, before, at = len(timed.proposed), replace(answer.counters), perf_counter_ns()
                 for _ in stream:
                     now = perf_counter_ns()
-                    target_us = (told.counters.target_ns - seen.target_ns) / 1000
-                    draft_us = (told.counters.draft_ns - seen.draft_ns) / 1000
-                    rows = 1 + told.counters.draft_tokens - seen.draft_tokens
+                    target_us = (answer.counters.target_ns - before.target_ns) / 1000
+                    draft_us = (answer.counters.draft_ns - before.draft_ns) / 1000
+                    rows = 1 + answer.counters.draft_tokens - before.draft_tokens
                     times.loop.append((rows, (now - at) / 1000 - target_us - draft_us))
-                    if len(timed.asked) > asked:
-                        nodes = timed.asked[-1][0]
-                        times.rest.append((nodes, rows, draft_us - timed.asked[-1][1] - timed.told[-1][1]))
-                    asked, seen, at = len(timed.asked), replace(told.counters), perf_counter_ns()
+                    if len(timed.proposed) > drafts:
+                        nodes, propose_us = timed.proposed[-1]
+                        times.plan.append((nodes, rows, draft_us - propose_us - timed.observed[-1][1]))
+                    drafts, before, at = len(timed.proposed), replace(answer.counters), perf_counter_ns()
                     if len(times.loop) >= SAMPLES and perf_counter() - began > seconds:
                         break
                 stream.close()
                 if len(times.loop) >= SAMPLES and perf_counter() - began > seconds:
                     break
-        times.asked, times.told = timed.asked[2:], timed.told[2:]
+        times.proposed, times.observed = timed.proposed[2:], timed.observed[2:]
         return times
 
 
 @dataclass(slots=True)
 class _Times:
-    """Microseconds of one method's calls: (nodes, us), (emitted, us), (nodes, rows, us) and (rows, us)."""
+    """Microseconds (us) of steps with one method.
+
+    reads_rows  whether the method reads top ids
+    proposed    (draft tokens, us) of each `propose`
+    observed    (emitted tokens, us) of each `observe`
+    plan        (draft tokens, rows, us) of everything else that counts as drafting, in each step
+    loop        (rows, us) of everything that is neither drafting nor a target pass, in each step
+    """
 
     reads_rows: bool
-    asked: list[tuple[int, float]] = field(default_factory=list)
-    told: list[tuple[int, float]] = field(default_factory=list)
-    rest: list[tuple[int, int, float]] = field(default_factory=list)
+    proposed: list[tuple[int, float]] = field(default_factory=list)
+    observed: list[tuple[int, float]] = field(default_factory=list)
+    plan: list[tuple[int, int, float]] = field(default_factory=list)
     loop: list[tuple[int, float]] = field(default_factory=list)
 
 
 def _off_path_rows(context: Context, answer: Answer) -> OffPathRows | None:
-    """Follow the runners-up of every position by one token, and by the one that the target would put after it."""
+    """The rows after the runners-up of every position, and after each runner-up and its most likely next token."""
     own, k = answer.tokens, answer.topk.shape[1]
-    guesses = [
+    off_path = [
         (at, token)
         for at in range(len(answer.topk))
         for token in answer.topk[at, : RUNNERS_UP + 1].tolist()
         if token != own[at + 1]
     ]
-    if not guesses:
+    if not off_path:
         return None
     context.clear()
     text = np.concatenate((answer.prompt, own))
@@ -250,9 +258,9 @@ def _off_path_rows(context: Context, answer: Answer) -> OffPathRows | None:
         context.add_span(text[start : start + context.num_batch], start, 0, wanted=False, last=True)
         context.decode()
     found: list[tuple[int, tuple[int, int], IntArray]] = []
-    for start in range(0, len(guesses), ASIDE_IDS):
-        part = guesses[start : start + ASIDE_IDS]
-        place = [len(answer.prompt) + at + 1 for at, _ in part]  # of the guess, in the whole text
+    for start in range(0, len(off_path), OFF_PATH_IDS):
+        part = off_path[start : start + OFF_PATH_IDS]
+        place = [len(answer.prompt) + at + 1 for at, _ in part]  # of the token, in prompt and answer
         for leaf, position in enumerate(place, start=1):
             context.copy(0, leaf, 0, position)
         first = _pass(context, [token for _, token in part], place, k)
@@ -270,7 +278,7 @@ def _off_path_rows(context: Context, answer: Answer) -> OffPathRows | None:
 
 
 def _pass(context: Context, tokens: Sequence[int], positions: Sequence[int], k: int) -> IntArray:
-    """One row for each leaf id from 1 on; the top ids after each, int32[n, k]."""
+    """Evaluate one token for each sequence id from 1 on; returns the top ids after each, int32[n, k]."""
     context.clear_batch()
     for leaf, (token, position) in enumerate(zip(tokens, positions, strict=True), start=1):
         context.add(token, position, (leaf,))

@@ -1,6 +1,6 @@
-"""What a replay is given, and what comes of it.
+"""The costs that a replay receives, and the prediction that it returns.
 
-Knows sums, milliseconds and costs. Drives nothing.
+This module holds data only. The replays themselves are in replay.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from specplug.profile import CostPoints
 from specplug.tune.expense import Expense
 
 POSITIONS = 16
-"""Draft positions whose acceptance is told apart."""
+"""Draft positions for which acceptance is counted separately."""
 
 
 @dataclass(slots=True)
 class Sums:
-    """Over some answers; milliseconds."""
+    """Sums over some answers. Times are milliseconds: `ms` with the setting, `plain_ms` with plain decoding.
+
+    offered_at   by position: how many drafts were that long
+    accepted_at  by position: how many drafts were accepted up to it
+    """
 
     tokens: int = 0
     ms: float = 0.0
@@ -49,7 +53,12 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One setting over one trace: per answer, in the trace's order, and what its buckets had learned at the end."""
+    """The replay of one setting over one trace.
+
+    answers     sums by answer, in the trace's order
+    categories  of the answers
+    learned     the acceptance counts of the buckets at the end
+    """
 
     answers: tuple[Sums, ...]
     categories: tuple[str, ...]
@@ -61,8 +70,8 @@ class Prediction:
 
     def by_category(self) -> dict[str, Sums]:
         return {
-            kind: self._sum([i for i, of in enumerate(self.categories) if of == kind])
-            for kind in dict.fromkeys(self.categories)
+            category: self._sum([i for i, own in enumerate(self.categories) if own == category])
+            for category in dict.fromkeys(self.categories)
         }
 
     def _sum(self, which: Sequence[int]) -> Sums:
@@ -74,10 +83,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """All that takes time on this machine, for `points.sequences` answers at once.
+    """Everything that takes time on this machine, for `points.sequences` answers at once.
 
-    batch    curves of every batch size measured, for engines with one plan for a batch that changes
-    uniform  of such a batch: as many guesses for every sequence, or none
+    points   the cost curve of passes
+    expense  the cost of drafting
+    batch    the cost curves of all measured batch sizes, for engines that plan once for a changing batch
+    uniform  whether all sequences of such a batch have drafts of the same length
     """
 
     points: CostPoints

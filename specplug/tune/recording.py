@@ -1,6 +1,6 @@
-"""What the target says over a workload: recorded as far as time allows, on top of what was recorded before.
+"""Records the target's answers to a workload in a trace file: as many as time allows, beside those already in it.
 
-Knows prompts, turns and the trace file. Knows no engine inside.
+This module depends on prompts, turns and the trace file. It reaches the engine only through a tuning subject.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from specplug.tune.trace import Answer, Trace
 from specplug.tune.tune_request import Request, workload_hash
 
 SLOTS = 8
-"""Answers recorded at once: a plain pass over several rows costs little more than over one."""
+"""Answers recorded at once: a plain pass over several sequences costs little more than over one."""
 
 BATCH = 2 * SLOTS
-"""After so many the file is written."""
+"""Answers after which the file is written."""
 
 TOPK = 16
-"""Top ids kept per position."""
+"""Top ids recorded per position."""
 
-ASIDE_NODES, ASIDE_TOKENS = 8, 2.2
-"""A tree of so many guesses brings at most about so many tokens a pass where it learns from top ids alone: where such
-a pass costs more, what such a method learns from wrong guesses is not recorded."""
+TREE_NODES, TREE_TOKENS = 8, 2.2
+"""Draft tokens of a tree, and the most tokens that a pass over such a tree emits with a method that learns from top ids
+alone. Where such a pass costs more plain passes than that, off-path rows are not recorded."""
 
 Progress = Callable[[float], None]
 
@@ -44,9 +44,10 @@ Progress = Callable[[float], None]
 def trace_about(
     fingerprint: Mapping[str, Any], profile: Profile, prompts: Sequence[Prompt], max_tokens: int, *, batched: bool
 ) -> dict[str, Any]:
-    """What a trace belongs to: all that decides which tokens come.
+    """The key of a trace: everything that decides which tokens are emitted.
 
-    fingerprint  `fingerprint.of` the model      profile  with the engine's own choices filled in
+    fingerprint  the result of `fingerprint.of`
+    profile      with the engine's defaults filled in
     """
     runtime = profile.runtime
     return {
@@ -62,7 +63,7 @@ def trace_about(
 
 
 def trace_path(about: Mapping[str, Any]) -> Path:
-    """The file of traces of one model, one workload and one length of answers."""
+    """The file of the trace with this key."""
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     return Path(user_cache_dir("specplug")) / "traces" / f"{key}.npz"
 
@@ -76,9 +77,11 @@ def prompts_to_record(
     prompt_ms: float,
     row_ms: Sequence[float],
 ) -> tuple[list[Prompt], int]:
-    """Which prompts to answer in so many seconds, in order, and the tokens of an answer; see `answers_to_record`.
+    """The prompts to answer in so many seconds, in order, and the tokens of an answer; see `answers_to_record`.
 
-    lengths  prompt tokens of every prompt, by category      row_ms  what a pass costs, by rows
+    lengths    prompt tokens of every prompt, by category
+    prompt_ms  time to read one token of a prompt
+    row_ms     time of a pass, by rows
     """
     slots = _slots(subject)
     turns = max(len(prompt.turns) for prompt in request.prompts)
@@ -86,44 +89,44 @@ def prompts_to_record(
     order, tokens = answers_to_record(
         lengths, request.max_tokens, seconds=seconds, prompt_ms=prompt_ms, token_ms=token_ms
     )
-    by_kind: dict[str, list[Prompt]] = {}
+    by_category: dict[str, list[Prompt]] = {}
     for prompt in request.prompts:
-        by_kind.setdefault(prompt.category, []).append(prompt)
-    return [by_kind[kind][index] for kind, index in order], tokens
+        by_category.setdefault(prompt.category, []).append(prompt)
+    return [by_category[category][index] for category, index in order], tokens
 
 
-def off_path_rows_matter(row_ms: Sequence[float]) -> bool:
-    """Whether a method that learns from rows after wrong guesses could pay at all, were it as good as any."""
-    return row_ms[min(ASIDE_NODES, len(row_ms) - 1)] < ASIDE_TOKENS * row_ms[0]
+def need_off_path_rows(row_ms: Sequence[float]) -> bool:
+    """Whether a method that learns from off-path rows could be faster than plain decoding at these costs."""
+    return row_ms[min(TREE_NODES, len(row_ms) - 1)] < TREE_TOKENS * row_ms[0]
 
 
-def trace_to_use(trace: Trace, planned: Sequence[Prompt], room: float) -> tuple[Trace, int]:
-    """The planned answers, and others that an earlier tune recorded, up to `room` tokens; and how many others."""
+def trace_to_use(trace: Trace, planned: Sequence[Prompt], most_tokens: float) -> tuple[Trace, int]:
+    """The planned answers and, up to `most_tokens` in total, others that an earlier tune recorded; and their number."""
     ids = {prompt.id for prompt in planned}
-    kept, total, further = [], 0, 0
+    kept, total, others = [], 0, 0
     for answer in trace.answers:
-        extra = answer.prompt_id not in ids
-        if extra and total > room:
+        other = answer.prompt_id not in ids
+        if other and total > most_tokens:
             continue
         kept.append(answer)
         total += len(answer.tokens) - 1
-        further += extra
-    return replace(trace, answers=tuple(kept)), further
+        others += other
+    return replace(trace, answers=tuple(kept)), others
 
 
-def recorded(path: Path, checksum: str) -> Trace:
-    """What an interrupted tune recorded. UsageError when that is not there any more as it was."""
+def recorded_trace(path: Path, checksum: str) -> Trace:
+    """The trace that an interrupted tune recorded. UsageError when the file is missing or has changed."""
     try:
         trace = traces.load(path)
     except traces.Damaged as error:
         raise UsageError(f"{error}; run without --resume to record again") from None
     if trace is None or traces.checksum(trace) != checksum:
-        raise UsageError(f"{path}: not what the unfinished tune recorded; run without --resume to record again")
+        raise UsageError(f"{path}: this is not what the unfinished tune recorded; run without --resume to record again")
     return trace
 
 
 def known_trace(path: Path, about: Mapping[str, Any], notify: Callable[[str], None]) -> Trace:
-    """What the file holds; nothing, said aloud, where it cannot be trusted."""
+    """The trace in the file; an empty one where the file is missing, damaged or belongs to something else."""
     try:
         found = traces.load(path)
     except traces.Damaged as error:
@@ -141,30 +144,31 @@ def record(
     seconds: float,
     progress: Progress = lambda share: None,
 ) -> Trace:
-    """The trace with answers to all turns of `prompts`, greedy; the file is kept up to date.
+    """The trace with greedy answers to all turns of `prompts`. The file is written after each batch.
 
-    Past `seconds` no further batch is begun, but one is always recorded.
+    After `seconds` no further batch is started, but one batch is always recorded.
     """
     began = perf_counter()
     answered = {(answer.prompt_id, answer.turn): answer for answer in trace.answers}
     max_tokens: int = trace.about["max_tokens"]
     total = sum(len(prompt.turns) for prompt in prompts)
-    fresh = 0
+    new = 0
 
-    def keep() -> Trace:
+    def current() -> Trace:
+        """The answers so far: those of `prompts` in order, then the others."""
         places = {prompt.id: place for place, prompt in enumerate(prompts)}
         found = [answer for key, answer in answered.items() if key[0] in places]
         found.sort(key=lambda answer: (places[answer.prompt_id], answer.turn))
-        further = [answer for key, answer in answered.items() if key[0] not in places]
-        return replace(trace, answers=(*found, *further))
+        others = [answer for key, answer in answered.items() if key[0] not in places]
+        return replace(trace, answers=(*found, *others))
 
     for turn in range(max(len(prompt.turns) for prompt in prompts)):
         open_ = [p for p in prompts if turn < len(p.turns) and (p.id, turn) not in answered]
         for start in range(0, len(open_), BATCH):
-            if fresh and perf_counter() - began > seconds:
-                return keep()
+            if new and perf_counter() - began > seconds:
+                return current()
             part = [p for p in open_[start : start + BATCH] if not turn or (p.id, turn - 1) in answered]
-            tokens = [subject.encode(_talk(subject, p, turn, answered)) for p in part]
+            tokens = [subject.encode(_conversation(subject, p, turn, answered)) for p in part]
 
             def done(index: int, emitted: IntArray, topk: IntArray, part: Sequence[Prompt] = part,
                      tokens: Sequence[IntArray] = tokens, turn: int = turn) -> None:  # fmt: skip
@@ -175,22 +179,22 @@ def record(
             try:
                 subject.record(tokens, max_tokens, TOPK, _slots(subject), done)
             finally:
-                traces.save(keep(), path)
-            fresh += len(part)
-    return keep()
+                traces.save(current(), path)
+            new += len(part)
+    return current()
 
 
 def record_off_path_rows(
     subject: Subject, trace: Trace, path: Path, *, seconds: float, progress: Progress = lambda share: None
 ) -> Trace:
-    """The trace with off_path_rows for as many of its answers as time allows, in order; the file is kept up to date."""
+    """The trace with off-path rows for as many of its answers as time allows, in order. The file is written, too."""
     began = perf_counter()
     answers = list(trace.answers)
     open_ = [i for i, answer in enumerate(answers) if answer.off_path_rows is None and len(answer.topk)]
     if not open_ or seconds <= 0:
         return trace
     try:
-        for i, off_path_rows in zip(open_, subject.off_path_rows([answers[i] for i in open_]), strict=False):
+        for i, off_path_rows in zip(open_, subject.record_off_path_rows([answers[i] for i in open_]), strict=False):
             if off_path_rows is not None:
                 answers[i] = replace(answers[i], off_path_rows=off_path_rows)
             progress(min(1.0, (perf_counter() - began) / seconds))
@@ -202,9 +206,10 @@ def record_off_path_rows(
     return trace
 
 
-def _talk(
+def _conversation(
     subject: Subject, prompt: Prompt, turn: int, answered: Mapping[tuple[str, int], Answer]
 ) -> list[dict[str, str]]:
+    """The messages up to and including this turn, with the recorded answers to the earlier ones."""
     messages = []
     for earlier in range(turn):
         messages.append({"role": "user", "content": prompt.turns[earlier]})
@@ -214,5 +219,5 @@ def _talk(
 
 
 def _slots(subject: Subject) -> int:
-    """`exact` runs one sequence at a time."""
+    """Answers at once; `exact` runs one sequence at a time."""
     return 1 if subject.profile.exact else SLOTS

@@ -1,7 +1,7 @@
-"""What a setting would do over recorded answers: the code that runs live, with the target's answers read from a trace
-and time counted from measured costs.
+"""Replays settings over recorded answers: the code that runs live, with the target's tokens read from a trace and the
+time added up from measured costs.
 
-Knows traces, settings, and processes to replay them in. Knows no engine; runs no model.
+This module distributes replays over processes. It does not depend on an engine and runs no model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from specplug.tune.replay_sequences import Replay
 from specplug.tune.trace import Answer, Trace, load
 
 MAX_WORKERS = 16
+"""Most processes."""
 
 
 def replay(
@@ -31,11 +32,14 @@ def replay(
     *,
     learned: Mapping[str, Sequence[float]] | None = None,
 ) -> Prediction:
-    """Drive the setting over the trace, `costs.points.sequences` answers at a time. Deterministic."""
+    """Replay a setting over the trace, `costs.points.sequences` answers at a time. The result is deterministic.
+
+    learned  acceptance counts that the buckets start with
+    """
     driver = BatchReplay if costs.batch else Replay
     one = driver(setting, costs, max_tokens=trace.about["max_tokens"], learned=learned)
     sums: dict[int, Sums] = {}
-    for group in together(trace.answers, costs.points.sequences):
+    for group in grouped(trace.answers, costs.points.sequences):
         sums |= {id(answer): found for answer, found in zip(group, one.run(group), strict=True)}
     return Prediction(
         tuple(sums[id(answer)] for answer in trace.answers),
@@ -52,13 +56,13 @@ def replay_all(
     seconds: float | None = None,
     workers: int | None = None,
 ) -> Iterator[tuple[Setting, Prediction]]:
-    """Replays of all settings over a trace file, over processes, as they are done.
+    """Replay all settings over a trace file in several processes; yields each prediction when it is ready.
 
-    seconds  when they are over, settings not yet begun are left out
+    seconds  after these, settings that have not started are left out
     """
     workers = min(workers or hardware.usable_cores(), MAX_WORKERS, len(settings)) or 1
     until = None if seconds is None else perf_counter() + seconds
-    spawn = get_context("spawn")  # a fork would copy an engine with its threads half alive
+    spawn = get_context("spawn")  # a fork would copy an engine without its threads
     pool = ProcessPoolExecutor(workers, spawn, _start, (trace_path, costs))
     try:
         waiting = iter(settings)
@@ -79,7 +83,7 @@ _worker: tuple[Trace, Costs] | None = None
 
 def _start(trace_path: Path, costs: Costs) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the journal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the process that has the journal handles Ctrl-C
     trace = load(trace_path)
     assert trace is not None
     _worker = trace, costs
@@ -90,8 +94,9 @@ def _replay_one(setting: Setting) -> Prediction:
     return replay(setting, *_worker)
 
 
-def together(answers: Sequence[Answer], size: int) -> Iterator[Sequence[Answer]]:
-    """Answers given at once, `size` at a time; turns of one talk are never together, so first turns come first."""
+def grouped(answers: Sequence[Answer], size: int) -> Iterator[Sequence[Answer]]:
+    """Groups of up to `size` answers that run at once. Turns of one conversation are never in one group: with groups
+    of several answers, all first turns come before all second turns."""
     if size == 1:
         yield from ([answer] for answer in answers)
         return

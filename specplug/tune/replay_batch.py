@@ -1,6 +1,6 @@
-"""A setting under way over recorded answers, as it runs live on an engine whose batch changes: chains, planned as one.
+"""Replays a setting as it runs live on an engine whose batch changes at every step: chains, planned for the batch.
 
-Knows traces, costs and `BatchSpeculator`. Knows no engine; runs no model.
+This module depends on traces, costs and `BatchSpeculator`. It does not depend on an engine and runs no model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from specplug.drafts.chains import ChainProposer, ChainSteps, as_chains
 from specplug.planning.batch_speculator import BatchSpeculator, batch_cost
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import BUILTIN, Setting
-from specplug.tune.expense import Clock, CountedClock, PricedChains
+from specplug.tune.expense import Clock, PricedChains, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
 from specplug.tune.trace import Answer
 
@@ -26,8 +26,12 @@ Wrap = Callable[[ChainProposer, str], ChainProposer]
 
 @dataclass(slots=True)
 class _Cursor:
-    """Where one answer stands: `at` is the index of its last known token, `before` where that was a pass ago; the
-    proposers have seen the first `known` tokens."""
+    """The state of one answer.
+
+    at      index of its last verified token
+    before  the same before the latest pass
+    known   number of tokens that the proposers have observed
+    """
 
     seq: int
     answer: Answer
@@ -39,7 +43,7 @@ class _Cursor:
 
 
 class BatchReplay:
-    """One setting under way: what it learns from one answer it knows at the next."""
+    """The replay of one setting. What it learns from one answer, it keeps for the next."""
 
     def __init__(
         self,
@@ -51,11 +55,14 @@ class BatchReplay:
         clock: Clock | None = None,
         wrap: Wrap | None = None,
     ) -> None:
-        """clock  counted by default      wrap  puts something around a method's chains; by default what they cost"""
+        """clock    a SimulatedClock by default
+        wrap     wraps the chains of a method; by default in their measured cost
+        learned  acceptance counts that the buckets start with
+        """
         specs = [replayed_as(spec) for spec in setting.proposers]
-        self._clock = clock = clock or CountedClock()
+        self._clock = clock = clock or SimulatedClock()
         self._expense = expense = costs.expense
-        self._wrap = wrap or (lambda source, method: PricedChains(source, clock, expense, method, len(specs)))
+        self._wrap = wrap or (lambda chains, method: PricedChains(chains, clock, expense, method, len(specs)))
         self._cost = batch_cost(costs.batch)
         self.speculator = BatchSpeculator(
             [
@@ -75,11 +82,14 @@ class BatchReplay:
         self._ended: list[_Cursor] = []
         self._max_tokens = max_tokens
         self.drafted: list[tuple[int, int]] = []
-        """Of every draft for the batch: the sequences in it, and the clock's nanoseconds."""
+        """(sequences, nanoseconds) of every draft for the batch."""
 
     def run(self, group: Sequence[Answer]) -> list[Sums]:
-        """Answer a group of prompts together; each bears the time that its own request took, over as many as there were
-        at once: the wait for the longest answer is nobody's."""
+        """Replay a group of answers that run at once.
+
+        The time of an answer is that of its own request, divided by the size of the group. The time in which it only
+        waits for longer answers is not counted.
+        """
         cursors = [_Cursor(next(self._seqs), answer, answer.tokens.tolist()) for answer in group]
         running = [c for c in cursors if len(c.tokens) > 1]
         while running:
@@ -100,7 +110,7 @@ class BatchReplay:
         return [c.sums for c in cursors]
 
     def _step(self, running: Sequence[_Cursor]) -> float:
-        """Draft for all and make one pass; returns its milliseconds, drafting included."""
+        """Draft for all sequences and make one pass; returns the milliseconds of both."""
         began = self._clock()
         fill = sum(len(c.answer.prompt) + c.at for c in running) // len(running)
         drafts = self._draft(running, fill) if self._speculates else [[] for _ in running]
@@ -122,7 +132,7 @@ class BatchReplay:
                 one.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[: c.at + 1]))
         if old:
             self._observe(old)
-        for c in self._ended:  # what they said last is heard, as live
+        for c in self._ended:  # after their last tokens were observed, as in a live engine
             one.end(c.seq)
         self._ended = []
         for c in running:
@@ -134,7 +144,7 @@ class BatchReplay:
         return [chain[:length] for chain, length in zip(chains, plan.lengths.tolist(), strict=True)]
 
     def _observe(self, old: Sequence[_Cursor]) -> None:
-        """Tell what came since a sequence was last told, and of its latest pass the top ids."""
+        """Pass on the tokens that were emitted since the last call, and the top ids of the latest pass."""
         emitted = [c.tokens[c.known : c.at + 1] for c in old]
         before = [token for c in old for token in c.tokens[c.known - 1 : c.at]]
         after = [token for tokens in emitted for token in tokens]
@@ -145,23 +155,23 @@ class BatchReplay:
             rows = np.concatenate([c.answer.topk[c.before : c.at] for c in old])
             topk = rows[:, : self.speculator.wants_topk]
             topk_ns = self._expense.topk.ns(len(rows))
-            self._clock.pay(topk_ns)
+            self._clock.advance(topk_ns)
         steps = ChainSteps([c.seq for c in old], emitted, int_array(before), int_array(after), read, topk)
         self.speculator.observe(steps, topk_ns)
 
 
 def replayed_as(spec: ProposerSpec) -> ProposerSpec:
-    """The method itself; for the engine's own drafter that is tried, ours that guesses most alike."""
+    """The method itself; for the engine's own drafter, the method of ours that proposes the most similar drafts."""
     if spec.options != BUILTIN:
         return spec
     return ProposerSpec("ngram", {"min_match": BUILTIN["prompt_lookup_min"], "max_match": BUILTIN["prompt_lookup_max"]})
 
 
 def _verify(c: _Cursor, draft: Sequence[int]) -> None:
-    """Walk the draft along the answer; moves the cursor."""
+    """Accept the part of the draft that matches the answer, and move the cursor."""
     accepted = 0
-    for guess, token in zip(draft, c.tokens[c.at + 1 :], strict=False):
-        if guess != token:
+    for drafted, token in zip(draft, c.tokens[c.at + 1 :], strict=False):
+        if drafted != token:
             break
         accepted += 1
     c.before, c.at = c.at, min(c.at + accepted + 1, len(c.tokens) - 1)

@@ -1,8 +1,9 @@
-"""A setting under way over recorded answers, as it runs live on an engine with a few sequences: trees, node by node.
+"""Replays a setting as it runs live on an engine with a few sequences: trees of draft tokens.
 
-Knows traces, costs and `Speculator`. Knows no engine; runs no model.
-Greedy acceptance is a function of the trace. Rows after wrong guesses are not in it, beyond the recorded off-path rows:
-a proposer that reads top ids does not receive them. (Showing the last row known of the same token misleads it.)
+This module depends on traces, costs and `Speculator`. It does not depend on an engine and runs no model.
+Greedy acceptance is determined by the trace. Of the rows after rejected draft tokens, the trace holds only the recorded
+off-path rows; a proposer that reads top ids does not receive the others. (A substitute, such as the last known row of
+the same token, misleads it.)
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import Profile
 from specplug.tune.candidates import Setting
-from specplug.tune.expense import CountedClock, Priced
+from specplug.tune.expense import PricedProposer, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
 from specplug.tune.trace import ALONE, Answer
 
 
 @dataclass(slots=True)
 class _Cursor:
-    """Where one answer stands: `at` is the index of its last known token."""
+    """The state of one answer.
+
+    at            index of its last verified token
+    off_path_row  index of the next off-path row
+    """
 
     seq: int
     answer: Answer
@@ -37,7 +42,7 @@ class _Cursor:
 
 
 class Replay:
-    """One setting under way: what it learns from one answer it knows at the next."""
+    """The replay of one setting. What it learns from one answer, it keeps for the next."""
 
     def __init__(
         self,
@@ -47,11 +52,12 @@ class Replay:
         max_tokens: int,
         learned: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
+        """`learned` holds the acceptance counts that the buckets start with."""
         sources = registry.build_sources(setting.proposers)
-        self._clock = CountedClock()
+        self._clock = SimulatedClock()
         self._expense = expense = costs.expense
         priced = [
-            Priced(source, self._clock, expense, spec.method, len(sources))
+            PricedProposer(source, self._clock, expense, spec.method, len(sources))
             for source, spec in zip(sources, setting.proposers, strict=True)
         ]
         fusion = Fusion(priced, clock=self._clock, names=[type(source).__name__ for source in sources])
@@ -61,14 +67,14 @@ class Replay:
         self.speculator = Speculator(
             fusion, CostCurve(points.contexts, points.rows, ms, points.change_ms), profile, learned=learned
         )
-        self._truth = CostCurve(points.contexts, points.rows, ms)
+        self._cost = CostCurve(points.contexts, points.rows, ms)
         self._change_ms = points.change_ms
         self._last_rows = 0
         self._max_tokens = max_tokens
         self._reads_rows = fusion.requires.topk > 0
 
     def run(self, group: Sequence[Answer]) -> list[Sums]:
-        """Answer a group of prompts together; each bears the part of the time that belongs to its tokens."""
+        """Replay a group of answers that run at once. The time of an answer is the share that belongs to its tokens."""
         one = self.speculator
         cursors = [_Cursor(seq, answer, answer.tokens.tolist(), Sums()) for seq, answer in enumerate(group)]
         for c in cursors:
@@ -82,7 +88,7 @@ class Replay:
         for at in range(1, max(len(c.tokens) for c in cursors)):
             left = [c for c in cursors if at < len(c.tokens)]
             fill = sum(len(c.answer.prompt) + at - 1 for c in left) // len(left)
-            plain += self._truth.at(fill)[len(left) - 1] + self._expense.step.ns(len(left)) / 1e6
+            plain += self._cost.at(fill)[len(left) - 1] + self._expense.step.ns(len(left)) / 1e6
             plain += self._change_ms if len(left) != plain_rows else 0.0
             plain_rows = len(left)
         emitted = sum(len(c.tokens) - 1 for c in cursors)
@@ -94,7 +100,7 @@ class Replay:
         return [c.sums for c in cursors]
 
     def _step(self, running: Sequence[_Cursor]) -> float:
-        """One pass for all; returns its milliseconds, drafting included."""
+        """Draft for all sequences and make one pass; returns the milliseconds of both."""
         one, clock = self.speculator, self._clock
         began = clock.now
         fill = sum(len(c.answer.prompt) + c.at for c in running) // len(running)
@@ -102,16 +108,16 @@ class Replay:
         drafts = one.plan(seqs, fill, [self._max_tokens - c.at - 2 for c in running])
         steps = [self._verify(c, draft) for c, draft in zip(running, drafts, strict=True)]
         rows = len(running) + sum(map(len, drafts))
-        line = self._truth.at(fill)
+        line = self._cost.at(fill)
         target_ms = line[min(rows, len(line)) - 1] + (self._change_ms if rows != self._last_rows else 0.0)
         self._last_rows = rows
         topk_ns = self._expense.topk.ns(rows) if one.wants_topk else 0
-        clock.pay(topk_ns)
+        clock.advance(topk_ns)
         one.observe(seqs, steps, target_ms=target_ms, topk_ns=topk_ns)
         return target_ms + (clock.now - began) / 1e6 + self._expense.step.ns(rows) / 1e6
 
     def _verify(self, c: _Cursor, draft: Draft) -> Step:
-        """Walk the draft along the answer; moves the cursor."""
+        """Accept the path of the draft that matches the answer, and move the cursor."""
         accepted: list[int] = []
         last = len(c.tokens) - 1
         tokens, parents = draft.tokens.tolist(), draft.parents.tolist()
@@ -123,7 +129,7 @@ class Replay:
                 break
             accepted.append(follow)
             node, at = follow, at + 1
-        step = self._seen(c, draft, accepted) if self._reads_rows else None
+        rows = self._known_rows(c, draft, accepted) if self._reads_rows else None
         emitted = c.tokens[c.at + 1 : at + 2]
         c.at = at + 1
         sums = c.sums
@@ -137,10 +143,12 @@ class Replay:
             for place in range(min(POSITIONS, max(depths))):
                 sums.offered_at[place] += 1
                 sums.accepted_at[place] += place < len(accepted)
-        return Step(emitted, *(step or (draft, accepted, None)))
+        return Step(emitted, *(rows or (draft, accepted, None)))
 
-    def _seen(self, c: _Cursor, draft: Draft, accepted: Sequence[int]) -> tuple[Draft, list[int], IntArray | None]:
-        """The part of the verified draft whose rows are known, with them."""
+    def _known_rows(
+        self, c: _Cursor, draft: Draft, accepted: Sequence[int]
+    ) -> tuple[Draft, list[int], IntArray | None]:
+        """The part of the verified draft whose rows the trace holds; the accepted nodes in it; and these rows."""
         topk = c.answer.topk
         wanted = self.speculator.wants_topk
         off_path_rows = self._off_path_rows(c, len(accepted))
@@ -162,19 +170,19 @@ class Replay:
             kept.append(node)
             rows.append(row)
         new_of = {old: new for new, old in enumerate(kept)}
-        seen = draft if len(kept) == len(draft) else draft.select(kept)
-        return seen, [new_of[node] for node in accepted], np.stack(rows)[:, :wanted]
+        known = draft if len(kept) == len(draft) else draft.select(kept)
+        return known, [new_of[node] for node in accepted], np.stack(rows)[:, :wanted]
 
     def _off_path_rows(self, c: _Cursor, num_accepted: int) -> dict[tuple[int, ...], IntArray]:
-        """The recorded rows after wrong guesses at the positions that this pass settled, by path from its root."""
+        """The off-path rows at the positions that this pass verified, by path from the root of the draft."""
         found: dict[tuple[int, ...], IntArray] = {}
         off_path_rows = c.answer.off_path_rows
         if off_path_rows is None:
             return found
         while c.off_path_row < len(off_path_rows.at) and off_path_rows.at[c.off_path_row] <= c.at + num_accepted:
             first, second = off_path_rows.path[c.off_path_row].tolist()
-            guess = (first,) if second == ALONE else (first, second)
+            off_path = (first,) if second == ALONE else (first, second)
             text = tuple(c.tokens[c.at + 1 : off_path_rows.at[c.off_path_row] + 1])
-            found[(*text, *guess)] = off_path_rows.topk[c.off_path_row]
+            found[(*text, *off_path)] = off_path_rows.topk[c.off_path_row]
             c.off_path_row += 1
         return found

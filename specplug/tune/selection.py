@@ -1,6 +1,10 @@
-"""Which settings to confirm, when enough was seen, and which one wins.
+"""Selects the settings to confirm, decides when enough was measured, and selects the winner.
 
-Knows predictions and measured pairs. Knows no engine.
+This module depends on predictions and on paired measurements, not on an engine.
+
+Where plain decoding has an engine of its own, a setting is also compared with the idle engine: the engine that drafts,
+with drafting disabled. Two processes of one engine can differ in speed for as long as they live, and no number of
+answers shows that such a difference does not come from drafts.
 """
 
 from __future__ import annotations
@@ -11,96 +15,103 @@ from dataclasses import dataclass, field
 from specplug.bench.statistics import Interval, paired_ratio
 from specplug.tune.candidates import Setting
 
-CANDIDATES = 3
+FINALISTS = 3
+"""Settings that are confirmed."""
 
-FEWEST = 5
-"""Fewer different answers have no interval worth the name."""
+FEWEST_ANSWERS = 5
+"""Fewer different answers are too few for an interval, so a setting cannot win with them."""
 
 SLOWER = 0.98
-"""A category whose whole interval lies below this is one in which a setting is slower than plain decoding."""
+"""A setting counts as slower in a category when the complete interval of its speedup there lies below this."""
 
-WORTH = 1.01
-"""A smaller gain is what noise in plain decoding's own figures looks like to all three settings that are tried."""
+LEAST_GAIN = 1.01
+"""Smallest median speedup that can win. All finalists are compared with the same measurements of plain decoding, so
+noise in those looks like a small gain of every finalist."""
 
-FEWEST_OF_KIND = 3
-"""Of a category: fewer answers say nothing of it alone."""
+FEWEST_IN_CATEGORY = 3
+"""A category with fewer answers is not judged by itself."""
 
 Totals = list[float]
-"""Tokens and seconds; plain decoding's; and those of the engine that drafts while nobody does, 0 where it is none."""
+"""Tokens and seconds of a setting, of plain decoding, and of the idle engine (0 where there is none)."""
 
 
 @dataclass(slots=True)
 class Pairs:
-    """One setting against plain decoding. Repeats of the same answers add up: they are no further sample.
+    """One setting measured against plain decoding. Repeats of an answer are added up: they do not enlarge the sample.
 
-    groups   sums by what was answered together, which is what intervals are drawn from
-    answers  by category, sums by answer
-    looks    times that an answer of a category was measured
+    groups    sums by group of answers that ran together; intervals are drawn from these
+    answers   sums by answer, by category
+    measured  how many times an answer of a category was measured
     """
 
     groups: dict[str, Totals] = field(default_factory=dict)
     answers: dict[str, dict[str, Totals]] = field(default_factory=dict)
-    looks: dict[str, int] = field(default_factory=dict)
+    measured: dict[str, int] = field(default_factory=dict)
 
-    def add(self, group: str, kind: str, answer: str, values: Sequence[float]) -> None:
-        """One answer's tokens and seconds, plain decoding's, and maybe those of the engine at rest."""
+    def add(self, group: str, category: str, answer: str, values: Sequence[float]) -> None:
+        """Add one answer: tokens and seconds of the setting, of plain decoding, and of the idle engine if measured."""
         for sums in (
             self.groups.setdefault(group, [0.0] * 6),
-            self.answers.setdefault(kind, {}).setdefault(answer, [0.0] * 6),
+            self.answers.setdefault(category, {}).setdefault(answer, [0.0] * 6),
         ):
             for i, value in enumerate(values):
                 sums[i] += value
-        self.looks[kind] = self.looks.get(kind, 0) + 1
+        self.measured[category] = self.measured.get(category, 0) + 1
 
-    def speedup(self, kind: str | None = None) -> Interval | None:
-        """Over all groups, or over the answers of one category; None where nothing has tokens."""
-        return _ratio(self._lines(kind), (0, 1), (2, 3))
+    def speedup(self, category: str | None = None) -> Interval | None:
+        """Over plain decoding, in all groups or in the answers of one category; None where nothing has tokens."""
+        return _ratio(self._lines(category), (0, 1), (2, 3))
 
-    def over_rest(self, kind: str | None = None) -> Interval | None:
-        """Over the engine that drafts while nobody does: two processes of one engine may differ for as long as they
-        live, which no number of answers shows."""
-        return _ratio(self._lines(kind), (0, 1), (4, 5))
+    def speedup_over_idle(self, category: str | None = None) -> Interval | None:
+        """Over the idle engine; None where it was not measured."""
+        return _ratio(self._lines(category), (0, 1), (4, 5))
 
-    def rest(self) -> Interval | None:
-        """That engine over plain decoding."""
+    def idle_speedup(self) -> Interval | None:
+        """Of the idle engine over plain decoding; None where it was not measured."""
         return _ratio(self._lines(None), (4, 5), (2, 3))
 
-    def totals(self, kind: str | None = None) -> Totals:
-        lines = self._lines(kind)
+    def totals(self, category: str | None = None) -> Totals:
+        lines = self._lines(category)
         return [sum(column) for column in zip(*lines, strict=True)] if lines else [0.0] * 6
 
-    def against(self) -> str | None:
-        """Why this is not shown to be faster than plain decoding, and than an engine at rest; None where it is."""
+    def why_rejected(self) -> str | None:
+        """Why this was not shown to be faster than plain decoding and the idle engine; None where it was shown."""
         overall = self.speedup()
-        if overall is None or len(self.groups) < FEWEST:
-            return f"too few different answers: {len(self.groups)}, {FEWEST} are needed"
-        if overall.low <= 1.0 or overall.median < WORTH:
-            return "not faster" if overall.median < WORTH else "not shown to be faster"
-        own = self.over_rest()
-        if own is not None and (own.low <= 1.0 or own.median < WORTH):
-            return f"not shown to be faster than an engine at rest ({own.median:.2f})"
-        slow = self.slow_kinds()
-        return f"slower at {', '.join(slow)}" if slow else None
+        if overall is None or len(self.groups) < FEWEST_ANSWERS:
+            return f"too few different answers: {len(self.groups)}, {FEWEST_ANSWERS} are needed"
+        if overall.low <= 1.0 or overall.median < LEAST_GAIN:
+            return "not faster" if overall.median < LEAST_GAIN else "not shown to be faster"
+        over_idle = self.speedup_over_idle()
+        if over_idle is not None and (over_idle.low <= 1.0 or over_idle.median < LEAST_GAIN):
+            return f"not shown to be faster than the same engine with drafting disabled ({over_idle.median:.2f})"
+        slow = self.slow_categories()
+        return f"slower on {', '.join(slow)} prompts" if slow else None
 
-    def slow_kinds(self) -> list[str]:
-        """Categories in which plain decoding, or an engine at rest, is faster outside the noise."""
+    def slow_categories(self) -> list[str]:
+        """Categories in which plain decoding or the idle engine is faster by more than the noise."""
         return [
-            kind
-            for kind, answers in self.answers.items()
-            if len(answers) >= FEWEST_OF_KIND
-            and any(seen is not None and seen.high < SLOWER for seen in (self.speedup(kind), self.over_rest(kind)))
+            category
+            for category, answers in self.answers.items()
+            if len(answers) >= FEWEST_IN_CATEGORY
+            and any(
+                found is not None and found.high < SLOWER
+                for found in (self.speedup(category), self.speedup_over_idle(category))
+            )
         ]
 
     def is_slower(self) -> bool:
-        """Whether plain decoding, or an engine at rest, is faster outside the noise over all."""
-        return any(seen is not None and seen.high < 1.0 for seen in (self.speedup(), self.over_rest()))
+        """Whether plain decoding or the idle engine is faster in total by more than the noise."""
+        return any(found is not None and found.high < 1.0 for found in (self.speedup(), self.speedup_over_idle()))
 
-    def _lines(self, kind: str | None) -> list[Totals]:
-        return list((self.groups if kind is None else self.answers.get(kind, {})).values())
+    def _lines(self, category: str | None) -> list[Totals]:
+        return list((self.groups if category is None else self.answers.get(category, {})).values())
 
 
 def _ratio(found: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
-    """Tokens per second over those of a base, both named by their places in the sums; None where one has no tokens."""
+    """Tokens per second relative to a base; `own` and `base` are the places of (tokens, seconds) in the totals.
+
+    None where no line has tokens of both.
+    """
     lines = [sums for sums in found if min(sums[own[0]], sums[base[0]]) > 0]
     if not lines:
         return None
@@ -108,8 +119,8 @@ def _ratio(found: Sequence[Totals], own: tuple[int, int], base: tuple[int, int])
     return paired_ratio(*(columns[place] for place in (*own, *base)))
 
 
-def candidates(predicted: Mapping[Setting, float], count: int = CANDIDATES) -> list[Setting]:
-    """The settings to confirm: the best of each method first, best methods first, then the next best of any."""
+def select_finalists(predicted: Mapping[Setting, float], count: int = FINALISTS) -> list[Setting]:
+    """The settings to confirm: the best of each method, best methods first, then the next best of any method."""
     ranked = sorted(predicted, key=lambda setting: -predicted[setting])
     methods: dict[str, Setting] = {}
     for setting in ranked:
@@ -119,29 +130,29 @@ def candidates(predicted: Mapping[Setting, float], count: int = CANDIDATES) -> l
     return sorted(chosen, key=lambda setting: -predicted[setting])
 
 
-def still_open(pairs: Mapping[Setting, Pairs], kinds: Sequence[str]) -> list[Setting]:
-    """The settings that more pairs could still make the winner.
+def undecided(pairs: Mapping[Setting, Pairs], categories: Sequence[str]) -> list[Setting]:
+    """The settings that could still win with more measurements.
 
-    Out: what plain decoding or an engine at rest beats outside the noise, and what the leader does. Nothing is out
-    before every one of `kinds` was looked at twice.
+    A setting is out when plain decoding, the idle engine or the leading setting is faster by more than the noise. No
+    setting is out before every one of the categories was measured twice.
     """
-    if any(line.looks.get(kind, 0) < 2 for line in pairs.values() for kind in kinds):
+    if any(line.measured.get(category, 0) < 2 for line in pairs.values() for category in categories):
         return list(pairs)
-    seen = {setting: line.speedup() for setting, line in pairs.items()}
-    known = {setting: interval for setting, interval in seen.items() if interval is not None}
+    speedups = {setting: line.speedup() for setting, line in pairs.items()}
+    known = {setting: interval for setting, interval in speedups.items() if interval is not None}
     best_low = max((interval.low for interval in known.values()), default=1.0)
     return [
         setting for setting, interval in known.items() if interval.high >= best_low and not pairs[setting].is_slower()
     ]
 
 
-def separated(pairs: Mapping[Setting, Pairs], open_: Sequence[Setting]) -> bool:
-    """Whether more pairs cannot change the outcome: nothing is left, or one that is shown to be faster."""
-    return not open_ or (len(open_) == 1 and pairs[open_[0]].against() is None)
+def is_decided(pairs: Mapping[Setting, Pairs], open_: Sequence[Setting]) -> bool:
+    """Whether more measurements cannot change the outcome: no setting is open, or one that was shown to be faster."""
+    return not open_ or (len(open_) == 1 and pairs[open_[0]].why_rejected() is None)
 
 
-def winners(pairs: Mapping[Setting, Pairs]) -> list[Setting]:
-    """Those that nothing speaks against, the fastest first."""
-    fast = {setting: line.speedup() for setting, line in pairs.items() if line.against() is None}
+def select_winners(pairs: Mapping[Setting, Pairs]) -> list[Setting]:
+    """The settings that are not rejected, fastest first."""
+    fast = {setting: line.speedup() for setting, line in pairs.items() if line.why_rejected() is None}
     medians = {setting: interval.median for setting, interval in fast.items() if interval is not None}
     return sorted(medians, key=lambda setting: -medians[setting])

@@ -1,7 +1,4 @@
-"""What tuning asks of an engine with a model in it.
-
-Knows the questions. An engine answers them in a file of its own.
-"""
+"""The interface between tuning and an engine with a model. Each engine implements it in a module of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +15,12 @@ from specplug.tune.trace import Answer, OffPathRows, Trace
 
 
 class Subject(Protocol):
-    """One model, opened once for a whole tune.
+    """One model, opened once for a complete tune.
 
-    profile  the base with the engine's own choices filled in
-    trees    whether drafts may be trees
-    batched  whether one plan serves a batch that changes at every step (`BatchSpeculator`), not a few sequences
+    profile   the base profile with the engine's defaults filled in
+    provides  what the engine provides to proposers
+    trees     whether drafts may be trees
+    batched   whether there is one plan for a batch that changes at every step (`BatchSpeculator`)
     """
 
     profile: Profile
@@ -31,25 +29,25 @@ class Subject(Protocol):
     batched: bool
 
     def about(self) -> dict[str, Any]:
-        """The model in words (`description`), and the context that it was trained with."""
+        """`description` of the model in words, and `train_context`, the context length that it was trained with."""
 
     def use(self, *, threads: int | None = None, context: int | None = None) -> None:
-        """Everything opened from now on computes with so many threads, and holds so many tokens per sequence."""
+        """Set the threads, and the context in tokens per sequence, of everything that is opened from now on."""
 
     def limits(self, sequences: int) -> tuple[bool, int]:
-        """Whether a plain pass gets a second row, and how many nodes a draft can have; 0 where none can be verified."""
+        """Whether plain passes are padded to two rows, and the most nodes of a draft; 0 where none can be verified."""
 
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
-        """A conversation as prompt tokens, int32[n]."""
+        """The prompt tokens of a conversation, int32[n]."""
 
     def text(self, tokens: Sequence[int]) -> str: ...
 
     def choose_threads(self, seconds: float) -> tuple[int | None, dict[int, float]]:
-        """The fastest number of threads, and milliseconds of a one-row pass by number; None where it is not ours."""
+        """The fastest thread count, and milliseconds of a one-row pass by count. None where the engine sets its own."""
 
-    def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
-        """What passes cost with so many sequences at once, each curve as it is done, ascending; others may be among
-        them."""
+    def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
+        """A cost curve for each level, which is a number of sequences that run at once; ascending, each as soon as it
+        is measured. Curves for other levels may be among them."""
 
     def record(
         self,
@@ -59,18 +57,21 @@ class Subject(Protocol):
         slots: int,
         done: Callable[[int, IntArray, IntArray], None],
     ) -> None:
-        """Answer greedily without drafts; `done` is told index, tokens and top ids of each answer as it ends."""
+        """Answer greedily without drafts, `slots` prompts at a time.
 
-    def off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
-        """For one answer after the other, what the target says after its own runners-up."""
+        `done` receives the index, the tokens and the top k ids (int32[n - 1, k]) of each answer when it ends.
+        """
 
-    def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
-        """What drafting with each method costs beside the target, `level` sequences at once."""
+    def record_off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
+        """For each answer in turn, the target's rows after its own runners-up; None where there are none."""
+
+    def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+        """The cost of drafting with each method beside the target's passes, `level` sequences at once."""
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
-        """A profile ready to answer `slots` prompts at a time."""
+        """An arm that answers `slots` prompts at a time with this profile."""
 
-    def resting(self, *, slots: int, costs: Costs) -> Arm | None:
-        """The engine of the arms that draft, with nobody drafting; None where it is plain decoding's own."""
+    def idle_arm(self, *, slots: int, costs: Costs) -> Arm | None:
+        """The engine of the arms that draft, with drafting disabled; None where plain decoding runs on that engine."""
 
     def close(self) -> None: ...

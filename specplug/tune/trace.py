@@ -1,6 +1,6 @@
-"""What the target said: its own tokens over a workload, with its top ids at every position, in one file.
+"""The recorded answers of the target to a workload: its tokens, with its top ids at every position, in one file.
 
-Knows tokens and files. Knows no model and no proposer.
+This module depends on tokens and files, not on a model or a proposer.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from specplug.machine.files import write_atomically
 
 SCHEMA = 1
 ALONE = -1
-"""Stands for no second token in the path of an off_path_row."""
+"""Stands for the second token in the path of an off-path row that has only one."""
 
 
 class Damaged(SpecplugError):
-    """A trace file that is not what was written: it must be recorded again."""
+    """A trace file that cannot be used: the trace must be recorded again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OffPathRows:
-    """What the target would say after guesses that are wrong; proposers that read top ids learn from such rows, too.
+    """The target's rows after tokens that are not in its answer. Proposers that read top ids learn from these, too.
 
-    at    int32[n]     index into the answer's tokens: the guess follows this one; ascending
-    path  int32[n, 2]  the guess: one token and ALONE, or two
-    topk  int32[n, k]  the target's top ids after it
+    at    int32[n]     index into the answer's tokens of the token before the path; ascending
+    path  int32[n, 2]  the tokens off the answer: one token and ALONE, or two tokens
+    topk  int32[n, k]  the target's top ids after the path
     """
 
     at: IntArray
@@ -47,10 +47,11 @@ class OffPathRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """One answer. The first of `tokens` came with reading the prompt.
+    """One answer.
 
-    prompt  int32[p]         tokens int32[n], n >= 1
-    topk    int32[n - 1, k]  row i: the target's top ids after tokens[i]
+    prompt  int32[p]
+    tokens  int32[n]         n >= 1; prefill produces the first one
+    topk    int32[n - 1, k]  row i holds the target's top ids after tokens[i]
     """
 
     prompt_id: str
@@ -64,14 +65,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """The answers in the order in which they were given; `about` says of what model and work, in plain data."""
+    """The answers in recorded order. `about` describes the model, the workload and the settings, in plain data."""
 
     about: Mapping[str, Any]
     answers: tuple[Answer, ...]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that a pass was needed for: all but the first of each answer."""
+        """Tokens that decoding emits: all but the first of each answer."""
         return sum(len(answer.tokens) - 1 for answer in self.answers)
 
     def categories(self) -> list[str]:
@@ -79,12 +80,15 @@ class Trace:
 
 
 class Recorder:
-    """A proposer that never guesses and takes down what comes. `taken` holds (tokens, topk) of ended sequences."""
+    """A proposer that records what it observes and proposes nothing.
+
+    recorded  (tokens, topk) of the sequences that have ended
+    """
 
     def __init__(self, k: int) -> None:
         self.requires = Requires(topk=k)
         self.buckets: tuple[Bucket, ...] = (Bucket("never", 0.5),)
-        self.taken: list[tuple[IntArray, IntArray]] = []
+        self.recorded: list[tuple[IntArray, IntArray]] = []
         self._running: dict[int, tuple[list[int], list[IntArray]]] = {}
 
     def begin(self, seq: int, prompt: IntArray) -> None:
@@ -102,27 +106,27 @@ class Recorder:
     def end(self, seq: int) -> None:
         tokens, rows = self._running.pop(seq)
         empty = np.zeros((0, self.requires.topk), dtype=np.int32)
-        self.taken.append((int_array(tokens), np.concatenate(rows) if rows else empty))
+        self.recorded.append((int_array(tokens), np.concatenate(rows) if rows else empty))
 
 
 def save(trace: Trace, path: Path) -> str:
-    """Write the trace whole or not at all; returns its checksum."""
+    """Write the trace to the file in one step; returns its checksum."""
     arrays = _arrays(trace)
-    found = _checksum(arrays)
+    digest = _checksum(arrays)
     content = io.BytesIO()
-    whole: dict[str, Any] = {**arrays, "checksum": np.array(found)}
-    np.savez_compressed(content, **whole)
+    with_checksum: dict[str, Any] = {**arrays, "checksum": np.array(digest)}
+    np.savez_compressed(content, **with_checksum)
     write_atomically(path, content.getvalue())
-    return found
+    return digest
 
 
 def checksum(trace: Trace) -> str:
-    """SHA-256 of all that the trace holds."""
+    """SHA-256 of everything in the trace."""
     return _checksum(_arrays(trace))
 
 
 def load(path: Path) -> Trace | None:
-    """The trace in a file; None where there is none. Damaged says that it cannot be trusted."""
+    """The trace in a file; None where there is no file. Raises Damaged for a file that cannot be used."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -131,10 +135,10 @@ def load(path: Path) -> Trace | None:
     except OSError as error:
         raise Damaged(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise Damaged(f"{path}: no trace, or a damaged one ({error})") from error
+        raise Damaged(f"{path}: this is not a trace, or it is damaged ({error})") from error
     written = arrays.pop("checksum", None)
     if written is None or str(written) != _checksum(arrays):
-        raise Damaged(f"{path}: its checksum does not fit its content")
+        raise Damaged(f"{path}: the checksum does not match the content")
     about = json.loads(str(arrays["about"]))
     if about.pop("schema", None) != SCHEMA:
         raise Damaged(f"{path}: written by another version of specplug")
@@ -151,13 +155,13 @@ def _arrays(trace: Trace) -> dict[str, npt.NDArray[Any]]:
         "names": np.array(json.dumps(names)),
         "prompt_lengths": int_array([len(a.prompt) for a in answers]),
         "token_lengths": int_array([len(a.tokens) for a in answers]),
-        "aside_lengths": int_array([len(off_path_row.at) for off_path_row in off_path_rows]),
+        "aside_lengths": int_array([len(rows.at) for rows in off_path_rows]),
         "prompts": _joined([a.prompt for a in answers], (0,)),
         "tokens": _joined([a.tokens for a in answers], (0,)),
         "topk": _joined([a.topk for a in answers], (0, k)),
-        "aside_at": _joined([off_path_row.at for off_path_row in off_path_rows], (0,)),
-        "aside_path": _joined([off_path_row.path for off_path_row in off_path_rows], (0, 2)),
-        "aside_topk": _joined([off_path_row.topk for off_path_row in off_path_rows], (0, k)),
+        "aside_at": _joined([rows.at for rows in off_path_rows], (0,)),
+        "aside_path": _joined([rows.path for rows in off_path_rows], (0, 2)),
+        "aside_topk": _joined([rows.topk for rows in off_path_rows], (0, k)),
     }
 
 
@@ -187,8 +191,8 @@ def _joined(parts: Sequence[IntArray], empty: tuple[int, ...]) -> IntArray:
     return np.concatenate(parts).astype(np.int32) if parts else np.zeros(empty, dtype=np.int32)
 
 
-def _split(whole: IntArray, lengths: IntArray) -> list[IntArray]:
-    return np.split(whole, np.cumsum(lengths)[:-1]) if len(lengths) else []
+def _split(joined: IntArray, lengths: IntArray) -> list[IntArray]:
+    return np.split(joined, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def _checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:

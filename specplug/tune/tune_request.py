@@ -1,6 +1,6 @@
-"""What a tune is asked for, and whether a journal was begun for the same.
+"""The request for a tune, its checks, and the check that a journal was begun for the same request.
 
-Knows prompts, a base profile and the journal's first entry. Measures nothing.
+This module measures nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ from specplug.tune.journal import Journal
 
 SCHEMA = 1
 OBJECTIVES = ("latency", "throughput")
+"""Which concurrency decides: the smallest, or the largest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for. `command` is how, for the evidence."""
+    """The request.
+
+    base         the profile that gives the engine settings
+    workload     the name of the prompts' source, for messages and documents
+    name, out    the profile to write, and its file
+    budget       seconds
+    concurrency  numbers of prompts that run at once, ascending
+    command      the command line, for the evidence
+    """
 
     model: Path
     base: Profile
@@ -46,15 +55,15 @@ class Request:
 
     @property
     def level(self) -> int:
-        """The concurrency at which settings compete: the smallest for latency, the largest for throughput."""
+        """The deciding concurrency: the smallest for latency, the largest for throughput."""
         return min(self.concurrency) if self.objective == "latency" else max(self.concurrency)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Of this machine and model, as far as the base profile uses them."""
+        """The fingerprint of this machine and model, with those parts that the base profile uses."""
         return fingerprint.of(self.model, engine=self.base.engine, threads=None, gpu=fingerprint.uses_gpu(self.base))
 
     def identity(self) -> dict[str, Any]:
-        """What a journal must have been begun with to be continued."""
+        """The values that must be the same for a journal to be continued."""
         return {
             "base": hashlib.sha256(profiles.dumps(self.base).encode()).hexdigest(),
             "workload": workload_hash(self.prompts),
@@ -66,30 +75,33 @@ class Request:
 
 
 def journal_path(out: Path) -> Path:
-    """Where the journal of a tune that writes `out` is."""
+    """The journal of a tune that writes the profile `out`."""
     key = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:12]
     return Path(user_state_dir("specplug")) / "tune" / f"{out.stem}-{key}.journal"
 
 
 def workload_hash(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of what is asked, in order."""
+    """SHA-256 of the prompts, in order."""
     return hashlib.sha256(json.dumps([[p.id, p.category, p.turns] for p in prompts]).encode()).hexdigest()
 
 
 def check(request: Request) -> None:
-    """Raise what would otherwise be found only after measuring."""
+    """Raise UsageError for a request that could only fail after measuring."""
     base = request.base
     if request.max_tokens < FEWEST_TOKENS:
-        raise UsageError(f"answers of {request.max_tokens} tokens say nothing of drafts; use at least {FEWEST_TOKENS}")
+        raise UsageError(
+            f"answers of {request.max_tokens} tokens are too short to judge drafts; use --max-tokens {FEWEST_TOKENS} "
+            "or more"
+        )
     if base.exact and max(request.concurrency) > 1:
-        raise UsageError(f"profile {base.name}: exact runs one sequence at a time; use a concurrency of 1")
+        raise UsageError(f"profile {base.name}: `exact` runs one sequence at a time; use --concurrency 1")
     if max(request.concurrency) > len(request.prompts):
         raise UsageError(
-            f"{max(request.concurrency)} at once: {request.workload} has {len(request.prompts)} prompts; give it "
-            "more, or lower the concurrency"
+            f"{max(request.concurrency)} at once: {request.workload} has {len(request.prompts)} prompts; add "
+            "prompts, or lower --concurrency"
         )
     if request.out.exists() and not request.out.is_file():
-        raise UsageError(f"{request.out}: not a file; name another profile to write")
+        raise UsageError(f"{request.out}: this is not a file; use another --out")
     try:
         request.out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=request.out.parent):
@@ -99,10 +111,10 @@ def check(request: Request) -> None:
 
 
 def check_journal(journal: Journal, request: Request) -> None:
-    """Raise UsageError unless the journal was begun for this request, on this machine, with this model."""
+    """Raise UsageError unless the journal was begun for this request, on this machine and with this model."""
     begun = journal.entries[0]
     if begun["kind"] != "begun" or begun["schema"] != SCHEMA:
-        raise UsageError(f"{journal.path}: written by another version; run without --resume")
+        raise UsageError(f"{journal.path}: another version of specplug wrote this journal; run without --resume")
     now = json.loads(json.dumps(request.identity()))
     for key, value in now.items():
         if begun["request"].get(key) != value:
@@ -110,5 +122,6 @@ def check_journal(journal: Journal, request: Request) -> None:
     changed = fingerprint.changes(begun["fingerprint"], request.fingerprint())
     if changed:
         raise UsageError(
-            f"{journal.path}: begun under other conditions ({'; '.join(changed)}); run without --resume to measure anew"
+            f"{journal.path}: begun under other conditions ({'; '.join(changed)}); run without --resume to measure "
+            "again"
         )

@@ -1,8 +1,8 @@
-"""vLLM as a subject of tuning.
+"""The tuning subject for vLLM: what `tune` measures on this engine, and how.
 
-Knows the vLLM engine. Knows no budget.
-Two engines are open at once: vLLM as it is by default, and one that drafts with each setting in turn, since starting
-takes 40 s on two cores; a drafter of vLLM's own has one to itself. Costs are measured in another, before any drafts.
+This module does not depend on the budget. Two engines are open at once: one that decodes plainly, with vLLM's defaults,
+and one that drafts with each setting in turn, because starting an engine takes 40 s on two cores. A drafter of vLLM's
+own gets a third engine. Costs are measured in another one, before anything is drafted.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from specplug.tune.candidates import LONGEST, Setting
 from specplug.tune.cost_curves import Curve, Progress
 from specplug.tune.expense import Expense, Line, RealClock, TimedChains
 from specplug.tune.prediction import Costs
-from specplug.tune.replay import together
+from specplug.tune.replay import grouped
 from specplug.tune.replay_batch import BatchReplay
 from specplug.tune.trace import Answer, OffPathRows, Trace
 
-MOST = 16
-"""Sequences at once that every engine is opened for, at least: what a server may come to see is timed, too."""
+FEWEST_SEQUENCES = 16
+"""Every engine is opened for at least this many sequences at once, so that batches of a busy server are timed, too."""
 
 ENGINES = 3
-"""At once, at most: plain, drafting, and one with a drafter of vLLM's own."""
+"""Most engines that are open at once: plain, drafting, and one with a drafter of vLLM's own."""
 
 PROMPTS, PROMPT_TOKENS = 3, 192
-"""Read to time reading."""
+"""Prompts, and tokens of each, with which prefill is timed."""
 
 _FREE = CostPoints((0,), (1, 1024), ((1.0, 1.0),))
-"""Costs under which every draft pays, where only drafting is timed."""
+"""Costs with which every draft is verified; used where only drafting is timed."""
 
 
 class VllmSubject:
-    """A model and how to serve it."""
+    """A model that vLLM runs with the engine settings of a profile."""
 
     provides = PROVIDES
     trees = False
     batched = True
 
     def __init__(self, model: str, profile: Profile, *, most: int, notify: Callable[[str], None]) -> None:
-        """`most` sequences run at once. EngineError without vLLM; UsageError for what it refuses."""
-        settings = replace(profile.vllm, max_num_seqs=max(most, MOST, profile.vllm.max_num_seqs or 0))
+        """At most `most` sequences run at once. EngineError without vLLM; UsageError for settings that vLLM refuses."""
+        settings = replace(profile.vllm, max_num_seqs=max(most, FEWEST_SEQUENCES, profile.vllm.max_num_seqs or 0))
         self._model, self._notify = model, notify
         self._drafting: Vllm | None = None
         self.profile = replace(profile, vllm=settings)
@@ -79,7 +79,7 @@ class VllmSubject:
         return {"description": self._plain.description, "train_context": self._config.model_config.max_model_len}
 
     def use(self, *, threads: int | None = None, context: int | None = None) -> None:
-        """Threads and memory are vLLM's own."""
+        """Nothing: vLLM manages threads and memory itself."""
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, LONGEST
@@ -93,8 +93,9 @@ class VllmSubject:
     def choose_threads(self, seconds: float) -> tuple[None, dict[int, float]]:
         return None, {}
 
-    def curves(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
-        """Other batches, too, as far as there is time: each ends as a smaller one, and a server has larger ones."""
+    def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
+        """Curves for other batch sizes are measured, too, where time allows it: a batch becomes smaller at its end, and
+        a server has larger ones."""
         self._notify("starting vLLM again, to time its passes")
         most = self.profile.vllm.max_num_seqs or max(levels)
         batches = [*levels, *(size for size in BATCHES if size <= most and size not in levels)]
@@ -117,7 +118,7 @@ class VllmSubject:
             yield Curve(sequences, contexts, rows, intervals, rounds, prompt_ms, change_ms=0.0)
 
     def _prompt_ms(self) -> float:
-        """To read one token of a prompt, nothing remembered."""
+        """Milliseconds to prefill one token of a prompt that is not cached."""
         random = np.random.default_rng(0)
         found = []
         for _ in range(PROMPTS):
@@ -141,39 +142,40 @@ class VllmSubject:
             rows = [[token for token, _ in line.top[:k]] for line in answer.logprobs[1:]]
             done(index, int_array(answer.tokens), np.array(rows, dtype=np.int32).reshape(len(rows), k))
 
-    def off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
-        """None: vLLM says what comes after a text only by reading all of it again."""
+    def record_off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
+        """None for every answer: vLLM would have to prefill the complete text for each row."""
         yield from [None] * len(answers)
 
-    def expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
-        """Drafting is the same code whether passes are real: timed over recorded answers. The loop is in the passes."""
+    def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+        """Drafting is timed in replays of the recorded answers, because it is the same code there. The cost of the step
+        loop is included in the timed passes."""
         free = Costs(_FREE, Expense(), (_FREE,))
         clock = RealClock()
         timed: dict[str, TimedChains] = {}
-        rest: list[tuple[int, float]] = []
+        plan: list[tuple[int, float]] = []
 
-        def wrap(source: ChainProposer, method: str) -> TimedChains:
-            timed[method] = TimedChains(source, clock)
+        def wrap(proposer: ChainProposer, method: str) -> TimedChains:
+            timed[method] = TimedChains(proposer, clock)
             return timed[method]
 
         for method in methods:
             setting = Setting((ProposerSpec(method),), PlannerSettings(max_nodes=LONGEST, trees=False))
             one = BatchReplay(setting, free, max_tokens=trace.about["max_tokens"], clock=clock, wrap=wrap)
             began = perf_counter()
-            for group in together(trace.answers, level):
+            for group in grouped(trace.answers, level):
                 one.run(group)
                 if perf_counter() - began > seconds / len(methods):
                     break
-            rest += [(sequences, ns / 1000) for sequences, ns in one.drafted]
+            plan += [(sequences, ns / 1000) for sequences, ns in one.drafted]
         return Expense(
-            ask={method: Line.through(source.asked) for method, source in timed.items()},
-            tell={method: Line.through(source.told) for method, source in timed.items()},
-            plan=Line.through(rest),
+            propose={method: Line.through(chains.proposed) for method, chains in timed.items()},
+            observe={method: Line.through(chains.observed) for method, chains in timed.items()},
+            plan=Line.through(plan),
             topk=self._topk(),
         )
 
     def _topk(self) -> Line:
-        """Reading top ids. On a GPU they are copied while it samples."""
+        """The cost of reading top ids; none on a GPU, where they are copied while it samples."""
         if self._config.device_config.device_type != "cpu":
             return Line()
         from specplug.engines.vllm.top_ids import time_reading
@@ -187,17 +189,17 @@ class VllmSubject:
         learned = profile.measured.acceptance if profile.measured else {}
         profile = replace(profile, measured=Measured(here, None, learned, costs.batch))
         if not is_ours(profile):
-            self._notify(f"starting vLLM with its own {profile.proposers[0].options['name']}")
+            self._notify(f"starting vLLM with its own drafter, {profile.proposers[0].options['name']}")
             return _OwnArm(profile, self._model)
         return self._switched(profile)
 
-    def resting(self, *, slots: int, costs: Costs) -> Arm:
-        """Plain decoding has an engine of its own."""
+    def idle_arm(self, *, slots: int, costs: Costs) -> Arm:
+        """The drafting engine with drafting disabled; plain decoding has an engine of its own."""
         return self._switched(replace(plain(self.profile), measured=Measured(batch_curves=costs.batch)))
 
     def _switched(self, profile: Profile) -> SwitchedArm:
         if self._drafting is None:
-            self._notify("starting vLLM with drafts")
+            self._notify("starting vLLM with drafting")
             drafts = replace(self.profile, proposers=(ProposerSpec("ngram"),), planner=PlannerSettings(mode="static"))
             drafts = replace(drafts, vllm=replace(drafts.vllm, num_speculative_tokens=LONGEST))
             self._drafting = self._open(drafts, worker_extension_cls=SWITCH)
@@ -213,7 +215,7 @@ class VllmSubject:
 
 
 class _OwnArm(VllmArm):
-    """An engine for one profile alone."""
+    """An engine that only one profile uses."""
 
     def __init__(self, profile: Profile, model: str) -> None:
         self._stack = ExitStack()

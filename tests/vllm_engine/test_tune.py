@@ -66,11 +66,11 @@ def test_answers_are_recorded_with_the_targets_top_ids(trace: Trace, subject: Vl
     assert "fox" in subject.text(trace.answers[1].tokens.tolist())
 
 
-def test_settings_take_turns_and_answer_like_plain_decoding(subject: VllmSubject, trace: Trace) -> None:
-    (curve,) = [one for one in subject.curves([2], 1.0, lambda share: None) if one.sequences == 2]
+def test_settings_take_turns_and_answer_as_plain_decoding_does(subject: VllmSubject, trace: Trace) -> None:
+    (curve,) = [one for one in subject.measure_costs([2], 1.0, lambda share: None) if one.sequences == 2]
     assert curve.rows == rows_of(2, LONGEST) and min(i.low for i in curve.intervals[0]) > 0 and curve.prompt_ms > 0
-    found = subject.expense(trace, ["suffix", "token_recycling"], 2, 0.5)
-    for line in (*found.ask.values(), *found.tell.values(), found.plan, found.topk):
+    found = subject.measure_expense(trace, ["suffix", "token_recycling"], 2, 0.5)
+    for line in (*found.propose.values(), *found.observe.values(), found.plan, found.topk):
         assert 0 < line.base + line.per < 100_000
     costs = Costs(curve.points, found, (curve.points,))
     assert replay(PLAIN, trace, costs).total.speedup == pytest.approx(1.0)
@@ -90,7 +90,7 @@ def test_settings_take_turns_and_answer_like_plain_decoding(subject: VllmSubject
         arm.reset()
     first = arms["suffix"].answer(texts, TOKENS)
     other = arms["token_recycling"].answer(texts, TOKENS)
-    disabled = subject.resting(slots=2, costs=costs)
+    disabled = subject.idle_arm(slots=2, costs=costs)
     idle = disabled.answer(texts, TOKENS)
     again = arms["suffix"].answer(texts, TOKENS)
     disabled.reset()

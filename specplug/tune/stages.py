@@ -1,0 +1,330 @@
+"""The stages of a tune. Each one takes its result from the journal, or does its work and adds the result to it.
+
+This module reaches the engine only through a tuning subject, and does not depend on a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from specplug import registry
+from specplug.bench.arms import Arm
+from specplug.bench.workloads import categories
+from specplug.errors import SpecplugError, UsageError
+from specplug.machine import fingerprint, hardware
+from specplug.planning.cost import CostCurve
+from specplug.profile import Measured
+from specplug.registry import ProposerSpec
+from specplug.tune import trace as traces
+from specplug.tune.budget import Budget
+from specplug.tune.candidates import PLAIN, Setting, grid
+from specplug.tune.confirm import confirm
+from specplug.tune.cost_curves import CONTEXTS, Curve
+from specplug.tune.expense import Expense
+from specplug.tune.journal import Journal
+from specplug.tune.prediction import Costs, Prediction
+from specplug.tune.recording import (
+    known_trace,
+    need_off_path_rows,
+    prompts_to_record,
+    record,
+    record_off_path_rows,
+    recorded_trace,
+    trace_about,
+    trace_path,
+    trace_to_use,
+)
+from specplug.tune.replay import replay_all
+from specplug.tune.selection import Pairs, select_finalists, select_winners
+from specplug.tune.subject import Subject
+from specplug.tune.trace import Trace
+from specplug.tune.tune_request import SCHEMA, Request
+
+AMPLE_CONTEXT = 4096
+"""Tokens of context with which settings are confirmed, where the base profile has that many."""
+
+REPLAYED_TOKENS = 200
+"""Answers that an earlier tune recorded are used, too, while replay has a second for this many tokens."""
+
+Progress = Callable[[str, float, str, float], None]
+"""Receives the stage, the share of it that is done, the best setting so far, and the seconds that are left."""
+
+Learned = Mapping[str, tuple[float, float]]
+"""Acceptance counts by bucket."""
+
+
+class Stages:
+    """One run through the stages. Kinds and keys of journal entries must keep their names: `--resume` reads them."""
+
+    def __init__(
+        self,
+        request: Request,
+        subject: Subject,
+        journal: Journal,
+        budget: Budget,
+        notify: Callable[[str], None],
+        progress: Progress,
+    ) -> None:
+        self.request = request
+        self.subject = subject
+        self.budget = budget
+        self.notes: list[str] = []
+        self._journal = journal
+        self._notify = notify
+        self._progress = progress
+        self._best = ""
+
+    def begin(self) -> dict[str, Any]:
+        """The fingerprint of the machine and of the model, as at the beginning of the tune."""
+        if self._journal.entries:
+            return self._journal.entries[0]
+        here = self.request.fingerprint()
+        return self.add(
+            "begun",
+            schema=SCHEMA,
+            request=self.request.identity(),
+            fingerprint={**here, "read_gib_s": hardware.read_bandwidth()},
+            sha256=fingerprint.sha256(self.request.model),
+        )
+
+    def fit_context(self) -> dict[str, list[int]]:
+        """Set a context that all prompts and answers fit into; returns the tokens of every prompt, by category."""
+        request, subject = self.request, self.subject
+        context = subject.profile.runtime.context
+        lengths: dict[str, list[int]] = {category: [] for category in categories(request.prompts)}
+        longest = 0
+        for prompt in request.prompts:
+            length = sum(len(subject.encode([{"role": "user", "content": turn}])) for turn in prompt.turns)
+            needed = length + len(prompt.turns) * request.max_tokens
+            if needed > context:
+                how = f"raise {'vllm: max_model_len' if subject.batched else 'runtime: context'}"
+                raise UsageError(
+                    f"{request.workload}: prompt {prompt.id} takes {needed} tokens with its answers, the context has "
+                    f"{context}; {how}, or remove the prompt"
+                )
+            longest = max(longest, needed)
+            lengths[prompt.category].append(length)
+        # Small enough for several contexts at once. With one prompt at a time there is room for retained cells of
+        # trees, as when the profile is used.
+        ample = min(context, AMPLE_CONTEXT) if max(request.concurrency) == 1 else 0
+        subject.use(context=max(ample, -(-longest // 256) * 256))
+        return lengths
+
+    def choose_threads(self) -> dict[str, Any]:
+        """Choose the thread count by measuring, unless the base profile sets it."""
+        known = self._journal.last("threads")
+        if known is None:
+            chosen = self.subject.profile.runtime.threads
+            ms: dict[int, float] = {}
+            if self.request.base.runtime.threads is None and hardware.usable_cores() > 1:
+                self._report("threads", 0.0)
+                chosen, ms = self.subject.choose_threads(self.budget.of("threads"))
+            known = self.add("threads", chosen=chosen, one_row_ms={str(count): value for count, value in ms.items()})
+        self.subject.use(threads=known["chosen"])
+        return {"chosen": known["chosen"], "one_row_ms": known["one_row_ms"]}
+
+    def measure_costs(self) -> list[Curve]:
+        """Measure T(rows, context) for every concurrency, and for others that the engine needs."""
+        known = {entry["curve"]["sequences"]: Curve.from_mapping(entry["curve"]) for entry in self._journal.of("cost")}
+        open_ = [level for level in self.request.concurrency if level not in known]
+        if open_:
+            seconds = self.budget.of("cost")
+            for curve in self.subject.measure_costs(open_, seconds, lambda share: self._report("cost", share)):
+                known[curve.sequences] = curve
+                self.add("cost", curve=curve.as_mapping())
+        for level, curve in sorted(known.items()):
+            for text in curve.notes:
+                self.note(f"cost with {level} at once: {text}")
+        for level in self.request.concurrency:
+            if level not in known:
+                raise UsageError(
+                    f"passes with {level} at once could not be timed: lower --concurrency, or give the engine memory"
+                )
+        return [curve for _, curve in sorted(known.items())]
+
+    def record(self, lengths: Mapping[str, Sequence[int]], curves: Sequence[Curve]) -> tuple[Trace, Path]:
+        """Record the target's answers, taking turns between categories; returns the trace and a file that holds it."""
+        own = self._journal.path.with_suffix(".npz")
+        known = self._journal.last("record")
+        if known is not None:
+            return recorded_trace(own, known["checksum"]), own
+        request, curve = self.request, curves[0]
+        row_ms = CostCurve(curve.points.contexts, curve.points.rows, curve.points.ms).at(CONTEXTS[0])
+        seconds = self.budget.of("record")
+        prompts, tokens = prompts_to_record(
+            self.subject, request, lengths, seconds, prompt_ms=curve.prompt_ms, row_ms=row_ms
+        )
+        if tokens < request.max_tokens:
+            self.note(f"answers have {tokens} tokens instead of {request.max_tokens}: the budget allows no more")
+        if len(prompts) < len(request.prompts):
+            self.note(f"{len(prompts)} of {len(request.prompts)} prompts are recorded: the budget allows no more")
+        about = self._trace_about(tokens)
+        path = trace_path(about)
+        trace = record(
+            self.subject,
+            known_trace(path, about, self._notify),
+            prompts,
+            path,
+            seconds=seconds,
+            progress=lambda share: self._report("record", share),
+        )
+        readers = any(one.requires.topk for one in registry.build_sources([ProposerSpec(m) for m in self._methods()]))
+        if readers and need_off_path_rows(row_ms):
+            trace = record_off_path_rows(
+                self.subject,
+                trace,
+                path,
+                seconds=self.budget.of("off_path_rows"),
+                progress=lambda share: self._report("off_path_rows", share),
+            )
+        trace, others = trace_to_use(trace, prompts, self.budget.of("replay") * REPLAYED_TOKENS)
+        if others:
+            self.note(f"{others} answers that an earlier tune recorded are used, too")
+        if not trace.num_tokens:
+            raise UsageError(f"{request.workload}: the model answers no prompt with more than one token; change them")
+        self.add("record", checksum=traces.save(trace, own), answers=len(trace.answers), tokens=trace.num_tokens)
+        return trace, own
+
+    def measure_expense(self, trace: Trace) -> Expense:
+        """Measure the cost of drafting beside the target's passes."""
+        known = self._journal.last("expense")
+        if known is None:
+            self._report("expense", 0.0)
+            seconds = self.budget.of("expense")
+            found = self.subject.measure_expense(trace, self._methods(), self.request.level, seconds)
+            known = self.add("expense", expense=found.as_mapping())
+        return Expense.from_mapping(known["expense"])
+
+    def replay(self, path: Path, costs: Costs, most_nodes: int) -> dict[Setting, Prediction]:
+        """Replay every setting over the trace, while time allows. Replays are quick, so the journal does not keep them:
+        a continued tune repeats them."""
+        most_nodes = min(most_nodes, costs.points.rows[-1] - costs.points.sequences)
+        settings = grid(self.subject.provides, trees=self.subject.trees, most_nodes=most_nodes)
+        known = self._journal.last("finalists")
+        seconds = self.budget.of("replay")
+        if known is not None:
+            settings.sort(key=lambda setting: setting.name not in known["names"])
+            seconds = self.budget.share("replay")
+        predicted: dict[Setting, Prediction] = {}
+        for setting, prediction in replay_all(settings, path, costs, seconds=seconds):
+            predicted[setting] = prediction
+            best = max(predicted, key=lambda one: predicted[one].total.speedup)
+            self._best = f"{best.name} {predicted[best].total.speedup:.2f} predicted"
+            self._report("replay", len(predicted) / len(settings))
+        if len(predicted) < len(settings):
+            self.note(f"{len(predicted)} of {len(settings)} settings were replayed: the budget allows no more")
+        return {setting: predicted[setting] for setting in settings if setting in predicted}
+
+    def select_finalists(self, predicted: Mapping[Setting, Prediction]) -> list[Setting]:
+        """Select the settings to confirm; a continued tune keeps those that were selected before."""
+        known = self._journal.last("finalists")
+        if known is not None:
+            return [setting for setting in predicted if setting.name in known["names"]]
+        selected = select_finalists({setting: one.total.speedup for setting, one in predicted.items()})
+        self.add("finalists", names=[setting.name for setting in selected])
+        return selected
+
+    def confirm(
+        self, trace: Trace, learned: Mapping[Setting, Learned], costs: Costs, parts: int
+    ) -> dict[Setting, Pairs]:
+        """Run these settings and plain decoding live, for one of `parts` equal parts of the time that is left."""
+        level = costs.points.sequences
+        until = self.budget.spent + self.budget.left / parts
+
+        def progress(pairs: Mapping[Setting, Pairs]) -> None:
+            found = {setting: line.speedup() for setting, line in pairs.items()}
+            speeds = {setting: interval.median for setting, interval in found.items() if interval is not None}
+            if speeds:
+                best = max(speeds, key=speeds.__getitem__)
+                self._best = f"{best.name} {speeds[best]:.2f}"
+            self._report("confirm", min(1.0, self.budget.spent / self.budget.seconds))
+
+        with ExitStack() as stack:
+            arms: dict[Setting, Arm] = {}
+            for setting in (PLAIN, *learned):
+                profile = setting.profile(self.subject.profile, "none" if setting == PLAIN else "candidate")
+                profile = replace(profile, measured=Measured(acceptance=learned.get(setting, {})))
+                arms[setting] = self.subject.arm(profile, slots=level, costs=costs)
+                stack.callback(arms[setting].close)
+            idle = self.subject.idle_arm(slots=level, costs=costs)
+            if idle is not None:
+                stack.callback(idle.close)
+            return confirm(
+                arms,
+                trace,
+                level,
+                left=lambda: until - self.budget.spent,
+                idle=idle,
+                earlier=[entry["seen"] for entry in self._journal.of("pair") if entry["level"] == level],
+                store=lambda measured: self.add("pair", level=level, seen=measured),
+                progress=progress,
+            )
+
+    def select_winner(
+        self,
+        trace: Trace,
+        learned: Mapping[Setting, Learned],
+        costs: Mapping[int, Costs],
+        confirmed: dict[int, dict[Setting, Pairs]],
+    ) -> tuple[Setting | None, dict[str, str]]:
+        """Select the fastest setting that is not slower at another concurrency; and why others are rejected.
+
+        Measurements at the other concurrencies are added to `confirmed`.
+        """
+        pairs_of = confirmed[self.request.level]
+        idle = next((interval for pairs in pairs_of.values() if (interval := pairs.idle_speedup()) is not None), None)
+        if idle is not None:
+            self.note(
+                f"the drafting engine ran {idle.median:.2f} ({idle.low:.2f}-{idle.high:.2f}) times as fast as plain "
+                "decoding with drafting disabled: a setting has to be faster than both"
+            )
+        rejected = {
+            setting.name: why for setting, pairs in pairs_of.items() if (why := pairs.why_rejected()) is not None
+        }
+        others = [level for level in self.request.concurrency if level != self.request.level]
+        for setting in select_winners(pairs_of):
+            for place, level in enumerate(others):
+                found = self.confirm(trace, {setting: learned[setting]}, costs[level], len(others) - place)[setting]
+                confirmed.setdefault(level, {})[setting] = found
+                if found.speedup() is None:
+                    self.note(f"{setting.name}: no time was left to measure it with {level} at once")
+                elif found.is_slower():
+                    rejected[setting.name] = f"slower with {level} at once"
+                    break
+            if setting.name not in rejected:
+                return setting, rejected
+        return None, rejected
+
+    def check_model(self, begun: Mapping[str, Any]) -> None:
+        """SpecplugError when the model file has changed, or is missing, since the tune began."""
+        now = {"model": fingerprint.model_identity(self.request.model)}
+        if fingerprint.changes({"model": begun["fingerprint"]["model"]}, now):
+            raise SpecplugError(f"{self.request.model}: changed while it was tuned; nothing was written, tune again")
+
+    def add(self, kind: str, **values: Any) -> dict[str, Any]:
+        """Add an entry to the journal, with the time spent so far."""
+        return self._journal.add(kind, spent=round(self.budget.spent, 3), **values)
+
+    def note(self, text: str) -> None:
+        """Notify the user now, and keep the text for the report."""
+        self.notes.append(text)
+        self._notify(text)
+
+    def _report(self, stage: str, share: float) -> None:
+        self._progress(stage, share, self._best, self.budget.left)
+
+    def _methods(self) -> list[str]:
+        """The methods in the grid, without the engine's own drafters."""
+        settings = grid(self.subject.provides, trees=self.subject.trees)
+        found = dict.fromkeys(spec.method for setting in settings for spec in setting.proposers)
+        return [method for method in found if method != "builtin"]
+
+    def _trace_about(self, max_tokens: int) -> dict[str, Any]:
+        """The key of the trace of this tune."""
+        here = self._journal.entries[0]["fingerprint"]
+        profile, batched = self.subject.profile, self.subject.batched
+        return trace_about(here, profile, self.request.prompts, max_tokens, batched=batched)
