@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# A busy machine is slow without being wrong; in CI every run draws the same examples.
+# No deadline, since a busy machine is slow; in CI every run uses the same examples.
 settings.register_profile("specplug", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("specplug")
 
-# What a shell starts in the background ignores Ctrl-C, and hands that on to the commands that tests start.
+# A process that a shell starts in the background ignores SIGINT, and so would the commands that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -62,6 +62,6 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=BROWSERS[0], args=FLAGS)
-        yield one
-        one.close()
+        chromium = playwright.chromium.launch(executable_path=BROWSERS[0], args=FLAGS)
+        yield chromium
+        chromium.close()
