@@ -46,27 +46,28 @@ def refused(done: subprocess.CompletedProcess[bytes], code: int) -> str:
 
 
 def test_run_prints_the_answer_and_nothing_else_on_stdout() -> None:
-    asked = ["run", "--profile", "quick", "--max-tokens", "24", "Count from one to twenty in words."]
-    done = call(*asked)
+    arguments = ["run", "--profile", "quick", "--max-tokens", "24", "Count from one to twenty in words."]
+    done = call(*arguments)
     assert (done.returncode, done.stderr) == (0, b"")
-    document = json.loads(call(*asked, "--json").stdout)
+    document = json.loads(call(*arguments, "--json").stdout)
     assert done.stdout.decode() == document["text"] + "\n"
     assert document["tokens"] == 24 and document["finish"] == "length" and document["mean_acceptance_length"] >= 1
-    assert call(*asked[:-1], stdin=asked[-1].encode()).stdout == done.stdout
-    assert call("run", "--profile", "plain", *asked[3:]).stdout == done.stdout
+    assert call(*arguments[:-1], stdin=arguments[-1].encode()).stdout == done.stdout
+    assert call("run", "--profile", "plain", *arguments[3:]).stdout == done.stdout
 
 
 def test_run_colours_drafts_and_reports_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     laughs = tmp_path / "laughs.gbnf"
     laughs.write_text('root ::= "ha ha ha ha ha ha ha ha ha ha ha ha"\n')
-    asked = ["run", "--profile", "quick", "--grammar", str(laughs), "--stats", "--show-drafts", "Say ha ha ha ha ha."]
-    done = call(*asked)
+    arguments = ["run", "--profile", "quick", "--grammar", str(laughs)]
+    arguments += ["--stats", "--show-drafts", "Say ha ha ha ha ha."]
+    done = call(*arguments)
     assert done.returncode == 0
     assert "tokens per pass" in done.stderr.decode()
     assert b"\x1b[" not in done.stdout, "no colours off a terminal"
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    forced = call(*asked).stdout
+    forced = call(*arguments).stdout
     assert b"\x1b[" in forced
     assert re.sub(rb"\x1b\[[0-9;]*m", b"", forced) == done.stdout
 
@@ -74,8 +75,8 @@ def test_run_colours_drafts_and_reports_figures(tmp_path: Path, monkeypatch: pyt
 def test_run_prints_the_text_unchanged_with_all_tabs(tmp_path: Path) -> None:
     grammar = tmp_path / "tabs.gbnf"
     grammar.write_text('root ::= "a\\tb\\r\\n\\tc" "\\t\\td"\n')
-    asked = ["run", "--profile", "quick", "--max-tokens", "40", "--grammar", str(grammar), "Say something."]
-    assert call(*asked).stdout == b"a\tb\r\n\tc\t\td\n"
+    arguments = ["run", "--profile", "quick", "--max-tokens", "40", "--grammar", str(grammar), "Say something."]
+    assert call(*arguments).stdout == b"a\tb\r\n\tc\t\td\n"
 
 
 def test_every_command_that_needs_a_missing_engine_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +141,9 @@ def test_models_that_cannot_be_opened(tmp_path: Path, demo_path: Path) -> None:
 def test_ctrl_c_keeps_the_text_printed_so_far(tmp_path: Path) -> None:
     endless = tmp_path / "endless.gbnf"
     endless.write_text("root ::= [a-z ]+ root\n")
-    asked = ["run", "--profile", "quick", "--grammar", str(endless), "Tell me a story."]
+    arguments = ["run", "--profile", "quick", "--grammar", str(endless), "Tell me a story."]
     running = subprocess.Popen(
-        [SPECPLUG, *asked, "--max-tokens", "900"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [SPECPLUG, *arguments, "--max-tokens", "900"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert running.stdout is not None
     first = running.stdout.read(1)
@@ -150,7 +151,7 @@ def test_ctrl_c_keeps_the_text_printed_so_far(tmp_path: Path) -> None:
     rest, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert errors == b"\nspecplug: interrupted\n"
-    printed, expected = first + rest, call(*asked, "--max-tokens", "24").stdout.rstrip(b"\n")
+    printed, expected = first + rest, call(*arguments, "--max-tokens", "24").stdout.rstrip(b"\n")
     common = min(len(printed), len(expected))
     assert printed[:common] == expected[:common]
 

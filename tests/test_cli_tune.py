@@ -96,26 +96,20 @@ def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
     """The tune is interrupted and continued; its profile is plotted, exported and used. Its figures are coarse."""
     needs_the_demo_model()
     page, out = tmp_path / "report.html", tmp_path / "quick.yaml"
-    asked = ["tune", "--model", "demo:smollm2", "--budget", "90s", "--limit", "1", "--category", "code_edit"]
-    asked += ["--concurrency", "1,2", "--objective", "throughput"]
-    asked += [
-        "--category",
-        "translation",
-        "--max-tokens",
-        "48",
-        "--out",
-        str(out),
-    ]  # two answers are never enough for a winner
-    began = subprocess.Popen([SPECPLUG, *asked], stderr=subprocess.PIPE, text=True)
+    arguments = ["tune", "--model", "demo:smollm2", "--budget", "90s", "--limit", "1", "--category", "code_edit"]
+    arguments += ["--concurrency", "1,2", "--objective", "throughput"]
+    arguments += ["--category", "translation", "--max-tokens", "48"]  # two answers are never enough for a winner
+    arguments += ["--out", str(out)]
+    running = subprocess.Popen([SPECPLUG, *arguments], stderr=subprocess.PIPE, text=True)
     until = monotonic() + 120
     while (
-        began.poll() is None and monotonic() < until and not list((tmp_path / "XDG_CACHE_HOME").rglob("traces/*.npz"))
+        running.poll() is None and monotonic() < until and not list((tmp_path / "XDG_CACHE_HOME").rglob("traces/*.npz"))
     ):
         sleep(0.2)
-    began.send_signal(signal.SIGINT)
-    _, stderr = began.communicate(timeout=120)
-    assert began.returncode == 130 and "interrupted" in stderr and not out.exists()
-    done = call(*asked, "--resume", "--json", "--html", str(page))
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=120)
+    assert running.returncode == 130 and "interrupted" in stderr and not out.exists()
+    done = call(*arguments, "--resume", "--json", "--html", str(page))
     assert done.returncode == 3, done.stderr
     document = json.loads(done.stdout)
     assert document["chosen"] == "none" and "too few different answers: 1, 5 are needed" in done.stderr

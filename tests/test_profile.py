@@ -340,17 +340,17 @@ def test_profiles_are_loaded_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     profile.save(Profile("x", description="here"), tmp_path / "x.yaml")
     (tmp_path / "odd").write_text(HEAD)
     monkeypatch.chdir(tmp_path)
-    for asked in ("x.yaml", "./x.yaml", str(tmp_path / "x.yaml"), Path("x.yaml")):
-        assert profile.load(asked).description == "here"
+    for ref in ("x.yaml", "./x.yaml", str(tmp_path / "x.yaml"), Path("x.yaml")):
+        assert profile.load(ref).description == "here"
     assert profile.load("./odd").name == "mine"
     with pytest.raises(UsageError, match="no profile is named odd"):
         profile.load("odd")
 
 
-@pytest.mark.parametrize("asked", ["nowhere.yaml", "./nowhere", "a\0b.yaml", "sufix", "Bad Name", ""])
-def test_a_missing_profile_is_a_usage_error(asked: str) -> None:
+@pytest.mark.parametrize("ref", ["nowhere.yaml", "./nowhere", "a\0b.yaml", "sufix", "Bad Name", ""])
+def test_a_missing_profile_is_a_usage_error(ref: str) -> None:
     with pytest.raises(UsageError) as caught:
-        profile.load(asked)
+        profile.load(ref)
     assert "\n" not in str(caught.value)
 
 

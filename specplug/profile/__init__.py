@@ -1,7 +1,7 @@
 """The profile: every setting of a run, with the evidence for it, in one YAML file.
 
-This module finds, reads and writes profiles; it depends on no engine. A profile may come from a stranger, so it is read
-with limits and can name registered proposers only.
+This module finds, reads and writes profiles; it depends on no engine. A profile is untrusted input: it is read with
+limits, and can name registered proposers only.
 """
 
 from __future__ import annotations
@@ -72,18 +72,18 @@ class Listed:
 
 def load(name_or_path: str | Path) -> Profile:
     """The profile in a file, or with a name: a user's own hides a shipped one. UsageError where it is invalid."""
-    asked = os.fspath(name_or_path)
-    if isinstance(name_or_path, Path) or _is_path(asked):
-        return loads(_read(Path(asked).expanduser()), asked)
-    if not NAME.fullmatch(asked):
-        raise UsageError(f"{asked!r} is no profile name; use a-z, 0-9, '.', '_' and '-', or a path that ends in .yaml")
-    own = user_folder() / f"{asked}.yaml"
+    ref = os.fspath(name_or_path)
+    if isinstance(name_or_path, Path) or _is_path(ref):
+        return loads(_read(Path(ref).expanduser()), ref)
+    if not NAME.fullmatch(ref):
+        raise UsageError(f"{ref!r} is no profile name; use a-z, 0-9, '.', '_' and '-', or a path that ends in .yaml")
+    own = user_folder() / f"{ref}.yaml"
     if own.is_file():
         return loads(_read(own), str(own))
     shipped = _shipped()
-    if asked in shipped:
-        return loads(shipped[asked], f"{asked}.yaml (shipped)")
-    raise UsageError(f"no profile is named {asked}; {nearest(asked, [*_own(), *shipped])}")
+    if ref in shipped:
+        return loads(shipped[ref], f"{ref}.yaml (shipped)")
+    raise UsageError(f"no profile is named {ref}; {nearest(ref, [*_own(), *shipped])}")
 
 
 def loads(text: str, source: str) -> Profile:
@@ -135,9 +135,9 @@ def user_folder() -> Path:
     return Path(chosen) if chosen else Path(user_config_dir("specplug")) / "profiles"
 
 
-def _is_path(asked: str) -> bool:
+def _is_path(ref: str) -> bool:
     separators = {os.sep, os.altsep or os.sep}
-    return asked.endswith((".yaml", ".yml")) or any(separator in asked for separator in separators)
+    return ref.endswith((".yaml", ".yml")) or any(separator in ref for separator in separators)
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Profiles as YAML text, read with limits because the text may come from a stranger. No setting is known here."""
+"""Profiles as YAML text, which is untrusted input and read with limits. Settings are checked elsewhere."""
 
 from __future__ import annotations
 
