@@ -1,1 +1,1 @@
-"""The command `specplug`: click commands, one file each, without logic. Imported as specplug_cli."""
+"""The command `specplug`: click commands, one file each, without logic of their own. Imported as specplug_cli."""

@@ -1,4 +1,4 @@
-"""`specplug bench`: arms side by side over a workload."""
+"""`specplug bench`: profiles and plain decoding side by side over a workload."""
 
 from __future__ import annotations
 
@@ -16,22 +16,38 @@ from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
 
-from .options import Request, note, parse_levels, shared_options
+from .options import Request, note, parse_levels, shared_options, workload_option
 from .progress import progress_bar
 
 
-@click.command()
+@click.command(epilog="\b\nExample: specplug bench --model some.gguf --profile default --profile ngram --limit 2")
 @shared_options(max_tokens=128, several_profiles=True)
 @click.option(
-    "--peer", "peers", multiple=True, metavar="NAME", help="A rival in the same run: llama-cpp-python:prompt-lookup."
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME",
+    help="Reference engine to compare with, such as llama-cpp-python:prompt-lookup. Repeat it for several.",
 )
-@click.option("--workload", default=workloads.BUILTIN, show_default=True, metavar="FILE", help="JSONL, or builtin.")
-@click.option("--limit", type=click.IntRange(1), help="Prompts per category.")
+@workload_option
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of prompts per category.")
 @click.option(
-    "--repeats", type=click.IntRange(1), default=1, show_default=True, help="Runs, each with nothing learned before."
+    "--repeats",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of runs; each starts without anything learned in earlier ones.",
 )
-@click.option("--concurrency", default="1", show_default=True, metavar="N,...", help="Prompts at once.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the JSON document there too.")
+@click.option(
+    "--concurrency",
+    default="1",
+    show_default=True,
+    metavar="N,...",
+    help="Number of prompts answered at once; several numbers are measured one after another.",
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write the JSON document to as well."
+)
 def bench(
     request: Request,
     peers: tuple[str, ...],
@@ -51,7 +67,7 @@ def bench(
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"{out}: its folder does not exist; create it first")
     if out is not None and out.exists() and not out.is_file():
-        raise UsageError(f"{out}: not a file; name a file to write the document to")
+        raise UsageError(f"{out}: not a file; name a file for the JSON document")
     busy = hardware.busy_warning()
     if busy:
         note(busy)
@@ -92,14 +108,15 @@ def _show(report: dict[str, Any]) -> None:
         f"{report['model']}, {report['hardware']['threads']} threads, {work['prompts']} prompts of {work['name']}, "
         f"{work['max_tokens']} new tokens, {work['concurrency']} at once, {work['repeats']} run(s)"
     )
-    overall = Table("arm", "tokens/s", "accepted/step", "speedup", "95%", "overhead us", "same output", box=None)
+    columns = ("tokens/s", "tokens/pass", "speedup", "95% interval", "overhead us/pass", "same output")
+    overall = Table("arm", *columns, box=None)
     for arm in report["arms"]:
         overall.add_row(arm["name"], *_cells(arm))
     console.print(overall)
-    kinds = Table("speedup by category", *[arm["name"] for arm in report["arms"][1:]], box=None)
-    for kind in report["arms"][0]["categories"]:
-        kinds.add_row(kind, *[_speedup(arm["categories"][kind]) for arm in report["arms"][1:]])
-    console.print(kinds)
+    by_category = Table("speedup by category", *[arm["name"] for arm in report["arms"][1:]], box=None)
+    for name in report["arms"][0]["categories"]:
+        by_category.add_row(name, *[_speedup(arm["categories"][name]) for arm in report["arms"][1:]])
+    console.print(by_category)
 
 
 def _cells(arm: dict[str, Any]) -> list[str]:

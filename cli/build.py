@@ -1,4 +1,4 @@
-"""`specplug build`: make drafters."""
+"""`specplug build`: build drafters."""
 
 from __future__ import annotations
 
@@ -20,52 +20,64 @@ from specplug.models import drafter_folders, references
 from specplug.reports import html_page
 from specplug.tune.document import interval_text
 
-from .options import json_option, note
+from .options import html_option, json_option, note, threads_option
 from .progress import stage_bar
 
 FORMATS = ("q4_0", "iq4_nl", "q8_0")
-"""Of a drafter's weights: those in which passes of one row are fastest."""
+"""Weight formats of a drafter: those in which passes of one row are fastest."""
 
 
-@click.group()
+@click.group(epilog="\b\nExample: specplug build vocab-trim some.gguf --auto --out drafter:mine")
 def build() -> None:
-    """Make drafters: trim a model's head to the words that are used."""
+    """Build a drafter: a model whose output head is trimmed to the tokens that are used."""
 
 
-@build.command("vocab-trim")
+@build.command(
+    "vocab-trim",
+    short_help="Build a drafter by trimming the output head of a model.",
+    epilog="\b\nExample: specplug build vocab-trim some.gguf --auto --out drafter:mine",
+)
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--out", required=True, metavar="DIR|drafter:NAME", help="The folder to write; drafter:NAME is among your own."
+    "--out",
+    required=True,
+    metavar="DIR|drafter:NAME",
+    help="Folder to write; drafter:NAME is a folder in your user data, and the name to put into a profile.",
 )
-@click.option("--size", type=int, metavar="N", help="Rows to keep.")
-@click.option("--coverage", type=float, metavar="SHARE", help="As many rows as hold this share of what was counted.")
-@click.option("--auto", is_flag=True, help="The size that is fastest by the costs measured here.")
+@click.option("--size", type=int, metavar="N", help="Keep N rows of the head.")
+@click.option(
+    "--coverage", type=float, metavar="SHARE", help="Keep the fewest rows that cover this share of the counted tokens."
+)
+@click.option("--auto", is_flag=True, help="Keep the number of rows that is fastest by the costs measured here.")
 @click.option(
     "--calibrate",
     default=SELF,
     show_default=True,
     metavar="self|FILE",
-    help="What to count: prompts (the built-in ones, or .jsonl), or a text.",
+    help="What tokens are counted in: self (the built-in prompts), a .jsonl file with prompts, or a text file.",
 )
 @click.option(
-    "--from", "counted", type=click.Choice(COUNTED), help="Of prompts: the target's answers, or their own text."
+    "--from",
+    "counted",
+    type=click.Choice(COUNTED),
+    help="With prompts: count the target's answers (target) or the prompts' own text (raw).",
 )
-@click.option("--target", metavar="REF", help="The model that it will draft for; MODEL itself by default.")
+@click.option("--target", metavar="REF", help="Model that the drafter will draft for (default: MODEL itself).")
 @click.option(
-    "--quantize", type=click.Choice(FORMATS), help="The format of the drafter's weights; as MODEL by default."
-)
-@click.option("--tokens", type=click.IntRange(1), default=256, show_default=True, help="Per answer, at most.")
-@click.option(
-    "--measure", type=click.IntRange(0), default=0, metavar="N", help="Draft with every size for N held-out prompts."
+    "--quantize", type=click.Choice(FORMATS), help="Weight format of the drafter (default: the format of MODEL)."
 )
 @click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    envvar="SPECPLUG_THREADS",
-    show_envvar=True,
-    help="Threads that compute; the engine's choice where nothing says.",
+    "--tokens", type=click.IntRange(1), default=256, show_default=True, help="Maximum number of tokens per answer."
 )
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with pictures there.")
+@click.option(
+    "--measure",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Measure the speed of every size on N held-out prompts.",
+)
+@threads_option
+@html_option
 @json_option
 def vocab_trim(
     model: str,
@@ -83,10 +95,10 @@ def vocab_trim(
     html: Path | None,
     json: bool,
 ) -> None:
-    """Trim the head of MODEL (a GGUF file, demo:NAME, or a Hugging Face folder) to a drafter.
+    """Build a drafter from MODEL (a GGUF file, demo:NAME or a Hugging Face folder) by trimming its output head.
 
-    It keeps the rows of the tokens that the target says most, and tells what every size would bring. Say how many with
-    one of --size, --coverage and --auto. A target says the same with the drafter as without it.
+    The drafter keeps the rows of the tokens that the target emits most often. Choose their number with one of --size,
+    --coverage and --auto; the report compares all sizes. The drafter does not change the output of the target.
     """
     path = references.resolve(model)
     request = Request(
@@ -123,12 +135,13 @@ def _show(document: dict[str, Any]) -> None:
     work = document["calibration"]
     console.print(
         f"{document['model']['file']} for {document['target']['file']}; {work['tokens']} tokens of {work['counted']} "
-        f"({work['source']}), {work['held_out_tokens']} held out, {document['judged_by']['tokens']} to judge drafts by"
+        f"({work['source']}), {work['held_out_tokens']} held out, {document['judged_by']['tokens']} to evaluate drafts"
     )
     gamma = document["gamma"]
-    head = ("rows", "coverage", "accepted", f"tokens/pass, {gamma} guesses", "MB/step", "MBSU", "ms/step", "predicted")
+    drafts = f"tokens/pass, {gamma} draft tokens"
+    head = ("rows", "coverage", "accepted", drafts, "MB/step", "MBSU", "ms/step", "predicted speedup")
     measured = any(line["measured"] for line in document["sizes"])
-    table = Table(*head, *(["measured"] if measured else []), "", box=None)
+    table = Table(*head, *(["measured speedup"] if measured else []), "", box=None)
     for line in document["sizes"]:
         cells = [
             f"{line['rows']}",
@@ -146,7 +159,7 @@ def _show(document: dict[str, Any]) -> None:
         table.add_row(*cells, "chosen" if line["rows"] == document["rows"] else "")
     console.print(table)
     if document["why_not_judged"]:
-        console.print(f"not judged: {document['why_not_judged']}")
+        console.print(f"not evaluated: {document['why_not_judged']}")
 
 
 def _number(value: float | None, how: str) -> str:

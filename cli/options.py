@@ -1,4 +1,4 @@
-"""The flags that commands share, and how they edit a profile.
+"""The options that commands share, and how they edit a profile.
 
 Precedence: flag, SPECPLUG_* variable, profile, default.
 """
@@ -16,16 +16,22 @@ from typing import Any
 import click
 
 from specplug import profile
+from specplug.bench.workloads import BUILTIN
 from specplug.errors import UsageError
-from specplug.models import references
+from specplug.models import packaged_models, references
 from specplug.profile import ENGINES, Profile
 
 DEFAULT_PROFILE = "default"
 
+MODEL_HELP = (
+    f"Model: a .gguf file, a Hugging Face directory, or a demo model: {', '.join(packaged_models.NAMES)}. "
+    "(The qwen-coder models are Apache-2.0 models by Qwen in third-party packages, extra demo-large.)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the shared flags ask for: the profiles, with the other flags' edits in them, and how to generate."""
+    """The values of the shared options: the profiles as edited by the other options, and how to generate."""
 
     profiles: tuple[Profile, ...]
     max_tokens: int
@@ -39,36 +45,31 @@ class Request:
 
 
 class _ProfileRef(click.types.StringParamType):
-    """A profile's name or path; in a variable, several are separated as in PATH."""
+    """The name or path of a profile; in a variable, several are separated as in PATH."""
 
     name = "NAME|PATH"
     envvar_list_splitter = os.pathsep
 
 
 def shared_options(
-    *, max_tokens: int, several_profiles: bool = False, greedy: bool = False
+    *, max_tokens: int, several_profiles: bool = False, greedy: bool = False, profile_use: str = "Profile to use"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the shared flags, and its function a Request as first argument instead of their values.
+    """Add the shared options to a command, whose function receives a Request as its first argument.
 
-    greedy  leaves out the flags of sampling
+    greedy       leave out the options of sampling
+    profile_use  what the profile is used for, for the help text
     """
     flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
-        profile_option(several=several_profiles),
+        profile_option(several=several_profiles, use=profile_use),
         click.option(
             "--model",
             metavar="REF",
             envvar="SPECPLUG_MODEL",
             show_envvar=True,
-            help=f"A .gguf file, a Hugging Face directory, or {references.DEMO}.",
+            help=MODEL_HELP,
         ),
         engine_option,
-        click.option(
-            "--threads",
-            type=click.IntRange(1, 1024),
-            envvar="SPECPLUG_THREADS",
-            show_envvar=True,
-            help="Threads that compute; the engine's choice where nothing says.",
-        ),
+        threads_option,
         click.option(
             "--max-tokens",
             type=click.IntRange(1),
@@ -76,7 +77,7 @@ def shared_options(
             show_default=True,
             envvar="SPECPLUG_MAX_TOKENS",
             show_envvar=True,
-            help="New tokens per answer, at most.",
+            help="Maximum number of new tokens per answer.",
         ),
     ]
     sampling: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
@@ -88,7 +89,7 @@ def shared_options(
             callback=_finite,
             envvar="SPECPLUG_TEMPERATURE",
             show_envvar=True,
-            help="0 is greedy.",
+            help="Sampling temperature; 0 is greedy.",
         ),
         click.option(
             "--seed",
@@ -97,7 +98,7 @@ def shared_options(
             show_default=True,
             envvar="SPECPLUG_SEED",
             show_envvar=True,
-            help="Of the random numbers for sampling.",
+            help="Random seed for sampling.",
         ),
     ]
     flags += [json_option] if greedy else [*sampling, json_option]
@@ -106,10 +107,10 @@ def shared_options(
         @wraps(command)
         def with_request(**values: Any) -> Any:
             shared = {key: values.pop(key) for key in ("profile_refs", "model", "engine", "threads")}
-            how = {key: values.pop(key, 0) for key in ("max_tokens", "temperature", "seed", "json")}
+            generation = {key: values.pop(key, 0) for key in ("max_tokens", "temperature", "seed", "json")}
             refs = shared.pop("profile_refs")
             profiles = chosen_profiles(refs if several_profiles else [refs] if refs else [], **shared)
-            return command(Request(tuple(profiles), **how), **values)
+            return command(Request(tuple(profiles), **generation), **values)
 
         flagged: Callable[..., Any] = with_request
         for flag in reversed(flags):
@@ -119,7 +120,9 @@ def shared_options(
     return decorate
 
 
-def profile_option(*, several: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def profile_option(
+    *, several: bool = False, use: str = "Profile to use", default: str = DEFAULT_PROFILE
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(
         "--profile",
         "profile_refs",
@@ -127,20 +130,52 @@ def profile_option(*, several: bool = False) -> Callable[[Callable[..., Any]], C
         multiple=several,
         envvar="SPECPLUG_PROFILE",
         show_envvar=True,
-        help=f"The settings, by name or file; {DEFAULT_PROFILE} where none is named."
-        + (" Several times for several arms." if several else ""),
+        help=f"{use} (default: {default})." + (" Repeat it to compare several profiles." if several else ""),
     )
 
 
 def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
     flag = click.option(
-        "--engine", type=click.Choice(ENGINES), envvar="SPECPLUG_ENGINE", show_envvar=True, help="The engine."
+        "--engine",
+        type=click.Choice(ENGINES),
+        envvar="SPECPLUG_ENGINE",
+        show_envvar=True,
+        help="Engine that runs the model (default: the profile's).",
+    )
+    return flag(command)
+
+
+def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        envvar="SPECPLUG_THREADS",
+        show_envvar=True,
+        help="CPU threads (default: all cores).",
+    )
+    return flag(command)
+
+
+def workload_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--workload",
+        default=BUILTIN,
+        show_default=True,
+        metavar="FILE",
+        help="JSONL file with prompts, or builtin for the built-in prompts.",
+    )
+    return flag(command)
+
+
+def html_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--html", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write a report with plots to."
     )
     return flag(command)
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flag --json alone, for commands that take no profile."""
+    """The option --json alone, for commands that take no profile."""
     flag = click.option(
         "--json", is_flag=True, envvar="SPECPLUG_JSON", show_envvar=True, help="Print one JSON document on stdout."
     )
@@ -148,26 +183,34 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen_profiles(
-    refs: Sequence[str], *, model: str | None = None, engine: str | None = None, threads: int | None = None
+    refs: Sequence[str],
+    *,
+    model: str | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+    choose_model: str = "--model",
 ) -> list[Profile]:
-    """The named profiles, or the default one, with the edits that flags make; says on stderr what nobody named."""
+    """The named profiles, or the default one, as edited by options. stderr reports the defaults that were used.
+
+    choose_model  how a user of the command names a model, for that report
+    """
     if not refs:
-        note(f"no profile named: {DEFAULT_PROFILE}")
+        note(f"using profile {DEFAULT_PROFILE} (choose with --profile)")
     edited = [_edit(profile.load(ref), model, engine, threads) for ref in refs or [DEFAULT_PROFILE]]
     if any(one.model is None and one.engine == "llama-cpp" for one in edited):
-        note(f"no model named: {references.DEMO}")
+        note(f"using the demo model SmolLM2-135M (choose with {choose_model})")
     return [_with_model(one) for one in edited]
 
 
 def model_path(chosen: Profile) -> Path:
-    """The model file or directory of a profile; UsageError says what is wrong with it."""
+    """The model file or directory of a profile. UsageError where it has none, or one that cannot be used."""
     if chosen.model is None:
         raise UsageError(f"profile {chosen.name}: engine {chosen.engine} has no model; name one with --model")
     return references.resolve(chosen.model)
 
 
 def parse_levels(text: str) -> list[int]:
-    """The numbers of --concurrency."""
+    """The numbers of --concurrency, such as `1,4,8`."""
     try:
         levels = [int(part) for part in text.split(",")]
     except ValueError:
@@ -177,9 +220,9 @@ def parse_levels(text: str) -> list[int]:
     return levels
 
 
-def note(what: str) -> None:
-    """Progress for the person at the terminal."""
-    click.echo(f"specplug: {what}", err=True)
+def note(text: str) -> None:
+    """Print a line of progress on stderr."""
+    click.echo(f"specplug: {text}", err=True)
 
 
 def _edit(chosen: Profile, model: str | None, engine: str | None, threads: int | None) -> Profile:

@@ -1,4 +1,4 @@
-"""specplug profiles: list, show, validate, plot, export."""
+"""`specplug profiles`: list, show, validate, plot, export."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from specplug.profile.export import TARGETS, export
 from .options import json_option
 
 
-@click.group()
+@click.group(epilog="\b\nExample: specplug profiles list")
 def profiles() -> None:
-    """List, show, check, draw and translate profiles."""
+    """List, show, check, plot and export profiles."""
 
 
-@profiles.command("list")
+@profiles.command("list", epilog="\b\nExample: specplug profiles list --json")
 @json_option
 def list_profiles(json: bool) -> None:
-    """The profiles that can be named: your own, then the shipped ones."""
+    """List the profiles: your own, then the shipped ones."""
     listed = profile.list_profiles()
     if json:
         click.echo(json_format.dumps([asdict(entry) for entry in listed], indent=2))
@@ -33,25 +33,28 @@ def list_profiles(json: bool) -> None:
     width = max((len(entry.name) for entry in listed), default=0)
     for entry in listed:
         own = "" if entry.source == "shipped" else f"  [{entry.source}]"
-        what = f"unusable: {entry.problem}" if entry.problem else entry.description
-        click.echo(f"{entry.name:<{width}}  {what}{own}".rstrip())
+        text = f"unusable: {entry.problem}" if entry.problem else entry.description
+        click.echo(f"{entry.name:<{width}}  {text}{own}".rstrip())
 
 
-@profiles.command()
+@profiles.command(epilog="\b\nExample: specplug profiles show default")
 @click.argument("ref", metavar="NAME|PATH")
 @json_option
 def show(ref: str, json: bool) -> None:
-    """A profile with every setting, defaults written out."""
+    """Show a profile with every setting, defaults included."""
     chosen = profile.load(ref)
     click.echo(json_format.dumps(profile.as_mapping(chosen), indent=2) if json else profile.dumps(chosen), nl=json)
 
 
-@profiles.command()
+@profiles.command(epilog="\b\nExample: specplug profiles validate mine.yaml")
 @click.argument("refs", metavar="NAME|PATH...", nargs=-1, required=True)
 @json_option
 @click.pass_context
 def validate(ctx: click.Context, refs: tuple[str, ...], json: bool) -> None:
-    """Check profiles; exits with 2 when one is wrong, saying which key and what to do."""
+    """Check that profiles are valid.
+
+    The exit code is 2 where one is not; stderr then names the key and what to do.
+    """
     problems = {ref: _problem(ref) for ref in refs}
     if json:
         click.echo(json_format.dumps([{"profile": ref, "problem": found} for ref, found in problems.items()], indent=2))
@@ -63,28 +66,35 @@ def validate(ctx: click.Context, refs: tuple[str, ...], json: bool) -> None:
     ctx.exit(2 if any(problems.values()) else 0)
 
 
-@profiles.command()
+@profiles.command(epilog="\b\nExample: specplug profiles plot some-tuned --out report.html")
 @click.argument("ref", metavar="NAME|PATH")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page; by default NAME.html, here.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="HTML file to write (default: NAME.html in the current folder).",
+)
 def plot(ref: str, out: Path | None) -> None:
-    """Draw what a tuned profile was measured with, as one HTML page."""
+    """Plot the measurements of a tuned profile in one HTML page."""
     from specplug.reports import tune_report
 
     chosen = profile.load(ref)
     if not chosen.evidence:
-        raise UsageError(f"profile {chosen.name}: was not tuned, so there is nothing to draw; see specplug tune")
+        raise UsageError(f"profile {chosen.name}: it was not tuned, so there is nothing to plot; see specplug tune")
     target = out or Path(f"{chosen.name}.html")
     write_atomically(target, tune_report.page(chosen.evidence).encode())
     click.echo(target)
 
 
-@profiles.command("export")
+@profiles.command("export", epilog="\b\nExample: specplug profiles export ngram --to llama-server --model demo:smollm2")
 @click.argument("ref", metavar="NAME|PATH")
-@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Whose flags.")
-@click.option("--model", metavar="REF", help="The model to name there; the profile's own by default.")
+@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Program whose flags are printed.")
+@click.option("--model", metavar="REF", help="Model to put into the command (default: the profile's).")
 @json_option
 def export_profile(ref: str, target: str, model: str | None, json: bool) -> None:
-    """The nearest built-in flags of an engine without specplug, with what is lost."""
+    """Print the nearest command without specplug.
+
+    Comments say which settings of the profile the command cannot express.
+    """
     chosen = profile.load(ref)
     wanted = model or chosen.model
     if wanted is not None and (target == "llama-server" or wanted.startswith("demo:")):

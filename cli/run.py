@@ -21,35 +21,77 @@ from specplug.generation.text import Segment
 
 from .options import Request, note, shared_options
 
-_STEERING = dict.fromkeys([c for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\t\n\r"])
-"""Control characters: an escape sequence from a model could rewrite what a terminal shows."""
+_CONTROL_CHARACTERS = dict.fromkeys([c for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\t\n\r"])
+"""Removed from the output on a terminal, where an escape sequence from a model could rewrite the screen."""
 
-OPEN_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-"""vLLM's own defaults; those of Sampling are llama.cpp's."""
+VLLM_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""vLLM's defaults; those of Sampling are llama.cpp's."""
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command()
-@click.argument("prompt", required=False)
+def _one_prompt(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> str | None:
+    """The argument PROMPT. UsageError where a prompt was written without quotes."""
+    if len(words) > 1:
+        text = " ".join(words)
+        raise UsageError(f'one prompt is expected, {len(words)} were given; put it in quotes: specplug run "{text}"')
+    return words[0] if words else None
+
+
+@click.command(epilog='\b\nExample: specplug run --model some.gguf --stats "Why is the sky blue?"')
+@click.argument("prompt", nargs=-1, metavar="[PROMPT]", callback=_one_prompt)
 @shared_options(max_tokens=512)
-@click.option("--input", "input_file", type=_FILE, help="Prompts from JSONL with prompt or turns, one answer for each.")
-@click.option("--system", help="A system message before the prompt.")
+@click.option(
+    "--input", "input_file", type=_FILE, help="Answer every line of a JSONL file, an object with `prompt` or `turns`."
+)
+@click.option("--system", help="System message to put before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
-@click.option("--stop", multiple=True, help="End before this text. Several times for several.")
-@click.option("--grammar", type=_FILE, help="A GBNF file that the answer obeys.")
-@click.option("--json-schema", type=_FILE, help="A JSON schema that the answer obeys.")
-@click.option("--top-k", type=click.IntRange(0), help="40 with llama.cpp where not told, else all.")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="0.95 with llama.cpp where not told, else 1.")
-@click.option("--min-p", type=click.FloatRange(0, 1), help="0.05 with llama.cpp where not told, else 0.")
-@click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
-@click.option("--frequency-penalty", type=float, default=0.0, show_default=True)
-@click.option("--presence-penalty", type=float, default=0.0, show_default=True)
-@click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Added to a token's logit. Several for several.")
-@click.option("--logprobs", type=click.IntRange(0, 100), help="With --json: log probabilities, with N alternatives.")
-@click.option("--stats", is_flag=True, help="Figures on stderr at the end.")
-@click.option("--show-drafts", is_flag=True, help="Colour what accepted draft tokens brought.")
-@click.option("--jsonl", is_flag=True, help="One JSON document per prompt, as each is done.")
+@click.option("--stop", multiple=True, help="Stop before this text. Repeat it for several texts.")
+@click.option("--grammar", type=_FILE, help="GBNF file with a grammar that the answer must follow.")
+@click.option("--json-schema", type=_FILE, help="File with a JSON schema that the answer must follow.")
+@click.option("--top-k", type=click.IntRange(0), help="Keep the K likeliest tokens (default: 40; vLLM: all).")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1),
+    help="Keep the likeliest tokens up to this total probability (default: 0.95; vLLM: 1).",
+)
+@click.option(
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    help="Drop tokens below this share of the likeliest token's probability (default: 0.05; vLLM: 0).",
+)
+@click.option(
+    "--repeat-penalty", type=float, default=1.0, show_default=True, help="Penalty for repeated tokens; 1 is none."
+)
+@click.option(
+    "--frequency-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Penalty for each earlier occurrence of a token; 0 is none.",
+)
+@click.option(
+    "--presence-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Penalty for tokens that occurred before; 0 is none.",
+)
+@click.option(
+    "--logit-bias",
+    multiple=True,
+    metavar="ID=VALUE",
+    help="Add VALUE to the logit of token ID. Repeat it for several.",
+)
+@click.option(
+    "--logprobs",
+    type=click.IntRange(0, 100),
+    metavar="N",
+    help="With --json or --jsonl: log probabilities, with N alternatives per token.",
+)
+@click.option("--stats", is_flag=True, help="Print speed and accepted draft tokens on stderr after each answer.")
+@click.option("--show-drafts", is_flag=True, help="Colour text that came from accepted draft tokens.")
+@click.option("--jsonl", is_flag=True, help="Print one JSON document per prompt, as soon as its answer is complete.")
 def run(
     request: Request,
     prompt: str | None,
@@ -65,7 +107,7 @@ def run(
     json_schema: Path | None,
     **sampling: Any,
 ) -> None:
-    """Answer PROMPT, stdin, or every prompt of a file."""
+    """Answer PROMPT, the text on stdin, or every prompt of a file."""
     if prompt is not None and input_file is not None:
         raise UsageError("a prompt and --input were both given; use one of them")
     if raw and system is not None:
@@ -73,39 +115,39 @@ def run(
     if request.json and jsonl:
         raise UsageError("--json and --jsonl were both given; use one of them")
     if input_file is not None:
-        talks = [entry.turns for entry in load_workload(input_file, category="all")]
+        conversations = [entry.turns for entry in load_workload(input_file, category="all")]
     else:
-        talks = [(prompt if prompt is not None else _stdin(),)]
-    for number, turns in enumerate(talks, start=1):
+        conversations = [(prompt if prompt is not None else _stdin(),)]
+    for number, turns in enumerate(conversations, start=1):
         if not all(turn.strip() for turn in turns):
-            which = "the prompt" if len(talks) == 1 else f"prompt {number}"
+            which = "the prompt" if len(conversations) == 1 else f"prompt {number}"
             raise UsageError(f"{which} is empty; give some text")
         if raw and len(turns) > 1:
-            raise UsageError(f"prompt {number} has {len(turns)} turns, and --raw continues one text; drop --raw")
-    how = Sampling(
+            raise UsageError(f"prompt {number} has {len(turns)} turns, but --raw continues one text; drop --raw")
+    settings = Sampling(
         temperature=request.temperature,
         seed=request.seed,
         grammar=_text(grammar),
         json_schema=_text(json_schema),
         logit_bias=_biases(logit_bias),
-        **(OPEN_SAMPLING if request.profile.engine == "vllm" else {})
+        **(VLLM_SAMPLING if request.profile.engine == "vllm" else {})
         | {name: value for name, value in sampling.items() if value is not None},
     )
-    text_out = not (request.json or jsonl)
+    prints_text = not (request.json or jsonl)
     terminal = Console()
     coloured = show_drafts and terminal.is_terminal and not terminal.no_color
     documents = []
     with open_engine(request.profile, note) as engine:
-        for turns in talks:
+        for turns in conversations:
             messages = [{"role": "system", "content": system}] if system else []
             for turn in turns:
                 messages.append({"role": "user", "content": turn})
                 tokens = engine.tokenize(turn) if raw else engine.chat_prompt(messages)
                 answer = Answer()
-                for released in engine.stream(AnswerRequest(tokens, request.max_tokens, how, stop), answer):
-                    if text_out:
+                for released in engine.stream(AnswerRequest(tokens, request.max_tokens, settings, stop), answer):
+                    if prints_text:
                         _print(released, terminal.is_terminal, coloured)
-                if text_out:
+                if prints_text:
                     click.echo()
                 messages.append({"role": "assistant", "content": answer.text})
                 document = _document(turn, len(tokens), answer)
@@ -121,7 +163,7 @@ def run(
 
 def _stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("no prompt: give one as argument, on stdin, or with --input FILE")
+        raise UsageError("no prompt; give one as an argument, on stdin, or with --input FILE")
     data = sys.stdin.buffer.read()
     try:
         return data.decode("utf-8")
@@ -147,14 +189,14 @@ def _biases(pairs: Sequence[str]) -> dict[int, float]:
             if isnan(biases[int(token)]):
                 raise ValueError("not a number")
         except ValueError:
-            raise UsageError(f"--logit-bias {pair!r}: not ID=VALUE, such as 42=-5") from None
+            raise UsageError(f"--logit-bias {pair!r}: write ID=VALUE, such as 42=-5") from None
     return biases
 
 
 def _print(released: Sequence[Segment], terminal: bool, coloured: bool) -> None:
-    """The model's text as it is; on a terminal without what could steer it."""
+    """Write the model's text unchanged; on a terminal, without control characters."""
     for segment in released:
-        text = segment.text.translate(_STEERING) if terminal else segment.text
+        text = segment.text.translate(_CONTROL_CHARACTERS) if terminal else segment.text
         sys.stdout.write(click.style(text, fg="green", bold=True) if coloured and segment.drafted else text)
     sys.stdout.flush()
 
@@ -188,6 +230,6 @@ def _stats(answer: Answer) -> str:
     speed = f"{f['tokens_per_second']} tokens/s after the prompt, " if f["tokens_per_second"] is not None else ""
     return (
         f"{f['tokens']} tokens in {f['seconds']:.2f} s, {speed}"
-        f"{f['mean_acceptance_length']:.2f} tokens per pass, {f['accepted_tokens']} of {f['draft_tokens']} drafts "
-        f"accepted, {f['overhead_us_per_step']:.0f} us overhead per pass"
+        f"{f['mean_acceptance_length']:.2f} tokens per pass, {f['accepted_tokens']} of {f['draft_tokens']} draft "
+        f"tokens accepted, {f['overhead_us_per_step']:.0f} us overhead per pass"
     )

@@ -1,4 +1,4 @@
-"""`specplug serve`: an OpenAI-compatible server from a profile."""
+"""`specplug serve`: an OpenAI-compatible server with a profile."""
 
 from __future__ import annotations
 
@@ -14,53 +14,76 @@ from specplug.profile import Profile
 
 from .options import chosen_profiles, engine_option, model_path, note, profile_option
 
-OWN = ("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name")
-"""Flags of our own server, on llama.cpp; vLLM has its own, after --."""
+LLAMA_CPP_OPTIONS = (
+    *("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name"),
+)
+"""Options of specplug's own server, which serves llama.cpp models; vLLM's server has its own flags, after --."""
 
-SERVED = "serve"
-"""The profile where none is named: many answers at once should each be their single run."""
+SERVE_PROFILE = "serve"
+"""The default profile: with weights of 4 and 8 bits, an answer does not depend on the other answers of a batch."""
 
 
-@click.command()
+@click.command(epilog="\b\nExample: specplug serve some.gguf --port 8080")
 @click.argument("arguments", nargs=-1, metavar="[MODEL] [-- ENGINE FLAGS]")
-@profile_option()
+@profile_option(default=SERVE_PROFILE)
 @engine_option
-@click.option("--host", envvar="SPECPLUG_HOST", show_envvar=True, help="Address to listen on; 127.0.0.1 if not told.")
+@click.option("--host", envvar="SPECPLUG_HOST", show_envvar=True, help="Address to listen on (default: 127.0.0.1).")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), envvar="SPECPLUG_PORT", show_envvar=True, help="8000 if not told."
+    "--port",
+    type=click.IntRange(1, 65535),
+    envvar="SPECPLUG_PORT",
+    show_envvar=True,
+    help="Port to listen on (default: 8000).",
 )
-@click.option("--api-key", envvar="SPECPLUG_API_KEY", show_envvar=True, help="What clients must show.")
-@click.option("--print-command", is_flag=True, help="vLLM: show the engine's own command, and start nothing.")
-@click.option("--slots", type=click.IntRange(1, 64), default=4, show_default=True, help="llama.cpp: answers at once.")
+@click.option("--api-key", envvar="SPECPLUG_API_KEY", show_envvar=True, help="API key that clients must send.")
+@click.option("--print-command", is_flag=True, help="vLLM: print the command of its server, and start nothing.")
 @click.option(
-    "--kv-tokens", type=click.IntRange(1), help="llama.cpp: tokens in the cache; a whole context per slot if not told."
+    "--slots",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="llama.cpp: number of requests answered at once.",
 )
 @click.option(
-    "--queue", type=click.IntRange(0, 100_000), default=64, show_default=True, help="llama.cpp: answers that may wait."
+    "--kv-tokens",
+    type=click.IntRange(1),
+    help="llama.cpp: size of the KV cache in tokens (default: a full context per slot).",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0, 100_000),
+    default=64,
+    show_default=True,
+    help="llama.cpp: number of requests that may wait for a slot.",
 )
 @click.option(
     "--deadline",
     type=click.FloatRange(0, min_open=True),
-    help="llama.cpp: seconds for an answer; none if not told.",
+    help="llama.cpp: time limit for one answer in seconds (default: none).",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(0, 86400),
     default=30.0,
     show_default=True,
-    help="llama.cpp: seconds for running answers at the end.",
+    help="llama.cpp: seconds that running answers have to finish at shutdown.",
 )
 @click.option(
     "--max-body",
     type=click.IntRange(1024),
     default=4 * 1024 * 1024,
     show_default=True,
-    help="llama.cpp: bytes of one request.",
+    help="llama.cpp: maximum size of one request in bytes.",
 )
-@click.option("--name", help="llama.cpp: the model's name for clients; the file's if not told.")
-@click.option("--cors-origin", multiple=True, metavar="URL", help="llama.cpp: a site whose pages may ask.")
-@click.option("--insecure", is_flag=True, help="llama.cpp: let everyone in who can reach --host.")
-@click.option("--log-prompts", is_flag=True, help="llama.cpp: log what is asked and answered.")
+@click.option("--name", help="llama.cpp: model name that clients see (default: the file's name).")
+@click.option(
+    "--cors-origin",
+    multiple=True,
+    metavar="URL",
+    help="llama.cpp: web site whose pages may call the server. Repeat it for several sites.",
+)
+@click.option("--insecure", is_flag=True, help="llama.cpp: accept requests from other machines without an API key.")
+@click.option("--log-prompts", is_flag=True, help="llama.cpp: log prompts and answers.")
 @click.pass_context
 def serve(
     ctx: click.Context,
@@ -83,23 +106,29 @@ def serve(
     insecure: bool,
     log_prompts: bool,
 ) -> None:
-    """Serve MODEL with a profile. What comes after -- goes to vLLM's own server as it is."""
+    """Serve MODEL with a profile.
+
+    llama.cpp models are served by specplug itself. A vLLM profile starts vLLM's own server, which receives the
+    arguments after -- unchanged.
+    """
     named = bool(arguments) and not arguments[0].startswith("-")
     model, further = (arguments[0], arguments[1:]) if named else (None, arguments)
     if further and not further[0].startswith("-"):
-        raise UsageError(f"{further[0]!r}: one model at a time; the engine's own flags come after --")
+        raise UsageError(f"{further[0]!r}: one model at a time; flags of the engine follow --")
     if profile_refs is None and engine != "vllm":
-        profile_refs = SERVED
-        note(f"no profile named: {SERVED}")
-    chosen = chosen_profiles([profile_refs] if profile_refs else [], model=model, engine=engine)[0]
+        profile_refs = SERVE_PROFILE
+        note(f"using profile {SERVE_PROFILE} (choose with --profile)")
+    refs = [profile_refs] if profile_refs else []
+    chosen = chosen_profiles(refs, model=model, engine=engine, choose_model="specplug serve MODEL")[0]
     if chosen.engine == "vllm":
-        given = [flag for flag in OWN if ctx.get_parameter_source(flag) is not click.core.ParameterSource.DEFAULT]
+        default = click.core.ParameterSource.DEFAULT
+        given = [option for option in LLAMA_CPP_OPTIONS if ctx.get_parameter_source(option) is not default]
         if given:
-            raise UsageError(f"--{given[0].replace('_', '-')} is for llama.cpp; vLLM's own flags come after --")
-        _become_vllm(chosen, host, port, api_key, further, print_command)
+            raise UsageError(f"--{given[0].replace('_', '-')} is for llama.cpp; flags of vLLM follow --")
+        _exec_vllm(chosen, host, port, api_key, further, print_command)
         return
     if further or print_command:
-        raise UsageError("llama.cpp is served by specplug itself: no flags after --, and no command to print")
+        raise UsageError("specplug itself serves llama.cpp models; flags after -- and --print-command are for vLLM")
     path = model_path(chosen)
     _require_server()
     from specplug.engines.llama_cpp.model import open_model
@@ -119,7 +148,7 @@ def serve(
 
 
 def _require_server() -> None:
-    """EngineError where llama.cpp or the server's libraries are missing."""
+    """EngineError where llama.cpp or a library of the server is missing."""
     from specplug.engines.llama_cpp import require
 
     require()
@@ -127,10 +156,10 @@ def _require_server() -> None:
         try:
             import_module(library)
         except ModuleNotFoundError as error:
-            raise EngineError(f"a library is missing ({error}): pip install 'specplug[serve]'") from None
+            raise EngineError(f"a library of the server is missing ({error}); pip install 'specplug[serve]'") from None
 
 
-def _become_vllm(
+def _exec_vllm(
     chosen: Profile,
     host: str | None,
     port: int | None,
@@ -138,8 +167,9 @@ def _become_vllm(
     further: tuple[str, ...],
     print_command: bool,
 ) -> None:
+    """Replace this process by vLLM's server, or print its command."""
     if chosen.model is None:
-        raise UsageError(f"profile {chosen.name}: no model; name one, as in specplug serve org/name")
+        raise UsageError(f"profile {chosen.name}: no model; name one, such as specplug serve org/name")
     from specplug.engines.vllm.serve import command
 
     made = command(
@@ -149,7 +179,7 @@ def _become_vllm(
         shown = {key: value for key, value in made.environment.items() if key != "VLLM_API_KEY"}
         click.echo(" ".join([*(f"{key}={shlex.quote(value)}" for key, value in shown.items()), shlex.join(made.argv)]))
         if len(shown) < len(made.environment):
-            note("the key is not shown: set VLLM_API_KEY yourself")
+            note("the API key is not printed; set VLLM_API_KEY yourself")
         return
     note(f"starting {shlex.join(made.argv)}")
     sys.stdout.flush()

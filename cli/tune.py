@@ -1,4 +1,4 @@
-"""`specplug tune`: find the profile that is fastest for this model, machine and work."""
+"""`specplug tune`: find the profile that is fastest for this model, machine and workload."""
 
 from __future__ import annotations
 
@@ -29,40 +29,54 @@ from specplug.tune.session import tune as run_tune
 from specplug.tune.tune_request import OBJECTIVES, Request, check
 
 from . import options
-from .options import model_path, note, parse_levels, shared_options
+from .options import html_option, model_path, note, parse_levels, shared_options, workload_option
 from .progress import budget_bar
 
 NOTHING_BEATS_NONE = 3
 
 
-@click.command()
-@shared_options(max_tokens=128, greedy=True)
-@click.option("--workload", default=workloads.BUILTIN, show_default=True, metavar="FILE", help="JSONL, or builtin.")
+@click.command(epilog="\b\nExample: specplug tune --model some.gguf --workload prompts.jsonl --budget 10m")
+@shared_options(max_tokens=128, greedy=True, profile_use="Profile whose engine settings are used")
+@workload_option
 @click.option(
-    "--category", "kinds", multiple=True, metavar="NAME", help="Only prompts of this category; several times."
+    "--category",
+    "categories",
+    multiple=True,
+    metavar="NAME",
+    help="Use only prompts of this category. Repeat it for several categories.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Prompts per category, at most.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of prompts per category.")
 @click.option(
-    "--budget", default="5m", show_default=True, metavar="TIME", help="90s, 5m, 1h: how long all of it may take."
+    "--budget",
+    default="5m",
+    show_default=True,
+    metavar="TIME",
+    help="Time for the entire tune, such as 90s, 5m or 1h.",
 )
 @click.option(
     "--objective",
     type=click.Choice(OBJECTIVES),
     default="latency",
     show_default=True,
-    help="Which concurrency decides: the smallest, or the largest.",
+    help="Optimise for the smallest (latency) or the largest (throughput) number of --concurrency.",
 )
-@click.option("--concurrency", default="1", show_default=True, metavar="N,...", help="Prompts at once.")
-@click.option("--out", metavar="NAME|PATH", help="The profile to write; by default MODEL-tuned, among your own.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with pictures there.")
-@click.option("--resume", is_flag=True, help="Continue a tune of this profile that was interrupted.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and measure nothing.")
+@click.option(
+    "--concurrency",
+    default="1",
+    show_default=True,
+    metavar="N,...",
+    help="Number of prompts answered at once; each of several numbers is measured.",
+)
+@click.option("--out", metavar="NAME|PATH", help="Profile to write (default: MODEL-tuned, among your own profiles).")
+@html_option
+@click.option("--resume", is_flag=True, help="Continue an interrupted tune of this profile.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and measure nothing.")
 @click.pass_context
 def tune(
     ctx: click.Context,
     request: options.Request,
     workload: str,
-    kinds: tuple[str, ...],
+    categories: tuple[str, ...],
     limit: int | None,
     budget: str,
     objective: str,
@@ -72,12 +86,12 @@ def tune(
     resume: bool,
     dry_run: bool,
 ) -> None:
-    """Measure this machine and this work, try every method and shape, and write the profile that is fastest.
+    """Try every method and draft shape on your model, machine and prompts, and write the fastest profile.
 
-    The profile named is where engine settings come from; the one written is never slower than plain decoding as far
-    as was measured, and is plain decoding where nothing beats it (exit code 3).
+    Engine settings are taken from --profile. Where nothing measured is faster than plain decoding, the written profile
+    is plain decoding, and the exit code is 3.
     """
-    prompts = _prompts(workload, kinds, limit)
+    prompts = _prompts(workload, categories, limit)
     seconds = budgets.parse(budget)
     levels = tuple(sorted(set(parse_levels(concurrency))))
     path, label = _model(request.profile)
@@ -107,7 +121,7 @@ def tune(
         with budget_bar("tune", seconds) as progress:
             outcome = run_tune(wanted, notify=note, progress=progress)
     except KeyboardInterrupt:
-        note("what was measured is kept: the same command with --resume goes on")
+        note("measurements are kept; run the same command with --resume to continue")
         raise
     document = outcome.document
     if request.json:
@@ -122,19 +136,19 @@ def tune(
     ctx.exit(NOTHING_BEATS_NONE if document["chosen"] == "none" else 0)
 
 
-def _prompts(workload: str, kinds: tuple[str, ...], limit: int | None) -> list[workloads.Prompt]:
+def _prompts(workload: str, categories: tuple[str, ...], limit: int | None) -> list[workloads.Prompt]:
     prompts = workloads.load_workload(workload)
     known = workloads.categories(prompts)
-    for kind in kinds:
-        if kind not in known:
-            raise UsageError(f"--category {kind}: {workload} has no such category; {nearest(kind, known)}")
-    if kinds:
-        prompts = [prompt for prompt in prompts if prompt.category in kinds]
+    for name in categories:
+        if name not in known:
+            raise UsageError(f"--category {name}: {workload} has no such category; {nearest(name, known)}")
+    if categories:
+        prompts = [prompt for prompt in prompts if prompt.category in categories]
     return prompts if limit is None else workloads.limit(prompts, limit)
 
 
 def _model(profile: Profile) -> tuple[Path, str]:
-    """The file, or the folder of a name that vLLM knows; and what to call it."""
+    """The model's file or folder, and the name from which the default profile name is made."""
     if profile.engine != "vllm" or profile.model is None:
         path = model_path(profile)
         return path, path.name.removesuffix(".gguf")
@@ -147,14 +161,14 @@ def _model(profile: Profile) -> tuple[Path, str]:
 
 
 def _target(out: str | None, label: str) -> Path:
-    """Where the profile goes; UsageError when it cannot have that name."""
+    """The file of the profile to write. UsageError where the name is invalid."""
     if out is None:
         slug = re.sub(r"[^a-z0-9._-]+", "-", label.lower()).strip("-._")
         return profiles.user_folder() / f"{slug[:80] or 'model'}-tuned.yaml"
     path = Path(out).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         if path.name != out:
-            raise UsageError(f"--out {out}: a path has to end in .yaml; or give a name alone")
+            raise UsageError(f"--out {out}: a path has to end in .yaml; change it, or give a name without a folder")
         path = profiles.user_folder() / f"{out}.yaml"
     if not profiles.NAME.fullmatch(path.stem):
         raise UsageError(f"--out {out}: {path.stem!r} is no profile name; use a-z, 0-9, '.', '_' and '-'")
@@ -185,10 +199,11 @@ def _show(document: dict[str, Any]) -> None:
     threads = "" if chosen is None else f"{chosen} threads, "
     console.print(
         f"{document['model']['description']}, {threads}{work['answers']} answers of {work['max_tokens']} tokens of "
-        f"{work['name']}, {level} at once, {document['seconds']:.0f} s; perfect guesses would give "
-        f"{document['oracle_speedup'][level]:.2f}"
+        f"{work['name']}, {level} at once, {document['seconds']:.0f} s; perfect drafts would have a "
+        f"speedup of {document['oracle_speedup'][level]:.2f}"
     )
-    table = Table("setting", "predicted", "accepted/step", "confirmed live", "tokens/s", "", box=None)
+    columns = ("predicted speedup", "predicted tokens/pass", "measured speedup (95% interval)", "tokens/s")
+    table = Table("setting", *columns, "", box=None)
     shown = evidence(document)
     for line in shown["settings"]:
         live = line["confirmed"].get(level)
@@ -202,9 +217,9 @@ def _show(document: dict[str, Any]) -> None:
             "chosen" if line["name"] == document["chosen"] else "",
         )
     console.print(table)
-    further = shown["settings_left_out"]
-    wrong = errors(document)
-    if wrong:
+    deviations = errors(document)
+    if deviations:
         console.print(
-            f"prediction off by {', '.join(f'{error:.1%}' for error in wrong)}; {further} more settings in --json"
+            f"predicted and measured speedups differ by {', '.join(f'{deviation:.1%}' for deviation in deviations)}; "
+            f"--json has {shown['settings_left_out']} more settings"
         )

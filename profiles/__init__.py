@@ -1,1 +1,1 @@
-"""Data only: the shipped profiles, one YAML file each."""
+"""The shipped profiles, one YAML file each; this package holds data only."""

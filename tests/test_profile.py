@@ -30,10 +30,10 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-# -- what a profile says ---------------------------------------------------------------------------------------------
+# -- reading a profile -----------------------------------------------------------------------------------------------
 
 
-def test_every_key_arrives() -> None:
+def test_every_key_is_read() -> None:
     text = """
 schema: 1
 name: tuned.2
@@ -158,7 +158,7 @@ def test_a_fusion_is_the_list_of_its_parts(written: str) -> None:
         (HEAD + "evidence: {a: " + "9" * 5000 + "}", "a value cannot be read"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_with_the_key(text: str, complaint: str) -> None:
+def test_an_invalid_profile_is_refused_in_one_line_with_the_key(text: str, complaint: str) -> None:
     with pytest.raises(UsageError) as caught:
         profile.loads(text, "some.yaml")
     message = str(caught.value)
@@ -168,7 +168,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_key(text: str, complaint: st
 
 
 @given(st.text() | st.text(alphabet="{}[]:,-&*!|>'\"#%@` \nab1~?.").map(lambda text: HEAD + text))
-def test_any_text_is_a_profile_or_bad_input(text: str) -> None:
+def test_any_text_is_a_profile_or_a_usage_error(text: str) -> None:
     try:
         found = profile.loads(text, "t")
     except UsageError as error:
@@ -243,7 +243,7 @@ profiles = st.builds(
 
 
 @given(profiles)
-def test_what_is_written_reads_back_equal(written: Profile) -> None:
+def test_a_written_profile_reads_back_equal(written: Profile) -> None:
     assert profile.loads(profile.dumps(written), "t") == written
 
 
@@ -256,14 +256,14 @@ def test_save_writes_what_load_reads_and_replaces_the_old_file(tmp_path: Path) -
     assert os.listdir(path.parent) == ["p.yaml"]
 
 
-def test_save_writes_nothing_that_could_not_be_read(tmp_path: Path) -> None:
+def test_save_refuses_a_profile_that_load_would_refuse(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"planner.max_nodes: 0"):
         profile.save(Profile("p", planner=PlannerSettings(max_nodes=0)), tmp_path / "p.yaml")
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
-def test_a_full_disk_leaves_the_old_file_whole_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     old = Profile("p", description="old")
     profile.save(old, path)
@@ -285,7 +285,7 @@ except SpecplugError as error:
     assert os.listdir(tmp_path) == ["p.yaml"]
 
 
-def test_a_folder_that_cannot_be_made_is_a_clear_failure(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecplugError, match="cannot be written"):
         profile.save(Profile("p"), tmp_path / "file" / "p.yaml")
@@ -299,7 +299,7 @@ def test_the_shipped_profiles_load_under_their_file_names() -> None:
         assert profile.load(name).name == name
 
 
-def test_the_shipped_profiles_say_what_their_names_promise() -> None:
+def test_the_shipped_profiles_match_their_names() -> None:
     def of(name: str) -> tuple[list[str], str]:
         found = profile.load(name)
         return [spec.method for spec in found.proposers], found.planner.mode
@@ -318,7 +318,7 @@ def test_the_shipped_profiles_say_what_their_names_promise() -> None:
     assert paper.planner == PlannerSettings("static", 80, True)
 
 
-def test_ones_own_profile_hides_the_shipped_one(own_folder: Path) -> None:
+def test_a_users_profile_hides_the_shipped_one(own_folder: Path) -> None:
     shipped = profile.load("suffix")
     profile.save(Profile("suffix", description="mine"), own_folder / "suffix.yaml")
     assert profile.load("suffix").description == "mine"
@@ -327,7 +327,7 @@ def test_ones_own_profile_hides_the_shipped_one(own_folder: Path) -> None:
     assert [(entry.description, entry.source) for entry in listed] == [("mine", str(own_folder / "suffix.yaml"))]
 
 
-def test_the_list_holds_all_and_says_which_are_unusable(own_folder: Path) -> None:
+def test_the_list_holds_all_profiles_and_marks_unusable_ones(own_folder: Path) -> None:
     (own_folder / "bad.yaml").write_text("schema: 1\nname: bad\nengin: vllm\n")
     (own_folder / "no profile.yaml").write_text("")
     listed = {entry.name: entry for entry in profile.list_profiles()}
@@ -336,30 +336,30 @@ def test_the_list_holds_all_and_says_which_are_unusable(own_folder: Path) -> Non
     assert [name for name, entry in listed.items() if entry.problem] == ["bad"]
 
 
-def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles_are_loaded_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profile.save(Profile("x", description="here"), tmp_path / "x.yaml")
     (tmp_path / "odd").write_text(HEAD)
     monkeypatch.chdir(tmp_path)
-    for asked in ("x.yaml", "./x.yaml", str(tmp_path / "x.yaml"), Path("x.yaml")):
-        assert profile.load(asked).description == "here"
+    for ref in ("x.yaml", "./x.yaml", str(tmp_path / "x.yaml"), Path("x.yaml")):
+        assert profile.load(ref).description == "here"
     assert profile.load("./odd").name == "mine"
     with pytest.raises(UsageError, match="no profile is named odd"):
         profile.load("odd")
 
 
-@pytest.mark.parametrize("asked", ["nowhere.yaml", "./nowhere", "a\0b.yaml", "sufix", "Bad Name", ""])
-def test_what_is_not_there_is_bad_input(asked: str) -> None:
+@pytest.mark.parametrize("ref", ["nowhere.yaml", "./nowhere", "a\0b.yaml", "sufix", "Bad Name", ""])
+def test_a_missing_profile_is_a_usage_error(ref: str) -> None:
     with pytest.raises(UsageError) as caught:
-        profile.load(asked)
+        profile.load(ref)
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_name_gets_the_nearest() -> None:
+def test_a_wrong_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"no profile is named sufix; did you mean suffix"):
         profile.load("sufix")
 
 
-def test_files_that_are_no_text_or_too_large_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_binary_or_too_large_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_bytes(b"schema: 1\nname: \xff\n")
     with pytest.raises(UsageError, match="byte 16 is not UTF-8"):

@@ -1,6 +1,6 @@
-"""The engine that a profile names, opened to answer.
+"""Opening the engine that a profile names, ready to generate.
 
-Knows the engines' names. Imports each only when it is chosen.
+An engine's modules are imported only when a profile chooses it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from specplug.models import references
 from specplug.profile import Profile
 
 
-class Answering(Protocol):
-    """An engine with a model and a profile in it."""
+class OpenEngine(Protocol):
+    """An engine with a model and a profile loaded."""
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> IntArray:
-        """int32[n]: a conversation in the model's own template, ready for the answer."""
+        """int32[n]: the conversation in the model's chat template, followed by the start of the answer."""
 
     def tokenize(self, text: str) -> IntArray: ...
 
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
-        """Fill `answer` step by step; yields the text that each step released."""
+        """Fill `answer` step by step; yields the text that each step completed."""
 
 
 @contextmanager
-def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[Answering]:
+def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[OpenEngine]:
     """Raises UsageError for a model or profile that cannot be used, EngineError where the engine is missing."""
     if profile.model is None:
         raise UsageError(f"profile {profile.name}: engine {profile.engine} has no model; name one with --model")

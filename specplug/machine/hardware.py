@@ -1,6 +1,6 @@
-"""What machine this is, and whether it is idle enough to measure on.
+"""The hardware of this machine, and whether the machine is idle enough to measure on.
 
-Knows what the operating system and NVIDIA's library tell. Knows no engine and no model.
+The facts come from the operating system and from NVIDIA's library. Nothing here depends on an engine or a model.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 import psutil
 
 BUSY = 0.25
-"""Share of the cores from which measurements are not to be trusted."""
+"""Share of the cores; where more of them are busy with other work, measurements are not reliable."""
 
-LOOK_SECONDS = 0.3
-"""How long to look at what else runs."""
+SAMPLE_SECONDS = 0.3
+"""How long CPU use is observed."""
 
 READ_BYTES = 256 << 20
-"""What all cores together read when bandwidth is measured: more than caches hold."""
+"""Bytes that all cores together read when bandwidth is measured: more than caches hold."""
 
 
 def fingerprint() -> dict[str, Any]:
-    """Plain data that names the machine: two equal ones run alike."""
+    """Plain data that identifies the machine: two machines with equal data have the same speed."""
     return {
         "cpu": _cpu_name(),
         "cores": usable_cores(),
@@ -45,29 +45,29 @@ def usable_cores() -> int:
 
 
 def busy_cores() -> float:
-    """How many cores' worth of work ran during the last moments, this process included."""
-    share: float = psutil.cpu_percent(interval=LOOK_SECONDS) / 100
+    """How many cores were busy during SAMPLE_SECONDS, this process included."""
+    share: float = psutil.cpu_percent(interval=SAMPLE_SECONDS) / 100
     return round(share * (os.cpu_count() or 1), 2)
 
 
 def busy_warning() -> str | None:
-    """Why not to measure now, or None. Takes LOOK_SECONDS."""
+    """A warning where other work keeps too many cores busy to measure; None otherwise. Takes SAMPLE_SECONDS."""
     busy, cores = busy_cores(), usable_cores()
     if busy <= BUSY * cores:
         return None
-    return f"{busy:.1f} of {cores} cores are busy with other work, so measured speeds are not to be trusted"
+    return f"{busy:.1f} of {cores} cores are busy with other work, so measured speeds are not reliable"
 
 
 def read_bandwidth() -> float:
-    """GiB/s at which all usable cores together read memory: the best of three looks, some tenths of a second."""
+    """GiB/s at which all usable cores together read memory: the best of three reads, some tenths of a second in all."""
     cores = usable_cores()
     blocks = np.array_split(np.ones(READ_BYTES // 8, dtype=np.int64), cores)
     best = 0.0
-    with ThreadPoolExecutor(cores) as pool:  # NumPy lets go of the interpreter while it sums
+    with ThreadPoolExecutor(cores) as pool:  # NumPy releases the GIL while it sums
         for _ in range(3):
-            began = perf_counter()
+            start = perf_counter()
             list(pool.map(np.sum, blocks))
-            best = max(best, READ_BYTES / 2**30 / (perf_counter() - began))
+            best = max(best, READ_BYTES / 2**30 / (perf_counter() - start))
     return round(best, 1)
 
 
@@ -76,14 +76,14 @@ def gpus() -> list[dict[str, Any]]:
     try:
         nvml: Any = import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # no package, no driver, no permission: each has an exception of its own
+    except Exception:  # no package, no driver and no permission raise different exceptions
         return []
     try:
         found = []
         for index in range(nvml.nvmlDeviceGetCount()):
             device = nvml.nvmlDeviceGetHandleByIndex(index)
             found.append({"name": nvml.nvmlDeviceGetName(device), "driver": nvml.nvmlSystemGetDriverVersion()})
-            memory = nvml.nvmlDeviceGetMemoryInfo(device).total / 2**30  # not every device tells
+            memory = nvml.nvmlDeviceGetMemoryInfo(device).total / 2**30  # not every device reports it
             found[-1]["memory_gib"] = round(memory, 1)
         return found
     except nvml.NVMLError:

@@ -1,1 +1,1 @@
-"""Model references, and the folders of drafters built from models."""
+"""Model references, the GGUF header, packaged demo models, and the folders of drafters built from models."""

@@ -1,6 +1,7 @@
-"""A drafter's folder: where it is, what its manifest says, and whether its files are those that were written.
+"""The folder of a drafter: where it is, its manifest, and the check that its files are unchanged.
 
-Knows names, sizes and hashes. Knows no engine and no file format. What is read here may come from a stranger.
+A folder is untrusted input, so everything read from it is checked. Nothing here depends on an engine or on a
+format of weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 
 PREFIX = "drafter:"
-"""Before a name instead of a path: a folder among the user's data."""
+"""Marks a name instead of a path: the folder lies in the user's data folder."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 MANIFEST = "specplug.json"
@@ -34,22 +35,22 @@ SCHEMA = 1
 SIZE_LIMIT = 1 << 20
 
 FORMATS = ("gguf", "checkpoint")
-"""What llama.cpp loads, and what vLLM does."""
+"""The first is loaded by llama.cpp, the second by vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a drafter's folder holds.
+    """The contents of a drafter's folder.
 
-    format       of FORMATS
-    kind         model: a model of its own; eagle3: a head that reads the target's hidden states
-    tokenizer    `models.tokenizer_hash` of what it was made from, hence of every target that it fits
-    num_tokens   the whole vocabulary, which its input has
-    rows         tokens that its head can guess; IDS names them, ascending
-    input_scale  by what rows of the embedding table are multiplied before they go in
-    source       `fingerprint.model_identity` of the model that it was made from
-    files        name to SHA-256, IDS among them
-    built        how: calibration, coverage, format of the weights; for people
+    format       one of FORMATS
+    kind         model: a complete model; eagle3: a head that reads the target's hidden states
+    tokenizer    `references.tokenizer_hash` of the source model, hence of every target that the drafter fits
+    num_tokens   size of the full vocabulary, which is also that of the drafter's input
+    rows         number of tokens that the head can propose; the file IDS lists them, ascending
+    input_scale  factor by which rows of the embedding table are multiplied before the first layer
+    source       `fingerprint.model_identity` of the model that the drafter was made from
+    files        name to SHA-256; IDS is among them
+    built        how it was built, for people: calibration, coverage, format of the weights
     """
 
     format: str
@@ -67,8 +68,8 @@ class Manifest:
 def resolve(ref: str, build: Sequence[str] = ()) -> Path:
     """The folder of a drafter: a path, or `drafter:NAME`.
 
-    build  arguments of `specplug build vocab-trim` that make it, for the message where it is not there
-    UsageError where it is not there, or holds no manifest.
+    build  arguments of `specplug build vocab-trim` that build it, for the error message
+    UsageError where the folder is missing or holds no manifest.
     """
     folder = place(ref)
     if not (folder / MANIFEST).is_file():
@@ -79,7 +80,7 @@ def resolve(ref: str, build: Sequence[str] = ()) -> Path:
 
 
 def place(ref: str) -> Path:
-    """Where the folder of a drafter is, or would be. UsageError for a name that is none."""
+    """Where the folder of a drafter is, or would be. UsageError for an invalid name."""
     if not ref.startswith(PREFIX):
         return Path(ref).expanduser()
     name = ref.removeprefix(PREFIX)
@@ -91,7 +92,7 @@ def place(ref: str) -> Path:
 def read(folder: Path) -> tuple[Manifest, IntArray]:
     """The manifest and the kept ids (int32[rows], ascending), every file checked against its hash.
 
-    Costs a read of all files: 0.1 s per 100 MB. UsageError says what does not fit.
+    It reads all files: 0.1 s per 100 MB. UsageError names the file that is damaged, and what to do.
     """
     manifest = _manifest(folder)
     for name, expected in manifest.files.items():
@@ -105,8 +106,8 @@ def read(folder: Path) -> tuple[Manifest, IntArray]:
         ids = np.load(folder / IDS, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder / IDS}: cannot be read ({error}); build the drafter again") from None
-    whole = ids.dtype == np.int32 and ids.shape == (manifest.rows,) and len(ids)
-    if not whole or ids[0] < 0 or ids[-1] >= manifest.num_tokens or (np.diff(ids) <= 0).any():
+    fits = ids.dtype == np.int32 and ids.shape == (manifest.rows,) and len(ids)
+    if not fits or ids[0] < 0 or ids[-1] >= manifest.num_tokens or (np.diff(ids) <= 0).any():
         raise UsageError(f"{folder / IDS}: not {manifest.rows} ascending ids below {manifest.num_tokens}; build again")
     return manifest, ids
 
@@ -122,9 +123,9 @@ def check_target(manifest: Manifest, folder: Path, tokenizer: str, target: str) 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """A new folder to write to, which gets its name when the block ends well; else nothing is left of it.
+    """A temporary folder to write to, which is renamed to `folder` if the block succeeds; otherwise it is removed.
 
-    UsageError where there is something already, SpecplugError where the disk refuses.
+    UsageError where `folder` exists and is not empty, SpecplugError where it cannot be written.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder}: exists already; name a new folder, or remove it")
@@ -145,14 +146,14 @@ def writing(folder: Path) -> Iterator[Path]:
 
 
 def finish(folder: Path, manifest: Manifest, ids: IntArray) -> Manifest:
-    """Write the ids and, with the hashes of all files in the folder, the manifest."""
+    """Write the ids and the manifest, which records the hashes of all files in the folder; returns the manifest."""
     with open(folder / IDS, "wb") as file:
         np.save(file, ids.astype(np.int32), allow_pickle=False)
     files = {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST}
-    whole = asdict(manifest) | {"files": files}
-    text = json.dumps({"schema": SCHEMA, **whole}, indent=1)
+    complete = asdict(manifest) | {"files": files}
+    text = json.dumps({"schema": SCHEMA, **complete}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return Manifest(**whole)
+    return Manifest(**complete)
 
 
 def _manifest(folder: Path) -> Manifest:
@@ -163,25 +164,25 @@ def _manifest(folder: Path) -> Manifest:
         data = json.loads(content) if len(content) <= SIZE_LIMIT else None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); build the drafter again") from None
-    wrong = _what_is_wrong(data)
-    if wrong or data is None:
-        raise UsageError(f"{path}: {wrong}; build the drafter again")
+    problem = _problem(data)
+    if problem or data is None:
+        raise UsageError(f"{path}: {problem}; build the drafter again")
     del data["schema"]
     return Manifest(**data)
 
 
-def _what_is_wrong(data: object) -> str | None:
+def _problem(data: object) -> str | None:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         return f"not a manifest of schema {SCHEMA}"
-    kinds: dict[str, type | tuple[type, ...]] = {
+    types: dict[str, type | tuple[type, ...]] = {
         "format": str, "kind": str, "architecture": str, "tokenizer": str, "num_tokens": int, "rows": int,
         "input_scale": (int, float), "source": dict, "files": dict, "built": dict,
     }  # fmt: skip
-    for key, kind in kinds.items():
-        if not isinstance(data.get(key), kind) or isinstance(data[key], bool):
+    for key, expected in types.items():
+        if not isinstance(data.get(key), expected) or isinstance(data[key], bool):
             return f"{key} is missing, or not what it should be"
-    if data.keys() != {"schema", *kinds}:
-        return f"unknown keys: {', '.join(sorted(data.keys() - kinds.keys() - {'schema'}))}"
+    if data.keys() != {"schema", *types}:
+        return f"unknown keys: {', '.join(sorted(data.keys() - types.keys() - {'schema'}))}"
     if data["format"] not in FORMATS:
         return f"format {data['format']!r} is none of {', '.join(FORMATS)}"
     for name, value in data["files"].items():

@@ -1,7 +1,7 @@
 """The profile: every setting of a run, with the evidence for it, in one YAML file.
 
-Knows the folders. Knows no engine. A profile comes from strangers: it is read with limits, and can name registered
-proposers only.
+This module finds, reads and writes profiles; it depends on no engine. A profile is untrusted input: it is read with
+limits, and can name registered proposers only.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ ENV_FOLDER = "SPECPLUG_PROFILES"
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A profile that can be named; `problem` says why it cannot be used, if so."""
+    """A profile that can be named; `problem` explains why it cannot be used, and is None where it can."""
 
     name: str
     source: str
@@ -71,19 +71,19 @@ class Listed:
 
 
 def load(name_or_path: str | Path) -> Profile:
-    """The profile in a file, or of a name: the user's own first, then the shipped. UsageError says what is wrong."""
-    asked = os.fspath(name_or_path)
-    if isinstance(name_or_path, Path) or _is_path(asked):
-        return loads(_read(Path(asked).expanduser()), asked)
-    if not NAME.fullmatch(asked):
-        raise UsageError(f"{asked!r} is no profile name; use a-z, 0-9, '.', '_' and '-', or a path that ends in .yaml")
-    own = user_folder() / f"{asked}.yaml"
+    """The profile in a file, or with a name: a user's own hides a shipped one. UsageError where it is invalid."""
+    ref = os.fspath(name_or_path)
+    if isinstance(name_or_path, Path) or _is_path(ref):
+        return loads(_read(Path(ref).expanduser()), ref)
+    if not NAME.fullmatch(ref):
+        raise UsageError(f"{ref!r} is no profile name; use a-z, 0-9, '.', '_' and '-', or a path that ends in .yaml")
+    own = user_folder() / f"{ref}.yaml"
     if own.is_file():
         return loads(_read(own), str(own))
     shipped = _shipped()
-    if asked in shipped:
-        return loads(shipped[asked], f"{asked}.yaml (shipped)")
-    raise UsageError(f"no profile is named {asked}; {nearest(asked, [*_own(), *shipped])}")
+    if ref in shipped:
+        return loads(shipped[ref], f"{ref}.yaml (shipped)")
+    raise UsageError(f"no profile is named {ref}; {nearest(ref, [*_own(), *shipped])}")
 
 
 def loads(text: str, source: str) -> Profile:
@@ -95,25 +95,28 @@ def loads(text: str, source: str) -> Profile:
 
 
 def dumps(profile: Profile) -> str:
-    """YAML text that `loads` turns into an equal profile. Defaults are written out: they may change, a profile not."""
+    """YAML text from which `loads` makes an equal profile.
+
+    Defaults are written out, so that the profile stays the same when a later version changes them.
+    """
     return dump(as_mapping(profile))
 
 
 def as_mapping(profile: Profile) -> dict[str, Any]:
-    """The profile as plain data, in the order and with the keys of its YAML."""
+    """The profile as plain data, with the keys of its YAML in the same order."""
     methods = [{"method": spec.method, **spec.options} if spec.options else spec.method for spec in profile.proposers]
     return {"schema": SCHEMA} | asdict(profile) | {"proposers": methods}
 
 
 def save(profile: Profile, path: str | Path) -> None:
-    """Write the profile whole or not at all. SpecplugError when the disk refuses, with the old file untouched."""
+    """Write the profile atomically. SpecplugError where it cannot be written; an existing file is then unchanged."""
     text = dumps(profile)
-    loads(text, str(path))  # nothing is written that could not be read again
+    loads(text, str(path))  # raises for values that `load` would refuse later
     write_atomically(Path(path), text.encode())
 
 
 def list_profiles() -> list[Listed]:
-    """The user's own profiles, then the shipped ones that they do not hide, each in order of name."""
+    """The user's own profiles, then the shipped ones that they do not hide; both are sorted by name."""
     own = _own()
     sources = {name: str(path) for name, path in own.items()}
     sources |= {name: "shipped" for name in _shipped() if name not in own}
@@ -127,14 +130,14 @@ def list_profiles() -> list[Listed]:
 
 
 def user_folder() -> Path:
-    """Where the user's own profiles are: SPECPLUG_PROFILES, or the platform's configuration folder."""
+    """The folder of the user's own profiles: SPECPLUG_PROFILES, or the platform's configuration folder."""
     chosen = os.environ.get(ENV_FOLDER)
     return Path(chosen) if chosen else Path(user_config_dir("specplug")) / "profiles"
 
 
-def _is_path(asked: str) -> bool:
+def _is_path(ref: str) -> bool:
     separators = {os.sep, os.altsep or os.sep}
-    return asked.endswith((".yaml", ".yml")) or any(separator in asked for separator in separators)
+    return ref.endswith((".yaml", ".yml")) or any(separator in ref for separator in separators)
 
 
 def _read(path: Path) -> str:

@@ -1,6 +1,6 @@
-"""Plain data to a Profile, every key, type and range checked.
+"""From plain data to a Profile: every key, type and range is checked.
 
-Knows the schema. Knows no file; of proposers, only what the registry tells.
+Nothing here reads a file. The options of proposers are checked against the registry.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _wrong(where: str, value: object, wanted: str) -> Invalid:
     return Invalid(f"{where}: {shown} is not {wanted}; change it, or leave it out")
 
 
-def _whole(low: int, high: int) -> Check:
+def _integer(low: int, high: int) -> Check:
     def check(value: object, where: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise _wrong(where, value, "a whole number")
@@ -138,7 +138,7 @@ def _plain_mapping(value: object, where: str) -> dict[str, Any]:
 
 
 def _plain(value: object, where: str) -> object:
-    """Nothing but what YAML and JSON both hold."""
+    """The value, if both YAML and JSON can hold it."""
     if isinstance(value, dict):
         return _plain_mapping(value, where)
     if isinstance(value, list):
@@ -168,7 +168,7 @@ def _proposer(value: object, where: str) -> tuple[ProposerSpec, ...]:
     options = {key: item for key, item in _plain_mapping(entry, where).items() if key != "method"}
     if entry["method"] == "fusion":
         if options.keys() != {"proposers"}:
-            raise Invalid(f"{where}: fusion takes proposers, nothing else; list the methods there")
+            raise Invalid(f"{where}: fusion takes proposers and nothing else; list the methods there")
         return _proposers(options["proposers"], f"{where}.proposers")
     spec = ProposerSpec(entry["method"], options)
     try:
@@ -223,10 +223,10 @@ def _acceptance(value: object, where: str) -> dict[str, tuple[float, float]]:
 
 
 _COST_POINTS: dict[str, Check] = {
-    "contexts": _items(_whole(0, 1 << 24)),
-    "rows": _items(_whole(1, 1 << 16)),
+    "contexts": _items(_integer(0, 1 << 24)),
+    "rows": _items(_integer(1, 1 << 16)),
     "ms": _items(_items(_number)),
-    "sequences": _whole(1, 1 << 10),
+    "sequences": _integer(1, 1 << 10),
     "change_ms": _number,
 }
 _MEASURED: dict[str, Check] = {
@@ -237,23 +237,23 @@ _MEASURED: dict[str, Check] = {
 }
 _PLANNER: dict[str, Check] = {
     "mode": _choice(("measured", "static")),
-    "max_nodes": _whole(1, 1024),
+    "max_nodes": _integer(1, 1024),
     "trees": _flag,
 }
 _RUNTIME: dict[str, Check] = {
-    "threads": _optional(_whole(1, 1024)),
-    "context": _whole(16, 1 << 24),
-    "batch": _whole(1, 1 << 20),
-    "gpu_layers": _whole(-1, 10_000),
+    "threads": _optional(_integer(1, 1024)),
+    "context": _integer(16, 1 << 24),
+    "batch": _integer(1, 1 << 20),
+    "gpu_layers": _integer(-1, 10_000),
     "flash_attention": _optional(_flag),
     "kv_type": _choice(KV_TYPES),
     "coupled": _flag,
 }
 _VLLM: dict[str, Check] = {
-    "num_speculative_tokens": _whole(1, 64),
+    "num_speculative_tokens": _integer(1, 64),
     "uniform": _flag,
-    "max_model_len": _optional(_whole(16, 1 << 24)),
-    "max_num_seqs": _optional(_whole(1, 1 << 16)),
+    "max_model_len": _optional(_integer(16, 1 << 24)),
+    "max_num_seqs": _optional(_integer(1, 1 << 16)),
     "gpu_memory_utilization": _optional(_share),
     "dtype": _choice(DTYPES),
     "enforce_eager": _flag,

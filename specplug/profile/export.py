@@ -1,6 +1,6 @@
-"""A profile as flags of engines without specplug: the nearest built-in method, and what is lost with it.
+"""A profile as flags of llama-server or vLLM without specplug: the nearest built-in method, and what is lost.
 
-Knows the names of llama-server's and vLLM's flags (llama.cpp of 2026-11, vLLM 0.32). Runs nothing.
+The names of the flags are those of llama.cpp of 2026-11 and of vLLM 0.32. Nothing is run.
 Source: llama.cpp's common/arg.cpp and docs/speculative.md; vLLM's vllm/config/speculative.py and its page on dynamic
 speculative decoding.
 """
@@ -19,18 +19,20 @@ from specplug.profile.settings import Profile
 
 TARGETS = ("llama-server", "vllm")
 
-RIGHT = 0.7
-"""How often a guess is right where nobody counted: what lookup of three tokens finds in chat and code."""
+ACCEPTED_SHARE = 0.7
+"""Share of draft tokens that are accepted, where it was not measured: that of a lookup of three tokens in chat and
+code."""
 
-BATCHES = 512
-"""Where the schedule by batch size ends."""
+MAX_BATCH = 512
+"""The last batch size of the schedule."""
 
 CONTEXT = 256
+"""Tokens in the cache at which the cost of a pass is read from the cost curve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A command, and what of the profile it cannot express, sentence by sentence."""
+    """A command, and one sentence for each setting of the profile that it cannot express."""
 
     argv: list[str]
     lost: list[str]
@@ -40,12 +42,12 @@ class Exported:
 
 
 def export(profile: Profile, target: str, model: str | None = None) -> Exported:
-    """The profile for one of TARGETS; `model` is what the engine is given, the profile's own where None."""
+    """The command for one of TARGETS; `model` is passed to the engine, the profile's own where it is None."""
     methods = {spec.method: _options(spec) for spec in profile.proposers}
     model = model or profile.model or "MODEL"
     made = _llama_server(profile, methods, model) if target == "llama-server" else _vllm(profile, methods, model)
     if profile.runtime.coupled:
-        made.lost.append("coupled sampling is specplug's own: a seed gives another text there")
+        made.lost.append("coupled sampling exists in specplug only: a seed yields another text there")
     return made
 
 
@@ -65,11 +67,11 @@ def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], mo
         return Exported([*argv, "--spec-type", "none"], _lost(methods, ()))
     length = _length(profile, int(lookup["max_draft"]))
     if not length:
-        return Exported([*argv, "--spec-type", "none"], ["no draft of fixed length pays under the measured costs"])
+        return Exported([*argv, "--spec-type", "none"], ["no fixed draft length is faster at the measured costs"])
     match = int(lookup.get("max_match", 3))
     argv += ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", str(match)]
     argv += ["--spec-ngram-simple-size-m", str(length)]
-    lost = [f"matches have {match} tokens and drafts {length}, in every step: no choice by measured costs"]
+    lost = [f"every step matches {match} tokens and drafts {length}: the length does not depend on measured costs"]
     return Exported(argv, lost + _lost(methods, ("ngram", "suffix")))
 
 
@@ -86,12 +88,12 @@ def _vllm(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str
             "suffix_decoding_max_tree_depth": depth,
             "suffix_decoding_min_token_prob": options["min_prob"],
         }
-        lost.append("needs: pip install arctic-inference")
+        lost.append("suffix decoding in vLLM requires: pip install arctic-inference")
     elif "ngram" in methods:
         options = methods["ngram"]
         length = _length(profile, int(options["max_draft"]))
         if not length:
-            return Exported(argv, ["no draft of fixed length pays under the measured costs"])
+            return Exported(argv, ["no fixed draft length is faster at the measured costs"])
         config = {
             "method": "ngram",
             "num_speculative_tokens": length,
@@ -102,39 +104,39 @@ def _vllm(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str
         if schedule:
             config["num_speculative_tokens_per_batch_size"] = schedule
             lost.append(
-                "the schedule by batch size comes from the profile's own cost curve: measure on the real machine"
+                "the schedule by batch size comes from the profile's cost curve; measure on the machine that will serve"
             )
     if not config:
         return Exported(argv, _lost(methods, ()))
-    lost.append("drafts are chains, as long as the method makes them: no choice by measured costs, step by step")
+    lost.append("drafts are chains of the length that the method chooses: it does not depend on measured costs")
     return Exported([*argv, "--speculative-config", json.dumps(config)], lost + _lost(methods, ("ngram", "suffix")))
 
 
 def _lost(methods: Mapping[str, Mapping[str, Any]], kept: tuple[str, ...]) -> list[str]:
     lines = [f"{method} has no counterpart and is dropped" for method in methods if method not in (*kept, "none")]
     if "suffix" in methods and kept and "ngram" in methods:
-        lines.append("suffix and ngram become one method")
+        lines.append("suffix and ngram are merged into one method")
     return lines
 
 
 def _options(spec: registry.ProposerSpec) -> dict[str, Any]:
-    """The method's options, defaults filled in."""
+    """The method's options with defaults filled in."""
     defaults = {key: option.default for key, option in registry.options(spec.method).items() if not option.required}
     return {**defaults, **spec.options}
 
 
 def _tokens(profile: Profile, n: int) -> float:
-    """What a pass brings with n guesses in a row: from the tune's replay where there was one, else as RIGHT says."""
-    right = _right_up_to(profile.evidence)
+    """Tokens per pass with a chain of n draft tokens, from the tune's replay where the profile has one."""
+    accepted = _accepted_at(profile.evidence)
     total, path = 1.0, 1.0
     for i in range(n):
-        path = min(path, right[i]) if i < len(right) else path * RIGHT
+        path = min(path, accepted[i]) if i < len(accepted) else path * ACCEPTED_SHARE
         total += path
     return total
 
 
-def _right_up_to(evidence: Mapping[str, Any]) -> list[float]:
-    """By position, the share of drafts that were right up to there; empty where the evidence is not a tune's."""
+def _accepted_at(evidence: Mapping[str, Any]) -> list[float]:
+    """By position, the share of drafts accepted up to and including it; empty where the evidence has none."""
     try:
         lines = [line for line in evidence["settings"] if line["name"] == evidence["chosen"]]
         return [min(1.0, max(0.0, float(share))) for share in lines[0]["predicted"]["accepted_at"]]
@@ -143,7 +145,7 @@ def _right_up_to(evidence: Mapping[str, Any]) -> list[float]:
 
 
 def _length(profile: Profile, most: int, batch: int = 1) -> int:
-    """The fixed draft length that pays best, 0 where none does; as long as may be without a curve of single passes."""
+    """The fastest fixed draft length, 0 for none; the longest allowed where there is no cost curve for one sequence."""
     most = min(most, profile.planner.max_nodes)
     points = profile.measured.cost_curve if profile.measured else None
     if points is None or points.sequences != 1 or profile.planner.mode == "static":
@@ -158,7 +160,7 @@ def _length(profile: Profile, most: int, batch: int = 1) -> int:
 
 
 def _schedule(profile: Profile, most: int) -> list[list[int]]:
-    """[first batch size, last, length] as far as the cost curve reaches, 0 from there on; empty without one."""
+    """[first batch size, last, length] up to the end of the cost curve, length 0 beyond it; empty without a curve."""
     points = profile.measured.cost_curve if profile.measured else None
     if points is None or points.sequences != 1:
         return []
@@ -172,7 +174,7 @@ def _schedule(profile: Profile, most: int) -> list[list[int]]:
     if not ranges:
         return []
     if ranges[-1][2] == 0:
-        ranges[-1][1] = BATCHES
+        ranges[-1][1] = MAX_BATCH
     else:
-        ranges.append([ranges[-1][1] + 1, BATCHES, 0])
+        ranges.append([ranges[-1][1] + 1, MAX_BATCH, 0])
     return ranges

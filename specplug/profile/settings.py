@@ -1,7 +1,4 @@
-"""What a profile can say.
-
-Knows names, types and defaults. Knows no file and no engine.
-"""
+"""The settings of a profile: names, types and defaults. Reading and checking them is done elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +18,12 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class PlannerSettings:
-    """`mode` measured: verify what the cost curve says pays. static: always the best `max_nodes` nodes."""
+    """How many draft tokens are verified.
+
+    mode       measured: as many as are fastest by the cost curve, down to none. static: the likeliest `max_nodes`
+    max_nodes  draft tokens of one step, at most
+    trees      whether a draft may branch
+    """
 
     mode: str = "measured"
     max_nodes: int = 24
@@ -30,10 +32,15 @@ class PlannerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """How the engine opens the model; `threads` None is the engine's choice.
+    """How llama.cpp opens the model. None leaves the choice to the engine.
 
-    coupled  above temperature 0, draw tokens by random numbers that a model that drafts can share: more of its guesses
-             are right. A seed then gives another text than llama.cpp's own, the same whether or not anything drafts
+    threads     CPU threads
+    context     tokens of one sequence, prompt and answer together, at most
+    batch       tokens of one pass, at most
+    gpu_layers  layers on the GPU; -1 for all
+    coupled     above temperature 0, sample with random numbers that a draft model shares, so that more of its draft
+                tokens are accepted. A seed then yields another text than llama.cpp's own sampling, and the same text
+                with and without drafting
     """
 
     threads: int | None = None
@@ -47,11 +54,12 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """How vLLM opens the model, by its own flags' names; None is its own choice. `runtime` is llama.cpp's.
+    """How vLLM opens the model, by the names of its own flags. None leaves the choice to vLLM.
 
-    num_speculative_tokens  longest chain of guesses for one sequence
-    uniform                 so many guesses for every sequence of a batch, or none: what full CUDA graphs want
-    gpu_memory_utilization  share of the memory; where several engines are open at once, of all of them together
+    num_speculative_tokens  draft tokens for one sequence in one step, at most
+    uniform                 draft the same number of tokens for every sequence of a batch, or none: full CUDA graphs
+                            require that
+    gpu_memory_utilization  share of the GPU memory; several engines that are open at once divide it among them
     """
 
     num_speculative_tokens: int = 5
@@ -67,8 +75,8 @@ class VllmSettings:
 class CostPoints:
     """Milliseconds of one target pass: ms[i][j] with contexts[i] tokens per sequence in the cache and rows[j] rows.
 
-    sequences  how many shared the pass; a curve of one says little about many, whose caches are all read
-    change_ms  what a pass costs more after one of another row count
+    sequences  sequences in each pass; a curve for one does not hold for many, whose caches are all read
+    change_ms  extra milliseconds of a pass that follows one with another number of rows
     """
 
     contexts: tuple[int, ...]
@@ -80,9 +88,9 @@ class CostPoints:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was seen on one machine: its fingerprint, the cost curve, and (hits, misses) per bucket.
+    """Measurements on one machine: its fingerprint, the cost curve, and (hits, misses) per bucket.
 
-    batch_curves  for an engine whose batch changes: one curve per number of sequences, ascending
+    batch_curves  for an engine whose batch size varies: one curve per number of sequences, ascending
     """
 
     hardware: Mapping[str, Any] = field(default_factory=dict)
@@ -93,7 +101,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The only configuration object. Command-line flags are edits of one."""
+    """The only configuration object. Command-line flags edit a copy of it."""
 
     name: str
     description: str = ""
@@ -109,9 +117,9 @@ class Profile:
 
     @property
     def speculates(self) -> bool:
-        """Whether any of its proposers drafts."""
+        """Whether the profile drafts at all: false for plain decoding."""
         return any(spec.method != "none" for spec in self.proposers)
 
 
 class Invalid(Exception):
-    """What is wrong with a profile's text: `key: what; what to do`."""
+    """What is wrong with a profile: `key: the problem; what to do`."""

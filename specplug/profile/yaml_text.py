@@ -1,7 +1,4 @@
-"""Profiles as YAML text, read as text from a stranger.
-
-Knows YAML. Knows no setting.
-"""
+"""Profiles as YAML text, which is untrusted input and read with limits. Settings are checked elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ import yaml
 from specplug.profile.settings import Invalid
 
 SIZE_LIMIT = 1 << 20
-"""Bytes of a profile file; one with a cost curve and evidence has about 10 thousand."""
+"""Bytes of a profile file, at most; one with a cost curve and evidence has about 10 thousand."""
 
 
 def parse(text: str) -> object:
-    """Plain data. Invalid: with the line, where there is one."""
+    """Plain data from YAML text. Invalid names the line, where there is one."""
     if len(text) > SIZE_LIMIT:
         raise Invalid(f"larger than {SIZE_LIMIT >> 20} MiB; a profile holds settings, move other data out")
     try:
@@ -30,7 +27,7 @@ def parse(text: str) -> object:
         raise Invalid(f"not valid YAML ({' '.join(str(error).split())}); correct it") from None
     except RecursionError:
         raise Invalid("nested too deep; a profile has a few levels") from None
-    except ValueError as error:  # PyYAML lets int() and float() speak for themselves
+    except ValueError as error:  # PyYAML passes on the errors of int() and float()
         raise Invalid(f"a value cannot be read ({error}); correct it") from None
 
 
@@ -39,7 +36,7 @@ def dump(data: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, tags, repeated keys and dates: a profile is a plain tree of settings."""
+    """YAML without aliases, tags, repeated keys and dates, so that a profile is a plain tree of settings."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (yaml declares it so)
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -83,7 +80,7 @@ def _represent_row(dumper: yaml.SafeDumper, row: _Row) -> yaml.Node:
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # Only this style escapes all that a YAML reader would take for a line's end (U+0085, for one).
+    # Only this style escapes every character that YAML treats as a line break (U+0085, for example).
     style = None if text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

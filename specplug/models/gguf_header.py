@@ -1,0 +1,186 @@
+"""The header of a GGUF file (versions 2 and 3): metadata and tensor descriptions, read with limits.
+
+The file is untrusted input, so no length in it is trusted. Nothing here depends on an engine or on the weights.
+Source: the GGUF specification, github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+
+from specplug.errors import UsageError
+
+TYPE_SIZES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66),
+    17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136),
+    24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54),
+    35: (256, 66), 39: (32, 17),
+}  # fmt: skip
+"""By ggml type: weights per block, bytes per block. The engine judges a type that is not listed here."""
+
+TOKENIZER_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "scores", "token_type", "merges"))
+
+MAX_ENTRIES = 1 << 16
+"""Metadata keys, or tensors, at most; large models have some thousands."""
+MAX_ITEMS = 1 << 22
+"""Items of one list at most; the largest vocabularies have some hundred thousand."""
+
+STRING, ARRAY = 8, 9
+FIXED_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a metadata value by its type number; strings and lists store their own length."""
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """extent: bytes of the file up to the end of the last tensor. tokenizer: SHA-256 (hex) of its metadata."""
+
+    architecture: str | None
+    num_layers: int
+    num_tensors: int
+    extent: int
+    tokenizer: str
+
+
+def read_header(path: Path) -> Header:
+    """The header of a GGUF file, some 10 ms per 100 thousand tokens. UsageError explains why it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(8)
+            if not magic:
+                raise UsageError(f"{path}: an empty file; copy the model again")
+            if magic[:4] != b"GGUF":
+                raise UsageError(f"{path}: not a GGUF file; name one, or convert the model with llama.cpp's tools")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse_header(data)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; name an existing .gguf file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error}); name another file") from None
+    except (struct.error, OverflowError, IndexError):
+        raise UsageError(f"{path}: truncated or damaged: its header ends too early; copy it again") from None
+    except _Damaged as error:
+        raise UsageError(f"{path}: {error}; copy it again, or name another file") from None
+
+
+class _Damaged(Exception):
+    """What is wrong with a header."""
+
+
+def _parse_header(data: mmap.mmap) -> Header:
+    version = _U32.unpack_from(data, 4)[0]
+    if version not in (2, 3):
+        big_endian = version in (2 << 24, 3 << 24)
+        what = "big-endian files are" if big_endian else f"GGUF version {version} is"
+        raise _Damaged(f"{what} not supported (versions 2 and 3 are, little-endian)")
+    num_tensors, num_keys = (_count(data, at, MAX_ENTRIES) for at in (8, 16))
+    values, at = _metadata(data, num_keys)
+    architecture = _string(data, *values["general.architecture"]) if "general.architecture" in values else None
+    alignment = _u32(data, values, "general.alignment", 32)
+    if alignment == 0 or alignment & (alignment - 1):
+        raise _Damaged(f"its alignment is {alignment}, which is not a power of two")
+    end, at = _tensors(data, at, num_tensors)
+    hashed = sha256()
+    for key in TOKENIZER_KEYS:
+        if key in values:
+            value_type, start, stop = values[key]
+            hashed.update(b"%s\0%d\0%d\0" % (key.encode(), value_type, stop - start))
+            hashed.update(data[start:stop])
+    return Header(
+        architecture=architecture,
+        num_layers=_u32(data, values, f"{architecture}.block_count", 0),
+        num_tensors=num_tensors,
+        extent=-(-at // alignment) * alignment + end if num_tensors else at,
+        tokenizer=hashed.hexdigest(),
+    )
+
+
+Value = tuple[int, int, int]
+"""A metadata value: its type number, where its bytes start, where they stop."""
+
+
+def _metadata(data: mmap.mmap, num_keys: int) -> tuple[dict[str, Value], int]:
+    values: dict[str, Value] = {}
+    at = 24
+    for _ in range(num_keys):
+        stop = _past_string(data, at)
+        if stop - at > 1 << 10:
+            raise _Damaged("it has a metadata key of more than 1 KiB")
+        key = data[at + 8 : stop].decode("utf-8", "replace")
+        value_type = _U32.unpack_from(data, stop)[0]
+        at = _past_value(data, stop + 4, value_type)
+        values[key] = (value_type, stop + 4, at)
+    return values, at
+
+
+def _past_value(data: mmap.mmap, at: int, value_type: int) -> int:
+    if value_type == STRING:
+        return _past_string(data, at)
+    if value_type != ARRAY:
+        return _inside(data, at + _fixed_size(value_type))
+    item, count = _U32.unpack_from(data, at)[0], _count(data, at + 4, MAX_ITEMS)
+    at += 12
+    if item != STRING:
+        return _inside(data, at + count * _fixed_size(item))
+    read = _U64.unpack_from
+    for _ in range(count):  # the hot loop: once per token and per merge
+        at += 8 + read(data, at)[0]
+    return _inside(data, at)
+
+
+def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int]:
+    """Where the bytes of the last tensor stop, from the start of the tensor data; and where the descriptions stop."""
+    end = 0
+    for _ in range(num_tensors):
+        at = _past_string(data, at)
+        num_dims = _U32.unpack_from(data, at)[0]
+        if not 1 <= num_dims <= 4:
+            raise _Damaged(f"a tensor has {num_dims} dimensions")
+        shape = struct.unpack_from(f"<{num_dims}Q", data, at + 4)
+        tensor_type, offset = struct.unpack_from("<IQ", data, at + 4 + 8 * num_dims)
+        at += 16 + 8 * num_dims
+        weights, size = TYPE_SIZES.get(tensor_type, (1, 0))
+        if shape[0] % weights:
+            raise _Damaged(f"a tensor has rows of {shape[0]} weights in blocks of {weights}")
+        end = max(end, offset + prod(shape) // weights * size)
+    return end, at
+
+
+def _past_string(data: mmap.mmap, at: int) -> int:
+    return _inside(data, at + 8 + int(_U64.unpack_from(data, at)[0]))
+
+
+def _fixed_size(value_type: int) -> int:
+    if value_type not in FIXED_SIZES:
+        raise _Damaged(f"it has a metadata value of the unknown type {value_type}")
+    return FIXED_SIZES[value_type]
+
+
+def _inside(data: mmap.mmap, at: int) -> int:
+    if at > len(data):
+        raise _Damaged("truncated: its header ends too early")
+    return at
+
+
+def _count(data: mmap.mmap, at: int, limit: int) -> int:
+    count = int(_U64.unpack_from(data, at)[0])
+    if count > limit:
+        raise _Damaged(f"it claims {count} entries in one list, more than {limit}")
+    return count
+
+
+def _string(data: mmap.mmap, value_type: int, start: int, stop: int) -> str | None:
+    return data[start + 8 : stop].decode("utf-8", "replace") if value_type == STRING else None
+
+
+def _u32(data: mmap.mmap, values: dict[str, Value], key: str, default: int) -> int:
+    value_type, start, _ = values.get(key, (None, 0, 0))
+    return int(_U32.unpack_from(data, start)[0]) if value_type == 4 else default
