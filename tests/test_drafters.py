@@ -18,7 +18,13 @@ from specplug.core import Draft, IntArray, Step
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
-from specplug.engines.llama_cpp.drafters.model_drafter import EDGES, LEND_FROM, REFUSED, TIMED_READ, ModelDrafter
+from specplug.engines.llama_cpp.drafters.model_drafter import (
+    COPY_FROM,
+    EDGES,
+    PRICE_CHECK_INTERVAL,
+    TIMED_READ,
+    ModelDrafter,
+)
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
@@ -284,14 +290,14 @@ def test_nothing_is_drafted_after_an_end_token(q8_0: Model, folder: Path) -> Non
 
 def test_copied_cells_give_the_same_draft_as_reading_the_prompt(q8_0: Model, folder: Path) -> None:
     prompt = chats(q8_0)[0]
-    assert len(prompt) > LEND_FROM + 1
+    assert len(prompt) > COPY_FROM + 1
     runtime = replace(RUNTIME, flash_attention=True)
     with open_context(q8_0, runtime, cells=512, num_ids=2, max_rows=4) as target:
         target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
         target.decode()
         drafts = []
-        for lend in (None, target.state):
-            with opened(q8_0, folder, lend=lend) as drafter:
+        for target_cells in (None, target.state):
+            with opened(q8_0, folder, target_cells=target_cells) as drafter:
                 drafter.begin(0, prompt)
                 drafts.append(drafter.propose(0, 6).tokens.tolist())
     assert len(drafts[0]) == 6
@@ -307,17 +313,17 @@ def test_catching_up_after_steps_without_drafts_gives_the_same_draft(q8_0: Model
             one.observe(0, Step([token], Draft.of([], [], []), []))
         other.begin(0, np.concatenate((prompt, text)))
         assert one.propose(0, 4).tokens.tolist() == other.propose(0, 4).tokens.tolist()
-        assert one.shared_held == other.shared_held
+        assert one.shared_cached == other.shared_cached
 
 
 def test_what_asking_costs_is_known_before_the_text_is_read(q8_0: Model, folder: Path) -> None:
-    prompt, text = chats(q8_0)[0], list(range(100, 100 + LEND_FROM + 2))
+    prompt, text = chats(q8_0)[0], list(range(100, 100 + COPY_FROM + 2))
     assert len(prompt) > TIMED_READ
     with open_context(q8_0, replace(RUNTIME, flash_attention=True), cells=512, num_ids=2, max_rows=4) as target:
         target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
         target.decode()
-        for lend in (None, target.state):
-            with opened(q8_0, folder, lend=lend) as drafter:
+        for target_cells in (None, target.state):
+            with opened(q8_0, folder, target_cells=target_cells) as drafter:
                 drafter.begin(0, prompt)
                 assert drafter.asking_ms(0) == 0.0, "nothing was measured yet"
                 drafter.propose(0, 2)
@@ -327,7 +333,7 @@ def test_what_asking_costs_is_known_before_the_text_is_read(q8_0: Model, folder:
                 drafter.observe(0, Step(text[2:], Draft.of([], [], []), []))
                 many = drafter.asking_ms(0)
                 # Where the target's cells are copied, few tokens are read all the same, at a price still unknown.
-                assert (few, many > 0.0) == (0.0, True) if lend else 0.0 < few < many
+                assert (few, many > 0.0) == (0.0, True) if target_cells else 0.0 < few < many
 
 
 def test_a_draft_ends_where_another_token_would_not_pay(q8_0: Model, folder: Path) -> None:
@@ -352,7 +358,7 @@ def test_the_drafter_never_runs_where_no_draft_can_pay(q8_0: Model, folder: Path
         answer = engine.generate(Request(chats(q8_0)[0], 40))
         (drafter,) = engine.speculator.fusion.sources
         assert isinstance(drafter, ModelDrafter)
-        assert drafter.shared_held == [[]]
+        assert drafter.shared_cached == [[]]
         assert (answer.counters.draft_tokens, answer.counters.steps) == (0, len(answer.tokens) - 1)
 
 
@@ -366,8 +372,8 @@ def test_a_price_that_is_too_high_is_corrected(q8_0: Model, folder: Path) -> Non
         prices = []
         while not len(drafter.propose(0, 4)):
             prices.append(drafter.draft_token_ms)
-            assert len(prices) <= 2 * REFUSED
-        assert prices == [1500.0] * (REFUSED - 1) + [1125.0] * REFUSED + [843.75], (
+            assert len(prices) <= 2 * PRICE_CHECK_INTERVAL
+        assert prices == [1500.0] * (PRICE_CHECK_INTERVAL - 1) + [1125.0] * PRICE_CHECK_INTERVAL + [843.75], (
             "a quarter less at most, however fast the timed pass was"
         )
         assert drafter.propose(0, 4).tokens.tolist() == expected
@@ -378,10 +384,10 @@ def test_timing_a_pass_leaves_the_cache_as_it_was(q8_0: Model, folder: Path) -> 
         drafter.begin(0, chats(q8_0)[0])
         drafter.pays = lambda chain, rate: False
         drafter.draft_token_ms = 0.001
-        for _ in range(REFUSED):
+        for _ in range(PRICE_CHECK_INTERVAL):
             assert len(drafter.propose(0, 4)) == 0
         assert drafter.draft_token_ms == 0.001, "a pass that takes longer does not raise the price"
-        assert drafter.shared_held[0] == []
+        assert drafter.shared_cached[0] == []
         drafter.pays = None
         expected = drafter.propose(0, 4).tokens.tolist()
     with opened(q8_0, folder) as other:
@@ -411,7 +417,7 @@ def test_the_contract_of_a_proposer(q8_0: Model, folder: Path) -> None:
         assert len(drafter.propose(0, 3)) == 3
         drafter.end(0)
         drafter.end(1)
-        assert drafter.shared_held[0] == prompt[:1].tolist()  # no draft token stays in the cache
+        assert drafter.shared_cached[0] == prompt[:1].tolist()  # no draft token stays in the cache
 
 
 def opened(target: Model, folder: Path, **options: object) -> "Opened":

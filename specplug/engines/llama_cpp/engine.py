@@ -286,7 +286,7 @@ def resolved(profile: Profile, model: Model, *, many: bool = False) -> Profile:
     threads          every usable core
     flash_attention  on where passes of one row and of several round alike with it (weights of 4 and 8 bits), so that
                      verified text is plain decoding's to the last bit; off for 16 and 32 bits on the CPU, where they
-                     never do and several rows cost less without (docs/measured.md), unless the cache is of `many`
+                     never do and several rows cost less without (docs/lab-book/cost-curves.md), unless the cache is of `many`
                      sequences: it skips others' cells, and without it each row pays for all that anyone holds. An f32
                      cache it would turn into f16 at every pass; `exact` has it on always, since without it sums depend
                      on which cells are taken

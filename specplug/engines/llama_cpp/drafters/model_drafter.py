@@ -1,7 +1,7 @@
-"""A second model that drafts: chains of its own likeliest tokens, with runners-up where they are asked for.
+"""A second model that drafts: chains of its own likeliest tokens, with runners-up where the profile asks for them.
 
-Knows tokens and the drafter's context. Knows neither the planner nor the target, beyond what it lends: the cells of a
-text that both have read, and a copy of the sampler that draws its tokens.
+Depends neither on the planner nor on the target, except that it may copy the target's KV cells of a text that both have
+read, and draw with a copy of the target's sampler.
 """
 
 from __future__ import annotations
@@ -19,46 +19,50 @@ from specplug.engines.llama_cpp.sampling import Sampler, SamplerCopy
 from specplug.engines.llama_cpp.step_loop import common_prefix
 
 EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
-"""Between the buckets of a guess, by the probability that the drafter itself gives it."""
+"""The boundaries between buckets: the probability that the drafter assigns to the token it drafts."""
 
 FIRST_RATE = 0.8
-"""Share of guesses expected to be right before any was seen."""
+"""The share of draft tokens expected to be accepted before any was verified."""
 
 BEST_RATE = 0.9
-"""Where not even so many right ones would pay, nothing is guessed."""
+"""If even this share of accepted tokens would not pay, nothing is drafted."""
 
 RATE_WEIGHT = 10.0
-"""So many guesses that counts for; the last hundred or so matter."""
+"""The number of verified draft tokens that FIRST_RATE counts for."""
 
 DECAY = 0.99
+"""Factor on the counts per verified draft token, so that about the last hundred matter."""
 
-REFUSED = 32
-"""After so many refusals the price of a guess is looked at again: it may have been high for a while only."""
+PRICE_CHECK_INTERVAL = 32
+"""Declined steps after which the cost of a draft token is measured again: it may have been high only for a while."""
 
-CHEAPER = 0.75
-"""Such a look lowers the price to this share at most: it is one pass, with less text before it than guesses have."""
+LEAST_PRICE_RATIO = 0.75
+"""Such a measurement lowers the cost to this share at most: it is one pass, after a shorter text than usual."""
 
-LEND_FROM = 24
-"""Tokens still to be read from which borrowing the target's cells costs less, where it lends them."""
+COPY_FROM = 24
+"""Unread tokens from which copying the target's cells costs less than reading, if they can be copied."""
 
 TIMED_READ = 16
-"""Tokens read at once from which the time per token is measured: few tokens take about as long as one."""
+"""Tokens read at once from which the time per token is measured; fewer take about as long as one."""
 
 RISE = 0.2
-"""Weight of a longer time in what reading is expected to take. A shorter one counts at once: an expectation that is too
-high keeps the drafter from being asked, and so from being timed again."""
+"""Weight of a longer time in the expected time per token read. A shorter time replaces it at once: an expectation that
+is too high keeps the drafter from being asked, and so from being timed again."""
 
 DRIFT = 0.01
-"""Relative step towards a new timing of a guess. Steps of equal size track a median, which no pause moves far."""
+"""Relative step towards a new timing of a draft token. Steps of equal size track a median, which no pause moves far."""
 
 
 class ModelDrafter:
-    """Source: speculative decoding (arXiv 2211.17192); trimmed heads, VocabTrim (arXiv 2506.22694); stopping where the
-    next guess no longer pays as in SpecDec++ (arXiv 2405.19715), by measured costs instead of a trained threshold.
-    A guess's bucket is the probability that the drafter gives it, so that the planner learns how far to trust it.
+    """Drafts with a model of its own.
 
-    Keeps: the tokens of running sequences, and per sequence the cells of what it has read, which a prompt with the same
-    beginning uses again. Requires: nothing of the target. Cost per guess: a pass of the drafter over one row.
+    Source: speculative decoding (arXiv 2211.17192); trimmed heads, VocabTrim (arXiv 2506.22694). A draft ends where the
+    next token no longer pays, as in SpecDec++ (arXiv 2405.19715), by measured costs instead of a trained threshold.
+    A token's bucket is the probability that the drafter assigns to it, so the planner learns how far to trust it.
+    State: the tokens of running sequences, and per slot the KV cells of the tokens that the drafter has read, which a
+    prompt with the same beginning uses again.
+    Requires: nothing of the target.
+    Cost per draft token: a pass of the drafter over one row.
     """
 
     requires = Requires()
@@ -73,14 +77,14 @@ class ModelDrafter:
         max_draft: int,
         branches: int,
         end_tokens: Set[int] = frozenset(),
-        lend: Callable[[int], bytes] | None = None,
+        target_cells: Callable[[int], bytes] | None = None,
     ) -> None:
         """
-        ids         int32[rows of the head]: the token of each; None where they are the tokens themselves
-        slots       sequence ids 0..slots-1 are used
-        max_tokens  longest text of one sequence
-        end_tokens  after which nothing is guessed
-        lend        the target's cells of a sequence, all but its last token; None where they are of no use here
+        ids           int32[rows of the head]: the token of each row; None if row i belongs to token i
+        slots         sequence ids 0..slots-1 are used
+        max_tokens    longest text of one sequence
+        end_tokens    tokens after which nothing is drafted
+        target_cells  returns the target's cells of a sequence, without its last token; None if they do not fit
         """
         self.buckets = tuple(
             Bucket(f"{rank} {low:g}-{high:g}", (low + high) / 2)
@@ -93,32 +97,32 @@ class ModelDrafter:
         """Passes run so far in order to draft."""
         self.pays: Callable[[Sequence[int], float], bool] | None = None
         """Whether to draft on, given the buckets of the chain so far and the share of accepted draft tokens."""
-        self.shared_held: list[list[int]] = [[] for _ in range(slots)]
-        """Per slot the tokens in the drafter's cache."""
+        self.shared_cached: list[list[int]] = [[] for _ in range(slots)]
+        """The cached tokens of the drafter, per slot."""
         self._context = context
         self._ids = ids
         self._max_tokens = max_tokens
         self._max_draft = max_draft
         self._branches = branches
         self._end_tokens = end_tokens
-        self._lend = lend
+        self._target_cells = target_cells
         self._texts: dict[int, _Text] = {}
         self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
-        self._refusals = 0
+        self._declined = 0
         self._read_token_ms = 0.0
         self._copied_token_ms = 0.0
 
     def warm_up(self, passes: int = 16) -> None:
-        """Time passes of one row on the empty context, so that the first decision knows what a guess costs.
+        """Time passes of one row on the empty context, so that the first decision knows what a draft token costs.
 
-        The lower quartile: what disturbs makes them longer, and a price too high is found out late.
+        It takes the lower quartile: disturbances make passes longer, and a cost that is too high is corrected late.
         """
         times = [self._pass_ns(place, 0) for place in range(passes)]
         self._context.drop(0)
         self.draft_token_ms = float(np.quantile(times, 0.25)) / 1e6
 
     def _pass_ns(self, place: int, seq: int) -> int:
-        """What a guess takes: a row of no meaning, and the choice of a token."""
+        """Time of one draft token: a pass over one arbitrary row, and the choice of a token."""
         began = perf_counter_ns()
         self._context.clear_batch()
         self._context.add_span([0], place, seq, wanted=True)
@@ -128,40 +132,40 @@ class ModelDrafter:
         return perf_counter_ns() - began
 
     def forget(self) -> None:
-        """As if just opened, but for what a guess costs."""
+        """Return to the state after opening, except for the measured cost of a draft token."""
         self._context.clear()
-        for held in self.shared_held:
-            held.clear()
+        for cached in self.shared_cached:
+            cached.clear()
         self._texts.clear()
         self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
-        self._refusals = 0
+        self._declined = 0
 
     def close(self) -> None:
         self._context.close()
         self._context.model.close()
 
     def use_sampler(self, seq: int, sampler: Sampler) -> None:
-        """Draw guesses for a sequence as its own tokens are drawn, with the same random numbers, penalties, grammar."""
+        """Draw draft tokens as the sequence's own tokens are drawn: same random numbers, penalties and grammar."""
         self._texts[seq].sampler = sampler
 
     # -- the proposer's contract ----------------------------------------------------------------------------------
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        # Half of what the texts before taught, at the weight of a first guess: this one may be another kind.
+        # The mean of FIRST_RATE and the rate of earlier texts, with little weight: this text may be of another kind.
         self._hits = (self._hits / self._tested + FIRST_RATE) / 2 * RATE_WEIGHT
         self._tested = RATE_WEIGHT
-        self._texts[seq] = _Text(prompt.tolist(), common_prefix(self.shared_held[seq], prompt))
+        self._texts[seq] = _Text(prompt.tolist(), common_prefix(self.shared_cached[seq], prompt))
 
     def propose(self, seq: int, budget: int) -> Draft:
         text = self._texts[seq]
         most = min(budget, self._max_draft, self._max_tokens - len(text.tokens))
-        text.guessed = []
+        text.drafted = []
         if most < 1:
             return EMPTY
         if self.pays is not None and not self.pays([], BEST_RATE):
-            self._refusals += 1
-            if self._refusals % REFUSED == 0:
-                self._look_at_price(seq)
+            self._declined += 1
+            if self._declined % PRICE_CHECK_INTERVAL == 0:
+                self._check_price(seq)
             return EMPTY
         logits = self._catch_up(seq, text)
         copied = text.sampler.copy(self._ids) if text.sampler is not None else None
@@ -172,26 +176,26 @@ class ModelDrafter:
                 copied.close()
 
     def asking_ms(self, seq: int) -> float:
-        """What reading the text before the last token takes, or copying its cells from the target's cache."""
+        """The time to read the text before the last token, or to copy its cells from the target's cache."""
         text = self._texts[seq]
         unread = self._num_unread(text)
-        if self._lend is not None and unread > LEND_FROM:
+        if self._target_cells is not None and unread > COPY_FROM:
             return (len(text.tokens) - 1) * self._copied_token_ms
         return (unread - 1) * self._read_token_ms
 
     def observe(self, seq: int, step: Step) -> None:
         text = self._texts[seq]
         for token in step.emitted:
-            held = self.shared_held[seq]
-            if text.read == len(text.tokens) < len(held) and held[text.read] == token:
+            cached = self.shared_cached[seq]
+            if text.read == len(text.tokens) < len(cached) and cached[text.read] == token:
                 text.read += 1
             text.tokens.append(token)
-        self._learn(text.guessed, step.emitted)
-        text.guessed = []
+        self._learn(text.drafted, step.emitted)
+        text.drafted = []
 
     def end(self, seq: int) -> None:
         text = self._texts.pop(seq)
-        del self.shared_held[seq][text.read :]
+        del self.shared_cached[seq][text.read :]
         self._context.drop(seq, text.read)
 
     # -- drafting -------------------------------------------------------------------------------------------------
@@ -213,39 +217,39 @@ class ModelDrafter:
             tokens.append(token)
             buckets.append(bisect_right(EDGES, _share(logits, best)))
             chain.append(buckets[-1])
-            text.guessed.append(token)
+            text.drafted.append(token)
             if self._branches > 1 and len(tokens) < budget:
                 second, p_second = _runner_up(logits, best)
                 tokens.append(self._token(second))
                 parents.append(parents[parent])
                 buckets.append(len(EDGES) + 1 + bisect_right(EDGES, p_second))
             full = len(chain) >= most or len(tokens) >= budget
-            if full or token in self._end_tokens or not self._guess_on(chain):
+            if full or token in self._end_tokens or not self._pays_on(chain):
                 return Draft.of(tokens, parents, buckets)
             logits = self._read(seq, [token])
             now = perf_counter_ns()
             self.draft_token_ms *= 1 + DRIFT if (now - began) / 1e6 > self.draft_token_ms else 1 - DRIFT
             began = now
 
-    def _guess_on(self, chain: Sequence[int]) -> bool:
+    def _pays_on(self, chain: Sequence[int]) -> bool:
         return self.pays is None or self.pays(chain, self._hits / self._tested)
 
-    def _look_at_price(self, seq: int) -> None:
-        """A pass for nothing, after what is held: one faster than the known price shows that it may have fallen."""
-        place = len(self.shared_held[seq])
+    def _check_price(self, seq: int) -> None:
+        """Time a pass after the cached tokens: if it is faster than the known cost, the cost may have fallen."""
+        place = len(self.shared_cached[seq])
         ms = self._pass_ns(place, seq) / 1e6
         self._context.drop(seq, place)
         if ms < self.draft_token_ms:
-            self.draft_token_ms = max(ms, CHEAPER * self.draft_token_ms)
+            self.draft_token_ms = max(ms, LEAST_PRICE_RATIO * self.draft_token_ms)
 
-    def _learn(self, guessed: Sequence[int], emitted: Sequence[int]) -> None:
-        """Count the guesses that were tested: those that came true, and the first that did not."""
-        if not guessed:
+    def _learn(self, drafted: Sequence[int], emitted: Sequence[int]) -> None:
+        """Count the draft tokens that were verified: the accepted ones, and the first rejected one."""
+        if not drafted:
             return
         hits = 0
-        while hits < min(len(guessed), len(emitted)) and guessed[hits] == emitted[hits]:
+        while hits < min(len(drafted), len(emitted)) and drafted[hits] == emitted[hits]:
             hits += 1
-        tested = min(len(guessed), len(emitted), hits + 1)
+        tested = min(len(drafted), len(emitted), hits + 1)
         kept = DECAY**tested
         self._hits, self._tested = self._hits * kept + hits, self._tested * kept + tested
 
@@ -256,20 +260,20 @@ class ModelDrafter:
 
     def _catch_up(self, seq: int, text: _Text) -> Logits:
         """Read what is not yet in the cache, the last token at least; returns the logits after it."""
-        held = self.shared_held[seq]
+        cached = self.shared_cached[seq]
         known = text.tokens
         start = len(known) - self._num_unread(text)
         began = perf_counter_ns()
-        if self._lend is not None and len(known) - start > LEND_FROM:
+        if self._target_cells is not None and len(known) - start > COPY_FROM:
             self._context.drop(seq)
-            held.clear()
-            self._context.restore(seq, self._lend(seq))
-            held += known[:-1]
-            self._copied_token_ms = _followed(self._copied_token_ms, began, len(held))
-        elif start < len(held):
+            cached.clear()
+            self._context.restore(seq, self._target_cells(seq))
+            cached += known[:-1]
+            self._copied_token_ms = _followed(self._copied_token_ms, began, len(cached))
+        elif start < len(cached):
             self._context.drop(seq, start)
-            del held[start:]
-        unread = known[len(held) :]
+            del cached[start:]
+        unread = known[len(cached) :]
         began = perf_counter_ns()
         logits = self._read(seq, unread)
         if len(unread) >= TIMED_READ:
@@ -282,42 +286,42 @@ class ModelDrafter:
         return max(len(text.tokens) - text.read, 1)
 
     def _read(self, seq: int, tokens: Sequence[int]) -> Logits:
-        """float32[rows of the head]: the logits after `tokens`, which follow what is held."""
-        context, held = self._context, self.shared_held[seq]
+        """float32[rows of the head]: the logits after `tokens`, which follow the cached tokens."""
+        context, cached = self._context, self.shared_cached[seq]
         self.passes += 1
         for at in range(0, len(tokens), context.num_batch):
             part = tokens[at : at + context.num_batch]
             context.clear_batch()
-            context.add_span(part, len(held), seq, wanted=False, last=True)
+            context.add_span(part, len(cached), seq, wanted=False, last=True)
             context.decode()
-            held += part
+            cached += part
         logits: Logits = context.logits(1)[0]
         return logits
 
 
 @dataclass(slots=True)
 class _Text:
-    """One sequence: its tokens, how many of them the drafter's cache holds, and the chain guessed last."""
+    """One sequence: its tokens, how many of them the drafter has read, and the chain that it drafted last."""
 
     tokens: list[int]
     read: int
     sampler: Sampler | None = None
-    guessed: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
 
 
 def _followed(known_ms: float, began_ns: int, tokens: int) -> float:
-    """The time per token after one more measurement, of `tokens` since `began_ns`."""
+    """The expected time per token after one more measurement: of `tokens`, since `began_ns`."""
     ms = (perf_counter_ns() - began_ns) / 1e6 / tokens
     return ms if not known_ms or ms < known_ms else known_ms + (ms - known_ms) * RISE
 
 
 def _share(logits: Logits, row: int) -> float:
-    """The probability of a row: 1 where all others are far below."""
+    """The probability of a row."""
     return float(1.0 / np.exp(logits - logits[row]).sum())
 
 
 def _runner_up(logits: Logits, best: int) -> tuple[int, float]:
-    """The likeliest row but one, and its probability."""
+    """The second likeliest row, and its probability."""
     rest = logits.copy()
     rest[best] = -np.inf
     second = int(rest.argmax())

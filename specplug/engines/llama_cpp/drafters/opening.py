@@ -85,7 +85,7 @@ def _open(source: DraftModel, target: Context, runtime: Runtime, slots: int) -> 
         max_draft=source.max_draft,
         branches=source.branches,
         end_tokens=target.model.end_tokens,
-        lend=target.state if same else None,
+        target_cells=target.state if same else None,
     )
     drafter.warm_up()
     return drafter
