@@ -159,7 +159,7 @@ class LlamaCpp:
         return self.model.tokenize(text)
 
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
-        """Fill `answer` step by step; yields the text that each step released. An abandoned stream frees its slot."""
+        """Fill `answer` step by step; yields the text that each step completes. An abandoned stream frees its slot."""
         began = perf_counter()
         writer = self._start(request, answer)
         try:
@@ -174,7 +174,7 @@ class LlamaCpp:
             self.loop.finish(writer.stream)
 
     def generate(self, request: Request) -> Answer:
-        """The whole answer to one prompt."""
+        """The complete answer to one prompt."""
         answer = Answer()
         for _ in self.stream(request, answer):
             pass
@@ -258,7 +258,8 @@ class _Writer:
 
 
 def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[Proposer]:
-    """The profile's proposers, fresh. UsageError where they need, or were warmed with, what this is not."""
+    """New proposers of the profile. UsageError if this engine lacks what they require, or if they were warmed for another
+    tokenizer."""
     sources = registry.build_sources(profile.proposers)
     registry.check_requirements(sources, PROVIDES, NAME)
     check_tokenizer(profile, model_path)
@@ -271,7 +272,7 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
 def fitting_cost_points(
     model: Model, profile: Profile, *, slots: int, limit: int, notify: Callable[[str], None]
 ) -> CostPoints:
-    """T(rows, context) up to `limit` rows: the profile's own where it fits, remembered or measured elsewhere."""
+    """T(rows, context) up to `limit` rows: the profile's own if it fits this machine, else the remembered or a new one."""
     own = own_cost_points(model, profile, slots=slots, notify=notify)
     if not profile.speculates:
         return CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
@@ -281,15 +282,15 @@ def fitting_cost_points(
 
 
 def resolved(profile: Profile, model: Model, *, many: bool = False) -> Profile:
-    """The profile with the engine's own choices filled in.
+    """The profile with the engine's own choices for what it leaves open.
 
     threads          every usable core
-    flash_attention  on where passes of one row and of several round alike with it (weights of 4 and 8 bits), so that
-                     verified text is plain decoding's to the last bit; off for 16 and 32 bits on the CPU, where they
-                     never do and several rows cost less without (docs/lab-book/cost-curves.md), unless the cache is of `many`
-                     sequences: it skips others' cells, and without it each row pays for all that anyone holds. An f32
-                     cache it would turn into f16 at every pass; `exact` has it on always, since without it sums depend
-                     on which cells are taken
+    flash_attention  on for weights of 4 and 8 bits: with it passes of one row and of several round alike, so that
+                     verified text is plain decoding's to the last bit. Off for weights of 16 and 32 bits on the CPU,
+                     which round differently in any case, and where several rows cost less without it
+                     (docs/lab-book/cost-curves.md); but on if `many` sequences share a cache, since it skips the cells
+                     of other sequences. Off for an f32 cache, which it would convert to f16 at every pass. On for
+                     `exact`, since without it sums depend on which cells are taken
     """
     runtime = profile.runtime
     if profile.exact and runtime.flash_attention is False:
