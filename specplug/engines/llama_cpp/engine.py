@@ -258,8 +258,7 @@ class _Writer:
 
 
 def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[Proposer]:
-    """New proposers of the profile. UsageError if this engine lacks what they require, or if they were warmed for another
-    tokenizer."""
+    """New proposers of the profile. UsageError if the engine lacks what they require, or another tokenizer warmed them."""
     sources = registry.build_sources(profile.proposers)
     registry.check_requirements(sources, PROVIDES, NAME)
     check_tokenizer(profile, model_path)
@@ -272,7 +271,7 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
 def fitting_cost_points(
     model: Model, profile: Profile, *, slots: int, limit: int, notify: Callable[[str], None]
 ) -> CostPoints:
-    """T(rows, context) up to `limit` rows: the profile's own if it fits this machine, else the remembered or a new one."""
+    """T(rows, context) up to `limit` rows: the profile's own if it fits this machine, else remembered or measured."""
     own = own_cost_points(model, profile, slots=slots, notify=notify)
     if not profile.speculates:
         return CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
