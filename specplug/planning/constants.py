@@ -51,7 +51,7 @@ COST_SHARE = 0.004
 EXPENSIVE_COST_SHARE = 0.01
 """The same of an expensive proposer; where asking takes more than 0.64 of a plain step, MAX_COOLDOWN is reached first.
 
-Measured with benchmarks/drafter_rests.py on Gemma-3-270M bf16 with a trimmed drafter: 0.04 gave 1.27 times plain
+Measured with benchmarks/back_off_settings.py on Gemma-3-270M bf16 with a trimmed drafter: 0.04 gave 1.27 times plain
 decoding on 35 prompts and 1.19 on 15 others, 0.02 1.30 and 1.17, 0.01 1.32 and 1.20 (the latter two with
 CONFIDENCE_MARGIN 1, the first with 0.5).
 """

@@ -258,7 +258,7 @@ class _Writer:
 
 
 def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[Proposer]:
-    """New proposers of the profile. UsageError if the engine lacks what they require, or another tokenizer warmed them."""
+    """New proposers of the profile. UsageError if the engine does not provide what they require."""
     sources = registry.build_sources(profile.proposers)
     registry.check_requirements(sources, PROVIDES, NAME)
     check_tokenizer(profile, model_path)

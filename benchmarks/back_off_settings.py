@@ -1,12 +1,12 @@
-"""When a second model should rest: settings of the planner's, in turns on the same prompts, by kind of work.
+"""Measures settings of the planner's back-off for a model-based proposer, on the same prompts, per category.
 
-    python benchmarks/drafter_rests.py MODEL.gguf --profile gemma3-vocabtrim-self --workload W.jsonl \
+    python benchmarks/back_off_settings.py MODEL.gguf --profile gemma3-vocabtrim-self --workload W.jsonl \
         --setting 0.01,8,1 --setting 0.04,8,0.5
 
-A setting is EXPENSIVE_COST_SHARE,RETRIES_PER_TEXT,CONFIDENCE_MARGIN of specplug/planning/constants.py. Each has an
-engine of its own, whose learning nobody else touches, and they take turns prompt by prompt, beside plain decoding: a
-machine that changes within the run changes for all. Speedup is tokens per second after the prompt over plain
-decoding's, with a 95% interval over prompts; last come each setting's worst prompts.
+A setting is EXPENSIVE_COST_SHARE,RETRIES_PER_TEXT,CONFIDENCE_MARGIN of specplug/planning/constants.py. Each setting has
+an engine of its own, and all engines take turns prompt by prompt with one for plain decoding, so that a machine that
+changes within the run changes for all. It prints, per category and in all, tokens per second after the prompt over
+plain decoding's, with a 95% interval over prompts; then the prompts on which each setting is slowest.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def main() -> None:
             took = {}
             for arm in (list(engines) * 2)[first : first + len(engines)]:
                 if arm != PLAIN:
-                    share, trials, doubt = arm.split(",")
-                    back_off.EXPENSIVE_COST_SHARE, back_off.CONFIDENCE_MARGIN = float(share), float(doubt)
-                    back_off.RETRIES_PER_TEXT = int(trials)
+                    share, retries, margin = arm.split(",")
+                    back_off.EXPENSIVE_COST_SHARE, back_off.CONFIDENCE_MARGIN = float(share), float(margin)
+                    back_off.RETRIES_PER_TEXT = int(retries)
                 answer = engines[arm].generate(Request(asked, args.tokens))
                 took[arm] = (len(answer.tokens) - 1, answer.decode_seconds)  # the prefill yields the first token
             if took[PLAIN][0] < FEWEST:
