@@ -68,8 +68,11 @@ def test_the_verdict_gives_the_result_of_every_finalist_and_the_next_step() -> N
     )
     untimed = {**lost, "settings": [{**line, "confirmed": {"1": {"speedup": None}}}]}
     assert "no setting could be run live in this budget" in verdict(untimed)
-    won = {**lost, "chosen": line["name"], "rejected": {}}
-    assert verdict(won) == "suffix, measured 8: 1.10 times as fast as plain decoding (95% interval 0.94-1.45)"
+    won = {**lost, "chosen": line["name"], "rejected": {}, "path": "/my profiles/p.yaml"}
+    assert verdict(won) == (
+        "suffix, measured 8: 1.10 times as fast as plain decoding (95% interval 0.94-1.45); "
+        "use it with: specplug run --profile '/my profiles/p.yaml'"
+    )
 
 
 def test_an_interval_of_a_single_answer_is_a_dash() -> None:

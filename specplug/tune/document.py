@@ -5,6 +5,7 @@ This module formats what was found. It measures nothing.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -169,10 +170,8 @@ def outcome(document: Mapping[str, Any]) -> str:
 
 
 def verdict(document: Mapping[str, Any]) -> str:
-    """The outcome in one line; where plain decoding won, with the result of every finalist and what to do next."""
-    if document["chosen"] != PLAIN.name:
-        return outcome(document)
-    tried = "; ".join(rejections(document))
+    """The outcome and what to do next, in one line; where plain decoding won, with the result of every finalist."""
+    tried = "; ".join(rejections(document)) if document["chosen"] == PLAIN.name else ""
     return f"{outcome(document)}{f' ({tried})' if tried else ''}; {next_step(document)}"
 
 
@@ -189,7 +188,7 @@ def next_step(document: Mapping[str, Any]) -> str:
     """What the user can do next."""
     if document["chosen"] == PLAIN.name:
         return "to time more answers, raise --budget or give more of your own prompts with --workload"
-    return f"use it with: specplug run --profile {document['path']}"
+    return f"use it with: {shlex.join(['specplug', 'run', '--profile', str(document['path'])])}"
 
 
 def interval_text(interval: Mapping[str, float] | None) -> str:
