@@ -244,28 +244,28 @@ def test_drafts_fit_into_a_small_batch(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("weights", ["f32", "q8_0"])
 def test_exact_drafts_change_no_bit(weights: str, options: dict[str, Any], formats: dict[str, Path]) -> None:
-    """Compares the logits that a stopping criterion receives, which are those of all rows that emitted a token."""
+    """The logits that a stopping criterion sees are compared: those of all rows from which a token was sampled."""
     plain = replace(TREES, proposers=(ProposerSpec("none"),), planner=PlannerSettings(mode="static"), exact=True)
     exact_options = options | {"model_path": str(formats[weights]), "flash_attn": True, "type_k": 30, "type_v": 30}
     seen: list[list[Any]] = []
     for profile in (plain, replace(TREES, exact=True)):
         llama = SpeculativeLlama(profile=profile, **exact_options)
-        rows: list[Any] = []
-
-        def keep(ids: Any, logits: Any, rows: list[Any] = rows) -> bool:
-            rows.append(logits.copy())
-            return len(rows) >= 100
-
+        found: list[Any] = []
         for _ in range(2):  # the second time the prompt is cached, and read again
-            prompt = llama.tokenize(TEXT.encode())
-            rows.append(
-                list(llama.generate(prompt, temp=0.0, stopping_criteria=llama_cpp.StoppingCriteriaList([keep])))
-            )
+            rows: list[Any] = []
+
+            def keep(ids: Any, logits: Any, rows: list[Any] = rows) -> bool:
+                rows.append(logits.copy())
+                return len(rows) >= 60
+
+            criteria = llama_cpp.StoppingCriteriaList([keep])
+            tokens = list(llama.generate(llama.tokenize(TEXT.encode()), temp=0.0, stopping_criteria=criteria))
+            found += [tokens, *rows[1:]]  # to the first token's row the base class has no logits
         accepted = llama.counters.accepted_tokens
         llama.close()
-        seen.append(rows)
+        seen.append(found)
     assert accepted > 4
-    assert len(seen[0]) == len(seen[1]) > 40
+    assert len(seen[0]) == len(seen[1]) == 120
     assert all(np.array_equal(one, other) for one, other in zip(*seen, strict=True))
 
 
