@@ -265,13 +265,13 @@ def test_a_difference_larger_than_pass_shapes_cause_is_not_rounding(f32: Model) 
     with opened(f32, plain(TREES)) as base:
         expected = base.generate(Request(prompt, 12)).tokens
     wrong = [*expected[:6], expected[6] + 1, *expected[7:]]
-    found = explain(f32, runtime, prompt, expected, wrong, Sampling(), padded=False, holes=False)
+    found = explain(f32, runtime, prompt, expected, wrong, Sampling(), padded=False, shared_cache=False)
     assert found is not None
     assert (found.position, found.plain_token, found.other_token) == (6, expected[6], expected[6] + 1)
     assert not found.is_rounding and found.gap > found.shape_difference
-    shorter = explain(f32, runtime, prompt, expected, expected[:-1], Sampling(), padded=False, holes=False)
+    shorter = explain(f32, runtime, prompt, expected, expected[:-1], Sampling(), padded=False, shared_cache=False)
     assert shorter is not None and not shorter.is_rounding
-    assert explain(f32, runtime, prompt, expected, expected, Sampling(), padded=False, holes=False) is None
+    assert explain(f32, runtime, prompt, expected, expected, Sampling(), padded=False, shared_cache=False) is None
 
 
 def test_the_first_difference() -> None:

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llama_cpp")
 
-from test_cells import RETAINED, ToyCache, check
+from test_cells import RETAINED_ID, SLOTS, ToyCache, check
 
 from specplug.core import NO_LIMITS, ROOT, Draft, int_array
 from specplug.engines.llama_cpp.cells import Cells
 from specplug.engines.llama_cpp.rollback import AnyTail
 from specplug.engines.llama_cpp.tree_batch import Tree, lay_out
 
-FIRST_LEAF = RETAINED + 1
+FIRST_LEAF = RETAINED_ID + 1
 
 
 class ToyContext(ToyCache):
@@ -79,8 +79,8 @@ STEPS = st.lists(
 @settings(max_examples=150)
 def test_cells_stay_in_order_whatever_is_accepted(steps: list[list[tuple[list[int], int, int]]]) -> None:
     context = ToyContext(4096)
-    cells = Cells(context, slots=RETAINED, retained_id=RETAINED)
-    rollback, held = AnyTail(), [0] * RETAINED
+    cells = Cells(context, slots=SLOTS, retained_id=RETAINED_ID)
+    rollback, held = AnyTail(), [0] * SLOTS
     assert rollback.limits == NO_LIMITS
     for step in steps:
         leaves = count(FIRST_LEAF)

@@ -143,9 +143,9 @@ def test_draft_tokens_are_counted_by_proposer_and_place(q8_0: Model) -> None:
         _, (stream,) = answer_all(engine, [Request(chat(q8_0, COPY), 40)])
         loop = engine.loop
         assert engine.source_names == [spec.method for spec in BOTH]
-        assert loop.guessed.sum() == stream.counters.draft_tokens
+        assert loop.verified.sum() == stream.counters.draft_tokens
         assert loop.accepted.sum() == stream.counters.accepted_tokens > 0
-        assert (loop.accepted <= loop.guessed).all()
+        assert (loop.accepted <= loop.verified).all()
 
 
 def test_each_accepted_token_has_its_proposer(q8_0: Model) -> None:
@@ -153,12 +153,12 @@ def test_each_accepted_token_has_its_proposer(q8_0: Model) -> None:
         loop = engine.loop
         stream = loop.begin(chat(q8_0, COPY), engine.sampler(Sampling()), 40, 99)
         loop.step([], [stream])
-        assert stream.guessers == []
+        assert stream.drafters == []
         by_source = [0] * len(engine.source_names)
         while stream.finish is None:
             loop.step([stream], [])
-            assert len(stream.guessers) == len(stream.fresh) - 1
-            for source in stream.guessers:
+            assert len(stream.drafters) == len(stream.fresh) - 1
+            for source in stream.drafters:
                 by_source[source] += 1
         loop.finish(stream)
         assert by_source == loop.accepted.sum(axis=1).tolist() and sum(by_source) > 0

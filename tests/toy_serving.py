@@ -40,7 +40,7 @@ class ToyStream:
     max_draft: int
     reading: bool = True
     cached: int = 0
-    guessers: list[int] = field(default_factory=list)
+    drafters: list[int] = field(default_factory=list)
     failure: SpecplugError | None = None
     decode_ms: float = 0.0
     plain_ms: float = 0.0
@@ -68,7 +68,7 @@ class ToyLoop:
         self.steps = 0
         self.fail: BaseException | None = None
         self.decode_ms = self.plain_ms = 0.0
-        self.guessed = np.zeros((1, 16), dtype=np.int64)
+        self.verified = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
         self.prefixes_shared = False
 
@@ -109,7 +109,7 @@ class ToyLoop:
             if token == END or stream.position == stream.max_tokens:
                 stream.finish = "stop" if token == END else "length"
                 break
-        stream.guessers = [0] * (len(stream.fresh) - 1)
+        stream.drafters = [0] * (len(stream.fresh) - 1)
         top = stream.sampler.sampling.logprobs
         stream.logprobs = [] if top is None else [TokenLogprobs(-0.5, [(t, -0.5)] * min(top, 1)) for t in stream.fresh]
 

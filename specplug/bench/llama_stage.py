@@ -76,7 +76,14 @@ def llama_stage(
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
             found = explain(
-                model, first.runtime, prompt, one, other, sampling, padded=plain_engine.padded, holes=concurrency > 1
+                model,
+                first.runtime,
+                prompt,
+                one,
+                other,
+                sampling,
+                padded=plain_engine.padded,
+                shared_cache=concurrency > 1,
             )
             return found is not None and found.is_rounding
 

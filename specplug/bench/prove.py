@@ -166,7 +166,7 @@ def prove(
                     other.tokens,
                     sampling,
                     padded=plain_engine.padded,
-                    holes=False,
+                    shared_cache=False,
                 )
                 verdicts.add(
                     name, prompt.id, one, other, mismatch, lambda token: model.piece(token).decode("utf-8", "replace")

@@ -189,7 +189,7 @@ class GgufSource:
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
             runtime = self.profile.runtime
-            found = explain(model, runtime, prompt, one, other, sampling, padded=False, holes=False)
+            found = explain(model, runtime, prompt, one, other, sampling, padded=False, shared_cache=False)
             return found is not None and found.is_rounding
 
         model = self._target_model

@@ -71,12 +71,16 @@ class Speculator:
             self._provide_pays(source, fusion.first(index))
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        self._last_rows = self._last_planned_rows = 0  # reading the prompt was a pass of another shape
+        self.note_other_pass()  # reading the prompt
         self.selection.start_text()
         self.fusion.begin(seq, prompt)
 
     def end(self, seq: int) -> None:
         self.fusion.end(seq)
+
+    def note_other_pass(self) -> None:
+        """A pass of another shape ran, as for a prompt: the next one does not repeat the last observed shape."""
+        self._last_rows = self._last_planned_rows = 0
 
     def plan(
         self, seqs: Sequence[int], context: int, budgets: Sequence[int], remaining: Sequence[int] | None = None

@@ -22,7 +22,7 @@ class CountingLoop(Loop, Protocol):
 
     decode_ms  milliseconds of all steps that evaluated no prompt tokens
     plain_ms   milliseconds that plain decoding would have taken for the same tokens, by the measured cost curve
-    guessed    int64[proposers, positions]: verified draft tokens by proposer and by depth in the draft
+    verified   int64[proposers, positions]: verified draft tokens by proposer and by depth in the draft
     accepted   int64[proposers, positions]: those of them that were accepted
     """
 
@@ -30,7 +30,7 @@ class CountingLoop(Loop, Protocol):
     plain_ms: float
 
     @property
-    def guessed(self) -> npt.NDArray[np.int64]: ...
+    def verified(self) -> npt.NDArray[np.int64]: ...
 
     @property
     def accepted(self) -> npt.NDArray[np.int64]: ...

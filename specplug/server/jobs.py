@@ -27,7 +27,7 @@ class Stream(Protocol):
     reading    True until the prompt is evaluated (prefill)
     cached     prompt tokens that were in the KV cache already
     fresh      tokens that the last step emitted: the accepted draft tokens, then the target's own token
-    guessers   index of the proposer of each accepted draft token in `fresh`, so one entry less than `fresh`
+    drafters   index of the proposer of each accepted draft token in `fresh`, so one entry less than `fresh`
     logprobs   one entry per token in `fresh` if the request asked for them, else empty
     finish     None while the answer goes on, then "stop" or "length"
     failure    the error that ended this answer alone, such as a failed sampler
@@ -38,7 +38,7 @@ class Stream(Protocol):
 
     reading: bool
     cached: int
-    guessers: list[int]
+    drafters: list[int]
     failure: SpecplugError | None
     decode_ms: float
     plain_ms: float

@@ -103,7 +103,7 @@ class Metrics:
             "proposers": [
                 {
                     "method": name,
-                    "guessed": engine.loop.guessed[index].tolist(),
+                    "guessed": engine.loop.verified[index].tolist(),
                     "accepted": engine.loop.accepted[index].tolist(),
                 }
                 for index, name in enumerate(engine.source_names)
@@ -129,7 +129,7 @@ class Metrics:
             "specplug_accepted_tokens", "Draft tokens accepted, by position in the draft.", labels=("proposer", "place")
         )
         for index, name in enumerate(engine.source_names):
-            for family, table in ((guessed, engine.loop.guessed), (accepted, engine.loop.accepted)):
+            for family, table in ((guessed, engine.loop.verified), (accepted, engine.loop.accepted)):
                 for position, count in enumerate(table[index].tolist(), start=1):
                     if count:
                         family.add_metric((name, str(position)), count)

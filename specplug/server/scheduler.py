@@ -206,7 +206,7 @@ class Scheduler:
             return Delta(error=stream.failure)
         if not job.emitted:
             job.first_token_s = self.clock()
-        fresh, sources = stream.fresh, [*stream.guessers, None]
+        fresh, sources = stream.fresh, [*stream.drafters, None]
         segments, count = [], 0
         for token, source in zip(fresh, sources, strict=True):
             count += 1

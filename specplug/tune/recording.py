@@ -219,5 +219,5 @@ def _conversation(
 
 
 def _slots(subject: Subject) -> int:
-    """Answers at once; `exact` runs one sequence at a time."""
+    """Answers at once; under `exact` one, as its passes are measured for one sequence."""
     return 1 if subject.profile.exact else SLOTS

@@ -94,7 +94,7 @@ def check(request: Request) -> None:
             "or more"
         )
     if base.exact and max(request.concurrency) > 1:
-        raise UsageError(f"profile {base.name}: `exact` runs one sequence at a time; use --concurrency 1")
+        raise UsageError(f"profile {base.name}: tune measures `exact` for one sequence at a time; use --concurrency 1")
     if max(request.concurrency) > len(request.prompts):
         raise UsageError(
             f"{max(request.concurrency)} at once: {request.workload} has {len(request.prompts)} prompts; add "

@@ -19,7 +19,8 @@ from specplug.core import IntArray
 from specplug.errors import SpecplugError
 
 LEAST_RETAINED = 512
-"""Retained cells below which packing is not worth a pause, since masked cells cost a pass next to nothing."""
+"""Retained cells below which packing is not worth a pause: an eighth of the default context. With flash attention masked
+cells cost a pass next to nothing; without it each row pays for them."""
 
 SPARE_SHARE = 8
 """One cell in this many is left for retained cells between two packings."""
@@ -101,6 +102,9 @@ class Cells:
             return
         del self._cells[seq][start:], self.tokens[seq][start:]
         last = max((cells[-1] for cells in self._cells if cells), default=-1)
+        if last < 0:  # nothing is needed any more, so the next text starts at the first cell
+            self.reset()
+            return
         if last < dead[0] and self.used - dead[0] == len(dead):  # nothing follows them
             self.used = dead[0]
         else:

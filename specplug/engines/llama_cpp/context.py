@@ -178,6 +178,15 @@ class Context:
         if code != 0:
             self._fail(code)
 
+    def read(self, text: IntArray) -> Logits:
+        """Empty the cache, evaluate a text (int32[n], n >= 1) as sequence 0; float32[1, V], the logits after it."""
+        self.clear()
+        for at in range(0, len(text), self.num_batch):
+            self.clear_batch()
+            self.add_span(text[at : at + self.num_batch], at, 0, wanted=False, last=True)
+            self.decode()
+        return self.logits(1)
+
     def logits(self, rows: int) -> Logits:
         """float32[rows, V]: the logits of the last pass, rows with logits only, in batch order; a view, not a copy."""
         pointer = ll.llama_get_logits(self.handle)

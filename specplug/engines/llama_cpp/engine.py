@@ -83,7 +83,9 @@ class LlamaCpp:
         )
         self._drafters = Drafters()
         try:
-            self._exact = self._exact_passes(notify) if profile.exact else None
+            self._exact: ExactPasses | None = None
+            if profile.exact:
+                self._exact, self.profile = measure_exact_passes(self.context, profile, slots=slots, notify=notify)
             self._drafters.open(sources, self.context, profile.runtime, slots=slots)
             self.reset(sources)
         except BaseException:
@@ -127,29 +129,11 @@ class LlamaCpp:
         return Sampler(self.model, sampling, coupled=self.profile.runtime.coupled)
 
     def _cells_needed(self, max_rows: int) -> int:
-        """Cells for all tokens and a pass, and a share of them for cells that are retained."""
-        cells = self.kv_tokens + max(self.profile.runtime.batch, max_rows)
+        """Cells for all tokens and the draft of a pass, and a share of them for cells that are retained."""
+        cells = self.kv_tokens + max_rows
         if self.slots > 1 or self.profile.speculates:
             cells = cells * SPARE_SHARE // (SPARE_SHARE - 1)
         return -(-cells // 256) * 256
-
-    def _exact_passes(self, notify: Callable[[str], None]) -> ExactPasses:
-        """Measures which passes round alike, and limits drafts to them. The context must be empty."""
-        profile, planner = self.profile, self.profile.planner
-        max_nodes = planner.max_nodes if profile.speculates else 0
-        exact = measure_exact_passes(self.context, profile.runtime, slots=self.slots, max_nodes=max_nodes)
-        if not max_nodes:
-            return exact
-        if exact.rows < 2:
-            raise UsageError(f"profile {profile.name}: exact: any draft changes rounding here; drop exact")
-        fitting = exact.rows - exact.sequences
-        if fitting < max_nodes:
-            notify(
-                f"exact: passes of more than {exact.rows} rows round differently here; "
-                f"drafts have {fitting} tokens at most"
-            )
-            self.profile = replace(profile, planner=replace(planner, max_nodes=fitting))
-        return exact
 
     def chat_prompt(self, messages: Sequence[Message]) -> IntArray:
         """int32[n]: a conversation in the model's own template, ready for the answer."""

@@ -68,11 +68,13 @@ class AnyTail:
         return stop
 
 
-def rollback_of(model: Model) -> Rollback:
-    """Raises UsageError where nothing can be taken back (recurrent and hybrid models)."""
+def rollback_of(model: Model, *, instead: str = "use --profile none") -> Rollback:
+    """Raises UsageError for memory that cannot take tokens back (recurrent and hybrid models).
+
+    instead  what the message advises
+    """
     if ll.llama_model_is_recurrent(model.handle) or ll.llama_model_is_hybrid(model.handle):
         raise UsageError(
-            f"{model.path}: this architecture keeps a recurrent state that cannot forget rejected drafts; "
-            "use --profile none"
+            f"{model.path}: this architecture keeps a recurrent state that cannot take tokens back; {instead}"
         )
     return AnyTail()

@@ -40,12 +40,12 @@ def explain(
     sampling: Sampling,
     *,
     padded: bool,
-    holes: bool,
+    shared_cache: bool,
 ) -> Mismatch | None:
     """The first difference between the plain and another answer to `prompt`, with its cause; None if they are equal.
 
-    padded  whether plain decoding added a second row to its passes, as `exact` does where that is necessary
-    holes   whether a later token may have been stored in a cell before an earlier one's
+    padded        whether plain decoding added a second row to its passes, as `exact` does where that is necessary
+    shared_cache  whether other sequences were in the same cache
     """
     position = first_difference(plain, other)
     if position is None:
@@ -63,7 +63,7 @@ def explain(
         with open_context(model, runtime, cells=cells, num_ids=4, max_rows=SHAPES[-1] + 2) as context:
             base = _plain_logits(context, prompt, known, sampler, padded)
             bound, pair, reachable = np.zeros_like(base), 0.0, False
-            for line in _shapes(context, prompt, known, holes):
+            for line in _shapes(context, prompt, known, shared_cache):
                 bound = np.maximum(bound, np.abs(line - base))
                 pair = max(pair, abs(float((line[a] - line[b]) - (base[a] - base[b]))))
                 reachable = any(sampler.pick_from(seen) == b for seen in (line, _worst_case(base, bound, a, b)))
@@ -80,15 +80,15 @@ def explain(
     return Mismatch(position, a, b, float(base[a] - base[b]), pair, reachable)
 
 
-def _shapes(context: Context, prompt: IntArray, known: IntArray, holes: bool) -> Iterator[Logits]:
+def _shapes(context: Context, prompt: IntArray, known: IntArray, shared_cache: bool) -> Iterator[Logits]:
     """float32[V] per shape: the logits after the same text, evaluated in passes of that shape."""
     for rows in SHAPES:
         yield _in_passes(context, prompt, known, cycle([rows]))
     for mixture in range(MIXTURES):
         sizes = np.random.default_rng(mixture).choice((1, 1, 2, 3, 5, 8), len(known) + 1).tolist()
         yield _in_passes(context, prompt, known, iter(sizes))
-    if holes:
-        yield _scattered(context, prompt, known)
+    if shared_cache:
+        yield _interleaved(context, prompt, known)
 
 
 def _worst_case(base: Logits, bound: Logits, a: int, b: int) -> Logits:
@@ -104,7 +104,7 @@ def _plain_logits(context: Context, prompt: IntArray, known: IntArray, sampler: 
 
     The sampler picks each of these tokens again, so that it ends in the state that it had in plain decoding.
     """
-    logits = _read(context, prompt)
+    logits = context.read(prompt)
     _follow(sampler, context, logits, known, 0)
     for at, token in enumerate(known.tolist()):
         context.clear_batch()
@@ -120,7 +120,7 @@ def _plain_logits(context: Context, prompt: IntArray, known: IntArray, sampler: 
 
 def _in_passes(context: Context, prompt: IntArray, known: IntArray, sizes: Iterator[int]) -> Logits:
     """float32[V]: the logits after the prompt and `known`, the latter read in passes of these sizes; a copy."""
-    logits = _read(context, prompt)
+    logits = context.read(prompt)
     at = 0
     while at < len(known):
         part = known[at : at + next(sizes)]
@@ -138,33 +138,14 @@ def _follow(sampler: Sampler, context: Context, logits: Logits, known: IntArray,
         sampler.pick(context, logits, 0)
 
 
-def _scattered(context: Context, prompt: IntArray, known: IntArray) -> Logits:
-    """float32[V]: as `_in_passes`, two tokens a pass, with a rejected node between whose cell a later token takes."""
-    logits = _read(context, prompt)
-    position = len(prompt)
-    for at in range(0, len(known) - 1, 2):
+def _interleaved(context: Context, prompt: IntArray, known: IntArray) -> Logits:
+    """float32[V]: as `_in_passes`, one token a pass, beside a second sequence whose cells lie between; a copy."""
+    logits = context.read(prompt)
+    context.copy(0, 1)
+    for at, token in enumerate(known.tolist()):
         context.clear_batch()
-        context.add(int(known[at]), position, [0, 2])
-        context.add(int(known[at]), position + 1, [2])
-        context.add(int(known[at + 1]), position + 1, [0])
-        context.copy(0, 2)
+        for seq in (1, 0):
+            context.add(token, len(prompt) + at, [seq])
         context.decode()
-        logits = context.logits(3)
-        context.drop(2)
-        position += 2
-    if len(known) % 2:
-        context.clear_batch()
-        context.add_span(known[-1:], position, 0, wanted=True)
-        context.decode()
-        logits = context.logits(1)
+        logits = context.logits(2)
     return np.array(logits[-1])
-
-
-def _read(context: Context, prompt: IntArray) -> Logits:
-    context.clear()
-    for at in range(0, len(prompt), context.num_batch):
-        part = prompt[at : at + context.num_batch]
-        context.clear_batch()
-        context.add_span(part, at, 0, wanted=False, last=True)
-        context.decode()
-    return context.logits(1)

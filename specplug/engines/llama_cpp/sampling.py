@@ -1,7 +1,7 @@
 """The target's next token after a row of logits: greedy, sampled, penalised, constrained.
 
-Built on llama.cpp's sampler chains. Knows no drafts: it is asked once per emitted token, in emission order, so that
-speculative and plain decoding draw the same random numbers.
+Built on llama.cpp's sampler chains. It does not depend on drafts: it is called once per emitted token, in emission
+order, so that speculative and plain decoding draw the same random numbers.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.engine import LlamaCpp, resolved
 from specplug.engines.llama_cpp.model import Message, Model
+from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.errors import UsageError
@@ -50,6 +51,7 @@ class ServingEngine:
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or measured, where None
         """
+        rollback_of(model, instead="use specplug run --profile none")  # prompts share cached tokens, drafts or not
         profile = resolved(profile, model, many=slots > 1)
         self._engine = LlamaCpp(model, profile, slots=slots, kv_tokens=kv_tokens, cost=cost, notify=notify)
         self.model = model

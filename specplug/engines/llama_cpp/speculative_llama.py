@@ -59,8 +59,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         if options.get("draft_model") is not None:
             raise UsageError("draft_model: SpeculativeLlama drafts itself; name a profile instead")
         self.profile = profile if isinstance(profile, Profile) else profiles.load(profile)
-        if self.profile.exact and not options.get("flash_attn"):
-            raise UsageError(f"profile {self.profile.name}: exact needs flash attention; pass flash_attn=True")
+        if self.profile.exact:
+            self._check_exact(options)
         self._loop: StepLoop | None = None
         self._under_way: Generator[int, Sequence[int] | None, None] | None = None
         base_decodes = options.get("logits_all") or options.get("embedding")
@@ -89,6 +89,10 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     def context_params(self, params: Any) -> None:
         self._context_params = params
 
+    def save_state(self) -> Any:
+        self._leave()
+        return super().save_state()
+
     def load_state(self, state: Any) -> None:
         self._leave()
         super().load_state(state)
@@ -99,11 +103,19 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         if self._loop is None:
             super().eval(tokens)
             return
+        self._leave()
         cells = self._loop.cells
-        cells.follow_truncation(0, self.n_tokens)
-        super().eval(tokens)
-        cells.append(0, list(tokens), range(len(tokens)))
-        cells.end_pass(len(tokens))
+        if self.n_tokens <= len(cells.tokens[0]):
+            cells.follow_truncation(0, self.n_tokens)
+        else:  # something else has filled the cache, as for images
+            cells.follow_load(0, self._cached())
+        before = self.n_tokens
+        try:
+            super().eval(tokens)
+        finally:  # also the passes before one that failed
+            read = self.n_tokens - before
+            cells.append(0, list(tokens[:read]), range(read))
+            cells.end_pass(read)
 
     def generate(
         self, tokens: Sequence[int], *args: Any, stopping_criteria: Any = None, **options: Any
@@ -113,7 +125,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         A generator of an earlier call that was not finished ends here.
         """
         self._leave()
-        if self._loop and self.profile.exact:
+        if self._loop and self.profile.exact and options.get("reset", True):
             self.reset()  # every prompt is read from its beginning, in the same passes
         base = super().generate(tokens, *args, stopping_criteria=stopping_criteria, **options)
         if self._loop is None:
@@ -153,7 +165,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     ) -> Generator[int, Sequence[int] | None, None]:
         """One target pass; its tokens are sampled one by one, as late as the base class would."""
         stream.left = self._n_ctx - self.n_tokens
-        if stream.left < 1:
+        if stream.left < (2 if loop.padded else 1):
             raise RuntimeError(f"llama_decode: the context of {self._n_ctx} tokens is full")
         passed = loop.evaluate([stream])
         (tree,) = passed.trees
@@ -192,31 +204,43 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         max_nodes = min(self._max_nodes, self.n_batch - 1)
         context = Context(model, self._ctx.ctx, num_ids=ids_needed(1, self._max_nodes), max_rows=max_nodes + 2)
         runtime = self._runtime()
+        # A batch holds the root and all nodes, whatever a profile's own curve covers.
+        fitting = replace(self.profile, runtime=runtime, planner=replace(self.profile.planner, max_nodes=max_nodes))
         exact = None
-        if self.profile.exact:
-            exact = measure_exact_passes(context, runtime, slots=1, max_nodes=max_nodes)
-            max_nodes = min(max_nodes, exact.rows - 1)
-        points = self._cost_points(model, context, runtime, max_nodes)
+        if fitting.exact:
+            exact, fitting = measure_exact_passes(context, fitting, slots=1, notify=self._notify)
+        points = self._cost_points(model, context, fitting)
         drafters = Drafters()
         self._stack.callback(drafters.close)
         drafters.open(sources, context, runtime, slots=1)
         fusion = Fusion(drafters.in_place(sources))
         curve = CostCurve(points.contexts, points.rows, points.ms, points.change_ms)
         learned = self.profile.measured.acceptance if self.profile.measured else None
-        # A batch holds the root and all nodes, whatever a profile's own curve covers.
-        fitting = replace(self.profile, planner=replace(self.profile.planner, max_nodes=max_nodes))
         speculator = Speculator(fusion, curve, fitting, limits=rollback.limits, learned=learned)
         return StepLoop(context, speculator, slots=1, rollback=rollback, exact=exact)
 
-    def _cost_points(self, model: Model, context: Context, runtime: Runtime, max_nodes: int) -> CostPoints:
-        if not self.profile.speculates:
+    def _cost_points(self, model: Model, context: Context, fitting: Profile) -> CostPoints:
+        if not fitting.speculates:
             return CostPoints((1,), (1,), ((1.0,),))
-        points = own_cost_points(model, replace(self.profile, runtime=runtime), slots=1, notify=self._notify)
+        points = own_cost_points(model, fitting, slots=1, notify=self._notify)
         if points is None:
-            key = ("Llama", runtime, self.n_threads_batch, max_nodes + 1)
-            points = remembered_cost_points(model, key, lambda: points_on(context, max_nodes + 1), notify=self._notify)
+            rows = fitting.planner.max_nodes + 1
+            key = ("Llama", fitting.runtime, self.n_threads_batch, rows)
+            points = remembered_cost_points(model, key, lambda: points_on(context, rows), notify=self._notify)
             context.clear()
         return points
+
+    def _check_exact(self, options: dict[str, Any]) -> None:
+        """UsageError for options of the base class with which passes cannot be exact."""
+        problem = None
+        if not options.get("flash_attn"):
+            problem = "exact needs flash attention; pass flash_attn=True"
+        elif options.get("n_batch", 2) < 2:
+            problem = "exact needs passes of two rows; pass n_batch=2 or more"
+        elif options.get("chat_handler") is not None:
+            problem = "exact reads every prompt again, which a chat handler for images does not allow; leave it out"
+        if problem:
+            raise UsageError(f"profile {self.profile.name}: {problem}")
 
     def _notify(self, text: str) -> None:
         if self.verbose:

@@ -24,14 +24,14 @@ from specplug.engines.llama_cpp.prefill_order import shares
 from specplug.engines.llama_cpp.rollback import AnyTail, Rollback
 from specplug.engines.llama_cpp.sampling import DrawsWithSampler, Sampler
 from specplug.engines.llama_cpp.tree_batch import Tree, first_branch, lay_out
-from specplug.errors import SpecplugError
+from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import TokenLogprobs
 from specplug.generation.counters import Counters
 from specplug.generation.topk import top_ids
 from specplug.planning.speculator import Speculator
 
-PLACES = 16
-"""Places in a draft for which acceptance is counted; later ones count as the last."""
+DEPTHS = 16
+"""Depths in a draft for which acceptance is counted; deeper tokens count as of the last."""
 
 WORTH_WAITING = 64
 """Tokens of a common beginning for which a prompt waits until another one has been read."""
@@ -50,7 +50,7 @@ class Stream:
     position   tokens of the sequence in the KV cache
     reading    whether its prompt is still being read
     fresh      the tokens emitted by the last step; all but the last were accepted draft tokens
-    guessers   the proposer, by index, of each accepted draft token of the last step
+    drafters   the proposer, by index, of each accepted draft token of the last step
     finish     None while running; then "stop" (end token) or "length"
     failure    why it ends without having finished
     decode_ms  time of its steps without pieces of prompts
@@ -69,7 +69,7 @@ class Stream:
     reading: bool = True
     fresh: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    guessers: list[int] = field(default_factory=list)
+    drafters: list[int] = field(default_factory=list)
     finish: str | None = None
     failure: SpecplugError | None = None
     counters: Counters = field(default_factory=Counters)
@@ -143,17 +143,22 @@ class StepLoop:
         self._free: list[int] = list(range(slots))
         """Slots without a sequence, the one that was left longest ago first."""
         num_proposers = len(speculator.fusion.sources)
-        self._guessed = [[0] * PLACES for _ in range(num_proposers)]
-        self._accepted = [[0] * PLACES for _ in range(num_proposers)]
+        self._verified = [[0] * DEPTHS for _ in range(num_proposers)]
+        self._accepted = [[0] * DEPTHS for _ in range(num_proposers)]
 
     @property
-    def guessed(self) -> npt.NDArray[np.int64]:
-        """int64[proposers, PLACES]: verified draft tokens, by proposer and by place in the draft."""
-        return np.array(self._guessed, dtype=np.int64)
+    def padded(self) -> bool:
+        """Whether passes of one row get a second one."""
+        return self._exact is not None and self._exact.padded
+
+    @property
+    def verified(self) -> npt.NDArray[np.int64]:
+        """int64[proposers, DEPTHS]: verified draft tokens, by proposer and by depth in the draft."""
+        return np.array(self._verified, dtype=np.int64)
 
     @property
     def accepted(self) -> npt.NDArray[np.int64]:
-        """int64[proposers, PLACES]: accepted draft tokens, by proposer and by place in the draft."""
+        """int64[proposers, DEPTHS]: accepted draft tokens, by proposer and by depth in the draft."""
         return np.array(self._accepted, dtype=np.int64)
 
     # -- life of a sequence ---------------------------------------------------------------------------------------
@@ -161,8 +166,10 @@ class StepLoop:
     def begin(self, prompt: IntArray, sampler: Sampler, max_tokens: int, max_draft: int) -> Stream:
         """Give a prompt (int32[n], n >= 1) a slot, and the cached tokens of any slot that begin it.
 
-        One slot must be free. The sequence owns the sampler from now on.
+        The sequence owns the sampler from now on. Raises UsageError where no slot is free.
         """
+        if not self._free:
+            raise UsageError("every slot is taken; finish a sequence first")
         began = perf_counter_ns()
         seq, cached = self._choose_slot(prompt)
         stream = Stream(seq, prompt, sampler, max_tokens, max_draft, cached, began, position=cached)
@@ -171,7 +178,11 @@ class StepLoop:
 
     def start(self, prompt: IntArray, sampler: Sampler, max_tokens: int) -> Stream:
         """As `begin`, and read the prompt at once: the sequence has emitted its first token. Raises its failure."""
-        stream = self.begin(prompt, sampler, max_tokens, max_tokens)
+        try:
+            stream = self.begin(prompt, sampler, max_tokens, max_tokens)
+        except UsageError:
+            sampler.close()
+            raise
         try:
             while stream.reading:
                 self.step([], [stream])
@@ -204,7 +215,7 @@ class StepLoop:
         self.counters.add(stream.counters)
 
     def reset(self) -> None:
-        """Drop the whole cache; sequences under way are lost."""
+        """Empty the cache; sequences under way are lost."""
         self.cells.reset()
         self.interrupted = False
 
@@ -239,10 +250,10 @@ class StepLoop:
 
     def shares_more_later(self, prompt: IntArray, reading: Sequence[Stream]) -> bool:
         """Whether a prompt had better wait for those that are being read, since it begins as one of them does."""
-        coming = max((common_prefix(s.prompt, prompt) for s in reading), default=0)
-        if coming < WORTH_WAITING or self._exact:
+        in_common = max((common_prefix(s.prompt, prompt) for s in reading), default=0)
+        if in_common < WORTH_WAITING or self._exact:
             return False
-        return coming - max(common_prefix(cached, prompt) for cached in self.cells.tokens) >= WORTH_WAITING
+        return in_common - max(common_prefix(cached, prompt) for cached in self.cells.tokens) >= WORTH_WAITING
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -263,10 +274,12 @@ class StepLoop:
         """Plan, and run the target. A caller that samples itself fills `fresh` and `accepted`, and calls `settle`."""
         began = perf_counter_ns()
         context = self.context
+        if any(len(self.cells.tokens[s.seq]) != s.position for s in (*running, *reading)):
+            raise SpecplugError("the KV cache was emptied after an interrupted pass; start the sequence again")
         drafts = self._plan(running)
         tree_rows = len(running) + sum(map(len, drafts))
         shares_of = self._prompt_rows(reading, len(running), tree_rows) if reading else []
-        padded = self._exact is not None and self._exact.padded and tree_rows == 1 and not shares_of
+        padded = self.padded and tree_rows == 1 and not shares_of
         self.cells.make_room(tree_rows + sum(rows for _, rows in shares_of) + padded, self._free)
         context.clear_batch()
         self.interrupted = True
@@ -291,11 +304,11 @@ class StepLoop:
         self.interrupted = False
         verified = perf_counter_ns()
         self._learn(passed)
+        learned = perf_counter_ns()
         if passed.pieces:
             self._begin_decoding(passed)
-        ended = perf_counter_ns()
         if passed.running:
-            self._count(passed, verified, ended)
+            self._count(passed, verified, learned, perf_counter_ns())
 
     # -- parts of a step ------------------------------------------------------------------------------------------
 
@@ -325,7 +338,7 @@ class StepLoop:
 
     def _prompt_rows(self, reading: Sequence[Stream], sequences: int, tree_rows: int) -> list[tuple[Stream, int]]:
         """The prompts that get rows in this pass, and how many."""
-        room = self.context.num_batch - tree_rows
+        room = self._exact.prompt_rows if self._exact else self.context.num_batch - tree_rows
         if sequences:
             room = min(room, self.prefill_budget.rows(sequences, tree_rows))
         unread = [len(stream.prompt) - stream.position for stream in reading]
@@ -339,8 +352,8 @@ class StepLoop:
         return Piece(stream, tokens, first, last)
 
     def _verify(self, stream: Stream, tree: Tree, logits: Logits) -> None:
-        """Walk the tree along the target's own tokens; fills fresh, logprobs, guessers and tree.accepted."""
-        stream.fresh, stream.logprobs, stream.guessers = [], [], []
+        """Walk the tree along the target's own tokens; fills fresh, logprobs, drafters and tree.accepted."""
+        stream.fresh, stream.logprobs, stream.drafters = [], [], []
         try:
             token = self._emit(stream, logits, tree.first)
             child = tree.children()
@@ -352,7 +365,7 @@ class StepLoop:
         except SpecplugError as error:  # of its own sampler: the other sequences go on
             stream.failure = error
         if len(tree.draft):
-            self._count_guesses(stream, tree)
+            self._count_draft_tokens(stream, tree)
 
     def _emit(self, stream: Stream, logits: Logits, row: int) -> int:
         """The target's own token after `row`, added to stream.fresh; sets stream.finish where it is the last one."""
@@ -390,6 +403,7 @@ class StepLoop:
     def _learn(self, passed: Pass) -> None:
         running, speculator = passed.running, self.speculator
         if not running:
+            speculator.note_other_pass()
             return
         began = perf_counter_ns()
         topk = top_ids(passed.logits[: passed.tree_rows], speculator.wants_topk) if speculator.wants_topk else None
@@ -431,14 +445,14 @@ class StepLoop:
 
     # -- counting -------------------------------------------------------------------------------------------------
 
-    def _count(self, passed: Pass, verified: int, ended: int) -> None:
+    def _count(self, passed: Pass, verified: int, learned: int, ended: int) -> None:
         """Add a step's times and tokens to each sequence's counters, and compare it with plain decoding."""
         running, step_ms = passed.running, (ended - passed.began_ns) / 1e6
         n = len(running)
         self.prefill_budget.observe(n, passed.tree_rows, sum(len(piece.tokens) for piece in passed.pieces), step_ms)
         target_ns = (passed.decoded_ns - passed.drafted_ns) // n
         sample_ns = (verified - passed.decoded_ns) // n
-        draft_ns = (passed.drafted_ns - passed.began_ns + ended - verified) // n
+        draft_ns = (passed.drafted_ns - passed.began_ns + learned - verified) // n
         for stream, tree in zip(running, passed.trees, strict=True):
             c = stream.counters
             c.steps += 1
@@ -458,16 +472,16 @@ class StepLoop:
         self.decode_ms += step_ms
         self.plain_ms += plain_ms * sum(len(stream.fresh) for stream in running) / n
 
-    def _count_guesses(self, stream: Stream, tree: Tree) -> None:
+    def _count_draft_tokens(self, stream: Stream, tree: Tree) -> None:
         owner = self.speculator.fusion.bucket_source
         draft = tree.draft
         owners = owner[draft.buckets].tolist()
-        places = [min(depth, PLACES) - 1 for depth in draft.depths().tolist()]
-        for proposer, place in zip(owners, places, strict=True):
-            self._guessed[proposer][place] += 1
-        stream.guessers = [owners[node] for node in tree.accepted]
+        depths = [min(depth, DEPTHS) - 1 for depth in draft.depths().tolist()]
+        for proposer, depth in zip(owners, depths, strict=True):
+            self._verified[proposer][depth] += 1
+        stream.drafters = [owners[node] for node in tree.accepted]
         for node in tree.accepted:
-            self._accepted[owners[node]][places[node]] += 1
+            self._accepted[owners[node]][depths[node]] += 1
 
     # -- slots ----------------------------------------------------------------------------------------------------
 

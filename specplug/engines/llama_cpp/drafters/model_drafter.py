@@ -49,6 +49,9 @@ RISE = 0.2
 """Weight of a longer time in the expected time per token read. A shorter time replaces it at once: an expectation that
 is too high keeps the drafter from being asked, and so from being timed again."""
 
+READ_COST_DECAY = 0.9
+"""Factor on these times per text: a disturbed measurement must not keep the drafter from being asked for good."""
+
 DRIFT = 0.01
 """Relative step towards a new timing of a draft token. Steps of equal size track a median, which no pause moves far."""
 
@@ -139,6 +142,7 @@ class ModelDrafter:
         self._texts.clear()
         self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
         self._declined = 0
+        self._read_token_ms = self._copied_token_ms = 0.0
 
     def close(self) -> None:
         self._context.close()
@@ -151,6 +155,8 @@ class ModelDrafter:
     # -- the proposer's contract ----------------------------------------------------------------------------------
 
     def begin(self, seq: int, prompt: IntArray) -> None:
+        self._read_token_ms *= READ_COST_DECAY
+        self._copied_token_ms *= READ_COST_DECAY
         # The mean of FIRST_RATE and the rate of earlier texts, with little weight: this text may be of another kind.
         self._hits = (self._hits / self._tested + FIRST_RATE) / 2 * RATE_WEIGHT
         self._tested = RATE_WEIGHT
