@@ -21,10 +21,15 @@ from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rounding import explain
-from specplug.errors import UsageError
+from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
+from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Answer, Request, Sampling
+from specplug.planning.cost import CostCurve
+from specplug.planning.fusion import Fusion
+from specplug.planning.speculator import Speculator
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
-from specplug.registry import ProposerSpec
+from specplug.registry import ProposerSpec, build_sources
 from specplug.verification.mismatch import first_difference
 
 pytestmark = pytest.mark.llama
@@ -101,12 +106,30 @@ def test_exact_passes_round_alike_to_the_last_bit(weights: str, formats: dict[st
             assert one.logprobs == other.logprobs
 
 
-def test_a_cache_without_spare_cells_gives_up_trees_but_emits_the_same_tokens(q8_0: Model) -> None:
-    small = replace(q8_0_profile(TREES), runtime=Runtime(threads=2, context=256, kv_type="bf16"))
-    asked = Request(chat(q8_0, "Write a long story about a fox."), 200)
-    with opened(q8_0, plain(small)) as base, opened(q8_0, small) as engine:
-        assert engine.generate(asked).tokens == base.generate(asked).tokens
-        assert engine.generate(asked).finish == "length"
+def test_a_full_context_takes_chains_where_trees_would_need_cells(q8_0: Model) -> None:
+    """The loop has no cell more than the text needs: trees end at seven eighths of it, and the text stays the same."""
+    cells, tokens = 256, 200
+    asked = Request(chat(q8_0, "Write a long story about a fox."), tokens)
+    small = replace(
+        q8_0_profile(TREES), runtime=Runtime(threads=2, context=cells, kv_type="bf16", flash_attention=True)
+    )
+    with opened(q8_0, plain(small)) as base:
+        expected = base.generate(asked).tokens
+    with open_context(q8_0, small.runtime, cells=cells, num_ids=ids_needed(1, 16), max_rows=18) as context:
+        fusion = Fusion(build_sources(small.proposers))
+        speculator = Speculator(fusion, CostCurve((1,), (1, 17), ((1.0, 1.001),)), small)
+        loop = StepLoop(context, speculator, slots=1)
+        stream = loop.start(asked.prompt, Sampler(q8_0, Sampling()), tokens)
+        found, branched = list(stream.fresh), {False: 0, True: 0}
+        while stream.finish is None:
+            late = stream.position + 1 + 16 > cells - cells // 8
+            before = loop.cells.used
+            loop.step([stream])
+            found += stream.fresh
+            branched[late] += loop.cells.used - before > len(stream.fresh)
+        loop.finish(stream)
+    assert found == expected
+    assert branched[False] > 0 and branched[True] == 0
 
 
 def test_eight_sequences_at_once_equal_their_single_runs(f32: Model) -> None:
@@ -209,6 +232,31 @@ def test_an_interrupted_pass_leaves_nothing_in_the_cache(f32: Model) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_sequence_beside_an_interrupted_one_ends_with_an_error(f32: Model) -> None:
+    """The cache is emptied, so going on would read an empty text."""
+    with opened(f32, TREES, slots=2) as engine:
+        one, other = (engine.stream(Request(chat(f32, text), 60), Answer()) for text in (COPY, FREE))
+        for stream in (one, other):
+            next(stream)
+        engine.loop.interrupted = True  # as a signal within a pass leaves it
+        one.close()  # type: ignore[attr-defined]
+        with pytest.raises(SpecplugError, match="the KV cache was emptied after an interrupted pass"):
+            next(other)
+        expected = engine.generate(Request(chat(f32, FREE), 12)).tokens
+    with opened(f32, plain(TREES)) as fresh:
+        assert fresh.generate(Request(chat(f32, FREE), 12)).tokens == expected
+
+
+def test_a_sequence_without_a_free_slot_is_refused(f32: Model) -> None:
+    for profile in (TREES, replace(TREES, exact=True, runtime=replace(TREES.runtime, kv_type="bf16"))):
+        with opened(f32, profile) as engine:
+            first = engine.stream(Request(chat(f32, COPY), 60), Answer())
+            next(first)
+            with pytest.raises(UsageError, match="every slot is taken; finish a sequence first"):
+                next(engine.stream(Request(chat(f32, FREE), 60), Answer()))
+            first.close()  # type: ignore[attr-defined]
+
+
 def test_ctrl_c_while_llama_cpp_logs_is_not_lost(f32: Model) -> None:
     """Opening a context takes milliseconds, and llama.cpp calls back into Python for every line that it logs."""
     for delay in (0.001, 0.002, 0.004, 0.008):
@@ -285,3 +333,7 @@ def test_profiles_that_do_not_fit(f32: Model) -> None:
         opened(f32, replace(TREES, exact=True, runtime=replace(TREES.runtime, flash_attention=False)))
     with pytest.raises(UsageError, match="lower planner: max_nodes"):
         opened(f32, replace(TREES, planner=replace(ALL, max_nodes=300)))
+    with pytest.raises(
+        UsageError, match=r"exact for several sequences needs runtime: \{kv_type: bf16\} or q8_0, not f16"
+    ):
+        opened(f32, replace(TREES, exact=True, runtime=replace(TREES.runtime, kv_type="f16")), slots=2)

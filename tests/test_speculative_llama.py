@@ -269,6 +269,53 @@ def test_exact_drafts_change_no_bit(weights: str, options: dict[str, Any], forma
     assert all(np.array_equal(one, other) for one, other in zip(*seen, strict=True))
 
 
-def test_exact_needs_flash_attention(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="exact needs flash attention; pass flash_attn=True"):
-        SpeculativeLlama(profile=replace(TREES, exact=True), **options)
+def test_options_under_which_passes_cannot_be_exact(options: dict[str, Any]) -> None:
+    exact = replace(TREES, exact=True)
+    for wrong, message in (
+        ({}, "exact needs flash attention; pass flash_attn=True"),
+        ({"flash_attn": True, "n_batch": 1}, "exact needs passes of two rows; pass n_batch=2 or more"),
+        ({"flash_attn": True, "chat_handler": object()}, "exact reads every prompt again"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            SpeculativeLlama(profile=exact, **options | wrong)
+
+
+def test_exact_in_a_small_batch(options: dict[str, Any]) -> None:
+    small = options | {"n_batch": 8, "flash_attn": True, "type_k": 30, "type_v": 30}
+    texts = []
+    for method in ("none", "suffix"):
+        profile = replace(TREES, proposers=(ProposerSpec(method),), exact=True)
+        llama = SpeculativeLlama(profile=profile, **small)
+        texts.append(choice(llama))
+        llama.close()
+    assert texts[0] == texts[1]
+
+
+def test_a_text_that_the_caller_evaluates_goes_on(both: Both) -> None:
+    """`generate(reset=False)` after `eval`, as scripts that prepare a context do; also after an `eval` that fails."""
+    found = []
+    for llama in both:
+        tokens = llama.tokenize(TEXT.encode())
+        llama.reset()
+        llama.eval(tokens[:20])
+        with pytest.raises(RuntimeError, match="llama_decode"):
+            llama.eval([1] * 400)  # more than the context holds
+        llama.n_tokens = 20
+        llama.eval(tokens[20:-1])
+        answer = llama.generate([tokens[-1]], temp=0.0, reset=False)
+        found.append([next(answer) for _ in range(30)])
+        answer.close()
+        found[-1].append(choice(llama, "The sea is"))
+    assert found[0] == found[1]
+
+
+def test_a_stream_left_in_the_middle_ends_when_its_state_is_saved(both: Both) -> None:
+    plain, drafting = both
+    expected = choice(plain)
+    stream = drafting.create_completion(TEXT, max_tokens=48, temperature=0.0, stream=True)
+    for _ in range(9):
+        next(stream)
+    state = drafting.save_state()
+    choice(drafting, "Something else entirely.")
+    drafting.load_state(state)
+    assert choice(drafting) == expected

@@ -174,11 +174,15 @@ def test_flash_attention_is_on_where_sequences_share_the_cache(f32: Model) -> No
         assert engine.profile.runtime.flash_attention is False
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "q8_0", "q4_0"])
-def test_exact_streams_equal_their_single_runs_to_the_last_bit(weights: str, formats: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("weights", "kv_type"), [("f32", "bf16"), ("bf16", "bf16"), ("q8_0", "bf16"), ("q4_0", "bf16"), ("q4_0", "q8_0")]
+)
+def test_exact_streams_are_their_single_runs_to_the_last_bit(
+    weights: str, kv_type: str, formats: dict[str, Path]
+) -> None:
     """Compares log probabilities, for several sequences at once, with drafts and prompts that arrive at any time."""
     exact = replace(profiles.load("exact"), planner=replace(SMALL.planner, max_nodes=8))
-    exact = replace(exact, runtime=replace(exact.runtime, threads=2, context=512))
+    exact = replace(exact, runtime=replace(exact.runtime, threads=2, context=512, batch=32, kv_type=kv_type))
     with open_model(formats[weights]) as model:
         requests = [replace(asked, sampling=Sampling(logprobs=2)) for asked in mixed(model, 6)]
         with LlamaCpp(model, plain(exact)) as single:

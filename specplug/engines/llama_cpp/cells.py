@@ -7,7 +7,7 @@ nothing attends to) until `pack` copies the live cells out and in again, without
 cells that follow the last taken one, in order.
 
 State: per slot a token id and a cell number for every token in the cache.
-Cost: `pack` copies the keys and values of every live token twice; it runs once per about as many retained cells.
+Cost: `pack` copies the keys and values of every live token twice. It runs when as many cells are retained as live.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from specplug.core import IntArray
 from specplug.errors import SpecplugError
 
 LEAST_RETAINED = 512
-"""Retained cells below which packing is not worth a pause: an eighth of the default context. With flash attention masked
-cells cost a pass next to nothing; without it each row pays for them."""
+"""Retained cells below which packing is not worth a pause: an eighth of the default context. With flash attention
+masked cells cost a pass next to nothing; without it each row pays for them."""
 
 SPARE_SHARE = 8
 """One cell in this many is left for retained cells between two packings."""
@@ -68,7 +68,7 @@ class Cells:
         if self.used + rows <= self.context.cells and self._retained < max(LEAST_RETAINED, self.used - self._retained):
             return
         live = sum(map(len, self._cells))  # after packing nothing is shared any more
-        # With room for more than this pass, or the next one would have to pack again.
+        # Leave room for more than this pass, so that the next one need not pack again.
         comfortable = self.context.cells - max(rows, self.context.cells // SPARE_SHARE)
         for seq in idle:
             if live <= comfortable:
@@ -76,21 +76,21 @@ class Cells:
             live -= len(self._cells[seq])
             self.truncate(seq)
         if live + rows > self.context.cells:
-            raise SpecplugError(f"the KV cache of {self.context.cells} tokens is full; let fewer tokens in at once")
+            raise SpecplugError(f"the KV cache of {self.context.cells} tokens is full; run fewer or shorter sequences")
         self.pack()
 
     def append(self, seq: int, tokens: Sequence[int], rows: Sequence[int]) -> None:
-        """These rows of the pass under way are the next tokens of a slot."""
+        """Record that these rows of the pass under way are the next tokens of a slot."""
         self.tokens[seq] += tokens
         self._cells[seq] += [self.used + row for row in rows]
 
     def retain(self, seq_id: int, start: int, stop: int) -> None:
-        """Keep cells taken that are about to lose their sequence: those of `seq_id` at positions [start, stop)."""
+        """Keep the cells of `seq_id` at positions [start, stop) taken, which are about to be dropped."""
         self.context.copy(seq_id, self._retained_id, start, stop)
         self._retained += stop - start
 
     def end_pass(self, rows: int) -> None:
-        """The pass is over, and the cells of its first `rows` rows stay taken."""
+        """End a pass: the cells of its first `rows` rows stay taken."""
         self.used += rows
 
     # -- what slots hold ------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class Constraint(Protocol):
         """`token` was emitted."""
 
     def copy(self) -> Constraint:
-        """The same state, to follow draft tokens with."""
+        """A copy of this state, which advances along draft tokens."""
 
     def close(self) -> None:
         """Free what it holds."""
@@ -78,5 +78,5 @@ def _grammar_of_schema(schema: str) -> str:
         raise UsageError(f"the JSON schema is not JSON: {error}") from error
     try:
         return str(json_schema_to_gbnf(schema))
-    except Exception as error:  # the converter raises whatever it meets
+    except Exception as error:  # the converter raises exceptions of many kinds
         raise UsageError(f"the JSON schema cannot be turned into a grammar: {error}") from error

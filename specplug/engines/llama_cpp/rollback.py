@@ -32,7 +32,7 @@ class Rollback(Protocol):
 
 
 class AnyTail:
-    """The KV cache of attention: any tail of any branch can be dropped, for nothing.
+    """The KV cache of attention: any tail of any branch can be dropped, at no cost.
 
     A draft's first branch lies on the sequence's own id, so accepting it moves nothing. Cells of rejected nodes before
     the last kept row are retained, so that no later token lands in them (cells.py).
@@ -69,7 +69,7 @@ class AnyTail:
 
 
 def rollback_of(model: Model, *, instead: str = "use --profile none") -> Rollback:
-    """Raises UsageError for memory that cannot take tokens back (recurrent and hybrid models).
+    """How the memory of a model takes tokens back. Raises UsageError for memory that cannot (recurrent and hybrid models).
 
     instead  what the message advises
     """

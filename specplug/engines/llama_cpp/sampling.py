@@ -30,7 +30,7 @@ class Sampler:
     """One sequence's sampler: llama.cpp's chains with the request's constraint, or argmax where that is the same.
 
     A constraint comes after biases and penalties, and before the chain that chooses a token: where it leaves no token
-    at all, letting llama.cpp choose one would end the process.
+    at all, none must be chosen, since llama.cpp would end the process.
     """
 
     def __init__(self, model: Model, sampling: Sampling, *, coupled: bool = False) -> None:

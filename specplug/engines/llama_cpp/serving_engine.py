@@ -30,10 +30,10 @@ def open_serving_engine(
 
 
 class ServingEngine:
-    """One context for up to `slots` sequences. Use it in a `with` statement; the model stays its owner's.
+    """One context for up to `slots` sequences. Use it in a `with` statement; whoever opened the model closes it.
 
     kv_tokens    tokens that may be cached at once, of all sequences together
-    max_context  tokens that one answer may come to, its prompt included
+    max_context  most tokens of one answer, its prompt included
     """
 
     def __init__(

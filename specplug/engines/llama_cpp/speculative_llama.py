@@ -53,7 +53,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         """
         profile  its name, its file, or a Profile; only its proposers, planner, `exact` and measurements are used
         options  those of `llama_cpp.Llama`
-        Raises UsageError for a profile that does not fit, ValueError where the base class does.
+        Raises UsageError for a profile that does not fit, and ValueError for options that the base class refuses.
         """
         self._stack = ExitStack()  # the base class closes it also where its own __init__ never ran
         if options.get("draft_model") is not None:
@@ -189,7 +189,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
                 tree.accepted.append(following)
                 node, row = following, tree.row_of[following]
         finally:
-            # Also when the caller goes away or a sampler fails: the tokens sampled so far are emitted.
+            # Also when the caller closes the generator or a sampler fails: the tokens sampled so far are emitted.
             if stream.fresh:
                 del tree.accepted[len(stream.fresh) - 1 :]
                 loop.settle(passed)

@@ -34,7 +34,7 @@ DEPTHS = 16
 """Depths in a draft for which acceptance is counted; deeper tokens count as of the last."""
 
 WORTH_WAITING = 64
-"""Tokens of a common beginning for which a prompt waits until another one has been read."""
+"""A prompt that shares at least this many first tokens with one being read waits until that one is read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +120,7 @@ class StepLoop:
         rollback: Rollback | None = None,
         exact: ExactPasses | None = None,
     ) -> None:
-        """`rollback` is that of an attention cache where None."""
+        """`rollback` defaults to that of an attention cache, AnyTail."""
         self.context = context
         self.speculator = speculator
         self.slots = slots
@@ -141,7 +141,7 @@ class StepLoop:
         self._roomy = context.cells - context.cells // SPARE_SHARE
         self._end_tokens = context.model.end_tokens
         self._free: list[int] = list(range(slots))
-        """Slots without a sequence, the one that was left longest ago first."""
+        """Slots without a sequence, the least recently used first."""
         num_proposers = len(speculator.fusion.sources)
         self._verified = [[0] * DEPTHS for _ in range(num_proposers)]
         self._accepted = [[0] * DEPTHS for _ in range(num_proposers)]
@@ -164,7 +164,7 @@ class StepLoop:
     # -- life of a sequence ---------------------------------------------------------------------------------------
 
     def begin(self, prompt: IntArray, sampler: Sampler, max_tokens: int, max_draft: int) -> Stream:
-        """Give a prompt (int32[n], n >= 1) a slot, and the cached tokens of any slot that begin it.
+        """Give a prompt (int32[n], n >= 1) a slot, with the longest beginning of it that any slot has cached.
 
         The sequence owns the sampler from now on. Raises UsageError where no slot is free.
         """
@@ -249,7 +249,7 @@ class StepLoop:
         return self.context.state(seq)
 
     def shares_more_later(self, prompt: IntArray, reading: Sequence[Stream]) -> bool:
-        """Whether a prompt had better wait for those that are being read, since it begins as one of them does."""
+        """Whether a prompt should wait for those that are being read, since it shares more with one of them than is cached."""
         in_common = max((common_prefix(s.prompt, prompt) for s in reading), default=0)
         if in_common < WORTH_WAITING or self._exact:
             return False
@@ -294,7 +294,7 @@ class StepLoop:
         drafted = perf_counter_ns()
         context.decode()
         logits = context.logits(tree_rows + sum(piece.last for piece in pieces) + padded)
-        if padded:  # at once: a later token must find no free cell before its sequence's own
+        if padded:  # before anything else: no free cell may lie before a taken one
             context.drop(self._pad_id)
         return Pass(running, trees, pieces, tree_rows, logits, began, drafted, perf_counter_ns())
 
@@ -332,7 +332,7 @@ class StepLoop:
         budgets = [min(s.left - 1, s.max_draft) for s in running]
         left = [s.left for s in running]
         drafts = self.speculator.plan([s.seq for s in running], fill // len(running), budgets, left)
-        if fill + len(running) + sum(map(len, drafts)) > self._roomy:  # no cells to retain: chains need none
+        if fill + len(running) + sum(map(len, drafts)) > self._roomy:  # few cells are left: chains retain none
             return [first_branch(draft) for draft in drafts]
         return drafts
 

@@ -78,9 +78,12 @@ _NO_NODES: list[int] = []
 def _branches(
     parents: list[int], seq: int, leaf_ids: Iterator[int]
 ) -> tuple[list[int], list[list[int]], list[int], list[int]]:
-    """The nodes depth first; the ids of the leaves below each; one of these ids per node; the ids used beside `seq`.
+    """Assigns sequence ids to the branches; the first one keeps the slot's own id. Returns
 
-    The first branch in this order keeps the slot's own id.
+    order    the nodes, depth first
+    ids      for each node the ids of the leaves below it; the last list is the root's
+    leaf_of  for each node one of its ids
+    extra    the ids used beside `seq`
     """
     n = len(parents)
     children: list[list[int]] = [[] for _ in range(n + 1)]  # the last list, index ROOT, is the root's
