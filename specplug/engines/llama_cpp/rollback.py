@@ -69,7 +69,7 @@ class AnyTail:
 
 
 def rollback_of(model: Model, *, instead: str = "use --profile none") -> Rollback:
-    """How the memory of a model takes tokens back. Raises UsageError for memory that cannot (recurrent and hybrid models).
+    """How a model's memory takes tokens back. Raises UsageError if it cannot (recurrent and hybrid models).
 
     instead  what the message advises
     """

@@ -249,7 +249,7 @@ class StepLoop:
         return self.context.state(seq)
 
     def shares_more_later(self, prompt: IntArray, reading: Sequence[Stream]) -> bool:
-        """Whether a prompt should wait for those that are being read, since it shares more with one of them than is cached."""
+        """Whether a prompt should wait until one of those being read is cached, as both begin with the same tokens."""
         in_common = max((common_prefix(s.prompt, prompt) for s in reading), default=0)
         if in_common < WORTH_WAITING or self._exact:
             return False
