@@ -131,9 +131,9 @@ def measure_costs(
     context     tokens that a sequence can hold
     """
     room = context - MANY_ROWS
-    fills = [fill for fill in CONTEXTS if fill <= room] or [max(1, room)]
+    contexts = [tokens for tokens in CONTEXTS if tokens <= room] or [max(1, room)]
     for level in levels:
-        own = fills if level == 1 else fills[:1]  # every sequence has to be filled
+        own = contexts if level == 1 else contexts[:1]  # filling takes time for every sequence
         with open_timer(level, own[-1], level + MANY_ROWS) as timer:
             few, more = (min(timer.time(rows) for _ in range(3)) for rows in (level, level + ROWS))
             limit = level + (ROWS if more > STEEP * few else MANY_ROWS)
