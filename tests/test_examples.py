@@ -95,13 +95,14 @@ def test_the_pipeline_prints_one_line_per_file(measured: str, tmp_path: Path, mo
 
 
 @pytest.mark.llama
-def test_the_openai_client_streams_an_answer_with_drafts(tmp_path: Path, demo_path: Path) -> None:
+def test_the_openai_client_streams_an_answer_with_drafts(tmp_path: Path, demo_path: Path, measured: str) -> None:
     needs_the_demo_model()
     for library in ("openai", "fastapi", "uvicorn"):
         pytest.importorskip(library)
     from serving import served
 
-    with served(tmp_path, demo_path) as server:
+    # One slot, since the invented costs hold for one sequence; the later --profile counts.
+    with served(tmp_path, demo_path, "--profile", measured, "--slots", "1") as server:
         output = example("openai_client.py", f"{server.url}/v1", "48")
     *answer, last = output.splitlines()
     assert "".join(answer).strip()
@@ -121,8 +122,9 @@ def test_the_proposer_is_replayed_and_passes_the_contract() -> None:
 @pytest.mark.llama
 def test_a_tune_from_python_writes_a_profile(tmp_path: Path) -> None:
     needs_the_demo_model()
-    out = tmp_path / "tuned.yaml"
-    output = example("tune_from_python.py", "demo:smollm2", str(out), "15")
+    out, prompts = tmp_path / "tuned.yaml", tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Count to five."}\n')  # one short answer: the tune ends before its budget does
+    output = example("tune_from_python.py", "demo:smollm2", str(out), "45", str(prompts))
     assert output.splitlines()[-1] == f"use it: specplug run --model demo:smollm2 --profile {out}"
     written = profile.load(out)
     assert written.name == "tuned" and written.measured is not None and written.evidence
