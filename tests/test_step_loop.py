@@ -16,7 +16,7 @@ from specplug.bench.arms import plain
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
-from specplug.engines.llama_cpp.step_loop import Stream
+from specplug.engines.llama_cpp.stream import Stream
 from specplug.generation.answers import Request, Sampling, TokenLogprobs
 
 pytestmark = pytest.mark.llama

@@ -21,7 +21,8 @@ from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, rem
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.rollback import AnyTail, Rollback, rollback_of
 from specplug.engines.llama_cpp.sampling import Sampler
-from specplug.engines.llama_cpp.step_loop import StepLoop, Stream, ids_needed
+from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
+from specplug.engines.llama_cpp.stream import Stream
 from specplug.engines.warm_state import check_tokenizer
 from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Request, Sampling

@@ -26,7 +26,8 @@ from specplug.engines.llama_cpp.exact_passes import measure_exact_passes
 from specplug.engines.llama_cpp.measure import own_cost_points, points_on, remembered_cost_points
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.rollback import rollback_of
-from specplug.engines.llama_cpp.step_loop import StepLoop, Stream, ids_needed
+from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
+from specplug.engines.llama_cpp.stream import Stream
 from specplug.errors import UsageError
 from specplug.generation.counters import Counters
 from specplug.planning.cost import CostCurve

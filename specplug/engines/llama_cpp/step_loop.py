@@ -9,7 +9,6 @@ shapes round alike (q8_0 and q4_0 weights with a bf16 cache); `ExactPasses` shap
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 import numpy as np
@@ -18,94 +17,19 @@ import numpy.typing as npt
 from specplug.core import ROOT, Draft, IntArray, Step
 from specplug.engines.llama_cpp.cells import SPARE_SHARE, Cells
 from specplug.engines.llama_cpp.context import Context, Logits
+from specplug.engines.llama_cpp.draft_counts import DraftCounts
 from specplug.engines.llama_cpp.exact_passes import ExactPasses
 from specplug.engines.llama_cpp.prefill_budget import PrefillBudget
 from specplug.engines.llama_cpp.prefill_order import shares
 from specplug.engines.llama_cpp.rollback import AnyTail, Rollback
 from specplug.engines.llama_cpp.sampling import DrawsWithSampler, Sampler
+from specplug.engines.llama_cpp.slots import Slots
+from specplug.engines.llama_cpp.stream import Pass, Piece, Stream
 from specplug.engines.llama_cpp.tree_batch import Tree, first_branch, lay_out
 from specplug.errors import SpecplugError, UsageError
-from specplug.generation.answers import TokenLogprobs
 from specplug.generation.counters import Counters
 from specplug.generation.topk import top_ids
 from specplug.planning.speculator import Speculator
-
-DEPTHS = 16
-"""Depths in a draft for which acceptance is counted; deeper tokens count as of the last."""
-
-WORTH_WAITING = 64
-"""A prompt that shares at least this many first tokens with one being read waits until that one is read."""
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """One sequence, from its prompt (int32[n]) to its last token.
-
-    seq        its slot, which is its sequence id
-    sampler    chooses its tokens; None where the caller walks its trees
-    left       tokens that it may still emit
-    max_draft  most draft tokens in a step
-    cached     tokens of the prompt that were in the cache already
-    root       the last emitted token: known, not yet in the KV cache
-    position   tokens of the sequence in the KV cache
-    reading    whether its prompt is still being read
-    fresh      the tokens emitted by the last step; all but the last were accepted draft tokens
-    drafters   the proposer, by index, of each accepted draft token of the last step
-    finish     None while running; then "stop" (end token) or "length"
-    failure    why it ends without having finished
-    decode_ms  time of its steps without pieces of prompts
-    plain_ms   what plain decoding would have taken for the same tokens, by the cost curve
-    """
-
-    seq: int
-    prompt: IntArray
-    sampler: Sampler | None
-    left: int
-    max_draft: int
-    cached: int
-    began_ns: int
-    root: int = 0
-    position: int = 0
-    reading: bool = True
-    fresh: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    drafters: list[int] = field(default_factory=list)
-    finish: str | None = None
-    failure: SpecplugError | None = None
-    counters: Counters = field(default_factory=Counters)
-    decode_ms: float = 0.0
-    plain_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows of a prompt in the batch of the pass under way; `last` where the prompt ends with them."""
-
-    stream: Stream
-    tokens: IntArray
-    first: int
-    last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One target pass: the trees of `running`, pieces of prompts, the logits, and when its parts ended (nanoseconds).
-
-    logits  float32[rows, V]  one row for the root and every node of every tree, then one for each prompt that ends
-    """
-
-    running: Sequence[Stream]
-    trees: list[Tree]
-    pieces: list[Piece]
-    tree_rows: int
-    logits: Logits
-    began_ns: int
-    drafted_ns: int
-    decoded_ns: int
-
-    @property
-    def target_ms(self) -> float:
-        return (self.decoded_ns - self.drafted_ns) / 1e6
 
 
 class StepLoop:
@@ -140,11 +64,8 @@ class StepLoop:
         self._leaf_ids = range(slots + 2, ids_needed(slots, speculator.planner.max_nodes))
         self._roomy = context.cells - context.cells // SPARE_SHARE
         self._end_tokens = context.model.end_tokens
-        self._free: list[int] = list(range(slots))
-        """Slots without a sequence, the least recently used first."""
-        num_proposers = len(speculator.fusion.sources)
-        self._verified = [[0] * DEPTHS for _ in range(num_proposers)]
-        self._accepted = [[0] * DEPTHS for _ in range(num_proposers)]
+        self._slots = Slots(self.cells, slots, reuse=exact is None)
+        self._draft_counts = DraftCounts(len(speculator.fusion.sources))
 
     @property
     def padded(self) -> bool:
@@ -153,13 +74,13 @@ class StepLoop:
 
     @property
     def verified(self) -> npt.NDArray[np.int64]:
-        """int64[proposers, DEPTHS]: verified draft tokens, by proposer and by depth in the draft."""
-        return np.array(self._verified, dtype=np.int64)
+        """int64[proposers, depths]: verified draft tokens, by proposer and by depth in the draft."""
+        return self._draft_counts.verified
 
     @property
     def accepted(self) -> npt.NDArray[np.int64]:
-        """int64[proposers, DEPTHS]: accepted draft tokens, by proposer and by depth in the draft."""
-        return np.array(self._accepted, dtype=np.int64)
+        """int64[proposers, depths]: accepted draft tokens, by proposer and by depth in the draft."""
+        return self._draft_counts.accepted
 
     # -- life of a sequence ---------------------------------------------------------------------------------------
 
@@ -168,10 +89,8 @@ class StepLoop:
 
         The sequence owns the sampler from now on. Raises UsageError where no slot is free.
         """
-        if not self._free:
-            raise UsageError("every slot is taken; finish a sequence first")
         began = perf_counter_ns()
-        seq, cached = self._choose_slot(prompt)
+        seq, cached = self._slots.take(prompt)
         stream = Stream(seq, prompt, sampler, max_tokens, max_draft, cached, began, position=cached)
         stream.counters.prompt_tokens = len(prompt)
         return stream
@@ -196,7 +115,7 @@ class StepLoop:
     def adopt(self, prompt: IntArray, root: int) -> Stream:
         """A sequence in slot 0 whose `prompt` (int32[n]) is in the cache and followed by `root`; its caller samples."""
         stream = Stream(0, prompt, None, 0, self.context.num_batch, len(prompt), perf_counter_ns(), root, len(prompt))
-        self._free.remove(0)
+        self._slots.free.remove(0)
         self._hand_to_proposers(stream)
         return stream
 
@@ -211,7 +130,7 @@ class StepLoop:
             stream.sampler.close()
         if not stream.reading:
             self.speculator.end(stream.seq)
-        self._free.append(stream.seq)
+        self._slots.free.append(stream.seq)
         self.counters.add(stream.counters)
 
     def reset(self) -> None:
@@ -221,17 +140,14 @@ class StepLoop:
 
     def forget_prompts(self) -> None:
         """Drop the cached tokens of idle slots."""
-        if len(self._free) == self.slots:
-            self.cells.reset()
-        for seq in self._free:
-            self.cells.truncate(seq)
+        self._slots.forget()
 
     def preload(self, prompt: IntArray, state: bytes | None = None) -> bytes:
         """Let an idle slot hold a prompt (int32[n], n >= 1), so that only its last token is read for a sequence.
 
         state  what this returned on a loop of the same model and settings; the prompt is read here where None
         """
-        seq = next(seq for seq in self._free if not self.cells.tokens[seq])
+        seq = self._slots.first_empty()
         if state is not None:
             self.cells.make_room(len(prompt), [])
             self.cells.load(seq, prompt.tolist(), state)
@@ -250,10 +166,7 @@ class StepLoop:
 
     def shares_more_later(self, prompt: IntArray, reading: Sequence[Stream]) -> bool:
         """Whether a prompt should wait until one of those being read is cached, as both begin with the same tokens."""
-        in_common = max((common_prefix(s.prompt, prompt) for s in reading), default=0)
-        if in_common < WORTH_WAITING or self._exact:
-            return False
-        return in_common - max(common_prefix(cached, prompt) for cached in self.cells.tokens) >= WORTH_WAITING
+        return self._slots.should_wait(prompt, [stream.prompt for stream in reading])
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -280,7 +193,7 @@ class StepLoop:
         tree_rows = len(running) + sum(map(len, drafts))
         shares_of = self._prompt_rows(reading, len(running), tree_rows) if reading else []
         padded = self.padded and tree_rows == 1 and not shares_of
-        self.cells.make_room(tree_rows + sum(rows for _, rows in shares_of) + padded, self._free)
+        self.cells.make_room(tree_rows + sum(rows for _, rows in shares_of) + padded, self._slots.free)
         context.clear_batch()
         self.interrupted = True
         leaf_ids = iter(self._leaf_ids)
@@ -365,7 +278,7 @@ class StepLoop:
         except SpecplugError as error:  # of its own sampler: the other sequences go on
             stream.failure = error
         if len(tree.draft):
-            self._count_draft_tokens(stream, tree)
+            stream.drafters = self._draft_counts.add(tree, self.speculator.fusion.bucket_source)
 
     def _emit(self, stream: Stream, logits: Logits, row: int) -> int:
         """The target's own token after `row`, added to stream.fresh; sets stream.finish where it is the last one."""
@@ -472,52 +385,10 @@ class StepLoop:
         self.decode_ms += step_ms
         self.plain_ms += plain_ms * sum(len(stream.fresh) for stream in running) / n
 
-    def _count_draft_tokens(self, stream: Stream, tree: Tree) -> None:
-        owner = self.speculator.fusion.bucket_source
-        draft = tree.draft
-        owners = owner[draft.buckets].tolist()
-        depths = [min(depth, DEPTHS) - 1 for depth in draft.depths().tolist()]
-        for proposer, depth in zip(owners, depths, strict=True):
-            self._verified[proposer][depth] += 1
-        stream.drafters = [owners[node] for node in tree.accepted]
-        for node in tree.accepted:
-            self._accepted[owners[node]][depths[node]] += 1
-
-    # -- slots ----------------------------------------------------------------------------------------------------
-
-    def _choose_slot(self, prompt: IntArray) -> tuple[int, int]:
-        """A free slot for a prompt, and how many of the prompt's tokens that slot now holds."""
-        cells = self.cells
-        if self._exact is not None:
-            seq = self._free.pop(0)
-            cells.truncate(seq)
-            return seq, 0
-        # The last token is always evaluated anew, since its logits are needed.
-        shared = [min(common_prefix(cached, prompt), len(prompt) - 1) for cached in cells.tokens]
-        best = max(range(self.slots), key=lambda seq: (shared[seq], seq in self._free))
-        length = shared[best]
-        if best in self._free and (2 * length >= len(cells.tokens[best]) or len(self._free) == 1):
-            seq = best
-            cells.truncate(seq, length)
-        else:  # another sequence uses it, or most of it belongs to another conversation
-            seq = next(seq for seq in self._free if seq != best)
-            cells.truncate(seq)
-            if length:
-                cells.share(best, seq, length)
-        self._free.remove(seq)
-        return seq, length
-
 
 def ids_needed(slots: int, max_nodes: int) -> int:
     """Sequence ids for `slots`, for retained cells, for the second row of `exact`, and for the leaves of a plan."""
     return slots + 2 + max_nodes
-
-
-def common_prefix(cached: Sequence[int] | IntArray, prompt: IntArray) -> int:
-    """How many leading tokens both share."""
-    n = min(len(cached), len(prompt))
-    differs = np.asarray(cached[:n], dtype=np.int32) != prompt[:n]
-    return int(differs.argmax()) if differs.any() else n
 
 
 def _rows_of(topk: IntArray | None, tree: Tree) -> IntArray | None:

@@ -16,7 +16,7 @@ import numpy as np
 from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Requires, Step
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.sampling import Sampler, SamplerCopy
-from specplug.engines.llama_cpp.step_loop import common_prefix
+from specplug.engines.llama_cpp.slots import common_prefix
 
 EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 """The boundaries between buckets: the probability that the drafter assigns to the token it drafts."""

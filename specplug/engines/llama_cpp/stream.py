@@ -1,0 +1,85 @@
+"""A sequence on its way from prompt to last token, and the target pass that moves it on: data of the step loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from specplug.core import IntArray
+from specplug.engines.llama_cpp.context import Logits
+from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.engines.llama_cpp.tree_batch import Tree
+from specplug.errors import SpecplugError
+from specplug.generation.answers import TokenLogprobs
+from specplug.generation.counters import Counters
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One sequence, from its prompt (int32[n]) to its last token.
+
+    seq        its slot, which is its sequence id
+    sampler    chooses its tokens; None where the caller walks its trees
+    left       tokens that it may still emit
+    max_draft  most draft tokens in a step
+    cached     tokens of the prompt that were in the cache already
+    root       the last emitted token: known, not yet in the KV cache
+    position   tokens of the sequence in the KV cache
+    reading    whether its prompt is still being read
+    fresh      the tokens emitted by the last step; all but the last were accepted draft tokens
+    drafters   the proposer, by index, of each accepted draft token of the last step
+    finish     None while running; then "stop" (end token) or "length"
+    failure    why it ends without having finished
+    decode_ms  time of its steps without pieces of prompts
+    plain_ms   what plain decoding would have taken for the same tokens, by the cost curve
+    """
+
+    seq: int
+    prompt: IntArray
+    sampler: Sampler | None
+    left: int
+    max_draft: int
+    cached: int
+    began_ns: int
+    root: int = 0
+    position: int = 0
+    reading: bool = True
+    fresh: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    drafters: list[int] = field(default_factory=list)
+    finish: str | None = None
+    failure: SpecplugError | None = None
+    counters: Counters = field(default_factory=Counters)
+    decode_ms: float = 0.0
+    plain_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of a prompt in the batch of the pass under way; `last` where the prompt ends with them."""
+
+    stream: Stream
+    tokens: IntArray
+    first: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One target pass: the trees of `running`, pieces of prompts, the logits, and when its parts ended (nanoseconds).
+
+    logits  float32[rows, V]  one row for the root and every node of every tree, then one for each prompt that ends
+    """
+
+    running: Sequence[Stream]
+    trees: list[Tree]
+    pieces: list[Piece]
+    tree_rows: int
+    logits: Logits
+    began_ns: int
+    drafted_ns: int
+    decoded_ns: int
+
+    @property
+    def target_ms(self) -> float:
+        return (self.decoded_ns - self.drafted_ns) / 1e6
