@@ -173,7 +173,7 @@ def test_a_checkpoint_without_vllm_is_exit_code_5(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (5, "") and "vLLM is not installed" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "d").exists() and not list(tmp_path.glob(".d.*"))
     for flags, what in (
-        (["--auto"], "--auto: drafts of a checkpoint"),
+        (["--auto"], "--auto: a checkpoint's drafts run only inside vLLM"),
         (["--size", "64", "--measure", "1"], "--measure"),
     ):
         done = call(str(folder), *flags, "--out", str(tmp_path / "d"))
