@@ -137,10 +137,8 @@ def test_the_memory_of_shared_prompts_is_limited() -> None:
 
 
 def test_limits_follow_from_sequence_ids_and_from_exact(subject: LlamaCppSubject, formats: dict[str, Path]) -> None:
-    assert subject.limits(1) == (False, 253) and subject.limits(4) == (
-        False,
-        250,
-    )  # 256 ids less slots, retained cells and the second row of `exact`
+    # Of 256 ids, the slots, one for retained cells and one for the second row of `exact` are taken.
+    assert subject.limits(1) == (False, 253) and subject.limits(4) == (False, 250)
     exact = LlamaCppSubject(formats["q8_0"], replace(BASE, exact=True))
     padded, most = exact.limits(1)
     exact.close()
