@@ -1,4 +1,4 @@
-"""`specplug doctor`: what this machine has, what works and what to install."""
+"""`specplug doctor`: report what this machine has, what works and what to install."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ PROPOSERS = {
     "builtin": "specplug.proposers.builtin:Builtin",
 }
 FUSION = "specplug.planning.fusion:Fusion"
-"""Built from several of the others; it has no name of its own in a profile."""
+"""The class that merges several of the other methods; it has no name of its own in a profile."""
 
 GROUP = "specplug.proposers"
 """The entry-point group of third-party methods."""

@@ -135,7 +135,7 @@ def probabilities(fusion: Fusion, draft: Draft) -> list[float]:
     return found
 
 
-def test_the_cut_follows_what_was_learned() -> None:
+def test_the_cut_follows_the_learned_acceptance() -> None:
     """The path probabilities 0.9 and 0.81 beat 0.5 and 0.25, until others were learned."""
     fusion = Fusion(
         [Scripted(Draft.chain([1, 2], [0, 0]), [0.9]), Other(Draft.chain([3, 4], [0, 0]), [0.5])],

@@ -187,7 +187,7 @@ def test_drafts_that_are_never_accepted_stop() -> None:
     assert lengths[200:-1] == [0] * 199
 
 
-def test_what_was_learned_before_counts_from_the_first_step() -> None:
+def test_earlier_learned_acceptance_counts_from_the_first_step() -> None:
     ms = [50.0 + 5.0 * rows for rows in range(32)]
     learned = {"recorder": (0.0, 100.0), "gone": (1.0, 1.0)}
     (draft,) = generate(speculator([Recorder()], ms, learned), ms, {0: [3]}, {0: [2] * 2}).drafts[0]
@@ -298,7 +298,7 @@ def test_a_proposer_is_asked_for_the_sequences_that_it_can_still_pay_for() -> No
     assert drafter.asked == 1
 
 
-def test_what_a_sequence_may_still_emit_decides_and_not_its_budget() -> None:
+def test_the_remaining_tokens_of_a_sequence_decide_and_not_its_budget() -> None:
     drafter = ToyDrafter()
     drafter.reading_ms = {0: 1000.0}
     one = speculator([drafter], [200.0] * 16)

@@ -1,7 +1,7 @@
 """Opens the arms of a comparison on llama.cpp: one model with its measured cost curve, and every profile on it.
 
-Reference engines open the same file again. The module does not depend on workloads, and of the document it writes only
-the head.
+Reference engines open the same file again. The module does not depend on workloads, and writes only the head of the
+document.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def prove(
 ) -> dict[str, Any]:
     """The document of `verify --json`. The first turn of every prompt is answered under every setting.
 
-    as_is  keep the profile's planner. Otherwise every draft is verified, whether it pays or not, which proves more
+    as_is  keep the profile's planner. Otherwise every draft is verified, whether it pays or not: a stricter test
     """
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:

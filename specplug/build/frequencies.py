@@ -1,6 +1,6 @@
 """Counts how often each token occurs, for choosing the rows of a trimmed head, and holds out documents to evaluate it.
 
-Source: VocabTrim (arXiv 2506.22694): the target's own completions predict best, so that completions are counted and
+Source: VocabTrim (arXiv 2506.22694): the target's own completions predict best, so completions are counted and
 prompts are not. The module does not depend on an engine; apart from text files it does not read the documents itself.
 """
 

@@ -1,4 +1,4 @@
-"""Predicts what a head of each size yields: coverage, acceptance, bytes read, and speed by measured costs.
+"""Predicts the figures of a head of each size: coverage, acceptance, bytes read, and speed by measured costs.
 
 Source: VocabTrim (arXiv 2506.22694) for block efficiency and memory-bound speed-up (MBSU). Unlike there, the acceptance
 of every size comes from one pass: rows kept by frequency are nested, so the most likely id of a larger head is either
@@ -19,7 +19,7 @@ from specplug.errors import UsageError
 from specplug.transforms.kept_ids import Counts, Weights, by_coverage, by_size
 
 SIZES = (4096, 8192, 16384, 32768, 65536, 131072)
-"""Numbers of rows to look at, up to the size of the vocabulary; the full head is always looked at too."""
+"""Numbers of rows to evaluate, up to the size of the vocabulary; the full head is always evaluated too."""
 
 GAMMA = 4
 """Tokens per draft for which block efficiency and MBSU are reported."""
@@ -49,7 +49,7 @@ class Costs:
         return max(0.0, one_ms + (rows - one) * per_row)
 
     def as_mapping(self) -> dict[str, Any]:
-        """The costs as they stand in JSON documents."""
+        """Plain data for JSON documents."""
         return {
             "target_ms": [round(ms, 4) for ms in self.target_ms],
             "step_ms": [[rows, round(ms, 4)] for rows, ms in self.step_ms],
@@ -85,7 +85,7 @@ class Size:
     measured: dict[str, Any] | None = None
 
     def as_mapping(self) -> dict[str, Any]:
-        """The figures as they stand in JSON documents, to six digits."""
+        """Plain data for JSON documents, to six digits."""
         return {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
 
 
@@ -112,7 +112,7 @@ class Selection:
 
 
 def sizes(num_tokens: int, fewest: int, wanted: int | None = None) -> list[int]:
-    """Numbers of rows to look at, ascending: those of SIZES from `fewest` on, `wanted`, and the full vocabulary."""
+    """Numbers of rows to evaluate, ascending: those of SIZES from `fewest` on, `wanted`, and the full vocabulary."""
     return sorted({n for n in SIZES if fewest <= n < num_tokens} | {num_tokens} | ({wanted} if wanted else set()))
 
 

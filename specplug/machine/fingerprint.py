@@ -26,7 +26,7 @@ NEWER_IS_FINE = ("specplug",)
 
 
 def of(model: Path, *, engine: str, threads: int | None, gpu: bool = False) -> dict[str, Any]:
-    """The fingerprint as plain data, for `measured.hardware` of a profile. `gpu`: whether a GPU computes."""
+    """The fingerprint as plain data, for `measured.hardware` of a profile. `gpu`: whether the model runs on a GPU."""
     return {
         **hardware.fingerprint(),
         "gpus": hardware.gpus() if gpu else [],

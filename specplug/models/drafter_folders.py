@@ -26,7 +26,7 @@ from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 
 PREFIX = "drafter:"
-"""Marks a name instead of a path: the folder lies in the user's data folder."""
+"""Marks a name instead of a path: the folder is in the user's data folder."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 MANIFEST = "specplug.json"

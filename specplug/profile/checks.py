@@ -1,4 +1,4 @@
-"""From plain data to a Profile: every key, type and range is checked.
+"""Converts plain data to a Profile, and checks every key, type and range.
 
 Nothing here reads a file. The options of proposers are checked against the registry.
 """

@@ -1,4 +1,4 @@
-"""Prompt lookup: it drafts what followed the last n tokens where they occurred before in the same text.
+"""Prompt lookup: it drafts the tokens that followed an earlier occurrence of the last n tokens in the same text.
 
 The text is the prompt and the output of one running sequence; other sequences and models are not used.
 """

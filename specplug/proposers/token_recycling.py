@@ -123,7 +123,7 @@ class TokenRecycling:
         return self._fill(root, budget) if self.shape == "paper" else self._grow(root, budget)
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
-        """Token by token the successor with the largest counted probability for its kind of row.
+        """The chain that takes, token by token, the successor with the largest counted probability for its kind of row.
 
         Other paths are not tried: a less likely token loses more at its place than its row can add later.
         """
@@ -255,7 +255,7 @@ class TokenRecycling:
         return ids, self.shared_kind.item(token)
 
     def _grow(self, root: int, budget: int) -> Draft:
-        """Always the next most likely node. A node enters the queue when its parent or a likelier sibling is taken."""
+        """Add the most likely node repeatedly. A node enters the queue when its parent or likelier sibling is added."""
         k = self.k
         rows: dict[int, tuple[list[int], int]] = {}
         tokens: list[int] = []
@@ -286,7 +286,7 @@ class TokenRecycling:
                 heappush(queue, (likely, entries, rank, parent, parent_path, row))
 
     def _fill(self, root: int, budget: int) -> Draft:
-        """The paper's tree as far as rows are known; of more nodes than the budget the most likely ones."""
+        """The part of the paper's tree whose rows are known, cut to the most likely nodes if it exceeds the budget."""
         tokens: list[int] = []
         parents: list[int] = []
         buckets: list[int] = []
@@ -348,7 +348,7 @@ class TokenRecycling:
         self.shared_matrix[token] = [follower, *row]
 
     def _overwrite(self, last: int, step: Step, topk: IntArray) -> None:
-        """Store the top ids after every verified token; of a token verified twice, those of the last accepted node."""
+        """Store the top ids after every verified token; for one verified twice, those of the last accepted node."""
         tokens = np.concatenate((np.array([last], dtype=np.int32), step.draft.tokens))
         rows = self._fit(topk)
         self.shared_matrix[tokens] = rows
@@ -364,7 +364,7 @@ class TokenRecycling:
         return rows
 
     def _put_first_pairs(self, before: IntArray, after: IntArray) -> None:
-        """`_put_first` for many pairs; of pairs with the same first token the latest counts."""
+        """`_put_first` for many pairs; if several have the same first token, the latest one counts."""
         rows = self.shared_matrix[before]
         same = rows == after[:, None]
         place = np.where(same.any(axis=1), same.argmax(axis=1), self.k - 1)

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Choice:
-    """One answer, as far as it has been generated.
+    """The part of one answer that has been generated so far.
 
     calls   the tool calls found in it
     offset  characters before the next token, for `text_offset` of text completions
@@ -152,7 +152,7 @@ class OpenAIFormat:
 
 
 class ChatFormat(OpenAIFormat):
-    """Bodies of /v1/chat/completions. With `tool_names`, calls of these tools are taken out of the text."""
+    """Bodies of /v1/chat/completions. With `tool_names`, calls of these tools are removed from the text."""
 
     object_type = "chat.completion"
     chunk_type = "chat.completion.chunk"

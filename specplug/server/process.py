@@ -35,7 +35,7 @@ DRAIN_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, and which clients to accept.
+    """The address to listen on, and the clients to accept.
 
     key       API key that clients must send; None requires none
     insecure  True permits a non-local host without a key

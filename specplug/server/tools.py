@@ -71,7 +71,7 @@ def forced_schema(body: ChatRequest) -> dict[str, Any] | None:
 
 
 class ToolStream:
-    """Receives an answer's text bit by bit, passes it on, and holds back what may be a tool call.
+    """Receives an answer's text piece by piece, passes it on, and holds back text that may be part of a tool call.
 
     `close` returns the rest: the calls, or text.
     """

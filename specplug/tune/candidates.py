@@ -88,8 +88,9 @@ PLAIN = Setting((ProposerSpec("none"),), PlannerSettings())
 
 
 def grid(provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20) -> list[Setting]:
-    """Every setting to try on an engine that provides this, most promising first, without plain decoding.
+    """Every setting to try on an engine, most promising first, without plain decoding.
 
+    provides    what the engine provides to proposers
     trees       whether the engine verifies trees
     most_nodes  draft tokens that a draft can have: it limits measured planners, and excludes larger fixed drafts
     """

@@ -284,7 +284,7 @@ def _unsettled(rows: Sequence[int], contexts: Sequence[int], intervals: Sequence
 
 
 def _sawtooth(rows: Sequence[int], line: Sequence[Interval]) -> list[str]:
-    """Where a pass with more rows takes less time by more than the noise. The planner makes use of it."""
+    """A note on passes that take less time than passes with fewer rows, by more than the noise."""
     found = []
     for i, n in enumerate(rows):
         cheaper = [m for m, j in zip(rows[i + 1 :], line[i + 1 :], strict=True) if j.high < line[i].low]

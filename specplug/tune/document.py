@@ -1,6 +1,6 @@
 """The results of a tune: the document of `tune --json`, the profile with its evidence, and the verdict in words.
 
-This module formats what was found. It measures nothing.
+This module formats the results. It measures nothing.
 """
 
 from __future__ import annotations

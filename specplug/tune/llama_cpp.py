@@ -1,4 +1,4 @@
-"""The tuning subject for llama.cpp: what `tune` measures on this engine, and how.
+"""The tuning subject for llama.cpp: the measurements of `tune` on this engine.
 
 This module does not depend on the budget or on settings.
 """

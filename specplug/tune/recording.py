@@ -36,7 +36,7 @@ TOPK = 16
 
 TREE_NODES, TREE_TOKENS = 8, 2.2
 """Draft tokens of a tree, and the most tokens that a pass over such a tree emits with a method that learns from top ids
-alone. Where such a pass costs more plain passes than that, off-path rows are not recorded."""
+alone. Where such a pass takes longer than that number of plain passes, off-path rows are not recorded."""
 
 Progress = Callable[[float], None]
 

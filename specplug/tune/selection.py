@@ -107,16 +107,16 @@ class Pairs:
         return list((self.groups if category is None else self.answers.get(category, {})).values())
 
 
-def _ratio(found: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
-    """Tokens per second relative to a base; `own` and `base` are the places of (tokens, seconds) in the totals.
+def _ratio(totals: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
+    """Tokens per second relative to a base; `own` and `base` are the indices of (tokens, seconds) in each total.
 
-    None where no line has tokens of both.
+    None where no total has tokens of both.
     """
-    lines = [sums for sums in found if min(sums[own[0]], sums[base[0]]) > 0]
-    if not lines:
+    usable = [total for total in totals if min(total[own[0]], total[base[0]]) > 0]
+    if not usable:
         return None
-    columns = [list(column) for column in zip(*lines, strict=True)]
-    return paired_ratio(*(columns[place] for place in (*own, *base)))
+    columns = [list(column) for column in zip(*usable, strict=True)]
+    return paired_ratio(*(columns[index] for index in (*own, *base)))
 
 
 def select_finalists(predicted: Mapping[Setting, float], count: int = FINALISTS) -> list[Setting]:

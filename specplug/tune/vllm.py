@@ -1,4 +1,4 @@
-"""The tuning subject for vLLM: what `tune` measures on this engine, and how.
+"""The tuning subject for vLLM: the measurements of `tune` on this engine.
 
 This module does not depend on the budget. Two engines are open at once: one that decodes plainly, with vLLM's defaults,
 and one that drafts with each setting in turn, because starting an engine takes 40 s on two cores. A drafter of vLLM's
@@ -79,7 +79,7 @@ class VllmSubject:
         return {"description": self._plain.description, "train_context": self._config.model_config.max_model_len}
 
     def use(self, *, threads: int | None = None, context: int | None = None) -> None:
-        """Nothing: vLLM manages threads and memory itself."""
+        """Does nothing: vLLM manages threads and memory itself."""
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, LONGEST

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 MARK = "specplug-probe:"
-"""Begins the line with the JSON, since the library may print lines of its own."""
+"""Prefix of the line that holds the JSON, since the library may print lines of its own."""
 
 
 def look() -> dict[str, Any]:
@@ -38,7 +38,7 @@ def look() -> dict[str, Any]:
 
 
 def features(system_info: str) -> dict[str, int]:
-    """A line such as `CPU : AVX = 1 | LLAMAFILE = 1 | ` as a mapping."""
+    """The features in a line such as `CPU : AVX = 1 | LLAMAFILE = 1 | `."""
     found = {}
     for part in system_info.replace(":", "|").split("|"):
         name, equals, value = (piece.strip() for piece in part.partition("="))
