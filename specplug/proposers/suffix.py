@@ -1,8 +1,6 @@
 """Suffix decoding: it drafts the tokens that followed the end of the text where that occurred before.
 
-The earlier occurrences are in the text itself or in earlier answers.
-
-It uses the tokens of each running sequence and of finished answers, and no model.
+It searches the tokens of the running sequence itself and of finished answers, and uses no model.
 """
 
 from __future__ import annotations
