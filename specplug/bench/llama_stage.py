@@ -75,7 +75,7 @@ def llama_stage(
             stack.callback(arm.close)
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            found = explain(
+            mismatch = explain(
                 model,
                 first.runtime,
                 prompt,
@@ -85,7 +85,7 @@ def llama_stage(
                 padded=plain_engine.padded,
                 shared_cache=concurrency > 1,
             )
-            return found is not None and found.is_rounding
+            return mismatch is not None and mismatch.is_rounding
 
         yield Stage(
             arms,

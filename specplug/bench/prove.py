@@ -83,13 +83,13 @@ class Verdicts:
         verdict = "rounding" if mismatch is not None and mismatch.is_rounding else "different"
         counts[verdict] += 1
         if mismatch is None:
-            found = Difference(setting, prompt_id, -1, plain.text, other.text, 0.0, 0.0, verdict)
+            difference = Difference(setting, prompt_id, -1, plain.text, other.text, 0.0, 0.0, verdict)
         else:
             a, b = ("" if t is None else text(t) for t in (mismatch.plain_token, mismatch.other_token))
-            found = Difference(
+            difference = Difference(
                 setting, prompt_id, mismatch.position, a, b, mismatch.gap, mismatch.shape_difference, verdict
             )
-        self._differences.append(found)
+        self._differences.append(difference)
 
     def document(
         self, profile: Profile, *, model: str, planner: str, padded: bool, kv_type: str, max_tokens: int

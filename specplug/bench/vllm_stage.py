@@ -99,8 +99,8 @@ def vllm_stage(
         plain_engine = arms[0].engine
 
         def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            found = explain(plain_engine, prompt, one, other) if sampling.temperature <= 0 else None
-            return found is not None and found.is_rounding
+            mismatch = explain(plain_engine, prompt, one, other) if sampling.temperature <= 0 else None
+            return mismatch is not None and mismatch.is_rounding
 
         measured = next((arm.engine.profile.measured for arm in arms if arm.engine.profile.measured), None)
         yield Stage(

@@ -44,9 +44,9 @@ class Costs:
 
     def draft_ms(self, rows: int) -> float:
         """The time of one draft step: the layers, plus the head per row. A larger head never counts as faster."""
-        (one, one_ms), (other, other_ms) = self.step_ms[0], self.step_ms[-1]
-        per_row = max(0.0, (other_ms - one_ms) / (other - one)) if other != one else 0.0
-        return max(0.0, one_ms + (rows - one) * per_row)
+        (small, small_ms), (large, large_ms) = self.step_ms[0], self.step_ms[-1]
+        per_row = max(0.0, (large_ms - small_ms) / (large - small)) if large != small else 0.0
+        return max(0.0, small_ms + (rows - small) * per_row)
 
     def as_mapping(self) -> dict[str, Any]:
         """Plain data for JSON documents."""

@@ -96,10 +96,10 @@ def read(folder: Path) -> tuple[Manifest, IntArray]:
     """
     manifest = _manifest(folder)
     for name, expected in manifest.files.items():
-        found = _hash(folder / name)
-        if found != expected:
+        actual = _hash(folder / name)
+        if actual != expected:
             raise UsageError(
-                f"{folder / name}: its SHA-256 is {found[:12]}, the manifest says {expected[:12]}; "
+                f"{folder / name}: its SHA-256 is {actual[:12]}, the manifest says {expected[:12]}; "
                 "build the drafter again"
             )
     try:

@@ -74,15 +74,15 @@ class CostCurve:
     def at(self, context: int) -> list[float]:
         """Milliseconds for 1..limit rows: `at(c)[n - 1]` is T(n) with about c tokens in the cache."""
         block = context >> 7  # a block of 128 tokens; the cost in its middle stands for all of them
-        found = self._corrected.get(block)
-        if found is None:
+        corrected = self._corrected.get(block)
+        if corrected is None:
             line = self._uncorrected[block] = self._line((block << 7) + 64).tolist()
             first, one, extra = line[0], self._one_row_factor * line[0], self._extra_rows_factor
-            found = [
+            corrected = [
                 (one + (ms - first) * extra) * factor for ms, factor in zip(line, self._row_count_factors, strict=True)
             ]
-            self._corrected[block] = found
-        return found
+            self._corrected[block] = corrected
+        return corrected
 
     @property
     def plain_due(self) -> bool:
@@ -190,13 +190,13 @@ class BatchCost:
 
 def _interpolated(low: Sequence[float], high: Sequence[float], share: float) -> FloatArray:
     """(1 - share) low + share high; where `low` is shorter it continues with its mean slope."""
-    found = np.asarray(low)
+    result = np.asarray(low)
     if share == 0.0:
-        return found
-    if len(found) < len(high):
-        slope = (found[-1] - found[0]) / max(1, len(found) - 1)
-        found = np.concatenate((found, found[-1] + slope * np.arange(1, len(high) - len(found) + 1)))
-    mixed: FloatArray = (1 - share) * found[: len(high)] + share * np.asarray(high)
+        return result
+    if len(result) < len(high):
+        slope = (result[-1] - result[0]) / max(1, len(result) - 1)
+        result = np.concatenate((result, result[-1] + slope * np.arange(1, len(high) - len(result) + 1)))
+    mixed: FloatArray = (1 - share) * result[: len(high)] + share * np.asarray(high)
     return mixed
 
 

@@ -80,10 +80,10 @@ def _number(value: object, where: str) -> float:
 
 
 def _share(value: object, where: str) -> float:
-    found = _number(value, where)
-    if not 0 < found <= 1:
+    share = _number(value, where)
+    if not 0 < share <= 1:
         raise _wrong(where, value, "a share above 0, up to 1")
-    return found
+    return share
 
 
 def _flag(value: object, where: str) -> bool:

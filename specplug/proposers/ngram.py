@@ -52,10 +52,10 @@ class Ngram:
         length = min(budget, self.max_draft)
         if length <= 0:
             return EMPTY
-        found = index.find_longest(index.tokens, 1)
-        if not found:
+        matches = index.find_longest(index.tokens, 1)
+        if not matches:
             return EMPTY
-        end, match = found[0]
+        end, match = matches[0]
         return Draft.chain(continuation(index.tokens, end, length), self._bucket_of[match : match + length])
 
     def observe(self, seq: int, step: Step) -> None:

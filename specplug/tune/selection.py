@@ -94,14 +94,16 @@ class Pairs:
             for category, answers in self.answers.items()
             if len(answers) >= FEWEST_IN_CATEGORY
             and any(
-                found is not None and found.high < SLOWER
-                for found in (self.speedup(category), self.speedup_over_idle(category))
+                interval is not None and interval.high < SLOWER
+                for interval in (self.speedup(category), self.speedup_over_idle(category))
             )
         ]
 
     def is_slower(self) -> bool:
         """Whether plain decoding or the idle engine is faster in total by more than the noise."""
-        return any(found is not None and found.high < 1.0 for found in (self.speedup(), self.speedup_over_idle()))
+        return any(
+            interval is not None and interval.high < 1.0 for interval in (self.speedup(), self.speedup_over_idle())
+        )
 
     def _lines(self, category: str | None) -> list[Totals]:
         return list((self.groups if category is None else self.answers.get(category, {})).values())

@@ -61,5 +61,5 @@ def _gap(
         pass
     if answer.tokens[: len(decoded)] != list(decoded) or len(answer.logprobs) <= len(decoded):
         return None
-    found = dict(answer.logprobs[len(decoded)].top)
-    return found[ours] - found[theirs] if ours in found and theirs in found else None
+    logprobs = dict(answer.logprobs[len(decoded)].top)
+    return logprobs[ours] - logprobs[theirs] if ours in logprobs and theirs in logprobs else None
