@@ -95,14 +95,14 @@ def options(method: str) -> dict[str, Option]:
         hints = get_type_hints(cls.__init__)
     except Exception as error:  # evaluating third-party annotations may raise anything
         raise SpecplugError(f"proposer {method}: its constructor's annotations do not resolve ({error})") from error
-    found = {}
+    by_name = {}
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         hint = hints.get(parameter.name, Any)
         if named and _is_plain(hint):
             required = parameter.default is parameter.empty
-            found[parameter.name] = Option(hint, required, None if required else parameter.default)
-    return found
+            by_name[parameter.name] = Option(hint, required, None if required else parameter.default)
+    return by_name
 
 
 def build(specs: Sequence[ProposerSpec]) -> Proposer:

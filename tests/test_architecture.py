@@ -193,7 +193,7 @@ def test_only_shared_modules_are_in_the_top_folder_of_the_package() -> None:
     assert {path.stem for path in (ROOT / "specplug").glob("*.py")} == TOP_MODULES
 
 
-# -- who may import whom ---------------------------------------------------------------------------------------------
+# -- allowed imports -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if not may_import_engines(path)], ids=relative)

@@ -267,7 +267,7 @@ def test_chains_are_planned_alike_with_and_without_trees(
     assert chosen(plans[0]) == chosen(plans[1])
 
 
-# -- what a proposer saves -------------------------------------------------------------------------------------------
+# -- the time that a proposer saves ----------------------------------------------------------------------------------
 
 
 @given(parent_lists(), chances, costs, st.integers(1, 8), st.sets(st.integers(0, 6), max_size=3))
@@ -380,7 +380,7 @@ def test_a_static_planner_drafts_up_to_its_size() -> None:
     assert [static.another_pays([0.1] * n, 0.0, 1e9, 0, 1) for n in range(5)] == [True, True, True, False, False]
 
 
-# -- what the target's memory allows ---------------------------------------------------------------------------------
+# -- limits of the target's memory -----------------------------------------------------------------------------------
 
 
 def test_where_a_memory_holds_no_trees_the_likeliest_chain_is_verified() -> None:

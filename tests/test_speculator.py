@@ -263,7 +263,7 @@ def test_a_proposer_that_declines_is_asked_in_every_eighth_step(ms: list[float],
 def test_an_expensive_proposer_is_charged_for_its_passes_whoever_is_credited(
     tokens: tuple[int, ...], expensive_first: bool
 ) -> None:
-    """It drafts what a cheap one drafts, or runs in vain: in neither case it has declined."""
+    """It drafts the tokens of a cheap one, or drafts nothing useful: in neither case has it declined."""
     cheap, costly = Recorder([1]), ToyDrafter(tokens, draft_token_ms=0.02)
     one = speculator([costly, cheap] if expensive_first else [cheap, costly], FREE)
     log = generate(one, FREE, {0: [1]}, {0: [1] * 2000})

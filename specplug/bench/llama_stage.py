@@ -74,12 +74,12 @@ def llama_stage(
         for arm in arms:
             stack.callback(arm.close)
 
-        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
+        def is_rounding(prompt: IntArray, plain: list[int], other: list[int]) -> bool:
             mismatch = explain(
                 model,
                 first.runtime,
                 prompt,
-                one,
+                plain,
                 other,
                 sampling,
                 padded=plain_engine.padded,

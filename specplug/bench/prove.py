@@ -156,20 +156,25 @@ def prove(
                 request = Request(tokens, max_tokens, sampling, stop)
                 for engine in (plain_engine, drafting_engine):
                     engine.loop.forget_prompts()
-                one, other = plain_engine.generate(request), drafting_engine.generate(request)
+                baseline, drafted = plain_engine.generate(request), drafting_engine.generate(request)
                 progress(name, 1)
                 mismatch = explain(
                     model,
                     plain_engine.profile.runtime,
                     tokens,
-                    one.tokens,
-                    other.tokens,
+                    baseline.tokens,
+                    drafted.tokens,
                     sampling,
                     padded=plain_engine.padded,
                     shared_cache=False,
                 )
                 verdicts.add(
-                    name, prompt.id, one, other, mismatch, lambda token: model.piece(token).decode("utf-8", "replace")
+                    name,
+                    prompt.id,
+                    baseline,
+                    drafted,
+                    mismatch,
+                    lambda token: model.piece(token).decode("utf-8", "replace"),
                 )
         return verdicts.document(
             profile,

@@ -98,8 +98,8 @@ def vllm_stage(
                 arms.append(VllmArm(p.name, engine, sampling))
         plain_engine = arms[0].engine
 
-        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            mismatch = explain(plain_engine, prompt, one, other) if sampling.temperature <= 0 else None
+        def is_rounding(prompt: IntArray, plain: list[int], other: list[int]) -> bool:
+            mismatch = explain(plain_engine, prompt, plain, other) if sampling.temperature <= 0 else None
             return mismatch is not None and mismatch.is_rounding
 
         measured = next((arm.engine.profile.measured for arm in arms if arm.engine.profile.measured), None)

@@ -177,11 +177,11 @@ def mbsu(block_efficiency: float, byte_ratio: float, gamma: int) -> float:
 
 def predicted(answers: Sequence[Hits], costs: Costs, rows: int) -> tuple[int, float]:
     """The fastest number of tokens per draft, and its speed over plain decoding's."""
-    found = []
+    speeds = []
     for guesses in range(1, min(LONGEST, len(costs.target_ms) - 1) + 1):
         ms = costs.target_ms[guesses] + guesses * costs.draft_ms(rows)
-        found.append((emitted_per_pass(answers, guesses) * costs.target_ms[0] / ms, -guesses))
-    speed, guesses = max(found)
+        speeds.append((emitted_per_pass(answers, guesses) * costs.target_ms[0] / ms, -guesses))
+    speed, guesses = max(speeds)
     return -guesses, speed
 
 

@@ -187,9 +187,9 @@ class GgufSource:
             planner=PlannerSettings(max_nodes=LONGEST),
         )
 
-        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
+        def is_rounding(prompt: IntArray, plain: list[int], other: list[int]) -> bool:
             runtime = self.profile.runtime
-            mismatch = explain(model, runtime, prompt, one, other, sampling, padded=False, shared_cache=False)
+            mismatch = explain(model, runtime, prompt, plain, other, sampling, padded=False, shared_cache=False)
             return mismatch is not None and mismatch.is_rounding
 
         model = self._target_model

@@ -180,7 +180,7 @@ def _problem(data: object) -> str | None:
     }  # fmt: skip
     for key, expected in types.items():
         if not isinstance(data.get(key), expected) or isinstance(data[key], bool):
-            return f"{key} is missing, or not what it should be"
+            return f"{key} is missing or has the wrong type"
     if data.keys() != {"schema", *types}:
         return f"unknown keys: {', '.join(sorted(data.keys() - types.keys() - {'schema'}))}"
     if data["format"] not in FORMATS:

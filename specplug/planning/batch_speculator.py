@@ -163,7 +163,7 @@ class BatchSpeculator:
         """
         if not proposed:
             return Chains.empty(n, self.k), np.full((n, self.k), -1, dtype=np.int32), np.zeros((n, self.k))
-        found: list[tuple[IntArray, IntArray, FloatArray]] = []
+        fused: list[tuple[IntArray, IntArray, FloatArray]] = []
         for index, own in proposed:
             buckets = own.buckets + np.int32(self._buckets.first(index))
             agreed = np.zeros(own.tokens.shape, dtype=bool)
@@ -173,9 +173,9 @@ class BatchSpeculator:
             agreed &= own.tokens != NOTHING
             buckets[agreed] += np.int32(len(self.sources[index].buckets))
             path = np.where(own.tokens == NOTHING, 0.0, self._probability[buckets]).cumprod(axis=1)
-            found.append((buckets, np.where(agreed, -1, np.int32(index)), path))
-        tokens, (buckets, owners, path) = proposed[0][1].tokens, found[0]
-        for (_, other), (other_buckets, other_owners, other_path) in zip(proposed[1:], found[1:], strict=True):
+            fused.append((buckets, np.where(agreed, -1, np.int32(index)), path))
+        tokens, (buckets, owners, path) = proposed[0][1].tokens, fused[0]
+        for (_, other), (other_buckets, other_owners, other_path) in zip(proposed[1:], fused[1:], strict=True):
             better = (other_path.sum(axis=1) > path.sum(axis=1))[:, None]
             tokens = np.where(better, other.tokens, tokens)
             buckets = np.where(better, other_buckets, buckets)

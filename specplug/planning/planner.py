@@ -76,7 +76,7 @@ class Planner:
         max_nodes  most nodes verified in one pass, over all sequences
         trees      False verifies chains only: of each tree its likeliest path
         static     True verifies the `max_nodes` likeliest nodes whatever they cost; for comparisons
-        limits     what the target's memory allows; `limits.trees` False has the effect of `trees` False
+        limits     limits of the target's memory; `limits.trees` False has the effect of `trees` False
         """
         self.table = table
         self.cost = cost

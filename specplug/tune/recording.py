@@ -128,11 +128,11 @@ def recorded_trace(path: Path, checksum: str) -> Trace:
 def known_trace(path: Path, about: Mapping[str, Any], notify: Callable[[str], None]) -> Trace:
     """The trace in the file; an empty one where the file is missing, damaged or belongs to something else."""
     try:
-        found = traces.load(path)
+        trace = traces.load(path)
     except traces.Damaged as error:
         notify(f"{error}; recording again")
-        found = None
-    return found if found is not None and found.about == about else Trace(about, ())
+        trace = None
+    return trace if trace is not None and trace.about == about else Trace(about, ())
 
 
 def record(

@@ -71,7 +71,7 @@ class AnyTail:
 def rollback_of(model: Model, *, instead: str = "use --profile none") -> Rollback:
     """The rollback for a model's memory. Raises UsageError if there is none (recurrent and hybrid models).
 
-    instead  what the message advises
+    instead  the advice in the message
     """
     if ll.llama_model_is_recurrent(model.handle) or ll.llama_model_is_hybrid(model.handle):
         raise UsageError(

