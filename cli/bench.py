@@ -1,4 +1,4 @@
-"""`specplug bench`: profiles and plain decoding side by side over a workload."""
+"""`specplug bench`: compare profiles with plain decoding over a workload."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def build() -> None:
     default=SELF,
     show_default=True,
     metavar="self|FILE",
-    help="What tokens are counted in: self (the built-in prompts), a .jsonl file with prompts, or a text file.",
+    help="Text to count tokens in: self (the built-in prompts), a .jsonl file with prompts, or a text file.",
 )
 @click.option(
     "--from",

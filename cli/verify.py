@@ -84,11 +84,11 @@ def _show(report: dict[str, Any]) -> None:
             name, *[str(line[key]) for key in ("answers", "identical", "rounding", "different", "accepted_tokens")]
         )
     console.print(table)
-    for found in report["differences"]:
+    for entry in report["differences"]:
         console.print(
-            f"{found['verdict']}: {found['setting']}, prompt {found['prompt']}, token {found['position']}: "
-            f"{found['other']!r} instead of {found['plain']!r}; the logits differ by {found['gap']:.4f}, "
-            f"and the batch shape alone changes that by {found['shape_difference']:.4f}",
+            f"{entry['verdict']}: {entry['setting']}, prompt {entry['prompt']}, token {entry['position']}: "
+            f"{entry['other']!r} instead of {entry['plain']!r}; the logits differ by {entry['gap']:.4f}, "
+            f"and the batch shape alone changes that by {entry['shape_difference']:.4f}",
             markup=False,
         )
     console.print("same output: " + ("yes" if report["same_output"] else "NO"))

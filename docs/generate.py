@@ -38,10 +38,10 @@ CHOICES = {
 
 SECTIONS = {
     "": (profile.Profile, "Top level"),
-    "planner": (profile.PlannerSettings, "`planner`: how much to verify"),
+    "planner": (profile.PlannerSettings, "`planner`: how many draft tokens to verify"),
     "runtime": (profile.Runtime, "`runtime`: how llama.cpp opens the model"),
     "vllm": (profile.VllmSettings, "`vllm`: how vLLM opens the model"),
-    "measured": (profile.Measured, "`measured`: what was seen on one machine"),
+    "measured": (profile.Measured, "`measured`: measurements on one machine"),
     "measured.cost_curve": (profile.CostPoints, "`measured.cost_curve` and each of `measured.batch_curves`"),
 }
 """Dataclass and heading of each part of a profile."""
@@ -60,15 +60,15 @@ MEANINGS = {
     "engine": "The engine that runs the model.",
     "model": "The model that the profile is for, so that commands need no `--model`: a `.gguf` file, a Hugging Face "
     "folder, or `demo:NAME`; for vLLM also a model id.",
-    "proposers": "The methods that draft, each a name or a mapping with `method` and its options (below). Several are "
-    "merged into one draft. `[none]` is plain decoding.",
+    "proposers": "The methods that draft, each a name or a mapping with `method` and its options (below). The drafts "
+    "of several methods are merged into one. `[none]` is plain decoding.",
     "planner": "See below.",
     "exact": "Run every pass so that it rounds as plain decoding does on this machine: the same tokens are then "
     "certain, at a measured cost ([rounding](../explanation/rounding.md)).",
     "runtime": "See below.",
     "vllm": "See below.",
     "measured": "See below.",
-    "evidence": "What `specplug tune` saw when it wrote the profile. `specplug profiles plot` draws it. No setting.",
+    "evidence": "The measurements from which `specplug tune` chose the settings. `specplug profiles plot` draws them.",
     "planner.mode": "`measured` verifies the draft tokens that save time by the measured costs. `static` always "
     "verifies the `max_nodes` likeliest ones; it is meant for comparisons.",
     "planner.max_nodes": "Draft tokens that one pass verifies at most, over all sequences.",
@@ -106,8 +106,8 @@ MEANINGS = {
 }
 
 MODEL_DRAFT = "Longest chain of draft tokens, 1 to 64. On llama.cpp the drafter stops earlier where one more does not "
-MODEL_DRAFT += "pay; on vLLM `vllm.num_speculative_tokens` holds instead."
-BRANCHES = "`1` drafts a chain. `2` adds the second most likely token at every place, where the engine verifies trees."
+MODEL_DRAFT += "pay; on vLLM `vllm.num_speculative_tokens` applies instead."
+BRANCHES = "`1` drafts a chain. `2` adds the second most likely token at every depth, where the engine verifies trees."
 
 METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "none": ("Plain decoding.", {}),
@@ -125,12 +125,12 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {
             "max_draft": "Longest path of a draft.",
             "min_prob": "Paths that are less probable by the bucket priors are left out.",
-            "occurrences": "Occurrences that are looked at in the text and in finished answers, the latest first.",
+            "occurrences": "Occurrences that are considered in the text and in finished answers, the latest first.",
             "shared_tokens": "Tokens of finished answers that are kept; 0 keeps none.",
         },
     ),
     "token_recycling": (
-        "A tree grown from the target's most likely tokens at earlier places (Token Recycling).",
+        "A tree grown from the target's most likely tokens at earlier positions (Token Recycling).",
         {
             "k": "Ids per row of the matrix.",
             "shape": "`best_first` grows the tree by counted probabilities; `paper` is the static tree of 80 nodes.",

@@ -97,7 +97,7 @@ EMPTY = Draft.of([], [], [])
 
 @dataclass(frozen=True, slots=True)
 class DraftLimits:
-    """What the memory of a target allows of a draft. Attention can discard any tokens; a recurrent state cannot.
+    """The limits of a target's memory for drafts. Attention can discard any tokens; a recurrent state cannot.
 
     trees     whether a draft may branch
     depth     longest chain that can be taken back, tokens; None for any length
@@ -150,7 +150,7 @@ class Requires:
     drafter: bool = False
 
     def missing_from(self, provides: Requires) -> list[str]:
-        """The names of what `provides` lacks; empty if it has everything."""
+        """The names of the requirements that `provides` does not meet; empty if it meets all."""
         missing = []
         if self.topk > provides.topk:
             missing.append(f"TOPK({self.topk})")
@@ -211,7 +211,7 @@ class Proposer(Protocol):
 class BatchProposer(Protocol):
     """A proposer that can also draft for several sequences in one call.
 
-    It is optional, for proposers that are faster so, as one that runs a single pass of a model for all sequences.
+    It is optional, for proposers that are faster this way, such as one that runs one model pass for all sequences.
     """
 
     def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
@@ -222,7 +222,7 @@ class BatchProposer(Protocol):
 class ModelBased(Protocol):
     """A proposer that runs passes of a model to draft, so that each draft token is expensive.
 
-    draft_token_ms  what drafting one token costs, milliseconds
+    draft_token_ms  time to draft one token, milliseconds
     passes          passes run so far in order to draft
     pays            whether to draft one more token, given the buckets of the chain so far and the share of draft tokens
                     that are accepted; set by the speculator, None without one
@@ -233,7 +233,7 @@ class ModelBased(Protocol):
     pays: Callable[[Sequence[int], float], bool] | None
 
     def asking_ms(self, seq: int) -> float:
-        """Time that `propose` takes before the first draft token of `seq`, milliseconds, as for text still to be read.
+        """Time that `propose` takes before the first draft token of `seq`, milliseconds, such as for reading text.
 
         It is known before the proposer is asked; 0 if there is nothing to do, or if nothing was measured yet.
         """

@@ -28,7 +28,7 @@ PROPOSERS = {
     "builtin": "specplug.proposers.builtin:Builtin",
 }
 FUSION = "specplug.planning.fusion:Fusion"
-"""Built from several of the others; it has no name of its own in a profile."""
+"""The class that merges several of the other methods; it has no name of its own in a profile."""
 
 GROUP = "specplug.proposers"
 """The entry-point group of third-party methods."""
@@ -51,17 +51,17 @@ def load(name: str) -> type[Proposer]:
     """The class of a method. Raises UsageError for an unknown name, SpecplugError if its module cannot be imported."""
     if name in PROPOSERS:
         return _load(PROPOSERS[name])
-    found = _third_party().get(name, [])
-    if not found:
+    entry_points = _third_party().get(name, [])
+    if not entry_points:
         raise UsageError(f"no proposer is named {name!r}; {nearest(name, names())}")
-    if len(found) > 1:
-        packages = ", ".join(sorted(_package(point) for point in found))
+    if len(entry_points) > 1:
+        packages = ", ".join(sorted(_package(point) for point in entry_points))
         raise SpecplugError(f"proposer {name}: registered by more than one package ({packages}); uninstall all but one")
     try:
-        return cast("type[Proposer]", found[0].load())
+        return cast("type[Proposer]", entry_points[0].load())
     except Exception as error:  # a third-party module may raise anything while it is imported
         raise SpecplugError(
-            f"proposer {name}: package {_package(found[0])} does not load ({type(error).__name__}: {error}); "
+            f"proposer {name}: package {_package(entry_points[0])} does not load ({type(error).__name__}: {error}); "
             "update or uninstall it"
         ) from error
 
@@ -95,14 +95,14 @@ def options(method: str) -> dict[str, Option]:
         hints = get_type_hints(cls.__init__)
     except Exception as error:  # evaluating third-party annotations may raise anything
         raise SpecplugError(f"proposer {method}: its constructor's annotations do not resolve ({error})") from error
-    found = {}
+    by_name = {}
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         hint = hints.get(parameter.name, Any)
         if named and _is_plain(hint):
             required = parameter.default is parameter.empty
-            found[parameter.name] = Option(hint, required, None if required else parameter.default)
-    return found
+            by_name[parameter.name] = Option(hint, required, None if required else parameter.default)
+    return by_name
 
 
 def build(specs: Sequence[ProposerSpec]) -> Proposer:
@@ -183,10 +183,10 @@ def _load(address: str) -> type[Proposer]:
 
 def _third_party() -> dict[str, list[EntryPoint]]:
     """Entry points by name; more than one where several packages register the same name."""
-    found: dict[str, dict[str, EntryPoint]] = {}
+    by_name: dict[str, dict[str, EntryPoint]] = {}
     for point in entry_points(group=GROUP):
-        found.setdefault(point.name, {}).setdefault(point.value, point)
-    return {name: list(points.values()) for name, points in found.items()}
+        by_name.setdefault(point.name, {}).setdefault(point.value, point)
+    return {name: list(points.values()) for name, points in by_name.items()}
 
 
 def _package(point: EntryPoint) -> str:

@@ -28,7 +28,7 @@ LAYERS = (
 )
 """The folders and loose modules of the package, from the bottom up. A module imports from its own layer and below."""
 
-LOOSE_MODULES = {"__init__", "core", "errors", "registry", "testing"}
+TOP_MODULES = {"__init__", "core", "errors", "registry", "testing"}
 """The modules directly in specplug/; all others are in a folder."""
 
 REPEATED_NAMES = {
@@ -189,11 +189,11 @@ def test_module_names_are_unique_but_for_the_same_role_per_engine_method_or_comm
     assert repeated == REPEATED_NAMES.keys()
 
 
-def test_only_the_contract_lies_loose_in_the_package() -> None:
-    assert {path.stem for path in (ROOT / "specplug").glob("*.py")} == LOOSE_MODULES
+def test_only_shared_modules_are_in_the_top_folder_of_the_package() -> None:
+    assert {path.stem for path in (ROOT / "specplug").glob("*.py")} == TOP_MODULES
 
 
-# -- who may import whom ---------------------------------------------------------------------------------------------
+# -- allowed imports -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if not may_import_engines(path)], ids=relative)

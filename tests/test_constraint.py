@@ -1,4 +1,4 @@
-"""The grammar constraint on the real vocabulary: what it masks, that it advances, and that copies go their own way."""
+"""The grammar constraint on the real vocabulary: what it masks, that it advances, and that copies advance alone."""
 
 import ctypes
 

@@ -144,7 +144,7 @@ def test_a_pause_moves_the_curve_no_further_than_a_slow_pass() -> None:
 
 
 @pytest.mark.parametrize("true_ms", [4.0, 9.0, 10.5, 30.0])
-def test_the_curve_converges_to_what_passes_take(true_ms: float) -> None:
+def test_the_curve_converges_to_the_times_of_passes(true_ms: float) -> None:
     """From 10 to 30 ms it takes 275 steps of 0.4%. It may overshoot by the observations before one refresh."""
     curve = CostCurve([0], [1], [[10.0]])
     feed(curve, 1, [true_ms] * 1000)

@@ -196,7 +196,7 @@ def test_a_conversation_continues_from_both_caches(q8_0: Model, folder: Path) ->
             messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "Go on."}]
 
 
-def test_answers_after_a_reset_are_those_before(q8_0: Model, folder: Path) -> None:
+def test_answers_after_a_reset_equal_those_before_it(q8_0: Model, folder: Path) -> None:
     with LlamaCpp(q8_0, trimmed(folder, always(4)), cost=FREE_ROWS) as engine:
         seen = []
         for _ in range(2):
@@ -316,7 +316,7 @@ def test_catching_up_after_steps_without_drafts_gives_the_same_draft(q8_0: Model
         assert one.shared_cached == other.shared_cached
 
 
-def test_what_asking_costs_is_known_before_the_text_is_read(q8_0: Model, folder: Path) -> None:
+def test_the_cost_of_asking_is_known_before_the_text_is_read(q8_0: Model, folder: Path) -> None:
     prompt, text = chats(q8_0)[0], list(range(100, 100 + COPY_FROM + 2))
     assert len(prompt) > TIMED_READ
     with open_context(q8_0, replace(RUNTIME, flash_attention=True), cells=512, num_ids=2, max_rows=4) as target:

@@ -73,7 +73,7 @@ def trie(wanted: Sequence[Path], bucket: int = 0) -> Draft:
 
 
 def test_worked_example_of_the_longest_prefix_merge() -> None:
-    """RASD: a retrieved path shares nodes as far as tokens agree, then its rest is appended.
+    """RASD: a retrieved path shares nodes while its tokens agree, then its rest is appended.
 
     Of the tree 1-2, 1-3, 4 and the path 1-3-5-6 the nodes 1 and 3 are shared, and 5-6 is appended to 3.
     """
@@ -135,7 +135,7 @@ def probabilities(fusion: Fusion, draft: Draft) -> list[float]:
     return found
 
 
-def test_the_cut_follows_what_was_learned() -> None:
+def test_the_cut_follows_the_learned_acceptance() -> None:
     """The path probabilities 0.9 and 0.81 beat 0.5 and 0.25, until others were learned."""
     fusion = Fusion(
         [Scripted(Draft.chain([1, 2], [0, 0]), [0.9]), Other(Draft.chain([3, 4], [0, 0]), [0.5])],

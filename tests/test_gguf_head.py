@@ -281,7 +281,7 @@ def test_a_changed_file_is_detected(trimmed: dict[str, Path], tmp_path: Path) ->
     [
         ("schema", 2, "not a manifest of schema 1"),
         ("format", "zip", "format 'zip' is none of gguf, checkpoint"),
-        ("rows", "many", "rows is missing, or not what it should be"),
+        ("rows", "many", "rows is missing or has the wrong type"),
         ("rows", 0, "its ids are missing"),
         ("files", {"../../etc/passwd": "0"}, "is no name of a file in the folder"),
         ("extra", 1, "unknown keys: extra"),

@@ -300,7 +300,7 @@ def test_text_is_what_the_tokens_print_and_marks_drafts(f32: Model) -> None:
     assert any(not segment.drafted for segment in answer.segments)
 
 
-def test_what_a_proposer_learned_is_used_for_the_next_prompt(f32: Model) -> None:
+def test_a_proposer_uses_what_it_learned_for_the_next_prompt(f32: Model) -> None:
     with opened(f32, TREES) as engine:
         first, second = (engine.generate(Request(chat(f32, FREE), 40)) for _ in range(2))
     assert second.tokens == first.tokens

@@ -208,7 +208,7 @@ def test_a_plan_depends_on_the_context() -> None:
     assert [one.plan(forest([[ROOT]]), context).rows for context in (0, 1088)] == [2, 1]
 
 
-def test_a_plan_follows_what_was_learned() -> None:
+def test_a_plan_follows_the_learned_acceptance() -> None:
     """The prior counts as 2 of 4; after 20 misses less than a tenth is left."""
     one, drafts = planner([0.5], [10.0, 12.0]), [Draft.chain([7], [0])]
     assert one.plan(drafts, 0).rows == 2
@@ -257,7 +257,7 @@ def to_root(node: int, parents: Sequence[int]) -> list[int]:
     costs,
     st.integers(1, 8),
 )
-def test_chains_without_trees_are_planned_as_with(
+def test_chains_are_planned_alike_with_and_without_trees(
     lengths: list[int], probabilities: list[float], ms: list[float], max_nodes: int
 ) -> None:
     parents = [list(range(-1, min(length, 7 // len(lengths)) - 1)) for length in lengths]
@@ -267,11 +267,11 @@ def test_chains_without_trees_are_planned_as_with(
     assert chosen(plans[0]) == chosen(plans[1])
 
 
-# -- what a proposer saves -------------------------------------------------------------------------------------------
+# -- the time that a proposer saves ----------------------------------------------------------------------------------
 
 
 @given(parent_lists(), chances, costs, st.integers(1, 8), st.sets(st.integers(0, 6), max_size=3))
-def test_saved_without_some_nodes_is_what_a_plan_without_them_saves(
+def test_time_saved_without_some_nodes_equals_that_of_a_plan_without_them(
     parents: list[list[int]], probabilities: list[float], ms: list[float], max_nodes: int, some: set[int]
 ) -> None:
     drafts, one = forest(parents), planner(probabilities, ms, max_nodes=max_nodes)
@@ -380,7 +380,7 @@ def test_a_static_planner_drafts_up_to_its_size() -> None:
     assert [static.another_pays([0.1] * n, 0.0, 1e9, 0, 1) for n in range(5)] == [True, True, True, False, False]
 
 
-# -- what the target's memory allows ---------------------------------------------------------------------------------
+# -- limits of the target's memory -----------------------------------------------------------------------------------
 
 
 def test_where_a_memory_holds_no_trees_the_likeliest_chain_is_verified() -> None:
@@ -427,7 +427,7 @@ def test_taking_a_draft_back_has_its_price(price_ms: float, rows: int, saved: fl
     assert one.another_pays([], 0.9, 0.0, 0, 1) == (rows == 2)
 
 
-def test_the_price_is_one_of_the_pass_however_many_rows_have_drafts() -> None:
+def test_the_price_is_charged_once_per_pass_however_many_rows_have_drafts() -> None:
     """Two sequences, a sure draft token each: 4 tokens in 10 + 9 ms beat 2 in 10 ms; one of them, 3 in 19 ms, not."""
     one = planner([1.0, 1.0], FLAT, limits=DraftLimits(price_ms=9.0))
     assert one.plan(forest([[ROOT], [ROOT]]), 0).rows == 4

@@ -1,4 +1,4 @@
-"""Who is asked, and who is credited with what, in numbers worked out by hand."""
+"""Which proposers are asked, and the time that is credited to each, in numbers worked out by hand."""
 
 from collections.abc import Sequence
 from itertools import count
@@ -60,7 +60,7 @@ def test_a_static_selection_asks_all_in_every_step() -> None:
     assert one.asked == [0, 1]
 
 
-def test_common_time_is_what_the_proposers_did_not_take() -> None:
+def test_common_time_excludes_the_time_of_the_proposers() -> None:
     """The clock advances by 1 ms per reading: 1 ms since `select`, of which a proposer took 0.3 ms."""
     one = selection([Cheap()])
     one.select(plain_due=False)
@@ -68,7 +68,7 @@ def test_common_time_is_what_the_proposers_did_not_take() -> None:
     assert one.common_ns() == 700_000
 
 
-def test_what_several_propose_is_credited_to_the_cheapest() -> None:
+def test_a_token_that_several_propose_is_credited_to_the_cheapest() -> None:
     """The plan saves 10 ms, 8 of them without the second proposer: it saves 2 ms, at a cost of 3 ms.
 
     Common time is shared equally, 1 ms each; reading top ids is charged to the second, which requires them.

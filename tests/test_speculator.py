@@ -187,7 +187,7 @@ def test_drafts_that_are_never_accepted_stop() -> None:
     assert lengths[200:-1] == [0] * 199
 
 
-def test_what_was_learned_before_counts_from_the_first_step() -> None:
+def test_earlier_learned_acceptance_counts_from_the_first_step() -> None:
     ms = [50.0 + 5.0 * rows for rows in range(32)]
     learned = {"recorder": (0.0, 100.0), "gone": (1.0, 1.0)}
     (draft,) = generate(speculator([Recorder()], ms, learned), ms, {0: [3]}, {0: [2] * 2}).drafts[0]
@@ -263,7 +263,7 @@ def test_a_proposer_that_declines_is_asked_in_every_eighth_step(ms: list[float],
 def test_an_expensive_proposer_is_charged_for_its_passes_whoever_is_credited(
     tokens: tuple[int, ...], expensive_first: bool
 ) -> None:
-    """It drafts what a cheap one drafts, or runs in vain: in neither case it has declined."""
+    """It drafts the tokens of a cheap one, or drafts nothing useful: in neither case has it declined."""
     cheap, costly = Recorder([1]), ToyDrafter(tokens, draft_token_ms=0.02)
     one = speculator([costly, cheap] if expensive_first else [cheap, costly], FREE)
     log = generate(one, FREE, {0: [1]}, {0: [1] * 2000})
@@ -298,7 +298,7 @@ def test_a_proposer_is_asked_for_the_sequences_that_it_can_still_pay_for() -> No
     assert drafter.asked == 1
 
 
-def test_what_a_sequence_may_still_emit_decides_and_not_its_budget() -> None:
+def test_the_remaining_tokens_of_a_sequence_decide_and_not_its_budget() -> None:
     drafter = ToyDrafter()
     drafter.reading_ms = {0: 1000.0}
     one = speculator([drafter], [200.0] * 16)

@@ -1,7 +1,7 @@
 """Opens the arms of a comparison on llama.cpp: one model with its measured cost curve, and every profile on it.
 
-Reference engines open the same file again. The module does not depend on workloads, and of the document it writes only
-the head.
+Reference engines open the same file again. The module does not depend on workloads, and writes only the head of the
+document.
 """
 
 from __future__ import annotations
@@ -74,18 +74,18 @@ def llama_stage(
         for arm in arms:
             stack.callback(arm.close)
 
-        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            found = explain(
+        def is_rounding(prompt: IntArray, plain: list[int], other: list[int]) -> bool:
+            mismatch = explain(
                 model,
                 first.runtime,
                 prompt,
-                one,
+                plain,
                 other,
                 sampling,
                 padded=plain_engine.padded,
                 shared_cache=concurrency > 1,
             )
-            return found is not None and found.is_rounding
+            return mismatch is not None and mismatch.is_rounding
 
         yield Stage(
             arms,

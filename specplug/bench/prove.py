@@ -83,13 +83,13 @@ class Verdicts:
         verdict = "rounding" if mismatch is not None and mismatch.is_rounding else "different"
         counts[verdict] += 1
         if mismatch is None:
-            found = Difference(setting, prompt_id, -1, plain.text, other.text, 0.0, 0.0, verdict)
+            difference = Difference(setting, prompt_id, -1, plain.text, other.text, 0.0, 0.0, verdict)
         else:
             a, b = ("" if t is None else text(t) for t in (mismatch.plain_token, mismatch.other_token))
-            found = Difference(
+            difference = Difference(
                 setting, prompt_id, mismatch.position, a, b, mismatch.gap, mismatch.shape_difference, verdict
             )
-        self._differences.append(found)
+        self._differences.append(difference)
 
     def document(
         self, profile: Profile, *, model: str, planner: str, padded: bool, kv_type: str, max_tokens: int
@@ -129,7 +129,7 @@ def prove(
 ) -> dict[str, Any]:
     """The document of `verify --json`. The first turn of every prompt is answered under every setting.
 
-    as_is  keep the profile's planner. Otherwise every draft is verified, whether it pays or not, which proves more
+    as_is  keep the profile's planner. Otherwise every draft is verified, whether it pays or not: a stricter test
     """
     unknown = [name for name in settings if name not in SETTINGS]
     if unknown:
@@ -156,20 +156,25 @@ def prove(
                 request = Request(tokens, max_tokens, sampling, stop)
                 for engine in (plain_engine, drafting_engine):
                     engine.loop.forget_prompts()
-                one, other = plain_engine.generate(request), drafting_engine.generate(request)
+                baseline, drafted = plain_engine.generate(request), drafting_engine.generate(request)
                 progress(name, 1)
                 mismatch = explain(
                     model,
                     plain_engine.profile.runtime,
                     tokens,
-                    one.tokens,
-                    other.tokens,
+                    baseline.tokens,
+                    drafted.tokens,
                     sampling,
                     padded=plain_engine.padded,
                     shared_cache=False,
                 )
                 verdicts.add(
-                    name, prompt.id, one, other, mismatch, lambda token: model.piece(token).decode("utf-8", "replace")
+                    name,
+                    prompt.id,
+                    baseline,
+                    drafted,
+                    mismatch,
+                    lambda token: model.piece(token).decode("utf-8", "replace"),
                 )
         return verdicts.document(
             profile,

@@ -26,7 +26,7 @@ class Interval:
     high: float
 
     def as_mapping(self) -> dict[str, float]:
-        """The interval as it stands in JSON documents, rounded to four digits."""
+        """Plain data for JSON documents, rounded to four digits."""
         return {"median": round(self.median, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
 
 

@@ -49,14 +49,14 @@ def prove_vllm(
         for name in settings:
             sampling, stop = Sampling(**SETTINGS[name]), STOP if name == "stop" else ()
             tokens = [plain_engine.chat_prompt([{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts]
-            requests = [Request(one, max_tokens, sampling, stop) for one in tokens]
+            requests = [Request(baseline, max_tokens, sampling, stop) for baseline in tokens]
             pairs = [engine.generate_all(requests)[0] for engine in (plain_engine, drafting_engine)]
-            for prompt, prompt_tokens, one, other in zip(prompts, tokens, *pairs, strict=True):
+            for prompt, prompt_tokens, baseline, drafted in zip(prompts, tokens, *pairs, strict=True):
                 progress(name, 1)
                 # The rounding rule covers plain greedy decoding only.
                 applies = SETTINGS[name] == {}
-                mismatch = explain(plain_engine, prompt_tokens, one.tokens, other.tokens) if applies else None
-                verdicts.add(name, prompt.id, one, other, mismatch, lambda token: plain_engine.text([token]))
+                mismatch = explain(plain_engine, prompt_tokens, baseline.tokens, drafted.tokens) if applies else None
+                verdicts.add(name, prompt.id, baseline, drafted, mismatch, lambda token: plain_engine.text([token]))
         description = plain_engine.description
     return verdicts.document(
         profile,

@@ -1,6 +1,6 @@
 """Opens the arms of a comparison on vLLM: one engine per arm, each in a separate process, all open at once.
 
-The module does not depend on workloads, and of the document it writes only the head.
+The module does not depend on workloads, and writes only the head of the document.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class VllmArm:
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
         answers, per_token = self.engine.generate_all(requests)
-        # A request whose tokens all came with the prefill has no time per token, and takes the median of the others.
+        # A request without tokens after the prefill has no time per token, and gets the median of the others.
         typical = median([seconds for seconds in per_token if seconds] or [0.0])
         return [
             Result(a.tokens, (seconds or typical) * (len(a.tokens) - 1) / len(answers), a.counters)
@@ -98,9 +98,9 @@ def vllm_stage(
                 arms.append(VllmArm(p.name, engine, sampling))
         plain_engine = arms[0].engine
 
-        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
-            found = explain(plain_engine, prompt, one, other) if sampling.temperature <= 0 else None
-            return found is not None and found.is_rounding
+        def is_rounding(prompt: IntArray, plain: list[int], other: list[int]) -> bool:
+            mismatch = explain(plain_engine, prompt, plain, other) if sampling.temperature <= 0 else None
+            return mismatch is not None and mismatch.is_rounding
 
         measured = next((arm.engine.profile.measured for arm in arms if arm.engine.profile.measured), None)
         yield Stage(

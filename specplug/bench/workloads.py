@@ -114,10 +114,10 @@ def _prompt(line: bytes, number: int, category: str | None) -> Prompt:
 
 
 def _id(entry: dict[str, object], number: int) -> str:
-    found = entry.get("question_id", entry.get("id", number))
-    if isinstance(found, bool) or not isinstance(found, int | str) or found == "":
-        raise _BrokenLine(f"the id {found!r} is neither text nor a whole number; change it")
-    return str(found)
+    value = entry.get("question_id", entry.get("id", number))
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise _BrokenLine(f"the id {value!r} is neither text nor a whole number; change it")
+    return str(value)
 
 
 def _category(entry: dict[str, object], default: str | None) -> str:

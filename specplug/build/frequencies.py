@@ -1,6 +1,6 @@
 """Counts how often each token occurs, for choosing the rows of a trimmed head, and holds out documents to evaluate it.
 
-Source: VocabTrim (arXiv 2506.22694): the target's own completions predict best, so that completions are counted and
+Source: VocabTrim (arXiv 2506.22694): the target's own completions predict best, so completions are counted and
 prompts are not. The module does not depend on an engine; apart from text files it does not read the documents itself.
 """
 
@@ -86,12 +86,12 @@ def read_text(path: Path) -> list[str]:
 
 def pieces(text: str, max_chars: int) -> list[str]:
     """The text in pieces of at most `max_chars` characters, cut at line ends where possible."""
-    found: list[str] = []
+    parts: list[str] = []
     for line in text.splitlines(keepends=True):
         for start in range(0, len(line), max_chars):
             part = line[start : start + max_chars]
-            if found and len(found[-1]) + len(part) <= max_chars:
-                found[-1] += part
+            if parts and len(parts[-1]) + len(part) <= max_chars:
+                parts[-1] += part
             else:
-                found.append(part)
-    return found
+                parts.append(part)
+    return parts

@@ -1,4 +1,4 @@
-"""Predicts what a head of each size yields: coverage, acceptance, bytes read, and speed by measured costs.
+"""Predicts the figures of a head of each size: coverage, acceptance, bytes read, and speed by measured costs.
 
 Source: VocabTrim (arXiv 2506.22694) for block efficiency and memory-bound speed-up (MBSU). Unlike there, the acceptance
 of every size comes from one pass: rows kept by frequency are nested, so the most likely id of a larger head is either
@@ -19,7 +19,7 @@ from specplug.errors import UsageError
 from specplug.transforms.kept_ids import Counts, Weights, by_coverage, by_size
 
 SIZES = (4096, 8192, 16384, 32768, 65536, 131072)
-"""Numbers of rows to look at, up to the size of the vocabulary; the full head is always looked at too."""
+"""Numbers of rows to evaluate, up to the size of the vocabulary; the full head is always evaluated too."""
 
 GAMMA = 4
 """Tokens per draft for which block efficiency and MBSU are reported."""
@@ -44,12 +44,12 @@ class Costs:
 
     def draft_ms(self, rows: int) -> float:
         """The time of one draft step: the layers, plus the head per row. A larger head never counts as faster."""
-        (one, one_ms), (other, other_ms) = self.step_ms[0], self.step_ms[-1]
-        per_row = max(0.0, (other_ms - one_ms) / (other - one)) if other != one else 0.0
-        return max(0.0, one_ms + (rows - one) * per_row)
+        (small, small_ms), (large, large_ms) = self.step_ms[0], self.step_ms[-1]
+        per_row = max(0.0, (large_ms - small_ms) / (large - small)) if large != small else 0.0
+        return max(0.0, small_ms + (rows - small) * per_row)
 
     def as_mapping(self) -> dict[str, Any]:
-        """The costs as they stand in JSON documents."""
+        """Plain data for JSON documents."""
         return {
             "target_ms": [round(ms, 4) for ms in self.target_ms],
             "step_ms": [[rows, round(ms, 4)] for rows, ms in self.step_ms],
@@ -85,7 +85,7 @@ class Size:
     measured: dict[str, Any] | None = None
 
     def as_mapping(self) -> dict[str, Any]:
-        """The figures as they stand in JSON documents, to six digits."""
+        """Plain data for JSON documents, to six digits."""
         return {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
 
 
@@ -112,7 +112,7 @@ class Selection:
 
 
 def sizes(num_tokens: int, fewest: int, wanted: int | None = None) -> list[int]:
-    """Numbers of rows to look at, ascending: those of SIZES from `fewest` on, `wanted`, and the full vocabulary."""
+    """Numbers of rows to evaluate, ascending: those of SIZES from `fewest` on, `wanted`, and the full vocabulary."""
     return sorted({n for n in SIZES if fewest <= n < num_tokens} | {num_tokens} | ({wanted} if wanted else set()))
 
 
@@ -177,11 +177,11 @@ def mbsu(block_efficiency: float, byte_ratio: float, gamma: int) -> float:
 
 def predicted(answers: Sequence[Hits], costs: Costs, rows: int) -> tuple[int, float]:
     """The fastest number of tokens per draft, and its speed over plain decoding's."""
-    found = []
+    speeds = []
     for guesses in range(1, min(LONGEST, len(costs.target_ms) - 1) + 1):
         ms = costs.target_ms[guesses] + guesses * costs.draft_ms(rows)
-        found.append((emitted_per_pass(answers, guesses) * costs.target_ms[0] / ms, -guesses))
-    speed, guesses = max(found)
+        speeds.append((emitted_per_pass(answers, guesses) * costs.target_ms[0] / ms, -guesses))
+    speed, guesses = max(speeds)
     return -guesses, speed
 
 

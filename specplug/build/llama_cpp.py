@@ -129,7 +129,7 @@ class GgufSource:
         from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 
         parts = added(nested)
-        found: list[list[Hits]] = [[] for _ in nested]
+        all_hits: list[list[Hits]] = [[] for _ in nested]
         with self._context(self._full_drafter(workplace), cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
@@ -137,10 +137,10 @@ class GgufSource:
                     best_in_each(logits, parts) for logits in teacher_forced_logits(context, text, len(answer.prompt))
                 ]
                 best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
-                for column, hits in enumerate(found):
+                for column, hits in enumerate(all_hits):
                     hits.append(best[:, column] == answer.tokens[1:])
                 progress(done / len(answers))
-        return found
+        return all_hits
 
     def costs(self, ids: IntArray, workplace: Path) -> Costs:
         from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
@@ -187,10 +187,10 @@ class GgufSource:
             planner=PlannerSettings(max_nodes=LONGEST),
         )
 
-        def is_rounding(prompt: IntArray, one: list[int], other: list[int]) -> bool:
+        def is_rounding(prompt: IntArray, plain: list[int], other: list[int]) -> bool:
             runtime = self.profile.runtime
-            found = explain(model, runtime, prompt, one, other, sampling, padded=False, shared_cache=False)
-            return found is not None and found.is_rounding
+            mismatch = explain(model, runtime, prompt, plain, other, sampling, padded=False, shared_cache=False)
+            return mismatch is not None and mismatch.is_rounding
 
         model = self._target_model
         with ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Builds a drafter with a trimmed head: count tokens, weigh them, evaluate head sizes, choose one, write the drafter.
 
-The module fixes the order of these stages and the document of `build vocab-trim --json`. The engines are behind
-`Source`; the module does not depend on their internals or on a terminal.
+The module fixes the order of these stages and the document of `build vocab-trim --json`. It uses engines through
+`Source`, and does not depend on their internals or on a terminal.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Request:
 
 
 def check(request: Request) -> None:
-    """Raise now what would otherwise fail only after the target has answered."""
+    """Raise the errors that would otherwise occur only after the target has answered."""
     out = request.out
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: exists already; name a new folder, or remove it")

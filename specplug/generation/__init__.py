@@ -1,1 +1,1 @@
-"""What an engine receives and returns: requests, answers, text and counters."""
+"""The data that an engine receives and returns: requests, answers, text and counters."""

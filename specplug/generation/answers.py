@@ -78,7 +78,7 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """What was generated for a request.
+    """The result of a request.
 
     tokens    emitted ids: the end token is included, tokens after the one that completes a stop string are not
     segments  the text

@@ -1,4 +1,4 @@
-"""Counters of what happened while generating, from which the usual statistics follow."""
+"""Counters of passes, tokens and times, from which the usual statistics are computed."""
 
 from __future__ import annotations
 

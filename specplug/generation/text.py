@@ -57,10 +57,10 @@ class TextStream:
             return free
         text = "".join(segment.text for segment in self._held)
         # The first stop string to be complete counts, so that the text does not depend on how it is split into tokens.
-        found = [(text.find(s) + len(s), text.find(s)) for s in self._stop if s in text]
-        if found:
+        complete = [(text.find(s) + len(s), text.find(s)) for s in self._stop if s in text]
+        if complete:
             self.stopped = True
-            free, self._held = _cut(self._held, min(found)[1])[0], []
+            free, self._held = _cut(self._held, min(complete)[1])[0], []
             return free
         keep = 0 if final else max(_overlap(text, s) for s in self._stop)
         free, self._held = _cut(self._held, len(text) - keep)

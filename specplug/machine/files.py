@@ -10,7 +10,7 @@ from specplug.errors import SpecplugError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`. No reader sees half of it, and a full disk leaves the old file; SpecplugError then."""
+    """Write `content` to `path`. No reader finds half of it. SpecplugError on a full disk; the old file remains."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ NEWER_IS_FINE = ("specplug",)
 
 
 def of(model: Path, *, engine: str, threads: int | None, gpu: bool = False) -> dict[str, Any]:
-    """The fingerprint as plain data, for `measured.hardware` of a profile. `gpu`: whether a GPU computes."""
+    """The fingerprint as plain data, for `measured.hardware` of a profile. `gpu`: whether the model runs on a GPU."""
     return {
         **hardware.fingerprint(),
         "gpus": hardware.gpus() if gpu else [],
@@ -109,24 +109,24 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     `then` comes from a profile, hence from untrusted input: unexpected values count as different.
     """
-    found = [
+    changed = [
         f"{key}: was {then[key]}, is {now[key]}"
         for key in ("cpu", "cores", "system", "engine", "threads")
         if key in then and key in now and then[key] != now[key]
     ]
     if "memory_gib" in then and not _near(then["memory_gib"], now["memory_gib"]):
-        found.append(f"memory: was {then['memory_gib']} GiB, is {now['memory_gib']} GiB")
+        changed.append(f"memory: was {then['memory_gib']} GiB, is {now['memory_gib']} GiB")
     if "gpus" in then and then["gpus"] != now["gpus"]:
-        found.append(f"gpu: was {_gpus(then['gpus'])}, is {_gpus(now['gpus'])}")
+        changed.append(f"gpu: was {_gpus(then['gpus'])}, is {_gpus(now['gpus'])}")
     old, new = _mapping(then.get("versions")), _mapping(now.get("versions"))
     for package in sorted((old.keys() | new.keys()) - set(NEWER_IS_FINE) if old else ()):
         if old.get(package) != new.get(package):
-            found.append(f"{package}: was {old.get(package, 'absent')}, is {new.get(package, 'absent')}")
+            changed.append(f"{package}: was {old.get(package, 'absent')}, is {new.get(package, 'absent')}")
     before, after = _mapping(then.get("model")), _mapping(now.get("model"))
     identifying = ("bytes", "sample_sha256") if "bytes" in before else ("file",)
     if before and any(before.get(key) != after.get(key) for key in identifying):
-        found.append(f"model: was {before.get('file')}, is another file ({after.get('file')})")
-    return found
+        changed.append(f"model: was {before.get('file')}, is another file ({after.get('file')})")
+    return changed
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -79,15 +79,15 @@ def gpus() -> list[dict[str, Any]]:
     except Exception:  # no package, no driver and no permission raise different exceptions
         return []
     try:
-        found = []
+        devices = []
         for index in range(nvml.nvmlDeviceGetCount()):
             device = nvml.nvmlDeviceGetHandleByIndex(index)
-            found.append({"name": nvml.nvmlDeviceGetName(device), "driver": nvml.nvmlSystemGetDriverVersion()})
+            devices.append({"name": nvml.nvmlDeviceGetName(device), "driver": nvml.nvmlSystemGetDriverVersion()})
             memory = nvml.nvmlDeviceGetMemoryInfo(device).total / 2**30  # not every device reports it
-            found[-1]["memory_gib"] = round(memory, 1)
-        return found
+            devices[-1]["memory_gib"] = round(memory, 1)
+        return devices
     except nvml.NVMLError:
-        return found
+        return devices
     finally:
         nvml.nvmlShutdown()
 

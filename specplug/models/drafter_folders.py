@@ -26,7 +26,7 @@ from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 
 PREFIX = "drafter:"
-"""Marks a name instead of a path: the folder lies in the user's data folder."""
+"""Marks a name instead of a path: the folder is in the user's data folder."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 MANIFEST = "specplug.json"
@@ -96,10 +96,10 @@ def read(folder: Path) -> tuple[Manifest, IntArray]:
     """
     manifest = _manifest(folder)
     for name, expected in manifest.files.items():
-        found = _hash(folder / name)
-        if found != expected:
+        actual = _hash(folder / name)
+        if actual != expected:
             raise UsageError(
-                f"{folder / name}: its SHA-256 is {found[:12]}, the manifest says {expected[:12]}; "
+                f"{folder / name}: its SHA-256 is {actual[:12]}, the manifest says {expected[:12]}; "
                 "build the drafter again"
             )
     try:
@@ -180,7 +180,7 @@ def _problem(data: object) -> str | None:
     }  # fmt: skip
     for key, expected in types.items():
         if not isinstance(data.get(key), expected) or isinstance(data[key], bool):
-            return f"{key} is missing, or not what it should be"
+            return f"{key} is missing or has the wrong type"
     if data.keys() != {"schema", *types}:
         return f"unknown keys: {', '.join(sorted(data.keys() - types.keys() - {'schema'}))}"
     if data["format"] not in FORMATS:

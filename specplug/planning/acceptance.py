@@ -50,13 +50,13 @@ class AcceptanceTable:
 
     def learned(self) -> dict[str, tuple[float, float]]:
         """(hits, misses) beyond the prior, by bucket name, to store in a profile; without rarely seen buckets."""
-        found = {}
+        counts = {}
         for bucket, hits, misses in zip(self.buckets, self.hits, self.misses, strict=True):
             hits -= PRIOR_WEIGHT * bucket.prior
             misses -= PRIOR_WEIGHT * (1 - bucket.prior)
             if hits + misses > MIN_KEPT_OBSERVATIONS:
-                found[bucket.name] = (max(hits, 0.0), max(misses, 0.0))
-        return found
+                counts[bucket.name] = (max(hits, 0.0), max(misses, 0.0))
+        return counts
 
     def count(self, bucket: int, hits: int, misses: int) -> None:
         """Add hits and misses of one bucket; those of one call have the same age."""

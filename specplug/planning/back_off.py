@@ -31,12 +31,12 @@ class BackOff:
 
     Call `tick` once per step; where it returns True, ask the proposer and report the result to `record` or `decline`.
 
-    A cheap proposer is judged each time by what its draft is expected to save. What an expensive one costs and saves
-    differs too much from step to step: it is judged by its mean gain, is asked a few times in every text before it may
-    back off, and gets the benefit of a confidence margin while it was seen rarely.
+    A cheap proposer is judged each time by the time that its draft is expected to save. Costs and savings of an
+    expensive one differ too much from step to step: it is judged by its mean gain, is asked a few times in every text
+    before it may back off, and gets a confidence margin, which shrinks with the number of its drafts.
 
     expensive          whether drafting runs passes of a model
-    cost_ms            running mean of what asking costs
+    cost_ms            running mean of the cost of asking
     gain_ms            running mean of time saved less time spent, per draft of this text; of an expensive proposer
     num_asked          drafts recorded in all
     num_judged         drafts recorded in this text; of an expensive proposer

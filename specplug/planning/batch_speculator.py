@@ -3,7 +3,7 @@
 It plans as `speculator.py` does for trees of a few sequences, but calculates with arrays over the complete batch. It
 depends on chain proposers and the cost of a pass by batch size, not on an engine.
 Source: expected goodput of a batch as in SmartSpec (arXiv 2406.14066), with measured costs instead of a fitted line.
-State: per running sequence the chain that was chosen from last.
+State: per running sequence the latest complete chain.
 Cost per step: 1.7 ms for 64 sequences and four tokens with suffix and token recycling (benchmarks/vllm_overhead.py).
 """
 
@@ -28,7 +28,7 @@ from specplug.profile import CostPoints
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchPlan:
-    """What to verify.
+    """The draft tokens to verify in one pass.
 
     lengths          int32[n]       tokens of each chain to verify
     chains           the complete chains
@@ -65,7 +65,7 @@ class BatchSpeculator:
     ) -> None:
         """
         k        longest chain
-        static   True verifies all draft tokens, whatever they cost: a setting to compare with
+        static   True verifies all draft tokens, whatever they cost; for comparisons
         uniform  True verifies k tokens for every sequence that has room for them, or none at all
         learned  maps bucket names to the (hits, misses) to start from
         clock    nanoseconds
@@ -91,7 +91,7 @@ class BatchSpeculator:
     def due(self, sequences: int = 0) -> bool:
         """Count one step; True if any proposer should be asked in it. Time from here to the end of `plan` is charged.
 
-        sequences  in the pass before, if it was timed, as the next one then probably will be; else 0
+        sequences  in the previous pass, if it was timed (then the next one probably will be, too); else 0
         """
         plain_due = sequences > 0 and self.cost.plain_due(sequences)
         if self.selection.select(plain_due=plain_due):
@@ -119,7 +119,7 @@ class BatchSpeculator:
         self._learn(steps)
 
     def plan(self, seqs: Sequence[int], sequences: int, context: int, budgets: IntArray) -> BatchPlan:
-        """What to verify for each of `seqs`.
+        """The draft tokens to verify for each of `seqs`.
 
         sequences  number of running sequences, of which `seqs` may be a part
         context    mean KV cache fill, tokens
@@ -145,7 +145,7 @@ class BatchSpeculator:
             )
         return plan
 
-    # -- one chain out of several --------------------------------------------------------------------------------
+    # -- choosing one chain per sequence -------------------------------------------------------------------------
 
     def _propose(self, seqs: Sequence[int]) -> list[tuple[int, Chains]]:
         """The chains of every proposer that is asked, with its index."""
@@ -163,7 +163,7 @@ class BatchSpeculator:
         """
         if not proposed:
             return Chains.empty(n, self.k), np.full((n, self.k), -1, dtype=np.int32), np.zeros((n, self.k))
-        found: list[tuple[IntArray, IntArray, FloatArray]] = []
+        fused: list[tuple[IntArray, IntArray, FloatArray]] = []
         for index, own in proposed:
             buckets = own.buckets + np.int32(self._buckets.first(index))
             agreed = np.zeros(own.tokens.shape, dtype=bool)
@@ -173,9 +173,9 @@ class BatchSpeculator:
             agreed &= own.tokens != NOTHING
             buckets[agreed] += np.int32(len(self.sources[index].buckets))
             path = np.where(own.tokens == NOTHING, 0.0, self._probability[buckets]).cumprod(axis=1)
-            found.append((buckets, np.where(agreed, -1, np.int32(index)), path))
-        tokens, (buckets, owners, path) = proposed[0][1].tokens, found[0]
-        for (_, other), (other_buckets, other_owners, other_path) in zip(proposed[1:], found[1:], strict=True):
+            fused.append((buckets, np.where(agreed, -1, np.int32(index)), path))
+        tokens, (buckets, owners, path) = proposed[0][1].tokens, fused[0]
+        for (_, other), (other_buckets, other_owners, other_path) in zip(proposed[1:], fused[1:], strict=True):
             better = (other_path.sum(axis=1) > path.sum(axis=1))[:, None]
             tokens = np.where(better, other.tokens, tokens)
             buckets = np.where(better, other_buckets, buckets)
@@ -184,7 +184,7 @@ class BatchSpeculator:
         owners = np.where(tokens == NOTHING, -1, owners).astype(np.int32)
         return Chains(tokens, buckets), owners, path
 
-    # -- how many tokens of each chain ---------------------------------------------------------------------------
+    # -- choosing the number of tokens of each chain -------------------------------------------------------------
 
     def _choose(self, path: FloatArray, sequences: int, ms: FloatArray) -> tuple[IntArray, float]:
         """int32[n]: how many tokens of each chain to verify; and the expected tokens of the batch."""

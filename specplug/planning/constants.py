@@ -1,7 +1,7 @@
 """Every number that steers planning: its value, its unit, its meaning, and its origin.
 
 "Measured" is followed by the benchmark and the results of other values; "chosen" means that no other value was
-measured. None of them is a setting: what a user may choose is in `specplug.profile.PlannerSettings`. This module
+measured. None of them is a setting: the settings for users are in `specplug.profile.PlannerSettings`. This module
 imports nothing.
 
 "Plain" is decoding without drafts. A plain pass evaluates one row per sequence.
@@ -24,7 +24,7 @@ PRIOR_WEIGHT = 4.0
 """Observations. The prior of a bucket counts as this many. Chosen."""
 
 ACCEPTANCE_DECAY = 0.99
-"""Factor. What an observation still counts when the next one of its bucket arrives: about the last 100 matter.
+"""Factor on the weight of earlier observations of a bucket when another one arrives: about the last 100 matter.
 
 Measured by replay: 0.97 to 0.999 gave `suffix` 1.41 to 1.42 times plain decoding. DEL (arXiv 2504.05598) uses 0.95.
 """
@@ -33,12 +33,12 @@ MIN_KEPT_OBSERVATIONS = 0.5
 """Observations. A bucket with fewer is not written to a profile. Chosen."""
 
 AGREED_ODDS = 2.0
-"""Factor on the odds p / (1 - p) of a bucket's prior where a second proposer drafts the same token. Chosen; what is
-learned replaces it."""
+"""Factor on the odds p / (1 - p) of a bucket's prior where a second proposer drafts the same token. Chosen; learned
+acceptance replaces it."""
 
 ALONE_ODDS = 0.6
-"""Factor on the odds of a bucket's prior where no other of several proposers drafts the same token. Chosen; what is
-learned replaces it."""
+"""Factor on the odds of a bucket's prior where no other of several proposers drafts the same token. Chosen; learned
+acceptance replaces it."""
 
 # -- How often a proposer is asked: back_off.py ----------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ COST_SHARE = 0.004
 """Share of a plain step that asking a cheap proposer may take, on average, while its drafts do not pay. Chosen."""
 
 EXPENSIVE_COST_SHARE = 0.01
-"""The same of an expensive proposer; where asking takes more than 0.64 of a plain step, MAX_COOLDOWN is reached first.
+"""The same for an expensive proposer; where asking takes more than 0.64 of a plain step, MAX_COOLDOWN is reached first.
 
 Measured with benchmarks/back_off_settings.py on Gemma-3-270M bf16 with a trimmed drafter: 0.04 gave 1.27 times plain
 decoding on 35 prompts and 1.19 on 15 others, 0.02 1.30 and 1.17, 0.01 1.32 and 1.20 (the latter two with
@@ -65,7 +65,7 @@ within the noise.
 """
 
 MIN_RETRIES_PER_TEXT = 2
-"""The least to which RETRIES_PER_TEXT is halved from text to text while drafts do not pay. Chosen."""
+"""Smallest number to which RETRIES_PER_TEXT is halved from text to text while drafts do not pay. Chosen."""
 
 CONFIDENCE_MARGIN = 1.0
 """Share of a plain step. The mean gain over n drafts of an expensive proposer is taken to be too low by this share over
@@ -84,20 +84,20 @@ asking in every eighth 73 us, of 11 ms.
 """
 
 ASKING_COST_WEIGHT = 0.2
-"""Weight of a new timing in the running mean of what asking a proposer costs; the first five have equal weights.
+"""Weight of a new timing in the running mean of the cost of asking a proposer; the first five have equal weights.
 Chosen."""
 
 GAIN_WEIGHT = 0.05
-"""Least weight of a new gain in the running mean of what drafts of an expensive proposer gain; the first 20 of a text
+"""Least weight of a new gain in the running mean of the gains of an expensive proposer's drafts; the first 20 of a text
 have equal weights. Chosen."""
 
 GAIN_WEIGHT_AFTER_COOLDOWN = 0.5
 """The same after a cooldown, when older gains are less relevant. Chosen."""
 
-# -- What reading the target's top ids costs: speculator.py, batch_speculator.py -------------------------------------
+# -- The cost of reading the target's top ids: speculator.py, batch_speculator.py ------------------------------------
 
 TOPK_COST_WEIGHT = 0.1
-"""Weight of a new timing in the running mean of what reading the target's top ids costs. Chosen."""
+"""Weight of a new timing in the running mean of the cost of reading the target's top ids. Chosen."""
 
 # -- How the cost curve follows real passes: cost.py -----------------------------------------------------------------
 
@@ -106,12 +106,12 @@ ONE_ROW_STEP = 0.004
 entire machine moves the curve no further than a slow pass does. Chosen."""
 
 EXTRA_ROWS_STEP = 0.01
-"""The same of what rows beyond the first add. They are corrected apart, as one row waits for memory and many rows for
-arithmetic. Chosen."""
+"""The same for the additional time of rows beyond the first. It is corrected separately, as a pass over one row is
+limited by memory and a pass over many rows by arithmetic. Chosen."""
 
 EARLY_EXTRA_ROWS_STEP = 0.1
-"""The n-th observation of several rows changes what they add by this over n, while that is more than EXTRA_ROWS_STEP,
-so that a curve measured earlier soon fits.
+"""The n-th observation of several rows changes their additional time by this value over n, as long as that is more than
+EXTRA_ROWS_STEP. So a curve that was measured earlier soon fits.
 
 Chosen, after the curve was found 15% too low for several rows on a machine whose state had changed; with it the curve
 was 1 to 7% too low for six rows and more over the first 200 passes of code edits.
@@ -125,57 +125,58 @@ EXTRA_ROWS_RETURN = 0.0005
 drafts are tried again later. Chosen."""
 
 COST_TOLERANCE = 1e-9
-"""Relative. A pass whose time is off by less was predicted exactly: the difference is floating-point rounding."""
+"""Relative. A smaller error of a pass's predicted time is floating-point rounding and counts as no error."""
 
 CURVE_REFRESH = 16
 """Observations between two corrected curves: computing one costs more than an observation. Chosen."""
 
-# -- When a plain pass is inserted, since no other shows what plain decoding costs: cost.py --------------------------
+# -- When a plain pass is inserted, since only such a pass shows the cost of plain decoding: cost.py -----------------
 
 PLAIN_INTERVAL = 64
 """Passes with drafts after which one plain pass is made. One in 64 costs below 1% of the time.
 
 Measured with benchmarks/stale_costs.py on Gemma-3-270M bf16, with T(1) believed 1.2 times too high: 1.33 times plain
-decoding with it and 1.30 without it, within the noise. It decides where drafting hardly pays: see
+decoding with it and 1.30 without it, within the noise. It matters where drafting saves or loses little time: see
 tests/test_speculator.py.
 """
 
 MIN_PLAIN_INTERVAL = 4
-"""The least to which PLAIN_INTERVAL falls, by quarters, while plain passes surprise. Chosen."""
+"""Smallest value to which PLAIN_INTERVAL falls, each time to a quarter, while the times of plain passes are surprises.
+Chosen."""
 
 PLAIN_SURPRISE = 0.1
-"""Relative. A plain pass whose time is off by more is a surprise. Chosen."""
+"""Relative. A plain pass whose predicted time is wrong by more is a surprise. Chosen."""
 
 MAX_RARE_PLAIN_STEP = 0.04
 """Relative. A plain pass represents all passes since the last plain one, so it moves T(1) by ONE_ROW_STEP for each of
-them; but by no more than this, nor than half of what the time is off (or ONE_ROW_STEP, where that is more). Chosen."""
+them; but by no more than this, nor than half of the error of its time (or ONE_ROW_STEP, where that is more). Chosen."""
 
 # -- How many rows of prompts share a pass with running sequences: engines/llama_cpp/prefill_budget.py ---------------
 
 PREFILL_MAX_STEPS = 2.75
-"""Plain steps. A step that also reads a prompt should take no longer, so that clients, which see every delay on the
-way as well, wait for three steps at most.
+"""Plain steps. A step that also reads a prompt should take no longer. Then clients, for which other delays are added,
+wait for three steps at most.
 
 Measured with benchmarks/serve_load.py: with PREFILL_LATE_SHARE 0.03 the 95th percentile is 2.84 steps on q8_0 and 2.85
 on bf16.
 """
 
 PREFILL_LATE_SHARE = 0.03
-"""Share of such steps that may take longer. Measured as PREFILL_MAX_STEPS: 0.05 gave 3.14 and 2.91 steps."""
+"""Share of such steps that may take longer. Measured like PREFILL_MAX_STEPS: 0.05 gave 3.14 and 2.91 steps."""
 
 PREFILL_FIRST_STEPS = 2.0
-"""Plain steps. The length aimed at before it is known how much steps of one size differ. Chosen."""
+"""Plain steps. The intended time of a step before the variation between steps of one size is known. Chosen."""
 
 PREFILL_FIRST_ROWS = 4
 """Rows per pass before anything was measured. Chosen."""
 
 PREFILL_REDUCTION = 0.1
-"""Share by which the length aimed at falls after a step that took too long; other steps raise it so that the two
+"""Share by which the intended time falls after a step that took too long; other steps raise it so that the two
 balance at PREFILL_LATE_SHARE. Chosen."""
 
 PREFILL_STEP_DRIFT = 0.02
-"""Relative change of the known length of a step without prompts per observation. Steps of equal size track a median, as
-the steps right before a prompt are disturbed by its arrival. Chosen."""
+"""Relative change, per observation, of the estimated time of a step without prompts. Changes of equal size track a
+median, as the steps right before a prompt are disturbed by its arrival. Chosen."""
 
 PREFILL_ROW_WEIGHT = 0.2
-"""Weight of a new timing in the running mean of what a row costs. Chosen."""
+"""Weight of a new timing in the running mean of the cost of a row. Chosen."""

@@ -1,4 +1,4 @@
-"""What a target pass costs: milliseconds for n rows at a KV cache fill, non-monotonic steps included.
+"""The cost of a target pass: milliseconds for n rows at a KV cache fill; the curve need not be monotonic.
 
 This module starts from measured costs and corrects them by the passes that really run. It does not depend on engines,
 drafts or a clock.
@@ -33,8 +33,8 @@ from specplug.planning.constants import (
 class CostCurve:
     """T(rows, context) in milliseconds, piecewise linear between measured points.
 
-    Three corrections follow the passes that really run: one of T(1), one of what all further rows add, and one of each
-    row count on its own.
+    Three corrections follow the passes that really run: one of T(1), one of the additional time of all further rows,
+    and one of each row count on its own.
 
     contexts   tokens already in the KV cache, ascending
     rows       row counts, ascending, starting at 1
@@ -60,7 +60,7 @@ class CostCurve:
         self.limit = self.rows[-1]
         every = np.arange(1, self.limit + 1)
         full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
-        self._measured = np.maximum.accumulate(full, axis=0)  # noise apart, a fuller cache never costs less
+        self._measured = np.maximum.accumulate(full, axis=0)  # a pass over a fuller cache takes less time only by noise
         self._one_row_factor = 1.0
         self._extra_rows_factor = 1.0
         self._row_count_factors = [1.0] * self.limit
@@ -73,20 +73,20 @@ class CostCurve:
 
     def at(self, context: int) -> list[float]:
         """Milliseconds for 1..limit rows: `at(c)[n - 1]` is T(n) with about c tokens in the cache."""
-        block = context >> 7  # of 128 tokens, whose middle represents all of them
-        found = self._corrected.get(block)
-        if found is None:
+        block = context >> 7  # a block of 128 tokens; the cost in its middle stands for all of them
+        corrected = self._corrected.get(block)
+        if corrected is None:
             line = self._uncorrected[block] = self._line((block << 7) + 64).tolist()
             first, one, extra = line[0], self._one_row_factor * line[0], self._extra_rows_factor
-            found = [
+            corrected = [
                 (one + (ms - first) * extra) * factor for ms, factor in zip(line, self._row_count_factors, strict=True)
             ]
-            self._corrected[block] = found
-        return found
+            self._corrected[block] = corrected
+        return corrected
 
     @property
     def plain_due(self) -> bool:
-        """Whether the next pass should be a plain one, as no recent pass shows what plain decoding costs."""
+        """Whether the next pass should be a plain one, as no recent pass shows the cost of plain decoding."""
         return self._since_plain >= self._plain_interval
 
     def observe(self, rows: int, context: int, ms: float, changed: bool = False, sequences: int = 1) -> None:
@@ -122,7 +122,7 @@ class CostCurve:
             self._corrected.clear()
 
     def _plain_pass_seen(self, *, surprised: bool) -> None:
-        """After a surprise the next plain pass is due sooner; else ever later, up to PLAIN_INTERVAL."""
+        """Shorten the interval between plain passes after a surprise; else lengthen it, up to PLAIN_INTERVAL."""
         interval = self._plain_interval
         shorter, longer = max(interval // 4, MIN_PLAIN_INTERVAL), min(2 * interval, PLAIN_INTERVAL)
         self._plain_interval = shorter if surprised else longer
@@ -190,13 +190,13 @@ class BatchCost:
 
 def _interpolated(low: Sequence[float], high: Sequence[float], share: float) -> FloatArray:
     """(1 - share) low + share high; where `low` is shorter it continues with its mean slope."""
-    found = np.asarray(low)
+    result = np.asarray(low)
     if share == 0.0:
-        return found
-    if len(found) < len(high):
-        slope = (found[-1] - found[0]) / max(1, len(found) - 1)
-        found = np.concatenate((found, found[-1] + slope * np.arange(1, len(high) - len(found) + 1)))
-    mixed: FloatArray = (1 - share) * found[: len(high)] + share * np.asarray(high)
+        return result
+    if len(result) < len(high):
+        slope = (result[-1] - result[0]) / max(1, len(result) - 1)
+        result = np.concatenate((result, result[-1] + slope * np.arange(1, len(high) - len(result) + 1)))
+    mixed: FloatArray = (1 - share) * result[: len(high)] + share * np.asarray(high)
     return mixed
 
 

@@ -21,8 +21,8 @@ from specplug.planning.constants import AGREED_ODDS, ALONE_ODDS
 class Fusion:
     """Every proposer drafts with the full budget; the merged tree is cut to its likeliest nodes.
 
-    Buckets: those of a single proposer. Of several, each proposer's buckets twice: "alone", and "agreed" for nodes that
-    another proposer drafted at the same place. An agreed node belongs to the proposer whose bucket is more probable.
+    Buckets: a single proposer keeps its own. With several, each bucket exists twice: "alone", and "agreed" for nodes
+    that another proposer drafted at the same place. An agreed node belongs to the proposer whose bucket is likelier.
     Proposers receive the Step of the merged draft, whose bucket ids are those of the fusion: they must not read them.
     Requires: everything that any of its proposers requires.
     State: one probability per bucket.
@@ -38,7 +38,7 @@ class Fusion:
     ) -> None:
         """
         sources  the proposers, at least one
-        clock    nanoseconds; it measures what each proposer takes
+        clock    nanoseconds; it measures the time of each proposer
         names    of the proposers, for the names of buckets; None takes those of their classes
         """
         assert sources, "a fusion needs at least one proposer"

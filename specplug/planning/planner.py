@@ -1,4 +1,4 @@
-"""The planner: which draft tokens are verified in the next target pass.
+"""The planner: it chooses the draft tokens to verify in the next target pass.
 
 For every running sequence it chooses a subtree of its draft, possibly empty, so that the expected number of tokens per
 millisecond is largest. It works on drafts, learned acceptance and the measured cost curve; it does not depend on
@@ -22,7 +22,7 @@ from specplug.planning.constants import MIN_SPEEDUP
 
 
 class Cost(Protocol):
-    """What the planner requires of a cost curve; `specplug.planning.cost.CostCurve` is one."""
+    """The interface of a cost curve; `specplug.planning.cost.CostCurve` implements it."""
 
     limit: int
     change_ms: float
@@ -36,7 +36,7 @@ RankedNode = tuple[float, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The subtrees to verify, one per sequence (often EMPTY), and what they were chosen from.
+    """The subtrees to verify, one per sequence (often EMPTY), and the candidates that they were chosen from.
 
     rows             rows of the target pass: one per sequence and one per chosen node
     expected_tokens  accepted draft tokens plus one token of the target's own per sequence
@@ -75,8 +75,8 @@ class Planner:
         """
         max_nodes  most nodes verified in one pass, over all sequences
         trees      False verifies chains only: of each tree its likeliest path
-        static     True verifies the `max_nodes` likeliest nodes whatever they cost: a setting to compare with
-        limits     what the target's memory allows; `limits.trees` False has the effect of `trees` False
+        static     True verifies the `max_nodes` likeliest nodes whatever they cost; for comparisons
+        limits     limits of the target's memory; `limits.trees` False has the effect of `trees` False
         """
         self.table = table
         self.cost = cost
@@ -89,7 +89,7 @@ class Planner:
         """Choose a subtree of each of `drafts`, of which every running sequence has one.
 
         context    mean KV cache fill of the sequences, tokens
-        row_ms     what each row costs besides the target pass (reading its top ids), milliseconds
+        row_ms     cost of each row besides the target pass (reading its top ids), milliseconds
         last_rows  rows of the pass before, 0 if unknown. Another row count costs `change_ms`; leaving plain decoding
                    costs it twice, since returning to it changes the row count again
         """
@@ -139,11 +139,11 @@ class Planner:
         """Whether a model-based proposer should draft one more token of a chain.
 
         It should if some number of further draft tokens gives more expected tokens per millisecond than stopping here
-        and verifying any part of the chain. What was drafted so far is paid for in either case.
+        and verifying any part of the chain. The time for the draft so far is spent in either case.
 
         path             path probability of each draft token of the chain so far
         acceptance_rate  share of further draft tokens that are expected to be accepted
-        draft_token_ms   what each of them costs, milliseconds
+        draft_token_ms   time to draft each of them, milliseconds
         """
         longest = self.max_nodes if self.limits.depth is None else min(self.max_nodes, self.limits.depth)
         if self.static:
@@ -187,7 +187,7 @@ class Planner:
             self.table.learn(draft, emitted)
 
     def _with_price(self, ms: list[float], sequences: int) -> list[float]:
-        """Costs by rows, where passes with drafts also cost what it takes to be able to take a draft back."""
+        """Costs by rows; for passes with drafts, with the price of being able to discard a draft."""
         price_ms = self.limits.price_ms
         return [*ms[:sequences], *(cost + price_ms for cost in ms[sequences:])] if price_ms else ms
 

@@ -1,4 +1,4 @@
-"""Which proposers are asked in a step, and what each of them is worth.
+"""Selects the proposers to ask in a step, and keeps account of the time that each of them costs and saves.
 
 Both speculators use it: one of trees for a few sequences, one of chains for a batch. A proposer is asked unless its
 back-off is in a cooldown; afterwards it is credited with the time that its drafts save, and charged with the time that
@@ -18,13 +18,13 @@ from specplug.planning.back_off import BackOff
 
 
 class Asked(Protocol):
-    """What is required of a proposer here: any `core.Proposer` or `drafts.chains.ChainProposer` has it."""
+    """The attributes of a proposer that are used here; `core.Proposer` and `drafts.chains.ChainProposer` have them."""
 
     requires: Requires
 
 
 class ProposerSelection:
-    """Selects the proposers to ask, measures their time and credits what they save.
+    """Selects the proposers to ask, measures their time and credits the time that they save.
 
     Per step: call `select`. Where it returns True, ask the proposers of `asked`, add the time that each takes to
     `spent_ns`, and report the result to `credit`.
@@ -52,7 +52,7 @@ class ProposerSelection:
             back_off.start_text()
 
     def select(self, *, plain_due: bool) -> bool:
-        """Count one step and choose whom to ask in it; True if there is any.
+        """Count one step and choose the proposers to ask in it; True if there is any.
 
         plain_due  whether a plain pass should be made in this step, so that none is asked
         """
@@ -72,7 +72,7 @@ class ProposerSelection:
         return max((self._proposers[index].requires.topk for index in self.asked), default=0)
 
     def common_ns(self) -> int:
-        """Time since `select`, without what the proposers took."""
+        """Time since `select`, without the time of the proposers."""
         return self._clock() - self._began_ns - sum(self.spent_ns)
 
     def credit(
@@ -84,10 +84,10 @@ class ProposerSelection:
         expected_ms: Callable[[Sequence[int]], float],
         measured_ms: Callable[[int], float] | None = None,
     ) -> None:
-        """Report to the back-off of every proposer that was asked what it saved and what it cost.
+        """Report to the back-off of every proposer that was asked the time that it saved and the time that it cost.
 
-        A token that several propose is credited to the cheapest of them, so that an expensive proposer must find what
-        the others do not.
+        A token that several propose is credited to the cheapest of them, so that an expensive proposer is credited only
+        for tokens that no cheaper one proposes.
 
         common_ns    time that drafting took besides the proposers: they share it equally
         topk_ns      time that reading the top ids took: those that require them share it

@@ -33,7 +33,7 @@ class Speculator:
         learned: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """
-        limits   what the target's memory allows of a draft
+        limits   limits of the target's memory for a draft
         learned  maps bucket names to the (hits, misses) to start from
         """
         self.fusion = fusion
@@ -79,7 +79,7 @@ class Speculator:
         self.fusion.end(seq)
 
     def note_other_pass(self) -> None:
-        """A pass of another shape ran, as for a prompt: the next one does not repeat the last observed shape."""
+        """Record that a pass of another shape ran, such as one for a prompt: the next one does not repeat its shape."""
         self._last_rows = self._last_planned_rows = 0
 
     def plan(
@@ -94,7 +94,7 @@ class Speculator:
         self._context, self._num_sequences = context, len(seqs)
         if self._never_drafts:
             return [EMPTY] * len(seqs)
-        # A plain pass is inserted only if it will be timed: probably as the one before, so not beside a prompt.
+        # A plain pass is inserted only if it will probably be timed, as the previous one was; so not beside a prompt.
         self._plain_due = not self._static and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
         if not self.selection.select(plain_due=self._plain_due):
             self.wants_topk = 0
@@ -117,8 +117,8 @@ class Speculator:
     def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float | None, topk_ns: int = 0) -> None:
         """Learn from one target pass.
 
-        target_ms  time of the pass, without the price in `limits`; None if the pass also had other rows, as those of a
-                   prompt, so that it is no point of the cost curve
+        target_ms  time of the pass, without the price in `limits`; None if the pass also had other rows, such as those
+                   of a prompt, so that it is no point of the cost curve
         topk_ns    time that reading the top ids took
         """
         if self._never_drafts:

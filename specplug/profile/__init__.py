@@ -157,11 +157,11 @@ def _read(path: Path) -> str:
 
 
 def _shipped() -> dict[str, str]:
-    found = {}
+    by_name = {}
     for file in resources.files("specplug_profiles").iterdir():
         if file.name.endswith(".yaml"):
-            found[file.name.removesuffix(".yaml")] = file.read_text(encoding="utf-8")
-    return dict(sorted(found.items()))
+            by_name[file.name.removesuffix(".yaml")] = file.read_text(encoding="utf-8")
+    return dict(sorted(by_name.items()))
 
 
 def _own() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""From plain data to a Profile: every key, type and range is checked.
+"""Converts plain data to a Profile, and checks every key, type and range.
 
 Nothing here reads a file. The options of proposers are checked against the registry.
 """
@@ -80,10 +80,10 @@ def _number(value: object, where: str) -> float:
 
 
 def _share(value: object, where: str) -> float:
-    found = _number(value, where)
-    if not 0 < found <= 1:
+    share = _number(value, where)
+    if not 0 < share <= 1:
         raise _wrong(where, value, "a share above 0, up to 1")
-    return found
+    return share
 
 
 def _flag(value: object, where: str) -> bool:

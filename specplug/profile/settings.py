@@ -18,7 +18,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class PlannerSettings:
-    """How many draft tokens are verified.
+    """The planner's settings: how many draft tokens it verifies.
 
     mode       measured: as many as are fastest by the cost curve, down to none. static: the likeliest `max_nodes`
     max_nodes  draft tokens of one step, at most
@@ -32,7 +32,7 @@ class PlannerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """How llama.cpp opens the model. None leaves the choice to the engine.
+    """Settings with which llama.cpp opens the model. None leaves the choice to the engine.
 
     threads     CPU threads
     context     tokens of one sequence, prompt and answer together, at most
@@ -54,7 +54,7 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
-    """How vLLM opens the model, by the names of its own flags. None leaves the choice to vLLM.
+    """Settings with which vLLM opens the model, by the names of its own flags. None leaves the choice to vLLM.
 
     num_speculative_tokens  draft tokens for one sequence in one step, at most
     uniform                 draft the same number of tokens for every sequence of a batch, or none: full CUDA graphs
@@ -122,4 +122,4 @@ class Profile:
 
 
 class Invalid(Exception):
-    """What is wrong with a profile: `key: the problem; what to do`."""
+    """A profile is invalid; the message has the form `key: the problem; what to do`."""

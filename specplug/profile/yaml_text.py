@@ -52,13 +52,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
+        names = set()
         for key, _ in node.value:
             name = key.value if isinstance(key.value, str) else None
-            if name is None or name in seen:
+            if name is None or name in names:
                 what = "a key must be plain text" if name is None else f"{name}: written twice; keep one"
                 raise Invalid(f"line {_line(key.start_mark)}: {what}")
-            seen.add(name)
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 

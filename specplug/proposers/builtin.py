@@ -1,4 +1,4 @@
-"""The proposer `builtin`: it names a method of the engine's own, to be run, measured and chosen as any other.
+"""The proposer `builtin`: it names a method of the engine's own, to be run, measured and chosen like any other.
 
 This module checks the options; it drafts nothing itself.
 """

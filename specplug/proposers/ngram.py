@@ -1,4 +1,4 @@
-"""Prompt lookup: it drafts what followed the last n tokens where they occurred before in the same text.
+"""Prompt lookup: it drafts the tokens that followed an earlier occurrence of the last n tokens in the same text.
 
 The text is the prompt and the output of one running sequence; other sequences and models are not used.
 """
@@ -52,10 +52,10 @@ class Ngram:
         length = min(budget, self.max_draft)
         if length <= 0:
             return EMPTY
-        found = index.find_longest(index.tokens, 1)
-        if not found:
+        matches = index.find_longest(index.tokens, 1)
+        if not matches:
             return EMPTY
-        end, match = found[0]
+        end, match = matches[0]
         return Draft.chain(continuation(index.tokens, end, length), self._bucket_of[match : match + length])
 
     def observe(self, seq: int, step: Step) -> None:

@@ -1,6 +1,6 @@
-"""Suffix decoding: it drafts what followed the end of the text where it occurred before, here or in earlier answers.
+"""Suffix decoding: it drafts the tokens that followed the end of the text where that occurred before.
 
-It uses the tokens of each running sequence and of finished answers, and no model.
+It searches the tokens of the running sequence itself and of finished answers, and uses no model.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _PRIORS: tuple[tuple[str, dict[str, dict[int, float]]], ...] = (
 )  # fmt: skip
 """Share of draft tokens that were accepted, by three properties.
 
-Store: local is the text itself, shared are earlier answers.
-Support, how many of the occurrences continue with this token: one, two and many are all of 1, 2 and more occurrences;
-most is more than half of them, some a third or more, few is fewer.
+Store: `local` is the text itself, `shared` are earlier answers.
+Support is the number of occurrences that continue with this token. `one`, `two` and `many`: all of 1, 2 or more
+occurrences; `most`: more than half of them; `some`: a third or more; `few`: fewer.
 Effective match length, from each key to below the next: the match at the root plus one per draft token before this one.
 """
 
@@ -54,7 +54,7 @@ _CONTEXT_TOKENS = LEVELS[-1]
 """Tokens at the end of a prompt that are stored with its answer: with one chat template they match from the start."""
 
 _SEPARATOR = -1
-"""Stands between two answers in the shared store."""
+"""Separates two answers in the shared store."""
 
 _Candidate = tuple[int, int, list[int]]
 """(match length, _LOCAL or _SHARED, the tokens that followed)"""
@@ -128,7 +128,7 @@ class Suffix:
         return self._tree(candidates, budget)
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
-        """Of all continuations, token by token the most likely one by the priors."""
+        """The chain that takes, token by token, the most likely continuation by the priors."""
         tokens: list[list[int]] = []
         buckets: list[list[int]] = []
         for seq in seqs:

@@ -78,26 +78,26 @@ class SuffixIndex:
                 break
             hits.append((links, gram, end))
         while hits:
-            found = self._walk(*hits.pop(), context, limit)
-            if found:
-                return found
+            occurrences = self._walk(*hits.pop(), context, limit)
+            if occurrences:
+                return occurrences
         return []
 
     def _walk(self, links: array[int], gram: list[int], end: int, context: list[int], limit: int) -> list[Occurrence]:
         tokens, dropped, n = self.tokens, self._dropped, len(gram)
         # The next level had no occurrence: if it is only one token longer, the match is exactly n tokens.
         exact = n + 1 in self._levels
-        found: list[Occurrence] = []
+        occurrences: list[Occurrence] = []
         # Other n-grams may share the slot: the search ends early in a crowded one.
         for _ in range(8 * limit):
             if tokens[end - n : end] == gram:
-                found.append((end, n if exact else self._match_length(context, end, n)))
-                if len(found) == limit:
+                occurrences.append((end, n if exact else self._match_length(context, end, n)))
+                if len(occurrences) == limit:
                     break
             end = links[end] - dropped
             if end < n:
                 break
-        return found
+        return occurrences
 
     def _match_length(self, context: list[int], end: int, known: int) -> int:
         tokens, available = self.tokens, len(context)
@@ -140,7 +140,7 @@ class SuffixIndex:
 
 def continuation(tokens: list[int], end: int, n: int) -> list[int]:
     """The n tokens from `end` on. If the text ends earlier, the part from `end` on is repeated."""
-    found = tokens[end : end + n]
-    while len(found) < n:
-        found = (found + found)[:n]
-    return found
+    result = tokens[end : end + n]
+    while len(result) < n:
+        result = (result + result)[:n]
+    return result

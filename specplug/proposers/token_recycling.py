@@ -123,13 +123,13 @@ class TokenRecycling:
         return self._fill(root, budget) if self.shape == "paper" else self._grow(root, budget)
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
-        """Token by token the successor with the largest counted probability for its kind of row.
+        """The chain that takes, token by token, the successor with the largest counted probability for its kind of row.
 
         Other paths are not tried: a less likely token loses more at its place than its row can add later.
         """
-        found = Chains.empty(len(seqs), k)
+        chains = Chains.empty(len(seqs), k)
         if not len(self.shared_matrix):
-            return found
+            return chains
         best = np.asarray(self.shared_probability).argmax(axis=1)
         current = np.array([self._last[seq] for seq in seqs], dtype=np.int64)
         for depth in range(k):
@@ -142,9 +142,9 @@ class TokenRecycling:
             token = self.shared_matrix[row, rank]
             rank = np.where(token == UNKNOWN, 0, rank)
             current = np.where(known, self.shared_matrix[row, rank], UNKNOWN)
-            found.tokens[:, depth] = current
-            found.buckets[:, depth] = np.where(current == UNKNOWN, 0, kind * np.int64(self.k) + rank)
-        return found
+            chains.tokens[:, depth] = current
+            chains.buckets[:, depth] = np.where(current == UNKNOWN, 0, kind * np.int64(self.k) + rank)
+        return chains
 
     def observe(self, seq: int, step: Step) -> None:
         last = self._last[seq]
@@ -233,10 +233,10 @@ class TokenRecycling:
             raise UsageError(f"{path}: cannot read the recycling matrix ({error.strerror or error})") from error
         except (ValueError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UsageError(f"{path}: damaged, or not a recycling matrix ({error}); leave out warm") from error
-        found = str(state.pop("tokenizer_hash", "none"))
-        if found != tokenizer_hash:
+        made_for = str(state.pop("tokenizer_hash", "none"))
+        if made_for != tokenizer_hash:
             raise UsageError(
-                f"{path}: made for tokenizer {found[:12]}, the model has {tokenizer_hash[:12]}; use one made for it"
+                f"{path}: made for tokenizer {made_for[:12]}, the model has {tokenizer_hash[:12]}; use one made for it"
             )
         try:
             self.load_state(state)
@@ -255,7 +255,7 @@ class TokenRecycling:
         return ids, self.shared_kind.item(token)
 
     def _grow(self, root: int, budget: int) -> Draft:
-        """Always the next most likely node. A node enters the queue when its parent or a likelier sibling is taken."""
+        """Add the most likely node repeatedly. A node enters the queue when its parent or likelier sibling is added."""
         k = self.k
         rows: dict[int, tuple[list[int], int]] = {}
         tokens: list[int] = []
@@ -286,7 +286,7 @@ class TokenRecycling:
                 heappush(queue, (likely, entries, rank, parent, parent_path, row))
 
     def _fill(self, root: int, budget: int) -> Draft:
-        """The paper's tree as far as rows are known; of more nodes than the budget the most likely ones."""
+        """The part of the paper's tree whose rows are known, cut to the most likely nodes if it exceeds the budget."""
         tokens: list[int] = []
         parents: list[int] = []
         buckets: list[int] = []
@@ -348,7 +348,7 @@ class TokenRecycling:
         self.shared_matrix[token] = [follower, *row]
 
     def _overwrite(self, last: int, step: Step, topk: IntArray) -> None:
-        """Store the top ids after every verified token; of a token verified twice, those of the last accepted node."""
+        """Store the top ids after every verified token; for one verified twice, those of the last accepted node."""
         tokens = np.concatenate((np.array([last], dtype=np.int32), step.draft.tokens))
         rows = self._fit(topk)
         self.shared_matrix[tokens] = rows
@@ -364,7 +364,7 @@ class TokenRecycling:
         return rows
 
     def _put_first_pairs(self, before: IntArray, after: IntArray) -> None:
-        """`_put_first` for many pairs; of pairs with the same first token the latest counts."""
+        """`_put_first` for many pairs; if several have the same first token, the latest one counts."""
         rows = self.shared_matrix[before]
         same = rows == after[:, None]
         place = np.where(same.any(axis=1), same.argmax(axis=1), self.k - 1)
@@ -374,10 +374,10 @@ class TokenRecycling:
     def _score_pairs(self, before: IntArray, after: IntArray) -> None:
         """`_score` for many pairs at once; the counter of a token that is first in several of them moves once."""
         rows = self.shared_matrix[before]
-        seen = rows[:, 0] != UNKNOWN
-        if not seen.any():
+        known = rows[:, 0] != UNKNOWN
+        if not known.any():
             return
-        before, after, rows = before[seen], after[seen], rows[seen]
+        before, after, rows = before[known], after[known], rows[known]
         same = rows == after[:, None]
         right, rank, kinds = same.any(axis=1), same.argmax(axis=1), self.shared_kind[before]
         ranks = np.bincount(kinds[right] * np.int64(self.k) + rank[right], minlength=2 * COUNTS * self.k)

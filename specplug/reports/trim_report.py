@@ -96,11 +96,11 @@ def _speeds(sizes: Sequence[Mapping[str, Any]]) -> Any:
     if live:
         figure.add_scatter(
             x=[rows for rows, _ in live],
-            y=[one["median"] for _, one in live],
+            y=[interval["median"] for _, interval in live],
             error_y={
                 "type": "data",
-                "array": [one["high"] - one["median"] for _, one in live],
-                "arrayminus": [one["median"] - one["low"] for _, one in live],
+                "array": [interval["high"] - interval["median"] for _, interval in live],
+                "arrayminus": [interval["median"] - interval["low"] for _, interval in live],
             },
             mode="markers",
             marker={"color": "#1c1c1c", "size": 9},

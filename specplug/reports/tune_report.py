@@ -149,11 +149,11 @@ def _settings(document: Mapping[str, Any], level: str) -> Any:
     intervals = [line["confirmed"][level]["speedup"] for line in live]
     figure.add_scatter(
         y=[line["name"] for line in live],
-        x=[one["median"] for one in intervals],
+        x=[interval["median"] for interval in intervals],
         error_x={
             "type": "data",
-            "array": [one["high"] - one["median"] for one in intervals],
-            "arrayminus": [one["median"] - one["low"] for one in intervals],
+            "array": [interval["high"] - interval["median"] for interval in intervals],
+            "arrayminus": [interval["median"] - interval["low"] for interval in intervals],
         },
         mode="markers",
         marker={"color": "#1c1c1c", "size": 9},
@@ -170,8 +170,8 @@ def _acceptance(line: Mapping[str, Any]) -> Any:
     from plotly import graph_objects as go
 
     figure = go.Figure()
-    for category, found in line["predicted"]["categories"].items():
-        shares = found["accepted_at"][:POSITIONS]
+    for category, sums in line["predicted"]["categories"].items():
+        shares = sums["accepted_at"][:POSITIONS]
         figure.add_scatter(
             x=list(range(1, len(shares) + 1)),
             y=shares,
@@ -215,11 +215,11 @@ def _categories(line: Mapping[str, Any], level: str) -> str:
     rows = [
         (
             category,
-            f"{found['speedup']:.2f}",
-            f"{found['mean_acceptance_length']:.2f}",
+            f"{sums['speedup']:.2f}",
+            f"{sums['mean_acceptance_length']:.2f}",
             _live_text(live[category]) if category in live else "",
         )
-        for category, found in line["predicted"]["categories"].items()
+        for category, sums in line["predicted"]["categories"].items()
     ]
     return table_html(("kind of work", "predicted", "tokens/step", "measured live"), rows)
 

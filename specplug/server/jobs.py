@@ -1,4 +1,4 @@
-"""One answer to generate (a job), what each step adds to it, and the report at its end.
+"""One answer to generate (a job), the output of each step for it (a delta), and the report at its end.
 
 This module handles tokens and text; it depends on neither an engine nor HTTP.
 """
@@ -83,7 +83,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step added to one answer.
+    """The output of one step for one answer.
 
     logprobs  one entry per token in `tokens` if the request asked for them
     finish    "" while the answer goes on, then "stop" or "length"

@@ -1,6 +1,6 @@
 """The server's counters and timings, for the page (/specplug/stats) and for Prometheus (/metrics).
 
-It sees counts and times, but neither prompts nor answers.
+It receives counts and times, but neither prompts nor answers.
 State: totals since the start, and the steps of the last WINDOW_S seconds.
 """
 

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Choice:
-    """One answer, as far as it has been generated.
+    """The part of one answer that has been generated so far.
 
     calls   the tool calls found in it
     offset  characters before the next token, for `text_offset` of text completions
@@ -152,7 +152,7 @@ class OpenAIFormat:
 
 
 class ChatFormat(OpenAIFormat):
-    """Bodies of /v1/chat/completions. With `tool_names`, calls of these tools are taken out of the text."""
+    """Bodies of /v1/chat/completions. With `tool_names`, calls of these tools are removed from the text."""
 
     object_type = "chat.completion"
     chunk_type = "chat.completion.chunk"
@@ -213,8 +213,8 @@ class ChatFormat(OpenAIFormat):
         if not logprobs:
             return None
         content = [
-            {**self._token(token, found.logprob), "top_logprobs": [self._token(t, p) for t, p in found.top]}
-            for token, found in self._printed(tokens, logprobs)
+            {**self._token(token, reported.logprob), "top_logprobs": [self._token(t, p) for t, p in reported.top]}
+            for token, reported in self._printed(tokens, logprobs)
         ]
         return {"content": content, "refusal": None}
 
@@ -253,8 +253,8 @@ class CompletionFormat(OpenAIFormat):
             choice.offset += len(self._text(token))
         return {
             "tokens": [self._text(token) for token, _ in printed],
-            "token_logprobs": [max(found.logprob, MIN_LOGPROB) for _, found in printed],
-            "top_logprobs": [{self._text(t): max(p, MIN_LOGPROB) for t, p in found.top} for _, found in printed],
+            "token_logprobs": [max(reported.logprob, MIN_LOGPROB) for _, reported in printed],
+            "top_logprobs": [{self._text(t): max(p, MIN_LOGPROB) for t, p in reported.top} for _, reported in printed],
             "text_offset": offsets,
         }
 

@@ -35,7 +35,7 @@ DRAIN_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, and which clients to accept.
+    """The address to listen on, and the clients to accept.
 
     key       API key that clients must send; None requires none
     insecure  True permits a non-local host without a key
@@ -136,10 +136,10 @@ class _Server(uvicorn.Server):
 def _listen(address: Address) -> socket.socket:
     """A listening socket. Raises UsageError if the address does not exist or is in use."""
     try:
-        found: Sequence[tuple[int, int, int, str, tuple[object, ...]]] = socket.getaddrinfo(
+        addresses: Sequence[tuple[int, int, int, str, tuple[object, ...]]] = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        family, socket_type, protocol, _, resolved = found[0]
+        family, socket_type, protocol, _, resolved = addresses[0]
         listening = socket.socket(family, socket_type, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(resolved)

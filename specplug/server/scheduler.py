@@ -124,7 +124,7 @@ class Scheduler:
     # -- one step -------------------------------------------------------------------------------------------------
 
     def step(self) -> list[tuple[Job, Delta]]:
-        """Run one target pass for all running jobs and return what it added to each."""
+        """Run one target pass for all running jobs; returns a delta for each job that it advanced or ended."""
         deltas = self._remove_ended()
         self._start_queued()
         running = [job for job in self.active if job.stream is not None and not job.stream.reading]

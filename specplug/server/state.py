@@ -11,7 +11,7 @@ from specplug.server.worker import Worker
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator sets.
+    """The settings of the operator.
 
     name         the model's name in the API
     queue_limit  how many answers may wait for a slot
@@ -27,7 +27,7 @@ class Settings:
 
 @dataclass(slots=True)
 class State:
-    """What the routes share. `closing` is True once the server accepts no new requests."""
+    """The objects that the routes share. `closing` is True once the server accepts no new requests."""
 
     engine: Engine
     settings: Settings

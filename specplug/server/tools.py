@@ -71,7 +71,7 @@ def forced_schema(body: ChatRequest) -> dict[str, Any] | None:
 
 
 class ToolStream:
-    """Receives an answer's text bit by bit, passes it on, and holds back what may be a tool call.
+    """Receives an answer's text piece by piece, passes it on, and holds back text that may be part of a tool call.
 
     `close` returns the rest: the calls, or text.
     """
@@ -90,10 +90,10 @@ class ToolStream:
         if not self._has_text and self._held.lstrip().startswith("{"):
             self._calling = True
             return ""
-        found = [at for opening in OPENINGS if (at := self._held.find(opening)) >= 0]
-        if found:
+        positions = [at for opening in OPENINGS if (at := self._held.find(opening)) >= 0]
+        if positions:
             self._calling = True
-            free, self._held = self._held[: min(found)], self._held[min(found) :]
+            free, self._held = self._held[: min(positions)], self._held[min(positions) :]
         else:
             keep = max(_overlap(self._held, opening) for opening in OPENINGS)
             free, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

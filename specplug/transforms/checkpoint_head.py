@@ -232,8 +232,8 @@ def _is_eagle3(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    found = config.get("architectures")
-    return str(found[0]) if isinstance(found, list) and found else "none"
+    architectures = config.get("architectures")
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
 
 
 def _sizes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -265,11 +265,11 @@ def _texts(data: Mapping[str, Any]) -> tuple[dict[int, str], set[int], set[int]]
 
 def _named(config: Mapping[str, Any]) -> set[int]:
     """The token ids that the configuration names, such as EOS."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = config.get(key)
-        found |= {id for id in (value if isinstance(value, list) else [value]) if type(id) is int and id >= 0}
-    return found
+        ids |= {id for id in (value if isinstance(value, list) else [value]) if type(id) is int and id >= 0}
+    return ids
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -21,5 +21,5 @@ def tokenize(folder: Path, texts: Sequence[str]) -> list[IntArray]:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception, whatever is wrong
         raise UsageError(f"{folder / 'tokenizer.json'}: cannot be read ({error}); name a complete model") from None
-    found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]

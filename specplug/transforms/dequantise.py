@@ -106,9 +106,9 @@ def dequantise(gguf: Path, out: Path, dtype: str = "float32") -> None:
     except ImportError as error:
         raise EngineError(f"{gguf}: cannot be converted ({error}); {INSTALL}") from error
     except Exception as error:  # transformers, torch and the disk raise errors of any type
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise EngineError(
-            f"{gguf}: cannot be written as a checkpoint ({found}); use its publisher's checkpoint"
+            f"{gguf}: cannot be written as a checkpoint ({reason}); use its publisher's checkpoint"
         ) from error
     finally:
         rmtree(partial, ignore_errors=True)

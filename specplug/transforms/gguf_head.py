@@ -1,6 +1,6 @@
 """Trims the head of a GGUF model to chosen rows. The result is a drafter that stock llama.cpp loads.
 
-Source: VocabTrim (arXiv 2506.22694). Blocks of every weight format lie within a row, so that rows are copied unchanged.
+Source: VocabTrim (arXiv 2506.22694). In every weight format a block is part of one row, so rows are copied unchanged.
 The input keeps the full vocabulary: the embedding table is in a separate file, and its rows are the input of a pass, as
 embeddings. In some architectures llama.cpp scales the embeddings of tokens but not those that a caller provides; the
 manifest records the factor. The module does not depend on how the rows were chosen or on how the drafter is used.

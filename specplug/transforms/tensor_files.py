@@ -68,15 +68,15 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     file_of = _object(_read(index, HEADER_LIMIT), index).get("weight_map")
     if not isinstance(file_of, dict):
         raise UsageError(f"{index}: damaged, it has no weight_map; download it again")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(set(map(str, file_of.values()))):
         if Path(name).name != name:
             raise UsageError(f"{index}: {name!r} is not the name of a file beside it; download it again")
-        found |= _tensors_in(folder / name)
-    lost = sorted(file_of.keys() - found.keys())
+        tensors |= _tensors_in(folder / name)
+    lost = sorted(file_of.keys() - tensors.keys())
     if lost:
         raise UsageError(f"{folder}: {lost[0]} is not in the file that {INDEX} names; download it again")
-    return {name: found[name] for name in file_of}
+    return {name: tensors[name] for name in file_of}
 
 
 def copied(tensor: Tensor) -> Entry:
@@ -187,9 +187,9 @@ def _read(path: Path, length: int, start: int = 0) -> bytes:
 
 def _object(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise UsageError(f"{path}: damaged, it lacks the expected JSON object; download it again")
-    return found
+    return value

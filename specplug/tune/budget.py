@@ -97,7 +97,7 @@ def answers_to_record(
 
 
 def too_small(what: str, needed: float, seconds: float, *, remedy: str = "") -> UsageError:
-    """The error for a budget that leaves `seconds` for what needs more, with the size of a budget that would do."""
+    """The error for a budget that leaves `seconds` for work that needs more; it names a sufficient budget."""
     raise_it = f"raise --budget about {ceil(10 * needed / seconds) / 10:g}-fold" if seconds > 0 else "raise --budget"
     return UsageError(
         f"the budget is too small: {what} takes {needed:.1f} s, and there are {seconds:.1f} s for it; {raise_it}"

@@ -88,21 +88,22 @@ PLAIN = Setting((ProposerSpec("none"),), PlannerSettings())
 
 
 def grid(provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20) -> list[Setting]:
-    """Every setting to try on an engine that provides this, most promising first, without plain decoding.
+    """Every setting to try on an engine, most promising first, without plain decoding.
 
+    provides    what the engine provides to proposers
     trees       whether the engine verifies trees
     most_nodes  draft tokens that a draft can have: it limits measured planners, and excludes larger fixed drafts
     """
     methods = [name for name in registry.names() if name != "none" and _usable(name, provides)]
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for setting in _all_settings(methods, trees, provides.builtin) if most_nodes >= 1 else ():
         planner = setting.planner
         if planner.max_nodes > most_nodes:
             if planner.mode == "static":
                 continue
             setting = replace(setting, planner=replace(planner, max_nodes=most_nodes))
-        found.setdefault(setting.name, setting)
-    return list(found.values())
+        settings.setdefault(setting.name, setting)
+    return list(settings.values())
 
 
 def _all_settings(methods: Sequence[str], trees: bool, builtin: bool) -> Iterator[Setting]:

@@ -207,12 +207,12 @@ def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, d
     for round_ in range(MOST_ROUNDS):
         if round_ >= FEWEST_ROUNDS and perf_counter() - began > seconds:
             break
-        for count, (one, four) in times.items():
+        for count, (one_row, four_rows) in times.items():
             timer.use_threads(count)
             timer.time(1)  # the first pass after a change starts threads
-            one.append(timer.time(1))
-            four.append(timer.time(4))
-    medians = {count: median_interval(one).median for count, (one, _) in times.items()}
+            one_row.append(timer.time(1))
+            four_rows.append(timer.time(4))
+    medians = {count: median_interval(one_row).median for count, (one_row, _) in times.items()}
     near = [count for count in counts if medians[count] <= 1.02 * min(medians.values())]
     best = min(near, key=lambda count: median_interval(times[count][1]).median)
     timer.use_threads(best)
@@ -284,10 +284,10 @@ def _unsettled(rows: Sequence[int], contexts: Sequence[int], intervals: Sequence
 
 
 def _sawtooth(rows: Sequence[int], line: Sequence[Interval]) -> list[str]:
-    """Where a pass with more rows takes less time by more than the noise. The planner makes use of it."""
-    found = []
+    """A note on passes that take less time than passes with fewer rows, by more than the noise."""
+    notes = []
     for i, n in enumerate(rows):
         cheaper = [m for m, j in zip(rows[i + 1 :], line[i + 1 :], strict=True) if j.high < line[i].low]
         if cheaper:
-            found.append(f"{n} rows cost more than {cheaper[0]}")
-    return [f"the cost curve is not monotonic: {'; '.join(found[:4])}"] if found else []
+            notes.append(f"{n} rows cost more than {cheaper[0]}")
+    return [f"the cost curve is not monotonic: {'; '.join(notes[:4])}"] if notes else []

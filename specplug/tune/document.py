@@ -1,6 +1,6 @@
 """The results of a tune: the document of `tune --json`, the profile with its evidence, and the verdict in words.
 
-This module formats what was found. It measures nothing.
+This module formats the results. It measures nothing.
 """
 
 from __future__ import annotations
@@ -57,25 +57,25 @@ class Findings:
     notes: Sequence[str]
 
 
-def tune_document(found: Findings) -> dict[str, Any]:
+def tune_document(findings: Findings) -> dict[str, Any]:
     """The document of `tune --json`; settings are sorted by predicted speedup, best first."""
-    request, trace = found.request, found.trace
-    ranked = sorted(found.predicted, key=lambda setting: -found.predicted[setting].total.speedup)
+    request, trace = findings.request, findings.trace
+    ranked = sorted(findings.predicted, key=lambda setting: -findings.predicted[setting].total.speedup)
     return {
         "schema": SCHEMA,
         "profile": request.name,
         "path": str(request.out),
-        "chosen": found.chosen.name,
-        "rejected": dict(found.rejected),
+        "chosen": findings.chosen.name,
+        "rejected": dict(findings.rejected),
         "level": request.level,
         "date": date.today().isoformat(),
         "command": request.command,
         "budget_s": request.budget,
-        "seconds": round(found.seconds, 1),
+        "seconds": round(findings.seconds, 1),
         "objective": request.objective,
         "concurrency": list(request.concurrency),
-        "fingerprint": dict(found.fingerprint),
-        "model": dict(found.model),
+        "fingerprint": dict(findings.fingerprint),
+        "model": dict(findings.model),
         "workload": {
             "name": request.workload,
             "sha256": workload_hash(request.prompts),
@@ -84,36 +84,38 @@ def tune_document(found: Findings) -> dict[str, Any]:
             "max_tokens": trace.about["max_tokens"],
             "categories": trace.categories(),
         },
-        "threads": dict(found.threads),
-        "cost": [curve.as_mapping() for curve in found.curves],
-        "oracle_speedup": {str(curve.sequences): round(_oracle(curve), 3) for curve in found.curves},
-        "expense_us": found.expense.as_mapping(),
-        "settings": [_line(found, setting) for setting in ranked],
-        "notes": list(found.notes),
+        "threads": dict(findings.threads),
+        "cost": [curve.as_mapping() for curve in findings.curves],
+        "oracle_speedup": {str(curve.sequences): round(_oracle(curve), 3) for curve in findings.curves},
+        "expense_us": findings.expense.as_mapping(),
+        "settings": [_line(findings, setting) for setting in ranked],
+        "notes": list(findings.notes),
     }
 
 
-def tuned_profile(found: Findings, document: Mapping[str, Any], learned: Mapping[str, tuple[float, float]]) -> Profile:
+def tuned_profile(
+    findings: Findings, document: Mapping[str, Any], learned: Mapping[str, tuple[float, float]]
+) -> Profile:
     """The profile to write: plain decoding where no setting beats it.
 
     document  the document of the tune
     learned   the acceptance counts that the buckets of the chosen setting have learned
     """
-    request = found.request
-    threads, model = found.threads["chosen"], request.base.model
+    request = findings.request
+    threads, model = findings.threads["chosen"], request.base.model
     if model is not None and Path(model).expanduser().exists():
         model = str(request.model.resolve())
     runtime = request.base.runtime
     if threads is not None and threads != hardware.usable_cores():  # engines use all cores by default
         runtime = replace(runtime, threads=threads)
-    machine = {key: value for key, value in found.fingerprint.items() if key != "read_gib_s"}
-    if found.batched:
-        measured = Measured(machine, None, learned, tuple(curve.points for curve in found.curves))
+    machine = {key: value for key, value in findings.fingerprint.items() if key != "read_gib_s"}
+    if findings.batched:
+        measured = Measured(machine, None, learned, tuple(curve.points for curve in findings.curves))
     else:
-        (points,) = [curve.points for curve in found.curves if curve.sequences == request.level]
+        (points,) = [curve.points for curve in findings.curves if curve.sequences == request.level]
         measured = Measured(machine, points, learned)
     profile = replace(
-        found.chosen.profile(request.base, request.name),
+        findings.chosen.profile(request.base, request.name),
         description=f"Tuned {document['date']}: {outcome(document)}",
         model=model,
         runtime=runtime,
@@ -147,25 +149,25 @@ def evidence(document: Mapping[str, Any]) -> dict[str, Any]:
 def errors(document: Mapping[str, Any]) -> list[float]:
     """Prediction errors |predicted / confirmed - 1| of the settings confirmed at the deciding concurrency."""
     level = str(document["level"])
-    found = []
+    result = []
     for line in document["settings"]:
         speedup = (line["confirmed"].get(level) or {}).get("speedup")
         if speedup:
-            found.append(abs(line["predicted"]["speedup"] / speedup["median"] - 1))
-    return found
+            result.append(abs(line["predicted"]["speedup"] / speedup["median"] - 1))
+    return result
 
 
 def outcome(document: Mapping[str, Any]) -> str:
     """The choice and its speedup, in one line."""
     live = _live(document)
     if document["chosen"] == PLAIN.name:
-        if live and not any(found["speedup"] for found in live.values()):
+        if live and not any(result["speedup"] for result in live.values()):
             return "plain decoding: no setting could be run live in this budget"
         return "plain decoding: no setting was shown to be faster"
-    found = live.get(document["chosen"], {})
-    text = f"{document['chosen']}: {_speedup_text(found.get('speedup'), 'plain decoding')}"
-    if found.get("over_rest"):
-        text += f" and {_speedup_text(found['over_rest'], 'the same engine with drafting disabled')}"
+    result = live.get(document["chosen"], {})
+    text = f"{document['chosen']}: {_speedup_text(result.get('speedup'), 'plain decoding')}"
+    if result.get("over_rest"):
+        text += f" and {_speedup_text(result['over_rest'], 'the same engine with drafting disabled')}"
     return text
 
 
@@ -213,14 +215,14 @@ def _speedup_text(interval: Mapping[str, float] | None, base: str) -> str:
     return f"{interval['median']:.2f} times as fast as {base} (95% interval {ends})"
 
 
-def _line(found: Findings, setting: Setting) -> dict[str, Any]:
+def _line(findings: Findings, setting: Setting) -> dict[str, Any]:
     """One setting in the document.
 
     `accepted_at` is by position in the draft: of the drafts that were that long, the share that was accepted up to it.
     """
-    prediction = found.predicted[setting]
+    prediction = findings.predicted[setting]
     categories = prediction.by_category()
-    live = {level: pairs[setting] for level, pairs in found.confirmed.items() if setting in pairs}
+    live = {level: pairs[setting] for level, pairs in findings.confirmed.items() if setting in pairs}
     return {
         "name": setting.name,
         "method": setting.method,

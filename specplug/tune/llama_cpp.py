@@ -1,4 +1,4 @@
-"""The tuning subject for llama.cpp: what `tune` measures on this engine, and how.
+"""The tuning subject for llama.cpp: the measurements of `tune` on this engine.
 
 This module does not depend on the budget or on settings.
 """
@@ -257,7 +257,7 @@ def _off_path_rows(context: Context, answer: Answer) -> OffPathRows | None:
         context.clear_batch()
         context.add_span(text[start : start + context.num_batch], start, 0, wanted=False, last=True)
         context.decode()
-    found: list[tuple[int, tuple[int, int], IntArray]] = []
+    rows: list[tuple[int, tuple[int, int], IntArray]] = []
     for start in range(0, len(off_path), OFF_PATH_IDS):
         part = off_path[start : start + OFF_PATH_IDS]
         place = [len(answer.prompt) + at + 1 for at, _ in part]  # of the token, in prompt and answer
@@ -269,11 +269,11 @@ def _off_path_rows(context: Context, answer: Answer) -> OffPathRows | None:
         for leaf in range(1, len(part) + 1):
             context.drop(leaf)
         for (at, token), follower, one, two in zip(part, following, first, second, strict=True):
-            found += [(at, (token, ALONE), one), (at, (token, follower), two)]
+            rows += [(at, (token, ALONE), one), (at, (token, follower), two)]
     return OffPathRows(
-        int_array([at for at, _, _ in found]),
-        np.array([path for _, path, _ in found], dtype=np.int32),
-        np.stack([top for _, _, top in found]),
+        int_array([at for at, _, _ in rows]),
+        np.array([path for _, path, _ in rows], dtype=np.int32),
+        np.stack([top for _, _, top in rows]),
     )
 
 

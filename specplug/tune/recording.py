@@ -36,7 +36,7 @@ TOPK = 16
 
 TREE_NODES, TREE_TOKENS = 8, 2.2
 """Draft tokens of a tree, and the most tokens that a pass over such a tree emits with a method that learns from top ids
-alone. Where such a pass costs more plain passes than that, off-path rows are not recorded."""
+alone. Where such a pass takes longer than that number of plain passes, off-path rows are not recorded."""
 
 Progress = Callable[[float], None]
 
@@ -128,11 +128,11 @@ def recorded_trace(path: Path, checksum: str) -> Trace:
 def known_trace(path: Path, about: Mapping[str, Any], notify: Callable[[str], None]) -> Trace:
     """The trace in the file; an empty one where the file is missing, damaged or belongs to something else."""
     try:
-        found = traces.load(path)
+        trace = traces.load(path)
     except traces.Damaged as error:
         notify(f"{error}; recording again")
-        found = None
-    return found if found is not None and found.about == about else Trace(about, ())
+        trace = None
+    return trace if trace is not None and trace.about == about else Trace(about, ())
 
 
 def record(

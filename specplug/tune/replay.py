@@ -37,14 +37,14 @@ def replay(
     learned  acceptance counts that the buckets start with
     """
     driver = BatchReplay if costs.batch else Replay
-    one = driver(setting, costs, max_tokens=trace.about["max_tokens"], learned=learned)
+    runner = driver(setting, costs, max_tokens=trace.about["max_tokens"], learned=learned)
     sums: dict[int, Sums] = {}
     for group in grouped(trace.answers, costs.points.sequences):
-        sums |= {id(answer): found for answer, found in zip(group, one.run(group), strict=True)}
+        sums |= {id(answer): sums_of_answer for answer, sums_of_answer in zip(group, runner.run(group), strict=True)}
     return Prediction(
         tuple(sums[id(answer)] for answer in trace.answers),
         tuple(answer.category for answer in trace.answers),
-        one.speculator.table.learned(),
+        runner.speculator.table.learned(),
     )
 
 

@@ -122,23 +122,23 @@ class BatchReplay:
         return float(line[min(rows, len(line)) - 1]) + (spent_ns + self._expense.step.ns(rows)) / 1e6
 
     def _draft(self, running: Sequence[_Cursor], fill: int) -> list[list[int]]:
-        one = self.speculator
-        if not one.due():
+        speculator = self.speculator
+        if not speculator.due():
             return [[] for _ in running]
         began = self._clock()
         old = [c for c in (*running, *self._ended) if c.known <= c.at and c.known]
         for c in running:
             if not c.known:
-                one.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[: c.at + 1]))
+                speculator.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[: c.at + 1]))
         if old:
             self._observe(old)
         for c in self._ended:  # after their last tokens were observed, as in a live engine
-            one.end(c.seq)
+            speculator.end(c.seq)
         self._ended = []
         for c in running:
             c.known = c.at + 1
         budgets = int_array([max(0, self._max_tokens - c.at - 2) for c in running])
-        plan = one.plan([c.seq for c in running], len(running), fill, budgets)
+        plan = speculator.plan([c.seq for c in running], len(running), fill, budgets)
         self.drafted.append((len(running), self._clock() - began))
         chains = plan.chains.tokens.tolist()
         return [chain[:length] for chain, length in zip(chains, plan.lengths.tolist(), strict=True)]

@@ -75,10 +75,10 @@ class Replay:
 
     def run(self, group: Sequence[Answer]) -> list[Sums]:
         """Replay a group of answers that run at once. The time of an answer is the share that belongs to its tokens."""
-        one = self.speculator
+        speculator = self.speculator
         cursors = [_Cursor(seq, answer, answer.tokens.tolist(), Sums()) for seq, answer in enumerate(group)]
         for c in cursors:
-            one.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[:1]))
+            speculator.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[:1]))
         running = [c for c in cursors if len(c.tokens) > 1]
         total, plain, plain_rows = 0.0, 0.0, 0
         self._last_rows = 0
@@ -93,7 +93,7 @@ class Replay:
             plain_rows = len(left)
         emitted = sum(len(c.tokens) - 1 for c in cursors)
         for c in cursors:
-            one.end(c.seq)
+            speculator.end(c.seq)
             c.sums.tokens = len(c.tokens) - 1
             c.sums.ms = total * c.sums.tokens / max(1, emitted)
             c.sums.plain_ms = plain * c.sums.tokens / max(1, emitted)
@@ -101,19 +101,19 @@ class Replay:
 
     def _step(self, running: Sequence[_Cursor]) -> float:
         """Draft for all sequences and make one pass; returns the milliseconds of both."""
-        one, clock = self.speculator, self._clock
+        speculator, clock = self.speculator, self._clock
         began = clock.now
         fill = sum(len(c.answer.prompt) + c.at for c in running) // len(running)
         seqs = [c.seq for c in running]
-        drafts = one.plan(seqs, fill, [self._max_tokens - c.at - 2 for c in running])
+        drafts = speculator.plan(seqs, fill, [self._max_tokens - c.at - 2 for c in running])
         steps = [self._verify(c, draft) for c, draft in zip(running, drafts, strict=True)]
         rows = len(running) + sum(map(len, drafts))
         line = self._cost.at(fill)
         target_ms = line[min(rows, len(line)) - 1] + (self._change_ms if rows != self._last_rows else 0.0)
         self._last_rows = rows
-        topk_ns = self._expense.topk.ns(rows) if one.wants_topk else 0
+        topk_ns = self._expense.topk.ns(rows) if speculator.wants_topk else 0
         clock.advance(topk_ns)
-        one.observe(seqs, steps, target_ms=target_ms, topk_ns=topk_ns)
+        speculator.observe(seqs, steps, target_ms=target_ms, topk_ns=topk_ns)
         return target_ms + (clock.now - began) / 1e6 + self._expense.step.ns(rows) / 1e6
 
     def _verify(self, c: _Cursor, draft: Draft) -> Step:

@@ -94,29 +94,31 @@ class Pairs:
             for category, answers in self.answers.items()
             if len(answers) >= FEWEST_IN_CATEGORY
             and any(
-                found is not None and found.high < SLOWER
-                for found in (self.speedup(category), self.speedup_over_idle(category))
+                interval is not None and interval.high < SLOWER
+                for interval in (self.speedup(category), self.speedup_over_idle(category))
             )
         ]
 
     def is_slower(self) -> bool:
         """Whether plain decoding or the idle engine is faster in total by more than the noise."""
-        return any(found is not None and found.high < 1.0 for found in (self.speedup(), self.speedup_over_idle()))
+        return any(
+            interval is not None and interval.high < 1.0 for interval in (self.speedup(), self.speedup_over_idle())
+        )
 
     def _lines(self, category: str | None) -> list[Totals]:
         return list((self.groups if category is None else self.answers.get(category, {})).values())
 
 
-def _ratio(found: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
-    """Tokens per second relative to a base; `own` and `base` are the places of (tokens, seconds) in the totals.
+def _ratio(totals: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
+    """Tokens per second relative to a base; `own` and `base` are the indices of (tokens, seconds) in each total.
 
-    None where no line has tokens of both.
+    None where no total has tokens of both.
     """
-    lines = [sums for sums in found if min(sums[own[0]], sums[base[0]]) > 0]
-    if not lines:
+    usable = [total for total in totals if min(total[own[0]], total[base[0]]) > 0]
+    if not usable:
         return None
-    columns = [list(column) for column in zip(*lines, strict=True)]
-    return paired_ratio(*(columns[place] for place in (*own, *base)))
+    columns = [list(column) for column in zip(*usable, strict=True)]
+    return paired_ratio(*(columns[index] for index in (*own, *base)))
 
 
 def select_finalists(predicted: Mapping[Setting, float], count: int = FINALISTS) -> list[Setting]:

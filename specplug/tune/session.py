@@ -106,7 +106,7 @@ def _run(stages: Stages) -> Outcome:
     winner, rejected = stages.select_winner(trace, learned, live, confirmed)
     stages.check_model(begun)
 
-    found = Findings(
+    findings = Findings(
         request=request,
         fingerprint={**begun["fingerprint"], "threads": threads["chosen"]},
         batched=subject.batched,
@@ -122,8 +122,8 @@ def _run(stages: Stages) -> Outcome:
         seconds=stages.budget.spent,
         notes=stages.notes,
     )
-    document = tune_document(found)
-    outcome = Outcome(tuned_profile(found, document, learned.get(found.chosen, {})), document)
+    document = tune_document(findings)
+    outcome = Outcome(tuned_profile(findings, document, learned.get(findings.chosen, {})), document)
     profiles.save(outcome.profile, request.out)
     stages.add("done", path=str(request.out))
     return outcome

@@ -320,8 +320,8 @@ class Stages:
     def _methods(self) -> list[str]:
         """The methods in the grid, without the engine's own drafters."""
         settings = grid(self.subject.provides, trees=self.subject.trees)
-        found = dict.fromkeys(spec.method for setting in settings for spec in setting.proposers)
-        return [method for method in found if method != "builtin"]
+        methods = dict.fromkeys(spec.method for setting in settings for spec in setting.proposers)
+        return [method for method in methods if method != "builtin"]
 
     def _trace_about(self, max_tokens: int) -> dict[str, Any]:
         """The key of the trace of this tune."""

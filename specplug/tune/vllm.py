@@ -1,4 +1,4 @@
-"""The tuning subject for vLLM: what `tune` measures on this engine, and how.
+"""The tuning subject for vLLM: the measurements of `tune` on this engine.
 
 This module does not depend on the budget. Two engines are open at once: one that decodes plainly, with vLLM's defaults,
 and one that drafts with each setting in turn, because starting an engine takes 40 s on two cores. A drafter of vLLM's
@@ -79,7 +79,7 @@ class VllmSubject:
         return {"description": self._plain.description, "train_context": self._config.model_config.max_model_len}
 
     def use(self, *, threads: int | None = None, context: int | None = None) -> None:
-        """Nothing: vLLM manages threads and memory itself."""
+        """Does nothing: vLLM manages threads and memory itself."""
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, LONGEST
@@ -120,13 +120,13 @@ class VllmSubject:
     def _prompt_ms(self) -> float:
         """Milliseconds to prefill one token of a prompt that is not cached."""
         random = np.random.default_rng(0)
-        found = []
+        times = []
         for _ in range(PROMPTS):
             prompt = random.integers(0, self._config.model_config.get_vocab_size(), PROMPT_TOKENS, dtype=np.int32)
             began = perf_counter()
             self._plain.generate_all([Request(prompt, 1)])
-            found.append(1000 * (perf_counter() - began) / PROMPT_TOKENS)
-        return median_interval(found).median
+            times.append(1000 * (perf_counter() - began) / PROMPT_TOKENS)
+        return median_interval(times).median
 
     def record(
         self,
@@ -160,13 +160,13 @@ class VllmSubject:
 
         for method in methods:
             setting = Setting((ProposerSpec(method),), PlannerSettings(max_nodes=LONGEST, trees=False))
-            one = BatchReplay(setting, free, max_tokens=trace.about["max_tokens"], clock=clock, wrap=wrap)
+            batch_replay = BatchReplay(setting, free, max_tokens=trace.about["max_tokens"], clock=clock, wrap=wrap)
             began = perf_counter()
             for group in grouped(trace.answers, level):
-                one.run(group)
+                batch_replay.run(group)
                 if perf_counter() - began > seconds / len(methods):
                     break
-            plan += [(sequences, ns / 1000) for sequences, ns in one.drafted]
+            plan += [(sequences, ns / 1000) for sequences, ns in batch_replay.drafted]
         return Expense(
             propose={method: Line.through(chains.proposed) for method, chains in timed.items()},
             observe={method: Line.through(chains.observed) for method, chains in timed.items()},

@@ -1,4 +1,4 @@
-"""Where two answers differ first, and whether rounding explains it.
+"""Finds where two answers differ first, and records whether rounding explains it.
 
 Which differences rounding can explain is decided by each engine; this module does not depend on any.
 """

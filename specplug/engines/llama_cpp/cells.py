@@ -1,9 +1,9 @@
-"""Which KV cell holds which token of which sequence: a later token never lies before an earlier one.
+"""Records which KV cell holds which token, and keeps the cells of every sequence in the order of its tokens.
 
-Attention sums over a sequence's cells in the order in which they lie, and in 4- and 8-bit weights the smallest change
-of such a sum can change a token. llama.cpp puts the rows of a pass into the first free cells that it finds. So no free
-cell may lie before a taken one: a cell whose token is no longer needed stays taken (*retained*, on a sequence id that
-nothing attends to) until `pack` copies the live cells out and in again, without gaps. The rows of a pass then get the
+Attention sums over a sequence's cells in the order of the cells, and in 4- and 8-bit weights the smallest change of
+such a sum can change a token. llama.cpp puts the rows of a pass into the first free cells that it finds. So no free
+cell may precede a taken one: a cell whose token is no longer needed stays taken (*retained*, on a sequence id that
+nothing attends to) until `pack` saves the live cells and loads them again without gaps. The rows of a pass then get the
 cells that follow the last taken one, in order.
 
 State: per slot a token id and a cell number for every token in the cache.
@@ -19,8 +19,8 @@ from specplug.core import IntArray
 from specplug.errors import SpecplugError
 
 LEAST_RETAINED = 512
-"""Retained cells below which packing is not worth a pause: an eighth of the default context. With flash attention
-masked cells cost a pass next to nothing; without it each row pays for them."""
+"""Fewer retained cells than this are not worth the pause for packing: an eighth of the default context. With flash
+attention masked cells cost a pass next to nothing; without it they make every row slower."""
 
 SPARE_SHARE = 8
 """One cell in this many is left for retained cells between two packings."""
@@ -62,7 +62,7 @@ class Cells:
     def make_room(self, rows: int, idle: Sequence[int]) -> None:
         """Make sure that `rows` cells are free; packs where they are not, or where most cells are retained.
 
-        idle  slots whose cached tokens may be dropped for it, the first one first
+        idle  slots whose cached tokens may be dropped to make room, in this order
         Raises SpecplugError where the cache is too small.
         """
         if self.used + rows <= self.context.cells and self._retained < max(LEAST_RETAINED, self.used - self._retained):
@@ -93,10 +93,10 @@ class Cells:
         """End a pass: the cells of its first `rows` rows stay taken."""
         self.used += rows
 
-    # -- what slots hold ------------------------------------------------------------------------------------------
+    # -- the cached tokens of slots -------------------------------------------------------------------------------
 
     def truncate(self, seq: int, start: int = 0) -> None:
-        """A slot drops its cached tokens from position `start` on."""
+        """Drop the cached tokens of a slot from position `start` on."""
         dead = self._cells[seq][start:]
         if not dead:
             return
@@ -112,13 +112,13 @@ class Cells:
         self.context.drop(seq, start)
 
     def share(self, source: int, target: int, length: int) -> None:
-        """An empty slot gets the first `length` tokens of another one. Nothing is copied: both own the cells."""
+        """Give an empty slot the first `length` tokens of another one. Nothing is copied: both own the cells."""
         self.context.copy(source, target, 0, length)
         self.tokens[target] = self.tokens[source][:length]
         self._cells[target] = self._cells[source][:length]
 
     def load(self, seq: int, tokens: Sequence[int], state: bytes) -> None:
-        """An empty slot gets `tokens`, whose keys and values are in `state`."""
+        """Load `tokens`, whose keys and values are in `state`, into an empty slot."""
         self.context.restore(seq, state)
         self.append(seq, tokens, range(len(tokens)))
         self.end_pass(len(tokens))
@@ -142,7 +142,7 @@ class Cells:
             self.tokens[seq], self._cells[seq] = [], []
         self.used = self._retained = 0
 
-    # -- a context whose owner changes it too ---------------------------------------------------------------------
+    # -- changes that the owner of the context makes itself -------------------------------------------------------
 
     def follow_truncation(self, seq: int, length: int) -> None:
         """The owner of the context has dropped all positions from `length` on, of every id; only `seq` is in use."""

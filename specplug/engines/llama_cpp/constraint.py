@@ -1,4 +1,4 @@
-"""What a request forbids: the tokens that may not come next.
+"""Constraints on the next token of a request: grammars and JSON schemas.
 
 A constraint masks the logits before a token is chosen, and advances with every emitted token.
 """
@@ -24,7 +24,7 @@ class Constraint(Protocol):
         """Set the logits of forbidden tokens to -inf, in place; `candidates` is a llama_token_data_array."""
 
     def accept(self, token: int) -> None:
-        """`token` was emitted."""
+        """Advance past `token`, which was emitted."""
 
     def copy(self) -> Constraint:
         """A copy of this state, which advances along draft tokens."""
@@ -78,5 +78,5 @@ def _grammar_of_schema(schema: str) -> str:
         raise UsageError(f"the JSON schema is not JSON: {error}") from error
     try:
         return str(json_schema_to_gbnf(schema))
-    except Exception as error:  # the converter raises exceptions of many kinds
+    except Exception as error:  # the converter raises exceptions of many types
         raise UsageError(f"the JSON schema cannot be turned into a grammar: {error}") from error

@@ -1,4 +1,4 @@
-"""How many draft tokens were verified and accepted, by proposer and by depth in the draft."""
+"""Counts verified and accepted draft tokens, by proposer and by depth in the draft."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from specplug.core import IntArray
 from specplug.engines.llama_cpp.tree_batch import Tree
 
 DEPTHS = 16
-"""Depths that are counted one by one; deeper tokens count as of the last."""
+"""Depths that are counted separately; deeper tokens are counted at the last one."""
 
 
 class DraftCounts:

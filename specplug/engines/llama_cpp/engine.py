@@ -168,7 +168,7 @@ class LlamaCpp:
     def generate_all(
         self, requests: Sequence[Request], done: Callable[[int, Answer], None] = lambda index, answer: None
     ) -> list[Answer]:
-        """Answers to all requests, `slots` at a time, the next one taking a free slot at once."""
+        """Answers to all requests, `slots` at a time; when a slot becomes free, the next request gets it at once."""
         answers: list[Answer | None] = [None] * len(requests)
         waiting = list(enumerate(requests))[::-1]
         writers: dict[int, _Writer] = {}
@@ -256,7 +256,7 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
 def fitting_cost_points(
     model: Model, profile: Profile, *, slots: int, limit: int, notify: Callable[[str], None]
 ) -> CostPoints:
-    """T(rows, context) up to `limit` rows: the profile's own if it fits this machine, else remembered or measured."""
+    """T(rows, context) up to `limit` rows: from the profile if it fits this machine, else cached or measured."""
     own = own_cost_points(model, profile, slots=slots, notify=notify)
     if not profile.speculates:
         return CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
@@ -266,7 +266,7 @@ def fitting_cost_points(
 
 
 def resolved(profile: Profile, model: Model, *, many: bool = False) -> Profile:
-    """The profile with the engine's own choices for what it leaves open.
+    """The profile with the engine's choices for the settings that it leaves open.
 
     threads          every usable core
     flash_attention  on for weights of 4 and 8 bits: with it passes of one row and of several round alike, so that

@@ -1,7 +1,7 @@
 """The shapes of passes under `exact`: a row's logits do not depend on what else is in its pass.
 
-Kernels are chosen by the number of rows, and round differently. What a model's formats allow here is measured when
-a context opens.
+Kernels are chosen by the number of rows, and round differently. The numbers of rows for which a model's kernels round
+alike are measured when a context opens.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def measure_exact_passes(
     """
     runtime = profile.runtime
     if slots > 1 and runtime.kv_type in ("f16", "f32"):
-        # Flash attention sums these over blocks of cells, which begin elsewhere in the text of every sequence.
+        # Flash attention sums these over blocks of cells, which begin at another position of every sequence.
         raise UsageError(
             f"profile {profile.name}: exact for several sequences needs runtime: {{kv_type: bf16}} or q8_0, "
             f"not {runtime.kv_type}"

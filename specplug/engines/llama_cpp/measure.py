@@ -26,13 +26,13 @@ from specplug.machine.files import write_atomically
 from specplug.profile import CostPoints, Profile, Runtime
 
 QUICK_SECONDS = 3.0
-"""Seconds for a measurement at start-up; no round begins after them once there have been FEWEST_ROUNDS."""
+"""Seconds for a measurement at start-up; after them no further round begins, except for the first FEWEST_ROUNDS."""
 
 FEWEST_ROUNDS = 3
-"""Rounds in which every point is timed, however long they take."""
+"""Minimum number of rounds over all points, however long they take."""
 
 MOST_ROUNDS = 15
-"""Rounds after which a measurement ends, however little time it took."""
+"""Maximum number of rounds, however little time they took."""
 
 SCHEMA = 2
 """Version of the format of remembered curves."""

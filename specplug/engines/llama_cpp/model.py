@@ -105,15 +105,15 @@ class Model:
 
     def piece(self, token: int) -> bytes:
         """The bytes that `token` prints: sometimes a part of a character, and none for control tokens."""
-        found = self._pieces.get(token)
-        if found is None:
+        piece = self._pieces.get(token)
+        if piece is None:
             buffer = ctypes.create_string_buffer(128)
             size = ll.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
             if size < 0:
                 buffer = ctypes.create_string_buffer(-size)
                 size = ll.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
-            found = self._pieces[token] = buffer.raw[:size]
-        return found
+            piece = self._pieces[token] = buffer.raw[:size]
+        return piece
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text that the tokens print; bytes that are not UTF-8 become U+FFFD."""

@@ -1,10 +1,10 @@
-"""How many rows of prompts a pass may read beside running sequences, so that none of these waits long for a token.
+"""Limits the rows of prompts that a pass reads beside running sequences, so that none of these waits long for a token.
 
 Learns from the times of steps, and does not depend on an engine.
 The time per row grows with the tokens in the cache, so every pass updates it. It is the mean over all rows of a pass:
 the first row of a prompt is by far the most expensive, and judged by it alone a second row would never seem to fit.
-State: a running median of the step time per number of sequences, a running mean of the time per row, and the step
-length that is aimed at.
+State: a running median of the step time per number of sequences, a running mean of the time per row, and the intended
+step time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which prompts a pass reads, where several wait.
+"""Divides the prompt rows of a pass among the prompts that wait.
 
 Works on numbers of rows, and does not depend on an engine.
 Half of the rows are given first come, first served, which is best for prompts of equal length; the other half goes to

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 MARK = "specplug-probe:"
-"""Begins the line with the JSON, since the library may print lines of its own."""
+"""Prefix of the line that holds the JSON, since the library may print lines of its own."""
 
 
 def look() -> dict[str, Any]:
@@ -21,7 +21,7 @@ def look() -> dict[str, Any]:
     The last three are missing where the library does not work. llama_cpp is not imported into this process.
     """
     try:
-        found: dict[str, Any] = {"version": version("llama-cpp-python"), "works": False}
+        report: dict[str, Any] = {"version": version("llama-cpp-python"), "works": False}
     except PackageNotFoundError:
         return {"version": None, "works": False, "problem": "not installed"}
     try:
@@ -29,16 +29,16 @@ def look() -> dict[str, Any]:
             [sys.executable, "-P", "-m", __name__], capture_output=True, text=True, errors="replace", timeout=120
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return found | {"problem": f"its library cannot be tested ({error})"}
+        return report | {"problem": f"its library cannot be tested ({error})"}
     answer = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not answer:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return found | {"problem": f"its library does not load ({last})"}
-    return {**found, "works": True, "problem": None, **json.loads(answer[0].removeprefix(MARK))}
+        return report | {"problem": f"its library does not load ({last})"}
+    return {**report, "works": True, "problem": None, **json.loads(answer[0].removeprefix(MARK))}
 
 
 def features(system_info: str) -> dict[str, int]:
-    """A line such as `CPU : AVX = 1 | LLAMAFILE = 1 | ` as a mapping."""
+    """The features in a line such as `CPU : AVX = 1 | LLAMAFILE = 1 | `."""
     found = {}
     for part in system_info.replace(":", "|").split("|"):
         name, equals, value = (piece.strip() for piece in part.partition("="))

@@ -1,7 +1,7 @@
-"""What a model's memory can take back after a pass, how deep, and at which price.
+"""Removes the rejected rows of a pass from a model's memory.
 
-A pass evaluates rows that verification then rejects. A `Rollback` brings the memory to where it would be without them.
-Its `limits` go to the planner, so that no draft is verified that could not be taken back.
+A pass evaluates rows that verification then rejects. A `Rollback` restores the memory to its state without these rows.
+Its `limits` are passed to the planner, so that no draft is verified that could not be removed again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from specplug.errors import UsageError
 
 
 class Rollback(Protocol):
-    """How one kind of memory keeps accepted rows and forgets rejected ones."""
+    """Keeps accepted rows and removes rejected ones, for one kind of memory."""
 
     limits: DraftLimits
 
@@ -34,8 +34,8 @@ class Rollback(Protocol):
 class AnyTail:
     """The KV cache of attention: any tail of any branch can be dropped, at no cost.
 
-    A draft's first branch lies on the sequence's own id, so accepting it moves nothing. Cells of rejected nodes before
-    the last kept row are retained, so that no later token lands in them (cells.py).
+    A draft's first branch has the sequence's own id, so accepting it moves nothing. Cells of rejected nodes before the
+    last kept row are retained, so that no later token is stored in them (cells.py).
     """
 
     limits = NO_LIMITS
@@ -69,9 +69,9 @@ class AnyTail:
 
 
 def rollback_of(model: Model, *, instead: str = "use --profile none") -> Rollback:
-    """How a model's memory takes tokens back. Raises UsageError if it cannot (recurrent and hybrid models).
+    """The rollback for a model's memory. Raises UsageError if there is none (recurrent and hybrid models).
 
-    instead  what the message advises
+    instead  the advice in the message
     """
     if ll.llama_model_is_recurrent(model.handle) or ll.llama_model_is_hybrid(model.handle):
         raise UsageError(

@@ -139,7 +139,7 @@ def _follow(sampler: Sampler, context: Context, logits: Logits, known: IntArray,
 
 
 def _interleaved(context: Context, prompt: IntArray, known: IntArray) -> Logits:
-    """float32[V]: as `_in_passes`, one token a pass, beside a second sequence whose cells lie between; a copy."""
+    """float32[V]: as `_in_passes`, one token a pass, beside a second sequence with cells in between; a copy."""
     logits = context.read(prompt)
     context.copy(0, 1)
     for at, token in enumerate(known.tolist()):

@@ -135,8 +135,9 @@ class SamplerCopy:
     """A copy of a sampler with its present state: random numbers, penalties and constraint.
 
     With llama.cpp's own random numbers, sampler and copy walk their distributions from the likeliest token on with the
-    same number. Where the models are one this predicts more than the likeliest token does, and no more where they
-    differ. Coupled, it comes close to rejection sampling (benchmarks/sampled_drafts.py).
+    same number. If target and drafter are the same model, more draft tokens are accepted than if the likeliest ones
+    were drafted; if they differ, not more. Coupled sampling comes close to rejection sampling
+    (benchmarks/sampled_drafts.py).
     """
 
     def __init__(

@@ -51,7 +51,8 @@ class ServingEngine:
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or measured, where None
         """
-        rollback_of(model, instead="use specplug run --profile none")  # prompts share cached tokens, drafts or not
+        # Prompts share cached tokens, with or without drafts.
+        rollback_of(model, instead="use specplug run --profile none")
         profile = resolved(profile, model, many=slots > 1)
         self._engine = LlamaCpp(model, profile, slots=slots, kv_tokens=kv_tokens, cost=cost, notify=notify)
         self.model = model

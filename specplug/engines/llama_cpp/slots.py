@@ -1,4 +1,4 @@
-"""Which sequence has which slot, and which slot's cached tokens a new prompt can use."""
+"""Assigns slots to sequences, and finds the slot whose cached tokens a new prompt can reuse."""
 
 from __future__ import annotations
 

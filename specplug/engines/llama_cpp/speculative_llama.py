@@ -77,7 +77,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         """Sums over all finished generations."""
         return self._loop.counters if self._loop else Counters()
 
-    # -- what the base class calls --------------------------------------------------------------------------------
+    # -- methods that the base class calls ------------------------------------------------------------------------
 
     @property
     def context_params(self) -> Any:
@@ -108,12 +108,12 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         cells = self._loop.cells
         if self.n_tokens <= len(cells.tokens[0]):
             cells.follow_truncation(0, self.n_tokens)
-        else:  # something else has filled the cache, as for images
+        else:  # something else has filled the cache, such as a handler for images
             cells.follow_load(0, self._cached())
         before = self.n_tokens
         try:
             super().eval(tokens)
-        finally:  # also the passes before one that failed
+        finally:  # if a pass fails, the passes before it have still filled cells
             read = self.n_tokens - before
             cells.append(0, list(tokens[:read]), range(read))
             cells.end_pass(read)
@@ -145,7 +145,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     # -- passes of the step loop ----------------------------------------------------------------------------------
 
     def _decode(self, loop: StepLoop, token: int, stopping_criteria: Any) -> Generator[int, Sequence[int] | None, None]:
-        """Yield what follows `token`."""
+        """Yield the tokens after `token`."""
         stream = loop.adopt(self._cached(), token)
         try:
             while stream.finish is None:
@@ -248,7 +248,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             print(f"specplug: {text}", file=sys.stderr)
 
     def _runtime(self) -> Runtime:
-        """What the base class was opened with, as the key of a remembered cost curve."""
+        """The settings that the base class was opened with, as the key of a cached cost curve."""
         params = self._context_params
         kinds = {number: name for name, number in KV_TYPES.items()}
         return Runtime(

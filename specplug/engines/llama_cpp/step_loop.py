@@ -53,11 +53,11 @@ class StepLoop:
         self.counters = Counters()
         """Sums over all finished sequences."""
         self.interrupted = False
-        """A pass has begun whose branches are not yet kept; stays True where the pass failed."""
+        """Whether a pass has begun whose branches are not yet kept; stays True if the pass failed."""
         self.decode_ms = 0.0
         """Time of all steps without pieces of prompts."""
         self.plain_ms = 0.0
-        """What plain decoding would have taken for the same tokens, by the cost curve."""
+        """Time that plain decoding would have taken for the same tokens, by the cost curve."""
         self._rollback = rollback or AnyTail()
         self._exact = exact
         self._pad_id = slots + 1
@@ -143,9 +143,9 @@ class StepLoop:
         self._slots.forget()
 
     def preload(self, prompt: IntArray, state: bytes | None = None) -> bytes:
-        """Let an idle slot hold a prompt (int32[n], n >= 1), so that only its last token is read for a sequence.
+        """Fill an idle slot with a prompt (int32[n], n >= 1), so that a sequence needs to read only its last token.
 
-        state  what this returned on a loop of the same model and settings; the prompt is read here where None
+        state  the result of this method on a loop of the same model and settings; if None, the prompt is read here
         """
         seq = self._slots.first_empty()
         if state is not None:
@@ -207,7 +207,7 @@ class StepLoop:
         drafted = perf_counter_ns()
         context.decode()
         logits = context.logits(tree_rows + sum(piece.last for piece in pieces) + padded)
-        if padded:  # before anything else: no free cell may lie before a taken one
+        if padded:  # before anything else: no free cell may precede a taken one
             context.drop(self._pad_id)
         return Pass(running, trees, pieces, tree_rows, logits, began, drafted, perf_counter_ns())
 
@@ -228,7 +228,7 @@ class StepLoop:
     def _passes(
         self, running: Sequence[Stream], reading: Sequence[Stream]
     ) -> Iterator[tuple[Sequence[Stream], Sequence[Stream]]]:
-        """Which sequences share a pass."""
+        """The running and the reading sequences of each pass of this step."""
         if self._exact is None:
             yield running, reading
             return
@@ -275,7 +275,7 @@ class StepLoop:
                 tree.accepted.append(node)
                 token = self._emit(stream, logits, tree.row_of[node])
                 node = child.get((node, token))
-        except SpecplugError as error:  # of its own sampler: the other sequences go on
+        except SpecplugError as error:  # raised by this sequence's sampler: the other sequences go on
             stream.failure = error
         if len(tree.draft):
             stream.drafters = self._draft_counts.add(tree, self.speculator.fusion.bucket_source)
@@ -297,7 +297,7 @@ class StepLoop:
         return token
 
     def _keep(self, passed: Pass) -> None:
-        """The cache keeps roots, accepted nodes and prompts; all cells before the last one kept stay taken."""
+        """Keep roots, accepted nodes and prompts in the cache; all cells before the last one kept stay taken."""
         rows = self.context.rows if passed.pieces else 0
         for tree in passed.trees:
             rows = max(rows, tree.first + 1)
@@ -330,7 +330,7 @@ class StepLoop:
         speculator.observe([s.seq for s in running], steps, target_ms=target_ms, topk_ns=topk_ns)
 
     def _begin_decoding(self, passed: Pass) -> None:
-        """Sequences whose prompts are read emit their first token, and run from now on."""
+        """Emit the first token of sequences whose prompts are read; they run from now on."""
         row = passed.tree_rows
         for piece in passed.pieces:
             if not piece.last:
@@ -346,7 +346,7 @@ class StepLoop:
             self._hand_to_proposers(stream)
 
     def _hand_to_proposers(self, stream: Stream) -> None:
-        """The proposers learn the prompt and its first token; the sequence no longer reads."""
+        """Pass the prompt and its first token to the proposers; the sequence no longer reads."""
         began = perf_counter_ns()
         self.speculator.begin(stream.seq, np.append(stream.prompt, np.int32(stream.root)))
         if stream.sampler is not None:

@@ -1,4 +1,4 @@
-"""A sequence on its way from prompt to last token, and the target pass that moves it on: data of the step loop."""
+"""The data of the step loop: a sequence (`Stream`) and a target pass (`Pass`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stream:
     finish     None while running; then "stop" (end token) or "length"
     failure    why it ends without having finished
     decode_ms  time of its steps without pieces of prompts
-    plain_ms   what plain decoding would have taken for the same tokens, by the cost curve
+    plain_ms   time that plain decoding would have taken for the same tokens, by the cost curve
     """
 
     seq: int

@@ -162,7 +162,7 @@ def _drafter_settings(drafter: DraftModel, target: str | None, length: Mapping[s
     if target is not None and Path(target).is_dir():
         drafter_folders.check_target(manifest, folder, references.tokenizer_hash(Path(target)), target)
     method = "eagle3" if manifest.kind == "eagle3" else "draft_model"
-    found: dict[str, Any] = {"speculative_config": {"method": method, "model": str(folder.absolute()), **length}}
+    settings: dict[str, Any] = {"speculative_config": {"method": method, "model": str(folder.absolute()), **length}}
     if manifest.architecture in MIXED_ATTENTION:
-        found["disable_hybrid_kv_cache_manager"] = True
-    return found
+        settings["disable_hybrid_kv_cache_manager"] = True
+    return settings

@@ -1,6 +1,6 @@
 """Turns one pass of the target over a batch into the drafts for the next pass.
 
-It follows the layout of vLLM's runner: rows move between steps, tokens lie in one array, and long prompts are processed
+It follows the layout of vLLM's runner: rows move between steps, tokens are in one array, and long prompts are processed
 in chunks. It imports no vllm, so that its cost can be measured and its edge cases tested without an engine.
 """
 

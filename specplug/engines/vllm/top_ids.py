@@ -51,12 +51,12 @@ def time_reading(num_tokens: int, *, k: int = 8, rounds: int = 12) -> list[tuple
     """Time reading the top k ids of 1, 2, 4 and 8 rows on the CPU, `rounds` times each: (rows, microseconds)."""
     sizes = (1, 2, 4, 8)
     logits = torch.randn(max(sizes), num_tokens)
-    found = []
+    times = []
     for rows in sizes * rounds:
         began = perf_counter_ns()
         TopIdsOfPass(logits, k, greedy=True).rows(int_array(range(rows)), k)
-        found.append((rows, (perf_counter_ns() - began) / 1000))
-    return found
+        times.append((rows, (perf_counter_ns() - began) / 1000))
+    return times
 
 
 def _as_float(logits: Any) -> Any:

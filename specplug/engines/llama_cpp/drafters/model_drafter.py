@@ -37,7 +37,7 @@ PRICE_CHECK_INTERVAL = 32
 """Declined steps after which the cost of a draft token is measured again: it may have been high only for a while."""
 
 LEAST_PRICE_RATIO = 0.75
-"""Such a measurement lowers the cost to this share at most: it is one pass, after a shorter text than usual."""
+"""Such a measurement cannot lower the cost below this share of it: it is one pass, after a shorter text than usual."""
 
 COPY_FROM = 24
 """Unread tokens from which copying the target's cells costs less than reading, if they can be copied."""
@@ -95,7 +95,7 @@ class ModelDrafter:
             for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)
         )
         self.draft_token_ms = 0.0
-        """What drafting one token costs, milliseconds."""
+        """Time to draft one token, milliseconds."""
         self.passes = 0
         """Passes run so far in order to draft."""
         self.pays: Callable[[Sequence[int], float], bool] | None = None
@@ -265,7 +265,7 @@ class ModelDrafter:
     # -- the drafter's cache --------------------------------------------------------------------------------------
 
     def _catch_up(self, seq: int, text: _Text) -> Logits:
-        """Read what is not yet in the cache, the last token at least; returns the logits after it."""
+        """Read the tokens that are not yet in the cache, the last one at least; returns the logits after it."""
         cached = self.shared_cached[seq]
         known = text.tokens
         start = len(known) - self._num_unread(text)
