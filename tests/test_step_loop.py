@@ -29,8 +29,13 @@ def opened(model: Model, slots: int = 4, kv_tokens: int | None = None, profile=S
     return ServingEngine(model, profile, slots=slots, kv_tokens=kv_tokens, cost=FREE_ROWS)
 
 
-def answer_all(engine: ServingEngine, requests: list[Request]) -> tuple[list[list[int]], list[Stream]]:
-    """Run every request as soon as a slot is free; returns the tokens of each, and the finished streams."""
+def answer_all(
+    engine: ServingEngine, requests: list[Request], logprobs: dict[int, list[TokenLogprobs]] | None = None
+) -> tuple[list[list[int]], list[Stream]]:
+    """Run every request as soon as a slot is free; returns the tokens of each, and the finished streams.
+
+    logprobs  receives the log probabilities of each request's tokens, by its index
+    """
     waiting, active = deque(enumerate(requests)), dict[int, Stream]()
     tokens: list[list[int]] = [[] for _ in requests]
     done: list[Stream] = []
@@ -45,6 +50,8 @@ def answer_all(engine: ServingEngine, requests: list[Request]) -> tuple[list[lis
         for index, stream in list(active.items()):
             if not stream.reading:
                 tokens[index] += stream.fresh
+                if logprobs is not None:
+                    logprobs.setdefault(index, []).extend(stream.logprobs)
                 if stream.finish or stream.failure:
                     engine.loop.finish(active.pop(index))
                     done.append(stream)
@@ -187,22 +194,9 @@ def test_exact_streams_are_their_single_runs_to_the_last_bit(
         requests = [replace(asked, sampling=Sampling(logprobs=2)) for asked in mixed(model, 6)]
         with LlamaCpp(model, plain(exact)) as single:
             expected = [single.generate(asked) for asked in requests]
+        logprobs: dict[int, list[TokenLogprobs]] = {}
         with ServingEngine(model, exact, slots=3, cost=FREE_ROWS) as engine:
-            found = []
-            waiting, active = deque(enumerate(requests)), dict[int, Stream]()
-            logprobs: list[list[TokenLogprobs]] = [[] for _ in requests]
-            while waiting or active:
-                if waiting and len(active) < engine.slots:
-                    index, asked = waiting.popleft()
-                    active[index] = engine.loop.begin(asked.prompt, engine.sampler(asked.sampling), asked.max_tokens, 8)
-                streams = list(active.values())
-                engine.loop.step([s for s in streams if not s.reading], [s for s in streams if s.reading])
-                for index, stream in list(active.items()):
-                    if not stream.reading:
-                        logprobs[index] += stream.logprobs
-                        if stream.finish:
-                            found.append(stream)
-                            engine.loop.finish(active.pop(index))
+            _, streams = answer_all(engine, requests, logprobs)
             assert engine.loop.counters.accepted_tokens > 10
-            assert all(stream.cached == 0 for stream in found), "exact reads every prompt from its beginning"
-    assert logprobs == [answer.logprobs for answer in expected]
+            assert all(stream.cached == 0 for stream in streams), "exact reads every prompt from its beginning"
+    assert [logprobs[index] for index in range(len(requests))] == [answer.logprobs for answer in expected]
