@@ -1,6 +1,6 @@
 """Compares llama.cpp's speed under specplug in two checkouts, in turn on the same machine.
 
-python benchmarks/before_after.py BEFORE AFTER --model some.gguf [--pairs 24] [--tokens 96] [--threads 2]
+python benchmarks/before_after.py BEFORE AFTER --model some.gguf [--figures plain overhead] [--pairs 24]
 
 BEFORE and AFTER are checkouts with an environment in `.venv`. Each runs one worker process and one server, which stay
 open, and every figure is measured in turn, in an order that alternates from pair to pair:
@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+FIGURES = ("plain", "overhead", "eight", "serve")
 STREAMS = 8
 PROMPT = "Tell me a long story about a lighthouse keeper and a whale."
 TOPICS = ("the sea", "a forest", "a city at night", "snow", "a desert", "an old train", "a market", "the moon")
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--figures", nargs="+", choices=FIGURES, default=FIGURES)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -50,7 +52,7 @@ def main() -> None:
             name: stack.enter_context(Side(checkout.resolve(), args))
             for name, checkout in (("before", args.before), ("after", args.after))
         }
-        arms = [(name, figure) for figure in ("plain", "overhead", "eight", "serve") for name in sides]
+        arms = [(name, figure) for figure in args.figures for name in sides]
         arms.insert(0, ("after", "raw"))
         measured: dict[tuple[str, str], list[float]] = {arm: [] for arm in arms}
         for pair in range(args.pairs + 1):
@@ -60,14 +62,14 @@ def main() -> None:
                     measured[arm].append(value)
     print(f"{hardware.fingerprint()}, {args.threads} threads, {Path(args.model).name}, {args.pairs} pairs")
     print(f"raw loop: {median(measured['after', 'raw']):.1f} tokens/s")
-    for figure in ("plain", "overhead", "eight", "serve"):
+    for figure in args.figures:
         before, after = measured["before", figure], measured["after", figure]
         ratio = median_interval([b / a for a, b in zip(before, after, strict=True)])
         print(
             f"{figure:9s} before {median(before):8.1f}  after {median(after):8.1f}  "
             f"after/before {ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
         )
-    for name in sides:
+    for name in sides if "plain" in args.figures else ():
         ratio = median_interval([b / a for a, b in zip(measured["after", "raw"], measured[name, "plain"], strict=True)])
         print(f"plain, {name}, of the raw loop: {ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})")
 
