@@ -43,7 +43,7 @@ class Subject(Protocol):
     def text(self, tokens: Sequence[int]) -> str: ...
 
     def choose_threads(self, seconds: float) -> tuple[int | None, dict[int, float]]:
-        """The fastest thread count (None: the engine sets its own), and milliseconds of a one-row pass by thread count."""
+        """The fastest thread count (None: the engine sets its own), and milliseconds of a one-row pass by count."""
 
     def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
         """A cost curve for each level, which is a number of sequences that run at once; ascending, each as soon as it
