@@ -61,7 +61,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     threads = "" if chosen is None else f", {chosen} threads"
     yield f'<p class="verdict {"won" if won else "lost"}" id="verdict">{escape(outcome(document))}</p>'
     rejected = "".join(f"<li>{escape(text)}</li>" for text in rejections(document))
-    yield f"<p>These settings were run live and not chosen:</p><ul>{rejected}</ul>" if rejected else ""
+    yield f"<p>These finalists were not chosen:</p><ul>{rejected}</ul>" if rejected else ""
     yield f"<p>Next step: {escape(next_step(document))}.</p>"
     facts = (
         f"{model['description']} on {machine['cpu']}{threads}. {work['answers']} answers ({work['tokens']} tokens) of "
