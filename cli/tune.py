@@ -32,6 +32,9 @@ from . import options
 from .options import html_option, model_path, note, parse_levels, shared_options, workload_option
 from .progress import budget_bar
 
+JSON_NAMES = {"off_path_rows": "asides"}
+"""Stages whose field in `tune --dry-run --json` keeps an older name."""
+
 NOTHING_BEATS_NONE = 3
 
 
@@ -187,7 +190,9 @@ def _plan(request: Request) -> dict[str, Any]:
         "settings": len(settings),
         "methods": sorted({setting.method for setting in settings}),
         "concurrency": list(request.concurrency),
-        "seconds": {stage: round(share * request.budget, 1) for stage, share in budgets.SHARES.items()}
+        "seconds": {
+            JSON_NAMES.get(stage, stage): round(share * request.budget, 1) for stage, share in budgets.SHARES.items()
+        }
         | {"confirm": round((1 - sum(budgets.SHARES.values())) * request.budget, 1)},
         "busy": hardware.busy_warning(),
     }

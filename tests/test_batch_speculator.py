@@ -54,7 +54,7 @@ def speculator(sources: Sequence[Fixed], ms: Sequence[float], **options: bool) -
 
 
 def plan(one: BatchSpeculator, seqs: Sequence[int], budgets: Sequence[int] | None = None) -> BatchPlan:
-    assert one.due()
+    assert one.should_draft()
     return one.plan(seqs, len(seqs), 0, int_array(budgets or [K] * len(seqs)))
 
 
@@ -138,7 +138,7 @@ def test_a_proposer_that_never_pays_backs_off_and_one_that_pays_does_not() -> No
     steps = 0
     while useless.asked < 5:
         steps += 1
-        assert one.due()
+        assert one.should_draft()
         one.plan([0], 1, 0, int_array([K]))
         one.observe(emitted([0], [[1, 2, 3, 4]]))
     assert steps > 20 and useful.asked == steps
@@ -158,7 +158,7 @@ def test_a_proposer_that_takes_longer_than_a_millisecond_is_asked_while_it_saves
 def test_in_a_cooldown_of_all_proposers_none_is_asked() -> None:
     source = Fixed([7], [0.02], topk=8)
     one = speculator([source], [0.5 * n for n in range(1, 9)])
-    asked = [one.due() and one.plan([0], 1, 0, int_array([K])) is not None for _ in range(60)]
+    asked = [one.should_draft() and one.plan([0], 1, 0, int_array([K])) is not None for _ in range(60)]
     assert asked[0] and sum(asked) == source.asked < 12
     assert one.wants_topk == (8 if asked[-1] else 0)
 
@@ -204,12 +204,12 @@ def test_a_plain_pass_is_due_by_the_curve_of_the_batch() -> None:
     one = BatchSpeculator([Fixed([1], [0.9])], ["fixed"], cost, k=K)
     asked = []
     for _ in range(PLAIN_INTERVAL + 2):
-        asked.append(one.due(4))
+        asked.append(one.should_draft(4))
         cost.observe(4, 12 if asked[-1] else 4, 0, 17.0 if asked[-1] else 9.0)
     assert asked == [True] * PLAIN_INTERVAL + [False, True]
     for _ in range(PLAIN_INTERVAL):
         cost.observe(4, 12, 0, 17.0)
-    assert one.due(2) and one.due() and not one.due(4)
+    assert one.should_draft(2) and one.should_draft() and not one.should_draft(4)
 
 
 def test_one_plain_pass_is_enough_whatever_the_form_of_the_curve() -> None:
@@ -218,7 +218,7 @@ def test_one_plain_pass_is_enough_whatever_the_form_of_the_curve() -> None:
     one = BatchSpeculator([Fixed([1], [0.9])], ["fixed"], cost, k=K)
     asked = []
     for _ in range(2 * PLAIN_INTERVAL + 2):
-        asked.append(one.due(4))
+        asked.append(one.should_draft(4))
         cost.observe(4, 7 if asked[-1] else 4, 0, float(cost.at(4, 0)[6 if asked[-1] else 3]))
     assert asked == [*[True] * PLAIN_INTERVAL, False] * 2
 
@@ -229,7 +229,7 @@ def test_a_batch_without_a_curve_of_its_own_continues_to_draft(sequences: int) -
     cost = BatchCost({size: CostCurve([0], range(1, 36), [list(range(9, 44))]) for size in (2, 4)})
     one = BatchSpeculator([Fixed([1], [0.9])], ["fixed"], cost, k=K)
     for _ in range(3 * PLAIN_INTERVAL):
-        assert one.due(sequences)
+        assert one.should_draft(sequences)
         cost.observe(sequences, sequences + 3, 0, 20.0)
 
 

@@ -47,8 +47,8 @@ class BatchPlan:
 class BatchSpeculator:
     """Drafts for one engine whose batch may change at every step.
 
-    Call `due` once per step. Where it returns True, call `begin` for new sequences, `observe` for the others, and
-    `plan`.
+    Call `should_draft` once per step. Where it returns True, call `begin` for new sequences, `observe` for the others,
+    and `plan`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class BatchSpeculator:
         self._topk_ns = 0.0
         self._has_room: IntArray = np.zeros(0, dtype=np.int32)
 
-    def due(self, sequences: int = 0) -> bool:
+    def should_draft(self, sequences: int = 0) -> bool:
         """Count one step; True if any proposer should be asked in it. Time from here to the end of `plan` is charged.
 
         sequences  in the previous pass, if it was timed (then the next one probably will be, too); else 0

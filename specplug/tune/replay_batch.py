@@ -123,7 +123,7 @@ class BatchReplay:
 
     def _draft(self, running: Sequence[_Cursor], fill: int) -> list[list[int]]:
         speculator = self.speculator
-        if not speculator.due():
+        if not speculator.should_draft():
             return [[] for _ in running]
         began = self._clock()
         old = [c for c in (*running, *self._ended) if c.known <= c.at and c.known]

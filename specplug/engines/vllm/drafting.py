@@ -93,7 +93,7 @@ class Drafting:
         for request_id in self.requests.finished(done.live):
             self._end(request_id)
         drafts: list[list[int]] = [[] for _ in range(n)]
-        if self.speculator.due(n if timed else 0):
+        if self.speculator.should_draft(n if timed else 0):
             self._draft(done, n, drafts)
         self._last_ids = list(done.request_ids)
         self._returned = self._clock()
