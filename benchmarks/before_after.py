@@ -78,6 +78,7 @@ class Side:
     """One checkout: its worker and its server. Use it in a `with` statement."""
 
     def __init__(self, checkout: Path, args: argparse.Namespace) -> None:
+        self._checkout = checkout
         self._python = str(checkout / ".venv/bin/python")
         self._args = args
         self._stack = ExitStack()
@@ -91,8 +92,16 @@ class Side:
             [self._python, __file__, "--worker", *settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._stack.callback(self._worker.kill)
-        command = ["specplug_cli.main", "serve", self._args.model, "--profile", "none", "--slots", str(STREAMS)]
-        port, _ = self._stack.enter_context(serving(command, python=self._python))
+        command = [
+            "specplug_cli.main",
+            "serve",
+            str(Path(self._args.model).resolve()),
+            "--profile",
+            "none",
+            "--slots",
+            str(STREAMS),
+        ]
+        port, _ = self._stack.enter_context(serving(command, self._python, self._checkout))
         self._endpoint = Endpoint(f"http://127.0.0.1:{port}")
         self._pool = self._stack.enter_context(ThreadPoolExecutor(STREAMS))
         return self

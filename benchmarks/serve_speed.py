@@ -106,12 +106,14 @@ def complete(endpoint: Endpoint, tokens: int) -> float:
 
 
 @contextmanager
-def serving(command: list[str], python: str = sys.executable) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def serving(
+    command: list[str], python: str = sys.executable, folder: Path | None = None
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """Run a server module in a process that receives a free port with --port; yields the port and the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    process = subprocess.Popen([python, "-m", *command, "--port", str(port)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([python, "-m", *command, "--port", str(port)], stdout=subprocess.DEVNULL, cwd=folder)
     try:
         while True:
             try:
