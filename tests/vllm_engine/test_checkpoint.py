@@ -177,7 +177,10 @@ def test_a_model_that_transformers_cannot_read_is_refused(tmp_path: Path, old: b
 def test_a_damaged_file_and_an_unknown_dtype_are_refused(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(resolve("demo:smollm2").read_bytes()[:-1000])
-    for dtype, message in {"float32": "truncated: 1000 of 98362432 bytes are missing", "int8": "dtype 'int8' is unknown"}.items():
+    for dtype, message in {
+        "float32": "truncated: 1000 of 98362432 bytes are missing",
+        "int8": "dtype 'int8' is unknown",
+    }.items():
         with pytest.raises(UsageError, match=message) as caught:
             dequantise(cut, tmp_path / "outs" / "out", dtype)
         assert "\n" not in str(caught.value)
