@@ -47,7 +47,7 @@ def test_a_checkpoint_is_trimmed_by_its_own_answers(checkpoint: Path, prompts: s
     assert document["rows"] == 8192 and document["calibration"]["counted"] == "the target's answers"
     work = document["calibration"]
     assert 4 * 8 < work["tokens"] + work["held_out_tokens"] <= 4 * 16
-    assert document["sizes"][0]["acceptance"] is None and "vLLM alone" in document["why_not_judged"]
+    assert document["sizes"][0]["acceptance"] is None and "only inside vLLM" in document["why_not_judged"]
     manifest, ids = drafter_folders.read(tmp_path / "d")
     assert (manifest.format, manifest.kind, len(ids)) == ("checkpoint", "model", 8192)
     assert set(vocabulary(checkpoint).always_kept().tolist()) <= set(ids.tolist())
