@@ -191,7 +191,7 @@ def test_exact_streams_are_their_single_runs_to_the_last_bit(
     exact = replace(profiles.load("exact"), planner=replace(SMALL.planner, max_nodes=8))
     exact = replace(exact, runtime=replace(exact.runtime, threads=2, context=512, batch=32, kv_type=kv_type))
     with open_model(formats[weights]) as model:
-        requests = [replace(asked, sampling=Sampling(logprobs=2)) for asked in mixed(model, 6)]
+        requests = [replace(asked, max_tokens=18, sampling=Sampling(logprobs=2)) for asked in mixed(model, 5)]
         with LlamaCpp(model, plain(exact)) as single:
             expected = [single.generate(asked) for asked in requests]
         logprobs: dict[int, list[TokenLogprobs]] = {}
