@@ -187,7 +187,7 @@ class StepLoop:
         """Plan, and run the target. A caller that samples itself fills `fresh` and `accepted`, and calls `settle`."""
         began = perf_counter_ns()
         context = self.context
-        if self.interrupted and any(len(self.cells.tokens[s.seq]) != s.position for s in (*running, *reading)):
+        if any(len(self.cells.tokens[s.seq]) != s.position for s in (*running, *reading)):
             raise SpecplugError("the KV cache was emptied after an interrupted pass; start the sequence again")
         drafts = self._plan(running)
         tree_rows = len(running) + sum(map(len, drafts))
