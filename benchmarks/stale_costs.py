@@ -19,8 +19,9 @@ from specplug import profile
 from specplug.bench.arms import plain
 from specplug.bench.statistics import paired_ratio
 from specplug.bench.workloads import BUILTIN, limit, load_workload
-from specplug.engines.llama_cpp.engine import LlamaCpp, fitting_cost_points, resolved
+from specplug.engines.llama_cpp.engine import LlamaCpp, fitting_cost_points
 from specplug.engines.llama_cpp.model import open_model
+from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.generation.answers import Request
 from specplug.machine import hardware
 from specplug.models.references import resolve
@@ -52,7 +53,7 @@ def main() -> None:
     with ExitStack() as opened:
         model = opened.enter_context(open_model(path))
         points = fitting_cost_points(
-            model, resolved(chosen, model), slots=1, limit=chosen.planner.max_nodes + 1, notify=lambda text: None
+            model, with_settings(chosen, model), slots=1, limit=chosen.planner.max_nodes + 1, notify=lambda text: None
         )
         wrong = believing(points, args.believed)
         engines = {"plain": opened.enter_context(LlamaCpp(model, plain(chosen)))}

@@ -141,7 +141,7 @@ def serve(
     address.check()  # before the model is loaded
     settings = Settings(name or path.stem, queue, deadline, log_prompts)
     with (
-        open_model(path, gpu_layers=chosen.runtime.gpu_layers) as opened,
+        open_model(path, chosen.runtime) as opened,
         open_serving_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, notify=note) as serving,
     ):
         run(serving, settings, address, Limits(max_body), grace=grace, notify=note)

@@ -43,14 +43,14 @@ def llama_stage(
     from specplug.engines.llama_cpp import require
 
     require()
-    from specplug.engines.llama_cpp.engine import resolved
     from specplug.engines.llama_cpp.measure import cost_points
     from specplug.engines.llama_cpp.model import open_model
     from specplug.engines.llama_cpp.rounding import explain
+    from specplug.engines.llama_cpp.settings_choice import with_settings
 
     with ExitStack() as stack:
-        model = stack.enter_context(open_model(path, gpu_layers=profiles[0].runtime.gpu_layers))
-        first = resolved(profiles[0], model)
+        model = stack.enter_context(open_model(path, profiles[0].runtime))
+        first = with_settings(profiles[0], model, many=concurrency > 1, notify=notify)
         base = plain(first)
         for index, p in enumerate(profiles):
             changed = fingerprint.stale(p, path, p.runtime.threads or first.runtime.threads)

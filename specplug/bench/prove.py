@@ -144,7 +144,7 @@ def prove(
     tried = as_verified(profile, as_is)
     verdicts = Verdicts(settings)
     with (
-        open_model(model_path, gpu_layers=profile.runtime.gpu_layers) as model,
+        open_model(model_path, profile.runtime) as model,
         LlamaCpp(model, plain(profile)) as plain_engine,
         LlamaCpp(model, tried, notify=notify) as drafting_engine,
     ):
@@ -181,6 +181,6 @@ def prove(
             model=f"{model_path.name} ({model.description})",
             planner=tried.planner.mode,
             padded=plain_engine.padded,
-            kv_type=profile.runtime.kv_type,
+            kv_type=str(plain_engine.profile.runtime.kv_type),
             max_tokens=max_tokens,
         )

@@ -58,9 +58,9 @@ class GgufSource:
             raise EngineError(
                 f"{model}: trimming needs gguf, which is not installed: pip install 'specplug[llama-cpp]'"
             )
-        from specplug.engines.llama_cpp.engine import resolved
         from specplug.engines.llama_cpp.model import open_model
         from specplug.engines.llama_cpp.rollback import rollback_of
+        from specplug.engines.llama_cpp.settings_choice import with_settings
         from specplug.transforms.gguf_head import head_shape
 
         head_shape(model)  # raises for an architecture that cannot be trimmed
@@ -70,7 +70,7 @@ class GgufSource:
         self._target_model = open_model(target)
         rollback_of(self._target_model)  # raises for a model that cannot take draft tokens back
         base = Profile("target", proposers=(ProposerSpec("none"),), runtime=Runtime(threads=threads))
-        self.profile = resolved(base, self._target_model)
+        self.profile = with_settings(base, self._target_model)
 
     def vocabulary(self) -> Vocabulary:
         from specplug.transforms.gguf_head import vocabulary

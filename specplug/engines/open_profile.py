@@ -48,7 +48,7 @@ def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[Ope
     from specplug.engines.llama_cpp.model import open_model
 
     with (
-        open_model(path, gpu_layers=profile.runtime.gpu_layers) as model,
+        open_model(path, profile.runtime) as model,
         LlamaCpp(model, profile, notify=notify) as llama,
     ):
         yield llama

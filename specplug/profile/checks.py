@@ -242,11 +242,15 @@ _PLANNER: dict[str, Check] = {
 }
 _RUNTIME: dict[str, Check] = {
     "threads": _optional(_integer(1, 1024)),
+    "threads_batch": _optional(_integer(1, 1024)),
     "context": _integer(16, 1 << 24),
     "batch": _integer(1, 1 << 20),
+    "ubatch": _optional(_integer(1, 1 << 20)),
     "gpu_layers": _integer(-1, 10_000),
     "flash_attention": _optional(_flag),
-    "kv_type": _choice(KV_TYPES),
+    "kv_type": _optional(_choice(KV_TYPES)),
+    "repack": _flag,
+    "mmap": _flag,
     "coupled": _flag,
 }
 _VLLM: dict[str, Check] = {

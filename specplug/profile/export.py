@@ -60,7 +60,7 @@ def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], mo
         argv += ["--n-gpu-layers", "all" if runtime.gpu_layers < 0 else str(runtime.gpu_layers)]
     if runtime.flash_attention is not None:
         argv += ["--flash-attn", "on" if runtime.flash_attention else "off"]
-    if runtime.kv_type != "f16":
+    if runtime.kv_type is not None:
         argv += ["--cache-type-k", runtime.kv_type, "--cache-type-v", runtime.kv_type]
     lookup = methods.get("ngram") or methods.get("suffix")
     if lookup is None:

@@ -34,21 +34,31 @@ class PlannerSettings:
 class Runtime:
     """Settings with which llama.cpp opens the model. None leaves the choice to the engine.
 
-    threads     CPU threads
-    context     tokens of one sequence, prompt and answer together, at most
-    batch       tokens of one pass, at most
-    gpu_layers  layers on the GPU; -1 for all
-    coupled     above temperature 0, sample with random numbers that a draft model shares, so that more of its draft
-                tokens are accepted. A seed then yields another text than llama.cpp's own sampling, and the same text
-                with and without drafting
+    threads          CPU threads of passes over one row
+    threads_batch    CPU threads of passes over several rows: prompts and drafts. None: as many as `threads`
+    context          tokens of one sequence, prompt and answer together, at most
+    batch            tokens of one pass, at most
+    ubatch           tokens of a pass that llama.cpp computes at a time. None: all of them
+    gpu_layers       layers on the GPU; -1 for all
+    flash_attention  whether attention is computed by the flash attention kernel
+    kv_type          number format of the KV cache, one of KV_TYPES
+    repack           whether the CPU's kernels get a copy of the weights in a layout of their own
+    mmap             whether weights are mapped into memory, instead of read into it
+    coupled          above temperature 0, sample with random numbers that a draft model shares, so that more of its
+                     draft tokens are accepted. A seed then yields another text than llama.cpp's own sampling, and the
+                     same text with and without drafting
     """
 
     threads: int | None = None
+    threads_batch: int | None = None
     context: int = 4096
     batch: int = 512
+    ubatch: int | None = None
     gpu_layers: int = 0
     flash_attention: bool | None = None
-    kv_type: str = "f16"
+    kv_type: str | None = None
+    repack: bool = True
+    mmap: bool = True
     coupled: bool = False
 
 

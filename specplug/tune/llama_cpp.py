@@ -59,14 +59,15 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp import require
 
         require()
-        from specplug.engines.llama_cpp.engine import PROVIDES, resolved
+        from specplug.engines.llama_cpp.engine import PROVIDES
         from specplug.engines.llama_cpp.model import open_model
         from specplug.engines.llama_cpp.rollback import rollback_of
+        from specplug.engines.llama_cpp.settings_choice import with_settings
 
         self.provides: Requires = PROVIDES
-        self._model = open_model(model_path, gpu_layers=profile.runtime.gpu_layers)
+        self._model = open_model(model_path, profile.runtime)
         rollback_of(self._model)  # raises for a model that cannot take draft tokens back
-        self.profile = resolved(profile, self._model)
+        self.profile = with_settings(profile, self._model)
         self._most_context = self.profile.runtime.context
         self._prompts = None if profile.exact else PromptStates()  # `exact` prefills every prompt from its first token
 

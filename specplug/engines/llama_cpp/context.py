@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 import llama_cpp.llama_cpp as ll
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.model import Model, captured_log
@@ -21,6 +22,12 @@ from specplug.profile import Runtime
 
 KV_TYPES = {"f32": ll.GGML_TYPE_F32, "f16": ll.GGML_TYPE_F16, "bf16": 30, "q8_0": ll.GGML_TYPE_Q8_0}
 """The type numbers of ggml; llama-cpp-python has no name for bf16."""
+
+KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+"""Bytes of one cached number."""
+
+DEFAULT_KV_TYPE = "f16"
+"""The type that llama.cpp takes where none is named."""
 
 Logits = npt.NDArray[np.float32]
 
@@ -48,14 +55,23 @@ def open_context(
     inputs   the embeddings of tokens, where the model cannot embed all of them itself
     """
     assert runtime.flash_attention is not None, "the profile was not resolved"
+    needed, free = cache_bytes(model, runtime, cells), psutil.virtual_memory().available
+    if not runtime.gpu_layers and needed > free:
+        raise UsageError(
+            f"a KV cache of {cells} tokens takes {needed / 2**30:.1f} GiB as {runtime.kv_type}, and {free / 2**30:.1f} "
+            "GiB of memory are free; lower runtime: context, or set kv_type: bf16 or q8_0"
+        )
+    if runtime.kv_type == "q8_0" and not runtime.flash_attention:
+        raise UsageError("a q8_0 KV cache needs flash attention; set runtime: {flash_attention: true}")
     params = ll.llama_context_default_params()
     params.n_ctx = cells
-    params.n_batch = params.n_ubatch = min(max(runtime.batch, max_rows), cells)
-    params.n_threads = params.n_threads_batch = runtime.threads
+    params.n_batch = min(max(runtime.batch, max_rows), cells)
+    params.n_ubatch = min(max(runtime.ubatch or runtime.batch, max_rows), cells)
+    params.n_threads, params.n_threads_batch = runtime.threads, runtime.threads_batch or runtime.threads
     params.flash_attn_type = (
         ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if runtime.flash_attention else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )
-    params.type_k = params.type_v = KV_TYPES[runtime.kv_type]
+    params.type_k = params.type_v = KV_TYPES[runtime.kv_type or DEFAULT_KV_TYPE]
     params.no_perf = True
     set_tree_params(params, num_ids, max_rows)
     with captured_log() as log:
@@ -63,6 +79,22 @@ def open_context(
     if not handle:
         raise UsageError(f"{model.path}: llama.cpp cannot open a context of {cells} tokens: {log.reason()}")
     return Context(model, handle, num_ids=num_ids, max_rows=max_rows, inputs=inputs)
+
+
+def cache_bytes(model: Model, runtime: Runtime, cells: int) -> int:
+    """Bytes that a KV cache of so many cells takes, as if every layer attended to all of it; 0 where unknown."""
+    name = model.meta("general.architecture")
+
+    def number(key: str) -> int:
+        text = model.meta(f"{name}.{key}") or ""
+        return int(text) if text.isdecimal() else 0
+
+    heads, width = number("attention.head_count"), number("embedding_length")
+    kv_heads = number("attention.head_count_kv") or heads
+    keys = number("attention.key_length") or (width // heads if heads else 0)
+    values = number("attention.value_length") or keys
+    per_number = KV_BYTES[runtime.kv_type or DEFAULT_KV_TYPE]
+    return int(cells * number("block_count") * kv_heads * (keys + values) * per_number)
 
 
 def set_tree_params(params: Any, num_ids: int, max_rows: int) -> None:
@@ -85,6 +117,7 @@ class Context:
         self.memory = ll.llama_get_memory(handle)
         self.cells: int = ll.llama_n_ctx(handle)
         self.num_batch: int = ll.llama_n_batch(handle)
+        self.num_ids = num_ids
         n = self.num_batch
         self._tokens = np.zeros(n, dtype=np.int32)
         self._positions = np.zeros(n, dtype=np.int32)
@@ -121,9 +154,9 @@ class Context:
                 ll.llama_free(self.handle)
             self.handle = None
 
-    def use_threads(self, threads: int) -> None:
-        """Set the number of threads that compute the passes from now on."""
-        ll.llama_set_n_threads(self.handle, threads, threads)
+    def use_threads(self, threads: int, threads_batch: int | None = None) -> None:
+        """Set the threads that compute passes from now on; `threads_batch` those of passes over several rows."""
+        ll.llama_set_n_threads(self.handle, threads, threads_batch or threads)
 
     # -- the batch ------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ files beside the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -21,13 +20,13 @@ from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, rem
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.rollback import AnyTail, Rollback, rollback_of
 from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
 from specplug.engines.llama_cpp.stream import Stream
 from specplug.engines.warm_state import check_tokenizer
 from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Request, Sampling
 from specplug.generation.text import Segment, TextStream
-from specplug.machine import hardware
 from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
@@ -59,7 +58,7 @@ class LlamaCpp:
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or measured, where None
         """
-        self.profile = profile = resolved(profile, model)
+        self.profile = profile = with_settings(profile, model, notify=notify)
         self.model = model
         self.slots = slots
         self.kv_tokens = kv_tokens or slots * profile.runtime.context
@@ -262,29 +261,4 @@ def fitting_cost_points(
         return CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
     return own or remembered_cost_points(
         model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), notify=notify
-    )
-
-
-def resolved(profile: Profile, model: Model, *, many: bool = False) -> Profile:
-    """The profile with the engine's choices for the settings that it leaves open.
-
-    threads          every usable core
-    flash_attention  on for weights of 4 and 8 bits: with it passes of one row and of several round alike, so that
-                     verified text is plain decoding's to the last bit. Off for weights of 16 and 32 bits on the CPU,
-                     which round differently in any case, and where several rows cost less without it
-                     (docs/lab-book/cost-curves.md); but on if `many` sequences share a cache, since it skips the cells
-                     of other sequences. Off for an f32 cache, which it would convert to f16 at every pass. On for
-                     `exact`, since without it sums depend on which cells are taken
-    """
-    runtime = profile.runtime
-    if profile.exact and runtime.flash_attention is False:
-        raise UsageError(f"profile {profile.name}: exact needs flash_attention; drop one of the two")
-    attention = runtime.flash_attention
-    if attention is None:
-        attention = profile.exact or (
-            runtime.kv_type != "f32" and (many or runtime.gpu_layers != 0 or not model.is_full_precision)
-        )
-    return replace(
-        profile,
-        runtime=replace(runtime, threads=runtime.threads or hardware.usable_cores(), flash_attention=attention),
     )

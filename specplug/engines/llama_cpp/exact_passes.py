@@ -6,12 +6,13 @@ alike are measured when a context opens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from specplug.engines.llama_cpp.context import Context
+from specplug.engines.llama_cpp.cache_fill import hashed_tokens
+from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.errors import UsageError
 from specplug.profile import Profile, Runtime
 
@@ -48,7 +49,7 @@ def measure_exact_passes(
         )
     max_nodes = profile.planner.max_nodes if profile.speculates else 0
     padded = _one_row_differs(context, runtime)
-    rows = _rows_alike(context, 2 if padded else 1, max_nodes + slots)
+    rows = _alike(context, 2 if padded else 1, max_nodes + slots)
     sequences = min(slots, max(1, rows // 2, rows - max_nodes))
     exact = ExactPasses(rows, sequences, runtime.batch, padded)
     if max_nodes <= rows - sequences:
@@ -68,23 +69,49 @@ def _one_row_differs(context: Context, runtime: Runtime) -> bool:
     """
     if runtime.kv_type in ("f16", "f32"):
         return True
-    return _rows_alike(context, 1, 2) == 1
+    return _alike(context, 1, 2) == 1
 
 
-def _rows_alike(context: Context, first: int, last: int) -> int:
-    """The largest n <= last for which passes of first, first + 1, ..., n rows give the first row the same logits."""
-    tokens = np.random.default_rng(0).integers(0, context.model.num_tokens, 16 + last).astype(np.int32)
-    context.read(tokens[:16])
-    expected = None
-    for rows in range(first, last + 1):
-        context.clear_batch()
-        context.add_span(tokens[16 : 16 + rows], 16, 0, wanted=True)
-        context.decode()
-        logits = np.array(context.logits(rows)[0])
-        context.drop(0, 16)
-        expected = logits if expected is None else expected
-        if not np.array_equal(logits, expected):
-            last = rows - 1
-            break
+def _alike(context: Context, base: int, most: int) -> int:
+    """`rows_that_agree` for every row count up to `most`, on a short text. The context is left empty."""
+    if most <= base:
+        return base
+    context.read(hashed_tokens(0, 16, context.model.num_tokens))
+    rows = rows_that_agree(context, 16, range(base + 1, most + 1), base)
     context.clear()
-    return last
+    return rows
+
+
+def rows_that_agree(context: Context, filled: int, checked: Sequence[int], base: int = 1) -> int:
+    """The most rows for which passes give each of their rows the logits that passes of `base` rows give it.
+
+    The cache holds `filled` tokens of sequence 0, and is left so. All rows of a pass are compared: a small difference
+    often vanishes where the activations are quantised, so that a single row shows too little.
+
+    checked  row counts above `base`, ascending; the result is at most the last of them. Where one of them differs, the
+             row counts between it and the one before are tried, too
+    """
+    tokens = hashed_tokens(filled, filled + checked[-1] + base, context.model.num_tokens)
+
+    def logits(rows: int, per_pass: int) -> Logits:
+        """float32[rows, V]: the logits of the next `rows` tokens, read in passes of `per_pass` rows each."""
+        found = []
+        for at in range(0, rows, per_pass):
+            part = tokens[at : at + per_pass]
+            context.clear_batch()
+            context.add_span(part, filled + at, 0, wanted=True)
+            context.decode()
+            found.append(np.array(context.logits(len(part))))
+        context.drop(0, filled)
+        return np.concatenate(found)[:rows]
+
+    if not np.array_equal(logits(checked[0], base), logits(checked[0], checked[0])):
+        checked = checked[:1]  # most settings that round differently are done with here
+    expected = logits(checked[-1], base)
+    agreed = base
+    for rows in checked:
+        if not np.array_equal(expected[:rows], logits(rows, rows)):
+            between = range(agreed + 1, rows)
+            return next((n - 1 for n in between if not np.array_equal(expected[:n], logits(n, n))), rows - 1)
+        agreed = rows
+    return agreed

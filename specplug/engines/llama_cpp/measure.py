@@ -18,6 +18,7 @@ import numpy as np
 from platformdirs import user_cache_dir
 
 from specplug.core import IntArray
+from specplug.engines.llama_cpp.cache_fill import CacheFill, hashed_tokens
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError
@@ -34,11 +35,19 @@ FEWEST_ROUNDS = 3
 MOST_ROUNDS = 15
 """Maximum number of rounds, however little time they took."""
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the format of remembered curves."""
 
-CONTEXTS = (128, 1024)
-"""Tokens in the cache when passes are timed."""
+CONTEXTS = (128, 1024, 4096, 16384)
+"""Tokens in the cache when passes are timed, up to the profile's context."""
+
+EVERY_ROW_UP_TO = 1024
+"""Contexts above this get LONG_ROWS only, each timed LONG_ROUNDS times."""
+
+LONG_ROWS, LONG_ROUNDS = (1, 4, 8), 2
+
+PROMPT_ROWS = 128
+"""Tokens of a prompt on which its reading is timed."""
 
 COARSE_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Row counts to time where a model is too slow to time every row count."""
@@ -55,7 +64,7 @@ def cost_points(
 ) -> CostPoints:
     """T(rows, context) as `points_on` measures it, on a context that is opened for the measurement."""
     cells = min(runtime.context, max(contexts)) + limit + 64
-    with open_context(model, runtime, cells=cells, num_ids=1, max_rows=limit) as context:
+    with open_context(model, runtime, cells=cells, num_ids=2, max_rows=limit) as context:
         return points_on(context, limit, contexts=contexts, seconds=seconds, progress=progress)
 
 
@@ -70,10 +79,11 @@ def points_on(
     """Median milliseconds of passes over 1..limit rows, all with logits, in interleaved rounds, on an empty context.
 
     Each pass runs twice in a row. The second run gives its time; the extra time of the first is the price of changing
-    the row count.
+    the row count. At contexts above EVERY_ROW_UP_TO only LONG_ROWS are timed: what a fuller cache adds to a pass grows
+    evenly with its rows.
 
     contexts  tokens in the cache before the pass; those that fit are measured
-    seconds   for the entire measurement; every point is timed at least FEWEST_ROUNDS times
+    seconds   for the entire measurement; every point is timed at least FEWEST_ROUNDS times, and twice at long contexts
     progress  receives the share that is done, 0 to 1
     """
     timer = PassTimer(context)
@@ -84,6 +94,10 @@ def points_on(
     rows: list[int] = []
     for done, fill in enumerate(fills):
         timer.fill(fill)
+        if lines and fill > EVERY_ROW_UP_TO:
+            lines.append(_long_line(timer, rows, lines[-1]))
+            progress((done + 1) / len(fills))
+            continue
         if not rows:
             slow = timer.time(1) * limit * limit / 4 * FEWEST_ROUNDS > seconds * 1000
             rows = [n for n in COARSE_ROWS if n < limit] + [limit] if slow else list(range(1, limit + 1))
@@ -103,26 +117,45 @@ def points_on(
     return CostPoints(tuple(fills), tuple(rows), tuple(map(tuple, lines)), change_ms=change_ms)
 
 
+def _long_line(timer: PassTimer, rows: Sequence[int], line: Sequence[float]) -> list[float]:
+    """Milliseconds of passes over `rows` rows at the timer's context.
+
+    line  milliseconds at the next shorter context
+    """
+    few = [n for n in LONG_ROWS if n <= rows[-1]]
+    added = []
+    for n in few:
+        timer.time(n)
+        ms = min(timer.time(n) for _ in range(LONG_ROUNDS))
+        added.append(max(0.0, ms - float(np.interp(n, rows, line))))
+    slope, first = np.polyfit(few, added, 1) if len(few) > 1 else (0.0, added[0])
+    return [
+        round(ms + max(0.0, float(np.interp(n, few, added)) if n <= few[-1] else first + slope * n), 4)
+        for n, ms in zip(rows, line, strict=True)
+    ]
+
+
 class PassTimer:
-    """Times passes over `sequences` sequences of equal length, all rows with logits, on an empty context."""
+    """Times passes over `sequences` sequences of equal length, all rows with logits, on an empty context.
+
+    Where the context has a sequence id more than `sequences`, its cache is filled by copying.
+    """
 
     def __init__(self, context: Context, sequences: int = 1) -> None:
         self.context = context
         self.sequences = sequences
-        self._filled = 0
+        self.filled = 0
+        self._fill = CacheFill(context)
 
     def fill(self, tokens: int) -> float:
-        """Extend every sequence to `tokens` tokens, at least as many as before. Returns the milliseconds taken."""
-        context = self.context
+        """Extend or cut every sequence to `tokens` tokens. Returns the milliseconds taken."""
         began = perf_counter()
         for sequence in range(self.sequences):
-            for at in range(self._filled, tokens, context.num_batch):
-                span = self._tokens(at, min(at + context.num_batch, tokens))
-                context.clear_batch()
-                context.add_span(span, at, sequence, wanted=False, last=True)
-                context.decode()
-        context.logits(1)
-        self._filled = tokens
+            if tokens < self.filled:
+                self.context.drop(sequence, tokens)
+            else:
+                self._fill.extend(sequence, self.filled, tokens)
+        self.filled = tokens
         return (perf_counter() - began) * 1000
 
     def time(self, rows: int) -> float:
@@ -136,22 +169,33 @@ class PassTimer:
             share = rows // self.sequences + (sequence < rows % self.sequences)
             if not share:
                 break
-            context.add_span(self._tokens(self._filled, self._filled + share), self._filled, sequence, wanted=True)
+            context.add_span(self._tokens(share), self.filled, sequence, wanted=True)
         began = perf_counter()
         context.decode()
         context.logits(rows)
         ms = (perf_counter() - began) * 1000
         for sequence in range(self.sequences):
-            context.drop(sequence, self._filled)
+            context.drop(sequence, self.filled)
         return ms
+
+    def prompt_ms(self, tokens: int = PROMPT_ROWS) -> float:
+        """Milliseconds to read one token of a prompt after what is cached, measured on the next `tokens` tokens."""
+        context = self.context
+        tokens = min(tokens, context.num_batch, context.cells - self.sequences * self.filled)
+        context.clear_batch()
+        context.add_span(self._tokens(tokens), self.filled, 0, wanted=False, last=True)
+        began = perf_counter()
+        context.decode()
+        context.logits(1)
+        ms = (perf_counter() - began) * 1000
+        context.drop(0, self.filled)
+        return ms / tokens
 
     def use_threads(self, threads: int) -> None:
         self.context.use_threads(threads)
 
-    def _tokens(self, start: int, stop: int) -> IntArray:
-        """Arbitrary tokens, the same in every run: a multiplicative hash of the position."""
-        ids = (np.arange(start, stop, dtype=np.int64) * 2654435761 & 0x7FFFFFFF) % self.context.model.num_tokens
-        return ids.astype(np.int32)
+    def _tokens(self, count: int) -> IntArray:
+        return hashed_tokens(self.filled, self.filled + count, self.context.model.num_tokens)
 
 
 def own_cost_points(

@@ -23,6 +23,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
+from specplug.profile import Runtime
 
 Message = Mapping[str, Any]
 
@@ -30,12 +31,19 @@ LOG_LEVEL_ERROR = 3
 """The level that ggml's log callback receives for errors."""
 
 
-def open_model(path: Path, *, gpu_layers: int = 0) -> Model:
-    """Open a GGUF file, mapped into memory. Raises UsageError, with llama.cpp's reason, when it cannot be loaded."""
+def open_model(path: Path, runtime: Runtime | None = None) -> Model:
+    """Open a GGUF file with the settings for weights in `runtime`, or with llama.cpp's own.
+
+    Raises UsageError, with llama.cpp's reason, when it cannot be loaded.
+    """
+    runtime = runtime or Runtime()
     llama_logger.set_verbose(False)
     ll.llama_backend_init()
     params = ll.llama_model_default_params()
-    params.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 0x7FFFFFFF
+    params.n_gpu_layers = runtime.gpu_layers if runtime.gpu_layers >= 0 else 0x7FFFFFFF
+    params.use_extra_bufts = runtime.repack
+    if not runtime.mmap:
+        params.load_mode = ll.LLAMA_LOAD_MODE_NONE
     with captured_log() as log:
         handle = ll.llama_model_load_from_file(os.fsencode(path), params)
     if not handle:

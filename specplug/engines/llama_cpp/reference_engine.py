@@ -14,8 +14,8 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import KV_TYPES
-from specplug.engines.llama_cpp.engine import resolved
 from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.generation.answers import Sampling
 from specplug.profile import Profile
 
@@ -31,7 +31,7 @@ def open_peer(
 
     With drafts, `Llama` fails once a sequence is longer than n_batch, so n_batch is the full context here.
     """
-    runtime = resolved(profile, model).runtime
+    runtime = with_settings(profile, model).runtime
     options: dict[str, Any] = {}
     if num_draft:
         options["draft_model"] = LlamaPromptLookupDecoding(num_pred_tokens=num_draft)
@@ -40,11 +40,11 @@ def open_peer(
         n_ctx=runtime.context,
         n_batch=runtime.context if num_draft else runtime.batch,
         n_threads=runtime.threads,
-        n_threads_batch=runtime.threads,
+        n_threads_batch=runtime.threads_batch or runtime.threads,
         n_gpu_layers=runtime.gpu_layers,
         flash_attn=runtime.flash_attention,
-        type_k=KV_TYPES[runtime.kv_type],
-        type_v=KV_TYPES[runtime.kv_type],
+        type_k=KV_TYPES[str(runtime.kv_type)],
+        type_v=KV_TYPES[str(runtime.kv_type)],
         seed=sampling.seed if sampling.seed is not None else -1,
         verbose=False,
         **options,

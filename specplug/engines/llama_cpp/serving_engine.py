@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from specplug.core import IntArray
-from specplug.engines.llama_cpp.engine import LlamaCpp, resolved
+from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
@@ -53,7 +54,7 @@ class ServingEngine:
         """
         # Prompts share cached tokens, with or without drafts.
         rollback_of(model, instead="use specplug run --profile none")
-        profile = resolved(profile, model, many=slots > 1)
+        profile = with_settings(profile, model, many=slots > 1, notify=notify)
         self._engine = LlamaCpp(model, profile, slots=slots, kv_tokens=kv_tokens, cost=cost, notify=notify)
         self.model = model
         self.slots = slots

@@ -71,7 +71,7 @@ def _open(source: DraftModel, target: Context, runtime: Runtime, slots: int) -> 
                 f"{path}: its tokenizer is {own[:12]}, that of {target.model.path.name} is {required[:12]}; "
                 "choose a drafter of the target's family"
             )
-    model = open_model(path, gpu_layers=runtime.gpu_layers)
+    model = open_model(path, runtime)
     try:
         context = _context(model, table, runtime, slots, source.max_draft)
     except BaseException:

@@ -1,0 +1,158 @@
+"""Chooses the engine settings that a profile leaves open, by a short look at this model on this machine.
+
+The choice is remembered for the model and the machine, so that every later answer is computed under the same settings:
+another attention kernel or cache type rounds differently. Measuring all settings is `tune`'s work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+from math import sqrt
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+from specplug.engines.llama_cpp.context import open_context
+from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, attention_settings, label
+from specplug.engines.llama_cpp.exact_passes import rows_that_agree
+from specplug.engines.llama_cpp.measure import PassTimer
+from specplug.engines.llama_cpp.model import Model
+from specplug.errors import SpecplugError, UsageError
+from specplug.machine import fingerprint, hardware
+from specplug.machine.files import write_atomically
+from specplug.profile import Profile, Runtime
+
+SCHEMA = 1
+"""Version of the format of remembered choices."""
+
+EQUAL = (True, "bf16")
+"""Flash attention over this cache type. With them attention rounds alike in passes of every size: ggml computes each row
+by itself. Whether the kernels of the weights do, too, is measured. Over an f16 cache flash attention splits the sum of
+a single row among the threads from 512 cells on."""
+
+CHECK_CONTEXT = 1024
+"""Tokens in the cache when roundings are compared, where the profile's context allows it."""
+
+CHECK_SECONDS = 1.2
+"""Seconds for the passes of one row that are compared with larger ones; fewer rows are compared on slow machines."""
+
+SPEED_CONTEXT = 4096
+"""Tokens in the cache when passes are timed: at a few hundred tokens the settings hardly differ."""
+
+SPEED_ROWS, SPEED_ROUNDS = (1, 4), 2
+"""Row counts that are timed, and how often."""
+
+TOLERANCE = 0.05
+"""A setting that takes this share longer than the fastest one is as good; of those, the one nearest to llama.cpp's own
+is taken."""
+
+
+def with_settings(
+    profile: Profile, model: Model, *, many: bool = False, notify: Callable[[str], None] = lambda text: None
+) -> Profile:
+    """The profile with every engine setting filled in that it leaves open.
+
+    threads          every usable core
+    flash_attention, kv_type
+                     EQUAL for `exact`, and where a look shows that all passes of the model round alike with it, as
+                     those of 4- and 8-bit weights often do: then verified text is plain decoding's to the last bit.
+                     Otherwise the fastest combination, since all of them round
+
+    Flash attention stays off over an f32 cache, which it would convert to f16 in every pass.
+
+    many  several sequences share the cache. Flash attention skips the cells of other sequences, so it stays on
+
+    Raises UsageError for settings that exclude each other.
+    """
+    runtime = replace(profile.runtime, threads=profile.runtime.threads or hardware.usable_cores())
+    if profile.exact and runtime.flash_attention is False:
+        raise UsageError(f"profile {profile.name}: exact needs flash_attention; drop one of the two")
+    if profile.exact:
+        runtime = replace(runtime, flash_attention=True, kv_type=runtime.kv_type or EQUAL[1])
+    if runtime.kv_type == "q8_0":
+        if runtime.flash_attention is False:
+            raise UsageError(
+                f"profile {profile.name}: a q8_0 cache needs flash_attention; drop one of the two settings"
+            )
+        runtime = replace(runtime, flash_attention=True)
+    if runtime.flash_attention is None and (many or runtime.kv_type == "f32"):
+        runtime = replace(runtime, flash_attention=runtime.kv_type != "f32")
+    if runtime.flash_attention is None or runtime.kv_type is None:
+        runtime = _remembered(model, runtime, notify)
+    return replace(profile, runtime=runtime)
+
+
+def look(model: Model, runtime: Runtime) -> Runtime:
+    """The setting to use among those that `runtime` leaves open: EQUAL if it rounds every pass alike, else the fastest
+    one of 16 bits. Takes about two seconds with a model of 1.5B parameters on two cores."""
+    candidates = [one for one in attention_settings(runtime) if runtime.kv_type is not None or one.kv_type != "f32"]
+    equal = [one for one in candidates if (one.flash_attention, one.kv_type) == EQUAL]
+    if equal and _rounds_alike(model, equal[0]):
+        return equal[0]
+    if len(candidates) == 1:
+        return candidates[0]
+    context = min(SPEED_CONTEXT, runtime.context)
+    with ExitStack() as stack:
+        timers = []
+        for one in candidates:
+            opened = open_context(model, one, cells=_cells(context), num_ids=2, max_rows=max(SPEED_ROWS))
+            timers.append(PassTimer(stack.enter_context(opened)))
+            timers[-1].fill(context)
+            timers[-1].time(max(SPEED_ROWS))
+        times = {(place, rows): float("inf") for place in range(len(candidates)) for rows in SPEED_ROWS}
+        for _ in range(SPEED_ROUNDS):
+            for rows in SPEED_ROWS:
+                for place, timer in enumerate(timers):
+                    times[place, rows] = min(times[place, rows], timer.time(rows))
+    means = [sqrt(times[place, SPEED_ROWS[0]] * times[place, SPEED_ROWS[1]]) for place in range(len(candidates))]
+    return next(one for one, ms in zip(candidates, means, strict=True) if ms <= (1 + TOLERANCE) * min(means))
+
+
+def _rounds_alike(model: Model, runtime: Runtime) -> bool:
+    """Whether passes over up to 25 rows round alike; over fewer rows where passes are slow."""
+    context = min(CHECK_CONTEXT, runtime.context)
+    with open_context(model, runtime, cells=_cells(context), num_ids=2, max_rows=max(CHECKED_ROWS)) as opened:
+        timer = PassTimer(opened)
+        timer.fill(context)
+        timer.time(1)
+        most = max(4, int(CHECK_SECONDS * 1000 / timer.time(1)))
+        checked = [*(rows for rows in CHECKED_ROWS if rows < most), min(most, CHECKED_ROWS[-1])]
+        return rows_that_agree(opened, context, checked) == checked[-1]
+
+
+def _cells(context: int) -> int:
+    return -(-(context + 128) // 256) * 256
+
+
+def _remembered(model: Model, runtime: Runtime, notify: Callable[[str], None]) -> Runtime:
+    """The choice in the user's cache folder for this model, machine and runtime; made first where there is none."""
+    path = _cache_path(model, runtime)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        wanted = data["flash_attention"], data["kv_type"]
+        return next(one for one in attention_settings(runtime) if (one.flash_attention, one.kv_type) == wanted)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        pass
+    chosen = look(model, runtime)
+    notify(f"engine settings for this model and machine: {label(chosen)}")
+    kept = {"schema": SCHEMA, "flash_attention": chosen.flash_attention, "kv_type": chosen.kv_type}
+    try:
+        write_atomically(path, json.dumps(kept).encode())
+    except SpecplugError as error:
+        notify(f"{error}; engine settings will be chosen again next time")
+    return chosen
+
+
+def _cache_path(model: Model, runtime: Runtime) -> Path:
+    compared = {"bytes", "sample_sha256"}
+    file = {name: value for name, value in fingerprint.model_identity(model.path).items() if name in compared}
+    decisive = replace(runtime, context=min(runtime.context, SPEED_CONTEXT), batch=0, ubatch=None, coupled=False)
+    conditions = repr((SCHEMA, hardware.fingerprint(), version("llama-cpp-python"), file, decisive))
+    return (
+        Path(user_cache_dir("specplug")) / "settings" / f"{hashlib.sha256(conditions.encode()).hexdigest()[:24]}.json"
+    )

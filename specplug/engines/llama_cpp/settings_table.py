@@ -1,0 +1,80 @@
+"""The measured costs of engine settings, remembered for each model, machine and version of llama-cpp-python.
+
+Reads and writes files only; llama.cpp is not loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+from specplug.machine import fingerprint, hardware
+from specplug.machine.files import write_atomically
+from specplug.planning.request_time import SettingCosts
+from specplug.profile import Runtime
+
+SCHEMA = 1
+"""Version of the format."""
+
+
+def comparable(runtime: Runtime) -> Runtime:
+    """The runtime without what does not change the time of a pass: limits on length, and how tokens are drawn."""
+    return replace(runtime, context=Runtime.context, batch=Runtime.batch, coupled=False)
+
+
+def remembered(model: Path) -> dict[Runtime, SettingCosts]:
+    """The settings that were measured for this model file here, by comparable runtime; empty where none were."""
+    try:
+        data = json.loads(_path(model).read_text(encoding="utf-8"))
+        return {Runtime(**entry["runtime"]): SettingCosts.from_mapping(entry["costs"]) for entry in data["settings"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def remember(model: Path, measured: Mapping[Runtime, SettingCosts]) -> None:
+    """Add settings to those that are remembered. Raises SpecplugError when the file cannot be written."""
+    known = remembered(model) | {comparable(runtime): costs for runtime, costs in measured.items()}
+    entries = [{"runtime": asdict(runtime), "costs": costs.as_mapping()} for runtime, costs in known.items()]
+    write_atomically(_path(model), json.dumps({"schema": SCHEMA, "settings": entries}).encode())
+
+
+def slowdown(model: Path, runtime: Runtime) -> tuple[float, Runtime, int] | None:
+    """How many times as long a plain pass takes under `runtime` as under the fastest remembered setting.
+
+    Returns that ratio at the context where it is largest, the fastest setting there, and the context in tokens. None
+    where this setting was not measured. Keys that `runtime` leaves open count as measured with the same value.
+    """
+    table = remembered(model)
+    own = next((costs for measured, costs in table.items() if _matches(runtime, measured)), None)
+    if own is None:
+        return None
+    worst: tuple[float, Runtime, int] | None = None
+    for place, context in enumerate(own.contexts):
+        others = {
+            one: costs.ms[costs.contexts.index(context)][0] for one, costs in table.items() if context in costs.contexts
+        }
+        best = min(others, key=others.__getitem__)
+        ratio = own.ms[place][0] / others[best]
+        if worst is None or ratio > worst[0]:
+            worst = ratio, best, context
+    return worst
+
+
+def _matches(runtime: Runtime, measured: Runtime) -> bool:
+    """Whether the settings that `runtime` names are those that were measured."""
+    named = {key: value for key, value in asdict(comparable(runtime)).items() if value is not None}
+    return all(getattr(measured, key) == value for key, value in named.items())
+
+
+def _path(model: Path) -> Path:
+    identity = fingerprint.model_identity(model)
+    file = {name: identity[name] for name in ("bytes", "sample_sha256")}
+    conditions = repr((SCHEMA, hardware.fingerprint(), version("llama-cpp-python"), file))
+    name = hashlib.sha256(conditions.encode()).hexdigest()[:24]
+    return Path(user_cache_dir("specplug")) / "settings" / f"{name}-table.json"
