@@ -16,7 +16,7 @@ from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.model import captured_log
 from specplug.errors import SpecplugError
 
-STRETCH = 64
+STRETCH = 16
 """Tokens that are read, and then copied."""
 
 

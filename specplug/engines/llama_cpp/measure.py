@@ -41,10 +41,9 @@ SCHEMA = 3
 CONTEXTS = (128, 1024, 4096, 16384)
 """Tokens in the cache when passes are timed, up to the profile's context."""
 
-EVERY_ROW_UP_TO = 1024
-"""Contexts above this get LONG_ROWS only, each timed LONG_ROUNDS times."""
-
-LONG_ROWS, LONG_ROUNDS = (1, 4, 8), 2
+FURTHER_ROWS, FURTHER_ROUNDS = (1, 4, 8), 2
+"""Row counts that are timed at every context but the first, besides the largest one, and how often. What a fuller cache
+adds to passes of other row counts is interpolated: attention grows evenly with the rows."""
 
 PROMPT_ROWS = 128
 """Tokens of a prompt on which its reading is timed."""
@@ -79,11 +78,10 @@ def points_on(
     """Median milliseconds of passes over 1..limit rows, all with logits, in interleaved rounds, on an empty context.
 
     Each pass runs twice in a row. The second run gives its time; the extra time of the first is the price of changing
-    the row count. At contexts above EVERY_ROW_UP_TO only LONG_ROWS are timed: what a fuller cache adds to a pass grows
-    evenly with its rows.
+    the row count. At contexts after the first only few row counts are timed.
 
     contexts  tokens in the cache before the pass; those that fit are measured
-    seconds   for the entire measurement; every point is timed at least FEWEST_ROUNDS times, and twice at long contexts
+    seconds   for the entire measurement; every point is timed at least FEWEST_ROUNDS times
     progress  receives the share that is done, 0 to 1
     """
     timer = PassTimer(context)
@@ -94,8 +92,8 @@ def points_on(
     rows: list[int] = []
     for done, fill in enumerate(fills):
         timer.fill(fill)
-        if lines and fill > EVERY_ROW_UP_TO:
-            lines.append(_long_line(timer, rows, lines[-1]))
+        if lines:
+            lines.append(_further_line(timer, rows, lines[-1]))
             progress((done + 1) / len(fills))
             continue
         if not rows:
@@ -117,22 +115,18 @@ def points_on(
     return CostPoints(tuple(fills), tuple(rows), tuple(map(tuple, lines)), change_ms=change_ms)
 
 
-def _long_line(timer: PassTimer, rows: Sequence[int], line: Sequence[float]) -> list[float]:
-    """Milliseconds of passes over `rows` rows at the timer's context.
+def _further_line(timer: PassTimer, rows: Sequence[int], line: Sequence[float]) -> list[float]:
+    """Milliseconds of passes over `rows` rows, with a fuller cache than at the context before.
 
     line  milliseconds at the next shorter context
     """
-    few = [n for n in LONG_ROWS if n <= rows[-1]]
+    few = sorted({*(n for n in FURTHER_ROWS if n < rows[-1]), rows[-1]})
     added = []
     for n in few:
         timer.time(n)
-        ms = min(timer.time(n) for _ in range(LONG_ROUNDS))
+        ms = min(timer.time(n) for _ in range(FURTHER_ROUNDS))
         added.append(max(0.0, ms - float(np.interp(n, rows, line))))
-    slope, first = np.polyfit(few, added, 1) if len(few) > 1 else (0.0, added[0])
-    return [
-        round(ms + max(0.0, float(np.interp(n, few, added)) if n <= few[-1] else first + slope * n), 4)
-        for n, ms in zip(rows, line, strict=True)
-    ]
+    return [round(ms + float(np.interp(n, few, added)), 4) for n, ms in zip(rows, line, strict=True)]
 
 
 class PassTimer:

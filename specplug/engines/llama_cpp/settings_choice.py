@@ -31,9 +31,9 @@ SCHEMA = 1
 """Version of the format of remembered choices."""
 
 EQUAL = (True, "bf16")
-"""Flash attention over this cache type. With them attention rounds alike in passes of every size: ggml computes each row
-by itself. Whether the kernels of the weights do, too, is measured. Over an f16 cache flash attention splits the sum of
-a single row among the threads from 512 cells on."""
+"""Flash attention over this cache type. With them attention rounds alike in passes of every size, since ggml computes
+each row by itself. Whether the kernels of the weights do, too, is measured. Over an f16 cache flash attention splits
+the sum of a single row among the threads from 512 cells on."""
 
 CHECK_CONTEXT = 1024
 """Tokens in the cache when roundings are compared, where the profile's context allows it."""
@@ -41,7 +41,7 @@ CHECK_CONTEXT = 1024
 CHECK_SECONDS = 1.2
 """Seconds for the passes of one row that are compared with larger ones; fewer rows are compared on slow machines."""
 
-SPEED_CONTEXT = 4096
+SPEED_CONTEXT = 2048
 """Tokens in the cache when passes are timed: at a few hundred tokens the settings hardly differ."""
 
 SPEED_ROWS, SPEED_ROUNDS = (1, 4), 2
@@ -94,6 +94,8 @@ def look(model: Model, runtime: Runtime) -> Runtime:
     equal = [one for one in candidates if (one.flash_attention, one.kv_type) == EQUAL]
     if equal and _rounds_alike(model, equal[0]):
         return equal[0]
+    others = [one for one in candidates if one not in equal]  # EQUAL has been the slowest wherever it was measured
+    candidates = others or candidates
     if len(candidates) == 1:
         return candidates[0]
     context = min(SPEED_CONTEXT, runtime.context)
@@ -103,7 +105,7 @@ def look(model: Model, runtime: Runtime) -> Runtime:
             opened = open_context(model, one, cells=_cells(context), num_ids=2, max_rows=max(SPEED_ROWS))
             timers.append(PassTimer(stack.enter_context(opened)))
             timers[-1].fill(context)
-            timers[-1].time(max(SPEED_ROWS))
+            timers[-1].time(1)
         times = {(place, rows): float("inf") for place in range(len(candidates)) for rows in SPEED_ROWS}
         for _ in range(SPEED_ROUNDS):
             for rows in SPEED_ROWS:

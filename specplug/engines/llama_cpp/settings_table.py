@@ -25,7 +25,7 @@ SCHEMA = 1
 
 def comparable(runtime: Runtime) -> Runtime:
     """The runtime without what does not change the time of a pass: limits on length, and how tokens are drawn."""
-    return replace(runtime, context=Runtime.context, batch=Runtime.batch, coupled=False)
+    return replace(runtime, context=4096, batch=512, coupled=False)
 
 
 def remembered(model: Path) -> dict[Runtime, SettingCosts]:
