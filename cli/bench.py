@@ -73,9 +73,11 @@ def bench(
         note(busy)
     answers = sum(len(prompt.turns) for prompt in prompts) * repeats
     names = {profile.name for profile in request.profiles} | {"none", *peers}
+    further = 2 if request.profiles[0].engine == "llama-cpp" and not request.profiles[0].exact else 0
+    arms = len(names) + further  # at most: plain decoding under two more engine settings
     reports = []
     for level in levels:
-        with progress_bar("bench", answers * len(names)) as progress:
+        with progress_bar("bench", answers * arms) as progress:
             reports.append(
                 compare(
                     request.profiles,
@@ -117,22 +119,61 @@ def _show(report: dict[str, Any]) -> None:
     for name in report["arms"][0]["categories"]:
         by_category.add_row(name, *[_speedup(arm["categories"][name]) for arm in report["arms"][1:]])
     console.print(by_category)
+    if report["engine_settings"]:
+        for line in settings_lines(report["engine_settings"]):
+            console.print(line, soft_wrap=True)
 
 
 def _cells(arm: dict[str, Any]) -> list[str]:
     speed, ratio = arm["tokens_per_second"], arm["speedup"]
     total = arm["identical"] + arm["rounding"] + arm["different"]
     same = f"{arm['identical']}/{total}" + (f", {arm['rounding']} rounding" if arm["rounding"] else "")
+    same += f", {arm['different']} DIFFERENT" if arm["different"] else ""
+    if arm["reference"] == arm["name"]:
+        same = "-"
     return [
         f"{speed:.1f}" if speed is not None else "-",
         f"{arm['mean_acceptance_length']:.2f}" if arm["mean_acceptance_length"] is not None else "-",
         f"{ratio['median']:.2f}" if ratio else "-",
         f"{ratio['low']:.2f}-{ratio['high']:.2f}" if ratio else "-",
         f"{arm['overhead_us_per_step']:.0f}" if arm["overhead_us_per_step"] is not None else "-",
-        same + (f", {arm['different']} DIFFERENT" if arm["different"] else ""),
+        same,
     ]
 
 
 def _speedup(figures: dict[str, Any]) -> str:
     ratio = figures["speedup"]
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "-"
+    return _interval(ratio) if ratio else "-"
+
+
+def _interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
+def settings_lines(settings: dict[str, Any]) -> list[str]:
+    """What engine settings alone and drafting give, and whether the profiles' own settings cost time."""
+    plain, profiles, stock = settings["plain"], settings["profiles"], settings["stock"]
+    alone, drafting, slowdown = (
+        settings["settings_speedup"],
+        settings["drafting_speedup"],
+        settings["profiles_slowdown"],
+    )
+    lines = []
+    if alone:
+        what = "1.00 (llama.cpp's defaults are the best for plain decoding)" if plain == stock else _interval(alone)
+        gain = f"engine settings alone: {what}"
+        if drafting:
+            gain += f", drafting on top: {_interval(drafting)} with {settings['drafting_arm']}"
+        lines.append(gain)
+        if plain != stock:
+            lines.append(
+                f"  settings: whole requests without drafts under {plain}, against llama.cpp's defaults ({stock})"
+            )
+        if drafting:
+            lines.append(f"  drafting: tokens after the first, against plain decoding under {plain}")
+    if slowdown and slowdown["low"] > 1 and profiles != plain:
+        lines.append(
+            f"the profiles' engine settings ({profiles}) take {slowdown['median']:.2f} times as long per plain token "
+            f"as {plain}; specplug tune chooses settings and drafts together"
+        )
+    return lines

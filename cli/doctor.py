@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json as json_format
 import platform
+from importlib.metadata import PackageNotFoundError
+from math import inf
 from typing import Any
 
 import click
 
 from specplug import __version__, profile, registry
-from specplug.engines.llama_cpp import probe
+from specplug.engines.llama_cpp import probe, settings_table
 from specplug.engines.vllm import versions as vllm_versions
 from specplug.errors import EngineError, SpecplugError
 from specplug.machine import hardware
 from specplug.models import references
 
 from .options import json_option
+
+SLOW = 1.2
+"""Engine settings are reported where a plain pass takes this many times as long as under the fastest measured ones."""
 
 
 @click.command(epilog="\b\nExample: specplug doctor --json")
@@ -41,6 +46,7 @@ def _examine() -> dict[str, Any]:
             "usable": [entry.name for entry in profile.list_profiles() if entry.problem is None],
             "unusable": {entry.name: entry.problem for entry in profile.list_profiles() if entry.problem},
         },
+        "slow_settings": _slow_settings(),
     }
     return report | {"advice": _advice(report)}
 
@@ -64,6 +70,48 @@ def _demo() -> dict[str, Any]:
         return {"path": None, "problem": str(error)}
 
 
+def _slow_settings() -> list[dict[str, Any]]:
+    """The user's own profiles whose engine settings were measured here to be slow for their model.
+
+    profile  its name
+    model    the model's file
+    times    how many times as long a plain pass takes as under the fastest measured settings
+    fastest  those settings, in words
+    context  tokens in the cache at which the two were compared
+    """
+    found = []
+    for entry in profile.list_profiles():
+        if entry.source == "shipped" or entry.problem is not None:
+            continue
+        try:
+            slow = _slow(profile.load(entry.name))
+        except (SpecplugError, PackageNotFoundError, ArithmeticError, LookupError):  # no model, engine or whole table
+            continue
+        if slow is not None:
+            found.append({"profile": entry.name} | slow)
+    return found
+
+
+def _slow(chosen: profile.Profile) -> dict[str, Any] | None:
+    """What `_slow_settings` reports of one profile; None where its settings are open, fast or not measured."""
+    runtime = chosen.runtime
+    if chosen.engine != "llama-cpp" or chosen.model is None:
+        return None
+    if runtime.flash_attention is None and runtime.kv_type is None:
+        return None
+    model = references.resolve(chosen.model)
+    compared = settings_table.slowdown(model, runtime) if model.is_file() else None
+    if compared is None or not SLOW <= compared[0] < inf:
+        return None
+    times, fastest, context = compared
+    return {
+        "model": str(model),
+        "times": round(times, 2),
+        "fastest": settings_table.label(fastest),
+        "context": context,
+    }
+
+
 def _advice(report: dict[str, Any]) -> list[str]:
     advice = []
     llama = report["engines"]["llama-cpp"]
@@ -83,6 +131,11 @@ def _advice(report: dict[str, Any]) -> list[str]:
         advice.append("no engine works yet: profiles can be written and checked, but nothing can be generated")
     for problem in report["profiles"]["unusable"].values():
         advice.append(f"a profile is unusable: {problem}")
+    for slow in report["slow_settings"]:
+        advice.append(
+            f"profile {slow['profile']}: its engine settings make a plain pass {slow['times']:.1f} times as long as "
+            f"'{slow['fastest']}' with {slow['context']} tokens in the cache (measured here by tune)"
+        )
     busy = hardware.busy_warning()
     return [*advice, busy] if busy else advice
 

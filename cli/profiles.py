@@ -89,17 +89,17 @@ def plot(ref: str, out: Path | None) -> None:
 
 @profiles.command("export", epilog="\b\nExample: specplug profiles export ngram --to llama-server --model demo:smollm2")
 @click.argument("ref", metavar="NAME|PATH")
-@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Program whose flags are printed.")
-@click.option("--model", metavar="REF", help="Model to put into the command (default: the profile's).")
+@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Program to export to.")
+@click.option("--model", metavar="REF", help="Model to open (default: the profile's).")
 @json_option
 def export_profile(ref: str, target: str, model: str | None, json: bool) -> None:
-    """Print the nearest command without specplug.
+    """Print the nearest command without specplug; for llama-cpp-python, the nearest Python code.
 
-    Comments say which settings of the profile the command cannot express.
+    Comments say which settings of the profile it cannot express.
     """
     chosen = profile.load(ref)
     wanted = model or chosen.model
-    if wanted is not None and (target == "llama-server" or wanted.startswith("demo:")):
+    if wanted is not None and (target != "vllm" or wanted.startswith("demo:")):
         wanted = str(references.resolve(wanted))
     exported = export(chosen, target, wanted)
     click.echo(json_format.dumps(asdict(exported), indent=2) if json else str(exported))

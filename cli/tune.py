@@ -24,7 +24,7 @@ from specplug.registry import nearest
 from specplug.reports import html_page
 from specplug.tune import budget as budgets
 from specplug.tune.candidates import LONGEST, grid
-from specplug.tune.document import errors, evidence, interval_text, verdict
+from specplug.tune.document import errors, evidence, interval_text, settings_line, settings_rows, verdict
 from specplug.tune.session import tune as run_tune
 from specplug.tune.tune_request import OBJECTIVES, Request, check
 
@@ -72,6 +72,11 @@ NOTHING_BEATS_NONE = 3
 )
 @click.option("--out", metavar="NAME|PATH", help="Profile to write (default: MODEL-tuned, among your own profiles).")
 @html_option
+@click.option(
+    "--allow-rounding",
+    is_flag=True,
+    help="Also take engine settings and draft sizes that round differently from plain decoding, if they are faster.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted tune of this profile.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and measure nothing.")
 @click.pass_context
@@ -86,13 +91,14 @@ def tune(
     concurrency: str,
     out: str | None,
     html: Path | None,
+    allow_rounding: bool,
     resume: bool,
     dry_run: bool,
 ) -> None:
     """Try every method and draft shape on your model, machine and prompts, and write the fastest profile.
 
-    Engine settings are taken from --profile. Where nothing measured is faster than plain decoding, the written profile
-    is plain decoding, and the exit code is 3.
+    Engine settings that --profile names are kept; those that it leaves open are measured and chosen, too. Where no
+    drafts are faster than plain decoding, the written profile is plain decoding, and the exit code is 3.
     """
     prompts = _prompts(workload, categories, limit)
     seconds = budgets.parse(budget)
@@ -113,6 +119,7 @@ def tune(
         objective=objective,
         concurrency=levels,
         resume=resume,
+        allow_rounding=allow_rounding,
         command=shlex.join(["specplug", *sys.argv[1:]]),
     )
     check(wanted)
@@ -222,6 +229,14 @@ def _show(document: dict[str, Any]) -> None:
             "chosen" if line["name"] == document["chosen"] else "",
         )
     console.print(table)
+    settings = settings_line(document)
+    if settings is not None:
+        head, rows = settings_rows(document)
+        engines = Table(*head, box=None)
+        for row in rows:
+            engines.add_row(*row)
+        console.print(engines)
+        console.print(settings)
     deviations = errors(document)
     if deviations:
         console.print(

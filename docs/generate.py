@@ -74,14 +74,25 @@ MEANINGS = {
     "planner.max_nodes": "Draft tokens that one pass verifies at most, over all sequences.",
     "planner.trees": "Verify token trees. With `false`, each draft is cut to its likeliest chain. vLLM always verifies "
     "chains.",
-    "runtime.threads": "CPU threads. `null` uses all usable cores.",
+    "runtime.threads": "CPU threads of passes over one row: a token without drafts. `null` uses all usable cores.",
+    "runtime.threads_batch": "CPU threads of passes over several rows: prompts and drafts. `null` uses as many as "
+    "`threads`.",
     "runtime.context": "Tokens of context per sequence.",
     "runtime.batch": "Prompt tokens that one pass reads at most.",
+    "runtime.ubatch": "Tokens of a pass that llama.cpp computes at a time. `null` computes all of them at once.",
     "runtime.gpu_layers": "Layers to offload to the GPU; -1 is all of them. It has an effect only where llama.cpp was "
     "built with GPU support.",
-    "runtime.flash_attention": "`null` turns it on for weights of 8 bits or fewer, on GPUs and in the server, and off "
-    "for 16- and 32-bit weights on a CPU and for an f32 cache.",
-    "runtime.kv_type": "Number format of the KV cache.",
+    "runtime.flash_attention": "Compute attention with the flash attention kernel. `null`: a short look at the model "
+    "on this machine chooses, once; the cache folder keeps the choice. It takes flash attention and a bf16 cache where "
+    "all passes then round alike, so that verified text is plain decoding's to the last bit, and otherwise the fastest "
+    "combination of 16 bits. `null` is on for several sequences in one cache, for `exact` and for a q8_0 cache, and "
+    "off for an f32 cache.",
+    "runtime.kv_type": "Number format of the KV cache. `null` is chosen together with `flash_attention`, and is bf16 "
+    "for `exact`. A q8_0 cache takes about half the memory of 16 bits, keeps less of keys and values, and needs flash "
+    "attention.",
+    "runtime.repack": "Give the CPU's kernels a copy of the weights in a layout of their own. The copy takes memory "
+    "and is meant to make passes over many rows faster, which can then round otherwise than passes over few rows.",
+    "runtime.mmap": "Map the model's file into memory, instead of reading all of it when it is opened.",
     "runtime.coupled": "Above temperature 0, draw tokens with random numbers that a draft model can share, so that "
     "more of its draft tokens are accepted. A seed then gives another text than llama.cpp's own sampler, and the same "
     "text with and without drafts.",
@@ -267,12 +278,13 @@ def _key_row(part: str, field: Field[Any], hint: Any) -> list[str]:
 
 def _value(key: str, hint: Any) -> str:
     """What the key holds, in words."""
+    or_null = ", or `null`" if type(None) in get_args(hint) else ""
     if key in CHOICES:
         assert all(_accepts(key, choice) for choice in CHOICES[key]) and not _accepts(key, "no-such-choice")
-        return _alternatives(CHOICES[key])
+        return _alternatives(CHOICES[key]) + or_null
     if hint in (int, int | None) and not key.startswith("measured"):
         low, high = _range(key)
-        return f"{low} to {high:,}" + (", or `null`" if type(None) in get_args(hint) else "")
+        return f"{low} to {high:,}{or_null}"
     return {"proposers": "list of methods", "measured.batch_curves": "list of cost curves"}.get(key) or _words(hint)
 
 

@@ -1,15 +1,17 @@
 """The order in which arms answer, and the sums, with arms whose answers follow from a rule."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
-from specplug.bench.arms import Result
-from specplug.bench.interleaved import Outcome, Tally, run_arms
+from specplug.bench.arms import PromptStates, Result
+from specplug.bench.interleaved import Explain, Outcome, Tally, run_arms
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray, int_array
 from specplug.generation.counters import Counters
+from specplug.profile import Runtime
 
 Event = tuple[str, tuple[tuple[int, ...], ...]]
 """An arm's name, and the prompts that it received at once (no prompts: `reset`)."""
@@ -25,11 +27,15 @@ class Toy:
     token_seconds: float = 0.5
     counters: Counters | None = field(default_factory=lambda: Counters(steps=2, accepted_tokens=1))
     profile: str | None = None
+    prompt_seconds: float | None = None
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         self.events.append((self.name, tuple(tuple(prompt.tolist()) for prompt in prompts)))
         answers = [self.reply(prompt.tolist())[:max_tokens] for prompt in prompts]
-        return [Result(tokens, self.token_seconds * (len(tokens) - 1), self.counters) for tokens in answers]
+        return [
+            Result(tokens, self.token_seconds * (len(tokens) - 1), self.counters, self.prompt_seconds)
+            for tokens in answers
+        ]
 
     def reset(self) -> None:
         self.events.append((self.name, ()))
@@ -59,8 +65,25 @@ def never(prompt: IntArray, plain: list[int], found: list[int]) -> bool:
     raise AssertionError("nothing differs")
 
 
-def run(arms: Sequence[Toy], prompts: Sequence[Prompt], explain: Callable[..., bool] = never, **how: int) -> Outcome:
-    return run_arms(arms, prompts, encode, decode, explain, max_tokens=8, **how)  # type: ignore[arg-type]
+def run(
+    arms: Sequence[Toy],
+    prompts: Sequence[Prompt],
+    explain: Explain | Sequence[Explain] = never,
+    references: Sequence[int] | None = None,
+    repeats: int = 1,
+    concurrency: int = 1,
+) -> Outcome:
+    return run_arms(
+        arms,
+        prompts,
+        encode,
+        decode,
+        explain,
+        references=references,
+        max_tokens=8,
+        repeats=repeats,
+        concurrency=concurrency,
+    )
 
 
 def single(*texts: str, category: str = "qa") -> list[Prompt]:
@@ -180,6 +203,30 @@ def test_only_answers_of_the_first_repeat_are_compared() -> None:
     assert len(outcome.overall[1].tokens) == 6
 
 
+def test_every_arm_is_compared_with_its_own_reference() -> None:
+    """b is plain decoding under another setting, whose answers differ from a's; c drafts under it and d under a's."""
+    asked: list[tuple[str, list[int], list[int]]] = []
+
+    def explain(name: str, prompt: IntArray, plain: list[int], found: list[int]) -> bool:
+        asked.append((name, plain, found))
+        return True
+
+    arms = [Toy("a", count_up), Toy("b", other), Toy("c", other), Toy("d", other)]
+    explains = [partial(explain, arm.name) for arm in arms]
+    outcome = run(arms, single("10", "20"), explains, references=[0, 1, 1, 0])
+    assert [tally.identical for tally in outcome.overall] == [2, 2, 2, 0]
+    assert outcome.categories[2]["qa"].identical == 2 and outcome.overall[3].rounding == 2
+    assert asked == [("d", [11, 12, 13], [11, 90, 91]), ("d", [21, 22, 23], [21, 90, 91])]
+    assert outcome.overall[2].base_tokens == [2, 2], "the speed is compared with the first arm's"
+
+
+def test_every_arm_continues_the_first_arms_conversation_whatever_its_reference() -> None:
+    events: list[Event] = []
+    arms = [Toy("a", count_up, events), Toy("b", other, events), Toy("c", other, events)]
+    run(arms, [Prompt("1", "qa", ("10", "20"))], references=[0, 1, 1])
+    assert [asked for _, asked in events[6:]] == [((10, 11, 12, 13, 20),)] * 3
+
+
 # -- sums ------------------------------------------------------------------------------------------------------------
 
 
@@ -208,10 +255,11 @@ def test_figures_by_hand() -> None:
     """40 tokens in 4 s against 30 in 6 s are 10 and 5 per second. 20 steps accepted 15 of 30 draft tokens; drafting
     took 5 ms."""
     counters = Counters(steps=20, draft_tokens=30, accepted_tokens=15, draft_ns=5_000_000)
-    tally = Tally([40], [4.0], [30], [6.0], counters, identical=3, rounding=2, different=1)
+    tally = Tally([40], [4.0], [30], [6.0], counters, identical=3, rounding=2, different=1, prompt_seconds=[1.5])
     assert tally.figures() == {
         "tokens": 40,
         "seconds": 4.0,
+        "prompt_seconds": 1.5,
         "tokens_per_second": 10.0,
         "mean_acceptance_length": 1.75,
         "steps": 20,
@@ -223,6 +271,22 @@ def test_figures_by_hand() -> None:
         "rounding": 2,
         "different": 1,
     }
+
+
+def test_the_seconds_of_prompts_are_added_where_all_were_measured() -> None:
+    arms = [Toy("a", count_up, prompt_seconds=0.75), Toy("b", count_up)]
+    measured, unknown = run(arms, single("10", "20", "30")).overall
+    assert measured.prompt_seconds == [0.75] * 3 and measured.figures()["prompt_seconds"] == 2.25
+    assert unknown.figures()["prompt_seconds"] is None
+    assert Tally([1, 1], [1.0, 1.0], prompt_seconds=[0.5, None]).measured_prompts is None
+
+
+def test_prompt_states_belong_to_one_engine_setting() -> None:
+    states = PromptStates()
+    prompt, setting = int_array([1, 2]), Runtime(flash_attention=True, kv_type="bf16")
+    states.keep(prompt, b"bf16", setting)
+    assert states.of(prompt, setting) == b"bf16"
+    assert states.of(prompt, replace(setting, kv_type="f16")) is None and states.of(prompt) is None
 
 
 COUNTED = ("mean_acceptance_length", "steps", "draft_tokens", "accepted_tokens", "overhead_us_per_step")

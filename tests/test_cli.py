@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,9 +18,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specplug import __version__, profile
+from specplug.engines.llama_cpp import settings_table
 from specplug.errors import UsageError
+from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
+from specplug_cli import doctor
 from specplug_cli.main import app
 from specplug_cli.options import Request, model_path, shared_options
 
@@ -292,6 +297,121 @@ def test_doctor_reports_an_unusable_profile(clean_environment: Path) -> None:
     found = json.loads(call("doctor", "--json").stdout)
     assert "schema: 3 is not supported" in found["profiles"]["unusable"]["bad"]
     assert any("schema: 3" in advice for advice in found["advice"])
+
+
+GGUF = Path(__file__)  # a table is found by the file's bytes, so that any file serves as a model
+FAST = Runtime(threads=2, flash_attention=False, kv_type="f16")
+SLOWER = replace(FAST, flash_attention=True, kv_type="bf16")
+
+
+@pytest.fixture
+def measured(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Saves a profile for a model whose engine settings were measured here: SLOWER takes 1.8 times as long as FAST."""
+    monkeypatch.setattr(settings_table, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(settings_table, "version", lambda package: "1.0")
+    monkeypatch.setattr(doctor.references, "resolve", lambda ref: Path(ref))
+    costs = {
+        FAST: SettingCosts((512, 4096), (1, 4), ((10.0, 20.0), (20.0, 30.0)), (1.0, 2.0), 1),
+        SLOWER: SettingCosts((512, 4096), (1, 4), ((11.0, 20.0), (36.0, 30.0)), (1.0, 2.0), 4),
+        replace(FAST, kv_type="f32"): SettingCosts((512, 4096), (1, 4), ((11.9, 20.0), (23.8, 30.0)), (1.0, 2.0), 1),
+    }
+    settings_table.remember(GGUF, costs)
+
+    def save(name: str, runtime: Runtime, **more: object) -> None:
+        made = Profile(name, **{"model": str(GGUF), "proposers": NONE, "runtime": runtime} | more)
+        profile.save(made, clean_environment / f"{name}.yaml")
+
+    return save
+
+
+def test_doctor_reports_slow_engine_settings(measured: Callable[..., None]) -> None:
+    measured("slow", SLOWER)
+    measured("named-in-part", Runtime(flash_attention=True))
+    report = doctor._examine()
+    compared = {"model": str(GGUF), "times": 1.8, "fastest": "flash attention off, f16 cache", "context": 4096}
+    assert report["slow_settings"] == [{"profile": "named-in-part"} | compared, {"profile": "slow"} | compared]
+    line = (
+        "profile slow: its engine settings make a plain pass 1.8 times as long as 'flash attention off, f16 cache' "
+        "with 4096 tokens in the cache (measured here by tune)"
+    )
+    assert line in report["advice"]
+    assert f"- {line}" in doctor._in_words(report).splitlines()
+
+
+def test_doctor_is_silent_about_settings_that_are_open_fast_or_not_measured(measured: Callable[..., None]) -> None:
+    measured("fast", FAST)
+    measured("nearly-as-fast", replace(FAST, kv_type="f32"))
+    measured("open", Runtime(threads=2))
+    measured("not-measured", replace(SLOWER, repack=False))
+    measured("for-vllm", SLOWER, engine="vllm")
+    measured("no-model", SLOWER, model=None)
+    measured("folder", SLOWER, model=str(GGUF.parent))
+    assert doctor._slow_settings() == []
+    measured("slow", SLOWER)
+    assert [slow["profile"] for slow in doctor._slow_settings()] == ["slow"]
+
+
+def test_doctor_survives_a_missing_model_and_a_missing_engine(
+    clean_environment: Path, measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile.save(Profile("lost", model="missing.gguf", proposers=NONE, runtime=SLOWER), clean_environment / "lost.yaml")
+    done = call("doctor", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["slow_settings"] == []
+
+    def not_installed(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    measured("slow", SLOWER)
+    monkeypatch.setattr(settings_table, "version", not_installed)
+    assert doctor._slow_settings() == []
+
+
+@pytest.mark.llama
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME has an effect on Linux only")
+def test_doctor_reads_what_was_measured_without_loading_llama_cpp(
+    clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    costs = [SettingCosts((2048,), (1,), ((ms,),), (1.0,), 1) for ms in (4.0, 6.0)]
+    settings_table.remember(demo_path, dict(zip((FAST, SLOWER), costs, strict=True)))
+    saved = Profile("slow", model="demo:smollm2", proposers=NONE, runtime=SLOWER)
+    profile.save(saved, clean_environment / "slow.yaml")
+    program = (
+        "import sys\nfrom specplug_cli.main import main\nmain(['doctor'])\nassert 'llama_cpp' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    expected = "a plain pass 1.5 times as long as 'flash attention off, f16 cache' with 2048 tokens in the cache"
+    assert f"- profile slow: its engine settings make {expected}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        "{",
+        "[]",
+        '{"settings": 3}',
+        '{"settings": [{"runtime": {"colour": 1}, "costs": {}}]}',
+        "no table",
+    ],
+)
+def test_doctor_survives_a_damaged_table(measured: Callable[..., None], damaged: str) -> None:
+    measured("slow", SLOWER)
+    path = settings_table._path(GGUF)
+    path.unlink() if damaged == "no table" else path.write_text(damaged)
+    assert doctor._slow_settings() == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("ms", []), ("ms", [[], []]), ("ms", [[0.0], [0.0]]), ("contexts", [])])
+def test_doctor_survives_a_table_with_too_few_values(measured: Callable[..., None], key: str, value: object) -> None:
+    measured("slow", SLOWER)
+    path = settings_table._path(GGUF)
+    table = json.loads(path.read_text())
+    for entry in table["settings"]:
+        entry["costs"][key] = value
+    path.write_text(json.dumps(table))
+    assert doctor._slow_settings() == []
 
 
 @pytest.mark.llama

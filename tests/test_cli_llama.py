@@ -170,8 +170,24 @@ def test_bench_writes_the_documented_json(tmp_path: Path) -> None:
     assert {"name", "prompts", "max_tokens", "temperature"} <= set(document["workload"])
     assert len(document["cost_curve"]["rows"]) == len(document["cost_curve"]["ms"]) > 0
     names = [arm["name"] for arm in document["arms"]]
-    assert names == ["none", "quick", "lookup", "llama-cpp-python:prompt-lookup"]
-    figures = {"tokens", "seconds", "tokens_per_second", "mean_acceptance_length", "steps", "draft_tokens"}
+    assert names[0] == "none" and names[-3:] == ["quick", "lookup", "llama-cpp-python:prompt-lookup"]
+    settings = document["engine_settings"]
+    assert {arm["engine_settings"] for arm in document["arms"][-3:]} == {settings["profiles"]}
+    assert document["arms"][0]["engine_settings"] == settings["plain"]
+    assert settings["stock"] in {arm["engine_settings"] for arm in document["arms"]}
+    assert settings["settings_speedup"]["median"] > 0 and settings["drafting_arm"] in ("quick", "lookup")
+    by_name = {arm["name"]: arm for arm in document["arms"]}
+    assert all(by_name[arm["reference"]]["engine_settings"] == arm["engine_settings"] for arm in document["arms"])
+    assert all(arm["prompt_seconds"] > 0 for arm in document["arms"])
+    figures = {
+        "tokens",
+        "seconds",
+        "prompt_seconds",
+        "tokens_per_second",
+        "mean_acceptance_length",
+        "steps",
+        "draft_tokens",
+    }
     figures |= {"accepted_tokens", "overhead_us_per_step", "speedup", "identical", "rounding", "different"}
     for arm in document["arms"]:
         assert figures | {"profile", "categories"} <= set(arm)

@@ -45,7 +45,9 @@ proposers:
 - {method: token_recycling, shape: paper}
 planner: {mode: static, max_nodes: 7, trees: false}
 exact: true
-runtime: {threads: 2, context: 1024, batch: 64, gpu_layers: -1, flash_attention: false, kv_type: q8_0}
+runtime:
+  {threads: 2, threads_batch: 3, context: 1024, batch: 64, ubatch: 32, gpu_layers: -1, flash_attention: false,
+   kv_type: q8_0, repack: false, mmap: false, coupled: true}
 measured:
   hardware: {cpu: X, cores: 2}
   cost_curve: {contexts: [0, 512], rows: [1, 2, 4], ms: [[1, 2, 3], [2, 3.5, 5]]}
@@ -60,7 +62,19 @@ evidence: {date: 2026-11-21, runs: [1, 2], won: yes}
         proposers=(ProposerSpec("suffix"), ProposerSpec("token_recycling", {"shape": "paper"})),
         planner=PlannerSettings("static", 7, False),
         exact=True,
-        runtime=Runtime(2, 1024, 64, -1, False, "q8_0"),
+        runtime=Runtime(
+            threads=2,
+            threads_batch=3,
+            context=1024,
+            batch=64,
+            ubatch=32,
+            gpu_layers=-1,
+            flash_attention=False,
+            kv_type="q8_0",
+            repack=False,
+            mmap=False,
+            coupled=True,
+        ),
         measured=Measured(
             {"cpu": "X", "cores": 2},
             CostPoints((0, 512), (1, 2, 4), ((1.0, 2.0, 3.0), (2.0, 3.5, 5.0))),
@@ -76,7 +90,17 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert [spec.method for spec in found.proposers] == ["suffix", "token_recycling"]
     assert found.planner == PlannerSettings(mode="measured", max_nodes=24, trees=True)
     assert found.runtime == Runtime(
-        threads=None, context=4096, batch=512, gpu_layers=0, flash_attention=None, kv_type="f16"
+        threads=None,
+        threads_batch=None,
+        context=4096,
+        batch=512,
+        ubatch=None,
+        gpu_layers=0,
+        flash_attention=None,
+        kv_type=None,
+        repack=True,
+        mmap=True,
+        coupled=False,
     )
 
 
@@ -118,6 +142,15 @@ def test_a_fusion_is_the_list_of_its_parts(written: str) -> None:
         (HEAD + "planner: {max_nodes: true}", "planner.max_nodes: True is not a whole number"),
         (HEAD + "planner: {mode: dynamic}", "planner.mode: 'dynamic' is not one of measured, static"),
         (HEAD + "runtime: {threads: 0}", "runtime.threads: 0 is out of range"),
+        (HEAD + "runtime: {threads_batch: 0}", "runtime.threads_batch: 0 is out of range; use 1 to 1024"),
+        (HEAD + "runtime: {threads_batch: 1025}", "runtime.threads_batch: 1025 is out of range; use 1 to 1024"),
+        (HEAD + "runtime: {ubatch: 0}", "runtime.ubatch: 0 is out of range; use 1 to 1048576"),
+        (HEAD + "runtime: {ubatch: 1048577}", "runtime.ubatch: 1048577 is out of range; use 1 to 1048576"),
+        (HEAD + "runtime: {ubatch: 8.5}", "runtime.ubatch: 8.5 is not a whole number"),
+        (HEAD + "runtime: {repack: 1}", "runtime.repack: 1 is not true or false"),
+        (HEAD + "runtime: {repack: null}", "runtime.repack: None is not true or false"),
+        (HEAD + "runtime: {mmap: 0}", "runtime.mmap: 0 is not true or false"),
+        (HEAD + "runtime: {ubach: 8}", "runtime.ubach: unknown key; did you mean ubatch or batch?"),
         (HEAD + "runtime: {kv_type: f64}", "runtime.kv_type: 'f64' is not one of f16, bf16, f32, q8_0"),
         (HEAD + "proposers: suffix", "proposers: 'suffix' is not a list"),
         (HEAD + "proposers: []", "proposers: no proposer is named"),
@@ -225,11 +258,16 @@ profiles = st.builds(
     runtime=st.builds(
         Runtime,
         threads=st.none() | st.integers(1, 1024),
+        threads_batch=st.none() | st.integers(1, 1024),
         context=st.integers(16, 1 << 20),
         batch=st.integers(1, 1 << 16),
+        ubatch=st.none() | st.integers(1, 1 << 20),
         gpu_layers=st.integers(-1, 100),
         flash_attention=st.none() | st.booleans(),
-        kv_type=st.sampled_from(["f16", "bf16", "f32", "q8_0"]),
+        kv_type=st.none() | st.sampled_from(["f16", "bf16", "f32", "q8_0"]),
+        repack=st.booleans(),
+        mmap=st.booleans(),
+        coupled=st.booleans(),
     ),
     measured=st.none()
     | st.builds(
@@ -245,6 +283,14 @@ profiles = st.builds(
 @given(profiles)
 def test_a_written_profile_reads_back_equal(written: Profile) -> None:
     assert profile.loads(profile.dumps(written), "t") == written
+
+
+def test_a_profile_keeps_which_settings_are_open() -> None:
+    assert profile.loads(profile.dumps(Profile("p")), "t").runtime == Runtime()
+    mapping = profile.as_mapping(Profile("p"))["runtime"]
+    open_keys = [key for key, value in mapping.items() if value is None]
+    assert open_keys == ["threads", "threads_batch", "ubatch", "flash_attention", "kv_type"]
+    assert "kv_type: null" in profile.dumps(Profile("p"))
 
 
 def test_save_writes_what_load_reads_and_replaces_the_old_file(tmp_path: Path) -> None:

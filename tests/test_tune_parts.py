@@ -162,8 +162,22 @@ def test_the_thread_count_with_the_fastest_pass_is_chosen() -> None:
         def time(self, rows: int) -> float:
             return abs(self.threads - 3) + 5.0 + rows
 
-    chosen, ms = choose_threads(Threaded(noisy()), 4, seconds=0.0)
-    assert chosen == 3 and ms == {1: 8.0, 2: 7.0, 3: 6.0, 4: 7.0}
+    chosen, batch, ms = choose_threads(Threaded(noisy()), 4, seconds=0.0)
+    assert chosen == batch == 3 and ms == {1: 8.0, 2: 7.0, 3: 6.0, 4: 7.0}
+
+
+@pytest.mark.parametrize(("four_rows", "batch"), [(lambda threads: 40.0 / threads, 4), (lambda threads: 40.0, 1)])
+def test_passes_of_several_rows_get_threads_of_their_own_where_these_are_faster(
+    four_rows: Callable[[int], float], batch: int
+) -> None:
+    class Threaded(ToyTimer):
+        def use_threads(self, threads: int) -> None:
+            self.threads = threads
+
+        def time(self, rows: int) -> float:
+            return 5.0 + self.threads if rows == 1 else four_rows(self.threads)
+
+    assert choose_threads(Threaded(noisy()), 4, seconds=0.0)[:2] == (1, batch)
 
 
 @given(st.lists(st.floats(1.0, 100.0), min_size=1, max_size=40))

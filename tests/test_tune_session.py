@@ -14,9 +14,11 @@ from toy_subject import ToySubject
 from specplug import profile as profiles
 from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
+from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.testing import ToyTarget
 from specplug.tune import journal as journals
+from specplug.tune.document import interval_text, settings_line, settings_rows
 from specplug.tune.session import Outcome, tune
 from specplug.tune.tune_request import Request, journal_path
 
@@ -212,7 +214,7 @@ def test_a_damaged_journal_is_refused_and_one_with_an_incomplete_last_line_is_co
     tune(replace(request_, resume=True), notify=notices.append, opener=lambda asked: ToySubject(asked.base, CHEAP))
     assert any("last line of the journal is incomplete" in line for line in notices)
     path.write_bytes(complete.replace(b'"kind":"cost"', b'"kind":"coat"'))
-    with pytest.raises(UsageError, match="line 3 is damaged"):
+    with pytest.raises(UsageError, match="line 4 is damaged"):
         run(replace(request_, resume=True))
 
 
@@ -296,3 +298,92 @@ def test_a_refused_tune_keeps_the_old_journal(request_: Request) -> None:
     with pytest.raises(UsageError):
         tune(request_, opener=opener)
     assert journal_path(request_.out).read_bytes() == before
+
+
+# -- engine settings --------------------------------------------------------------------------------------------------
+
+STOCK = Runtime(threads=1, context=512, flash_attention=True, kv_type="f16")
+OFF = replace(STOCK, flash_attention=False)
+EQUAL = replace(STOCK, kv_type="bf16")
+
+
+def setting_costs(one_row: float, per_row: float, equal_rows: int = 1) -> SettingCosts:
+    rows = (1, 2, 4, 8, 16)
+    line = tuple(one_row + per_row * (n - 1) for n in rows)
+    return SettingCosts((64, 128), rows, (line, line), (0.1, 0.1), equal_rows)
+
+
+def with_settings(request: Request, table: dict[Runtime, SettingCosts], ms: Callable[[int], float]) -> ToySubject:
+    subject = ToySubject(request.base, ms)
+    subject.settings = table
+    return subject
+
+
+def test_the_profile_gets_the_fastest_setting_with_equal_rounding(request_: Request) -> None:
+    table = {STOCK: setting_costs(30, 0.1), OFF: setting_costs(9, 0.1), EQUAL: setting_costs(10.1, 0.1, 25)}
+    subject = with_settings(request_, table, CHEAP)
+    outcome = run(request_, subject=subject)
+    written = profiles.load(request_.out)
+    assert written.speculates and (written.runtime.flash_attention, written.runtime.kv_type) == (True, "bf16")
+    engine = outcome.document["engine_settings"]
+    assert (engine["plain"], engine["equal"]) == ("flash attention off, f16 cache", True)
+    assert engine["settings_speedup"] == pytest.approx(30 / 9, rel=0.02)
+    assert "engine settings alone: 3." in str(settings_line(outcome.document))
+    assert f"on top: {interval_text(chosen_speedup(outcome))} (flash attention on, bf16 cache)" in str(
+        settings_line(outcome.document)
+    )
+    assert subject.profile.runtime.kv_type == "bf16"
+    head, rows = settings_rows(outcome.document)
+    assert [len(row) for row in rows] == [len(head)] * 3 and [row[1] for row in rows] == ["no", "yes", "no"]
+
+
+def chosen_speedup(outcome: Outcome) -> Any:
+    (line,) = [line for line in outcome.document["settings"] if line["name"] == outcome.document["chosen"]]
+    return line["confirmed"]["1"]["speedup"]
+
+
+def test_rows_that_agree_limit_every_draft_unless_rounding_is_allowed(request_: Request) -> None:
+    table = {STOCK: setting_costs(10, 0.1), EQUAL: setting_costs(10.1, 0.1, 3)}
+    outcome = run(request_, subject=with_settings(request_, table, CHEAP))
+    tried = {line["name"] for line in outcome.document["settings"]}
+    assert any(", measured 2" in name for name in tried) and not any("measured 24" in name for name in tried)
+    assert any("drafts have 2 tokens at most; --allow-rounding" in note for note in outcome.document["notes"])
+    assert outcome.document["engine_settings"]["equality_costs"] > 1.2
+    allowing = replace(request_, allow_rounding=True)
+    allowed = run(allowing, subject=with_settings(allowing, table, CHEAP))
+    assert any("measured 24" in line["name"] for line in allowed.document["settings"])
+    assert any("answers can differ at ties" in note for note in allowed.document["notes"])
+
+
+def test_plain_decoding_keeps_its_own_setting(request_: Request) -> None:
+    table = {OFF: setting_costs(9, 9), EQUAL: setting_costs(10, 10, 25)}
+    outcome = run(request_, subject=with_settings(request_, table, EXPENSIVE))
+    written = profiles.load(request_.out)
+    assert not written.speculates and (written.runtime.flash_attention, written.runtime.kv_type) == (False, "f16")
+    assert str(settings_line(outcome.document)).endswith("drafting on top: nothing")
+
+
+def test_drafts_are_rejected_where_their_setting_reads_prompts_too_slowly(request_: Request) -> None:
+    slow = replace_prompt(setting_costs(10.1, 0.1, 25), 1000.0)
+    outcome = run(request_, subject=with_settings(request_, {OFF: setting_costs(10, 0.1), EQUAL: slow}, CHEAP))
+    assert outcome.document["chosen"] == "none"
+    assert all("slower in whole requests" in why for why in outcome.document["rejected"].values())
+
+
+def replace_prompt(costs: SettingCosts, ms: float) -> SettingCosts:
+    return replace(costs, prompt_ms=(ms, ms))
+
+
+def test_a_continued_tune_keeps_its_settings(request_: Request) -> None:
+    table = {STOCK: setting_costs(30, 0.1), EQUAL: setting_costs(10.1, 0.1, 25)}
+    subject = with_settings(request_, table, CHEAP)
+
+    def stop(name: str) -> None:
+        raise KeyboardInterrupt
+
+    subject.on_answer = stop
+    with pytest.raises(KeyboardInterrupt):
+        run(request_, subject=subject)
+    continued = with_settings(request_, {}, CHEAP)  # measuring again would find nothing to choose
+    outcome = run(replace(request_, resume=True), subject=continued)
+    assert outcome.document["engine_settings"]["drafting"] == "flash attention on, bf16 cache"

@@ -9,7 +9,8 @@ import numpy as np
 
 from specplug.bench.arms import Result
 from specplug.core import IntArray, Requires, int_array
-from specplug.profile import Profile
+from specplug.planning.request_time import SettingCosts
+from specplug.profile import Profile, Runtime
 from specplug.testing import ToyTarget
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
@@ -33,6 +34,9 @@ class ToyTimer:
         self.filled = tokens
         self.calls.append(("fill", tokens))
         return 0.1 * tokens
+
+    def prompt_ms(self) -> float:
+        return 0.1
 
     def time(self, rows: int) -> float:
         self.calls.append(("time", rows))
@@ -92,6 +96,7 @@ class ToySubject:
         self.target = target or ToyTarget(vocab=128, seed=4, order=2)
         self.noise = np.random.default_rng(0)
         self.recorded = 0
+        self.settings: dict[Runtime, SettingCosts] = {}
         self.max_tokens = 0
         self.on_answer: Callable[[str], None] = lambda name: None
         self.closed = False
@@ -101,7 +106,7 @@ class ToySubject:
     def about(self) -> dict[str, Any]:
         return {"description": "toy", "train_context": 4096}
 
-    def use(self, *, threads: int | None = None, context: int | None = None) -> None:
+    def use(self, *, threads: int | None = None, threads_batch: int | None = None, context: int | None = None) -> None:
         runtime = self.profile.runtime
         runtime = replace(runtime, threads=threads or runtime.threads, context=context or runtime.context)
         self.profile = replace(self.profile, runtime=runtime)
@@ -116,8 +121,19 @@ class ToySubject:
     def text(self, tokens: Sequence[int]) -> str:
         return " ".join(map(str, tokens))
 
-    def choose_threads(self, seconds: float) -> tuple[int | None, dict[int, float]]:
-        return (None, {}) if self.batched else choose_threads(ToyTimer(self.ms), 2, seconds)
+    def use_setting(self, setting: Runtime) -> None:
+        self.profile = replace(
+            self.profile,
+            runtime=replace(self.profile.runtime, flash_attention=setting.flash_attention, kv_type=setting.kv_type),
+        )
+
+    def measure_settings(
+        self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
+    ) -> tuple[dict[Runtime, SettingCosts], Runtime]:
+        return self.settings, self.profile.runtime if not self.settings else next(iter(self.settings))
+
+    def choose_threads(self, seconds: float) -> tuple[int | None, int | None, dict[int, float]]:
+        return (None, None, {}) if self.batched else choose_threads(ToyTimer(self.ms), 2, seconds)
 
     def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
         return measure_costs(self._timer, levels, self.profile.runtime.context, seconds, progress)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from specplug.core import IntArray
 from specplug.generation.counters import Counters
-from specplug.profile import CostPoints, Profile
+from specplug.profile import CostPoints, Profile, Runtime
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.model import Model
@@ -34,11 +34,14 @@ class Result:
 
     The prefill yields the first token, and drafts do not change the prefill. When several prompts are answered at once,
     each answer is charged the share of the time that its tokens have. `counters` is None where an arm reports none.
+
+    prompt_seconds  time of the prefill and the first token; None where an arm does not measure it
     """
 
     tokens: list[int]
     seconds: float
     counters: Counters | None
+    prompt_seconds: float | None = None
 
 
 class Arm(Protocol):
@@ -58,18 +61,21 @@ class Arm(Protocol):
 
 
 class PromptStates:
-    """Saved KV cache states after the prefill of a prompt, shared by arms that answer the same prompts in turn."""
+    """Saved KV cache states after the prefill of a prompt, shared by arms that answer the same prompts in turn.
+
+    Another attention kernel or cache type computes another state, so each state belongs to one engine setting.
+    """
 
     def __init__(self, limit: int = 1 << 30) -> None:
         """`limit`: total bytes. The oldest states are dropped first; the latest one is always kept."""
         self._limit = limit
-        self._states: dict[bytes, bytes] = {}
+        self._states: dict[tuple[Runtime | None, bytes], bytes] = {}
 
-    def of(self, prompt: IntArray) -> bytes | None:
-        return self._states.get(prompt.tobytes())
+    def of(self, prompt: IntArray, setting: Runtime | None = None) -> bytes | None:
+        return self._states.get((setting, prompt.tobytes()))
 
-    def keep(self, prompt: IntArray, state: bytes) -> None:
-        self._states[prompt.tobytes()] = state
+    def keep(self, prompt: IntArray, state: bytes, setting: Runtime | None = None) -> None:
+        self._states[setting, prompt.tobytes()] = state
         while len(self._states) > 1 and sum(map(len, self._states.values())) > self._limit:
             del self._states[next(iter(self._states))]
 
@@ -87,11 +93,16 @@ class ProfileArm:
         cost: CostPoints | None = None,
         notify: Callable[[str], None] = lambda text: None,
         prompts: PromptStates | None = None,
+        name: str | None = None,
     ) -> None:
-        """Arms with the same engine settings share `prompts`, so that only the first of them prefills each prompt."""
+        """Arms share `prompts`, so that only the first arm with the same engine settings prefills each prompt.
+
+        name  the profile's where None
+        """
         from specplug.engines.llama_cpp.engine import LlamaCpp
 
-        self.name = self.profile = profile.name
+        self.name = name or profile.name
+        self.profile = profile.name
         self._sampling = sampling
         self._prompts = prompts
         self.engine = LlamaCpp(model, profile, slots=slots, cost=cost, notify=notify)
@@ -102,14 +113,23 @@ class ProfileArm:
         requests = [Request(prompt, max_tokens, self._sampling) for prompt in prompts]
         self.engine.loop.forget_prompts()  # so that every arm prefills the same prompts in the same passes
         if self._prompts is not None:
+            setting = self.engine.profile.runtime
             for prompt in prompts:
-                state = self.engine.loop.preload(prompt, self._prompts.of(prompt))
-                self._prompts.keep(prompt, state)
+                state = self.engine.loop.preload(prompt, self._prompts.of(prompt, setting))
+                self._prompts.keep(prompt, state, setting)
         began = perf_counter()
         answers = self.engine.generate_all(requests)
         prefill_seconds = sum(a.counters.prompt_ns for a in answers) / 1e9
         per_token = (perf_counter() - began - prefill_seconds) / max(1, sum(len(a.tokens) - 1 for a in answers))
-        return [Result(a.tokens, per_token * (len(a.tokens) - 1), a.counters) for a in answers]
+        return [
+            Result(
+                a.tokens,
+                per_token * (len(a.tokens) - 1),
+                a.counters,
+                a.counters.prompt_ns / 1e9 if self._prompts is None else None,  # else only its last token is read here
+            )
+            for a in answers
+        ]
 
     def reset(self) -> None:
         self.engine.reset()
@@ -134,7 +154,12 @@ class PromptLookupReference:
         self._generate, self._close = open_peer(model, profile, REFERENCE_ENGINES[name], sampling)
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
-        return [Result(*self._generate(prompt, max_tokens), None) for prompt in prompts]
+        results = []
+        for prompt in prompts:
+            began = perf_counter()
+            tokens, seconds = self._generate(prompt, max_tokens)
+            results.append(Result(tokens, seconds, None, perf_counter() - began - seconds))
+        return results
 
     def reset(self) -> None:
         """Nothing to do: prompt lookup keeps no state between prompts."""

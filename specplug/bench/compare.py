@@ -11,6 +11,7 @@ from typing import Any
 
 from specplug.bench.arms import REFERENCE_ENGINES
 from specplug.bench.interleaved import run_arms
+from specplug.bench.settings_gain import settings_document
 from specplug.bench.stage import Stage
 from specplug.bench.workloads import Prompt, categories
 from specplug.errors import UsageError
@@ -36,17 +37,21 @@ def compare(
 ) -> dict[str, Any]:
     """The document of `bench --json` for these profiles and reference engines against plain decoding.
 
-    All arms run the model of the first profile with its engine settings, so that only the drafts differ.
+    All arms run the model of the first profile with its engine settings, so that only the drafts differ. On llama.cpp
+    the first arm is plain decoding under the settings that are best for it, and further arms without drafts show what
+    other settings give.
     """
     check(profiles, reference_engines, concurrency, temperature)
     sampling = Sampling(temperature=temperature, seed=seed)
-    with _open_stage(profiles, reference_engines, sampling, concurrency, notify) as stage:
+    conversations = [prompt.turns for prompt in prompts]
+    with _open_stage(profiles, reference_engines, sampling, concurrency, notify, conversations, max_tokens) as stage:
         outcome = run_arms(
             stage.arms,
             prompts,
             stage.encode,
             stage.decode,
             stage.explain,
+            references=stage.references,
             max_tokens=max_tokens,
             repeats=repeats,
             concurrency=concurrency,
@@ -55,6 +60,8 @@ def compare(
     names = categories(prompts)
     about = dict(stage.about)
     curve = about.pop("cost_curve")
+    references = stage.references or [0] * len(stage.arms)
+    labels = stage.settings.labels if stage.settings else [None] * len(stage.arms)
     return {
         "schema": 1,
         **about,
@@ -67,11 +74,19 @@ def compare(
             "concurrency": concurrency,
         },
         "cost_curve": curve,
+        "engine_settings": settings_document(stage.settings, stage.arms, outcome.overall) if stage.settings else None,
         "arms": [
-            {"name": arm.name, "profile": arm.profile}
+            {
+                "name": arm.name,
+                "profile": arm.profile,
+                "engine_settings": label,
+                "reference": stage.arms[reference].name,
+            }
             | overall.figures()
             | {"categories": {name: by_category[name].figures() for name in names}}
-            for arm, overall, by_category in zip(stage.arms, outcome.overall, outcome.categories, strict=True)
+            for arm, label, reference, overall, by_category in zip(
+                stage.arms, labels, references, outcome.overall, outcome.categories, strict=True
+            )
         ],
     }
 
@@ -102,7 +117,7 @@ def check(profiles: Sequence[Profile], reference_engines: Sequence[str], concurr
         raise UsageError(f"--peer {unknown[0]!r}: unknown; use one of {', '.join(REFERENCE_ENGINES)}")
     if reference_engines and concurrency > 1:
         raise UsageError(f"--peer {reference_engines[0]}: answers one prompt at a time; use --concurrency 1")
-    # All arms run with the first profile's settings.
+    # All arms that draft run with the first profile's settings.
     if reference_engines and temperature > 0 and profiles[0].runtime.coupled:
         raise UsageError(
             f"profile {profiles[0].name}: --peer {reference_engines[0]} has no coupled sampling; use --temperature 0"
@@ -115,6 +130,8 @@ def _open_stage(
     sampling: Sampling,
     concurrency: int,
     notify: Callable[[str], None],
+    conversations: Sequence[Sequence[str]],
+    max_tokens: int,
 ) -> AbstractContextManager[Stage]:
     """Imports only the engine that the profiles name."""
     if profiles[0].engine == "vllm":
@@ -123,4 +140,4 @@ def _open_stage(
         return vllm_stage(profiles, sampling, concurrency, notify)
     from specplug.bench.llama_stage import llama_stage
 
-    return llama_stage(profiles, reference_engines, sampling, concurrency, notify)
+    return llama_stage(profiles, reference_engines, sampling, concurrency, notify, conversations, max_tokens)

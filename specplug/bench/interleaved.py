@@ -1,7 +1,7 @@
 """Runs arms side by side over a workload and adds up their tokens, seconds and counters.
 
 All arms answer a prompt before any arm receives the next one, and the arm that goes first changes from prompt to
-prompt. Every repeat starts with nothing learned. In a conversation, every arm receives plain decoding's earlier
+prompt. Every repeat starts with nothing learned. In a conversation, every arm receives the first arm's earlier
 answers. The module does not depend on files or a terminal.
 """
 
@@ -12,22 +12,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specplug.bench.arms import Arm, Result
-from specplug.bench.statistics import paired_ratio
+from specplug.bench.statistics import Interval, paired_ratio
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray
 from specplug.generation.counters import Counters
 
 Explain = Callable[[IntArray, list[int], list[int]], bool]
-"""Takes a prompt, plain decoding's answer and another answer; returns whether rounding explains the difference."""
+"""Takes a prompt, the reference's answer and another answer; returns whether rounding explains the difference."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """One arm's figures over a set of answers, beside plain decoding's (`base_*`) to the same prompts.
+    """One arm's figures over a set of answers, beside those of the first arm to the same prompts.
 
     tokens, seconds              of each answer, without its first token
+    base_tokens, base_seconds    of the first arm's answers
     counted                      whether every answer had counters
-    identical, rounding, different  answers of the first repeat, by how they compare with plain decoding
+    identical, rounding, different  answers of the first repeat, by how they compare with the arm's reference
+    prompt_seconds               of each answer: the prefill and its first token; None where it was not measured
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -39,23 +41,37 @@ class Tally:
     identical: int = 0
     rounding: int = 0
     different: int = 0
+    prompt_seconds: list[float | None] = field(default_factory=list)
+
+    @property
+    def measured_prompts(self) -> list[float] | None:
+        """`prompt_seconds`; None where one is missing."""
+        found = [seconds for seconds in self.prompt_seconds if seconds is not None]
+        return found if found and len(found) == len(self.seconds) else None
+
+    @property
+    def speedup(self) -> Interval | None:
+        """Tokens per second over the first arm's; None where no pair of answers has tokens."""
+        if not any(min(pair) > 0 for pair in zip(self.tokens, self.base_tokens, strict=True)):
+            return None
+        return paired_ratio(self.tokens, self.seconds, self.base_tokens, self.base_seconds)
 
     def figures(self) -> dict[str, Any]:
         """The figures of `bench --json`. Those that an arm does not report are None."""
         tokens, seconds = sum(self.tokens), sum(self.seconds)
+        prompts, speedup = self.measured_prompts, self.speedup
         c = self.counters if self.counted else None
         return {
             "tokens": tokens,
             "seconds": round(seconds, 4),
+            "prompt_seconds": round(sum(prompts), 4) if prompts else None,
             "tokens_per_second": round(tokens / seconds, 3) if seconds > 0 else None,
             "mean_acceptance_length": round(c.mean_acceptance_length, 4) if c else None,
             "steps": c.steps if c else None,
             "draft_tokens": c.draft_tokens if c else None,
             "accepted_tokens": c.accepted_tokens if c else None,
             "overhead_us_per_step": round(c.overhead_us_per_step, 1) if c else None,
-            "speedup": paired_ratio(self.tokens, self.seconds, self.base_tokens, self.base_seconds).as_mapping()
-            if any(min(pair) > 0 for pair in zip(self.tokens, self.base_tokens, strict=True))
-            else None,
+            "speedup": speedup.as_mapping() if speedup else None,
             "identical": self.identical,
             "rounding": self.rounding,
             "different": self.different,
@@ -75,20 +91,26 @@ def run_arms(
     prompts: Sequence[Prompt],
     encode: Callable[[Sequence[dict[str, str]]], IntArray],
     decode: Callable[[Sequence[int]], str],
-    explain: Explain,
+    explain: Explain | Sequence[Explain],
     *,
+    references: Sequence[int] | None = None,
     max_tokens: int,
     repeats: int = 1,
     concurrency: int = 1,
     progress: Callable[[str, int], None] = lambda what, steps: None,
 ) -> Outcome:
-    """Measure all arms over all prompts. `arms[0]` is plain decoding, which all arms are compared with.
+    """Measure all arms over all prompts. `arms[0]` is plain decoding, which the speed of all arms is compared with.
 
-    encode    turns messages into prompt tokens
-    decode    turns tokens into text
-    explain   is called for answers of the first repeat that differ from plain decoding's
-    progress  receives the category, and how many more answers of one arm are done
+    encode      turns messages into prompt tokens
+    decode      turns tokens into text
+    explain     is called for answers of the first repeat that differ from the reference's: one for all arms, or one
+                per arm
+    references  per arm, the index of plain decoding under the same engine settings, whose answers it must reproduce;
+                arms[0] for all where None
+    progress    receives the category, and how many more answers of one arm are done
     """
+    references = [0] * len(arms) if references is None else references
+    explains = [explain] * len(arms) if callable(explain) else explain
     outcome = Outcome([Tally() for _ in arms], [{} for _ in arms])
     for repeat in range(repeats):
         for arm in arms:
@@ -107,7 +129,10 @@ def run_arms(
                     progress(group[0].category, len(active))
                 for i, plain in zip(active, results[0], strict=True):
                     conversations[i].append({"role": "assistant", "content": decode(plain.tokens)})
-                _add(outcome, [group[i].category for i in active], tokens, results, explain if repeat == 0 else None)
+                kinds = [group[i].category for i in active]
+                _add(outcome, kinds, results)
+                if repeat == 0:
+                    _judge(outcome, kinds, tokens, results, references, explains)
     return outcome
 
 
@@ -121,28 +146,35 @@ def _groups(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
     return [of_one[i : i + size] for of_one in by_category.values() for i in range(0, len(of_one), size)]
 
 
-def _add(
-    outcome: Outcome,
-    categories: Sequence[str],
-    prompts: Sequence[IntArray],
-    results: Sequence[Sequence[Result]],
-    explain: Explain | None,
-) -> None:
+def _add(outcome: Outcome, categories: Sequence[str], results: Sequence[Sequence[Result]]) -> None:
+    """Add the tokens, times and counters of one answer of every arm to each of the same prompts."""
     for index, of_arm in enumerate(results):
-        for category, prompt, result, base in zip(categories, prompts, of_arm, results[0], strict=True):
-            verdict = None
-            if explain is not None:
-                same = result.tokens == base.tokens
-                rounding = not same and explain(prompt, base.tokens, result.tokens)
-                verdict = "identical" if same else "rounding" if rounding else "different"
+        for category, result, base in zip(categories, of_arm, results[0], strict=True):
             for tally in (outcome.overall[index], outcome.categories[index].setdefault(category, Tally())):
                 tally.tokens.append(len(result.tokens) - 1)
                 tally.seconds.append(result.seconds)
+                tally.prompt_seconds.append(result.prompt_seconds)
                 tally.base_tokens.append(len(base.tokens) - 1)
                 tally.base_seconds.append(base.seconds)
                 if result.counters is None:
                     tally.counted = False
                 else:
                     tally.counters.add(result.counters)
-                if verdict is not None:
-                    setattr(tally, verdict, getattr(tally, verdict) + 1)
+
+
+def _judge(
+    outcome: Outcome,
+    categories: Sequence[str],
+    prompts: Sequence[IntArray],
+    results: Sequence[Sequence[Result]],
+    references: Sequence[int],
+    explains: Sequence[Explain],
+) -> None:
+    """Compare every answer with that of its arm's reference, and count the verdict."""
+    for index, (reference, explain) in enumerate(zip(references, explains, strict=True)):
+        for category, prompt, result, base in zip(categories, prompts, results[index], results[reference], strict=True):
+            same = result.tokens == base.tokens
+            rounding = not same and explain(prompt, base.tokens, result.tokens)
+            verdict = "identical" if same else "rounding" if rounding else "different"
+            for tally in (outcome.overall[index], outcome.categories[index][category]):
+                setattr(tally, verdict, getattr(tally, verdict) + 1)

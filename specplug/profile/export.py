@@ -1,8 +1,9 @@
-"""A profile as flags of llama-server or vLLM without specplug: the nearest built-in method, and what is lost.
+"""A profile for llama-server, llama-cpp-python or vLLM without specplug: the nearest built-in method, and what is lost.
 
-The names of the flags are those of llama.cpp of 2026-11 and of vLLM 0.32. Nothing is run.
-Source: llama.cpp's common/arg.cpp and docs/speculative.md; vLLM's vllm/config/speculative.py and its page on dynamic
-speculative decoding.
+The names of flags and arguments are those of llama.cpp of 2026-11, llama-cpp-python 0.3.36 and vLLM 0.32. Nothing is
+run.
+Source: llama.cpp's common/arg.cpp and docs/speculative.md; llama-cpp-python's llama.py and llama_speculative.py; vLLM's
+vllm/config/speculative.py, vllm/envs.py and its page on dynamic speculative decoding.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 
 from specplug import registry
 from specplug.planning.cost import CostCurve
-from specplug.profile.settings import Profile
+from specplug.profile.settings import Profile, Runtime, VllmSettings
 
-TARGETS = ("llama-server", "vllm")
+TARGETS = ("llama-server", "llama-cpp-python", "vllm")
 
 ACCEPTED_SHARE = 0.7
 """Share of draft tokens that are accepted, where it was not measured: that of a lookup of three tokens in chat and
@@ -28,6 +29,17 @@ MAX_BATCH = 512
 
 CONTEXT = 256
 """Tokens in the cache at which the cost of a pass is read from the cost curve."""
+
+LARGEST_UBATCH = 512
+"""Tokens that llama-server and llama-cpp-python compute at a time where no number is given."""
+
+CACHE_TYPES = {
+    "f32": "llama_cpp.GGML_TYPE_F32",
+    "f16": "llama_cpp.GGML_TYPE_F16",
+    "bf16": "30",
+    "q8_0": "llama_cpp.GGML_TYPE_Q8_0",
+}
+"""The types of a KV cache as Python code; llama-cpp-python has no name for bf16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +53,28 @@ class Exported:
         return "\n".join([*(f"# {line}" for line in self.lost), shlex.join(self.argv)])
 
 
-def export(profile: Profile, target: str, model: str | None = None) -> Exported:
-    """The command for one of TARGETS; `model` is passed to the engine, the profile's own where it is None."""
+@dataclass(frozen=True, slots=True)
+class ExportedCode:
+    """Python code, and one sentence for each setting of the profile that it cannot express."""
+
+    code: str
+    lost: list[str]
+
+    def __str__(self) -> str:
+        return "\n".join([*(f"# {line}" for line in self.lost), self.code])
+
+
+def export(profile: Profile, target: str, model: str | None = None) -> Exported | ExportedCode:
+    """The command or code for one of TARGETS; `model` is the one to open, the profile's own where it is None."""
     methods = {spec.method: _options(spec) for spec in profile.proposers}
     model = model or profile.model or "MODEL"
-    made = _llama_server(profile, methods, model) if target == "llama-server" else _vllm(profile, methods, model)
+    made: Exported | ExportedCode
+    if target == "llama-server":
+        made = _llama_server(profile, methods, model)
+    elif target == "llama-cpp-python":
+        made = _llama_cpp_python(profile, methods, model)
+    else:
+        made = _vllm(profile, methods, model)
     if profile.runtime.coupled:
         made.lost.append("coupled sampling exists in specplug only: a seed yields another text there")
     return made
@@ -53,32 +82,127 @@ def export(profile: Profile, target: str, model: str | None = None) -> Exported:
 
 def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> Exported:
     runtime = profile.runtime
+    flash_attention, kv_type = _attention(profile)
     argv = ["llama-server", "-m", model, "--ctx-size", str(runtime.context), "--batch-size", str(runtime.batch)]
+    if (ubatch := _ubatch(runtime)) is not None:
+        argv += ["--ubatch-size", str(ubatch)]
     if runtime.threads is not None:
         argv += ["--threads", str(runtime.threads)]
+    if runtime.threads_batch is not None:
+        argv += ["--threads-batch", str(runtime.threads_batch)]
     if runtime.gpu_layers:
         argv += ["--n-gpu-layers", "all" if runtime.gpu_layers < 0 else str(runtime.gpu_layers)]
-    if runtime.flash_attention is not None:
-        argv += ["--flash-attn", "on" if runtime.flash_attention else "off"]
-    if runtime.kv_type is not None:
-        argv += ["--cache-type-k", runtime.kv_type, "--cache-type-v", runtime.kv_type]
+    if flash_attention is not None:
+        argv += ["--flash-attn", "on" if flash_attention else "off"]
+    if kv_type is not None:
+        argv += ["--cache-type-k", kv_type, "--cache-type-v", kv_type]
+    if not runtime.repack:
+        argv.append("--no-repack")
+    if not runtime.mmap:
+        argv += ["--load-mode", "none"]
+    lookup, lost = _fixed_lookup(profile, methods)
+    if lookup is None:
+        argv += ["--spec-type", "none"]
+    else:
+        match, length = lookup
+        argv += ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", str(match)]
+        argv += ["--spec-ngram-simple-size-m", str(length)]
+        chain = f"every step matches {match} tokens and drafts {length}: the length does not depend on measured costs"
+        lost = [chain, *lost]
+    return Exported(argv, lost + _open_settings(profile, "llama-server"))
+
+
+def _llama_cpp_python(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> ExportedCode:
+    runtime = profile.runtime
+    flash_attention, kv_type = _attention(profile)
+    arguments = [f"model_path={model!r}", f"n_ctx={runtime.context}", f"n_batch={runtime.batch}"]
+    if (ubatch := _ubatch(runtime)) is not None:
+        arguments.append(f"n_ubatch={ubatch}")
+    if runtime.threads is not None:
+        arguments.append(f"n_threads={runtime.threads}")
+    threads_batch = runtime.threads_batch or runtime.threads  # its own default is every core
+    if threads_batch is not None:
+        arguments.append(f"n_threads_batch={threads_batch}")
+    if runtime.gpu_layers:
+        arguments.append(f"n_gpu_layers={runtime.gpu_layers}")
+    if flash_attention is not None:
+        arguments.append(f"flash_attn={flash_attention}")
+    if kv_type is not None:
+        arguments += [f"type_k={CACHE_TYPES[kv_type]}", f"type_v={CACHE_TYPES[kv_type]}"]
+    if not runtime.mmap:
+        arguments.append("use_mmap=False")
+    imports = ["import llama_cpp"]
+    lookup, lost = _fixed_lookup(profile, methods)
+    if lookup is not None:
+        match, length = lookup
+        imports.append("from llama_cpp.llama_speculative import LlamaPromptLookupDecoding")
+        draft_model = f"LlamaPromptLookupDecoding(max_ngram_size={match}, num_pred_tokens={length})"
+        arguments += [f"draft_model={draft_model}", "logits_all=True"]
+        lost = [
+            f"every step drafts the {length} tokens after the first match of {match} tokens or fewer: the length does "
+            "not depend on measured costs",
+            "a draft model needs logits_all: logits of n_ctx tokens stay in memory, 4 bytes for each token of the "
+            "vocabulary",
+            *lost,
+        ]
+    if profile.speculates:
+        lost.append(
+            "specplug.engines.llama_cpp.speculative_llama.SpeculativeLlama drafts as the profile says: it takes "
+            "profile, a name or a file, in place of draft_model and logits_all"
+        )
+    if runtime.threads is None:
+        lost.append("threads is open: specplug uses every core in passes over one row, and llama-cpp-python half")
+    if not runtime.repack:
+        lost.append("repack: false has no argument there: the weights are repacked")
+    unnamed = ["    # type 30 is bf16, for which llama_cpp has no name"] if kv_type == "bf16" else []
+    code = [*imports, "", "llm = llama_cpp.Llama(", *unnamed, *(f"    {argument}," for argument in arguments), ")"]
+    return ExportedCode("\n".join(code), lost + _open_settings(profile, "llama-cpp-python"))
+
+
+def _fixed_lookup(
+    profile: Profile, methods: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[int, int] | None, list[str]]:
+    """(tokens to match, tokens to draft) of a lookup of fixed length, None for none; and sentences on what is lost."""
     lookup = methods.get("ngram") or methods.get("suffix")
     if lookup is None:
-        return Exported([*argv, "--spec-type", "none"], _lost(methods, ()))
+        return None, _lost(methods, ())
     length = _length(profile, int(lookup["max_draft"]))
     if not length:
-        return Exported([*argv, "--spec-type", "none"], ["no fixed draft length is faster at the measured costs"])
-    match = int(lookup.get("max_match", 3))
-    argv += ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", str(match)]
-    argv += ["--spec-ngram-simple-size-m", str(length)]
-    lost = [f"every step matches {match} tokens and drafts {length}: the length does not depend on measured costs"]
-    return Exported(argv, lost + _lost(methods, ("ngram", "suffix")))
+        return None, ["no fixed draft length is faster at the measured costs"]
+    return (int(lookup.get("max_match", 3)), length), _lost(methods, ("ngram", "suffix"))
+
+
+def _attention(profile: Profile) -> tuple[bool | None, str | None]:
+    """(flash_attention, kv_type) as the engine opens them; None for what it chooses by measurement."""
+    flash_attention, kv_type = profile.runtime.flash_attention, profile.runtime.kv_type
+    if profile.exact:
+        return True, kv_type or "bf16"
+    if flash_attention is None and kv_type in ("q8_0", "f32"):
+        flash_attention = kv_type == "q8_0"
+    return flash_attention, kv_type
+
+
+def _ubatch(runtime: Runtime) -> int | None:
+    """Tokens to compute at a time; None where the other program's own number has the same effect."""
+    return runtime.batch if runtime.ubatch is None and runtime.batch > LARGEST_UBATCH else runtime.ubatch
+
+
+def _open_settings(profile: Profile, target: str) -> list[str]:
+    """One sentence on what specplug would choose by measurement, if there is anything."""
+    settings = zip(("flash_attention", "kv_type"), _attention(profile), strict=True)
+    names = [name for name, value in settings if value is None]
+    if profile.engine != "llama-cpp" or not names:
+        return []
+    return [
+        f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} open: specplug chooses by measurement on the "
+        f"machine, and {target} takes its own default; specplug tune writes the choice into a profile"
+    ]
 
 
 def _vllm(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> Exported:
-    argv = ["vllm", "serve", model]
+    argv = ["vllm", "serve", model, *_vllm_flags(profile.vllm)]
     config: dict[str, Any] = {}
-    lost: list[str] = []
+    lost = _lost_on_vllm(profile.runtime)
     if "suffix" in methods:
         options = methods["suffix"]
         depth = min(int(options["max_draft"]), profile.planner.max_nodes)
@@ -93,7 +217,7 @@ def _vllm(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str
         options = methods["ngram"]
         length = _length(profile, int(options["max_draft"]))
         if not length:
-            return Exported(argv, ["no fixed draft length is faster at the measured costs"])
+            return Exported(argv, ["no fixed draft length is faster at the measured costs", *lost])
         config = {
             "method": "ngram",
             "num_speculative_tokens": length,
@@ -107,9 +231,38 @@ def _vllm(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str
                 "the schedule by batch size comes from the profile's cost curve; measure on the machine that will serve"
             )
     if not config:
-        return Exported(argv, _lost(methods, ()))
+        return Exported(argv, _lost(methods, ()) + lost)
     lost.append("drafts are chains of the length that the method chooses: it does not depend on measured costs")
     return Exported([*argv, "--speculative-config", json.dumps(config)], lost + _lost(methods, ("ngram", "suffix")))
+
+
+def _vllm_flags(settings: VllmSettings) -> list[str]:
+    """vLLM's own flags for the settings that are not left to it."""
+    flags = []
+    for key in ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "dtype"):
+        value = getattr(settings, key)
+        if value not in (None, "auto"):
+            flags += [f"--{key.replace('_', '-')}", str(value)]
+    return [*flags, "--enforce-eager"] if settings.enforce_eager else flags
+
+
+def _lost_on_vllm(runtime: Runtime) -> list[str]:
+    """Sentences on the settings of llama.cpp that the profile names."""
+    lost = []
+    if runtime.threads is not None:
+        cores = "0" if runtime.threads == 1 else f"0-{runtime.threads - 1}"
+        lost.append(
+            f"threads: {runtime.threads} is no flag of vLLM; on CPUs, set VLLM_CPU_OMP_THREADS_BIND to that many core "
+            f"numbers, such as {cores}"
+        )
+    keys = ("threads_batch", "ubatch", "flash_attention", "kv_type", "repack", "mmap")
+    named = [key for key in keys if getattr(runtime, key) != getattr(Runtime(), key)]
+    if named:
+        lost.append(
+            f"{', '.join(named)}: llama.cpp's settings; vLLM chooses its kernels itself, and its cache has the number "
+            "format of --dtype unless --kv-cache-dtype names another one"
+        )
+    return lost
 
 
 def _lost(methods: Mapping[str, Mapping[str, Any]], kept: tuple[str, ...]) -> list[str]:

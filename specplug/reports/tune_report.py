@@ -13,7 +13,15 @@ from specplug.errors import UsageError
 from specplug.reports import html_page
 from specplug.reports.html_page import facts_html, figure_html, legend_html, table_html
 from specplug.tune.candidates import PLAIN
-from specplug.tune.document import interval_text, next_step, outcome, rejections
+from specplug.tune.document import (
+    SETTINGS_COLUMNS,
+    interval_text,
+    next_step,
+    outcome,
+    rejections,
+    settings_line,
+    settings_rows,
+)
 from specplug.tune.selection import FEWEST_ANSWERS
 
 BARS = 24
@@ -70,6 +78,12 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
         f"{document['oracle_speedup'][level]:.2f} times that of plain decoding."
     )
     yield f"<p>{escape(facts)}</p>"
+    settings = settings_line(document)
+    if settings is not None:
+        engine, (head, rows) = document["engine_settings"], settings_rows(document)
+        yield f"<h2>Engine settings</h2><p>{escape(settings)}. The mean request has "
+        yield f"{int(engine['request']['prompt_tokens'])} prompt tokens and {int(engine['request']['tokens'])} tokens "
+        yield "after them.</p>" + table_html(head, rows) + legend_html(SETTINGS_COLUMNS)
     yield "<h2>The cost of a pass</h2><p>The time of one pass over several rows. Where it lies below the dotted line, "
     yield "one pass is faster than as many passes over single rows, and accepted draft tokens save time.</p>"
     yield figure_html("cost", _cost(document))

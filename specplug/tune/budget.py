@@ -12,7 +12,15 @@ from time import monotonic
 
 from specplug.errors import UsageError
 
-SHARES = {"threads": 0.02, "cost": 0.13, "record": 0.22, "off_path_rows": 0.13, "expense": 0.04, "replay": 0.14}
+SHARES = {
+    "threads": 0.02,
+    "settings": 0.07,
+    "cost": 0.1,
+    "record": 0.21,
+    "off_path_rows": 0.12,
+    "expense": 0.04,
+    "replay": 0.13,
+}
 """Share of the budget for each stage. Confirming gets the remainder, and whatever the other stages do not use."""
 
 CONFIRM_SHARE = 0.3

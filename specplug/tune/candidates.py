@@ -94,7 +94,7 @@ def grid(provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20) -
     trees       whether the engine verifies trees
     most_nodes  draft tokens that a draft can have: it limits measured planners, and excludes larger fixed drafts
     """
-    methods = [name for name in registry.names() if name != "none" and _usable(name, provides)]
+    methods = [name for name in registry.names() if name != "none" and is_usable(name, provides)]
     settings: dict[str, Setting] = {}
     for setting in _all_settings(methods, trees, provides.builtin) if most_nodes >= 1 else ():
         planner = setting.planner
@@ -141,7 +141,7 @@ def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
         yield (ProposerSpec(method, options),)
 
 
-def _usable(method: str, provides: Requires) -> bool:
+def is_usable(method: str, provides: Requires) -> bool:
     """Whether the method can be built without options, and the engine provides everything that it requires."""
     if any(option.required for option in registry.options(method).values()):
         return False

@@ -27,8 +27,9 @@ ENOUGH_ROUNDS = 20
 OUTLIER = 1.5
 """A pass that took more than this many times the median was disturbed by something else on the machine."""
 
-FILL_SHARE = 0.4
-"""A context is left out when filling the cache for it would take more than this share of the time that is left."""
+SHARE_OF_CONTEXT = 0.4
+"""A context is left out when filling the cache and the fewest rounds would take more than this share of the time that
+is left."""
 
 DENSE = tuple(range(1, 25))
 COARSE = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24)
@@ -59,6 +60,9 @@ class PassTimer(Protocol):
         """Fill every sequence up to so many tokens; returns the milliseconds that this took."""
 
     def time(self, rows: int) -> float: ...
+
+    def prompt_ms(self) -> float:
+        """Milliseconds to read one token of a prompt after what is cached."""
 
     def use_threads(self, threads: int) -> None: ...
 
@@ -158,16 +162,18 @@ def measure_curve(
     """
     began = perf_counter()
     fill_ms = timer.fill(contexts[0])
+    prompt_ms = timer.prompt_ms()
     rows = _rows(timer, limit, seconds / len(contexts), seconds)
     lines: list[list[list[float]]] = []
     changes: list[float] = []
     done: list[int] = []
     rounds = 0
+    round_seconds = 0.0  # of the first round at the latest context
     for place, context in enumerate(contexts):
         if place:
-            expected = fill_ms / contexts[0] * (context - done[-1]) / 1000
+            expected = fill_ms / contexts[0] * (context - done[-1]) / 1000 + FEWEST_ROUNDS * round_seconds
             left = seconds - (perf_counter() - began)
-            if expected > FILL_SHARE * left:
+            if expected > SHARE_OF_CONTEXT * left:
                 break
             timer.fill(context)
         until = began + seconds * (place + 1) / len(contexts)
@@ -175,11 +181,14 @@ def measure_curve(
         for round_ in range(MOST_ROUNDS):
             if round_ >= FEWEST_ROUNDS and (perf_counter() > until or all(_settled(times) for times in line)):
                 break
+            round_began = perf_counter()
             for n, times in zip(rows, line, strict=True):
                 if not _settled(times):
                     after_another = timer.time(n)
                     times.append(timer.time(n))
                     changes.append(after_another - times[-1])
+            if not round_:
+                round_seconds = perf_counter() - round_began
             rounds += 1
             progress(min(1.0, (perf_counter() - began) / seconds))
         lines.append(line)
@@ -188,18 +197,18 @@ def measure_curve(
     notes = [*_outliers(rows, done, lines), *_unsettled(rows, done, intervals), *_sawtooth(rows, intervals[0])]
     if len(done) < len(contexts):
         notes.append(
-            f"contexts of {', '.join(map(str, contexts[len(done) :]))} tokens were left out: filling the cache takes "
-            "too long for this budget"
+            f"contexts of {', '.join(map(str, contexts[len(done) :]))} tokens were left out: they take too long for "
+            "this budget"
         )
-    prompt_ms = fill_ms / contexts[0] / timer.sequences
     change_ms = max(0.0, round(median_interval(changes).median, 4))
     return Curve(timer.sequences, tuple(done), rows, intervals, rounds, prompt_ms, change_ms, tuple(notes))
 
 
-def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, dict[int, float]]:
-    """The thread count with the fastest one-row pass, and the median milliseconds of that pass by thread count.
+def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, int, dict[int, float]]:
+    """The thread counts for passes of one row and of several, and the median milliseconds of one row by thread count.
 
-    Among thread counts within 2% of the fastest, the four-row pass decides.
+    Among thread counts within 2% of the fastest one-row pass, the four-row pass decides. Passes of several rows get
+    another count only where it makes them faster by more than 5%.
     """
     counts = sorted({cores, max(1, cores - 1), max(1, cores // 2), 1 if cores <= 4 else max(1, cores // 4)})
     times: dict[int, tuple[list[float], list[float]]] = {count: ([], []) for count in counts}
@@ -207,16 +216,20 @@ def choose_threads(timer: PassTimer, cores: int, seconds: float) -> tuple[int, d
     for round_ in range(MOST_ROUNDS):
         if round_ >= FEWEST_ROUNDS and perf_counter() - began > seconds:
             break
-        for count, (one_row, four_rows) in times.items():
+        for count, (one_row, several) in times.items():
             timer.use_threads(count)
             timer.time(1)  # the first pass after a change starts threads
             one_row.append(timer.time(1))
-            four_rows.append(timer.time(4))
+            several.append(timer.time(4))
     medians = {count: median_interval(one_row).median for count, (one_row, _) in times.items()}
     near = [count for count in counts if medians[count] <= 1.02 * min(medians.values())]
-    best = min(near, key=lambda count: median_interval(times[count][1]).median)
+    four_rows = {count: median_interval(several).median for count, (_, several) in times.items()}
+    best = min(near, key=four_rows.__getitem__)
+    batch = min(counts, key=four_rows.__getitem__)
+    if four_rows[batch] > 0.95 * four_rows[best]:
+        batch = best
     timer.use_threads(best)
-    return best, {count: round(ms, 3) for count, ms in medians.items()}
+    return best, batch, {count: round(ms, 3) for count, ms in medians.items()}
 
 
 def _rows(timer: PassTimer, limit: int, seconds: float, most_seconds: float) -> tuple[int, ...]:

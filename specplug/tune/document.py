@@ -17,6 +17,7 @@ from specplug.planning.cost import CostCurve, oracle_speedup
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
+from specplug.tune.engine_choice import ALL_ROWS, EngineChoice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Prediction, Sums
 from specplug.tune.selection import Pairs
@@ -35,6 +36,7 @@ CONTEXT = 256
 class Findings:
     """Everything that a tune found.
 
+    engine     the choice of engine settings; None where there was none to make
     confirmed  paired measurements by concurrency and setting
     rejected   by name of a finalist, why it was not chosen
     seconds    that the tune took
@@ -47,6 +49,7 @@ class Findings:
     model: Mapping[str, Any]
     trace: Trace
     threads: Mapping[str, Any]
+    engine: EngineChoice | None
     curves: Sequence[Curve]
     expense: Expense
     predicted: Mapping[Setting, Prediction]
@@ -85,6 +88,7 @@ def tune_document(findings: Findings) -> dict[str, Any]:
             "categories": trace.categories(),
         },
         "threads": dict(findings.threads),
+        "engine_settings": findings.engine.as_mapping() if findings.engine is not None else None,
         "cost": [curve.as_mapping() for curve in findings.curves],
         "oracle_speedup": {str(curve.sequences): round(_oracle(curve), 3) for curve in findings.curves},
         "expense_us": findings.expense.as_mapping(),
@@ -108,6 +112,12 @@ def tuned_profile(
     runtime = request.base.runtime
     if threads is not None and threads != hardware.usable_cores():  # engines use all cores by default
         runtime = replace(runtime, threads=threads)
+    batch = findings.threads["batch"]
+    if batch != threads:
+        runtime = replace(runtime, threads=threads, threads_batch=batch)
+    if findings.engine is not None:
+        speculates = findings.chosen.speculates
+        runtime = with_setting(runtime, findings.engine.drafting if speculates else findings.engine.plain)
     machine = {key: value for key, value in findings.fingerprint.items() if key != "read_gib_s"}
     if findings.batched:
         measured = Measured(machine, None, learned, tuple(curve.points for curve in findings.curves))
@@ -184,6 +194,58 @@ def rejections(document: Mapping[str, Any]) -> list[str]:
         f"{name}: {interval_text(live.get(name, {}).get('speedup'))}, {why}"
         for name, why in document["rejected"].items()
     ]
+
+
+def settings_line(document: Mapping[str, Any]) -> str | None:
+    """What engine settings alone give, and drafting on top of them, in one line; None where nothing was to choose."""
+    engine = document.get("engine_settings")
+    if engine is None:
+        return None
+    alone = f"engine settings alone: {engine['settings_speedup']:.2f} times llama.cpp's own ({engine['plain']})"
+    chosen = _live(document).get(document["chosen"], {})
+    if document["chosen"] == PLAIN.name or not chosen.get("speedup"):
+        return f"{alone}; drafting on top: nothing"
+    on_top = f"{alone}; drafting on top: {interval_text(chosen['speedup'])}"
+    if engine["drafting"] != engine["plain"]:
+        on_top += f" ({engine['drafting']})"
+    if engine["equality_costs"] is not None and engine["equality_costs"] > 1.0:
+        on_top += f"; equal rounding costs a factor of {engine['equality_costs']:.2f} (--allow-rounding)"
+    return on_top
+
+
+SETTINGS_COLUMNS = {
+    "engine setting": "the attention kernel and the cache type, and other settings that differ from llama.cpp's own",
+    "round alike": "up to how many rows passes give every row the same logits as passes of one row, to the last bit: "
+    "drafts in such passes cannot change the output",
+    "prompt s": "seconds to read the prompt of the mean request, from measured passes",
+    "plain s": "seconds of the mean request without drafts, the prompt included",
+    "equal drafts s": "the same with drafts that leave the rounding alone, predicted from replays",
+    "any drafts s": "the same with drafts of any size, where these may change the rounding",
+    "use": "what it was chosen for",
+}
+"""Columns of the table of engine settings, and what they mean."""
+
+
+def settings_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the table of engine settings, fastest first; the document has a choice of settings."""
+    engine = document["engine_settings"]
+
+    def seconds(ms: float | None) -> str:
+        return "-" if ms is None else f"{ms / 1000:.2f}"
+
+    uses = {"plain": "plain decoding", "drafting": "drafts", "stock": "llama.cpp's own"}
+    rows = []
+    for line in engine["settings"]:
+        rounded = line["equal_rows"]
+        rows.append(
+            [
+                line["setting"],
+                "no" if rounded < 2 else "yes" if rounded >= ALL_ROWS else f"up to {rounded} rows",
+                *(seconds(line[key]) for key in ("reading_ms", "plain_ms", "drafted_ms", "rounding_ms")),
+                ", ".join(use for key, use in uses.items() if line["setting"] == engine[key]),
+            ]
+        )
+    return list(SETTINGS_COLUMNS), rows
 
 
 def next_step(document: Mapping[str, Any]) -> str:

@@ -20,9 +20,11 @@ from specplug.core import IntArray, Requires, int_array
 from specplug.errors import UsageError
 from specplug.generation.topk import top_ids
 from specplug.machine import hardware
-from specplug.profile import CostPoints, PlannerSettings, Profile
+from specplug.planning.request_time import SettingCosts
+from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
+from specplug.tune.engine_choice import with_setting
 from specplug.tune.expense import Expense, Line, TimedProposer
 from specplug.tune.prediction import Costs
 from specplug.tune.trace import ALONE, Answer, OffPathRows, Recorder, Trace
@@ -30,6 +32,7 @@ from specplug.tune.trace import ALONE, Answer, OffPathRows, Recorder, Trace
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.context import Context
     from specplug.engines.llama_cpp.measure import PassTimer
+    from specplug.engines.llama_cpp.model import Model
 
 RUNNERS_UP = 3
 """Ids that rank below the target's choice and are evaluated at every position: each alone, and followed by the id that
@@ -43,6 +46,12 @@ SIZES = (2, 4, 8)
 
 EXACT_NODES = 24
 """Under `exact`, the largest draft, in tokens, for which rounding is measured."""
+
+SOME_TOKENS = 128
+"""Tokens of the answer of the request by which attention and cache are compared before weights are varied."""
+
+SECONDS_FOR_WEIGHTS = 10.0
+"""In less time for all settings those for weights are not varied: they change little."""
 
 SAMPLES = 18
 """Fewest timed passes per method, whatever the time."""
@@ -65,19 +74,82 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp.settings_choice import with_settings
 
         self.provides: Requires = PROVIDES
-        self._model = open_model(model_path, profile.runtime)
-        rollback_of(self._model)  # raises for a model that cannot take draft tokens back
-        self.profile = with_settings(profile, self._model)
+        self._path, self._base = model_path, profile.runtime
+        model = open_model(model_path, profile.runtime)
+        self._opened = {(profile.runtime.repack, profile.runtime.mmap, profile.runtime.gpu_layers): model}
+        rollback_of(model)  # raises for a model that cannot take draft tokens back
+        self.profile = with_settings(profile, model)
         self._most_context = self.profile.runtime.context
-        self._prompts = None if profile.exact else PromptStates()  # `exact` prefills every prompt from its first token
+        self._prompts: dict[Runtime, PromptStates] = {}
 
     def about(self) -> dict[str, Any]:
         return {"description": self._model.description, "train_context": self._model.train_context}
 
-    def use(self, *, threads: int | None = None, context: int | None = None) -> None:
+    def use(self, *, threads: int | None = None, threads_batch: int | None = None, context: int | None = None) -> None:
         runtime = self.profile.runtime
-        runtime = replace(runtime, threads=threads or runtime.threads, context=context or runtime.context)
-        self.profile = replace(self.profile, runtime=runtime)
+        self.profile = replace(
+            self.profile,
+            runtime=replace(
+                runtime,
+                threads=threads or runtime.threads,
+                threads_batch=threads_batch or runtime.threads_batch,
+                context=context or runtime.context,
+            ),
+        )
+
+    def use_setting(self, setting: Runtime) -> None:
+        self.profile = replace(self.profile, runtime=with_setting(self.profile.runtime, setting))
+
+    @property
+    def _model(self) -> Model:
+        """The model, opened with the settings for weights of the profile."""
+        return self._models(self.profile.runtime)
+
+    def _models(self, runtime: Runtime) -> Model:
+        """The model, opened with the settings for weights of `runtime`; each combination is opened once."""
+        key = runtime.repack, runtime.mmap, runtime.gpu_layers
+        if key not in self._opened:
+            from specplug.engines.llama_cpp.model import open_model
+
+            self._opened[key] = open_model(self._path, runtime)
+        return self._opened[key]
+
+    def measure_settings(
+        self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
+    ) -> tuple[dict[Runtime, SettingCosts], Runtime]:
+        """Attention kernels and cache types first; then, under the fastest of them, the settings for weights."""
+
+        from llama_cpp import llama_cpp
+
+        from specplug.engines.llama_cpp.engine_settings import attention_settings, measure_settings, stock
+        from specplug.engines.llama_cpp.settings_choice import EQUAL
+
+        runtime = self.profile.runtime
+        open_ = replace(runtime, flash_attention=self._base.flash_attention, kv_type=self._base.kv_type)
+        if sequences > 1 and open_.flash_attention is None:  # it skips the cells of other sequences
+            open_ = replace(open_, flash_attention=True)
+        own = stock(runtime)
+        attention = attention_settings(open_)
+        equal = [one for one in attention if (one.flash_attention, one.kv_type) == EQUAL]
+        first = [*attention, *([] if own in attention else [own])]
+        table = measure_settings(
+            self._models, first, contexts, 0.7 * seconds, keep=[own, *equal], progress=lambda part: progress(0.7 * part)
+        )
+        allowed = [one for one in table if one in attention]
+        best = min(allowed, key=lambda one: table[one].plain_ms(contexts[-1], SOME_TOKENS))
+        if seconds >= SECONDS_FOR_WEIGHTS:
+            tried = [best, replace(best, repack=not best.repack), replace(best, mmap=not best.mmap)]
+            if llama_cpp.llama_supports_gpu_offload():
+                tried.append(replace(best, gpu_layers=0 if best.gpu_layers else -1))
+            table |= measure_settings(
+                self._models, tried, contexts, 0.3 * seconds, progress=lambda part: progress(0.7 + 0.3 * part)
+            )
+            self._close_models(keep=best)
+        return table, own
+
+    def _close_models(self, keep: Runtime) -> None:
+        for key in [key for key in self._opened if key != (keep.repack, keep.mmap, keep.gpu_layers)]:
+            self._opened.pop(key).close()
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS
@@ -102,7 +174,7 @@ class LlamaCppSubject:
     def text(self, tokens: Sequence[int]) -> str:
         return self._model.text(tokens)
 
-    def choose_threads(self, seconds: float) -> tuple[int, dict[int, float]]:
+    def choose_threads(self, seconds: float) -> tuple[int, int, dict[int, float]]:
         with self.timer(1, 128, 4) as timer:
             timer.fill(64)
             return choose_threads(timer, hardware.usable_cores(), seconds)
@@ -115,7 +187,7 @@ class LlamaCppSubject:
         """A timer of passes of up to `limit` rows over sequences of up to `tokens` tokens."""
         from specplug.engines.llama_cpp.measure import PassTimer
 
-        with self._context(sequences * tokens + limit, num_ids=sequences, max_rows=limit) as context:
+        with self._context(sequences * tokens + limit, num_ids=sequences + 1, max_rows=limit) as context:
             yield PassTimer(context, sequences)
 
     def record(
@@ -168,13 +240,17 @@ class LlamaCppSubject:
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
         from specplug.generation.answers import Sampling
 
-        return ProfileArm(self._model, profile, Sampling(), slots=slots, cost=costs.points, prompts=self._prompts)
+        # `exact` prefills every prompt from its first token.
+        prompts = None if profile.exact else self._prompts.setdefault(profile.runtime, PromptStates())
+        model = self._models(profile.runtime)
+        return ProfileArm(model, profile, Sampling(), slots=slots, cost=costs.points, prompts=prompts)
 
     def idle_arm(self, *, slots: int, costs: Costs) -> None:
         """None: plain decoding runs on the same engine, in this process."""
 
     def close(self) -> None:
-        self._model.close()
+        for model in self._opened.values():
+            model.close()
 
     @contextmanager
     def _context(self, cells: int, *, num_ids: int, max_rows: int) -> Iterator[Context]:

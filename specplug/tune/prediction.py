@@ -89,9 +89,11 @@ class Costs:
     expense  the cost of drafting
     batch    the cost curves of all measured batch sizes, for engines that plan once for a changing batch
     uniform  whether all sequences of such a batch have drafts of the same length
+    plain_scale  time of plain decoding, which may have engine settings of its own, relative to that of `points`
     """
 
     points: CostPoints
     expense: Expense
     batch: tuple[CostPoints, ...] = ()
     uniform: bool = False
+    plain_scale: float = 1.0

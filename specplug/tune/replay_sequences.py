@@ -69,6 +69,7 @@ class Replay:
         )
         self._cost = CostCurve(points.contexts, points.rows, ms)
         self._change_ms = points.change_ms
+        self._plain_scale = costs.plain_scale
         self._last_rows = 0
         self._max_tokens = max_tokens
         self._reads_rows = fusion.requires.topk > 0
@@ -96,7 +97,7 @@ class Replay:
             speculator.end(c.seq)
             c.sums.tokens = len(c.tokens) - 1
             c.sums.ms = total * c.sums.tokens / max(1, emitted)
-            c.sums.plain_ms = plain * c.sums.tokens / max(1, emitted)
+            c.sums.plain_ms = plain * self._plain_scale * c.sums.tokens / max(1, emitted)
         return [c.sums for c in cursors]
 
     def _step(self, running: Sequence[_Cursor]) -> float:

@@ -85,25 +85,33 @@ def _run(stages: Stages) -> Outcome:
     begun = stages.begin()
     lengths = stages.fit_context()
     threads = stages.choose_threads()
-    curves = stages.measure_costs()
+    choice = stages.choose_engine_settings(lengths)
+    curves = stages.measure_costs(choice)
     trace, path = stages.record(lengths, curves)
     expense = stages.measure_expense(trace)
+    first, choice = choice, stages.choose_with_drafts(choice, trace, expense)
+    if choice is not None and first is not None and choice.drafting != first.drafting:
+        curves = stages.measure_costs(choice)
 
     level = request.level
     padded, most_nodes = subject.limits(level)
+    if choice is not None:
+        most_nodes = min(most_nodes, choice.nodes)
     points = {curve.sequences: curve.points for curve in curves}
     batch = tuple(points.values()) if subject.batched else ()
     live = {each: Costs(points[each], expense, batch, request.base.vllm.uniform) for each in request.concurrency}
     costs = replace(live[level], points=_padded(points[level])) if padded else live[level]
+    if choice is not None:
+        costs = replace(costs, plain_scale=choice.plain_scale)
 
     predicted = stages.replay(path, costs, most_nodes)
     finalists = stages.select_finalists(predicted)
     learned = {setting: predicted[setting].learned for setting in finalists}
     for setting in finalists:  # confirming runs the profile as it will be written, which starts with what was learned
         predicted[setting] = replay(setting, trace, costs, learned=learned[setting])
-    predicted[PLAIN] = replay(PLAIN, trace, costs)
-    confirmed = {level: stages.confirm(trace, learned, live[level], len(request.concurrency))}
-    winner, rejected = stages.select_winner(trace, learned, live, confirmed)
+    predicted[PLAIN] = replay(PLAIN, trace, replace(costs, plain_scale=1.0))
+    confirmed = {level: stages.confirm(trace, learned, live[level], len(request.concurrency), choice)}
+    winner, rejected = stages.select_winner(trace, learned, live, confirmed, choice)
     stages.check_model(begun)
 
     findings = Findings(
@@ -113,6 +121,7 @@ def _run(stages: Stages) -> Outcome:
         model={**subject.about(), "sha256": begun["sha256"]},
         trace=trace,
         threads=threads,
+        engine=choice,
         curves=curves,
         expense=expense,
         predicted=predicted,

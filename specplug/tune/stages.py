@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from specplug import registry
 from specplug.bench.arms import Arm
 from specplug.bench.workloads import categories
+from specplug.engines.llama_cpp.settings_table import label
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import fingerprint, hardware
 from specplug.planning.cost import CostCurve
-from specplug.profile import Measured
+from specplug.planning.request_time import SettingCosts
+from specplug.profile import Measured, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune import trace as traces
 from specplug.tune.budget import Budget
 from specplug.tune.candidates import PLAIN, Setting, grid
 from specplug.tune.confirm import confirm
 from specplug.tune.cost_curves import CONTEXTS, Curve
+from specplug.tune.engine_choice import UNLIMITED, EngineChoice, choose_with_drafts, first_choice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
 from specplug.tune.prediction import Costs, Prediction
@@ -46,6 +49,10 @@ from specplug.tune.tune_request import SCHEMA, Request
 
 AMPLE_CONTEXT = 4096
 """Tokens of context with which settings are confirmed, where the base profile has that many."""
+
+SHORT_CONTEXT = 128
+"""Tokens of the shorter of the two contexts at which engine settings are measured; the longer one is that of the
+longest request."""
 
 REPLAYED_TOKENS = 200
 """Answers that an earlier tune recorded are used, too, while replay has a second for this many tokens."""
@@ -118,24 +125,81 @@ class Stages:
         """Choose the thread count by measuring, unless the base profile sets it."""
         known = self._journal.last("threads")
         if known is None:
-            chosen = self.subject.profile.runtime.threads
+            own = self.subject.profile.runtime
+            chosen, batch = own.threads, own.threads_batch or own.threads
             ms: dict[int, float] = {}
             if self.request.base.runtime.threads is None and hardware.usable_cores() > 1:
                 self._report("threads", 0.0)
-                chosen, ms = self.subject.choose_threads(self.budget.of("threads"))
-            known = self.add("threads", chosen=chosen, one_row_ms={str(count): value for count, value in ms.items()})
-        self.subject.use(threads=known["chosen"])
-        return {"chosen": known["chosen"], "one_row_ms": known["one_row_ms"]}
+                chosen, batch, ms = self.subject.choose_threads(self.budget.of("threads"))
+            ms_by_count = {str(count): value for count, value in ms.items()}
+            known = self.add("threads", chosen=chosen, batch=batch, one_row_ms=ms_by_count)
+        self.subject.use(threads=known["chosen"], threads_batch=known["batch"])
+        return {"chosen": known["chosen"], "batch": known["batch"], "one_row_ms": known["one_row_ms"]}
 
-    def measure_costs(self) -> list[Curve]:
-        """Measure T(rows, context) for every concurrency, and for others that the engine needs."""
-        known = {entry["curve"]["sequences"]: Curve.from_mapping(entry["curve"]) for entry in self._journal.of("cost")}
+    def choose_engine_settings(self, lengths: Mapping[str, Sequence[int]]) -> EngineChoice | None:
+        """Measure the engine settings that the base profile leaves open, and choose by plain decoding.
+
+        None where there is nothing to choose. The subject then uses the setting for drafts.
+        """
+        known = self._journal.last("settings")
+        request, subject = self.request, self.subject
+        longest = max(map(max, lengths.values())) + request.max_tokens
+        if known is None:
+            contexts = sorted({min(SHORT_CONTEXT, longest), longest})
+            seconds = self.budget.of("settings")
+            table, stock = subject.measure_settings(
+                contexts, request.level, seconds, lambda share: self._report("settings", share)
+            )
+            entries = [{"runtime": asdict(one), "costs": costs.as_mapping()} for one, costs in table.items()]
+            known = self.add("settings", stock=asdict(stock), table=entries)
+        table = {Runtime(**entry["runtime"]): SettingCosts.from_mapping(entry["costs"]) for entry in known["table"]}
+        if not table:
+            return None
+        requests = [(length, request.max_tokens) for category in lengths.values() for length in category]
+        choice = first_choice(
+            table,
+            Runtime(**known["stock"]),
+            requests,
+            sequences=request.level,
+            allow_rounding=request.allow_rounding or request.base.exact,
+        )
+        subject.use_setting(choice.drafting)
+        return choice
+
+    def choose_with_drafts(self, choice: EngineChoice | None, trace: Trace, expense: Expense) -> EngineChoice | None:
+        """Choose again by what drafting gains under each setting; for one sequence at a time."""
+        request = self.request
+        if choice is None or request.level > 1 or request.base.exact:
+            return choice
+        chosen = choose_with_drafts(
+            choice, trace, expense, self.subject.provides, allow_rounding=request.allow_rounding
+        )
+        self.subject.use_setting(chosen.drafting)
+        if not chosen.equal:
+            why = "as allowed" if request.allow_rounding else "in every setting of this model"
+            self.note(f"passes with drafts round differently from plain decoding, {why}: answers can differ at ties")
+        elif chosen.nodes < UNLIMITED:
+            self.note(
+                f"passes of up to {chosen.nodes + 1} rows round as plain decoding does, so drafts have {chosen.nodes} "
+                "tokens at most; --allow-rounding lifts that"
+            )
+        return chosen
+
+    def measure_costs(self, choice: EngineChoice | None = None) -> list[Curve]:
+        """Measure T(rows, context) for every concurrency, and for others that the engine needs, under the setting for
+        drafts."""
+        setting = label(choice.drafting) if choice is not None else ""
+        known = {
+            entry["curve"]["sequences"]: Curve.from_mapping(entry["curve"])
+            for entry in self._journal.of("cost")
+            if entry["setting"] == setting
+        }
         open_ = [level for level in self.request.concurrency if level not in known]
         if open_:
             seconds = self.budget.of("cost")
             for curve in self.subject.measure_costs(open_, seconds, lambda share: self._report("cost", share)):
                 known[curve.sequences] = curve
-                self.add("cost", curve=curve.as_mapping())
+                self.add("cost", setting=setting, curve=curve.as_mapping())
         for level, curve in sorted(known.items()):
             for text in curve.notes:
                 self.note(f"cost with {level} at once: {text}")
@@ -229,9 +293,17 @@ class Stages:
         return selected
 
     def confirm(
-        self, trace: Trace, learned: Mapping[Setting, Learned], costs: Costs, parts: int
+        self,
+        trace: Trace,
+        learned: Mapping[Setting, Learned],
+        costs: Costs,
+        parts: int,
+        choice: EngineChoice | None = None,
     ) -> dict[Setting, Pairs]:
-        """Run these settings and plain decoding live, for one of `parts` equal parts of the time that is left."""
+        """Run these settings and plain decoding live, for one of `parts` equal parts of the time that is left.
+
+        Plain decoding runs under the engine settings that are fastest for it.
+        """
         level = costs.points.sequences
         until = self.budget.spent + self.budget.left / parts
 
@@ -248,6 +320,8 @@ class Stages:
             for setting in (PLAIN, *learned):
                 profile = setting.profile(self.subject.profile, "none" if setting == PLAIN else "candidate")
                 profile = replace(profile, measured=Measured(acceptance=learned.get(setting, {})))
+                if setting == PLAIN and choice is not None:
+                    profile = replace(profile, runtime=with_setting(profile.runtime, choice.plain))
                 arms[setting] = self.subject.arm(profile, slots=level, costs=costs)
                 stack.callback(arms[setting].close)
             idle = self.subject.idle_arm(slots=level, costs=costs)
@@ -270,6 +344,7 @@ class Stages:
         learned: Mapping[Setting, Learned],
         costs: Mapping[int, Costs],
         confirmed: dict[int, dict[Setting, Pairs]],
+        choice: EngineChoice | None = None,
     ) -> tuple[Setting | None, dict[str, str]]:
         """Select the fastest setting that is not slower at another concurrency; and why others are rejected.
 
@@ -285,10 +360,18 @@ class Stages:
         rejected = {
             setting.name: why for setting, pairs in pairs_of.items() if (why := pairs.why_rejected()) is not None
         }
+        if choice is not None:
+            for setting, pairs in pairs_of.items():
+                speedup = pairs.speedup()
+                if speedup is not None and setting.name not in rejected and not choice.pays(speedup.median):
+                    rejected[setting.name] = "slower in whole requests: prompts take longer under its engine settings"
         others = [level for level in self.request.concurrency if level != self.request.level]
         for setting in select_winners(pairs_of):
+            if setting.name in rejected:
+                continue
             for place, level in enumerate(others):
-                found = self.confirm(trace, {setting: learned[setting]}, costs[level], len(others) - place)[setting]
+                only = {setting: learned[setting]}
+                found = self.confirm(trace, only, costs[level], len(others) - place, choice)[setting]
                 confirmed.setdefault(level, {})[setting] = found
                 if found.speedup() is None:
                     self.note(f"{setting.name}: no time was left to measure it with {level} at once")

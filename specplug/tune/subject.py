@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from specplug.bench.arms import Arm
 from specplug.core import IntArray, Requires
-from specplug.profile import Profile
+from specplug.planning.request_time import SettingCosts
+from specplug.profile import Profile, Runtime
 from specplug.tune.cost_curves import Curve, Progress
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Costs
@@ -31,8 +32,22 @@ class Subject(Protocol):
     def about(self) -> dict[str, Any]:
         """`description` of the model in words, and `train_context`, the context length that it was trained with."""
 
-    def use(self, *, threads: int | None = None, context: int | None = None) -> None:
+    def use(self, *, threads: int | None = None, threads_batch: int | None = None, context: int | None = None) -> None:
         """Set the threads, and the context in tokens per sequence, of everything that is opened from now on."""
+
+    def use_setting(self, setting: Runtime) -> None:
+        """Set attention kernel, cache type and the settings for weights of everything that is opened from now on."""
+
+    def measure_settings(
+        self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
+    ) -> tuple[Mapping[Runtime, SettingCosts], Runtime]:
+        """The costs of the engine settings that the base profile leaves open, and the engine's own setting.
+
+        An empty mapping for an engine that has none to choose.
+
+        contexts   tokens in the cache, ascending
+        sequences  that share the cache
+        """
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         """Whether plain passes are padded to two rows, and the most nodes of a draft; 0 where none can be verified."""
@@ -42,8 +57,9 @@ class Subject(Protocol):
 
     def text(self, tokens: Sequence[int]) -> str: ...
 
-    def choose_threads(self, seconds: float) -> tuple[int | None, dict[int, float]]:
-        """The fastest thread count (None: the engine sets its own), and milliseconds of a one-row pass by count."""
+    def choose_threads(self, seconds: float) -> tuple[int | None, int | None, dict[int, float]]:
+        """The fastest thread counts for passes of one row and of several (None: the engine sets its own), and the
+        milliseconds of a one-row pass by count."""
 
     def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
         """A cost curve for each level, which is a number of sequences that run at once; ascending, each as soon as it

@@ -38,6 +38,8 @@ class Request:
     budget       seconds
     concurrency  numbers of prompts that run at once, ascending
     command      the command line, for the evidence
+    allow_rounding
+                 take engine settings and draft sizes whose passes may round differently from plain decoding
     """
 
     model: Path
@@ -51,6 +53,7 @@ class Request:
     objective: str = "latency"
     concurrency: tuple[int, ...] = (1,)
     resume: bool = False
+    allow_rounding: bool = False
     command: str = ""
 
     @property
@@ -71,6 +74,7 @@ class Request:
             "max_tokens": self.max_tokens,
             "objective": self.objective,
             "concurrency": list(self.concurrency),
+            "allow_rounding": self.allow_rounding,
         }
 
 

@@ -29,7 +29,8 @@ from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.switch import SWITCH
 from specplug.generation.answers import Request, Sampling
 from specplug.machine import fingerprint
-from specplug.profile import CostPoints, Measured, PlannerSettings, Profile
+from specplug.planning.request_time import SettingCosts
+from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import LONGEST, Setting
 from specplug.tune.cost_curves import Curve, Progress
@@ -78,8 +79,17 @@ class VllmSubject:
     def about(self) -> dict[str, Any]:
         return {"description": self._plain.description, "train_context": self._config.model_config.max_model_len}
 
-    def use(self, *, threads: int | None = None, context: int | None = None) -> None:
+    def use(self, *, threads: int | None = None, threads_batch: int | None = None, context: int | None = None) -> None:
         """Does nothing: vLLM manages threads and memory itself."""
+
+    def use_setting(self, setting: Runtime) -> None:
+        """Does nothing: there is none to use."""
+
+    def measure_settings(
+        self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
+    ) -> tuple[dict[Runtime, SettingCosts], Runtime]:
+        """No settings: vLLM chooses kernels and cache type itself."""
+        return {}, self.profile.runtime
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, LONGEST
@@ -90,8 +100,8 @@ class VllmSubject:
     def text(self, tokens: Sequence[int]) -> str:
         return self._plain.text(tokens)
 
-    def choose_threads(self, seconds: float) -> tuple[None, dict[int, float]]:
-        return None, {}
+    def choose_threads(self, seconds: float) -> tuple[None, None, dict[int, float]]:
+        return None, None, {}
 
     def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
         """Curves for other batch sizes are measured, too, where time allows it: a batch becomes smaller at its end, and

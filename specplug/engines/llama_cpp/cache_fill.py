@@ -21,10 +21,14 @@ STRETCH = 16
 
 
 class CacheFill:
-    """Extends the sequences of one context; the last sequence id of the context is used for copying."""
+    """Extends the sequences of one context; the last sequence id of the context is used for copying.
 
-    def __init__(self, context: Context) -> None:
+    sequences  sequence ids that are filled, from 0 on; where the context has no further one, all are read
+    """
+
+    def __init__(self, context: Context, sequences: int = 1) -> None:
         self.context = context
+        self._copies = context.num_ids > sequences
         self._state: bytes | None = None
         self._tables: list[int] = []
 
@@ -32,12 +36,12 @@ class CacheFill:
         """Extend a sequence of `start` tokens to `stop` tokens; the context must be empty before the first call."""
         at = start
         spare = self.context.num_ids - 1
-        if start == 0 and self._state is None and spare > sequence and stop > STRETCH:
+        if self._copies and start == 0 and self._state is None and stop > STRETCH:
             self._read(sequence, 0, STRETCH)
             self._state = self.context.state(sequence)
             self._tables = _tables(self._state, sequence)
             at = STRETCH
-        if self._tables and spare > sequence:
+        if self._tables:
             while at < stop and self._copy(sequence, spare, at, stop):
                 at = min(at + STRETCH, stop)
         self._read(sequence, at, stop)

@@ -48,18 +48,6 @@ def stock(runtime: Runtime) -> Runtime:
     )
 
 
-def label(runtime: Runtime) -> str:
-    """A setting in words, such as `flash attention off, f16 cache`; only what differs from llama.cpp's own is named."""
-    words = [f"flash attention {'on' if runtime.flash_attention else 'off'}, {runtime.kv_type} cache"]
-    if runtime.threads_batch not in (None, runtime.threads):
-        words.append(f"{runtime.threads} and {runtime.threads_batch} threads")
-    if runtime.ubatch is not None:
-        words.append(f"ubatch {runtime.ubatch}")
-    words += [] if runtime.repack else ["weights not repacked"]
-    words += [] if runtime.mmap else ["weights not mapped"]
-    return ", ".join(words)
-
-
 def attention_settings(runtime: Runtime, *, quantised: bool = False) -> list[Runtime]:
     """Every combination of attention kernel and cache type that `runtime` leaves open, llama.cpp's own first.
 
@@ -126,6 +114,8 @@ def measure_settings(
             except SpecplugError:
                 continue
             candidates.append(_Candidate(runtime, PassTimer(stack.enter_context(opened)), runtime in keep))
+        if not candidates:
+            return {}
         for one in candidates:
             one.timer.fill(long)
             one.timer.time(1)
@@ -149,7 +139,7 @@ def measure_settings(
                 for one in candidates:
                     one.timer.fill(context)
                 _rounds(candidates, ROWS, 1)
-            progress(min(1.0, max(0.5, (perf_counter() - began) / seconds)))
+            progress(min(1.0, max(0.5, (perf_counter() - began) / max(seconds, 1e-9))))
     return {one.runtime: _costs(one, contexts) for one in candidates}
 
 

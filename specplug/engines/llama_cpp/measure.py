@@ -139,7 +139,7 @@ class PassTimer:
         self.context = context
         self.sequences = sequences
         self.filled = 0
-        self._fill = CacheFill(context)
+        self._fill = CacheFill(context, sequences)
 
     def fill(self, tokens: int) -> float:
         """Extend or cut every sequence to `tokens` tokens. Returns the milliseconds taken."""

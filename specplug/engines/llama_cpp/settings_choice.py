@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
 
+import llama_cpp.llama_cpp as ll
 from platformdirs import user_cache_dir
 
 from specplug.engines.llama_cpp.context import open_context
-from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, attention_settings, label
+from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, attention_settings
 from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.settings_table import label
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import fingerprint, hardware
 from specplug.machine.files import write_atomically
@@ -32,8 +34,8 @@ SCHEMA = 1
 
 EQUAL = (True, "bf16")
 """Flash attention over this cache type. With them attention rounds alike in passes of every size, since ggml computes
-each row by itself. Whether the kernels of the weights do, too, is measured. Over an f16 cache flash attention splits
-the sum of a single row among the threads from 512 cells on."""
+each row by itself; over an f16 cache flash attention splits the sum of a single row among several threads from 512
+cells on. Whether the kernels of the weights round alike, too, is measured."""
 
 CHECK_CONTEXT = 1024
 """Tokens in the cache when roundings are compared, where the profile's context allows it."""
@@ -59,9 +61,9 @@ def with_settings(
 
     threads          every usable core
     flash_attention, kv_type
-                     EQUAL for `exact`, and where a look shows that all passes of the model round alike with it, as
-                     those of 4- and 8-bit weights often do: then verified text is plain decoding's to the last bit.
-                     Otherwise the fastest combination, since all of them round
+                     EQUAL for `exact`. Otherwise the fastest combination with which all passes round alike, as they
+                     often do for 4- and 8-bit weights: then verified text is plain decoding's to the last bit. Where
+                     there is none, the fastest of all
 
     Flash attention stays off over an f32 cache, which it would convert to f16 in every pass.
 
@@ -88,17 +90,27 @@ def with_settings(
 
 
 def look(model: Model, runtime: Runtime) -> Runtime:
-    """The setting to use among those that `runtime` leaves open: EQUAL if it rounds every pass alike, else the fastest
-    one of 16 bits. Takes about two seconds with a model of 1.5B parameters on two cores."""
+    """The setting to use among those that `runtime` leaves open: the fastest one with which passes of every size round
+    alike, or the fastest of all where there is none. Takes about two seconds with a model of 1.5B parameters on two
+    cores.
+
+    The first one where the model's memory cannot take tokens back, so that no pass can be repeated over the same cache.
+    """
     candidates = [one for one in attention_settings(runtime) if runtime.kv_type is not None or one.kv_type != "f32"]
-    equal = [one for one in candidates if (one.flash_attention, one.kv_type) == EQUAL]
-    if equal and _rounds_alike(model, equal[0]):
-        return equal[0]
-    others = [one for one in candidates if one not in equal]  # EQUAL has been the slowest wherever it was measured
-    candidates = others or candidates
+    if ll.llama_model_is_recurrent(model.handle) or ll.llama_model_is_hybrid(model.handle):
+        return candidates[0]
+    equal = [one for one in candidates if one.flash_attention and _rounds_alike(model, one)]
+    if not equal and runtime.kv_type is None:
+        # Flash attention over this cache type has been the slowest wherever it was measured.
+        candidates = [one for one in candidates if (one.flash_attention, one.kv_type) != EQUAL] or candidates
+    return _fastest(model, equal or candidates)
+
+
+def _fastest(model: Model, candidates: Sequence[Runtime]) -> Runtime:
+    """The first one that takes at most 1 + TOLERANCE times as long as the fastest, at a long context."""
     if len(candidates) == 1:
         return candidates[0]
-    context = min(SPEED_CONTEXT, runtime.context)
+    context = min(SPEED_CONTEXT, candidates[0].context)
     with ExitStack() as stack:
         timers = []
         for one in candidates:
@@ -123,7 +135,8 @@ def _rounds_alike(model: Model, runtime: Runtime) -> bool:
         timer.fill(context)
         timer.time(1)
         most = max(4, int(CHECK_SECONDS * 1000 / timer.time(1)))
-        checked = [*(rows for rows in CHECKED_ROWS if rows < most), min(most, CHECKED_ROWS[-1])]
+        most = min(most, CHECKED_ROWS[-1])
+        checked = [*(rows for rows in CHECKED_ROWS if rows < most), most]
         return rows_that_agree(opened, context, checked) == checked[-1]
 
 

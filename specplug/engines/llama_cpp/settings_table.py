@@ -23,6 +23,18 @@ SCHEMA = 1
 """Version of the format."""
 
 
+def label(runtime: Runtime) -> str:
+    """A setting in words, such as `flash attention off, f16 cache`; only what differs from llama.cpp's own is named."""
+    words = [f"flash attention {'on' if runtime.flash_attention else 'off'}, {runtime.kv_type} cache"]
+    if runtime.threads_batch not in (None, runtime.threads):
+        words.append(f"{runtime.threads} and {runtime.threads_batch} threads")
+    if runtime.ubatch is not None:
+        words.append(f"ubatch {runtime.ubatch}")
+    words += [] if runtime.repack else ["weights not repacked"]
+    words += [] if runtime.mmap else ["weights not mapped"]
+    return ", ".join(words)
+
+
 def comparable(runtime: Runtime) -> Runtime:
     """The runtime without what does not change the time of a pass: limits on length, and how tokens are drawn."""
     return replace(runtime, context=4096, batch=512, coupled=False)
