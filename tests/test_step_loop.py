@@ -13,6 +13,7 @@ from test_llama_engine import BOTH, COPY, FREE, FREE_ROWS, TREES, chat, q8_0_pro
 
 from specplug import profile as profiles
 from specplug.bench.arms import plain
+from specplug.engines.llama_cpp import settings_choice
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
@@ -171,8 +172,12 @@ def test_each_accepted_token_has_its_proposer(q8_0: Model) -> None:
         assert by_source == loop.accepted.sum(axis=1).tolist() and sum(by_source) > 0
 
 
-def test_flash_attention_is_on_where_sequences_share_the_cache(f32: Model) -> None:
-    """Without it, as is chosen for one sequence with these weights, each row would pay for all sequences' cells."""
+def test_flash_attention_is_on_where_sequences_share_the_cache(
+    f32: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, even where a look chooses that for one sequence, each row would pay for all sequences' cells."""
+    monkeypatch.setattr(settings_choice, "user_cache_dir", lambda name: str(tmp_path))
+    monkeypatch.setattr(settings_choice, "look", lambda model, runtime: replace(runtime, flash_attention=False))
     for slots, chosen in ((2, True), (1, False)):
         with opened(f32, slots) as engine:
             assert engine.profile.runtime.flash_attention is chosen
