@@ -119,9 +119,7 @@ class LlamaCppSubject:
     ) -> tuple[dict[Runtime, SettingCosts], Runtime]:
         """Attention kernels and cache types first; then, under the fastest of them, the settings for weights."""
 
-        from llama_cpp import llama_cpp
-
-        from specplug.engines.llama_cpp.engine_settings import attention_settings, measure_settings, stock
+        from specplug.engines.llama_cpp.engine_settings import attention_settings, can_offload, measure_settings, stock
         from specplug.engines.llama_cpp.settings_choice import EQUAL
 
         runtime = self.profile.runtime
@@ -139,7 +137,7 @@ class LlamaCppSubject:
         best = min(allowed, key=lambda one: table[one].plain_ms(contexts[-1], SOME_TOKENS))
         if seconds >= SECONDS_FOR_WEIGHTS:
             tried = [best, replace(best, repack=not best.repack), replace(best, mmap=not best.mmap)]
-            if llama_cpp.llama_supports_gpu_offload():
+            if can_offload():
                 tried.append(replace(best, gpu_layers=0 if best.gpu_layers else -1))
             table |= measure_settings(
                 self._models, tried, contexts, 0.3 * seconds, progress=lambda part: progress(0.7 + 0.3 * part)

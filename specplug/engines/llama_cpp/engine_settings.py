@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
 
+import llama_cpp.llama_cpp as ll
 import psutil
 
 from specplug.engines.llama_cpp.context import cache_bytes, open_context
@@ -46,6 +47,11 @@ def stock(runtime: Runtime) -> Runtime:
     return replace(
         runtime, flash_attention=True, kv_type="f16", threads_batch=None, ubatch=None, repack=True, mmap=True
     )
+
+
+def can_offload() -> bool:
+    """Whether the installed llama.cpp can compute layers on a GPU."""
+    return bool(ll.llama_supports_gpu_offload())
 
 
 def attention_settings(runtime: Runtime, *, quantised: bool = False) -> list[Runtime]:
