@@ -49,7 +49,7 @@ from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, MEMORY_SHAR
 from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PROMPT_ROWS, PassTimer
 from specplug.engines.llama_cpp.model import Model, open_model
-from specplug.engines.llama_cpp.settings_choice import CHECK_CONTEXT, EQUAL, look
+from specplug.engines.llama_cpp.settings_choice import CHECK_CONTEXT, look
 from specplug.engines.llama_cpp.settings_table import label
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Answer, Request
@@ -385,7 +385,7 @@ def regrets(table: dict[str, Any], chosen: Setting, contexts: Sequence[int]) -> 
         place = table["contexts"].index(context)
         halves = {one: line for one, line in settings.items() if _is_16_bits(one[1])}
         alike = {one: line for one, line in halves.items() if line["equal_rows"][place] == table["checked_rows"]}
-        equal = chosen == EQUAL and chosen in alike
+        equal = chosen in alike
         for rows in COMPARED_ROWS:
             times = {one: line["ms"][place][table["rows"].index(rows)] for one, line in halves.items()}
             own = times.get(chosen)

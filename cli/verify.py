@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import click
@@ -91,4 +92,19 @@ def _show(report: dict[str, Any]) -> None:
             f"and the batch shape alone changes that by {entry['shape_difference']:.4f}",
             markup=False,
         )
-    console.print("same output: " + ("yes" if report["same_output"] else "NO"))
+    console.print(f"same output: {verdict(report['settings'].values())}")
+
+
+def verdict(lines: Collection[Mapping[str, int]]) -> str:
+    """For example `40 of 42 identical, 2 differ by rounding at a tie, no other difference`."""
+    answers, identical, rounding, different = (
+        sum(line[key] for line in lines) for key in ("answers", "identical", "rounding", "different")
+    )
+    parts = [f"{identical} of {answers} identical"]
+    if rounding:
+        parts.append(f"{rounding} {'differs' if rounding == 1 else 'differ'} by rounding at a tie")
+    if different:
+        parts.append(f"NO: {different} {'differs' if different == 1 else 'differ'} for another reason")
+    elif rounding:
+        parts.append("no other difference")
+    return ", ".join(parts)

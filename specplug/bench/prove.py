@@ -7,6 +7,7 @@ document of `verify --json`, for vLLM too. It does not depend on a terminal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,15 @@ def prove(
     from specplug.engines.llama_cpp.engine import LlamaCpp
     from specplug.engines.llama_cpp.model import open_model
     from specplug.engines.llama_cpp.rounding import explain
+    from specplug.engines.llama_cpp.settings_choice import with_settings
 
-    tried = as_verified(profile, as_is)
     verdicts = Verdicts(settings)
-    with (
-        open_model(model_path, profile.runtime) as model,
-        LlamaCpp(model, plain(profile)) as plain_engine,
-        LlamaCpp(model, tried, notify=notify) as drafting_engine,
-    ):
+    with ExitStack() as stack:
+        model = stack.enter_context(open_model(model_path, profile.runtime))
+        profile = with_settings(profile, model, notify=notify)
+        tried = as_verified(profile, as_is)
+        plain_engine = stack.enter_context(LlamaCpp(model, plain(profile)))
+        drafting_engine = stack.enter_context(LlamaCpp(model, tried, notify=notify))
         for name in settings:
             sampling = Sampling(seed=seed, **SETTINGS[name])
             stop = STOP if name == "stop" else ()

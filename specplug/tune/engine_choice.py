@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 from specplug import registry
 from specplug.core import Requires
@@ -38,6 +38,9 @@ UNLIMITED = 1 << 20
 ALL_ROWS = 25
 """A setting whose passes agree up to this many rows counts as one whose passes all agree."""
 
+TOLERANCE = 0.03
+"""A setting that takes this share longer than the fastest one is as good, and the more usual one is taken."""
+
 Requests = Sequence[tuple[int, int]]
 """Tokens of the prompt, and of the answer after its first token, of each request."""
 
@@ -46,7 +49,7 @@ Requests = Sequence[tuple[int, int]]
 class EngineChoice:
     """The settings of one tune, all measured.
 
-    table     costs of the settings that were not far slower than others
+    table     costs of the settings that were not far slower than others, the most usual ones first
     plain     the setting with which plain decoding is fastest
     drafting  the setting under which drafts are tried
     stock     the setting that the engine takes by itself, if it was measured
@@ -125,21 +128,32 @@ def first_choice(
     stock: Runtime,
     requests: Requests,
     *,
+    base: Runtime,
     sequences: int,
     allow_rounding: bool,
 ) -> EngineChoice:
-    """The choice by plain decoding alone: what drafting gains is not known before answers were recorded."""
-    plain = min(table, key=lambda one: request_ms(table[one], requests))
-    nodes = {one: equal_nodes(costs, sequences) for one, costs in table.items()}
-    equal = [one for one in table if nodes[one] >= FEWEST_EQUAL_NODES]
+    """The choice by plain decoding alone: what drafting gains is not known before answers were recorded.
+
+    base  the settings that the user named, which are kept; only the engine's own setting in `table` may differ
+    """
+    times = {one: request_ms(costs, requests) for one, costs in table.items() if _keeps(base, one)}
+    plain = _fastest(times)
+    nodes = {one: equal_nodes(table[one], sequences) for one in times}
+    equal = {one: ms for one, ms in times.items() if nodes[one] >= FEWEST_EQUAL_NODES}
     if allow_rounding or not equal:
         return EngineChoice(table, requests, plain, plain, stock, UNLIMITED, nodes[plain] >= UNLIMITED)
-    drafting = min(equal, key=lambda one: request_ms(table[one], requests))
+    drafting = _fastest(equal)
     return EngineChoice(table, requests, plain, drafting, stock, nodes[drafting], True)
 
 
 def choose_with_drafts(
-    choice: EngineChoice, trace: Trace, expense: Expense, provides: Requires, *, allow_rounding: bool
+    choice: EngineChoice,
+    trace: Trace,
+    expense: Expense,
+    provides: Requires,
+    *,
+    base: Runtime,
+    allow_rounding: bool,
 ) -> EngineChoice:
     """The choice by what drafting gains under each setting: every method is replayed over some recorded answers.
 
@@ -150,6 +164,8 @@ def choose_with_drafts(
     drafted: dict[Runtime, float] = {}
     rounding: dict[Runtime, float] = {}
     for one, costs in choice.table.items():
+        if not _keeps(base, one):
+            continue
         nodes = equal_nodes(costs, 1)
         if nodes >= FEWEST_EQUAL_NODES:
             drafted[one] = _drafted_ms(costs, nodes, short, expense, provides, choice.requests)
@@ -158,9 +174,22 @@ def choose_with_drafts(
     options = {(one, True): ms for one, ms in drafted.items()}
     if allow_rounding or not options:
         options |= {(one, False): ms for one, ms in rounding.items()}
-    drafting, equal = min(options, key=options.__getitem__)
+    drafting, equal = _fastest(options)
     nodes = equal_nodes(choice.table[drafting], 1) if equal else UNLIMITED
     return replace(choice, drafting=drafting, nodes=nodes, equal=equal, drafted=drafted, rounding=rounding)
+
+
+T = TypeVar("T")
+
+
+def _fastest(times: Mapping[T, float]) -> T:
+    """The first one that takes at most 1 + TOLERANCE times as long as the fastest."""
+    return next(one for one, ms in times.items() if ms <= (1 + TOLERANCE) * min(times.values()))
+
+
+def _keeps(base: Runtime, setting: Runtime) -> bool:
+    """Whether a setting has the attention kernel and the cache type that the user named."""
+    return base.flash_attention in (None, setting.flash_attention) and base.kv_type in (None, setting.kv_type)
 
 
 def equal_nodes(costs: SettingCosts, sequences: int) -> int:

@@ -51,7 +51,7 @@ SOME_TOKENS = 128
 """Tokens of the answer of the request by which attention and cache are compared before weights are varied."""
 
 SECONDS_FOR_WEIGHTS = 10.0
-"""In less time for all settings those for weights are not varied: they change little."""
+"""In less time for all settings, those for weights are not varied: they change little."""
 
 SAMPLES = 18
 """Fewest timed passes per method, whatever the time."""
@@ -123,6 +123,9 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp.settings_choice import EQUAL
 
         runtime = self.profile.runtime
+        if self.profile.exact:  # the settings are those that `exact` needs
+            return {}, stock(runtime)
+        began = perf_counter()
         open_ = replace(runtime, flash_attention=self._base.flash_attention, kv_type=self._base.kv_type)
         if sequences > 1 and open_.flash_attention is None:  # it skips the cells of other sequences
             open_ = replace(open_, flash_attention=True)
@@ -135,7 +138,7 @@ class LlamaCppSubject:
         )
         allowed = [one for one in table if one in attention]
         best = min(allowed, key=lambda one: table[one].plain_ms(contexts[-1], SOME_TOKENS))
-        if seconds >= SECONDS_FOR_WEIGHTS:
+        if seconds >= SECONDS_FOR_WEIGHTS and perf_counter() - began < 0.8 * seconds:
             tried = [best, replace(best, repack=not best.repack), replace(best, mmap=not best.mmap)]
             if can_offload():
                 tried.append(replace(best, gpu_layers=0 if best.gpu_layers else -1))

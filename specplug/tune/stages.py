@@ -133,7 +133,8 @@ class Stages:
                 chosen, batch, ms = self.subject.choose_threads(self.budget.of("threads"))
             ms_by_count = {str(count): value for count, value in ms.items()}
             known = self.add("threads", chosen=chosen, batch=batch, one_row_ms=ms_by_count)
-        self.subject.use(threads=known["chosen"], threads_batch=known["batch"])
+        batch = known["batch"] if known["batch"] != known["chosen"] else None
+        self.subject.use(threads=known["chosen"], threads_batch=batch)
         return {"chosen": known["chosen"], "batch": known["batch"], "one_row_ms": known["one_row_ms"]}
 
     def choose_engine_settings(self, lengths: Mapping[str, Sequence[int]]) -> EngineChoice | None:
@@ -160,8 +161,9 @@ class Stages:
             table,
             Runtime(**known["stock"]),
             requests,
+            base=request.base.runtime,
             sequences=request.level,
-            allow_rounding=request.allow_rounding or request.base.exact,
+            allow_rounding=request.allow_rounding,
         )
         subject.use_setting(choice.drafting)
         return choice
@@ -169,10 +171,15 @@ class Stages:
     def choose_with_drafts(self, choice: EngineChoice | None, trace: Trace, expense: Expense) -> EngineChoice | None:
         """Choose again by what drafting gains under each setting; for one sequence at a time."""
         request = self.request
-        if choice is None or request.level > 1 or request.base.exact:
+        if choice is None or request.level > 1:
             return choice
         chosen = choose_with_drafts(
-            choice, trace, expense, self.subject.provides, allow_rounding=request.allow_rounding
+            choice,
+            trace,
+            expense,
+            self.subject.provides,
+            base=request.base.runtime,
+            allow_rounding=request.allow_rounding,
         )
         self.subject.use_setting(chosen.drafting)
         if not chosen.equal:

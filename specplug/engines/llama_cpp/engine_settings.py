@@ -6,7 +6,7 @@ length. Does not depend on drafts, and changes no profile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -29,7 +29,7 @@ ROWS = (1, 2, 4, 8, 16)
 FIRST_ROWS = (1, 4)
 """Row counts that are timed first; a setting that loses at all of them is dropped."""
 
-LOSES = 1.3
+LOSES = 1.15
 """A setting is dropped when its passes take this many times as long as the fastest ones at the longest context."""
 
 CHECKED_ROWS = (2, 4, 8, 16, 25)
@@ -44,9 +44,7 @@ MEMORY_SHARE = 0.5
 
 def stock(runtime: Runtime) -> Runtime:
     """The settings that llama.cpp takes where none is named, for the same context and threads."""
-    return replace(
-        runtime, flash_attention=True, kv_type="f16", threads_batch=None, ubatch=None, repack=True, mmap=True
-    )
+    return replace(runtime, flash_attention=True, kv_type="f16", ubatch=None, repack=True, mmap=True)
 
 
 def can_offload() -> bool:
@@ -147,13 +145,6 @@ def measure_settings(
                 _rounds(candidates, ROWS, 1)
             progress(min(1.0, max(0.5, (perf_counter() - began) / max(seconds, 1e-9))))
     return {one.runtime: _costs(one, contexts) for one in candidates}
-
-
-def fastest(costs: Mapping[Runtime, SettingCosts], ms: Callable[[SettingCosts], float], tolerance: float) -> Runtime:
-    """The first setting that takes at most 1 + `tolerance` times as long as the fastest one."""
-    times = {runtime: ms(one) for runtime, one in costs.items()}
-    best = min(times.values())
-    return next(runtime for runtime, time in times.items() if time <= (1 + tolerance) * best)
 
 
 def _rounds(candidates: Sequence[_Candidate], rows: Sequence[int], rounds: int) -> None:

@@ -45,7 +45,7 @@ FURTHER_ROWS, FURTHER_ROUNDS = (1, 4, 8), 2
 """Row counts that are timed at every context but the first, besides the largest one, and how often. What a fuller cache
 adds to passes of other row counts is interpolated: attention grows evenly with the rows."""
 
-PROMPT_ROWS = 128
+PROMPT_ROWS = 64
 """Tokens of a prompt on which its reading is timed."""
 
 COARSE_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
-from math import sqrt
+from math import inf, prod, sqrt
 from pathlib import Path
 
 import llama_cpp.llama_cpp as ll
@@ -43,13 +43,17 @@ CHECK_CONTEXT = 1024
 CHECK_SECONDS = 1.2
 """Seconds for the passes of one row that are compared with larger ones; fewer rows are compared on slow machines."""
 
-SPEED_CONTEXT = 2048
-"""Tokens in the cache when passes are timed: at a few hundred tokens the settings hardly differ."""
+SPEED_CONTEXT = 4096
+"""Tokens in the cache when passes are timed, where the profile's context allows it: at a few hundred tokens the
+settings hardly differ."""
 
-SPEED_ROWS, SPEED_ROUNDS = (1, 4), 2
+SPEED_ROWS, SPEED_ROUNDS = (1, 4), 4
 """Row counts that are timed, and how often."""
 
-TOLERANCE = 0.05
+OUT = 1.1
+"""A setting is timed no further when its passes take this many times as long as those of the fastest one."""
+
+TOLERANCE = 0.02
 """A setting that takes this share longer than the fastest one is as good; of those, the one nearest to llama.cpp's own
 is taken."""
 
@@ -91,7 +95,7 @@ def with_settings(
 
 def look(model: Model, runtime: Runtime) -> Runtime:
     """The setting to use among those that `runtime` leaves open: the fastest one with which passes of every size round
-    alike, or the fastest of all where there is none. Takes about two seconds with a model of 1.5B parameters on two
+    alike, or the fastest of all where there is none. Takes two to four seconds with a model of 1.5B parameters on two
     cores.
 
     The first one where the model's memory cannot take tokens back, so that no pass can be repeated over the same cache.
@@ -100,9 +104,6 @@ def look(model: Model, runtime: Runtime) -> Runtime:
     if ll.llama_model_is_recurrent(model.handle) or ll.llama_model_is_hybrid(model.handle):
         return candidates[0]
     equal = [one for one in candidates if one.flash_attention and _rounds_alike(model, one)]
-    if not equal and runtime.kv_type is None:
-        # Flash attention over this cache type has been the slowest wherever it was measured.
-        candidates = [one for one in candidates if (one.flash_attention, one.kv_type) != EQUAL] or candidates
     return _fastest(model, equal or candidates)
 
 
@@ -112,19 +113,22 @@ def _fastest(model: Model, candidates: Sequence[Runtime]) -> Runtime:
         return candidates[0]
     context = min(SPEED_CONTEXT, candidates[0].context)
     with ExitStack() as stack:
-        timers = []
+        timers: dict[Runtime, PassTimer] = {}
         for one in candidates:
             opened = open_context(model, one, cells=_cells(context), num_ids=2, max_rows=max(SPEED_ROWS))
-            timers.append(PassTimer(stack.enter_context(opened)))
-            timers[-1].fill(context)
-            timers[-1].time(1)
-        times = {(place, rows): float("inf") for place in range(len(candidates)) for rows in SPEED_ROWS}
+            timers[one] = PassTimer(stack.enter_context(opened))
+            timers[one].fill(context)
+            timers[one].time(1)
+        times = {(one, rows): inf for one in candidates for rows in SPEED_ROWS}
         for _ in range(SPEED_ROUNDS):
             for rows in SPEED_ROWS:
-                for place, timer in enumerate(timers):
-                    times[place, rows] = min(times[place, rows], timer.time(rows))
-    means = [sqrt(times[place, SPEED_ROWS[0]] * times[place, SPEED_ROWS[1]]) for place in range(len(candidates))]
-    return next(one for one, ms in zip(candidates, means, strict=True) if ms <= (1 + TOLERANCE) * min(means))
+                for one, timer in timers.items():
+                    times[one, rows] = min(times[one, rows], timer.time(rows))
+            means = {one: sqrt(prod(times[one, rows] for rows in SPEED_ROWS)) for one in timers}
+            timers = {one: timer for one, timer in timers.items() if means[one] <= OUT * min(means.values())}
+            if len(timers) == 1:
+                break
+    return next(one for one in timers if means[one] <= (1 + TOLERANCE) * min(means.values()))
 
 
 def _rounds_alike(model: Model, runtime: Runtime) -> bool:
