@@ -26,7 +26,6 @@ from specplug.engines.llama_cpp.engine_settings import (
     CHECKED_ROWS,
     ROWS,
     attention_settings,
-    fastest,
     measure_settings,
     stock,
 )
@@ -675,9 +674,9 @@ def test_a_look_takes_the_fastest_where_passes_differ_anyway(
 
     assert found(on=1.5) == (False, "f16")
     assert found(off=1.5) == (True, "f16")
-    assert found(on=1.04) == (True, "f16"), "as good as the fastest one, and nearer to llama.cpp's own"
+    assert found(on=1.01) == (True, "f16"), "as good as the fastest one, and nearer to llama.cpp's own"
     assert found(on=1.5, f16=3.0) == (False, "bf16")
-    assert found(off=1.5, f16=3.0) == (False, "bf16"), "flash attention over bf16 would be the fastest here"
+    assert found(off=1.5, f16=3.0) == (True, "bf16")
     assert all(one.kv_type in ("f16", "bf16") for one in opened_with.values())
 
 
@@ -716,16 +715,6 @@ def test_the_combinations_of_kernel_and_cache_type() -> None:
 def test_llama_cpps_own_setting_is_the_first() -> None:
     assert stock(replace(SMALL, kv_type="q8_0", repack=False, mmap=False, ubatch=64)) == attention_settings(SMALL)[0]
     assert stock(SMALL).context == SMALL.context
-
-
-def test_the_fastest_setting_within_a_tolerance() -> None:
-    runtimes = attention_settings(SMALL)[:3]
-    costs = {
-        runtime: replace(COSTS, ms=((ms,), (ms,)), rows=(1,))
-        for runtime, ms in zip(runtimes, (1.2, 1.04, 1.0), strict=True)
-    }
-    for tolerance, place in ((0.0, 2), (0.05, 1), (0.2, 0)):
-        assert fastest(costs, lambda one: one.ms[0][0], tolerance) is runtimes[place]
 
 
 def test_every_measured_setting_has_all_contexts_and_rows(tiny: dict[str, Model]) -> None:
