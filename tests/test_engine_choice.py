@@ -70,14 +70,14 @@ def test_the_prompt_counts() -> None:
 def test_drafts_take_an_equal_setting_and_plain_decoding_the_fastest() -> None:
     table = {STOCK: costs(10), OFF: costs(8), BF16: costs(12, equal=ALL_ROWS)}
     choice = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False)
-    assert (choice.plain, choice.drafting, choice.equal, choice.nodes) == (OFF, BF16, True, UNLIMITED)
+    assert (choice.plain, choice.drafting, choice.equal, choice.nodes) == (OFF, BF16, True, ALL_ROWS - 1)
     assert choice.plain_scale == pytest.approx(8 / 12)
     allowed = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=True)
     assert (allowed.drafting, allowed.equal) == (OFF, False)
 
 
 def test_rows_that_agree_limit_the_drafts() -> None:
-    assert [equal_nodes(costs(1, equal=rows), 1) for rows in (1, 2, 3, ALL_ROWS)] == [0, 1, 2, UNLIMITED]
+    assert [equal_nodes(costs(1, equal=rows), 1) for rows in (1, 2, 3, ALL_ROWS)] == [0, 1, 2, ALL_ROWS - 1]
     assert [equal_nodes(costs(1, equal=rows), 4) for rows in (3, 8)] == [0, 4]
     one_token = {STOCK: costs(10), BF16: costs(12, equal=2)}
     choice = first_choice(one_token, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False)
@@ -146,3 +146,8 @@ def test_a_gain_within_the_noise_keeps_the_usual_setting() -> None:
     table = {STOCK: costs(10.05, equal=ALL_ROWS), OFF: costs(10, equal=ALL_ROWS)}
     choice = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False)
     assert (choice.plain, choice.drafting) == (STOCK, STOCK)
+
+
+def test_without_llama_cpps_own_setting_there_is_no_comparison_with_it() -> None:
+    choice = first_choice({BF16: costs(10, equal=ALL_ROWS)}, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=False)
+    assert choice.as_mapping()["settings_speedup"] is None

@@ -71,8 +71,10 @@ def llama_stage(
         stock = llama_cpp_defaults(first.runtime)
         if not first.exact:
             lengths = request_lengths(conversations, model.chat_prompt, max_tokens)
-            best = best_plain_setting(model, first.runtime, lengths, max_tokens, many=concurrency > 1, notify=notify)
-            runtimes = plain_arms(best, first.runtime, stock)
+            best, fits = best_plain_setting(
+                model, first.runtime, lengths, max_tokens, many=concurrency > 1, notify=notify
+            )
+            runtimes = plain_arms(best, first.runtime, stock if fits else best)
         for index, p in enumerate(profiles):
             changed = fingerprint.stale(p, path, p.runtime.threads or first.runtime.threads)
             if changed:

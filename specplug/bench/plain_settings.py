@@ -68,8 +68,11 @@ def best_plain_setting(
     *,
     many: bool,
     notify: Callable[[str], None] = lambda text: None,
-) -> Runtime:
-    """The setting of attention kernel and cache type for plain decoding, measured in about SECONDS and remembered.
+) -> tuple[Runtime, bool]:
+    """The setting of attention kernel and cache type for plain decoding, measured in about SECONDS and remembered; and
+    whether llama.cpp's own was measured: it is left out where its cache does not fit into memory.
+
+    The profiles' own setting, unmeasured, where the model's memory cannot take tokens back.
 
     runtime     the profiles' own setting, with all keys filled in; everything else of it is kept
     lengths     tokens of the workload's prompts
@@ -79,6 +82,8 @@ def best_plain_setting(
     from specplug.engines.llama_cpp.engine_settings import attention_settings, measure_settings
 
     stock = llama_cpp_defaults(runtime)
+    if model.has_recurrent_memory:
+        return runtime, False
     kernel = True if many else None
     by_label: dict[str, Runtime] = {}
     for one in (runtime, stock, *attention_settings(replace(runtime, flash_attention=kernel, kv_type=None))):
@@ -97,7 +102,8 @@ def best_plain_setting(
             settings_table.remember(model.path, costs)
         except SpecplugError as error:
             notify(f"{error}; these engine settings will not be remembered")
-    return chosen(costs, runtime, stock, round(mean(lengths)) if lengths else 0, max_tokens, many=many)
+    prompt = round(mean(lengths)) if lengths else 0
+    return chosen(costs, runtime, stock, prompt, max_tokens, many=many), stock in costs or runtime == stock
 
 
 def contexts_for(tokens: int) -> list[int]:

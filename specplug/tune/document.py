@@ -121,6 +121,8 @@ def tuned_profile(
     machine = {key: value for key, value in findings.fingerprint.items() if key != "read_gib_s"}
     if findings.batched:
         measured = Measured(machine, None, learned, tuple(curve.points for curve in findings.curves))
+    elif not findings.chosen.speculates and findings.engine and findings.engine.plain != findings.engine.drafting:
+        measured = Measured(machine, None, learned)  # the curve holds under the settings for drafts
     else:
         (points,) = [curve.points for curve in findings.curves if curve.sequences == request.level]
         measured = Measured(machine, points, learned)
@@ -201,7 +203,9 @@ def settings_line(document: Mapping[str, Any]) -> str | None:
     engine = document.get("engine_settings")
     if engine is None:
         return None
-    alone = f"engine settings alone: {engine['settings_speedup']:.2f} times llama.cpp's own ({engine['plain']})"
+    gain = engine["settings_speedup"]
+    known = "not compared with llama.cpp's own" if gain is None else f"{gain:.2f} times llama.cpp's own"
+    alone = f"engine settings alone: {known} ({engine['plain']})"
     chosen = _live(document).get(document["chosen"], {})
     if document["chosen"] == PLAIN.name or not chosen.get("speedup"):
         return f"{alone}; drafting on top: nothing"

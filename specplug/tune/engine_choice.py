@@ -36,7 +36,8 @@ UNLIMITED = 1 << 20
 """Draft tokens where nothing limits them."""
 
 ALL_ROWS = 25
-"""A setting whose passes agree up to this many rows counts as one whose passes all agree."""
+"""The most rows for which passes are compared; a setting whose passes agree up to them counts as one that never
+rounds differently."""
 
 TOLERANCE = 0.03
 """A setting that takes this share longer than the fastest one is as good, and the more usual one is taken."""
@@ -88,14 +89,15 @@ class EngineChoice:
     def as_mapping(self) -> dict[str, Any]:
         """The part `engine_settings` of the document of `tune --json`; times are of the mean request."""
         count = len(self.requests)
-        stock, plain = (request_ms(self.table[one], self.requests) for one in (self.stock, self.plain))
+        plain = request_ms(self.table[self.plain], self.requests)
+        stock = request_ms(self.table[self.stock], self.requests) if self.stock in self.table else None
         best_rounding = min(self.rounding.values(), default=None)
         own = self.drafted.get(self.drafting)
         return {
             "plain": label(self.plain),
             "drafting": label(self.drafting),
             "stock": label(self.stock),
-            "settings_speedup": round(stock / plain, 4),
+            "settings_speedup": None if stock is None else round(stock / plain, 4),
             "most_draft_tokens": self.nodes,
             "equal": self.equal,
             "equality_costs": round(own / best_rounding, 4) if own and best_rounding and self.equal else None,
@@ -141,7 +143,7 @@ def first_choice(
     nodes = {one: equal_nodes(table[one], sequences) for one in times}
     equal = {one: ms for one, ms in times.items() if nodes[one] >= FEWEST_EQUAL_NODES}
     if allow_rounding or not equal:
-        return EngineChoice(table, requests, plain, plain, stock, UNLIMITED, nodes[plain] >= UNLIMITED)
+        return EngineChoice(table, requests, plain, plain, stock, UNLIMITED, False)
     drafting = _fastest(equal)
     return EngineChoice(table, requests, plain, drafting, stock, nodes[drafting], True)
 
@@ -169,7 +171,7 @@ def choose_with_drafts(
         nodes = equal_nodes(costs, 1)
         if nodes >= FEWEST_EQUAL_NODES:
             drafted[one] = _drafted_ms(costs, nodes, short, expense, provides, choice.requests)
-        if nodes < UNLIMITED:
+        if costs.equal_rows < ALL_ROWS:
             rounding[one] = _drafted_ms(costs, UNLIMITED, short, expense, provides, choice.requests)
     options = {(one, True): ms for one, ms in drafted.items()}
     if allow_rounding or not options:
@@ -194,7 +196,7 @@ def _keeps(base: Runtime, setting: Runtime) -> bool:
 
 def equal_nodes(costs: SettingCosts, sequences: int) -> int:
     """The most draft tokens of a pass over `sequences` sequences that leave the rounding alone."""
-    return UNLIMITED if costs.equal_rows >= ALL_ROWS else max(0, costs.equal_rows - sequences)
+    return max(0, costs.equal_rows - sequences)
 
 
 def request_ms(costs: SettingCosts, requests: Requests) -> float:

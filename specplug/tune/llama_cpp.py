@@ -6,18 +6,20 @@ This module does not depend on the budget or on settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import psutil
 
 from specplug import registry
 from specplug.bench.arms import Arm, ProfileArm, PromptStates
 from specplug.core import IntArray, Requires, int_array
-from specplug.errors import UsageError
+from specplug.engines.llama_cpp import settings_table
+from specplug.errors import SpecplugError, UsageError
 from specplug.generation.topk import top_ids
 from specplug.machine import hardware
 from specplug.planning.request_time import SettingCosts
@@ -52,6 +54,9 @@ SOME_TOKENS = 128
 
 SECONDS_FOR_WEIGHTS = 10.0
 """In less time for all settings, those for weights are not varied: they change little."""
+
+MEMORY_SHARE = 0.5
+"""Settings for weights are tried where the copies that they need take at most this share of the free memory."""
 
 SAMPLES = 18
 """Fewest timed passes per method, whatever the time."""
@@ -118,7 +123,6 @@ class LlamaCppSubject:
         self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
     ) -> tuple[dict[Runtime, SettingCosts], Runtime]:
         """Attention kernels and cache types first; then, under the fastest of them, the settings for weights."""
-
         from specplug.engines.llama_cpp.engine_settings import attention_settings, can_offload, measure_settings, stock
         from specplug.engines.llama_cpp.settings_choice import EQUAL
 
@@ -133,20 +137,41 @@ class LlamaCppSubject:
         attention = attention_settings(open_)
         equal = [one for one in attention if (one.flash_attention, one.kv_type) == EQUAL]
         first = [*attention, *([] if own in attention else [own])]
+        named = self._base.flash_attention is not None or self._base.kv_type is not None
+        keep = first if named else [own, *equal]
+        busy = hardware.busy_warning() is not None
         table = measure_settings(
-            self._models, first, contexts, 0.7 * seconds, keep=[own, *equal], progress=lambda part: progress(0.7 * part)
+            self._models, first, contexts, 0.7 * seconds, keep=keep, progress=lambda part: progress(0.7 * part)
         )
         allowed = [one for one in table if one in attention]
+        if not allowed:  # no cache fits into memory twice
+            return {}, own
         best = min(allowed, key=lambda one: table[one].plain_ms(contexts[-1], SOME_TOKENS))
-        if seconds >= SECONDS_FOR_WEIGHTS and perf_counter() - began < 0.8 * seconds:
-            tried = [best, replace(best, repack=not best.repack), replace(best, mmap=not best.mmap)]
-            if can_offload():
-                tried.append(replace(best, gpu_layers=0 if best.gpu_layers else -1))
+        tried = self._other_weights(best, offload=can_offload())
+        if tried and seconds >= SECONDS_FOR_WEIGHTS and perf_counter() - began < 0.8 * seconds:
             table |= measure_settings(
-                self._models, tried, contexts, 0.3 * seconds, progress=lambda part: progress(0.7 + 0.3 * part)
+                self._models, [best, *tried], contexts, 0.3 * seconds, progress=lambda part: progress(0.7 + 0.3 * part)
             )
             self._close_models(keep=best)
+        if not busy:
+            with suppress(SpecplugError):  # then `doctor` knows nothing of it
+                settings_table.remember(self._path, table)
         return table, own
+
+    def _other_weights(self, best: Runtime, *, offload: bool) -> list[Runtime]:
+        """The settings for weights to try besides `best`: those that the user left as they are, while there is memory
+        for the copies of the weights that they need."""
+        copies = 2 * self._path.stat().st_size
+        if copies > MEMORY_SHARE * psutil.virtual_memory().available:
+            return []
+        tried = []
+        if best.repack:
+            tried.append(replace(best, repack=False))
+        if best.mmap:
+            tried.append(replace(best, mmap=False))
+        if offload and not best.gpu_layers:
+            tried.append(replace(best, gpu_layers=-1))
+        return tried
 
     def _close_models(self, keep: Runtime) -> None:
         for key in [key for key in self._opened if key != (keep.repack, keep.mmap, keep.gpu_layers)]:

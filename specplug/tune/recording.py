@@ -57,6 +57,7 @@ def trace_about(
         "max_tokens": max_tokens,
         "kv_type": runtime.kv_type,
         "flash_attention": runtime.flash_attention,
+        "repack": runtime.repack,
         "exact": profile.exact,
         **({"dtype": profile.vllm.dtype} if batched else {}),
     }

@@ -23,10 +23,10 @@ from specplug.profile import Measured, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune import trace as traces
 from specplug.tune.budget import Budget
-from specplug.tune.candidates import PLAIN, Setting, grid
+from specplug.tune.candidates import MAX_NODES, PLAIN, Setting, grid
 from specplug.tune.confirm import confirm
 from specplug.tune.cost_curves import CONTEXTS, Curve
-from specplug.tune.engine_choice import UNLIMITED, EngineChoice, choose_with_drafts, first_choice, with_setting
+from specplug.tune.engine_choice import EngineChoice, choose_with_drafts, first_choice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
 from specplug.tune.prediction import Costs, Prediction
@@ -131,6 +131,7 @@ class Stages:
             if self.request.base.runtime.threads is None and hardware.usable_cores() > 1:
                 self._report("threads", 0.0)
                 chosen, batch, ms = self.subject.choose_threads(self.budget.of("threads"))
+                batch = own.threads_batch or batch
             ms_by_count = {str(count): value for count, value in ms.items()}
             known = self.add("threads", chosen=chosen, batch=batch, one_row_ms=ms_by_count)
         batch = known["batch"] if known["batch"] != known["chosen"] else None
@@ -149,7 +150,7 @@ class Stages:
             contexts = sorted({min(SHORT_CONTEXT, longest), longest})
             seconds = self.budget.of("settings")
             table, stock = subject.measure_settings(
-                contexts, request.level, seconds, lambda share: self._report("settings", share)
+                contexts, max(request.concurrency), seconds, lambda share: self._report("settings", share)
             )
             entries = [{"runtime": asdict(one), "costs": costs.as_mapping()} for one, costs in table.items()]
             known = self.add("settings", stock=asdict(stock), table=entries)
@@ -162,7 +163,7 @@ class Stages:
             Runtime(**known["stock"]),
             requests,
             base=request.base.runtime,
-            sequences=request.level,
+            sequences=max(request.concurrency),
             allow_rounding=request.allow_rounding,
         )
         subject.use_setting(choice.drafting)
@@ -171,7 +172,7 @@ class Stages:
     def choose_with_drafts(self, choice: EngineChoice | None, trace: Trace, expense: Expense) -> EngineChoice | None:
         """Choose again by what drafting gains under each setting; for one sequence at a time."""
         request = self.request
-        if choice is None or request.level > 1:
+        if choice is None or max(request.concurrency) > 1:
             return choice
         chosen = choose_with_drafts(
             choice,
@@ -183,9 +184,9 @@ class Stages:
         )
         self.subject.use_setting(chosen.drafting)
         if not chosen.equal:
-            why = "as allowed" if request.allow_rounding else "in every setting of this model"
+            why = "as allowed" if request.allow_rounding else "under every setting that was measured"
             self.note(f"passes with drafts round differently from plain decoding, {why}: answers can differ at ties")
-        elif chosen.nodes < UNLIMITED:
+        elif chosen.nodes < max(MAX_NODES):
             self.note(
                 f"passes of up to {chosen.nodes + 1} rows round as plain decoding does, so drafts have {chosen.nodes} "
                 "tokens at most; --allow-rounding lifts that"

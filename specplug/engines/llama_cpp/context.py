@@ -90,7 +90,7 @@ def cache_bytes(model: Model, runtime: Runtime, cells: int) -> int:
         return int(text) if text.isdecimal() else 0
 
     heads, width = number("attention.head_count"), number("embedding_length")
-    kv_heads = number("attention.head_count_kv") or heads
+    kv_heads = heads if model.meta(f"{name}.attention.head_count_kv") is None else number("attention.head_count_kv")
     keys = number("attention.key_length") or (width // heads if heads else 0)
     values = number("attention.value_length") or keys
     per_number = KV_BYTES[runtime.kv_type or DEFAULT_KV_TYPE]

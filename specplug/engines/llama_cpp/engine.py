@@ -58,7 +58,7 @@ class LlamaCpp:
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or measured, where None
         """
-        self.profile = profile = with_settings(profile, model, notify=notify)
+        self.profile = profile = with_settings(profile, model, many=slots > 1, notify=notify)
         self.model = model
         self.slots = slots
         self.kv_tokens = kv_tokens or slots * profile.runtime.context

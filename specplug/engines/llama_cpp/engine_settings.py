@@ -110,10 +110,10 @@ def measure_settings(
     with ExitStack() as stack:
         candidates = []
         for runtime in runtimes:
-            model = models(runtime)
-            if cache_bytes(model, runtime, cells) > MEMORY_SHARE * psutil.virtual_memory().available:
-                continue
             try:
+                model = models(runtime)
+                if cache_bytes(model, runtime, cells) > MEMORY_SHARE * psutil.virtual_memory().available:
+                    continue
                 opened = open_context(model, runtime, cells=cells, num_ids=2, max_rows=max(ROWS + CHECKED_ROWS))
             except SpecplugError:
                 continue

@@ -81,7 +81,7 @@ def points_on(
     the row count. At contexts after the first only few row counts are timed.
 
     contexts  tokens in the cache before the pass; those that fit are measured
-    seconds   for the entire measurement; every point is timed at least FEWEST_ROUNDS times
+    seconds   for all points of the first context, which are timed at least FEWEST_ROUNDS times
     progress  receives the share that is done, 0 to 1
     """
     timer = PassTimer(context)

@@ -89,6 +89,11 @@ class Model:
         """Whether most weights have 16 or 32 bits (f32, f16 or bf16 files)."""
         return self.meta("general.file_type") in ("0", "1", "32")
 
+    @property
+    def has_recurrent_memory(self) -> bool:
+        """Whether some layers keep a state instead of cells, so that tokens cannot be taken back."""
+        return bool(ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle))
+
     def meta(self, key: str) -> str | None:
         """A metadata value of the GGUF file as text; None where the key is missing."""
         size = ll.llama_model_meta_val_str(self.handle, key.encode(), ctypes.create_string_buffer(1), 1)

@@ -39,6 +39,8 @@ def open_peer(
         str(model.path),
         n_ctx=runtime.context,
         n_batch=runtime.context if num_draft else runtime.batch,
+        n_ubatch=min(runtime.ubatch or runtime.batch, runtime.context),
+        use_mmap=runtime.mmap,
         n_threads=runtime.threads,
         n_threads_batch=runtime.threads_batch or runtime.threads,
         n_gpu_layers=runtime.gpu_layers,

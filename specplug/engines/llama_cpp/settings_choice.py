@@ -15,11 +15,11 @@ from importlib.metadata import version
 from math import inf, prod, sqrt
 from pathlib import Path
 
-import llama_cpp.llama_cpp as ll
+import psutil
 from platformdirs import user_cache_dir
 
-from specplug.engines.llama_cpp.context import open_context
-from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, attention_settings
+from specplug.engines.llama_cpp.context import cache_bytes, open_context
+from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, MEMORY_SHARE, attention_settings
 from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model
@@ -42,6 +42,9 @@ CHECK_CONTEXT = 1024
 
 CHECK_SECONDS = 1.2
 """Seconds for the passes of one row that are compared with larger ones; fewer rows are compared on slow machines."""
+
+FEWEST_CHECKED = 9
+"""Rows that are compared however slow passes are: kernels of ggml change at 4 and at 8 rows."""
 
 SPEED_CONTEXT = 4096
 """Tokens in the cache when passes are timed, where the profile's context allows it: at a few hundred tokens the
@@ -95,13 +98,13 @@ def with_settings(
 
 def look(model: Model, runtime: Runtime) -> Runtime:
     """The setting to use among those that `runtime` leaves open: the fastest one with which passes of every size round
-    alike, or the fastest of all where there is none. Takes two to four seconds with a model of 1.5B parameters on two
-    cores.
+    alike, or the fastest of all where there is none. Takes one to six seconds for models of up to 1.5B parameters on
+    two cores.
 
     The first one where the model's memory cannot take tokens back, so that no pass can be repeated over the same cache.
     """
     candidates = [one for one in attention_settings(runtime) if runtime.kv_type is not None or one.kv_type != "f32"]
-    if ll.llama_model_is_recurrent(model.handle) or ll.llama_model_is_hybrid(model.handle):
+    if model.has_recurrent_memory:
         return candidates[0]
     equal = [one for one in candidates if one.flash_attention and _rounds_alike(model, one)]
     return _fastest(model, equal or candidates)
@@ -115,11 +118,18 @@ def _fastest(model: Model, candidates: Sequence[Runtime]) -> Runtime:
     with ExitStack() as stack:
         timers: dict[Runtime, PassTimer] = {}
         for one in candidates:
-            opened = open_context(model, one, cells=_cells(context), num_ids=2, max_rows=max(SPEED_ROWS))
+            if cache_bytes(model, one, _cells(context)) > MEMORY_SHARE * psutil.virtual_memory().available:
+                continue
+            try:
+                opened = open_context(model, one, cells=_cells(context), num_ids=2, max_rows=max(SPEED_ROWS))
+            except SpecplugError:
+                continue
             timers[one] = PassTimer(stack.enter_context(opened))
             timers[one].fill(context)
             timers[one].time(1)
-        times = {(one, rows): inf for one in candidates for rows in SPEED_ROWS}
+        if not timers:  # the profile's own context will say why
+            return candidates[0]
+        times = {(one, rows): inf for one in timers for rows in SPEED_ROWS}
         for _ in range(SPEED_ROUNDS):
             for rows in SPEED_ROWS:
                 for one, timer in timers.items():
@@ -134,12 +144,17 @@ def _fastest(model: Model, candidates: Sequence[Runtime]) -> Runtime:
 def _rounds_alike(model: Model, runtime: Runtime) -> bool:
     """Whether passes over up to 25 rows round alike; over fewer rows where passes are slow."""
     context = min(CHECK_CONTEXT, runtime.context)
-    with open_context(model, runtime, cells=_cells(context), num_ids=2, max_rows=max(CHECKED_ROWS)) as opened:
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(
+                open_context(model, runtime, cells=_cells(context), num_ids=2, max_rows=max(CHECKED_ROWS))
+            )
+        except SpecplugError:  # the type is missing in this build, or there is no memory for it
+            return False
         timer = PassTimer(opened)
         timer.fill(context)
         timer.time(1)
-        most = max(4, int(CHECK_SECONDS * 1000 / timer.time(1)))
-        most = min(most, CHECKED_ROWS[-1])
+        most = min(max(FEWEST_CHECKED, int(CHECK_SECONDS * 1000 / timer.time(1))), CHECKED_ROWS[-1])
         checked = [*(rows for rows in CHECKED_ROWS if rows < most), most]
         return rows_that_agree(opened, context, checked) == checked[-1]
 
@@ -171,7 +186,8 @@ def _cache_path(model: Model, runtime: Runtime) -> Path:
     compared = {"bytes", "sample_sha256"}
     file = {name: value for name, value in fingerprint.model_identity(model.path).items() if name in compared}
     decisive = replace(runtime, context=min(runtime.context, SPEED_CONTEXT), batch=0, ubatch=None, coupled=False)
-    conditions = repr((SCHEMA, hardware.fingerprint(), version("llama-cpp-python"), file, decisive))
+    gpus = hardware.gpus() if runtime.gpu_layers else None
+    conditions = repr((SCHEMA, hardware.fingerprint(), gpus, version("llama-cpp-python"), file, decisive))
     return (
         Path(user_cache_dir("specplug")) / "settings" / f"{hashlib.sha256(conditions.encode()).hexdigest()[:24]}.json"
     )

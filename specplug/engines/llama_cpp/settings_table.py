@@ -30,6 +30,8 @@ def label(runtime: Runtime) -> str:
         words.append(f"{runtime.threads} and {runtime.threads_batch} threads")
     if runtime.ubatch is not None:
         words.append(f"ubatch {runtime.ubatch}")
+    if runtime.gpu_layers:
+        words.append(f"{'all' if runtime.gpu_layers < 0 else runtime.gpu_layers} layers on the GPU")
     words += [] if runtime.repack else ["weights not repacked"]
     words += [] if runtime.mmap else ["weights not mapped"]
     return ", ".join(words)
