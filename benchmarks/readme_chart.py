@@ -67,7 +67,7 @@ def chart(document: dict[str, Any], name: str | None = None) -> str:
     """The SVG text for one arm of the document. ValueError when there is nothing to draw."""
     if "runs" in document:
         raise ValueError("several concurrencies in one document; run bench with a single --concurrency")
-    arms = {arm["name"]: arm for arm in document["arms"] if arm.get("profile") not in (None, "none")}
+    arms = {arm["name"]: arm for arm in document["arms"] if "none" not in (arm["name"], arm.get("profile"))}
     arm = arms.get(name) if name else next(iter(arms.values()), None)
     if arm is None:
         raise ValueError(f"no arm {name or 'beside none'}; the document has {', '.join(arms) or 'only none'}")

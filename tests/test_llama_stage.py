@@ -31,9 +31,11 @@ QUESTIONS = ("Why do leaves turn yellow in autumn?", "Write a Python function th
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[int]]]:
     """The tokens of every answer, by arm. The choice of the best setting is given, and no cost is measured."""
 
-    def best(model: Model, runtime: Runtime, lengths: Sequence[int], max_tokens: int, **how: object) -> Runtime:
+    def best(
+        model: Model, runtime: Runtime, lengths: Sequence[int], max_tokens: int, **how: object
+    ) -> tuple[Runtime, bool]:
         assert len(lengths) == 2 and all(10 < length < 100 for length in lengths) and max_tokens == 40
-        return replace(runtime, kv_type="q8_0")
+        return replace(runtime, kv_type="q8_0"), True
 
     seen: dict[str, list[list[int]]] = {}
     answer = ProfileArm.answer
