@@ -23,7 +23,6 @@ from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, MEMORY_SHAR
 from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model
-from specplug.engines.llama_cpp.settings_table import label
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import fingerprint, hardware
 from specplug.machine.files import write_atomically
@@ -173,7 +172,6 @@ def _remembered(model: Model, runtime: Runtime, notify: Callable[[str], None]) -
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         pass
     chosen = look(model, runtime)
-    notify(f"engine settings for this model and machine: {label(chosen)}")
     kept = {"schema": SCHEMA, "flash_attention": chosen.flash_attention, "kv_type": chosen.kv_type}
     try:
         write_atomically(path, json.dumps(kept).encode())
