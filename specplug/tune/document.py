@@ -121,8 +121,9 @@ def tuned_profile(
     machine = {key: value for key, value in findings.fingerprint.items() if key != "read_gib_s"}
     if findings.batched:
         measured = Measured(machine, None, learned, tuple(curve.points for curve in findings.curves))
-    elif not findings.chosen.speculates and findings.engine and findings.engine.plain != findings.engine.drafting:
-        measured = Measured(machine, None, learned)  # the curve holds under the settings for drafts
+    elif request.level == 1 and findings.engine is not None and not findings.chosen.speculates:
+        # The other curves hold under the setting for drafts.
+        measured = Measured(machine, findings.engine.table[findings.engine.plain].points, learned)
     else:
         (points,) = [curve.points for curve in findings.curves if curve.sequences == request.level]
         measured = Measured(machine, points, learned)
