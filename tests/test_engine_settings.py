@@ -896,6 +896,12 @@ def test_the_slowdown_against_the_fastest_setting_where_it_is_largest(tiny: dict
     assert settings_table.slowdown(path, replace(OFF, kv_type=None)) == (2.5, fast, 1100), "an open key fits any value"
 
 
+def test_settings_with_other_threads_or_on_a_gpu_are_another_comparison(tiny: dict[str, Model]) -> None:
+    path = tiny["llama f32"].path
+    settings_table.remember(path, {replace(ON, threads=7): COSTS, replace(ON, gpu_layers=-1): COSTS, OFF: SLOW})
+    assert settings_table.slowdown(path, OFF) == (1.0, settings_table.comparable(OFF), SLOW.contexts[0])
+
+
 def test_contexts_that_only_one_setting_has_are_compared_with_itself(tiny: dict[str, Model]) -> None:
     path = tiny["llama f32"].path
     settings_table.remember(path, {ON: replace(COSTS, contexts=(100, 4096)), OFF: SLOW})

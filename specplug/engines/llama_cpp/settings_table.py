@@ -65,9 +65,12 @@ def slowdown(model: Path, runtime: Runtime) -> tuple[float, Runtime, int] | None
     where this setting was not measured. Keys that `runtime` leaves open count as measured with the same value.
     """
     table = remembered(model)
-    own = next((costs for measured, costs in table.items() if _matches(runtime, measured)), None)
-    if own is None:
+    measured = next((one for one in table if _matches(runtime, one)), None)
+    if measured is None:
         return None
+    own = table[measured]
+    # Other threads or another device are another comparison, which the setting in words would not show.
+    table = {one: costs for one, costs in table.items() if _same_processors(one, measured)}
     worst: tuple[float, Runtime, int] | None = None
     for place, context in enumerate(own.contexts):
         others = {
@@ -84,6 +87,10 @@ def _matches(runtime: Runtime, measured: Runtime) -> bool:
     """Whether the settings that `runtime` names are those that were measured."""
     named = {key: value for key, value in asdict(comparable(runtime)).items() if value is not None}
     return all(getattr(measured, key) == value for key, value in named.items())
+
+
+def _same_processors(one: Runtime, other: Runtime) -> bool:
+    return (one.threads, one.threads_batch, one.gpu_layers) == (other.threads, other.threads_batch, other.gpu_layers)
 
 
 def _path(model: Path) -> Path:
