@@ -5,10 +5,9 @@ import pytest
 
 from specplug.core import Requires, int_array
 from specplug.engines.llama_cpp.settings_table import label
-from specplug.planning.request_time import SettingCosts
+from specplug.planning.request_time import ALL_ROWS, SettingCosts
 from specplug.profile import Runtime
 from specplug.tune.engine_choice import (
-    ALL_ROWS,
     UNLIMITED,
     EngineChoice,
     choose_with_drafts,

@@ -14,6 +14,10 @@ import numpy as np
 from specplug.core import FloatArray
 from specplug.profile import CostPoints
 
+ALL_ROWS = 25
+"""The most rows for which passes are compared with passes of one row: those of the largest draft of `default`. A
+setting whose passes agree up to them counts as one that never rounds differently."""
+
 
 @dataclass(frozen=True, slots=True)
 class SettingCosts:

@@ -14,10 +14,11 @@ from typing import Any
 
 from specplug.machine import hardware
 from specplug.planning.cost import CostCurve, oracle_speedup
+from specplug.planning.request_time import ALL_ROWS
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
-from specplug.tune.engine_choice import ALL_ROWS, EngineChoice, with_setting
+from specplug.tune.engine_choice import EngineChoice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Prediction, Sums
 from specplug.tune.selection import Pairs

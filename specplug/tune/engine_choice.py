@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from specplug import registry
 from specplug.core import Requires
 from specplug.engines.llama_cpp.settings_table import label
-from specplug.planning.request_time import SettingCosts
+from specplug.planning.request_time import ALL_ROWS, SettingCosts
 from specplug.profile import PlannerSettings, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import Setting, is_usable
@@ -34,10 +34,6 @@ REPLAYED_ANSWERS = 12
 
 UNLIMITED = 1 << 20
 """Draft tokens where nothing limits them."""
-
-ALL_ROWS = 25
-"""The most rows for which passes are compared; a setting whose passes agree up to them counts as one that never
-rounds differently."""
 
 TOLERANCE = 0.03
 """A setting that takes this share longer than the fastest one is as good, and the more usual one is taken."""

@@ -20,7 +20,7 @@ from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError
-from specplug.planning.request_time import SettingCosts
+from specplug.planning.request_time import ALL_ROWS, SettingCosts
 from specplug.profile import Runtime
 
 ROWS = (1, 2, 4, 8, 16)
@@ -32,8 +32,8 @@ FIRST_ROWS = (1, 4)
 LOSES = 1.15
 """A setting is dropped when its passes take this many times as long as the fastest ones at the longest context."""
 
-CHECKED_ROWS = (2, 4, 8, 16, 25)
-"""Row counts whose logits are compared with those of passes of one row; `default` verifies up to 25 rows."""
+CHECKED_ROWS = (2, 4, 8, 16, ALL_ROWS)
+"""Row counts whose logits are compared with those of passes of one row."""
 
 ROUNDS = 5
 """Most rounds over all points."""
