@@ -24,7 +24,15 @@ from specplug.registry import nearest
 from specplug.reports import html_page
 from specplug.tune import budget as budgets
 from specplug.tune.candidates import LONGEST, grid
-from specplug.tune.document import errors, evidence, interval_text, settings_line, settings_rows, verdict
+from specplug.tune.document import (
+    errors,
+    evidence,
+    interval_text,
+    other_lengths_line,
+    settings_line,
+    settings_rows,
+    verdict,
+)
 from specplug.tune.session import tune as run_tune
 from specplug.tune.tune_request import OBJECTIVES, Request, check
 
@@ -237,6 +245,9 @@ def _show(document: dict[str, Any]) -> None:
             engines.add_row(*row)
         console.print(engines)
         console.print(settings)
+        other_lengths = other_lengths_line(document)
+        if other_lengths is not None:
+            console.print(other_lengths)
     deviations = errors(document)
     if deviations:
         console.print(

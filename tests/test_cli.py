@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from specplug import __version__, profile
 from specplug.engines.llama_cpp import settings_table
 from specplug.errors import UsageError
+from specplug.machine import remembered
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
@@ -307,8 +308,8 @@ SLOWER = replace(FAST, flash_attention=True, kv_type="bf16")
 @pytest.fixture
 def measured(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Saves a profile for a model whose engine settings were measured here: SLOWER takes 1.8 times as long as FAST."""
-    monkeypatch.setattr(settings_table, "user_cache_dir", lambda name: str(tmp_path / "cache"))
-    monkeypatch.setattr(settings_table, "version", lambda package: "1.0")
+    monkeypatch.setattr(remembered, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(remembered, "version", lambda package: "1.0")
     monkeypatch.setattr(doctor.references, "resolve", lambda ref: Path(ref))
     costs = {
         FAST: SettingCosts((512, 4096), (1, 4), ((10.0, 20.0), (20.0, 30.0)), (1.0, 2.0), 1),
@@ -362,7 +363,7 @@ def test_doctor_survives_a_missing_model_and_a_missing_engine(
         raise PackageNotFoundError(package)
 
     measured("slow", SLOWER)
-    monkeypatch.setattr(settings_table, "version", not_installed)
+    monkeypatch.setattr(remembered, "version", not_installed)
     assert doctor._slow_settings() == []
 
 

@@ -20,7 +20,7 @@ from specplug import profile as profiles
 from specplug.engines.llama_cpp import context as contexts
 from specplug.engines.llama_cpp import engine_settings, settings_choice, settings_table
 from specplug.engines.llama_cpp.cache_fill import CacheFill, hashed_tokens
-from specplug.engines.llama_cpp.context import Context, cache_bytes, open_context
+from specplug.engines.llama_cpp.context import Context, aligned_outputs, cache_bytes, open_context
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.engine_settings import (
     CHECKED_ROWS,
@@ -34,7 +34,7 @@ from specplug.engines.llama_cpp.measure import FURTHER_ROWS, PassTimer, points_o
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.settings_choice import look, with_settings
 from specplug.errors import UsageError
-from specplug.machine import hardware
+from specplug.machine import hardware, remembered
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 
@@ -159,8 +159,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model]]
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, in which choices and tables of the test are remembered."""
     folder = tmp_path / "cache"
-    for module in (settings_choice, settings_table):
-        monkeypatch.setattr(module, "user_cache_dir", lambda name: str(folder))
+    monkeypatch.setattr(remembered, "user_cache_dir", lambda name: str(folder))
     return folder
 
 
@@ -749,10 +748,24 @@ def test_settings_that_do_not_fit_are_left_out(tiny: dict[str, Model], monkeypat
     impossible = replace(SMALL, flash_attention=False, kv_type="q8_0")  # llama.cpp cannot open it
     free = 2 * cache_bytes(model, runtimes[0], 512)
     monkeypatch.setattr(engine_settings.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    measured = measure_settings(lambda runtime: model, [*runtimes, impossible], (64,), 0.0, keep=runtimes)
-    assert list(measured) == runtimes[:4]
+    left_out: dict[Runtime, str] = {}
+    measured = measure_settings(
+        lambda runtime: model, [*runtimes, impossible], (64,), 0.0, keep=runtimes, left_out=left_out.__setitem__
+    )
+    assert list(measured) == runtimes[:4] and list(left_out) == [*runtimes[4:], impossible]
+    assert "too much of the free memory" in left_out[runtimes[4]]
+    assert "a q8_0 KV cache needs flash attention" in left_out[impossible]
     monkeypatch.setattr(engine_settings.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     assert measure_settings(lambda runtime: model, runtimes, (64,), 0.0, keep=runtimes) == {}
+
+
+# -- rows with logits -------------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_rows_with_logits_fills_an_odd_number_of_blocks() -> None:
+    for rows in range(1, 600):
+        found = aligned_outputs(rows)
+        assert rows <= found <= rows + 8 and -(-4 * found // 32) % 2 == 1, rows
 
 
 # -- contexts that are refused ----------------------------------------------------------------------------------------
@@ -875,7 +888,7 @@ def test_a_damaged_table_counts_as_none_and_is_replaced(
 ) -> None:
     path = tiny["llama f32"].path
     settings_table.remember(path, {ON: COSTS})
-    (file,) = cache_folder.rglob("*-table.json")
+    (file,) = cache_folder.rglob("settings-tables/*.json")
     file.write_text(content)
     assert settings_table.remembered(path) == {}
     assert settings_table.slowdown(path, ON) is None

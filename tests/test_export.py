@@ -146,6 +146,13 @@ def test_settings_that_follow_from_others_are_exported(runtime: Runtime, exact: 
     assert code["flash_attn"] == str(flash == "on") and code["type_k"] == code["type_v"] == CACHE_TYPES[cache]
 
 
+@pytest.mark.parametrize("target", ["llama-server", "llama-cpp-python"])
+def test_exact_is_lost_where_there_are_drafts(target: str) -> None:
+    exact = Profile("p", exact=True, proposers=(ProposerSpec("ngram"),), runtime=Runtime(threads=2))
+    assert any(line.startswith(f"exact: {target} does not") for line in export(exact, target).lost)
+    assert export(replace(exact, proposers=NONE), target).lost == []
+
+
 def test_settings_of_llama_cpp_are_not_open_in_a_profile_for_vllm() -> None:
     assert export(Profile("p", engine="vllm", proposers=NONE), "llama-server").lost == []
 

@@ -19,6 +19,7 @@ from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
 from specplug.engines.llama_cpp.stream import Stream
 from specplug.generation.answers import Request, Sampling, TokenLogprobs
+from specplug.machine import remembered
 
 pytestmark = pytest.mark.llama
 
@@ -176,7 +177,7 @@ def test_flash_attention_is_on_where_sequences_share_the_cache(
     f32: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it, even where a look chooses that for one sequence, each row would pay for all sequences' cells."""
-    monkeypatch.setattr(settings_choice, "user_cache_dir", lambda name: str(tmp_path))
+    monkeypatch.setattr(remembered, "user_cache_dir", lambda name: str(tmp_path))
     monkeypatch.setattr(settings_choice, "look", lambda model, runtime: replace(runtime, flash_attention=False))
     for slots, chosen in ((2, True), (1, False)):
         with opened(f32, slots) as engine:

@@ -18,7 +18,7 @@ from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.testing import ToyTarget
 from specplug.tune import journal as journals
-from specplug.tune.document import interval_text, settings_line, settings_rows
+from specplug.tune.document import interval_text, other_lengths_line, settings_line, settings_rows
 from specplug.tune.session import Outcome, tune
 from specplug.tune.tune_request import Request, journal_path
 
@@ -335,6 +335,34 @@ def test_the_profile_gets_the_fastest_setting_with_equal_rounding(request_: Requ
     assert subject.profile.runtime.kv_type == "bf16"
     head, rows = settings_rows(outcome.document)
     assert [len(row) for row in rows] == [len(head)] * 3 and [row[1] for row in rows] == ["no", "yes", "no"]
+
+
+def test_another_setting_for_other_lengths_is_named(request_: Request) -> None:
+    rows = (1, 2, 4, 8, 16)
+    short, long = (tuple(one + 0.1 * n for n in rows) for one in (4.0, 30.0))
+    middling = tuple(10 + 0.1 * n for n in rows)
+    table = {
+        STOCK: SettingCosts((4, 4096), rows, (short, long), (0.1, 0.1), 1),
+        EQUAL: SettingCosts((4, 4096), rows, (middling, middling), (0.1, 0.1), 25),
+    }
+    document = run(request_, subject=with_settings(request_, table, CHEAP)).document
+    chosen = document["engine_settings"]["plain"]
+    length, other = {
+        "flash attention on, f16 cache": (4096, "flash attention on, bf16 cache (2.98 times"),
+        "flash attention on, bf16 cache": (4, "flash attention on, f16 cache (2.46 times"),
+    }[chosen]
+    said = str(other_lengths_line(document))
+    name, factor = other.split(" (")
+    assert f"under {name} with {length} tokens in the cache ({factor} as fast)" in said
+    same = run(request_, subject=with_settings(request_, {STOCK: table[STOCK]}, CHEAP)).document
+    assert other_lengths_line(same) is None
+    assert other_lengths_line({**document, "engine_settings": None}) is None
+
+
+def test_settings_that_could_not_be_measured_are_named(request_: Request) -> None:
+    subject = with_settings(request_, {STOCK: setting_costs(30, 0.1)}, CHEAP)
+    subject.unmeasured = ["flash attention on, q8_0 cache: not measured: no memory"]
+    assert subject.unmeasured[0] in run(request_, subject=subject).document["notes"]
 
 
 def chosen_speedup(outcome: Outcome) -> Any:

@@ -97,6 +97,7 @@ class ToySubject:
         self.noise = np.random.default_rng(0)
         self.recorded = 0
         self.settings: dict[Runtime, SettingCosts] = {}
+        self.unmeasured: list[str] = []
         self.max_tokens = 0
         self.on_answer: Callable[[str], None] = lambda name: None
         self.closed = False
@@ -129,8 +130,9 @@ class ToySubject:
 
     def measure_settings(
         self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
-    ) -> tuple[dict[Runtime, SettingCosts], Runtime]:
-        return self.settings, self.profile.runtime if not self.settings else next(iter(self.settings))
+    ) -> tuple[dict[Runtime, SettingCosts], Runtime, list[str]]:
+        stock = next(iter(self.settings), self.profile.runtime)
+        return self.settings, stock, self.unmeasured
 
     def choose_threads(self, seconds: float) -> tuple[int | None, int | None, dict[int, float]]:
         return (None, None, {}) if self.batched else choose_threads(ToyTimer(self.ms), 2, seconds)

@@ -96,6 +96,7 @@ def best_plain_setting(
         contexts_for(min(max(lengths, default=0) + max_tokens, runtime.context)),
         SECONDS,
         keep=[runtime, stock],
+        left_out=lambda one, reason: notify(f"{label(one)}: not measured: {reason}"),
     )
     if costs and not busy:
         try:

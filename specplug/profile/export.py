@@ -109,7 +109,7 @@ def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], mo
         argv += ["--spec-ngram-simple-size-m", str(length)]
         chain = f"every step matches {match} tokens and drafts {length}: the length does not depend on measured costs"
         lost = [chain, *lost]
-    return Exported(argv, lost + _open_settings(profile, "llama-server"))
+    return Exported(argv, lost + _lost_settings(profile, "llama-server"))
 
 
 def _llama_cpp_python(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> ExportedCode:
@@ -156,7 +156,7 @@ def _llama_cpp_python(profile: Profile, methods: Mapping[str, Mapping[str, Any]]
         lost.append("repack: false has no argument there: the weights are repacked")
     unnamed = ["    # type 30 is bf16, for which llama_cpp has no name"] if kv_type == "bf16" else []
     code = [*imports, "", "llm = llama_cpp.Llama(", *unnamed, *(f"    {argument}," for argument in arguments), ")"]
-    return ExportedCode("\n".join(code), lost + _open_settings(profile, "llama-cpp-python"))
+    return ExportedCode("\n".join(code), lost + _lost_settings(profile, "llama-cpp-python"))
 
 
 def _fixed_lookup(
@@ -187,15 +187,19 @@ def _ubatch(runtime: Runtime) -> int | None:
     return runtime.batch if runtime.ubatch is None and runtime.batch > LARGEST_UBATCH else runtime.ubatch
 
 
-def _open_settings(profile: Profile, target: str) -> list[str]:
-    """One sentence on what specplug would choose by measurement, if there is anything."""
+def _lost_settings(profile: Profile, target: str) -> list[str]:
+    """One sentence each on `exact`, and on what specplug would choose by measurement, where there is such a thing."""
     settings = zip(("flash_attention", "kv_type"), _attention(profile), strict=True)
     names = [name for name, value in settings if value is None]
+    exact = []
+    if profile.exact and profile.speculates:
+        exact = [f"exact: {target} does not keep passes with drafts to sizes that round as plain decoding does"]
     if profile.engine != "llama-cpp" or not names:
-        return []
+        return exact
     return [
+        *exact,
         f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} open: specplug chooses by measurement on the "
-        f"machine, and {target} takes its own default; specplug tune writes the choice into a profile"
+        f"machine, and {target} takes its own default; specplug tune writes the choice into a profile",
     ]
 
 

@@ -17,6 +17,7 @@ from specplug.tune.document import (
     SETTINGS_COLUMNS,
     interval_text,
     next_step,
+    other_lengths_line,
     outcome,
     rejections,
     settings_line,
@@ -83,7 +84,11 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
         engine, (head, rows) = document["engine_settings"], settings_rows(document)
         yield f"<h2>Engine settings</h2><p>{escape(settings)}. The mean request has "
         yield f"{int(engine['request']['prompt_tokens'])} prompt tokens and {int(engine['request']['tokens'])} tokens "
-        yield "after them.</p>" + table_html(head, rows) + legend_html(SETTINGS_COLUMNS)
+        yield "after them.</p>"
+        other_lengths = other_lengths_line(document)
+        if other_lengths is not None:
+            yield f"<p>{escape(other_lengths[0].upper() + other_lengths[1:])}.</p>"
+        yield table_html(head, rows) + legend_html(SETTINGS_COLUMNS)
     yield "<h2>The cost of a pass</h2><p>The time of one pass over several rows. Where it lies below the dotted line, "
     yield "one pass is faster than as many passes over single rows, and accepted draft tokens save time.</p>"
     yield figure_html("cost", _cost(document))

@@ -18,7 +18,7 @@ from specplug.planning.request_time import ALL_ROWS
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
-from specplug.tune.engine_choice import EngineChoice, with_setting
+from specplug.tune.engine_choice import TOLERANCE, EngineChoice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Prediction, Sums
 from specplug.tune.selection import Pairs
@@ -217,6 +217,28 @@ def settings_line(document: Mapping[str, Any]) -> str | None:
     if engine["equality_costs"] is not None and engine["equality_costs"] > 1.0:
         on_top += f"; equal rounding costs a factor of {engine['equality_costs']:.2f} (--allow-rounding)"
     return on_top
+
+
+def other_lengths_line(document: Mapping[str, Any]) -> str | None:
+    """Where another engine setting than the chosen one makes plain passes faster, by context length; None where none
+    does. A profile has one setting, which is chosen for the lengths of the workload's requests."""
+    engine = document.get("engine_settings")
+    if engine is None:
+        return None
+    by_name = {line["setting"]: line for line in engine["settings"]}
+    own = by_name[engine["plain"]]
+    parts = []
+    for place, context in enumerate(own["contexts"]):
+        best = min(by_name, key=lambda name: by_name[name]["ms"][place][0])
+        gain = own["ms"][place][0] / by_name[best]["ms"][place][0]
+        if gain > 1 + TOLERANCE:
+            parts.append(f"{best} with {context} tokens in the cache ({gain:.2f} times as fast)")
+    if not parts:
+        return None
+    return (
+        f"a plain pass would be faster under {' and under '.join(parts)}: where most requests are that long, tune with "
+        "such prompts into a profile of its own"
+    )
 
 
 SETTINGS_COLUMNS = {

@@ -121,14 +121,14 @@ class LlamaCppSubject:
 
     def measure_settings(
         self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
-    ) -> tuple[dict[Runtime, SettingCosts], Runtime]:
+    ) -> tuple[dict[Runtime, SettingCosts], Runtime, list[str]]:
         """Attention kernels and cache types first; then, under the fastest of them, the settings for weights."""
         from specplug.engines.llama_cpp.engine_settings import attention_settings, can_offload, measure_settings, stock
         from specplug.engines.llama_cpp.settings_choice import EQUAL
 
         runtime = self.profile.runtime
         if self.profile.exact:  # the settings are those that `exact` needs
-            return {}, stock(runtime)
+            return {}, stock(runtime), []
         began = perf_counter()
         open_ = replace(runtime, flash_attention=self._base.flash_attention, kv_type=self._base.kv_type)
         if sequences > 1 and open_.flash_attention is None:  # it skips the cells of other sequences
@@ -140,23 +140,39 @@ class LlamaCppSubject:
         named = self._base.flash_attention is not None or self._base.kv_type is not None
         keep = first if named else [own, *equal]
         busy = hardware.busy_warning() is not None
+        unmeasured: list[str] = []
+
+        def left_out(setting: Runtime, reason: str) -> None:
+            unmeasured.append(f"{settings_table.label(setting)}: not measured: {reason}")
+
         table = measure_settings(
-            self._models, first, contexts, 0.7 * seconds, keep=keep, progress=lambda part: progress(0.7 * part)
+            self._models,
+            first,
+            contexts,
+            0.7 * seconds,
+            keep=keep,
+            progress=lambda part: progress(0.7 * part),
+            left_out=left_out,
         )
         allowed = [one for one in table if one in attention]
         if not allowed:  # no cache fits into memory twice
-            return {}, own
+            return {}, own, unmeasured
         best = min(allowed, key=lambda one: table[one].plain_ms(contexts[-1], SOME_TOKENS))
         tried = self._other_weights(best, offload=can_offload())
         if tried and seconds >= SECONDS_FOR_WEIGHTS and perf_counter() - began < 0.8 * seconds:
             table |= measure_settings(
-                self._models, [best, *tried], contexts, 0.3 * seconds, progress=lambda part: progress(0.7 + 0.3 * part)
+                self._models,
+                [best, *tried],
+                contexts,
+                0.3 * seconds,
+                progress=lambda part: progress(0.7 + 0.3 * part),
+                left_out=left_out,
             )
             self._close_models(keep=best)
         if not busy:
             with suppress(SpecplugError):  # then `doctor` knows nothing of it
                 settings_table.remember(self._path, table)
-        return table, own
+        return table, own, unmeasured
 
     def _other_weights(self, best: Runtime, *, offload: bool) -> list[Runtime]:
         """The settings for weights to try besides `best`: those that the user left as they are, while there is memory

@@ -149,11 +149,13 @@ class Stages:
         if known is None:
             contexts = sorted({min(SHORT_CONTEXT, longest), longest})
             seconds = self.budget.of("settings")
-            table, stock = subject.measure_settings(
+            table, stock, unmeasured = subject.measure_settings(
                 contexts, max(request.concurrency), seconds, lambda share: self._report("settings", share)
             )
             entries = [{"runtime": asdict(one), "costs": costs.as_mapping()} for one, costs in table.items()]
-            known = self.add("settings", stock=asdict(stock), table=entries)
+            known = self.add("settings", stock=asdict(stock), table=entries, unmeasured=unmeasured)
+        for text in known.get("unmeasured", ()):  # journals of earlier versions have none
+            self.note(text)
         table = {Runtime(**entry["runtime"]): SettingCosts.from_mapping(entry["costs"]) for entry in known["table"]}
         if not table:
             return None

@@ -40,8 +40,9 @@ class Subject(Protocol):
 
     def measure_settings(
         self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
-    ) -> tuple[Mapping[Runtime, SettingCosts], Runtime]:
-        """The costs of the engine settings that the base profile leaves open, and the engine's own setting.
+    ) -> tuple[Mapping[Runtime, SettingCosts], Runtime, list[str]]:
+        """The costs of the engine settings that the base profile leaves open, the engine's own setting, and a sentence
+        on each setting that could not be measured.
 
         An empty mapping for an engine that has none to choose.
 

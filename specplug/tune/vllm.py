@@ -87,9 +87,9 @@ class VllmSubject:
 
     def measure_settings(
         self, contexts: Sequence[int], sequences: int, seconds: float, progress: Progress
-    ) -> tuple[dict[Runtime, SettingCosts], Runtime]:
+    ) -> tuple[dict[Runtime, SettingCosts], Runtime, list[str]]:
         """No settings: vLLM chooses kernels and cache type itself."""
-        return {}, self.profile.runtime
+        return {}, self.profile.runtime, []
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, LONGEST

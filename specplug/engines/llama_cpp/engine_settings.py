@@ -94,15 +94,17 @@ def measure_settings(
     *,
     keep: Sequence[Runtime] = (),
     progress: Callable[[float], None] = lambda share: None,
+    left_out: Callable[[Runtime, str], None] = lambda runtime, reason: None,
 ) -> dict[Runtime, SettingCosts]:
     """The costs of the settings that are not far slower than another one, in interleaved rounds.
 
     models    returns the model, opened with the settings for weights of a runtime
     contexts  tokens in the cache, ascending; caches are filled by copying
     keep      settings that are measured to the end even if they lose
+    left_out  receives the settings that cannot be opened or whose caches do not fit into memory, and the reason
 
     The first round over the longest context, the comparison of roundings and one prompt pass are always made; further
-    rounds until the time is over. Settings that cannot be opened, or whose caches do not fit into memory, are left out.
+    rounds until the time is over.
     """
     began = perf_counter()
     long = contexts[-1]
@@ -112,10 +114,13 @@ def measure_settings(
         for runtime in runtimes:
             try:
                 model = models(runtime)
-                if cache_bytes(model, runtime, cells) > MEMORY_SHARE * psutil.virtual_memory().available:
+                needed = cache_bytes(model, runtime, cells)
+                if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+                    left_out(runtime, f"its cache of {needed / 2**30:.1f} GiB takes too much of the free memory")
                     continue
                 opened = open_context(model, runtime, cells=cells, num_ids=2, max_rows=max(ROWS + CHECKED_ROWS))
-            except SpecplugError:
+            except SpecplugError as error:
+                left_out(runtime, str(error))
                 continue
             candidates.append(_Candidate(runtime, PassTimer(stack.enter_context(opened)), runtime in keep))
         if not candidates:

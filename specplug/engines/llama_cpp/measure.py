@@ -5,17 +5,14 @@ Times passes of llama.cpp, and does not depend on drafts.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
-from platformdirs import user_cache_dir
 
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.cache_fill import CacheFill, hashed_tokens
@@ -24,6 +21,7 @@ from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError
 from specplug.machine import fingerprint, hardware
 from specplug.machine.files import write_atomically
+from specplug.machine.remembered import measurement_path
 from specplug.profile import CostPoints, Profile, Runtime
 
 QUICK_SECONDS = 3.0
@@ -35,7 +33,7 @@ FEWEST_ROUNDS = 3
 MOST_ROUNDS = 15
 """Maximum number of rounds, however little time they took."""
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the format of remembered curves."""
 
 CONTEXTS = (128, 1024, 4096, 16384)
@@ -216,7 +214,7 @@ def remembered_cost_points(
     notify: Callable[[str], None] = lambda text: None,
 ) -> CostPoints:
     """The curve in the user's cache folder for this model, machine and `key`; measured first where there is none."""
-    path = _cache_path(model, key)
+    path = measurement_path("cost", model.path, (SCHEMA, *key))
     remembered = _read_remembered(path)
     if remembered is not None:
         return remembered
@@ -231,13 +229,6 @@ def remembered_cost_points(
     except SpecplugError as error:
         notify(f"{error}; the time of a pass will be measured again next time")
     return points
-
-
-def _cache_path(model: Model, key: Sequence[object]) -> Path:
-    compared = {"bytes", "sample_sha256"}
-    file = {name: value for name, value in fingerprint.model_identity(model.path).items() if name in compared}
-    conditions = repr((SCHEMA, hardware.fingerprint(), version("llama-cpp-python"), file, tuple(key)))
-    return Path(user_cache_dir("specplug")) / "cost" / f"{hashlib.sha256(conditions.encode()).hexdigest()[:24]}.json"
 
 
 def _read_remembered(path: Path) -> CostPoints | None:

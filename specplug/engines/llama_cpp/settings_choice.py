@@ -6,17 +6,13 @@ another attention kernel or cache type rounds differently. Measuring all setting
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from math import inf, prod, sqrt
-from pathlib import Path
 
 import psutil
-from platformdirs import user_cache_dir
 
 from specplug.engines.llama_cpp.context import cache_bytes, open_context
 from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, MEMORY_SHARE, attention_settings
@@ -24,11 +20,12 @@ from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError, UsageError
-from specplug.machine import fingerprint, hardware
+from specplug.machine import hardware
 from specplug.machine.files import write_atomically
+from specplug.machine.remembered import measurement_path
 from specplug.profile import Profile, Runtime
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the format of remembered choices."""
 
 EQUAL = (True, "bf16")
@@ -164,7 +161,8 @@ def _cells(context: int) -> int:
 
 def _remembered(model: Model, runtime: Runtime, notify: Callable[[str], None]) -> Runtime:
     """The choice in the user's cache folder for this model, machine and runtime; made first where there is none."""
-    path = _cache_path(model, runtime)
+    decisive = replace(runtime, context=min(runtime.context, SPEED_CONTEXT), batch=0, ubatch=None, coupled=False)
+    path = measurement_path("settings", model.path, (SCHEMA, decisive), gpu=runtime.gpu_layers != 0)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         wanted = data["flash_attention"], data["kv_type"]
@@ -178,14 +176,3 @@ def _remembered(model: Model, runtime: Runtime, notify: Callable[[str], None]) -
     except SpecplugError as error:
         notify(f"{error}; engine settings will be chosen again next time")
     return chosen
-
-
-def _cache_path(model: Model, runtime: Runtime) -> Path:
-    compared = {"bytes", "sample_sha256"}
-    file = {name: value for name, value in fingerprint.model_identity(model.path).items() if name in compared}
-    decisive = replace(runtime, context=min(runtime.context, SPEED_CONTEXT), batch=0, ubatch=None, coupled=False)
-    gpus = hardware.gpus() if runtime.gpu_layers else None
-    conditions = repr((SCHEMA, hardware.fingerprint(), gpus, version("llama-cpp-python"), file, decisive))
-    return (
-        Path(user_cache_dir("specplug")) / "settings" / f"{hashlib.sha256(conditions.encode()).hexdigest()[:24]}.json"
-    )

@@ -5,21 +5,17 @@ Reads and writes files only; llama.cpp is not loaded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
-from platformdirs import user_cache_dir
-
-from specplug.machine import fingerprint, hardware
 from specplug.machine.files import write_atomically
+from specplug.machine.remembered import measurement_path
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Runtime
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the format."""
 
 
@@ -94,8 +90,4 @@ def _same_processors(one: Runtime, other: Runtime) -> bool:
 
 
 def _path(model: Path) -> Path:
-    identity = fingerprint.model_identity(model)
-    file = {name: identity[name] for name in ("bytes", "sample_sha256")}
-    conditions = repr((SCHEMA, hardware.fingerprint(), version("llama-cpp-python"), file))
-    name = hashlib.sha256(conditions.encode()).hexdigest()[:24]
-    return Path(user_cache_dir("specplug")) / "settings" / f"{name}-table.json"
+    return measurement_path("settings-tables", model, (SCHEMA,))
