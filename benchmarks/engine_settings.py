@@ -2,8 +2,6 @@
 
     python benchmarks/engine_settings.py table MODEL... [--contexts 128 1024 4096] [--threads 1 2] [--rounds 4]
     python benchmarks/engine_settings.py regret MODEL... [--contexts ...] [--threads ...] [--from TABLE.json]
-    python benchmarks/engine_settings.py request MODEL --rag 2000 --count 8 --max-tokens 128
-                                         --settings on,f16 off,f16 [--profile NAME]
 
 Prints Markdown; `--json FILE` also writes the figures as JSON.
 
@@ -13,38 +11,25 @@ table    For every model, number of threads, context and setting: milliseconds o
 regret   The setting of a profile that leaves the choice to specplug (a look of some seconds, made anew), and how many
          times as long its passes take as those of the fastest setting with a cache of 16 bits. Where the chosen setting
          rounds passes of all sizes alike, it competes only with settings that do so, too.
-request  Whole requests, each answered under every setting in changing order: the prompt is read from nothing, then
-         tokens follow, without drafts. `--profile` adds an arm that drafts as this profile says, under the last
-         setting, and keeps what it has learned from one prompt to the next. The prompts come from a workload file, or
-         from this repository's documents (`--rag`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from datetime import date
-from hashlib import sha256
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 import psutil
-from rag_prompts import rag_prompts
+from reporting import positive_int, run_benchmark, threads_text, write
 
-from specplug import profile
-from specplug.bench.statistics import paired_ratio
-from specplug.bench.workloads import load_workload
-from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import cache_bytes, open_context
-from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, MEMORY_SHARE, attention_settings
 from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PROMPT_ROWS, PassTimer
@@ -52,12 +37,9 @@ from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.settings_choice import CHECK_CONTEXT, look
 from specplug.engines.llama_cpp.settings_table import label
 from specplug.errors import SpecplugError, UsageError
-from specplug.generation.answers import Answer, Request
 from specplug.machine import fingerprint, hardware
 from specplug.models.references import resolve
 from specplug.profile import Runtime
-from specplug.profile.settings import KV_TYPES
-from specplug.tune.document import interval_text
 
 ROWS = (1, 4, 8, 16)
 """Row counts that `table` times."""
@@ -71,31 +53,11 @@ CONTEXTS = (128, 1024, 4096)
 PROMPT_ROUNDS = 2
 """Rounds in which reading a prompt is timed: it takes as long as many passes."""
 
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
-
 Setting = tuple[bool | None, str | None]
 
 
 def main() -> None:
-    args = _parser().parse_args()
-    command = shlex.join(["python", "benchmarks/engine_settings.py", *(_named(arg) for arg in sys.argv[1:])])
-    document: dict[str, Any] = {
-        "command": command,
-        "date": date.today().isoformat(),
-        "machine": hardware.fingerprint(),
-        "flags": cpu_flags(),
-        "versions": fingerprint.versions("llama-cpp"),
-    }
-    warning = hardware.busy_warning()
-    if warning:
-        print(warning, file=sys.stderr)
-    try:
-        if args.json and not args.json.resolve().parent.is_dir():
-            raise UsageError(f"{args.json}: no such folder; create it first")
-        print(heading(document), end="\n\n", flush=True)
-        args.run(args, document)
-    except SpecplugError as error:
-        sys.exit(f"error: {error}")
+    run_benchmark("engine_settings.py", _parser().parse_args())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,72 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.set_defaults(run=run)
         command.add_argument("models", nargs="+", metavar="MODEL")
-        command.add_argument("--contexts", nargs="+", type=_count, metavar="TOKENS")
-        command.add_argument("--threads", nargs="+", type=_count, default=sorted({1, cores}))
-        command.add_argument("--rounds", type=_count, default=4)
+        command.add_argument("--contexts", nargs="+", type=positive_int, metavar="TOKENS")
+        command.add_argument("--threads", nargs="+", type=positive_int, default=sorted({1, cores}))
+        command.add_argument("--rounds", type=positive_int, default=4)
         if name == "regret":
             command.add_argument("--from", dest="source", type=Path, help="the JSON file of an earlier `table`")
         command.add_argument("--json", type=Path)
-    command = commands.add_parser("request")
-    command.set_defaults(run=run_request)
-    command.add_argument("model", metavar="MODEL")
-    prompts = command.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompts", help="a workload: a JSONL file, or builtin")
-    prompts.add_argument("--rag", type=_count, metavar="TOKENS", help="about so many tokens in each prompt")
-    command.add_argument("--count", type=_count, default=8, help="prompts")
-    command.add_argument("--max-tokens", type=_count, default=128)
-    command.add_argument("--settings", nargs="+", type=_setting, default=[(True, "f16"), (False, "f16")])
-    command.add_argument("--profile")
-    command.add_argument("--threads", type=_count, default=cores)
-    command.add_argument("--json", type=Path)
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def _setting(text: str) -> Setting:
-    kernel, _, kv_type = text.partition(",")
-    if kernel not in ("on", "off") or kv_type not in KV_TYPES:
-        raise argparse.ArgumentTypeError(f"{text!r}: write on or off, a comma and one of {', '.join(KV_TYPES)}")
-    return kernel == "on", kv_type
-
-
-def _named(argument: str) -> str:
-    """An argument of the command line; of a path only its last part, since its folder means nothing elsewhere."""
-    return Path(argument).name if "/" in argument else argument
-
-
-# -- the machine and the document ----------------------------------------------------------------------------------
-
-
-def cpu_flags() -> dict[str, bool]:
-    """Which of CPU_FLAGS the processor has; empty where the system does not list them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
-    return {} if flags is None else {name: name in flags for name in CPU_FLAGS}
-
-
-def heading(document: dict[str, Any]) -> str:
-    machine, flags = document["machine"], document["flags"]
-    words = [f"{machine['cpu']}, {machine['cores']} cores"]
-    for word, wanted in (("has", True), ("lacks", False)):
-        names = [name for name, found in flags.items() if found == wanted]
-        words += [f"{word} {', '.join(names)}"] if names else []
-    words.append(", ".join(f"{package} {number}" for package, number in document["versions"].items()))
-    return "; ".join([*words, document["date"], f"`{document['command']}`"])
-
-
-def _write(path: Path | None, document: dict[str, Any]) -> None:
-    if path is not None:
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 # -- table ---------------------------------------------------------------------------------------------------------
@@ -273,8 +176,8 @@ def table_lines(table: dict[str, Any]) -> list[str]:
     settings, contexts = table["settings"], table["contexts"]
     count = " / ".join(map(str, table["rows"]))
     lines = [
-        f"{table['model']['file']} ({table['description']}), {_threads(table['threads'])}; milliseconds of a pass over "
-        f"{count} rows, milliseconds per token of a prompt, and up to how many rows passes round alike (of "
+        f"{table['model']['file']} ({table['description']}), {threads_text(table['threads'])}; milliseconds of a pass "
+        f"over {count} rows, milliseconds per token of a prompt, and up to how many rows passes round alike (of "
         f"{table['checked_rows']} compared), by tokens in the cache",
         "",
     ]
@@ -311,10 +214,6 @@ def _bold(ms: float, best: float) -> str:
     return f"**{text}**" if ms == best else text
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
 def _without_folder(text: str, path: Path) -> str:
     return text.replace(str(path), path.name).rstrip(".")
 
@@ -329,7 +228,7 @@ def run_table(args: argparse.Namespace, document: dict[str, Any]) -> None:
                     table = measure(model, all_settings(threads), contexts, args.rounds)
                     document["tables"].append(table)
                     print("\n".join(table_lines(table)), end="\n\n", flush=True)
-                    _write(args.json, document)
+                    write(args.json, document)
         except SpecplugError as error:
             print(f"Not measured: {_without_folder(str(error), Path(name))}.", end="\n\n", flush=True)
 
@@ -369,7 +268,7 @@ def run_regret(args: argparse.Namespace, document: dict[str, Any]) -> None:
                     "cells": regrets(table, (chosen.flash_attention, chosen.kv_type), contexts),
                 }
             )
-            _write(args.json, document)
+            write(args.json, document)
     print("\n".join(regret_lines(document["looks"], contexts) + problems))
 
 
@@ -457,140 +356,11 @@ def _known_table(
 ) -> dict[str, Any]:
     table = known.get((fingerprint.model_identity(model)["sample_sha256"], threads))
     if table is None:
-        raise UsageError(f"the tables do not hold {model.name} with {_threads(threads)}; run `table` for it")
+        raise UsageError(f"the tables do not hold {model.name} with {threads_text(threads)}; run `table` for it")
     missing = [context for context in contexts if context not in table["contexts"]]
     if missing:
         raise UsageError(f"the table of {model.name} lacks contexts {missing}; run `table` again, or name others")
     return table
-
-
-# -- request -------------------------------------------------------------------------------------------------------
-
-
-def run_request(args: argparse.Namespace, document: dict[str, Any]) -> None:
-    with open_model(resolve(args.model)) as model, ExitStack() as stack:
-        if args.rag:
-            texts = rag_prompts(model, args.rag, args.count)
-        else:
-            texts = [one.turns[0] for one in load_workload(args.prompts, category="prompt")[: args.count]]
-        prompts = [model.chat_prompt([{"role": "user", "content": text}]) for text in texts]
-        cells = -(-(max(map(len, prompts)) + args.max_tokens) // 256) * 256
-        engines: dict[str, LlamaCpp] = {}
-        for name, setting in [("none", one) for one in args.settings] + [(args.profile, args.settings[-1])]:
-            if name is not None:
-                arm, engine = _engine(model, name, setting, args.threads, cells)
-                engines[arm] = stack.enter_context(engine)
-        answers = ask_all(engines, prompts, args.max_tokens)
-    report = {
-        "model": fingerprint.model_identity(model.path),
-        "threads": args.threads,
-        "max_tokens": args.max_tokens,
-        "prompts": {
-            "tokens": [len(prompt) for prompt in prompts],
-            "sha256": sha256(b"".join(prompt.tobytes() for prompt in prompts)).hexdigest(),
-        },
-        "arms": request_figures(answers),
-    }
-    document["request"] = report
-    _write(args.json, document)
-    print("\n".join(request_lines(report)))
-
-
-def _engine(model: Model, name: str, setting: Setting, threads: int, cells: int) -> tuple[str, LlamaCpp]:
-    """An engine with a profile under a setting, and the words that name it."""
-    chosen = profile.load(name)
-    kernel, kv_type = setting
-    runtime = replace(chosen.runtime, threads=threads, context=cells, flash_attention=kernel, kv_type=kv_type)
-    arm = label(runtime) if name == "none" else f"{label(runtime)}, drafts of {chosen.name}"
-    engine = LlamaCpp(model, replace(chosen, runtime=runtime), notify=lambda text: print(text, file=sys.stderr))
-    return arm, engine
-
-
-def ask_all(engines: dict[str, LlamaCpp], prompts: Sequence[IntArray], max_tokens: int) -> dict[str, list[Answer]]:
-    """The answers of every engine to every prompt, which it reads from its first token; the order of engines changes.
-
-    A short request before them is not counted.
-    """
-    answers: dict[str, list[Answer]] = {arm: [] for arm in engines}
-    for engine in engines.values():
-        engine.generate(Request(prompts[0][:PROMPT_ROWS], 4))
-        engine.reset()
-    arms = list(engines)
-    for number, prompt in enumerate(prompts):
-        start = number % len(arms)
-        order = arms[start:] + arms[:start]
-        for arm in order[:: -1 if number // len(arms) % 2 else 1]:
-            engines[arm].loop.forget_prompts()
-            answers[arm].append(engines[arm].generate(Request(prompt, max_tokens)))
-    return answers
-
-
-def request_figures(answers: dict[str, list[Answer]]) -> dict[str, dict[str, Any]]:
-    """The figures of every arm, by its name; the first arm is the base of all ratios.
-
-    speedup         time of a whole request in the base over that in the arm, for as many tokens as the base's answer
-                    has: answers can differ in length, since settings round differently
-    decode_speedup  tokens per second after the prompt, over the base's
-    """
-    base = next(iter(answers.values()))
-    lengths = [len(one.tokens) for one in base]
-    found = {}
-    for arm, line in answers.items():
-        decoded = [len(one.tokens) - 1 for one in line]  # reading the prompt yields the first token
-        pairs = list(zip(line, base, strict=True))
-        found[arm] = {
-            "prompt_seconds": [round(_prompt_seconds(one), 5) for one in line],
-            "token_seconds": [round(one.decode_seconds, 5) for one in line],
-            "tokens": [len(one.tokens) for one in line],
-            "speedup": paired_ratio(
-                lengths, [_seconds_for(one, len(other.tokens)) for one, other in pairs],
-                lengths, [one.seconds for one in base],
-            ).as_mapping(),
-            "decode_speedup": None,
-            "identical": sum(one.tokens == other.tokens for one, other in pairs),
-            "tokens_per_pass": round(mean(one.counters.mean_acceptance_length for one in line), 3),
-        }  # fmt: skip
-        if any(min(pair) > 0 for pair in zip(decoded, (length - 1 for length in lengths), strict=True)):
-            found[arm]["decode_speedup"] = paired_ratio(
-                decoded, [one.decode_seconds for one in line],
-                [length - 1 for length in lengths], [one.decode_seconds for one in base],
-            ).as_mapping()  # fmt: skip
-    return found
-
-
-def _prompt_seconds(answer: Answer) -> float:
-    return answer.counters.prompt_ns / 1e9
-
-
-def _seconds_for(answer: Answer, tokens: int) -> float:
-    """Seconds of the request if its answer had so many tokens, each taking as long as those it has."""
-    decoded = len(answer.tokens) - 1
-    scale = (tokens - 1) / decoded if decoded else 1.0
-    return _prompt_seconds(answer) + scale * answer.decode_seconds
-
-
-def request_lines(report: dict[str, Any]) -> list[str]:
-    """The table of `request` in Markdown: a line per arm, with seconds per request."""
-    lengths, count = report["prompts"]["tokens"], len(report["prompts"]["tokens"])
-    lines = [
-        f"{report['model']['file']}, {_threads(report['threads'])}; {count} prompts of {min(lengths)} to {max(lengths)}"
-        f" tokens, at most {report['max_tokens']} new tokens; seconds are means per request; speedups are over the "
-        "first line, for answers of equal length",
-        "",
-        "| setting | prompt, s | tokens, s | total, s | new tokens | tokens/s | tokens per pass "
-        "| speedup of the request (95%) | speedup after the prompt (95%) | answers as the first line's |",
-        "|---" * 10 + "|",
-    ]
-    for arm, one in report["arms"].items():
-        prompt, tokens = mean(one["prompt_seconds"]), mean(one["token_seconds"])
-        decoded = sum(one["tokens"]) - count
-        rate = f"{decoded / sum(one['token_seconds']):.1f}" if decoded else "-"
-        lines.append(
-            f"| {arm} | {prompt:.2f} | {tokens:.2f} | {prompt + tokens:.2f} | {mean(one['tokens']):.0f} | {rate} "
-            f"| {one['tokens_per_pass']:.2f} | {interval_text(one['speedup'])} "
-            f"| {interval_text(one['decode_speedup'])} | {one['identical']} of {count} |"
-        )
-    return lines
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ import gguf
 import llama_cpp.llama_cpp as ll
 
 from specplug import profile as profiles
+from specplug.engines.llama_cpp import alignment, engine_settings, settings_choice, settings_table
 from specplug.engines.llama_cpp import context as contexts
-from specplug.engines.llama_cpp import engine_settings, settings_choice, settings_table
 from specplug.engines.llama_cpp.cache_fill import CacheFill, hashed_tokens
-from specplug.engines.llama_cpp.context import Context, aligned_outputs, cache_bytes, open_context
+from specplug.engines.llama_cpp.context import Context, cache_bytes, open_context
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.engine_settings import (
     CHECKED_ROWS,
@@ -762,10 +762,37 @@ def test_settings_that_do_not_fit_are_left_out(tiny: dict[str, Model], monkeypat
 # -- rows with logits -------------------------------------------------------------------------------------------------
 
 
-def test_the_list_of_rows_with_logits_fills_an_odd_number_of_blocks() -> None:
-    for rows in range(1, 600):
-        found = aligned_outputs(rows)
-        assert rows <= found <= rows + 8 and -(-4 * found // 32) % 2 == 1, rows
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("num_ids", [2, 3, 27])
+def test_tensors_are_aligned_to_cache_lines(
+    tiny: dict[str, Model], monkeypatch: pytest.MonkeyPatch, flash: bool, num_ids: int
+) -> None:
+    model = tiny["llama f32"]
+    found: list[int] = []
+
+    def checked(handle: Any, params: Any, rows: int) -> int:
+        number = alignment.aligned_rows(handle, params, rows)
+        found.append(number - rows)
+        addresses = alignment._addresses(handle, params, number)
+        assert 2 * sum(address % 64 == 0 for address in addresses) > len(addresses) > 8
+        return number
+
+    monkeypatch.setattr(contexts, "aligned_rows", checked)
+    for rows in range(2, 40, 3):
+        runtime = replace(SMALL, flash_attention=flash, kv_type="bf16")
+        open_context(model, runtime, cells=512, num_ids=num_ids, max_rows=rows).close()
+    assert set(found) == {0, 8}, "both kinds occur, and eight more rows suffice"
+
+
+def test_rows_stay_as_they_are_where_no_address_is_known(
+    tiny: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "_addresses", lambda handle, params, rows: [])
+    with opened(tiny["llama f32"]) as context:
+        context.clear_batch()
+        context.add_span([1, 2, 3], 0, 0, wanted=True)
+        context.decode()
+        assert context.logits(3).shape[0] == 3
 
 
 # -- contexts that are refused ----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import geometric_mean
 from time import monotonic
 from typing import Any
 
@@ -339,6 +340,7 @@ def test_the_profile_gets_the_fastest_setting_with_equal_rounding(request_: Requ
 
 def test_another_setting_for_other_lengths_is_named(request_: Request) -> None:
     rows = (1, 2, 4, 8, 16)
+    mean = geometric_mean
     short, long = (tuple(one + 0.1 * n for n in rows) for one in (4.0, 30.0))
     middling = tuple(10 + 0.1 * n for n in rows)
     table = {
@@ -347,13 +349,13 @@ def test_another_setting_for_other_lengths_is_named(request_: Request) -> None:
     }
     document = run(request_, subject=with_settings(request_, table, CHEAP)).document
     chosen = document["engine_settings"]["plain"]
-    length, other = {
-        "flash attention on, f16 cache": (4096, "flash attention on, bf16 cache (2.98 times"),
-        "flash attention on, bf16 cache": (4, "flash attention on, f16 cache (2.46 times"),
+    length, other, factor = {
+        "flash attention on, f16 cache": (4096, "flash attention on, bf16 cache", mean(long) / mean(middling)),
+        "flash attention on, bf16 cache": (4, "flash attention on, f16 cache", mean(middling) / mean(short)),
     }[chosen]
     said = str(other_lengths_line(document))
-    name, factor = other.split(" (")
-    assert f"under {name} with {length} tokens in the cache ({factor} as fast)" in said
+    assert f"under {other} with {length} tokens in the cache ({factor:.2f} times as fast)" in said
+    assert said.count("times as fast") == 1
     same = run(request_, subject=with_settings(request_, {STOCK: table[STOCK]}, CHEAP)).document
     assert other_lengths_line(same) is None
     assert other_lengths_line({**document, "engine_settings": None}) is None

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from specplug.machine import hardware
@@ -18,7 +19,7 @@ from specplug.planning.request_time import ALL_ROWS
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
-from specplug.tune.engine_choice import TOLERANCE, EngineChoice, with_setting
+from specplug.tune.engine_choice import EngineChoice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Prediction, Sums
 from specplug.tune.selection import Pairs
@@ -219,25 +220,30 @@ def settings_line(document: Mapping[str, Any]) -> str | None:
     return on_top
 
 
+OTHER_LENGTHS_GAIN = 1.1
+"""Ratio of mean times, over all row counts, from which another setting for other lengths is named. Few passes are timed
+at each length: less is within the noise."""
+
+
 def other_lengths_line(document: Mapping[str, Any]) -> str | None:
-    """Where another engine setting than the chosen one makes plain passes faster, by context length; None where none
+    """Where another engine setting makes passes far faster than plain decoding's, by context length; None where none
     does. A profile has one setting, which is chosen for the lengths of the workload's requests."""
     engine = document.get("engine_settings")
     if engine is None:
         return None
     by_name = {line["setting"]: line for line in engine["settings"]}
-    own = by_name[engine["plain"]]
     parts = []
-    for place, context in enumerate(own["contexts"]):
-        best = min(by_name, key=lambda name: by_name[name]["ms"][place][0])
-        gain = own["ms"][place][0] / by_name[best]["ms"][place][0]
-        if gain > 1 + TOLERANCE:
+    for place, context in enumerate(by_name[engine["plain"]]["contexts"]):
+        means = {name: geometric_mean(line["ms"][place]) for name, line in by_name.items()}
+        best = min(means, key=means.__getitem__)
+        gain = means[engine["plain"]] / means[best]
+        if gain > OTHER_LENGTHS_GAIN:
             parts.append(f"{best} with {context} tokens in the cache ({gain:.2f} times as fast)")
     if not parts:
         return None
     return (
-        f"a plain pass would be faster under {' and under '.join(parts)}: where most requests are that long, tune with "
-        "such prompts into a profile of its own"
+        f"passes would be faster under {' and under '.join(parts)}: where most requests are that long, tune with such "
+        "prompts into a profile of its own"
     )
 
 

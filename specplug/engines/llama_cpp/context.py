@@ -16,6 +16,7 @@ import numpy.typing as npt
 import psutil
 
 from specplug.core import IntArray
+from specplug.engines.llama_cpp.alignment import aligned_rows
 from specplug.engines.llama_cpp.model import Model, captured_log
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Runtime
@@ -30,9 +31,6 @@ DEFAULT_KV_TYPE = "f16"
 """The type that llama.cpp takes where none is named."""
 
 Logits = npt.NDArray[np.float32]
-
-ROWS_IN_32_BYTES = 8
-"""Row numbers (int32) in 32 bytes, the alignment of ggml's tensors on CPUs."""
 
 MAX_SEQUENCE_IDS = 256
 """The limit of llama.cpp on sequence ids per context."""
@@ -77,6 +75,8 @@ def open_context(
     params.type_k = params.type_v = KV_TYPES[runtime.kv_type or DEFAULT_KV_TYPE]
     params.no_perf = True
     set_tree_params(params, num_ids, max_rows)
+    if not runtime.gpu_layers:
+        params.n_outputs_max = aligned_rows(model.handle, params, params.n_outputs_max)
     with captured_log() as log:
         handle = ll.llama_init_from_model(model.handle, params)
     if not handle:
@@ -103,19 +103,8 @@ def cache_bytes(model: Model, runtime: Runtime, cells: int) -> int:
 def set_tree_params(params: Any, num_ids: int, max_rows: int) -> None:
     """Set the parameters that trees require: sequence ids that share cells, and at most `max_rows` rows with logits."""
     params.n_seq_max = num_ids
-    params.n_outputs_max = aligned_outputs(max(max_rows, num_ids))
+    params.n_outputs_max = max(max_rows, num_ids)
     params.kv_unified = True
-
-
-def aligned_outputs(rows: int) -> int:
-    """The least number of rows with logits, `rows` or more, with which the tensors of a pass are aligned to 64 bytes.
-
-    llama.cpp places the list of these rows (int32) before the tensors of a pass, at multiples of 32 bytes. Where the
-    list fills an even number of blocks of 32 bytes, vectors of 64 bytes cross cache lines, and passes over several rows
-    take up to 16% longer at 3,584 tokens without flash attention (docs/lab-book/engine-settings.md).
-    """
-    blocks = -(-rows // ROWS_IN_32_BYTES)
-    return rows if blocks % 2 else ROWS_IN_32_BYTES * blocks + 1
 
 
 class Context:

@@ -19,6 +19,7 @@ from llama_cpp import Llama
 
 from specplug import profile as profiles
 from specplug.core import ROOT, Proposer
+from specplug.engines.llama_cpp.alignment import aligned_rows
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
 from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.engine import fitting_sources
@@ -83,7 +84,11 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     def context_params(self) -> Any:
         """The base class's parameters of its context, with room for trees."""
         if self._decodes:
-            set_tree_params(self._context_params, ids_needed(1, self._max_nodes), self._max_nodes + 2)
+            params = self._context_params
+            set_tree_params(params, ids_needed(1, self._max_nodes), self._max_nodes + 2)
+            about_to_open = hasattr(self, "_model") and not hasattr(self, "_ctx")
+            if about_to_open and not self.model_params.n_gpu_layers:
+                params.n_outputs_max = aligned_rows(self._model.model, params, params.n_outputs_max)
         return self._context_params
 
     @context_params.setter
