@@ -42,8 +42,10 @@ def aligned_rows(model: Any, params: Any, rows: int) -> int:
 
 
 def _addresses(model: Any, params: Any, rows: int) -> list[int]:
-    """The addresses of the first tensors of a pass."""
-    address_of = ll._lib.ggml_get_data
+    """The addresses of the first tensors of a pass; none where the library has no function for them."""
+    address_of = getattr(ll._lib, "ggml_get_data", None)
+    if address_of is None:
+        return []
     address_of.restype, address_of.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
     found: list[int] = []
 
