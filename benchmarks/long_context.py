@@ -5,7 +5,8 @@
 
 Each prompt is read once; its cache is loaded for every arm and repeat, so that only the tokens after it are timed. Arms
 answer in turns, and what they have learned is forgotten before each repeat. Both use the engine settings that the
-profile gets on this machine. Prints Markdown: tokens per second over plain decoding's, with 95% intervals.
+profile gets on this machine. Prints Markdown: tokens per second over plain decoding's, with 95% intervals over answers;
+repeats of a prompt count as answers, so where a kind has one prompt, its interval shows the noise of the runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reporting import positive_int, run_benchmark, write
 
 from specplug import profile
 from specplug.bench.arms import ProfileArm, PromptStates, Result, plain
@@ -34,10 +39,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("workload")
     parser.add_argument("--profile", default="default")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    parser.add_argument("--threads", type=positive_int)
+    parser.add_argument("--max-tokens", type=positive_int, default=96)
+    parser.add_argument("--repeats", type=positive_int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.set_defaults(run=compare)
+    run_benchmark("long_context.py", parser.parse_args())
+
+
+def compare(args: argparse.Namespace, document: dict[str, Any]) -> None:
     found: dict[str, list[tuple[Result, Result]]] = defaultdict(list)
     with open_model(resolve(args.model)) as model, ExitStack() as stack:
         chosen = profile.load(args.profile)
@@ -46,9 +56,7 @@ def main() -> None:
         states = PromptStates()
         arms = []
         for one in (plain(chosen), chosen):
-            arms.append(
-                ProfileArm(model, one, Sampling(), prompts=states, notify=lambda text: print(text, file=sys.stderr))
-            )
+            arms.append(ProfileArm(model, one, Sampling(), prompts=states))
             stack.callback(arms[-1].close)
         work = [
             (prompt.category, model.chat_prompt([{"role": "user", "content": prompt.turns[0]}]))
@@ -60,16 +68,19 @@ def main() -> None:
             for number, (category, prompt) in enumerate(work):
                 order = [0, 1] if (repeat + number) % 2 else [1, 0]
                 results = {place: arms[place].answer([prompt], args.max_tokens)[0] for place in order}
-                found[category].append((results[0], results[1]))
+                if all(len(one.tokens) > 1 for one in results.values()):
+                    found[category].append((results[0], results[1]))
                 print(f"repeat {repeat + 1}, prompt {number + 1} of {len(work)}", file=sys.stderr)
-        lengths = [len(prompt) for _, prompt in work]
+    lengths = [len(prompt) for _, prompt in work]
     print(f"{model.path.name}, {label(chosen.runtime)}, {chosen.runtime.threads} threads, profile {chosen.name};")
-    print(f"prompts of {min(lengths)} to {max(lengths)} tokens, {args.max_tokens} new tokens, {args.repeats} repeats\n")
+    print(f"prompts of {min(lengths)} to {max(lengths)} tokens, at most {args.max_tokens} new tokens,")
+    print(f"{args.repeats} repeats\n")
     print("| kind | tokens/s plain | tokens/s | tokens per pass | speedup (95%) | answers as plain's |")
     print("|---" * 6 + "|")
-    everything = [pair for pairs in found.values() for pair in pairs]
-    for kind, pairs in [*found.items(), ("all", everything)]:
-        print(line(kind, pairs))
+    rows = [*found.items(), ("all", [pair for pairs in found.values() for pair in pairs])]
+    lines = [line(kind, pairs) for kind, pairs in rows if pairs]
+    print("\n".join(lines))
+    write(args.json, document | {"prompt_tokens": lengths, "rows": lines})
 
 
 def line(kind: str, pairs: Sequence[tuple[Result, Result]]) -> str:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from reporting import positive_int
+
 from specplug.bench.workloads import limit, load_workload
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.errors import UsageError
@@ -75,7 +77,7 @@ class _Supply:
     """All passages of a folder, handed out in a fixed order that is another one each time all were used."""
 
     def __init__(self, folder: Path) -> None:
-        self.all = passages(folder)
+        self.all = list(dict.fromkeys(passages(folder)))
         self._folder = folder
         self._waiting: list[Passage] = []
         self._order = 0
@@ -149,10 +151,10 @@ def _length(model: Model, text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--tokens", type=int, default=3500, help="tokens of a prompt")
-    parser.add_argument("--count", type=int, default=8, help="prompts with a question about their passages")
+    parser.add_argument("--tokens", type=positive_int, default=3500, help="tokens of a prompt")
+    parser.add_argument("--count", type=positive_int, default=8, help="prompts with a question about their passages")
     parser.add_argument("--before", metavar="WORKLOAD", help="put passages before the prompts of this workload")
-    parser.add_argument("--limit", type=int, help="prompts per category of that workload")
+    parser.add_argument("--limit", type=positive_int, help="prompts per category of that workload")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     with open_model(resolve(args.model)) as model:

@@ -48,7 +48,8 @@ def positive_int(text: str) -> int:
 
 def _named(argument: str) -> str:
     """An argument of the command line; of a path only its last part, since its folder means nothing elsewhere."""
-    return Path(argument).name if "/" in argument else argument
+    option, equals, path = argument.rpartition("=")
+    return f"{option}{equals}{Path(path).name}" if "/" in path else argument
 
 
 def cpu_flags() -> dict[str, bool]:

@@ -32,6 +32,7 @@ from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.measure import PROMPT_ROWS
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.settings_table import label
+from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Request
 from specplug.machine import fingerprint, hardware
 from specplug.models.references import resolve
@@ -76,6 +77,9 @@ def run_request(args: argparse.Namespace, document: dict[str, Any]) -> None:
         for name, setting in [("none", one) for one in args.settings] + [(args.profile, args.settings[-1])]:
             if name is not None:
                 arm, engine = _engine(model, name, setting, args.threads, cells)
+                if arm in engines:
+                    engine.close()
+                    raise UsageError(f"{arm}: named twice; name each setting once")
                 engines[arm] = stack.enter_context(engine)
         answers = ask_all(engines, prompts, args.max_tokens)
     report = {
@@ -167,7 +171,7 @@ def _seconds_for(answer: Answer, tokens: int) -> float:
 
 
 def request_lines(report: dict[str, Any]) -> list[str]:
-    """The table of `request` in Markdown: a line per arm, with seconds per request."""
+    """The figures in Markdown: a line per arm, with seconds per request."""
     lengths, count = report["prompts"]["tokens"], len(report["prompts"]["tokens"])
     lines = [
         f"{report['model']['file']}, {threads_text(report['threads'])}; {count} prompts of {min(lengths)} to "

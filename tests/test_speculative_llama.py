@@ -14,7 +14,7 @@ pytest.importorskip("llama_cpp")
 
 import llama_cpp
 
-from specplug.engines.llama_cpp import SpeculativeLlama
+from specplug.engines.llama_cpp import SpeculativeLlama, speculative_llama
 from specplug.errors import UsageError
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile
 from specplug.registry import ProposerSpec
@@ -54,6 +54,21 @@ def both(options: dict[str, Any]) -> Iterator[Both]:
     assert drafting.counters.accepted_tokens > 100
     plain.close()
     drafting.close()
+
+
+def test_the_context_is_opened_for_as_many_rows_as_align_it(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def eight_more(model: Any, params: Any, rows: int) -> int:
+        asked.append(rows)
+        return rows + 8
+
+    monkeypatch.setattr(speculative_llama, "aligned_rows", eight_more)
+    llama = SpeculativeLlama(profile=TREES, **options)
+    assert llama.context_params.n_outputs_max == asked[0] + 8 and len(asked) == 1
+    llama.close()
 
 
 def choice(llama: Any, text: str = TEXT, **options: Any) -> Any:

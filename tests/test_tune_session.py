@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import geometric_mean
 from time import monotonic
 from typing import Any
 
@@ -338,27 +337,38 @@ def test_the_profile_gets_the_fastest_setting_with_equal_rounding(request_: Requ
     assert [len(row) for row in rows] == [len(head)] * 3 and [row[1] for row in rows] == ["no", "yes", "no"]
 
 
-def test_another_setting_for_other_lengths_is_named(request_: Request) -> None:
-    rows = (1, 2, 4, 8, 16)
-    mean = geometric_mean
-    short, long = (tuple(one + 0.1 * n for n in rows) for one in (4.0, 30.0))
-    middling = tuple(10 + 0.1 * n for n in rows)
-    table = {
-        STOCK: SettingCosts((4, 4096), rows, (short, long), (0.1, 0.1), 1),
-        EQUAL: SettingCosts((4, 4096), rows, (middling, middling), (0.1, 0.1), 25),
+def lengths_document(chosen: str, *, equal: bool = False) -> dict[str, Any]:
+    """A document with three settings, of which `b` is fast at 4,096 tokens and `c` at 128, but rounds differently."""
+    lines = {
+        "a": ([10.0, 12.0, 40.0], [30.0, 40.0, 90.0], 25),
+        "b": ([10.5, 12.0, 40.0], [20.0, 30.0, 90.0], 25),
+        "c": ([5.0, 6.0, 20.0], [30.0, 40.0, 90.0], 1),
     }
-    document = run(request_, subject=with_settings(request_, table, CHEAP)).document
-    chosen = document["engine_settings"]["plain"]
-    length, other, factor = {
-        "flash attention on, f16 cache": (4096, "flash attention on, bf16 cache", mean(long) / mean(middling)),
-        "flash attention on, bf16 cache": (4, "flash attention on, f16 cache", mean(middling) / mean(short)),
-    }[chosen]
-    said = str(other_lengths_line(document))
-    assert f"under {other} with {length} tokens in the cache ({factor:.2f} times as fast)" in said
-    assert said.count("times as fast") == 1
-    same = run(request_, subject=with_settings(request_, {STOCK: table[STOCK]}, CHEAP)).document
-    assert other_lengths_line(same) is None
-    assert other_lengths_line({**document, "engine_settings": None}) is None
+    settings = [
+        {"setting": name, "contexts": [128, 4096], "ms": [short, long], "equal_rows": rows}
+        for name, (short, long, rows) in lines.items()
+    ]
+    engine = {"settings": settings, "plain": "a", "drafting": "b", "equal": equal}
+    return {"chosen": chosen, "engine_settings": engine}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "equal", "said"),
+    [
+        (
+            "none",
+            True,
+            "2.00 times as fast with 128 tokens in the cache (c) and "
+            "1.41 times as fast with 4096 tokens in the cache (b)",
+        ),
+        ("suffix", False, "2.03 times as fast with 128 tokens in the cache (c)"),
+        ("suffix", True, None),
+    ],
+)
+def test_another_setting_for_other_lengths_is_named(chosen: str, equal: bool, said: str | None) -> None:
+    found = other_lengths_line(lengths_document(chosen, equal=equal))
+    assert found == (None if said is None else f"under another engine setting, passes would be {said}")
+    assert other_lengths_line({"chosen": chosen, "engine_settings": None}) is None
 
 
 def test_settings_that_could_not_be_measured_are_named(request_: Request) -> None:

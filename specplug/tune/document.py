@@ -220,31 +220,35 @@ def settings_line(document: Mapping[str, Any]) -> str | None:
     return on_top
 
 
-OTHER_LENGTHS_GAIN = 1.1
-"""Ratio of mean times, over all row counts, from which another setting for other lengths is named. Few passes are timed
-at each length: less is within the noise."""
+OTHER_LENGTHS_GAIN = 1.15
+"""Ratio of times from which another setting is named. Few passes are timed at each length: less is within the noise."""
 
 
 def other_lengths_line(document: Mapping[str, Any]) -> str | None:
-    """Where another engine setting makes passes far faster than plain decoding's, by context length; None where none
-    does. A profile has one setting, which is chosen for the lengths of the workload's requests."""
+    """Where another engine setting than the profile's makes passes far faster, by context length; None where none does.
+
+    Passes of one and two rows for plain decoding, of every measured size for drafts. Where drafts leave the rounding
+    alone, only settings whose passes round alike up to as many rows are compared.
+    """
     engine = document.get("engine_settings")
     if engine is None:
         return None
+    drafts = document["chosen"] != PLAIN.name
     by_name = {line["setting"]: line for line in engine["settings"]}
+    chosen = engine["drafting" if drafts else "plain"]
+    own = by_name[chosen]
+    if drafts and engine["equal"]:
+        by_name = {name: line for name, line in by_name.items() if line["equal_rows"] >= own["equal_rows"]}
     parts = []
-    for place, context in enumerate(by_name[engine["plain"]]["contexts"]):
-        means = {name: geometric_mean(line["ms"][place]) for name, line in by_name.items()}
+    for place, context in enumerate(own["contexts"]):
+        means = {
+            name: geometric_mean(line["ms"][place] if drafts else line["ms"][place][:2])
+            for name, line in by_name.items()
+        }
         best = min(means, key=means.__getitem__)
-        gain = means[engine["plain"]] / means[best]
-        if gain > OTHER_LENGTHS_GAIN:
-            parts.append(f"{best} with {context} tokens in the cache ({gain:.2f} times as fast)")
-    if not parts:
-        return None
-    return (
-        f"passes would be faster under {' and under '.join(parts)}: where most requests are that long, tune with such "
-        "prompts into a profile of its own"
-    )
+        if means[chosen] > OTHER_LENGTHS_GAIN * means[best]:
+            parts.append(f"{means[chosen] / means[best]:.2f} times as fast with {context} tokens in the cache ({best})")
+    return f"under another engine setting, passes would be {' and '.join(parts)}" if parts else None
 
 
 SETTINGS_COLUMNS = {

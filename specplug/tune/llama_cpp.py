@@ -143,6 +143,7 @@ class LlamaCppSubject:
         unmeasured: list[str] = []
 
         def left_out(setting: Runtime, reason: str) -> None:
+            reason = reason.replace(str(self._path), self._path.name)
             unmeasured.append(f"{settings_table.label(setting)}: not measured: {reason}")
 
         table = measure_settings(

@@ -162,7 +162,7 @@ def _cells(context: int) -> int:
 def _remembered(model: Model, runtime: Runtime, notify: Callable[[str], None]) -> Runtime:
     """The choice in the user's cache folder for this model, machine and runtime; made first where there is none."""
     decisive = replace(runtime, context=min(runtime.context, SPEED_CONTEXT), batch=0, ubatch=None, coupled=False)
-    path = measurement_path("settings", model.path, (SCHEMA, decisive), gpu=runtime.gpu_layers != 0)
+    path = measurement_path("settings", model.path, (SCHEMA, decisive))
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         wanted = data["flash_attention"], data["kv_type"]

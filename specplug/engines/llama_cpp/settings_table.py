@@ -86,7 +86,8 @@ def _matches(runtime: Runtime, measured: Runtime) -> bool:
 
 
 def _same_processors(one: Runtime, other: Runtime) -> bool:
-    return (one.threads, one.threads_batch, one.gpu_layers) == (other.threads, other.threads_batch, other.gpu_layers)
+    first, second = ((each.threads, each.threads_batch or each.threads, each.gpu_layers) for each in (one, other))
+    return first == second
 
 
 def _path(model: Path) -> Path:

@@ -65,6 +65,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             self._check_exact(options)
         self._loop: StepLoop | None = None
         self._under_way: Generator[int, Sequence[int] | None, None] | None = None
+        self._aligned = b"", 0
+        """The parameters of the context, and the number of rows with logits that aligns its tensors."""
         base_decodes = options.get("logits_all") or options.get("embedding")
         self._decodes = not base_decodes and (self.profile.speculates or self.profile.exact)
         self._max_nodes = self.profile.planner.max_nodes if self.profile.speculates else 0
@@ -83,13 +85,15 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     @property
     def context_params(self) -> Any:
         """The base class's parameters of its context, with room for trees."""
-        if self._decodes:
-            params = self._context_params
+        params = self._context_params
+        if self._decodes and not hasattr(self, "_ctx"):  # then the context is open
             set_tree_params(params, ids_needed(1, self._max_nodes), self._max_nodes + 2)
-            about_to_open = hasattr(self, "_model") and not hasattr(self, "_ctx")
-            if about_to_open and not self.model_params.n_gpu_layers:
-                params.n_outputs_max = aligned_rows(self._model.model, params, params.n_outputs_max)
-        return self._context_params
+            if hasattr(self, "_model") and not self.model_params.n_gpu_layers:
+                if self._aligned[0] != bytes(params):
+                    rows = aligned_rows(self._model.model, params, params.n_outputs_max)
+                    self._aligned = bytes(params), rows
+                params.n_outputs_max = self._aligned[1]
+        return params
 
     @context_params.setter
     def context_params(self, params: Any) -> None:
