@@ -17,7 +17,8 @@ from specplug.generation.topk import top_ids
 from specplug.profile import CostPoints, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune.expense import Expense
-from specplug.tune.llama_cpp import RUNNERS_UP, LlamaCppSubject
+from specplug.tune.llama_cpp import LlamaCppSubject
+from specplug.tune.off_path import RUNNERS_UP
 from specplug.tune.prediction import Costs
 from specplug.tune.trace import ALONE, Answer, Trace
 

@@ -109,11 +109,6 @@ class EngineChoice:
                     "plain_ms": round(request_ms(costs, self.requests) / count, 1),
                     "drafted_ms": _mean(self.drafted.get(one), count),
                     "rounding_ms": _mean(self.rounding.get(one), count),
-                    "fastest_at": [
-                        context
-                        for place, context in enumerate(costs.contexts)
-                        if costs.ms[place][0] <= min(other.ms[place][0] for other in self.table.values())
-                    ],
                     **costs.as_mapping(),
                 }
                 for one, costs in sorted(self.table.items(), key=lambda item: request_ms(item[1], self.requests))

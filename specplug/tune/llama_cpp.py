@@ -17,10 +17,9 @@ import psutil
 
 from specplug import registry
 from specplug.bench.arms import Arm, ProfileArm, PromptStates
-from specplug.core import IntArray, Requires, int_array
+from specplug.core import IntArray, Requires
 from specplug.engines.llama_cpp import settings_table
 from specplug.errors import SpecplugError, UsageError
-from specplug.generation.topk import top_ids
 from specplug.machine import hardware
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
@@ -28,20 +27,14 @@ from specplug.registry import ProposerSpec
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
 from specplug.tune.engine_choice import with_setting
 from specplug.tune.expense import Expense, Line, TimedProposer
+from specplug.tune.off_path import OFF_PATH_IDS, off_path_rows
 from specplug.tune.prediction import Costs
-from specplug.tune.trace import ALONE, Answer, OffPathRows, Recorder, Trace
+from specplug.tune.trace import Answer, OffPathRows, Recorder, Trace
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.context import Context
     from specplug.engines.llama_cpp.measure import PassTimer
     from specplug.engines.llama_cpp.model import Model
-
-RUNNERS_UP = 3
-"""Ids that rank below the target's choice and are evaluated at every position: each alone, and followed by the id that
-the target ranks first after it."""
-
-OFF_PATH_IDS = 64
-"""Off-path rows that are evaluated in one pass, each with a sequence id of its own."""
 
 SIZES = (2, 4, 8)
 """Sizes, in tokens, of the drafts with which a method's own cost is measured."""
@@ -261,7 +254,7 @@ class LlamaCppSubject:
         cells = max((len(answer.prompt) + len(answer.tokens) for answer in answers), default=1) + 2 * OFF_PATH_IDS
         with self._context(cells, num_ids=OFF_PATH_IDS + 1, max_rows=OFF_PATH_IDS) as context:
             for answer in answers:
-                yield _off_path_rows(context, answer)
+                yield off_path_rows(context, answer)
 
     def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
         prompts = [answer.prompt for answer in trace.answers[: len(trace.categories())]]
@@ -358,49 +351,3 @@ class _Times:
     observed: list[tuple[int, float]] = field(default_factory=list)
     plan: list[tuple[int, int, float]] = field(default_factory=list)
     loop: list[tuple[int, float]] = field(default_factory=list)
-
-
-def _off_path_rows(context: Context, answer: Answer) -> OffPathRows | None:
-    """The rows after the runners-up of every position, and after each runner-up and its most likely next token."""
-    own, k = answer.tokens, answer.topk.shape[1]
-    off_path = [
-        (at, token)
-        for at in range(len(answer.topk))
-        for token in answer.topk[at, : RUNNERS_UP + 1].tolist()
-        if token != own[at + 1]
-    ]
-    if not off_path:
-        return None
-    context.clear()
-    text = np.concatenate((answer.prompt, own))
-    for start in range(0, len(text), context.num_batch):
-        context.clear_batch()
-        context.add_span(text[start : start + context.num_batch], start, 0, wanted=False, last=True)
-        context.decode()
-    rows: list[tuple[int, tuple[int, int], IntArray]] = []
-    for start in range(0, len(off_path), OFF_PATH_IDS):
-        part = off_path[start : start + OFF_PATH_IDS]
-        place = [len(answer.prompt) + at + 1 for at, _ in part]  # of the token, in prompt and answer
-        for leaf, position in enumerate(place, start=1):
-            context.copy(0, leaf, 0, position)
-        first = _pass(context, [token for _, token in part], place, k)
-        following: list[int] = first[:, 0].tolist()
-        second = _pass(context, following, [position + 1 for position in place], k)
-        for leaf in range(1, len(part) + 1):
-            context.drop(leaf)
-        for (at, token), follower, one, two in zip(part, following, first, second, strict=True):
-            rows += [(at, (token, ALONE), one), (at, (token, follower), two)]
-    return OffPathRows(
-        int_array([at for at, _, _ in rows]),
-        np.array([path for _, path, _ in rows], dtype=np.int32),
-        np.stack([top for _, _, top in rows]),
-    )
-
-
-def _pass(context: Context, tokens: Sequence[int], positions: Sequence[int], k: int) -> IntArray:
-    """Evaluate one token for each sequence id from 1 on; returns the top ids after each, int32[n, k]."""
-    context.clear_batch()
-    for leaf, (token, position) in enumerate(zip(tokens, positions, strict=True), start=1):
-        context.add(token, position, (leaf,))
-    context.decode()
-    return top_ids(context.logits(len(tokens)), k)

@@ -86,7 +86,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     def context_params(self) -> Any:
         """The base class's parameters of its context, with room for trees."""
         params = self._context_params
-        if self._decodes and not hasattr(self, "_ctx"):  # then the context is open
+        if self._decodes and not hasattr(self, "_ctx"):  # once `_ctx` exists, the parameters describe the open context
             set_tree_params(params, ids_needed(1, self._max_nodes), self._max_nodes + 2)
             if hasattr(self, "_model") and not self.model_params.n_gpu_layers:
                 if self._aligned[0] != bytes(params):
