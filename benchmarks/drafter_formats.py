@@ -86,7 +86,7 @@ def main() -> None:
             model = stack.enter_context(open_model(path))
             accepted[name] = hits(model, texts, ids, runtime, table)
             for setting, used in settings.items():
-                context = open_context(model, used, cells=CELLS, num_ids=1, max_rows=1, inputs=table)
+                context = open_context(model, used, cells=CELLS, num_ids=2, max_rows=1, inputs=table)
                 drafting[name, setting] = ModelDrafter(
                     stack.enter_context(context), None, slots=1, max_tokens=CELLS, max_draft=1, branches=1
                 )
@@ -97,8 +97,8 @@ def main() -> None:
         for _ in range(ROUNDS):
             target_ms.append(timer.time(1))
             for key, drafter in drafting.items():
-                drafter.warm_up(STEPS)
-                times[key].append(drafter.draft_token_ms)
+                drafter.time_passes(STEPS)
+                times[key].append(drafter.pass_ms(1))
     positions = sum(len(of_answer) for of_answer in accepted[args.formats[0]])
     print(f"{hardware.fingerprint()}, {args.model}, {len(ids)} rows, {positions} tokens; ms with {', '.join(settings)}")
     print(f"{'the target itself':18s} {'':38s} {median(target_ms):5.2f}")

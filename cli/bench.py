@@ -15,13 +15,14 @@ from specplug.bench.compare import check, compare
 from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
+from specplug.profile.with_drafter import with_drafter
 
-from .options import Request, note, parse_levels, shared_options, workload_option
+from .options import Request, drafter_name, drafter_spec, note, parse_levels, shared_options, workload_option
 from .progress import progress_bar
 
 
 @click.command(epilog="\b\nExample: specplug bench --model some.gguf --profile default --profile ngram --limit 2")
-@shared_options(max_tokens=128, several_profiles=True)
+@shared_options(max_tokens=128, several_profiles=True, draft="several")
 @click.option(
     "--peer",
     "peers",
@@ -57,13 +58,21 @@ def bench(
     concurrency: str,
     out: Path | None,
 ) -> None:
-    """Compare profiles with plain decoding: tokens/s, acceptance, speedup, and whether the output is the same."""
+    """Compare profiles with plain decoding: tokens/s, acceptance, speedup, and whether the output is the same.
+
+    Each --draft adds the first profile with that drafter beside the profile itself.
+    """
+    first = request.profile
+    drafting = [
+        with_drafter(first, drafter_spec(ref), name=f"{first.name}-{drafter_name(ref)}") for ref in request.drafts
+    ]
+    profiles = (*request.profiles, *drafting)
     levels = parse_levels(concurrency)
     prompts = workloads.load_workload(workload)
     if limit is not None:
         prompts = workloads.limit(prompts, limit)
     for level in levels:
-        check(request.profiles, peers, level, request.temperature)
+        check(profiles, peers, level, request.temperature)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"{out}: its folder does not exist; create it first")
     if out is not None and out.exists() and not out.is_file():
@@ -72,15 +81,15 @@ def bench(
     if busy:
         note(busy)
     answers = sum(len(prompt.turns) for prompt in prompts) * repeats
-    names = {profile.name for profile in request.profiles} | {"none", *peers}
-    further = 2 if request.profiles[0].engine == "llama-cpp" and not request.profiles[0].exact else 0
+    names = {profile.name for profile in profiles} | {"none", *peers}
+    further = 2 if first.engine == "llama-cpp" and not first.exact else 0
     arms = len(names) + further  # at most: plain decoding under two more engine settings
     reports = []
     for level in levels:
         with progress_bar("bench", answers * arms) as progress:
             reports.append(
                 compare(
-                    request.profiles,
+                    profiles,
                     peers,
                     prompts,
                     workload=Path(workload).name,

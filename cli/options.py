@@ -6,12 +6,13 @@ Precedence: flag, SPECPLUG_* variable, profile, default.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -20,8 +21,13 @@ from specplug.bench.workloads import BUILTIN
 from specplug.errors import UsageError
 from specplug.models import packaged_models, references
 from specplug.profile import ENGINES, Profile
+from specplug.profile.with_drafter import with_drafter
+from specplug.registry import ProposerSpec
 
 DEFAULT_PROFILE = "default"
+
+Draft = Literal["one", "several"]
+"""Whether --draft can be repeated."""
 
 MODEL_HELP = (
     f"Model: a .gguf file, a Hugging Face directory, or a demo model: {', '.join(packaged_models.NAMES)}. "
@@ -31,13 +37,17 @@ MODEL_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The values of the shared options: the profiles as edited by the other options, and how to generate."""
+    """The values of the shared options: the profiles as edited by the other options, and how to generate.
+
+    drafts  the values of --draft where it can be repeated; else the profile has the drafter
+    """
 
     profiles: tuple[Profile, ...]
     max_tokens: int
     temperature: float
     seed: int
     json: bool
+    drafts: tuple[str, ...] = ()
 
     @property
     def profile(self) -> Profile:
@@ -52,11 +62,17 @@ class _ProfileRef(click.types.StringParamType):
 
 
 def shared_options(
-    *, max_tokens: int, several_profiles: bool = False, greedy: bool = False, profile_use: str = "Profile to use"
+    *,
+    max_tokens: int,
+    several_profiles: bool = False,
+    greedy: bool = False,
+    draft: Draft | None = None,
+    profile_use: str = "Profile to use",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options to a command, whose function receives a Request as its first argument.
 
     greedy       leave out the options of sampling
+    draft        whether there is --draft, and whether it can be repeated
     profile_use  what the profile is used for, for the help text
     """
     flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
@@ -68,6 +84,7 @@ def shared_options(
             show_envvar=True,
             help=MODEL_HELP,
         ),
+        *([draft_option(several=draft == "several")] if draft else []),
         engine_option,
         threads_option,
         click.option(
@@ -109,8 +126,12 @@ def shared_options(
             shared = {key: values.pop(key) for key in ("profile_refs", "model", "engine", "threads")}
             generation = {key: values.pop(key, 0) for key in ("max_tokens", "temperature", "seed", "json")}
             refs = shared.pop("profile_refs")
+            drafter = values.pop("draft", None)
             profiles = chosen_profiles(refs if several_profiles else [refs] if refs else [], **shared)
-            return command(Request(tuple(profiles), **generation), **values)
+            if draft == "one" and drafter is not None:
+                profiles = [with_drafter(one, drafter_spec(drafter)) for one in profiles]
+            drafts = drafter if draft == "several" else ()
+            return command(Request(tuple(profiles), **generation, drafts=drafts), **values)
 
         flagged: Callable[..., Any] = with_request
         for flag in reversed(flags):
@@ -131,6 +152,18 @@ def profile_option(
         envvar="SPECPLUG_PROFILE",
         show_envvar=True,
         help=f"{use} (default: {default})." + (" Repeat it to compare several profiles." if several else ""),
+    )
+
+
+def draft_option(*, several: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--draft",
+        metavar="REF",
+        multiple=several,
+        envvar=None if several else "SPECPLUG_DRAFT",
+        show_envvar=True,
+        help="Smaller model with the same tokenizer that drafts, beside the profile's other methods."
+        + (" Repeat it to try several." if several else ""),
     )
 
 
@@ -200,6 +233,16 @@ def chosen_profiles(
     if any(one.model is None and one.engine == "llama-cpp" for one in edited):
         note(f"using the demo model SmolLM2-135M (choose with {choose_model})")
     return [_with_model(one) for one in edited]
+
+
+def drafter_spec(ref: str) -> ProposerSpec:
+    """The drafter that --draft names."""
+    return ProposerSpec("draft_model", {"model": ref})
+
+
+def drafter_name(ref: str) -> str:
+    """A word for a drafter in the name of a profile."""
+    return re.sub(r"[^a-z0-9._-]+", "-", Path(ref).name.lower().removesuffix(".gguf")).strip("-._") or "drafter"
 
 
 def model_path(chosen: Profile) -> Path:

@@ -40,7 +40,7 @@ def _one_prompt(ctx: click.Context, parameter: click.Parameter, words: tuple[str
 
 @click.command(epilog='\b\nExample: specplug run --model some.gguf --stats "Why is the sky blue?"')
 @click.argument("prompt", nargs=-1, metavar="[PROMPT]", callback=_one_prompt)
-@shared_options(max_tokens=512)
+@shared_options(max_tokens=512, draft="one")
 @click.option(
     "--input", "input_file", type=_FILE, help="Answer every line of a JSONL file, an object with `prompt` or `turns`."
 )

@@ -11,8 +11,9 @@ import click
 
 from specplug.errors import EngineError, UsageError
 from specplug.profile import Profile
+from specplug.profile.with_drafter import with_drafter
 
-from .options import chosen_profiles, engine_option, model_path, note, profile_option
+from .options import chosen_profiles, draft_option, drafter_spec, engine_option, model_path, note, profile_option
 
 LLAMA_CPP_OPTIONS = (
     *("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name"),
@@ -26,6 +27,7 @@ SERVE_PROFILE = "serve"
 @click.command(epilog="\b\nExample: specplug serve some.gguf --port 8080")
 @click.argument("arguments", nargs=-1, metavar="[MODEL] [-- ENGINE FLAGS]")
 @profile_option(default=SERVE_PROFILE)
+@draft_option()
 @engine_option
 @click.option("--host", envvar="SPECPLUG_HOST", show_envvar=True, help="Address to listen on (default: 127.0.0.1).")
 @click.option(
@@ -90,6 +92,7 @@ def serve(
     /,
     arguments: tuple[str, ...],
     profile_refs: str | None,
+    draft: str | None,
     engine: str | None,
     host: str | None,
     port: int | None,
@@ -120,6 +123,8 @@ def serve(
         note(f"using profile {SERVE_PROFILE} (choose with --profile)")
     refs = [profile_refs] if profile_refs else []
     chosen = chosen_profiles(refs, model=model, engine=engine, choose_model="specplug serve MODEL")[0]
+    if draft is not None:
+        chosen = with_drafter(chosen, drafter_spec(draft))
     if chosen.engine == "vllm":
         default = click.core.ParameterSource.DEFAULT
         given = [option for option in LLAMA_CPP_OPTIONS if ctx.get_parameter_source(option) is not default]
@@ -131,7 +136,7 @@ def serve(
         raise UsageError("specplug itself serves llama.cpp models; flags after -- and --print-command are for vLLM")
     path = model_path(chosen)
     _require_server()
-    from specplug.engines.llama_cpp.model import open_model
+    from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.serving_engine import open_serving_engine
     from specplug.server.middleware import Limits
     from specplug.server.process import Address, run
@@ -141,7 +146,7 @@ def serve(
     address.check()  # before the model is loaded
     settings = Settings(name or path.stem, queue, deadline, log_prompts)
     with (
-        open_model(path, chosen.runtime) as opened,
+        open_target(path, [chosen], chosen.runtime, note) as opened,
         open_serving_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, notify=note) as serving,
     ):
         run(serving, settings, address, Limits(max_body), grace=grace, notify=note)

@@ -20,7 +20,8 @@ from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
 from specplug.profile import Profile
-from specplug.registry import nearest
+from specplug.profile.with_drafter import drafters_of
+from specplug.registry import ProposerSpec, nearest
 from specplug.reports import html_page
 from specplug.tune import budget as budgets
 from specplug.tune.candidates import LONGEST, grid
@@ -34,7 +35,7 @@ from specplug.tune.document import (
     verdict,
 )
 from specplug.tune.session import tune as run_tune
-from specplug.tune.tune_request import OBJECTIVES, Request, check
+from specplug.tune.tune_request import OBJECTIVES, Request, beside, check
 
 from . import options
 from .options import html_option, model_path, note, parse_levels, shared_options, workload_option
@@ -47,7 +48,9 @@ NOTHING_BEATS_NONE = 3
 
 
 @click.command(epilog="\b\nExample: specplug tune --model some.gguf --workload prompts.jsonl --budget 10m")
-@shared_options(max_tokens=128, greedy=True, profile_use="Profile whose engine settings are used")
+@shared_options(
+    max_tokens=128, greedy=True, draft="several", profile_use="Profile whose engine settings and drafters are used"
+)
 @workload_option
 @click.option(
     "--category",
@@ -128,6 +131,7 @@ def tune(
         concurrency=levels,
         resume=resume,
         allow_rounding=allow_rounding,
+        drafters=_drafters(request),
         command=shlex.join(["specplug", *sys.argv[1:]]),
     )
     check(wanted)
@@ -165,6 +169,13 @@ def _prompts(workload: str, categories: tuple[str, ...], limit: int | None) -> l
     return prompts if limit is None else workloads.limit(prompts, limit)
 
 
+def _drafters(request: options.Request) -> tuple[ProposerSpec, ...]:
+    """The drafters of the profile, and those of --draft."""
+    if request.profile.engine == "vllm" and not request.drafts:
+        return ()
+    return (*drafters_of(request.profile.proposers), *map(options.drafter_spec, request.drafts))
+
+
 def _model(profile: Profile) -> tuple[Path, str]:
     """The model's file or folder, and the name from which the default profile name is made."""
     if profile.engine != "vllm" or profile.model is None:
@@ -195,7 +206,10 @@ def _target(out: str | None, label: str) -> Path:
 
 def _plan(request: Request) -> dict[str, Any]:
     vllm = request.base.engine == "vllm"
-    settings = grid(Requires(topk=1 << 30, builtin=vllm), trees=not vllm, most_nodes=LONGEST if vllm else 1 << 20)
+    provides = Requires(topk=1 << 30, builtin=vllm)
+    most = LONGEST if vllm else 1 << 20
+    settings = grid(provides, trees=not vllm, most_nodes=most, drafters=request.drafters)
+    shares = {stage: share for stage, share in budgets.SHARES.items() if stage != "drafters" or request.drafters}
     return {
         "profile": str(request.out),
         "model": str(request.model),
@@ -204,11 +218,10 @@ def _plan(request: Request) -> dict[str, Any]:
         "workload": f"{request.workload}, {len(request.prompts)} prompts, {request.max_tokens} tokens each",
         "settings": len(settings),
         "methods": sorted({setting.method for setting in settings}),
+        "drafters_beside": beside(request),
         "concurrency": list(request.concurrency),
-        "seconds": {
-            JSON_NAMES.get(stage, stage): round(share * request.budget, 1) for stage, share in budgets.SHARES.items()
-        }
-        | {"confirm": round((1 - sum(budgets.SHARES.values())) * request.budget, 1)},
+        "seconds": {JSON_NAMES.get(stage, stage): round(share * request.budget, 1) for stage, share in shares.items()}
+        | {"confirm": round((1 - sum(shares.values())) * request.budget, 1)},
         "busy": hardware.busy_warning(),
     }
 

@@ -21,7 +21,7 @@ OUTPUTS_DIFFER = 4
 
 
 @click.command(epilog="\b\nExample: specplug verify --model some.gguf --profile default --settings greedy,sampled")
-@shared_options(max_tokens=64)
+@shared_options(max_tokens=64, draft="one")
 @workload_option
 @click.option(
     "--limit", type=click.IntRange(1), default=1, show_default=True, help="Maximum number of prompts per category."

@@ -118,6 +118,10 @@ MEANINGS = {
 
 MODEL_DRAFT = "Longest chain of draft tokens, 1 to 64. On llama.cpp the drafter stops earlier where one more does not "
 MODEL_DRAFT += "pay; on vLLM `vllm.num_speculative_tokens` applies instead."
+WINDOW = (
+    "`{first: 64, recent: 512}` lets the drafter read only so many first and recent tokens of a text, in a KV cache of "
+    "that size; llama.cpp only. null: all of them."
+)
 BRANCHES = "`1` drafts a chain. `2` adds the second most likely token at every depth, where the engine verifies trees."
 
 METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -150,11 +154,12 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
     "draft_model": (
-        "Another model with the target's tokenizer.",
+        "Another model with the target's tokenizer ([how to use it](../how-to/draft-model.md)).",
         {
             "model": "A `.gguf` file for llama.cpp, a Hugging Face folder or id for vLLM.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
+            "context": WINDOW,
         },
     ),
     "vocab_trim": (
@@ -164,6 +169,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "build": "Arguments of `specplug build vocab-trim` that make the drafter; shown where it is missing.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
+            "context": WINDOW,
         },
     ),
     "builtin": (

@@ -7,7 +7,7 @@ Source: the flat tree layout follows SpecInfer's token tree (arXiv 2305.09781).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -218,25 +218,54 @@ class BatchProposer(Protocol):
         """For each of `seqs` the draft that `propose` returns for its budget. Changes no visible state."""
 
 
+class DraftAdvice(Protocol):
+    """Tells a model-based proposer how far to draft, and learns from it which of its draft tokens were right."""
+
+    def another_pays(self, seq: int, chain: Sequence[int], rows: int) -> bool:
+        """Whether to draft one more token of `seq` after a chain with these buckets.
+
+        rows  sequences for which a token is drafted in the same pass of the drafter
+        """
+
+    def learn(self, seq: int, right: int, tested: int) -> None:
+        """Of the latest chain of `seq`, `tested` tokens were compared with the target's; `right` of them agreed."""
+
+
 @runtime_checkable
 class ModelBased(Protocol):
     """A proposer that runs passes of a model to draft, so that each draft token is expensive.
 
-    draft_token_ms  time to draft one token, milliseconds
-    passes          passes run so far in order to draft
-    pays            whether to draft one more token, given the buckets of the chain so far and the share of draft tokens
-                    that are accepted; set by the speculator, None without one
+    Reading is separate from drafting, so that it can be paid for, or not, before the proposer is asked, and happens in
+    pieces. `propose` reads what is left.
+
+    passes    passes run so far in order to draft
+    advice    set by the speculator; None without one, then each chain is as long as its budget
     """
 
-    draft_token_ms: float
     passes: int
-    pays: Callable[[Sequence[int], float], bool] | None
+    advice: DraftAdvice | None
 
-    def asking_ms(self, seq: int) -> float:
-        """Time that `propose` takes before the first draft token of `seq`, milliseconds, such as for reading text.
+    @property
+    def retry_ms(self) -> float:
+        """Time that `score` takes, which is more than that of `time_pass`, milliseconds."""
 
-        It is known before the proposer is asked; 0 if there is nothing to do, or if nothing was measured yet.
+    def pass_ms(self, rows: int) -> float:
+        """Time to draft one token for each of `rows` sequences in one pass, milliseconds."""
+
+    def reading_ms(self, seq: int) -> float:
+        """Time to read what `propose` needs before it can draft for `seq`, milliseconds; 0 if all of it was read."""
+
+    def read(self, seqs: Sequence[int], ms: float) -> None:
+        """Read for the first of `seqs`, then for the next, for about `ms` milliseconds, and one piece at least."""
+
+    def score(self, seq: int) -> tuple[int, int]:
+        """Compare recently emitted tokens of `seq` with the drafter's likeliest ones, given few tokens before them.
+
+        Returns how many agree, and how many were compared. One pass; no target pass is involved.
         """
+
+    def time_pass(self) -> None:
+        """Time one pass, in case the cost of drafting has fallen."""
 
 
 @runtime_checkable

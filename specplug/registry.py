@@ -204,6 +204,8 @@ def _is_plain(hint: Any) -> bool:
         return all(_is_plain(arg) for arg in get_args(hint))
     if origin in (list, tuple, Sequence):
         return all(_is_plain(arg) for arg in get_args(hint) if arg is not Ellipsis)
+    if origin in (dict, Mapping):
+        return all(_is_plain(arg) for arg in get_args(hint))
     return origin is Literal or hint in (bool, int, float, str, type(None))
 
 
@@ -218,6 +220,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return same and all(_fits(item, arg) for item, arg in zip(value, args, strict=True))
     if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(_fits(item, args[0]) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items()
+        )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is hint
@@ -231,4 +237,6 @@ def _in_words(hint: Any) -> str:
         return "one of " + ", ".join(str(arg) for arg in args)
     if origin in (list, tuple, Sequence):
         return "a list"
+    if origin in (dict, Mapping):
+        return "a mapping"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}[hint]

@@ -229,3 +229,32 @@ def test_verify_reports_the_same_output(formats: dict[str, Path]) -> None:
         assert line["identical"] == line["answers"] > 0
     assert sum(line["accepted_tokens"] for line in report["settings"].values()) > 0
     assert "no setting is named 'hot'" in refused(call("verify", "--profile", "quick", "--settings", "hot"), 2)
+
+
+def test_a_draft_flag_adds_a_drafter_to_the_profile(formats: dict[str, Path], own_folders: Path) -> None:
+    q8_0, q4_0 = str(formats["q8_0"]), str(formats["q4_0"])
+    arguments = ["--profile", "quick", "--model", q8_0, "--max-tokens", "24", "Count from one to twenty in words."]
+    plain, drafted = call("run", *arguments), call("run", "--draft", q4_0, *arguments)
+    assert (drafted.returncode, drafted.stdout) == (0, plain.stdout)
+    work = own_folders.parent / "work.jsonl"
+    work.write_text('{"prompt": "Count from one to twenty in words.", "category": "a"}\n')
+    arguments = ["--profile", "lookup", "--model", q8_0, "--workload", str(work), "--max-tokens", "16", "--json"]
+    document = json.loads(call("bench", "--draft", q4_0, *arguments).stdout)
+    names = [arm["name"] for arm in document["arms"]]
+    assert names[0] == "none" and names[-2:] == ["lookup", f"lookup-{formats['q4_0'].stem.lower()}"]
+    plan = json.loads(call("tune", "--draft", q4_0, "--dry-run", *arguments).stdout)
+    assert "suffix + draft_model" in plan["methods"] and plan["seconds"]["drafters"] > 0
+    without = json.loads(call("tune", "--dry-run", *arguments).stdout)
+    assert "drafters" not in without["seconds"]
+    assert formats["q4_0"].name in without["drafters_beside"] and formats["q4_0"].name not in plan["drafters_beside"]
+
+
+def test_drafters_that_do_not_fit_are_refused(formats: dict[str, Path], tmp_path: Path) -> None:
+    q8_0 = str(formats["q8_0"])
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(formats["q4_0"].read_bytes()[:100_000])
+    for ref, message in ((str(damaged), "truncated"), ("none.gguf", "no such file"), (str(tmp_path), "directory")):
+        for command in ("run", "bench", "verify", "tune", "serve"):
+            model = [q8_0] if command == "serve" else ["--model", q8_0]
+            done = call(command, *model, "--profile", "quick", "--draft", ref, *(["x"] if command == "run" else []))
+            assert message in refused(done, 2).split("specplug: ", 1)[1], command

@@ -99,7 +99,7 @@ def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
     arguments = ["tune", "--model", "demo:smollm2", "--budget", "90s", "--limit", "1", "--category", "code_edit"]
     arguments += ["--concurrency", "1,2", "--objective", "throughput"]
     arguments += ["--category", "translation", "--max-tokens", "48"]  # two answers are never enough for a winner
-    arguments += ["--out", str(out)]
+    arguments += ["--out", str(out), "--draft", "demo:smollm2"]
     running = subprocess.Popen([SPECPLUG, *arguments], stderr=subprocess.PIPE, text=True)
     until = monotonic() + 120
     while (
@@ -121,6 +121,9 @@ def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
     )
     assert written.measured is not None and written.measured.cost_curve is not None
     assert written.measured.cost_curve.sequences == document["level"] == 2
+    assert "the drafter SmolLM2-135M-Instruct.Q4_1.gguf 0.0" in done.stderr and "as large as its target" in done.stderr
+    methods = {one["method"] for one in document["settings"] if one["drafters"]}
+    assert {"draft_model", "suffix + draft_model"} <= methods, "they are among the first that are replayed"
     assert len(document["settings"]) > 20 and document["workload"]["answers"] == 2
     assert page.stat().st_size > 1_000_000
     plotted = call("profiles", "plot", str(out), "--out", str(tmp_path / "plot.html"))

@@ -1,11 +1,15 @@
 """Draft models and trimmed heads on llama.cpp, with the real model: the same tokens, and drafts that are accepted."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip("llama_cpp")
@@ -17,19 +21,20 @@ from specplug.bench.prove import GRAMMAR
 from specplug.core import Draft, IntArray, Step
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import open_context
+from specplug.engines.llama_cpp.drafters import opening
+from specplug.engines.llama_cpp.drafters.chain import EDGES
+from specplug.engines.llama_cpp.drafters.drafter_times import LEAST_PASS_RATIO
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
-from specplug.engines.llama_cpp.drafters.model_drafter import (
-    COPY_FROM,
-    EDGES,
-    PRICE_CHECK_INTERVAL,
-    TIMED_READ,
-    ModelDrafter,
-)
+from specplug.engines.llama_cpp.drafters.model_drafter import SCORED_ROWS, ModelDrafter
+from specplug.engines.llama_cpp.drafters.opening import open_target
+from specplug.engines.llama_cpp.drafters.slot_cells import SLACK
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
 from specplug.errors import UsageError
 from specplug.generation.answers import Request, Sampling
+from specplug.planning import drafter_use
+from specplug.planning.experience import Experience
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.transforms.gguf_head import trim, vocabulary
@@ -129,6 +134,51 @@ def test_streams_of_a_server_equal_their_single_runs(name: str, coupled: bool, q
         tokens, streams = answer_all(engine, requests)
     assert tokens == expected
     assert sum(stream.counters.accepted_tokens for stream in streams) > 20
+
+
+SLOW = CostPoints((128,), (1, 64), ((1000.0, 1001.0),))
+"""A cost curve under which reading a text costs next to nothing, and every draft pays."""
+
+
+@pytest.mark.parametrize("window", [None, {"first": 8, "recent": 32}])
+@pytest.mark.parametrize("name", ["greedy", "sampled"])
+def test_eight_streams_equal_their_single_runs_while_others_are_aborted(
+    name: str, window: dict[str, int] | None, q8_0: Model, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drafter reads in pieces of eight tokens, so some streams end while it reads, and some prompts are still read
+    by the target; one reaches the end of the context."""
+    monkeypatch.setattr(drafter_use, "READING_STEPS_BESIDE", 1e-9)
+    profile = trimmed(folder, PlannerSettings(max_nodes=24), max_draft=4, **({"context": window} if window else {}))
+    profile = replace(profile, runtime=replace(RUNTIME, context=128))
+    prompts = chats(q8_0) * 4
+    requests = [Request(prompt, 128 - len(prompt), SETTINGS[name]) for prompt in prompts]
+    with LlamaCpp(q8_0, plain(profile)) as base:
+        expected = [base.generate(request).tokens for request in requests[:3]] * 4
+    with ServingEngine(q8_0, profile, slots=8, cost=SLOW) as engine:
+        loop = engine.loop
+        waiting, running, ended = list(range(len(requests))), {}, {}
+        reading: dict[int, Any] = {}
+        steps = 0
+        while waiting or running or reading:
+            while waiting and len(running) + len(reading) < 8:
+                at = waiting.pop(0)
+                request = requests[at]
+                sampler = engine.sampler(request.sampling)
+                reading[at] = loop.begin(request.prompt, sampler, request.max_tokens, request.max_tokens)
+                ended[at] = []
+            loop.step(list(running.values()), list(reading.values()))
+            steps += 1
+            for at, stream in list(reading.items()):
+                if not stream.reading:
+                    running[at] = reading.pop(at)
+            for at, stream in list(running.items()):
+                ended[at] += stream.fresh
+                if stream.finish or (at % 3 == 2 and len(ended[at]) > at):
+                    loop.finish(running.pop(at))
+        assert int(loop.accepted.sum()) > (4 if window else 40)
+    for at, tokens in ended.items():
+        assert tokens == expected[at][: len(tokens)]
+        assert at % 3 == 2 or len(tokens) == len(expected[at])
 
 
 @pytest.mark.parametrize("name", ["sampled", "penalties", "sampled with grammar"])
@@ -290,7 +340,6 @@ def test_nothing_is_drafted_after_an_end_token(q8_0: Model, folder: Path) -> Non
 
 def test_copied_cells_give_the_same_draft_as_reading_the_prompt(q8_0: Model, folder: Path) -> None:
     prompt = chats(q8_0)[0]
-    assert len(prompt) > COPY_FROM + 1
     runtime = replace(RUNTIME, flash_attention=True)
     with open_context(q8_0, runtime, cells=512, num_ids=2, max_rows=4) as target:
         target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
@@ -313,86 +362,178 @@ def test_catching_up_after_steps_without_drafts_gives_the_same_draft(q8_0: Model
             one.observe(0, Step([token], Draft.of([], [], []), []))
         other.begin(0, np.concatenate((prompt, text)))
         assert one.propose(0, 4).tokens.tolist() == other.propose(0, 4).tokens.tolist()
-        assert one.shared_cached == other.shared_cached
+        assert one.shared_cells[0].tokens == other.shared_cells[0].tokens
 
 
-def test_the_cost_of_asking_is_known_before_the_text_is_read(q8_0: Model, folder: Path) -> None:
-    prompt, text = chats(q8_0)[0], list(range(100, 100 + COPY_FROM + 2))
-    assert len(prompt) > TIMED_READ
+def test_the_price_of_reading_is_known_before_the_text_is_read(q8_0: Model, folder: Path) -> None:
+    prompt, text = chats(q8_0)[0], list(range(100, 130))
     with open_context(q8_0, replace(RUNTIME, flash_attention=True), cells=512, num_ids=2, max_rows=4) as target:
         target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
         target.decode()
         for target_cells in (None, target.state):
-            with opened(q8_0, folder, target_cells=target_cells) as drafter:
+            with opened(q8_0, folder, target_cells=target_cells, cell_bytes=1000) as drafter:
+                drafter.warm_up()
                 drafter.begin(0, prompt)
-                assert drafter.asking_ms(0) == 0.0, "nothing was measured yet"
+                token_ms = 0.001 if target_cells else drafter.times.read_token_ms
+                assert drafter.reading_ms(0) == (len(prompt) - 1) * token_ms > 0
                 drafter.propose(0, 2)
-                assert drafter.asking_ms(0) == 0.0, "only the last token is read again"
+                assert drafter.reading_ms(0) == 0.0, "only the last token is read again"
                 drafter.observe(0, Step(text[:2], Draft.of([], [], []), []))
-                few = drafter.asking_ms(0)
+                few = drafter.reading_ms(0)
                 drafter.observe(0, Step(text[2:], Draft.of([], [], []), []))
-                many = drafter.asking_ms(0)
-                # Where the target's cells are copied, few tokens are read all the same, at a price still unknown.
-                assert (few, many > 0.0) == (0.0, True) if target_cells else 0.0 < few < many
+                assert 0.0 < few <= drafter.reading_ms(0)
+                assert target_cells or few < drafter.reading_ms(0)
+
+
+@pytest.mark.parametrize("ms", [0.0, 1e9])
+def test_reading_in_pieces_gives_the_same_draft(ms: float, q8_0: Model, folder: Path) -> None:
+    """Pieces of eight tokens while the text grows, or one piece."""
+    prompt = chats(q8_0)[0]
+    text = prompt.tolist()
+    with opened(q8_0, folder) as one, opened(q8_0, folder) as other:
+        one.warm_up()
+        one.begin(0, prompt)
+        pieces = 0
+        while one.reading_ms(0):
+            one.read([0], ms)
+            assert one.passes == 0, "reading is not drafting"
+            pieces += 1
+            if one.reading_ms(0):
+                one.observe(0, Step([100 + pieces], Draft.of([], [], []), []))
+                text.append(100 + pieces)
+        assert pieces == 1 if ms else pieces > len(prompt) // 8 - 1
+        other.begin(0, np.asarray(text, dtype=np.int32))
+        assert one.propose(0, 6).tokens.tolist() == other.propose(0, 6).tokens.tolist()
+
+
+def test_several_sequences_are_drafted_in_one_pass_per_depth(q8_0: Model, folder: Path) -> None:
+    """Sequences whose chains end earlier leave the pass; the drafts are those of single calls."""
+    with opened(q8_0, folder) as one, opened(q8_0, folder) as other:
+        for seq, prompt in enumerate(chats(q8_0)):
+            one.begin(seq, prompt)
+            other.begin(seq, prompt)
+        drafts = one.propose_batch([0, 1, 2], [5, 0, 3])
+        assert one.passes == 5
+        alone = [other.propose(seq, budget) for seq, budget in enumerate((5, 0, 3))]
+        assert [draft.tokens.tolist() for draft in drafts] == [draft.tokens.tolist() for draft in alone]
+        assert list(map(len, drafts)) == [5, 0, 3]
 
 
 def test_a_draft_ends_where_another_token_would_not_pay(q8_0: Model, folder: Path) -> None:
-    asked: list[list[int]] = []
-
-    def pays(chain: object, rate: float) -> bool:
-        asked.append(list(chain))  # type: ignore[call-overload]
-        return len(asked) < 3
-
+    advice = Advice(most=2)
     with opened(q8_0, folder) as drafter:
         drafter.begin(0, chats(q8_0)[0])
-        drafter.pays = pays
+        drafter.advice = advice
         draft = drafter.propose(0, 8)
         assert len(draft) == 2
-        assert asked == [[], draft.buckets.tolist()[:1], draft.buckets.tolist()]
-        assert len(drafter.propose(0, 8)) == 0
+        assert advice.asked == [(0, draft.buckets.tolist()[:1], 1), (0, draft.buckets.tolist(), 1)]
+        first, second = draft.tokens.tolist()
+        drafter.observe(0, Step([first, second + 1], draft, [0]))
+        assert advice.learned == [(0, 1, 2)], "one of two compared tokens was right"
+
+
+class Advice:
+    """Ends chains of `most` tokens, and notes what it is asked and what it learns."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.asked: list[tuple[int, list[int], int]] = []
+        self.learned: list[tuple[int, int, int]] = []
+
+    def another_pays(self, seq: int, chain: Sequence[int], rows: int) -> bool:
+        self.asked.append((seq, list(chain), rows))
+        return len(chain) < self.most
+
+    def learn(self, seq: int, right: int, tested: int) -> None:
+        self.learned.append((seq, right, tested))
 
 
 def test_the_drafter_never_runs_where_no_draft_can_pay(q8_0: Model, folder: Path) -> None:
     profile = trimmed(folder, PlannerSettings(max_nodes=8))
-    with LlamaCpp(q8_0, profile, cost=EXPENSIVE_ROWS) as engine:
+    said: list[str] = []
+    with LlamaCpp(q8_0, profile, cost=EXPENSIVE_ROWS, notify=said.append) as engine:
         answer = engine.generate(Request(chats(q8_0)[0], 40))
         (drafter,) = engine.speculator.fusion.sources
         assert isinstance(drafter, ModelDrafter)
-        assert drafter.shared_cached == [[]]
+        assert drafter.shared_cells[0].tokens == []
         assert (answer.counters.draft_tokens, answer.counters.steps) == (0, len(answer.tokens) - 1)
+    assert any("no draft of it would save time, so it is not asked" in line for line in said)
 
 
-def test_a_price_that_is_too_high_is_corrected(q8_0: Model, folder: Path) -> None:
-    """A drafter that drafts nothing is not timed, so it times a pass now and then, which leaves its cache as it was."""
+def test_timing_a_pass_lowers_a_price_that_is_too_high(q8_0: Model, folder: Path) -> None:
+    """By a quarter at most, and without changing the cache; a pass that takes longer does not raise it."""
     with opened(q8_0, folder) as drafter:
         drafter.begin(0, chats(q8_0)[0])
-        drafter.pays = lambda chain, rate: drafter.draft_token_ms < 1000
         expected = drafter.propose(0, 4).tokens.tolist()
-        drafter.draft_token_ms = 1500.0
-        prices = []
-        while not len(drafter.propose(0, 4)):
-            prices.append(drafter.draft_token_ms)
-            assert len(prices) <= 2 * PRICE_CHECK_INTERVAL
-        assert prices == [1500.0] * (PRICE_CHECK_INTERVAL - 1) + [1125.0] * PRICE_CHECK_INTERVAL + [843.75], (
-            "a quarter less at most, however fast the timed pass was"
-        )
+        cached = list(drafter.shared_cells[0].tokens)
+        for known, after in ((1500.0, 1500.0 * LEAST_PASS_RATIO), (0.001, 0.001)):
+            drafter.times.set_passes(known, known)
+            drafter.time_pass()
+            assert [drafter.pass_ms(rows) for rows in (1, 8)] == [after, after]
+        assert drafter.shared_cells[0].tokens == cached
         assert drafter.propose(0, 4).tokens.tolist() == expected
 
 
-def test_timing_a_pass_leaves_the_cache_as_it_was(q8_0: Model, folder: Path) -> None:
+def test_a_drafter_is_scored_without_reading_the_text(q8_0: Model, folder: Path, kept: IntArray) -> None:
+    """A self-drafter agrees with nearly all tokens that its head has, and only emitted tokens are compared."""
+    with LlamaCpp(q8_0, plain(trimmed(folder, always(4)))) as base:
+        prompt = chats(q8_0)[0]
+        answer = base.generate(Request(prompt, 60))
     with opened(q8_0, folder) as drafter:
-        drafter.begin(0, chats(q8_0)[0])
-        drafter.pays = lambda chain, rate: False
-        drafter.draft_token_ms = 0.001
-        for _ in range(PRICE_CHECK_INTERVAL):
-            assert len(drafter.propose(0, 4)) == 0
-        assert drafter.draft_token_ms == 0.001, "a pass that takes longer does not raise the price"
-        assert drafter.shared_cached[0] == []
-        drafter.pays = None
-        expected = drafter.propose(0, 4).tokens.tolist()
-    with opened(q8_0, folder) as other:
-        other.begin(0, chats(q8_0)[0])
-        assert other.propose(0, 4).tokens.tolist() == expected
+        drafter.begin(0, np.append(prompt, np.int32(answer.tokens[0])))
+        assert drafter.score(0) == (0, 0)
+        tokens = answer.tokens[1:]
+        assert len(tokens) > SCORED_ROWS
+        for emitted, compared in ((5, 5), (len(tokens), SCORED_ROWS)):
+            known = len(drafter._texts[0].tokens) - len(prompt) - 1
+            drafter.observe(0, Step(tokens[known:emitted], Draft.of([], [], []), []))
+            right, scored = drafter.score(0)
+            in_head = sum(token in kept for token in tokens[emitted - compared : emitted])
+            assert scored == compared and in_head - 2 <= right <= in_head
+        assert drafter.shared_cells[0].tokens == [] and drafter.passes == 0
+
+
+@pytest.mark.parametrize("ms", [0.0, 1e9])
+def test_a_window_reads_the_first_and_the_recent_tokens(ms: float, q8_0: Model, folder: Path) -> None:
+    """In a cache of its own size; the draft is that after a text of these tokens alone."""
+    long = np.concatenate([*chats(q8_0)] * 4)
+    window = (16, 64)
+    with opened(q8_0, folder, window=window, max_tokens=4096) as one, opened(q8_0, folder) as other:
+        one.warm_up()
+        other.warm_up()
+        one.begin(0, long)
+        assert one.reading_ms(0) == pytest.approx((16 + 64 - 1) * one.times.read_token_ms)
+        while one.reading_ms(0):
+            one.read([0], ms)
+        other.begin(0, np.concatenate((long[:16], long[-64:])))
+        assert one.propose(0, 6).tokens.tolist() == other.propose(0, 6).tokens.tolist()
+        assert one.shared_cells[0].tokens[:80] == [*long[:16].tolist(), *long[-64:].tolist()]
+
+
+def test_a_window_stays_small_while_the_text_grows(q8_0: Model, folder: Path) -> None:
+    """The oldest recent tokens are removed, after which drafts go on; a long text without drafts is skipped."""
+    long = np.concatenate([*chats(q8_0)] * 4)
+    empty = Draft.of([], [], [])
+    with opened(q8_0, folder, window=(16, 64), max_tokens=4096, end_tokens=frozenset()) as drafter:
+        drafter.begin(0, long[:200])
+        sizes = []
+        for at in range(200, len(long), 5):
+            assert len(drafter.propose(0, 3)) == 3
+            sizes.append(len(drafter.shared_cells[0].tokens))
+            drafter.observe(0, Step(long[at : at + 5].tolist(), empty, []))
+        assert max(sizes) <= 16 + 64 + SLACK + 5 + 3 and sizes[-1] < len(long) - 100
+        cells = drafter.shared_cells[0]
+        drafter.propose(0, 1)
+        text = drafter._texts[0].tokens
+        assert cells.tokens[:16] == text[:16] and cells.tokens[16 : cells.valid] == text[16 - cells.valid :]
+        drafter.observe(0, Step(list(range(100, 300)), empty, []))
+        assert len(drafter.propose(0, 3)) == 3
+        assert cells.tokens[16:80] == list(range(236, 300))
+        drafter.end(0)
+        drafter.begin(0, long[:40])
+        with opened(q8_0, folder) as other:
+            other.begin(0, long[:40])
+            assert drafter.propose(0, 4).tokens.tolist() == other.propose(0, 4).tokens.tolist()
 
 
 def test_the_contract_of_a_proposer(q8_0: Model, folder: Path) -> None:
@@ -417,21 +558,21 @@ def test_the_contract_of_a_proposer(q8_0: Model, folder: Path) -> None:
         assert len(drafter.propose(0, 3)) == 3
         drafter.end(0)
         drafter.end(1)
-        assert drafter.shared_cached[0] == prompt[:1].tolist()  # no draft token stays in the cache
+        assert drafter.shared_cells[0].tokens == prompt[:1].tolist()  # no draft token stays in the cache
 
 
-def opened(target: Model, folder: Path, **options: object) -> "Opened":
+def opened(target: Model, folder: Path, **options: Any) -> "Opened":
     return Opened(target, folder, **options)
 
 
 class Opened(ModelDrafter):
     """A drafter for one sequence, closed at the end of a `with` statement."""
 
-    def __init__(self, target: Model, folder: Path, **options: object) -> None:
+    def __init__(self, target: Model, folder: Path, *, batch: int = 512, **options: Any) -> None:
         model = open_model(folder / "model.gguf")
-        runtime = replace(RUNTIME, flash_attention=True)
+        runtime = replace(RUNTIME, flash_attention=True, batch=batch)
         table = InputTable(folder / "embeddings.gguf", 1.0)
-        context = open_context(model, runtime, cells=1024, num_ids=8, max_rows=1, inputs=table)
+        context = open_context(model, runtime, cells=2048, num_ids=9, max_rows=SCORED_ROWS, inputs=table)
         settings = {"slots": 8, "max_tokens": 512, "max_draft": 64, "branches": 1, "end_tokens": target.end_tokens}
         super().__init__(context, np.load(folder / "ids.npy"), **settings | options)  # type: ignore[arg-type]
 
@@ -484,3 +625,170 @@ def test_a_drafter_for_vllm_is_refused(q8_0: Model, folder: Path, tmp_path: Path
 def test_options_out_of_range_are_refused(options: dict[str, int], message: str, q8_0: Model, folder: Path) -> None:
     with pytest.raises(UsageError, match=message):
         LlamaCpp(q8_0, trimmed(folder, always(4), **options), cost=FREE_ROWS)
+
+
+# -- interrupted passes ------------------------------------------------------------------------------------------------
+
+
+class Interrupting:
+    """A context whose passes are interrupted after llama.cpp has filled cells."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.interrupts = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def decode(self) -> None:
+        self._context.decode()
+        if self.interrupts:
+            raise KeyboardInterrupt
+
+
+def test_after_an_interrupted_pass_the_same_is_drafted(q8_0: Model, folder: Path) -> None:
+    """While it reads, drafts or is scored."""
+    prompt = chats(q8_0)[0]
+    with opened(q8_0, folder) as drafter, opened(q8_0, folder) as other:
+        context = Interrupting(drafter._context)
+        for holder in (drafter, *drafter.shared_cells):
+            holder._context = context  # type: ignore[assignment]
+        drafter.warm_up()
+        for seq in (0, 1):
+            drafter.begin(seq, prompt)
+            drafter.observe(seq, Step([100, 101], Draft.of([], [], []), []))
+        calls = (lambda: drafter.read([0], 1e9), lambda: drafter.propose(0, 4), lambda: drafter.score(0))
+        for call in (*calls, *reversed(calls)):
+            context.interrupts = True
+            with pytest.raises(KeyboardInterrupt):
+                call()
+            context.interrupts = False
+            if drafter.reading_ms(1):
+                drafter.read([1], 1e9)
+        drafter.end(0)
+        drafter.begin(0, prompt)
+        other.begin(0, prompt)
+        assert drafter.propose(0, 6).tokens.tolist() == other.propose(0, 6).tokens.tolist()
+        assert drafter.score(1)[1] == 2
+
+
+def test_a_small_batch_limits_what_is_scored(q8_0: Model, folder: Path) -> None:
+    prompt = chats(q8_0)[0]
+    with opened(q8_0, folder, batch=40) as drafter:
+        drafter.warm_up()
+        drafter.begin(0, prompt)
+        drafter.observe(0, Step([100] * 60, Draft.of([], [], []), []))
+        assert drafter.score(0)[1] == SCORED_ROWS
+        assert drafter.retry_ms == 40 * drafter.times.score_row_ms
+
+
+def test_copying_cells_stops_after_its_time(q8_0: Model, folder: Path) -> None:
+    prompts = chats(q8_0)
+    with open_context(q8_0, replace(RUNTIME, flash_attention=True), cells=512, num_ids=3, max_rows=4) as target:
+        for seq, prompt in enumerate(prompts[:2]):
+            target.clear_batch()
+            target.add_span(prompt[:-1], 0, seq, wanted=False, last=True)
+            target.decode()
+        with opened(q8_0, folder, target_cells=target.state, cell_bytes=1000) as drafter:
+            drafter.warm_up()
+            for seq, prompt in enumerate(prompts[:2]):
+                drafter.begin(seq, prompt)
+            drafter.read([0, 1], 0.0)
+            assert drafter.reading_ms(0) == 0.0 < drafter.reading_ms(1)
+
+
+# -- recorded for replay -----------------------------------------------------------------------------------------------
+
+
+def test_guesses_of_one_pass_are_the_drafts_of_single_calls(q8_0: Model, folder: Path) -> None:
+    prompt = chats(q8_0)[0]
+    with LlamaCpp(q8_0, plain(trimmed(folder, always(4)))) as base:
+        tokens = np.asarray(base.generate(Request(prompt, 40)).tokens, dtype=np.int32)
+    with opened(q8_0, folder) as drafter:
+        guesses, buckets = drafter.guesses(prompt, tokens)
+        assert len(guesses) == len(buckets) == len(tokens) - 1
+        drafter.begin(0, np.append(prompt, tokens[0]))
+        for place, token in enumerate(tokens[1:].tolist()):
+            draft = drafter.propose(0, 1)
+            assert draft.tokens.tolist() == [guesses[place]]
+            assert abs(int(draft.buckets[0]) - int(buckets[place])) <= 1, "passes of other shapes may round differently"
+            drafter.observe(0, Step([token], Draft.of([], [], []), []))
+
+
+def test_guesses_with_a_window_are_those_after_its_tokens(q8_0: Model, folder: Path) -> None:
+    long = np.concatenate([*chats(q8_0)] * 4)
+    with opened(q8_0, folder, window=(16, 64), max_tokens=4096) as one, opened(q8_0, folder) as other:
+        short = np.concatenate((long[:16], long[-63:]))  # the first token of the answer is the 64th
+        for tokens in (long[:20], long[:200]):  # the longer one goes beyond the window
+            assert len(one.guesses(long, tokens)[0]) == len(tokens) - 1
+        tokens = long[:20]
+        assert [part.tolist() for part in one.guesses(long, tokens)] == [
+            part.tolist() for part in other.guesses(short, tokens)
+        ]
+
+
+# -- checks before anything is loaded ----------------------------------------------------------------------------------
+
+
+def small(path: Path) -> Profile:
+    spec = ProposerSpec("draft_model", {"model": str(path)})
+    return Profile("small", proposers=(spec,), planner=always(3), runtime=RUNTIME)
+
+
+def test_a_drafter_that_is_no_smaller_is_named_with_both_sizes(formats: dict[str, Path]) -> None:
+    said: list[str] = []
+    with open_target(formats["q4_0"], [small(formats["f32"])], RUNTIME, said.append):
+        pass
+    with open_target(formats["f32"], [small(formats["q4_0"])], RUNTIME, said.append):
+        pass
+    (line,) = said
+    sizes = [f"{formats[name].stat().st_size / 2**30:.2f} GiB" for name in ("f32", "q4_0")]
+    assert all(size in line for size in sizes) and "as large as its target" in line
+
+
+def test_too_little_memory_for_both_is_said_before_loading(
+    formats: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [formats[name].stat().st_size for name in ("f32", "q4_0")]
+    loaded: list[Path] = []
+    monkeypatch.setattr(opening, "open_model", lambda path, runtime: loaded.append(path))
+    for free, refused in ((sum(sizes) - 1, True), (sum(sizes), False)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        if refused:
+            with pytest.raises(UsageError, match=r"GiB of memory are free; choose a smaller drafter"):
+                open_target(formats["f32"], [small(formats["q4_0"])], RUNTIME, print)
+        else:
+            open_target(formats["f32"], [small(formats["q4_0"])], RUNTIME, print)
+    assert loaded == [formats["f32"]]
+
+
+def test_a_damaged_drafter_is_refused_before_loading(
+    formats: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(formats["q4_0"].read_bytes()[:-1000])
+    monkeypatch.setattr(opening, "open_model", lambda path, runtime: pytest.fail("the model was loaded"))
+    for path, message in ((damaged, "truncated: 1000 of"), (tmp_path / "none.gguf", "no such file")):
+        with pytest.raises(UsageError, match=message):
+            open_target(formats["f32"], [small(path)], RUNTIME, print)
+
+
+# -- experience --------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_learned_with_a_pair_of_models_is_there_the_next_time(
+    q8_0: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    profile = trimmed(folder, PlannerSettings(max_nodes=8))
+    seen = []
+    for remember in (False, True, True):
+        with LlamaCpp(q8_0, profile, cost=FREE_ROWS, remember=remember) as engine:
+            seen.append(engine.speculator.drafter_uses[0].experience.as_mapping())
+            length = len(engine.generate(Request(chats(q8_0)[0], 40)).tokens)
+    assert seen[0] == seen[1] == Experience().as_mapping()
+    assert seen[2]["lengths"][-1] == length and seen[2]["kinds"]
+    (file,) = (tmp_path / "specplug" / "drafter-experience").iterdir()
+    file.write_text('{"lengths": [Infinity], "kinds": {}}')
+    with LlamaCpp(q8_0, profile, cost=FREE_ROWS, remember=True) as engine:
+        assert engine.speculator.drafter_uses[0].experience.as_mapping() == seen[0], "a damaged file is not used"

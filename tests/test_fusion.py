@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specplug.core import EMPTY, ROOT, BatchProposer, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
-from specplug.planning.fusion import Fusion
+from specplug.planning.fusion import Drafts, Fusion
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
 from specplug.testing import ProposerContract, ToyTarget, replay
@@ -195,23 +195,33 @@ def test_a_single_proposer_keeps_its_own_buckets_and_draft() -> None:
 # -- which proposers are called --------------------------------------------------------------------------------------
 
 
+def propose_all(
+    fusion: Fusion, seqs: Sequence[int], budgets: Sequence[int], active: Sequence[Sequence[int]], spent_ns: list[int]
+) -> list[Draft]:
+    """One merged draft for each of `seqs`; per proposer the places for which it is asked, the last proposer first."""
+    found: list[Drafts] = [[] for _ in seqs]
+    for index in reversed(range(len(active))):
+        fusion.ask(index, seqs, budgets, active[index], found, spent_ns)
+    return fusion.merge(found, budgets)
+
+
 def test_only_active_proposers_are_asked() -> None:
     one, two = Scripted(Draft.chain([1], [0])), Other(Draft.chain([2], [0]))
     fusion = Fusion([one, two])
     spent_ns = [0, 0]
-    (draft,) = fusion.propose_all([3], [7], [(), (0,)], spent_ns)
+    (draft,) = propose_all(fusion, [3], [7], [(), (0,)], spent_ns)
     assert paths(draft) == [(2,)]
     assert one.calls == []
     assert two.calls == [("propose", 3, 7)]
     assert spent_ns[0] == 0 < spent_ns[1]
-    assert fusion.propose_all([3], [7], [(), ()], spent_ns) == [EMPTY]
+    assert propose_all(fusion, [3], [7], [(), ()], spent_ns) == [EMPTY]
 
 
 def test_each_proposer_is_asked_for_its_sequences_only() -> None:
     one, two = Scripted(Draft.chain([1], [0])), Other(Draft.chain([2], [0]))
     fusion = Fusion([one, two], clock=count(step=100).__next__)
     spent_ns = [0, 5]
-    drafts = fusion.propose_all([8, 9, 7], [3, 4, 5], [(0, 2), (1, 2)], spent_ns)
+    drafts = propose_all(fusion, [8, 9, 7], [3, 4, 5], [(0, 2), (1, 2)], spent_ns)
     assert [paths(draft) for draft in drafts] == [[(1,)], [(2,)], [(1,), (2,)]]
     assert one.calls == [("propose", 8, 3), ("propose", 7, 5)]
     assert two.calls == [("propose", 9, 4), ("propose", 7, 5)]
@@ -229,7 +239,7 @@ class ScriptedBatch(Scripted):
 def test_a_batch_proposer_is_called_once_for_all_its_sequences() -> None:
     one, two = ScriptedBatch(Draft.chain([1, 2], [0, 0])), Scripted(Draft.chain([1, 3], [0, 0]))
     assert isinstance(one, BatchProposer) and not isinstance(two, BatchProposer)
-    drafts = Fusion([one, two]).propose_all([8, 9, 7], [1, 4, 4], [(0, 2), range(3)], [0, 0])
+    drafts = propose_all(Fusion([one, two]), [8, 9, 7], [1, 4, 4], [(0, 2), range(3)], [0, 0])
     assert [paths(draft) for draft in drafts] == [[(1,)], [(1,), (1, 3)], [(1,), (1, 2), (1, 3)]]
     assert one.calls == [("propose_batch", [8, 7], [1, 4])]
     assert two.calls == [("propose", 8, 1), ("propose", 9, 4), ("propose", 7, 4)]
@@ -248,7 +258,7 @@ def test_all_proposers_observe_every_step() -> None:
     one, two = Scripted(Draft.chain([1], [0])), Other(EMPTY)
     fusion = Fusion([one, two])
     fusion.begin(4, int_array([8, 9]))
-    step = Step([1, 5], fusion.propose_all([4], [3], [(0,), ()], [0, 0])[0], [0])
+    step = Step([1, 5], propose_all(fusion, [4], [3], [(0,), ()], [0, 0])[0], [0])
     fusion.observe(4, step)
     fusion.end(4)
     assert one.calls == [("begin", 4, [8, 9]), ("propose", 4, 3), ("observe", 4, step), ("end", 4)]

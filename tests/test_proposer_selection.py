@@ -20,12 +20,22 @@ class Cheap:
 class Expensive(Cheap):
     def __init__(self) -> None:
         super().__init__()
-        self.draft_token_ms = 1.0
         self.passes = 0
-        self.pays = None
+        self.advice = None
+        self.retry_ms = 0.0
 
-    def asking_ms(self, seq: int) -> float:
+    def pass_ms(self, rows: int) -> float:
+        return 1.0
+
+    def reading_ms(self, seq: int) -> float:
         return 0.0
+
+    def read(self, seqs: Sequence[int], ms: float) -> None: ...
+
+    def score(self, seq: int) -> tuple[int, int]:
+        return 0, 0
+
+    def time_pass(self) -> None: ...
 
 
 def selection(proposers: Sequence[Cheap], *, static: bool = False) -> ProposerSelection:

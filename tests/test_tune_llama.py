@@ -12,14 +12,18 @@ pytest.importorskip("llama_cpp")
 from specplug.bench.arms import PromptStates
 from specplug.core import IntArray, int_array
 from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.errors import UsageError
 from specplug.generation.answers import Request
 from specplug.generation.topk import top_ids
-from specplug.profile import CostPoints, Profile, Runtime
+from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
+from specplug.tune.candidates import Setting
+from specplug.tune.drafter_trace import drafter_key
 from specplug.tune.expense import Expense
 from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.off_path import RUNNERS_UP
 from specplug.tune.prediction import Costs
+from specplug.tune.replay import replay
 from specplug.tune.trace import ALONE, Answer, Trace
 
 pytestmark = pytest.mark.llama
@@ -144,3 +148,42 @@ def test_limits_follow_from_sequence_ids_and_from_exact(subject: LlamaCppSubject
     padded, most = exact.limits(1)
     exact.close()
     assert isinstance(padded, bool) and 1 <= most <= 24
+
+
+def test_the_replay_of_a_drafter_takes_the_steps_of_the_live_engine(
+    subject: LlamaCppSubject, answers: list[Answer], formats: dict[str, Path], tmp_path: Path
+) -> None:
+    """Chains of three at every place: which of their tokens are right follows from one pass over the answers."""
+    spec = ProposerSpec("draft_model", {"model": str(formats["q4_0"])})
+    shares: list[float] = []
+    traced = subject.trace_drafter(spec, answers, 1, 60.0, shares.append)
+    assert shares[-1] == 1.0 and len(traced.guesses) == len(answers)
+    assert 0 < traced.read_token_ms < traced.pass_ms[0] < 1000 and len(traced.pass_ms) == 1
+    planner = PlannerSettings(mode="static", max_nodes=3, trees=False)
+    free = CostPoints((1,), (1, 8), ((10.0, 10.1),))
+    setting = Setting((spec,), planner)
+    predicted = replay(
+        setting,
+        Trace({"max_tokens": TOKENS}, tuple(answers)),
+        Costs(free, Expense(), drafters={drafter_key(spec): traced}),
+    )
+    with LlamaCpp(subject._model, setting.profile(subject.profile, "live"), cost=free) as engine:
+        live = [engine.generate(Request(answer.prompt, TOKENS)).counters for answer in answers]
+    assert [sums.steps for sums in predicted.answers] == [counters.steps for counters in live]
+    assert sum(counters.accepted_tokens for counters in live) > TOKENS
+
+
+def test_a_drafter_that_is_not_recorded_in_time_lacks_the_later_answers(
+    subject: LlamaCppSubject, answers: list[Answer], formats: dict[str, Path]
+) -> None:
+    spec = ProposerSpec("draft_model", {"model": str(formats["q4_0"])})
+    traced = subject.trace_drafter(spec, answers, 2, 0.0, lambda share: None)
+    assert list(traced.guesses) == [(answers[0].prompt_id, 0)] and len(traced.pass_ms) == 2
+
+
+def test_a_drafter_that_does_not_fit_is_refused_when_the_model_is_opened(
+    formats: dict[str, Path], tmp_path: Path
+) -> None:
+    spec = ProposerSpec("draft_model", {"model": str(tmp_path / "none.gguf")})
+    with pytest.raises(UsageError, match="no such file"):
+        LlamaCppSubject(formats["q8_0"], BASE, drafters=[spec])

@@ -1,7 +1,9 @@
 """The parts of a tune that work with numbers: budget, cost, expense, settings, selection, journal."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_recor
 from specplug.tune.candidates import PLAIN, Setting, grid
 from specplug.tune.confirm import IDLE, confirm
 from specplug.tune.cost_curves import Curve, choose_threads, measure_curve
+from specplug.tune.drafter_trace import DrafterTrace, RecordedDrafter
 from specplug.tune.expense import Expense, Line, PricedProposer, SimulatedClock, TimedProposer
 from specplug.tune.selection import Pairs, is_decided, select_finalists, select_winners, undecided
 from specplug.tune.trace import Answer, Trace
@@ -42,8 +45,8 @@ def test_stages_get_their_share_and_confirming_gets_the_remainder() -> None:
     now = [100.0]
     budget = Budget(200.0, clock=lambda: now[0])
     assert budget.of("record") == pytest.approx(SHARES["record"] * 200)
-    now[0] += 130.0  # 70 s are left, 60 of them for confirming
-    assert budget.of("record") == pytest.approx(10.0) and budget.left == pytest.approx(70.0)
+    now[0] += 130.0  # 70 s are left, 50 of them for confirming
+    assert budget.of("record") == pytest.approx(20.0) and budget.left == pytest.approx(70.0)
     now[0] += 20.0
     assert budget.of("record") == 0.0
     assert sum(SHARES.values()) + CONFIRM_SHARE <= 1.0
@@ -446,3 +449,112 @@ def test_a_damaged_line_is_named_and_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"two"', b'"tow"'))
     with pytest.raises(UsageError, match="line 2 is damaged"), journals.opened(path, resume=True):
         pass
+
+
+# -- drafters ----------------------------------------------------------------------------------------------------------
+
+
+def test_drafters_are_in_the_grid_alone_and_with_lookups() -> None:
+    drafters = [ProposerSpec("draft_model", {"model": f"/models/{name}.gguf"}) for name in ("one", "two")]
+    provides = Requires(topk=1 << 30, drafter=True)
+    without = grid(provides)
+    settings = grid(provides, drafters=drafters)
+    assert len({setting.name for setting in settings}) == len(settings)
+    added = [setting for setting in settings if setting not in without]
+    assert {setting.method for setting in added} == {
+        "draft_model",
+        "suffix + draft_model",
+        "ngram + draft_model",
+        "suffix + token_recycling + draft_model",
+    }
+    chains = {s.planner.max_nodes for s in added if s.method == "draft_model" and s.planner.mode == "static"}
+    assert chains == {1, 2, 3, 4, 6, 8}
+    assert sum("one.gguf" in setting.name for setting in added) == len(added) / 2
+
+
+def recorded(**changes: Any) -> tuple[RecordedDrafter, SimulatedClock]:
+    """A drafter of one answer 10 11 12 13 14 15, with wrong guesses for 12 and 15; a pass takes 2 ms for one sequence
+    and 3 for two, reading a token 1 ms."""
+    guesses = {("a", 0): (int_array([11, 99, 13, 14, 98]), int_array([0, 1, 0, 0, 1]))}
+    trace = DrafterTrace((Bucket("sure", 0.9), Bucket("unsure", 0.2)), (2.0, 3.0), 1.0, 5.0, 8, guesses=guesses)
+    clock = SimulatedClock()
+    return RecordedDrafter(replace(trace, **changes), clock, Expense(), 1), clock
+
+
+def followed(drafter: RecordedDrafter, *seqs: int, name: str = "a", prompt: int = 20) -> None:
+    tokens = int_array([10, 11, 12, 13, 14, 15])
+    for seq in seqs:
+        drafter.follow(seq, Answer(name, 0, "", int_array([1] * prompt), tokens, np.zeros((5, 1), np.int32)))
+        drafter.begin(seq, int_array([*[1] * prompt, 10]))
+
+
+def emitted(drafter: RecordedDrafter, seq: int, *tokens: int) -> None:
+    drafter.observe(seq, Step(list(tokens), EMPTY, []))
+
+
+def test_a_recorded_drafter_drafts_its_guesses_in_the_time_that_they_took() -> None:
+    drafter, clock = recorded()
+    followed(drafter, 0)
+    assert drafter.reading_ms(0) == 20.0
+    assert drafter.propose(0, 3).tokens.tolist() == [11, 99, 13]
+    assert (clock.now, drafter.passes) == (26_000_000, 3)
+    emitted(drafter, 0, 11, 12)
+    assert drafter.reading_ms(0) == 0.0
+    draft = drafter.propose(0, 8)
+    assert (draft.tokens.tolist(), draft.buckets.tolist()) == ([13, 14, 98], [0, 0, 1])
+    for token in (13, 14):
+        emitted(drafter, 0, token)
+    drafter.read([0], 100.0)
+    assert drafter.reading_ms(0) == 0.0
+
+
+def test_a_recorded_drafter_shares_passes_and_reads_in_pieces() -> None:
+    drafter, clock = recorded()
+    followed(drafter, 0, 1)
+    drafter.read([0, 1], 30.0)
+    assert (drafter.reading_ms(0), drafter.reading_ms(1)) == (0.0, 10.0) and clock.now == 30_000_000
+    drafter.read([1], 10.0)
+    drafts = drafter.propose_batch([0, 1], [1, 2])
+    assert [draft.tokens.tolist() for draft in drafts] == [[11], [11, 99]]
+    assert clock.now == 40_000_000 + 3_000_000 + 2_000_000
+
+
+def test_a_recorded_drafter_with_a_window_reads_no_more_than_that() -> None:
+    drafter, _ = recorded(window=(4, 8))
+    followed(drafter, 0, prompt=100)
+    assert drafter.reading_ms(0) == 4 + 8 - 1
+
+
+def test_a_recorded_drafter_is_never_asked_for_an_answer_that_it_lacks() -> None:
+    drafter, _ = recorded()
+    followed(drafter, 0, name="b")
+    assert drafter.reading_ms(0) > 1e9
+
+
+def test_a_recorded_drafter_is_scored_on_emitted_tokens() -> None:
+    drafter, clock = recorded()
+    followed(drafter, 0)
+    assert drafter.score(0) == (0, 0)
+    emitted(drafter, 0, 11, 12, 13)
+    assert drafter.score(0) == (2, 3)
+    assert clock.now == 10_000_000
+
+
+def test_a_recorded_drafter_learns_what_was_right() -> None:
+    drafter, _ = recorded()
+    learned = []
+
+    class Advice:
+        def another_pays(self, seq: int, chain: Sequence[int], rows: int) -> bool:
+            return len(chain) < 3
+
+        def learn(self, seq: int, right: int, tested: int) -> None:
+            learned.append((right, tested))
+
+    followed(drafter, 0)
+    drafter.advice = Advice()
+    assert len(drafter.propose(0, 8)) == 3
+    emitted(drafter, 0, 11, 12)
+    drafter.propose(0, 2)
+    emitted(drafter, 0, 13)
+    assert learned == [(1, 2), (1, 1)]

@@ -1,7 +1,7 @@
 """A complete tune on the toy target: what it chooses, writes, journals, continues and refuses."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -16,10 +16,13 @@ from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
+from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 from specplug.tune import journal as journals
-from specplug.tune.document import interval_text, other_lengths_line, settings_line, settings_rows
+from specplug.tune.document import evidence, interval_text, other_lengths_line, settings_line, settings_rows
+from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.session import Outcome, tune
+from specplug.tune.trace import Answer
 from specplug.tune.tune_request import Request, journal_path
 
 CHEAP: Callable[[int], float] = lambda rows: 10.0 + 0.1 * rows  # noqa: E731
@@ -427,3 +430,52 @@ def test_a_continued_tune_keeps_its_settings(request_: Request) -> None:
     continued = with_settings(request_, {}, CHEAP)  # measuring again would find nothing to choose
     outcome = run(replace(request_, resume=True), subject=continued)
     assert outcome.document["engine_settings"]["drafting"] == "flash attention on, bf16 cache"
+
+
+DRAFTER = ProposerSpec("draft_model", {"model": "/models/small.gguf"})
+
+
+@pytest.mark.parametrize(("rate", "token_ms", "wins"), [(0.9, 0.5, True), (0.9, 30.0, False), (0.5, 12.0, False)])
+def test_a_drafter_is_chosen_where_it_is_faster_and_its_rows_are_listed_where_it_is_not(
+    request_: Request, rate: float, token_ms: float, wins: bool
+) -> None:
+    """The target's text is unpredictable from tokens alone."""
+    subject = ToySubject(request_.base, CHEAP, ToyTarget(vocab=4096, order=64, branches=64))
+    subject.drafter_rate, subject.drafter_ms = rate, token_ms
+    document = run(replace(request_, drafters=(DRAFTER,)), subject=subject).document
+    listed = {line["method"] for line in evidence(document)["settings"]}
+    assert {"draft_model", "suffix + draft_model", "suffix + token_recycling + draft_model"} <= listed
+    assert ("draft_model" in document["chosen"]) == wins
+    if wins:
+        written = profiles.load(request_.out)
+        assert DRAFTER in written.proposers and "small.gguf" in document["chosen"]
+        assert any(name.startswith("ModelDrafter") for name in written.measured.acceptance)  # type: ignore[union-attr]
+
+
+def test_a_drafter_that_was_not_run_over_all_answers_does_not_draft_for_the_others(request_: Request) -> None:
+    subject = ToySubject(request_.base, CHEAP, ToyTarget(vocab=4096, order=64, branches=64))
+    complete = subject.trace_drafter
+
+    def partly(spec: ProposerSpec, answers: Sequence[Answer], *further: Any) -> DrafterTrace:
+        return complete(spec, answers[:3], *further)
+
+    subject.trace_drafter = partly  # type: ignore[method-assign]
+    document = run(replace(request_, drafters=(DRAFTER,)), subject=subject).document
+    assert "small.gguf: 3 of 12 answers were read" in " ".join(document["notes"])
+    (line,) = [one for one in document["settings"] if one["method"] == "draft_model" and "static 4 " in one["name"]]
+    assert 1.0 < line["predicted"]["mean_acceptance_length"] < 2.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": Profile("v", engine="vllm"), "drafters": (DRAFTER,)}, "tune tries drafters on llama.cpp"),
+        (
+            {"drafters": (DRAFTER, ProposerSpec("vocab_trim", {"model": "x/small.gguf"}))},
+            "two drafters are named",
+        ),
+    ],
+)
+def test_drafters_that_cannot_be_tried_are_refused(request_: Request, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(replace(request_, **changes))

@@ -169,6 +169,13 @@ def test_a_drafter_of_another_tokenizer_engine_or_content_is_refused(tmp_path: P
 
 
 @pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])
+def test_a_window_is_refused(method: str) -> None:
+    spec = ProposerSpec(method, {"model": "m", "context": {"first": 64, "recent": 512}})
+    with pytest.raises(UsageError, match="profile p: context: vLLM's draft models read the complete text"):
+        engine_settings(profile_of(spec), "x")
+
+
+@pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])
 def test_a_drafter_beside_other_proposers_is_refused(method: str) -> None:
     both = profile_of(ProposerSpec("suffix"), ProposerSpec(method, {"model": "m"}))
     with pytest.raises(UsageError, match=f"profile p: {method} is listed beside other proposers"):

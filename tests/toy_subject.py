@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from specplug.bench.arms import Result
-from specplug.core import IntArray, Requires, int_array
+from specplug.core import Bucket, IntArray, Requires, int_array
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
+from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
+from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
 from specplug.tune.replay_batch import BatchReplay
@@ -101,6 +103,10 @@ class ToySubject:
         self.max_tokens = 0
         self.on_answer: Callable[[str], None] = lambda name: None
         self.closed = False
+        self.named: dict[bytes, tuple[str, int]] = {}
+        """The prompt and turn of every answer for which a drafter was recorded."""
+        self.drafter_rate, self.drafter_ms = 0.9, 1.0
+        """The share of a drafter's tokens that are right, and the milliseconds of each."""
         self.idle_speed: float | None = None
         """Speed of the drafting engine with drafting disabled, relative to plain decoding's engine."""
 
@@ -148,7 +154,8 @@ class ToySubject:
         text = prompt.tolist()
         tokens = self.target.greedy(text, max_tokens)
         rows = [self.target.topk([*text, *tokens[: at + 1]], 8) for at in range(len(tokens) - 1)]
-        return Answer("", 0, "", prompt, int_array(tokens), np.stack(rows) if rows else np.zeros((0, 8), np.int32))
+        topk = np.stack(rows) if rows else np.zeros((0, 8), np.int32)
+        return Answer(*self.named.get(prompt.tobytes(), ("", 0)), "", prompt, int_array(tokens), topk)
 
     def record(
         self,
@@ -170,6 +177,20 @@ class ToySubject:
     def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
         line = {method: Line(20.0, 1.0) for method in methods}
         return Expense(propose=line, observe=line, plan=Line(50.0, 1.0), step=Line(10.0, 0.0))
+
+    def trace_drafter(
+        self, spec: ProposerSpec, answers: Sequence[Answer], level: int, seconds: float, progress: Progress
+    ) -> DrafterTrace:
+        """Every n-th token is wrong, by which the drafter knows that it is unsure."""
+        every = round(1 / (1 - self.drafter_rate))
+        guesses = {}
+        for answer in answers:
+            self.named[answer.prompt.tobytes()] = answer.prompt_id, answer.turn
+            wrong = np.arange(len(answer.tokens) - 1) % every == every - 1
+            tokens = np.where(wrong, answer.tokens[1:] + 1, answer.tokens[1:])
+            guesses[answer.prompt_id, answer.turn] = int_array(tokens), int_array(wrong.astype(np.int32))
+        buckets = (Bucket("sure", 0.95), Bucket("unsure", 0.2))
+        return DrafterTrace(buckets, (self.drafter_ms,) * level, 0.1, 1.0, 8, None, guesses)
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> ToyArm:
         return ToyArm(self, profile, costs, self.idle_speed or 1.0 if profile.speculates else 1.0)

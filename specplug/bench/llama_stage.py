@@ -59,13 +59,13 @@ def llama_stage(
     from specplug.engines.llama_cpp import require
 
     require()
+    from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.measure import cost_points
-    from specplug.engines.llama_cpp.model import open_model
     from specplug.engines.llama_cpp.rounding import explain
     from specplug.engines.llama_cpp.settings_choice import with_settings
 
     with ExitStack() as stack:
-        model = stack.enter_context(open_model(path, profiles[0].runtime))
+        model = stack.enter_context(open_target(path, profiles, profiles[0].runtime, notify))
         first = with_settings(profiles[0], model, many=concurrency > 1, notify=notify)
         runtimes = {"none": first.runtime}
         stock = llama_cpp_defaults(first.runtime)

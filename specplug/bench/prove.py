@@ -138,14 +138,14 @@ def prove(
     from specplug.engines.llama_cpp import require
 
     require()
+    from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.engine import LlamaCpp
-    from specplug.engines.llama_cpp.model import open_model
     from specplug.engines.llama_cpp.rounding import explain
     from specplug.engines.llama_cpp.settings_choice import with_settings
 
     verdicts = Verdicts(settings)
     with ExitStack() as stack:
-        model = stack.enter_context(open_model(model_path, profile.runtime))
+        model = stack.enter_context(open_target(model_path, [profile], profile.runtime, notify))
         profile = with_settings(profile, model, notify=notify)
         tried = as_verified(profile, as_is)
         plain_engine = stack.enter_context(LlamaCpp(model, plain(profile)))

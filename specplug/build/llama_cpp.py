@@ -170,8 +170,8 @@ class GgufSource:
                 # The second of two passes counts, because a pass after one with another row count takes longer.
                 passes.append([(timer.time(rows), timer.time(rows))[1] for rows in range(1, LONGEST + 2)])
                 for drafter in drafting:
-                    drafter.warm_up(STEPS)
-                steps.append([drafter.draft_token_ms for drafter in drafting])
+                    drafter.time_passes(STEPS)
+                steps.append([drafter.pass_ms(1) for drafter in drafting])
         target_ms, step_ms = ([median(line) for line in zip(*times, strict=True)] for times in (passes, steps))
         return Costs(target_ms, list(zip(folders, step_ms, strict=True)))
 
@@ -235,7 +235,7 @@ class GgufSource:
         with (
             open_model(path / MODEL if inputs else path) as model,
             open_context(
-                model, self.profile.runtime, cells=cells, num_ids=1, max_rows=max_rows, inputs=inputs
+                model, self.profile.runtime, cells=cells, num_ids=2, max_rows=max_rows, inputs=inputs
             ) as context,
         ):
             yield context

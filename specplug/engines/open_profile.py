@@ -44,11 +44,11 @@ def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[Ope
     from specplug.engines.llama_cpp import require
 
     require()
+    from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.engine import LlamaCpp
-    from specplug.engines.llama_cpp.model import open_model
 
     with (
-        open_model(path, profile.runtime) as model,
-        LlamaCpp(model, profile, notify=notify) as llama,
+        open_target(path, [profile], profile.runtime, notify) as model,
+        LlamaCpp(model, profile, remember=True, notify=notify) as llama,
     ):
         yield llama

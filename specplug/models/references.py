@@ -7,6 +7,7 @@ on an engine, and nothing is downloaded.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from specplug.errors import UsageError
 from specplug.models.gguf_header import read_header
 from specplug.models.packaged_models import DEMO, packaged_model
 
-__all__ = ["DEMO", "check_gguf", "resolve", "tokenizer_hash"]
+__all__ = ["DEMO", "check_gguf", "drafters_beside", "resolve", "tokenizer_hash"]
+
+MOST_BESIDE = 32
+"""Most files of a folder that are looked at, since reading a header takes some 50 ms."""
 
 DOWNLOAD = "hf download ORG/REPO FILE.gguf"
 """How a user gets a model file: the command of the package huggingface_hub."""
@@ -43,6 +47,25 @@ def check_gguf(path: Path) -> None:
     if header.extent > size:
         missing = header.extent - size
         raise UsageError(f"{path}: truncated: {missing} of {header.extent} bytes are missing; copy it again")
+
+
+def drafters_beside(path: Path) -> list[Path]:
+    """Complete GGUF models in the same folder that are smaller and have the same tokenizer, the smallest first."""
+    if path.is_dir():
+        return []
+    smaller = []
+    for one in path.parent.glob("*.gguf"):
+        with suppress(OSError):  # such as a link to nothing
+            size = one.stat().st_size
+            if size < path.stat().st_size and not re.search(r"-\d{5}-of-\d{5}\.gguf$", one.name):
+                smaller.append((size, one))
+    found = []
+    for _, one in sorted(smaller)[:MOST_BESIDE]:
+        with suppress(UsageError):
+            check_gguf(one)
+            if tokenizer_hash(one) == tokenizer_hash(path):
+                found.append(one)
+    return found
 
 
 def tokenizer_hash(path: Path) -> str:

@@ -94,6 +94,87 @@ have equal weights. Chosen."""
 GAIN_WEIGHT_AFTER_COOLDOWN = 0.5
 """The same after a cooldown, when older gains are less relevant. Chosen."""
 
+# -- For which texts a drafter is asked: drafter_use.py, experience.py ----------------------------------------------
+
+FIRST_RATE = 0.8
+"""The share of draft tokens of a drafter expected to be accepted before any was verified. Chosen."""
+
+BEST_RATE = 0.9
+"""If even this share of accepted tokens would not pay, a drafter is not asked. Chosen."""
+
+RATE_WEIGHT = 10.0
+"""Verified draft tokens. The share that a text starts from counts as this many. Chosen."""
+
+RATE_DECAY = 0.99
+"""Factor on the counts per verified draft token, so that about the last hundred matter. Chosen."""
+
+RATE_FADING = 0.98
+"""Factor on these counts per step in which a drafter that has read the text is not asked: what is not tested becomes
+uncertain, until the drafter is asked again. Chosen."""
+
+FEWEST_TESTED = 2.0
+"""Verified draft tokens that remain of these counts at least. Chosen."""
+
+READING_MARGIN = 1.25
+"""Ratio. What a drafter has yet to read of a text is read only where it is expected to save this many times the time
+that reading takes. Chosen."""
+
+READING_STEPS_ALONE = 4.0
+"""Plain steps. Longest time that a drafter reads between two target passes while one sequence runs. Chosen."""
+
+READING_STEPS_BESIDE = 0.25
+"""The same while several sequences run, which all wait meanwhile. Chosen."""
+
+DRAFTER_SHARE = 0.005
+"""Share of the time that a drafter may cost in all: what it saved, less what reading, drafting and trying it took, may
+fall behind by this share and DRAFTER_RESERVE. Chosen."""
+
+DRAFTER_RESERVE = 32.0
+"""Plain steps. Time that a drafter may lose at first, and that its earlier savings allow it to lose later. Chosen."""
+
+RETRY_TOKENS = 32
+"""Emitted tokens after which a drafter can be scored on a text. Chosen."""
+
+KIND_TOKENS = 3
+"""Tokens at which texts of one kind begin alike, after those with which all prompts begin. Chosen."""
+
+MOST_HEAD_TOKENS = 512
+"""Most tokens with which prompts are known to begin alike. Chosen."""
+
+FEWEST_HEAD_TOKENS = 2
+"""A prompt that shares fewer tokens with a beginning of several prompts does not shorten it: one token, which begins
+every text, is what raw prompts and those of a chat template share. Chosen."""
+
+MOST_HEADS = 8
+"""Beginnings of prompts, such as chat templates and system prompts, that are told apart. Chosen."""
+
+MOST_KINDS = 256
+"""Most kinds of text that are remembered. Chosen."""
+
+MOST_LENGTHS = 32
+"""Answer lengths that are remembered per kind. Chosen."""
+
+ANSWER_LENGTH = 32
+"""Tokens. The length that is expected of answers before any was seen; counts as one answer. Chosen."""
+
+PRIOR_KINDS = 2.0
+"""Kinds of text. What the measured costs and the expected acceptance say counts as this many, beside those in which
+something was measured, for what is expected of a further kind. Chosen."""
+
+SAVING_PRIOR_TOKENS = 24.0
+"""Emitted tokens. What is expected of a kind of text counts as this many. Chosen."""
+
+MOST_SAVING_TOKENS = 512.0
+"""Emitted tokens. What was measured in a kind of text counts as this many at most, so that it can change. Chosen."""
+
+# -- How much time learning may take in a batch: speculator.py ------------------------------------------------------
+
+LEARNING_SHARE = 0.02
+"""Share of the time. In a batch, drafts are verified only while the time lost to earlier ones is below this. Chosen."""
+
+LEARNING_RESERVE = 4.0
+"""Plain steps. Time that earlier drafts have saved allows later ones to lose this much at most. Chosen."""
+
 # -- The cost of reading the target's top ids: speculator.py, batch_speculator.py ------------------------------------
 
 TOPK_COST_WEIGHT = 0.1

@@ -8,7 +8,9 @@ on, and cuts by path probability; RASD's pruning by the draft model's top ids ha
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from time import perf_counter_ns
 
 import numpy as np
@@ -16,6 +18,9 @@ import numpy as np
 from specplug.core import EMPTY, ROOT, BatchProposer, Bucket, Draft, IntArray, Proposer, Requires, Step
 from specplug.drafts.trees import likeliest
 from specplug.planning.constants import AGREED_ODDS, ALONE_ODDS
+
+Drafts = list[tuple[int, Draft]]
+"""Drafts for one sequence, with the indices of the proposers that made them; none is empty."""
 
 
 class Fusion:
@@ -82,32 +87,43 @@ class Fusion:
             source.begin(seq, prompt)
 
     def propose(self, seq: int, budget: int) -> Draft:
-        return self.propose_all([seq], [budget], [(0,)] * len(self.sources), [0] * len(self.sources))[0]
+        found: list[Drafts] = [[]]
+        for index in range(len(self.sources)):
+            self.ask(index, [seq], [budget], (0,), found, [0] * len(self.sources))
+        return self.merge(found, [budget])[0]
 
-    def propose_all(
-        self, seqs: Sequence[int], budgets: Sequence[int], active: Sequence[Sequence[int]], spent_ns: list[int]
-    ) -> list[Draft]:
-        """One merged draft for each of `seqs`.
+    def ask(
+        self,
+        index: int,
+        seqs: Sequence[int],
+        budgets: Sequence[int],
+        places: Sequence[int],
+        found: Sequence[Drafts],
+        spent_ns: list[int],
+    ) -> None:
+        """Ask one proposer, and add its drafts to those found.
 
         budgets   most nodes for each sequence
-        active    per proposer the places in `seqs` for which it is asked; none where it is empty
+        places    the places in `seqs` for which it is asked
+        found     per sequence the drafts so far, which are added to in the order of the proposers
         spent_ns  per proposer; the time that it takes is added
         """
-        drafts: list[list[tuple[int, Draft]]] = [[] for _ in seqs]
-        for index, places in enumerate(active):
-            if not places:
-                continue
-            source, in_batches = self.sources[index], self._in_batches[index]
-            began_ns = self.clock()
-            if in_batches is not None:
-                own = in_batches.propose_batch([seqs[place] for place in places], [budgets[place] for place in places])
-            else:
-                own = [source.propose(seqs[place], budgets[place]) for place in places]
-            spent_ns[index] += self.clock() - began_ns
-            for place, draft in zip(places, own, strict=True):
-                if len(draft):
-                    drafts[place].append((index, draft))
-        return [self._merge(found, budget) for found, budget in zip(drafts, budgets, strict=True)]
+        if not places:
+            return
+        source, in_batches = self.sources[index], self._in_batches[index]
+        began_ns = self.clock()
+        if in_batches is not None:
+            own = in_batches.propose_batch([seqs[place] for place in places], [budgets[place] for place in places])
+        else:
+            own = [source.propose(seqs[place], budgets[place]) for place in places]
+        spent_ns[index] += self.clock() - began_ns
+        for place, draft in zip(places, own, strict=True):
+            if len(draft):
+                insort(found[place], (index, draft), key=itemgetter(0))
+
+    def merge(self, found: Sequence[Drafts], budgets: Sequence[int]) -> list[Draft]:
+        """One draft per sequence out of those that the proposers have made."""
+        return [self._merge(drafts, budget) for drafts, budget in zip(found, budgets, strict=True)]
 
     def observe(self, seq: int, step: Step) -> None:
         for source in self.sources:
@@ -117,7 +133,7 @@ class Fusion:
         for source in self.sources:
             source.end(seq)
 
-    def _merge(self, drafts: Sequence[tuple[int, Draft]], budget: int) -> Draft:
+    def _merge(self, drafts: Drafts, budget: int) -> Draft:
         """One tree out of the proposers' drafts, none of which is empty."""
         if not drafts:
             return EMPTY

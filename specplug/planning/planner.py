@@ -134,7 +134,13 @@ class Planner:
         )
 
     def another_pays(
-        self, path: Sequence[float], acceptance_rate: float, draft_token_ms: float, context: int, sequences: int
+        self,
+        path: Sequence[float],
+        acceptance_rate: float,
+        draft_token_ms: float,
+        context: int,
+        sequences: int,
+        least_rate: float = 0.0,
     ) -> bool:
         """Whether a model-based proposer should draft one more token of a chain.
 
@@ -144,6 +150,7 @@ class Planner:
         path             path probability of each draft token of the chain so far
         acceptance_rate  share of further draft tokens that are expected to be accepted
         draft_token_ms   time to draft each of them, milliseconds
+        least_rate       expected tokens per millisecond without this proposer, where others have drafted
         """
         longest = self.max_nodes if self.limits.depth is None else min(self.max_nodes, self.limits.depth)
         if self.static:
@@ -152,7 +159,7 @@ class Planner:
         longest = min(longest, len(ms) - sequences)
         spent_ms = len(path) * draft_token_ms
         tokens = float(sequences)
-        best = MIN_SPEEDUP * tokens / (ms[sequences - 1] + spent_ms)
+        best = max(least_rate, MIN_SPEEDUP * tokens / (ms[sequences - 1] + spent_ms))
         for nodes, p in enumerate(path[:longest], start=1):
             tokens += p
             best = max(best, tokens / (ms[sequences + nodes - 1] + spent_ms))
@@ -164,6 +171,31 @@ class Planner:
             if tokens / (ms[sequences + nodes - 1] + spent_ms) > best:
                 return True
         return False
+
+    def rate(self, plan: Plan, context: int) -> float:
+        """Expected tokens per millisecond of a plan, without reading top ids and without changing the row count, as
+        `another_pays` calculates."""
+        return plan.expected_tokens / self._with_price(self.cost.at(context), len(plan.drafts))[plan.rows - 1]
+
+    def saved_share(self, acceptance_rate: float, pass_ms: float, context: int, sequences: int) -> float:
+        """Share of the time of plain decoding that chains of the best fixed length save; negative where all lose.
+
+        acceptance_rate  share of draft tokens that are accepted, given that those before them were
+        pass_ms          time to draft one token for each of the sequences, milliseconds
+        """
+        ms = self._with_price(self.cost.at(context), sequences)
+        if 2 * sequences > len(ms):
+            return -1.0
+        plain = ms[sequences - 1]
+        best, tokens, p = -1.0, 1.0, 1.0
+        for length in range(1, min(self.max_nodes, len(ms)) // sequences + 1):
+            rows = sequences * (1 + length)
+            if rows > len(ms):
+                break
+            p *= acceptance_rate
+            tokens += p
+            best = max(best, 1.0 - (ms[rows - 1] + length * pass_ms) / (tokens * plain))
+        return best
 
     def saved_ms(self, plan: Plan, context: int, without: Set[int]) -> float:
         """Time that drafting is expected to save over plain decoding, had nodes of the buckets `without` not been

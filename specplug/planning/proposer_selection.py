@@ -83,6 +83,7 @@ class ProposerSelection:
         plain_ms: float,
         expected_ms: Callable[[Sequence[int]], float],
         measured_ms: Callable[[int], float] | None = None,
+        occupied: Sequence[int] = (),
     ) -> None:
         """Report to the back-off of every proposer that was asked the time that it saved and the time that it cost.
 
@@ -95,6 +96,7 @@ class ProposerSelection:
         expected_ms  time that the plan is expected to save without the drafts of these proposers
         measured_ms  time that the drafts of this expensive proposer saved in the pass, negative where they lost; not
                      required where there is none
+        occupied     expensive proposers that were reading, which is neither a draft nor declining
         """
         num_readers = sum(self._proposers[index].requires.topk > 0 for index in self.asked)
         by_cost = sorted(self.asked, key=lambda index: self.back_offs[index].cost_ms)
@@ -110,7 +112,7 @@ class ProposerSelection:
             elif self._ran(index):
                 assert measured_ms is not None
                 back_off.record(spent_ns / 1e6, measured_ms(index), plain_ms)
-            else:
+            elif index not in occupied:
                 back_off.decline()
             credited_ms = saved_ms
 

@@ -8,13 +8,15 @@ State: the candidate drafts of the current step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from specplug.core import EMPTY, NO_LIMITS, Draft, DraftLimits, IntArray, ModelBased, Requires, Step
-from specplug.drafts.trees import path_probabilities
 from specplug.planning.acceptance import AcceptanceTable
-from specplug.planning.constants import TOPK_COST_WEIGHT
+from specplug.planning.constants import LEARNING_RESERVE, LEARNING_SHARE, TOPK_COST_WEIGHT
 from specplug.planning.cost import CostCurve
-from specplug.planning.fusion import Fusion
+from specplug.planning.drafter_use import DrafterUse
+from specplug.planning.experience import Experience
+from specplug.planning.fusion import Drafts, Fusion
 from specplug.planning.planner import Plan, Planner
 from specplug.planning.proposer_selection import ProposerSelection
 from specplug.profile import Profile
@@ -31,10 +33,12 @@ class Speculator:
         *,
         limits: DraftLimits = NO_LIMITS,
         learned: Mapping[str, Sequence[float]] | None = None,
+        experience: Mapping[int, Experience] | None = None,
     ) -> None:
         """
-        limits   limits of the target's memory for a draft
-        learned  maps bucket names to the (hits, misses) to start from
+        limits      limits of the target's memory for a draft
+        learned     maps bucket names to the (hits, misses) to start from
+        experience  with earlier texts, by the index of a model-based proposer; it is continued
         """
         self.fusion = fusion
         self.requires: Requires = fusion.requires
@@ -66,34 +70,58 @@ class Speculator:
         """The same of the last pass that was not an inserted plain one."""
         self._plain_due = False
         self._topk_row_ms = 0.0
-        self._model_based = [(i, source) for i, source in enumerate(fusion.sources) if isinstance(source, ModelBased)]
-        for index, source in self._model_based:
-            self._provide_pays(source, fusion.first(index))
+        self.drafter_uses: dict[int, DrafterUse] = {}
+        """How the model-based proposers are used, by their index."""
+        for index, source in enumerate(fusion.sources):
+            if isinstance(source, ModelBased):
+                own = (experience or {}).get(index) or Experience()
+                self.drafter_uses[index] = self._use(source, fusion.first(index), own)
+        self._active: list[Sequence[int]] = []
+        self._running = 0
+        self._may_verify = True
+        self._learning_ms = 0.0
+        """Time that drafts may lose in a batch, by what earlier ones have saved and lost."""
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         self.note_other_pass()  # reading the prompt
-        self.selection.start_text()
+        if not self._running:  # beside other sequences a back-off goes on
+            self.selection.start_text()
+        self._running += 1
         self.fusion.begin(seq, prompt)
+        for use in self.drafter_uses.values():
+            use.begin(seq, prompt)
 
     def end(self, seq: int) -> None:
+        self._running -= 1
         self.fusion.end(seq)
+        for use in self.drafter_uses.values():
+            use.end(seq)
 
     def note_other_pass(self) -> None:
         """Record that a pass of another shape ran, such as one for a prompt: the next one does not repeat its shape."""
         self._last_rows = self._last_planned_rows = 0
 
     def plan(
-        self, seqs: Sequence[int], context: int, budgets: Sequence[int], remaining: Sequence[int] | None = None
+        self,
+        seqs: Sequence[int],
+        context: int,
+        budgets: Sequence[int],
+        remaining: Sequence[int] | None = None,
+        *,
+        beside_prompts: bool = False,
     ) -> list[Draft]:
         """The subtree to verify for each of `seqs`.
 
-        context    mean KV cache fill of the sequences, tokens
-        budgets    most nodes for each sequence, >= 0: a draft of n nodes can emit n + 1 tokens
-        remaining  most tokens that each sequence may still emit; None if its budget is the limit
+        context         mean KV cache fill of the sequences, tokens
+        budgets         most nodes for each sequence, >= 0: a draft of n nodes can emit n + 1 tokens
+        remaining       most tokens that each sequence may still emit; None if its budget is the limit
+        beside_prompts  whether the target reads prompts of other sequences, which should not wait for a drafter
         """
         self._context, self._num_sequences = context, len(seqs)
         if self._never_drafts:
             return [EMPTY] * len(seqs)
+        for use in self.drafter_uses.values():
+            use.reading_ns = 0
         # A plain pass is inserted only if it will probably be timed, as the previous one was; so not beside a prompt.
         self._plain_due = not self._static and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
         if not self.selection.select(plain_due=self._plain_due):
@@ -101,17 +129,12 @@ class Speculator:
             self._candidates = []
             self._plan = Plan([EMPTY] * len(seqs), len(seqs), 0.0, 0.0)
             return self._plan.drafts
-        limit = self.planner.max_nodes
-        self._candidates = self.fusion.propose_all(
-            seqs,
-            [min(limit, budget) for budget in budgets],
-            self._active(seqs, budgets if remaining is None else remaining),
-            self.selection.spent_ns,
-        )
-        self.wants_topk = self.selection.topk()
-        row_ms = self._topk_row_ms if self.wants_topk else 0.0
-        self._plan = self.planner.plan(self._candidates, context, row_ms, self._last_planned_rows)
-        self._plan_ns = self.selection.common_ns()
+        self._may_verify = self._static or len(seqs) == 1 or self._learning_ms >= 0
+        self._propose(seqs, budgets, budgets if remaining is None else remaining, may_read=not beside_prompts)
+        if not self._may_verify:
+            self._plan = replace(self._plan, drafts=[EMPTY] * len(seqs), rows=len(seqs))
+        reading_ns = sum(use.reading_ns for use in self.drafter_uses.values())
+        self._plan_ns = self.selection.common_ns() - reading_ns
         return self._plan.drafts
 
     def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float | None, topk_ns: int = 0) -> None:
@@ -132,62 +155,110 @@ class Speculator:
         self._last_rows = rows if target_ms is not None else 0
         if not self._plain_due or not self._last_rows:
             self._last_planned_rows = self._last_rows
+        plain_ms = self._plain_ms(len(seqs))
         if not self._candidates:
+            self._learn_drafter_uses(seqs, steps, plain_ms, {})
             return
         for candidate, step in zip(self._candidates, steps, strict=True):
             self.planner.learn(candidate, step.emitted)
+        asked = self._asked_drafters() if not self._static else []
+        saved_ms = {index: self._measured_ms(index, steps) for index in asked if self._active[index]}
+        self._learn_drafter_uses(seqs, steps, plain_ms, saved_ms)
         if self._static:
             return
         if self.wants_topk:
             self._topk_row_ms += (topk_ns / 1e6 / rows - self._topk_row_ms) * TOPK_COST_WEIGHT
+        common_ns = self._plan_ns + self.fusion.clock() - began_ns
+        if len(seqs) > 1:
+            draft_ms = (common_ns + sum(self.selection.spent_ns)) / 1e6
+            self._charge_batch(steps, plain_ms, None if target_ms is None else target_ms + draft_ms)
         self.selection.credit(
-            common_ns=self._plan_ns + self.fusion.clock() - began_ns,
+            common_ns=common_ns,
             topk_ns=topk_ns,
-            plain_ms=self._plain_ms(len(seqs)),
+            plain_ms=plain_ms,
             expected_ms=self._expected_ms,
-            measured_ms=lambda index: self._measured_ms(index, steps),
+            measured_ms=lambda index: sum(saved_ms.get(index, ())),
+            occupied=[index for index in asked if self.drafter_uses[index].reading_ns],
         )
 
-    def _active(self, seqs: Sequence[int], remaining: Sequence[int]) -> list[Sequence[int]]:
-        """Per proposer the places in `seqs` for which it is asked.
+    def _propose(
+        self, seqs: Sequence[int], budgets: Sequence[int], remaining: Sequence[int], *, may_read: bool
+    ) -> None:
+        """Ask the proposers, and plan. Model-based ones are asked last, where they can do better than the others."""
+        fusion, asked = self.fusion, self.selection.asked
+        budgets = [min(self.planner.max_nodes, budget) for budget in budgets]
+        every: Sequence[int] = range(len(seqs))
+        self._active = [every if index in asked else () for index in range(len(fusion.sources))]
+        found: list[Drafts] = [[] for _ in seqs]
+        for index in asked:
+            if index not in self.drafter_uses:
+                fusion.ask(index, seqs, budgets, every, found, self.selection.spent_ns)
+        self.wants_topk = self.selection.topk()
+        self._plan_candidates(fusion.merge(found, budgets))
+        for index in self._asked_drafters() if seqs else []:
+            if not self._static:
+                use = self.drafter_uses[index]
+                self._active[index] = (
+                    use.places(seqs, remaining, self._context, self._plain_ms(len(seqs)), self._plan, may_read=may_read)
+                    if self._may_verify
+                    else ()
+                )
+            fusion.ask(index, seqs, budgets, self._active[index], found, self.selection.spent_ns)
+            if self._active[index]:
+                self._plan_candidates(fusion.merge(found, budgets))
 
-        A model-based proposer is not asked for a sequence where that costs more than any draft can still save.
+    def _plan_candidates(self, candidates: list[Draft]) -> None:
+        self._candidates = candidates
+        row_ms = self._topk_row_ms if self.wants_topk else 0.0
+        self._plan = self.planner.plan(candidates, self._context, row_ms, self._last_planned_rows)
+
+    def _asked_drafters(self) -> list[int]:
+        """The model-based proposers among those that are asked in this step."""
+        return [index for index in self.drafter_uses if index in self.selection.asked]
+
+    def _charge_batch(self, steps: Sequence[Step], plain_ms: float, step_ms: float | None) -> None:
+        """Add to the time that drafts may lose in a batch: a share of every step, and what its drafts saved or lost.
+
+        step_ms  time of the step; None if it is unknown
         """
-        asked = self.selection.asked
-        every = range(len(seqs))
-        active: list[Sequence[int]] = [every if index in asked else () for index in range(len(self.fusion.sources))]
-        if self._static or not seqs:
-            return active
-        for index, source in self._model_based:
-            if index in asked:
-                token_ms = self._plain_ms(len(seqs)) / len(seqs)
-                active[index] = [
-                    place for place in every if source.asking_ms(seqs[place]) <= remaining[place] * token_ms
-                ]
-        return active
+        self._learning_ms += LEARNING_SHARE * plain_ms
+        if step_ms is not None and any(len(step.draft) for step in steps):
+            emitted = sum(len(step.emitted) for step in steps)
+            self._learning_ms += plain_ms * emitted / len(steps) - step_ms
+        self._learning_ms = min(self._learning_ms, LEARNING_RESERVE * plain_ms)
 
     def _plain_ms(self, sequences: int) -> float:
         """Time of a plain pass at the current context."""
         return self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
 
-    def _provide_pays(self, source: ModelBased, first: int) -> None:
-        """Let a proposer ask before each draft token whether it pays; `first` is the index of its first bucket."""
+    def _use(self, source: ModelBased, first: int, experience: Experience) -> DrafterUse:
+        """The use of a proposer whose first bucket has the index `first`."""
+        known, clock = self.table.probability, self.fusion.clock  # a list that the table keeps up to date
+        return DrafterUse(source, self.planner, lambda bucket: known[first + bucket], experience, clock)
 
-        def pays(chain: Sequence[int], acceptance_rate: float) -> bool:
-            probability = self.table.probability
-            path = path_probabilities(range(-1, len(chain) - 1), [probability[first + bucket] for bucket in chain])
-            token_ms = source.draft_token_ms
-            return self.planner.another_pays(path, acceptance_rate, token_ms, self._context, self._num_sequences)
-
-        source.pays = pays
+    def _learn_drafter_uses(
+        self, seqs: Sequence[int], steps: Sequence[Step], plain_ms: float, saved_ms: Mapping[int, Sequence[float]]
+    ) -> None:
+        """
+        saved_ms  by the index of a model-based proposer: the time that its draft tokens saved, per sequence
+        """
+        token_ms = plain_ms / len(seqs)
+        for index, use in self.drafter_uses.items():
+            use.learn_pass(plain_ms)
+            active = self._active[index] if index in saved_ms else ()
+            spent_ms = self.selection.spent_ns[index] / 1e6 / len(active) if active else 0.0
+            for place, (seq, step) in enumerate(zip(seqs, steps, strict=True)):
+                tokens = len(step.emitted)
+                saved = saved_ms[index][place] - spent_ms if place in active else None
+                use.learn_step(seq, tokens, token_ms * tokens, saved)
 
     def _expected_ms(self, without: Sequence[int]) -> float:
         """Time that the plan is expected to save, had the proposers `without` not drafted."""
         buckets = frozenset[int]().union(*(self.fusion.own_buckets[index] for index in without))
         return self.planner.saved_ms(self._plan, self._context, buckets)
 
-    def _measured_ms(self, index: int, steps: Sequence[Step]) -> float:
-        """Time that the draft tokens of one proposer saved in this pass, negative where they lost.
+    def _measured_ms(self, index: int, steps: Sequence[Step]) -> list[float]:
+        """Time that the draft tokens of one proposer saved in this pass for each sequence, negative where they lost.
 
         For an expensive proposer the expectation is not enough, as its mistakes are expensive, too.
         """
@@ -196,8 +267,12 @@ class Speculator:
         owners = [owner[step.draft.buckets].tolist() for step in steps]
         nodes = sum(map(len, owners))
         if not nodes:
-            return 0.0
-        own = sum(line.count(index) for line in owners)
-        accepted = sum(line[node] == index for line, step in zip(owners, steps, strict=True) for node in step.accepted)
-        extra_ms = ms[min(sequences + nodes, len(ms)) - 1] - ms[sequences - 1] + self.planner.limits.price_ms
-        return float(ms[sequences - 1] * accepted / sequences - extra_ms * own / nodes)
+            return [0.0] * sequences
+        plain_ms, plan = ms[sequences - 1], self._plan
+        change_ms = 0.0 if plan.rows == plan.last_rows else plan.change_ms
+        pass_ms = ms[min(sequences + nodes, len(ms)) - 1] + change_ms + self.planner.limits.price_ms
+        node_ms = (pass_ms - plain_ms) / nodes
+        return [
+            plain_ms / sequences * sum(line[node] == index for node in step.accepted) - node_ms * line.count(index)
+            for line, step in zip(owners, steps, strict=True)
+        ]

@@ -5,7 +5,7 @@ This module holds the options; it drafts nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from specplug.proposers.draft_model import MAX_DRAFT, DraftModel
 
@@ -20,6 +20,14 @@ class VocabTrim(DraftModel):
     The other options are those of DraftModel.
     """
 
-    def __init__(self, *, model: str, build: Sequence[str] = (), max_draft: int = MAX_DRAFT, branches: int = 1) -> None:
-        super().__init__(model=model, max_draft=max_draft, branches=branches)
+    def __init__(
+        self,
+        *,
+        model: str,
+        build: Sequence[str] = (),
+        max_draft: int = MAX_DRAFT,
+        branches: int = 1,
+        context: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(model=model, max_draft=max_draft, branches=branches, context=context)
         self.build = tuple(build)

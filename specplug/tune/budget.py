@@ -19,11 +19,12 @@ SHARES = {
     "record": 0.21,
     "off_path_rows": 0.12,
     "expense": 0.04,
+    "drafters": 0.06,
     "replay": 0.13,
 }
 """Share of the budget for each stage. Confirming gets the remainder, and whatever the other stages do not use."""
 
-CONFIRM_SHARE = 0.3
+CONFIRM_SHARE = 0.25
 """Share of the budget that no earlier stage may use, so that confirming always has it."""
 
 FEWEST_TOKENS = 16

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 from specplug import registry
@@ -36,7 +37,11 @@ PAPER_NODES = 80
 """Size, in tokens, of the tree of the Token Recycling paper (arXiv 2408.08696)."""
 
 LONGEST = 8
-"""Most draft tokens for one sequence of a batch: with more of them, a pass costs more than they save."""
+"""Most draft tokens of a drafter, or for one sequence of a batch: with more of them, a pass costs more than they
+save."""
+
+WITH_DRAFTERS = (("suffix", "token_recycling"), ("suffix",), ("ngram",))
+"""The methods that are tried together with a drafter."""
 
 BUILTIN = {"name": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5}
 """Options of the engine's own drafter that is tried beside our methods, on engines that have one."""
@@ -62,7 +67,7 @@ class Setting:
         """A unique and readable name, such as `ngram(min_match=2), static 4 chain`."""
         methods = []
         for spec in self.proposers:
-            inside = ", ".join(f"{key}={value}" for key, value in sorted(spec.options.items()))
+            inside = ", ".join(f"{key}={_short(key, value)}" for key, value in sorted(spec.options.items()))
             methods.append(f"{spec.method}({inside})" if inside else spec.method)
         planner = self.planner
         if not self.speculates:
@@ -87,16 +92,19 @@ PLAIN = Setting((ProposerSpec("none"),), PlannerSettings())
 """Plain decoding."""
 
 
-def grid(provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20) -> list[Setting]:
+def grid(
+    provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20, drafters: Sequence[ProposerSpec] = ()
+) -> list[Setting]:
     """Every setting to try on an engine, most promising first, without plain decoding.
 
     provides    what the engine provides to proposers
     trees       whether the engine verifies trees
     most_nodes  draft tokens that a draft can have: it limits measured planners, and excludes larger fixed drafts
+    drafters    the drafters to try, alone and together with the methods that look up tokens
     """
     methods = [name for name in registry.names() if name != "none" and is_usable(name, provides)]
     settings: dict[str, Setting] = {}
-    for setting in _all_settings(methods, trees, provides.builtin) if most_nodes >= 1 else ():
+    for setting in _all_settings(methods, trees, provides.builtin, drafters) if most_nodes >= 1 else ():
         planner = setting.planner
         if planner.max_nodes > most_nodes:
             if planner.mode == "static":
@@ -106,13 +114,23 @@ def grid(provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20) -
     return list(settings.values())
 
 
-def _all_settings(methods: Sequence[str], trees: bool, builtin: bool) -> Iterator[Setting]:
+def _all_settings(
+    methods: Sequence[str], trees: bool, builtin: bool, drafters: Sequence[ProposerSpec]
+) -> Iterator[Setting]:
     """All settings, most promising first, so that a replay that runs out of time has tried those."""
     singles = [(ProposerSpec(method),) for method in methods]
     pairs = [(ProposerSpec(one), ProposerSpec(two)) for one, two in combinations(methods, 2)]
     for nodes in reversed(MAX_NODES):
         for specs in (*singles, *pairs):
             yield Setting(specs, PlannerSettings(max_nodes=nodes, trees=trees))
+    lookups = [tuple(ProposerSpec(method) for method in found) for found in WITH_DRAFTERS if set(found) <= {*methods}]
+    for drafter in drafters:
+        for specs in (*lookups, ()):
+            for nodes in reversed(MAX_NODES):
+                yield Setting((*specs, drafter), PlannerSettings(max_nodes=nodes, trees=trees))
+        for nodes in CHAINS:
+            if nodes <= LONGEST:
+                yield Setting((drafter,), PlannerSettings(mode="static", max_nodes=nodes, trees=False))
     for specs in (*singles, *pairs):
         for nodes in CHAINS:
             yield Setting(specs, PlannerSettings(mode="static", max_nodes=nodes, trees=False))
@@ -130,6 +148,11 @@ def _all_settings(methods: Sequence[str], trees: bool, builtin: bool) -> Iterato
         paper = (ProposerSpec("token_recycling", {"shape": "paper"}),)
         yield Setting(paper, PlannerSettings(max_nodes=max(MAX_NODES)))
         yield Setting(paper, PlannerSettings(mode="static", max_nodes=PAPER_NODES))
+
+
+def _short(key: str, value: Any) -> Any:
+    """An option in the name of a setting: of a path only the file."""
+    return Path(value).name if key == "model" else value
 
 
 def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:

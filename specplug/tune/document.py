@@ -17,6 +17,8 @@ from specplug.machine import hardware
 from specplug.planning.cost import CostCurve, oracle_speedup
 from specplug.planning.request_time import ALL_ROWS
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
+from specplug.profile.with_drafter import drafters_of
+from specplug.registry import ProposerSpec
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
 from specplug.tune.engine_choice import EngineChoice, with_setting
@@ -129,8 +131,10 @@ def tuned_profile(
     else:
         (points,) = [curve.points for curve in findings.curves if curve.sequences == request.level]
         measured = Measured(machine, points, learned)
+    chosen = findings.chosen.profile(request.base, request.name)
     profile = replace(
-        findings.chosen.profile(request.base, request.name),
+        chosen,
+        proposers=tuple(map(_with_absolute_path, chosen.proposers)),
         description=f"Tuned {document['date']}: {outcome(document)}",
         model=model,
         runtime=runtime,
@@ -146,13 +150,21 @@ def tuned_profile(
     return profile
 
 
+def _with_absolute_path(spec: ProposerSpec) -> ProposerSpec:
+    """A drafter in a file is found from every folder."""
+    path = Path(spec.options.get("model", "")).expanduser()
+    if not spec.options.get("model") or not path.is_file():
+        return spec
+    return replace(spec, options={**spec.options, "model": str(path.resolve())})
+
+
 def evidence(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document with fewer settings, for the profile; the slowest one is always kept."""
     lines = document["settings"]
-    known: set[tuple[str, str]] = set()
+    known: set[tuple[str, ...]] = set()
     kept = []
     for place, line in enumerate(lines):
-        key = (line["method"], line["mode"])
+        key = (line["method"], line["mode"], *line["drafters"])
         if line["confirmed"] or line["name"] == document["chosen"] or not place:
             kept.append(line)
         elif place < KEPT or key not in known or place == len(lines) - 1:
@@ -327,6 +339,7 @@ def _line(findings: Findings, setting: Setting) -> dict[str, Any]:
         "name": setting.name,
         "method": setting.method,
         "mode": setting.planner.mode,
+        "drafters": [Path(spec.options["model"]).name for spec in drafters_of(setting.proposers)],
         "predicted": {
             **_sums(prediction.total),
             "categories": {category: _sums(sums) for category, sums in categories.items()},

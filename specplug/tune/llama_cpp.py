@@ -25,6 +25,7 @@ from specplug.planning.request_time import SettingCosts
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
+from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.engine_choice import with_setting
 from specplug.tune.expense import Expense, Line, TimedProposer
 from specplug.tune.off_path import OFF_PATH_IDS, off_path_rows
@@ -51,6 +52,9 @@ SECONDS_FOR_WEIGHTS = 10.0
 MEMORY_SHARE = 0.5
 """Settings for weights are tried where the copies that they need take at most this share of the free memory."""
 
+DRAFTED, TIMED_TOKENS = 4, 32
+"""Tokens of the chains, and of the answers, by which the cost of a draft token is measured beside the target."""
+
 SAMPLES = 18
 """Fewest timed passes per method, whatever the time."""
 
@@ -61,19 +65,27 @@ class LlamaCppSubject:
     trees = True
     batched = False
 
-    def __init__(self, model_path: Path, profile: Profile) -> None:
-        """EngineError without llama-cpp-python; UsageError for a model or profile that cannot be used."""
+    def __init__(
+        self,
+        model_path: Path,
+        profile: Profile,
+        *,
+        drafters: Sequence[ProposerSpec] = (),
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """EngineError without llama-cpp-python; UsageError for a model, profile or drafter that cannot be used."""
         from specplug.engines.llama_cpp import require
 
         require()
+        from specplug.engines.llama_cpp.drafters.opening import open_target
         from specplug.engines.llama_cpp.engine import PROVIDES
-        from specplug.engines.llama_cpp.model import open_model
         from specplug.engines.llama_cpp.rollback import rollback_of
         from specplug.engines.llama_cpp.settings_choice import with_settings
 
         self.provides: Requires = PROVIDES
         self._path, self._base = model_path, profile.runtime
-        model = open_model(model_path, profile.runtime)
+        drafting = [replace(profile, proposers=(spec,)) for spec in drafters]
+        model = open_target(model_path, drafting, profile.runtime, notify)
         self._opened = {(profile.runtime.repack, profile.runtime.mmap, profile.runtime.gpu_layers): model}
         rollback_of(model)  # raises for a model that cannot take draft tokens back
         self.profile = with_settings(profile, model)
@@ -272,6 +284,39 @@ class LlamaCppSubject:
             topk=Line.through(rows_read),
             step=Line.through([point for one in times.values() for point in one.loop]),
         )
+
+    def trace_drafter(
+        self, spec: ProposerSpec, answers: Sequence[Answer], level: int, seconds: float, progress: Progress
+    ) -> DrafterTrace:
+        """Chains are drafted beside the target first, so that a draft token costs what it costs in use."""
+        from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+        from specplug.engines.llama_cpp.engine import LlamaCpp
+        from specplug.generation.answers import Request
+
+        began = perf_counter()
+        planner = PlannerSettings(mode="static", max_nodes=DRAFTED * level, trees=False)
+        profile = replace(self.profile, proposers=(spec,), planner=planner, exact=False, measured=None)
+        free = CostPoints((1,), (1, planner.max_nodes + level), ((1.0, 1.0),))
+        with LlamaCpp(self._model, profile, slots=level, cost=free) as engine:
+            (drafter,) = engine.speculator.fusion.sources
+            assert isinstance(drafter, ModelDrafter)
+            shortest = sorted((answer.prompt for answer in answers), key=len)[: max(level, 2)]
+            engine.generate_all([Request(prompt, TIMED_TOKENS) for prompt in shortest])
+            guesses = {}
+            for answer in answers:
+                guesses[answer.prompt_id, answer.turn] = drafter.guesses(answer.prompt, answer.tokens)
+                progress(min(1.0, max(len(guesses) / len(answers), (perf_counter() - began) / max(seconds, 1e-9))))
+                if perf_counter() - began > seconds:
+                    break
+            return DrafterTrace(
+                drafter.buckets,
+                tuple(drafter.pass_ms(rows) for rows in range(1, level + 1)),
+                drafter.times.read_token_ms,
+                drafter.retry_ms,
+                drafter.max_draft,
+                drafter.window,
+                guesses,
+            )
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
         from specplug.generation.answers import Sampling

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specplug.profile import CostPoints
+from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.expense import Expense
 
 POSITIONS = 16
@@ -89,6 +90,7 @@ class Costs:
     expense  the cost of drafting
     batch    the cost curves of all measured batch sizes, for engines that plan once for a changing batch
     uniform  whether all sequences of such a batch have drafts of the same length
+    drafters  the recorded drafters, by `drafter_key`
     plain_scale  time of plain decoding, which may have engine settings of its own, relative to that of `points`
     """
 
@@ -96,4 +98,5 @@ class Costs:
     expense: Expense
     batch: tuple[CostPoints, ...] = ()
     uniform: bool = False
+    drafters: Mapping[str, DrafterTrace] = field(default_factory=dict)
     plain_scale: float = 1.0

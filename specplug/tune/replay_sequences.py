@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from specplug import registry
-from specplug.core import ROOT, Draft, IntArray, Step
+from specplug.core import ROOT, Draft, IntArray, Proposer, Step
 from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import Profile
 from specplug.tune.candidates import Setting
+from specplug.tune.drafter_trace import NAME as DRAFTER_NAME
+from specplug.tune.drafter_trace import RecordedDrafter, drafter_key
 from specplug.tune.expense import PricedProposer, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
 from specplug.tune.trace import ALONE, Answer
@@ -53,14 +55,21 @@ class Replay:
         learned: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """`learned` holds the acceptance counts that the buckets start with."""
-        sources = registry.build_sources(setting.proposers)
         self._clock = SimulatedClock()
         self._expense = expense = costs.expense
-        priced = [
-            PricedProposer(source, self._clock, expense, spec.method, len(sources))
-            for source, spec in zip(sources, setting.proposers, strict=True)
-        ]
-        fusion = Fusion(priced, clock=self._clock, names=[type(source).__name__ for source in sources])
+        self._drafters: list[RecordedDrafter] = []
+        sources: list[Proposer] = []
+        names = []
+        for spec, source in zip(setting.proposers, registry.build_sources(setting.proposers), strict=True):
+            recorded = costs.drafters.get(drafter_key(spec))
+            if recorded is not None:
+                self._drafters.append(RecordedDrafter(recorded, self._clock, expense, len(setting.proposers)))
+                sources.append(self._drafters[-1])
+                names.append(DRAFTER_NAME)
+            else:
+                sources.append(PricedProposer(source, self._clock, expense, spec.method, len(setting.proposers)))
+                names.append(type(source).__name__)
+        fusion = Fusion(sources, clock=self._clock, names=names)
         points = costs.points
         ms = [list(line) for line in points.ms]
         profile = Profile("replay", proposers=setting.proposers, planner=setting.planner)
@@ -79,6 +88,8 @@ class Replay:
         speculator = self.speculator
         cursors = [_Cursor(seq, answer, answer.tokens.tolist(), Sums()) for seq, answer in enumerate(group)]
         for c in cursors:
+            for drafter in self._drafters:
+                drafter.follow(c.seq, c.answer)
             speculator.begin(c.seq, np.append(c.answer.prompt, c.answer.tokens[:1]))
         running = [c for c in cursors if len(c.tokens) > 1]
         total, plain, plain_rows = 0.0, 0.0, 0
@@ -106,7 +117,8 @@ class Replay:
         began = clock.now
         fill = sum(len(c.answer.prompt) + c.at for c in running) // len(running)
         seqs = [c.seq for c in running]
-        drafts = speculator.plan(seqs, fill, [self._max_tokens - c.at - 2 for c in running])
+        left = [self._max_tokens - c.at - 2 for c in running]
+        drafts = speculator.plan(seqs, fill, left, [n + 1 for n in left])
         steps = [self._verify(c, draft) for c, draft in zip(running, drafts, strict=True)]
         rows = len(running) + sum(map(len, drafts))
         line = self._cost.at(fill)

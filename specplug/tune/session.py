@@ -22,7 +22,7 @@ from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
 from specplug.tune.stages import Progress, Stages
 from specplug.tune.subject import Subject
-from specplug.tune.tune_request import Request, check, check_journal, journal_path
+from specplug.tune.tune_request import Request, beside, check, check_journal, journal_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,9 @@ def tune(
         stages = Stages(request, subject, journal, budget, notify, progress)
         if busy:
             stages.note(busy)
+        names = beside(request)
+        if names:
+            stages.note(f"beside the model, smaller and with its tokenizer: {', '.join(names)}; --draft FILE tries one")
         return _run(stages)
 
 
@@ -76,7 +79,7 @@ def open_subject(request: Request, notify: Callable[[str], None]) -> Subject:
         return VllmSubject(str(request.model), request.base, most=max(request.concurrency), notify=notify)
     from specplug.tune.llama_cpp import LlamaCppSubject
 
-    return LlamaCppSubject(request.model, request.base)
+    return LlamaCppSubject(request.model, request.base, drafters=request.drafters, notify=notify)
 
 
 def _run(stages: Stages) -> Outcome:
@@ -99,7 +102,10 @@ def _run(stages: Stages) -> Outcome:
         most_nodes = min(most_nodes, choice.nodes)
     points = {curve.sequences: curve.points for curve in curves}
     batch = tuple(points.values()) if subject.batched else ()
-    live = {each: Costs(points[each], expense, batch, request.base.vllm.uniform) for each in request.concurrency}
+    drafters = stages.trace_drafters(trace)
+    live = {
+        each: Costs(points[each], expense, batch, request.base.vllm.uniform, drafters) for each in request.concurrency
+    }
     costs = replace(live[level], points=_padded(points[level])) if padded else live[level]
     if choice is not None:
         costs = replace(costs, plain_scale=choice.plain_scale)

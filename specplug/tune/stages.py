@@ -26,6 +26,8 @@ from specplug.tune.budget import Budget
 from specplug.tune.candidates import MAX_NODES, PLAIN, Setting, grid
 from specplug.tune.confirm import confirm
 from specplug.tune.cost_curves import CONTEXTS, Curve
+from specplug.tune.drafter_stage import trace_drafters
+from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.engine_choice import EngineChoice, choose_with_drafts, first_choice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
@@ -273,11 +275,27 @@ class Stages:
             known = self.add("expense", expense=found.as_mapping())
         return Expense.from_mapping(known["expense"])
 
+    def trace_drafters(self, trace: Trace) -> dict[str, DrafterTrace]:
+        """Run every drafter over the recorded answers. The journal does not keep this: a continued tune repeats it."""
+        request = self.request
+        seconds = self.budget.of("drafters") if request.drafters else 0.0
+        return trace_drafters(
+            self.subject,
+            request.drafters,
+            trace,
+            request.level,
+            seconds,
+            report=lambda share: self._report("drafters", share),
+            note=self.note,
+        )
+
     def replay(self, path: Path, costs: Costs, most_nodes: int) -> dict[Setting, Prediction]:
         """Replay every setting over the trace, while time allows. Replays are quick, so the journal does not keep them:
         a continued tune repeats them."""
         most_nodes = min(most_nodes, costs.points.rows[-1] - costs.points.sequences)
-        settings = grid(self.subject.provides, trees=self.subject.trees, most_nodes=most_nodes)
+        settings = grid(
+            self.subject.provides, trees=self.subject.trees, most_nodes=most_nodes, drafters=self.request.drafters
+        )
         known = self._journal.last("finalists")
         seconds = self.budget.of("replay")
         if known is not None:

@@ -9,7 +9,9 @@ from specplug.bench.arms import Arm
 from specplug.core import IntArray, Requires
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
+from specplug.registry import ProposerSpec
 from specplug.tune.cost_curves import Curve, Progress
+from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Costs
 from specplug.tune.trace import Answer, OffPathRows, Trace
@@ -84,6 +86,12 @@ class Subject(Protocol):
 
     def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
         """The cost of drafting with each method beside the target's passes, `level` sequences at once."""
+
+    def trace_drafter(
+        self, spec: ProposerSpec, answers: Sequence[Answer], level: int, seconds: float, progress: Progress
+    ) -> DrafterTrace:
+        """What a drafter drafts for these answers, in order, as many as time allows; and its costs, `level` sequences
+        at once. Raises UsageError for a drafter that does not fit the model."""
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
         """An arm that answers `slots` prompts at a time with this profile."""

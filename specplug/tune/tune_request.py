@@ -19,8 +19,11 @@ from specplug import profile as profiles
 from specplug.bench.workloads import Prompt
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
+from specplug.models.references import drafters_beside
 from specplug.profile import Profile
+from specplug.registry import ProposerSpec
 from specplug.tune.budget import FEWEST_TOKENS
+from specplug.tune.drafter_trace import drafter_key
 from specplug.tune.journal import Journal
 
 SCHEMA = 1
@@ -40,6 +43,7 @@ class Request:
     command      the command line, for the evidence
     allow_rounding
                  take engine settings and draft sizes whose passes may round differently from plain decoding
+    drafters     the drafters to try, on llama.cpp
     """
 
     model: Path
@@ -54,6 +58,7 @@ class Request:
     concurrency: tuple[int, ...] = (1,)
     resume: bool = False
     allow_rounding: bool = False
+    drafters: tuple[ProposerSpec, ...] = ()
     command: str = ""
 
     @property
@@ -75,6 +80,7 @@ class Request:
             "objective": self.objective,
             "concurrency": list(self.concurrency),
             "allow_rounding": self.allow_rounding,
+            "drafters": [drafter_key(spec) for spec in self.drafters],
         }
 
 
@@ -87,6 +93,13 @@ def journal_path(out: Path) -> Path:
 def workload_hash(prompts: Sequence[Prompt]) -> str:
     """SHA-256 of the prompts, in order."""
     return hashlib.sha256(json.dumps([[p.id, p.category, p.turns] for p in prompts]).encode()).hexdigest()
+
+
+def beside(request: Request) -> list[str]:
+    """The files beside the model that could draft for it and are not tried, on llama.cpp."""
+    tried = {Path(str(spec.options["model"])).name for spec in request.drafters}
+    found = drafters_beside(request.model) if request.base.engine == "llama-cpp" else []
+    return [path.name for path in found if path.name not in tried]
 
 
 def check(request: Request) -> None:
@@ -104,6 +117,14 @@ def check(request: Request) -> None:
             f"{max(request.concurrency)} at once: {request.workload} has {len(request.prompts)} prompts; add "
             "prompts, or lower --concurrency"
         )
+    if request.drafters and base.engine != "llama-cpp":
+        raise UsageError(
+            f"tune tries drafters on llama.cpp; on {base.engine}, compare profiles that name them in bench"
+        )
+    names = [Path(str(spec.options["model"])).name for spec in request.drafters]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two drafters are named {name}; leave one out, or rename its file")
     if request.out.exists() and not request.out.is_file():
         raise UsageError(f"{request.out}: this is not a file; use another --out")
     try:

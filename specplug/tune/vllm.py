@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from specplug.engines.vllm.environment import shared_memory
 from specplug.engines.vllm.measure import BATCHES, CONTEXTS, by_batch, passes, rows_of
 from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.switch import SWITCH
+from specplug.errors import EngineError
 from specplug.generation.answers import Request, Sampling
 from specplug.machine import fingerprint
 from specplug.planning.request_time import SettingCosts
@@ -191,6 +192,12 @@ class VllmSubject:
         from specplug.engines.vllm.top_ids import time_reading
 
         return Line.through(time_reading(self._config.model_config.get_vocab_size()))
+
+    def trace_drafter(
+        self, spec: ProposerSpec, answers: Sequence[Answer], level: int, seconds: float, progress: Progress
+    ) -> NoReturn:
+        """EngineError: vLLM runs a drafter in steps of its own, in which nothing can be recorded."""
+        raise EngineError("tune tries drafters on llama.cpp only")
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:
         if not profile.speculates:

@@ -236,9 +236,9 @@ class Context:
 
     # -- the KV cache ---------------------------------------------------------------------------------------------
 
-    def drop(self, seq_id: int, start: int = -1) -> None:
-        """Remove `seq_id` from the cells at position `start` and later (from all by default)."""
-        if not ll.llama_memory_seq_rm(self.memory, seq_id, start, -1):
+    def drop(self, seq_id: int, start: int = -1, stop: int = -1) -> None:
+        """Remove `seq_id` from the cells at positions [start, stop), by default from all."""
+        if not ll.llama_memory_seq_rm(self.memory, seq_id, start, stop):
             raise SpecplugError(f"llama.cpp cannot drop sequence {seq_id} from position {start} on")
 
     def copy(self, source: int, target: int, start: int = -1, stop: int = -1) -> None:

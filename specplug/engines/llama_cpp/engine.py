@@ -7,6 +7,7 @@ files beside the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -14,6 +15,7 @@ from specplug import registry
 from specplug.core import IntArray, Proposer, Requires
 from specplug.engines.llama_cpp.cells import SPARE_SHARE
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
+from specplug.engines.llama_cpp.drafters import remembered_experience
 from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.exact_passes import ExactPasses, measure_exact_passes
 from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, remembered_cost_points
@@ -24,10 +26,11 @@ from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
 from specplug.engines.llama_cpp.stream import Stream
 from specplug.engines.warm_state import check_tokenizer
-from specplug.errors import UsageError
+from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Answer, Request, Sampling
 from specplug.generation.text import Segment, TextStream
 from specplug.planning.cost import CostCurve
+from specplug.planning.experience import Experience
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import CostPoints, Profile
@@ -51,12 +54,14 @@ class LlamaCpp:
         slots: int = 1,
         kv_tokens: int | None = None,
         cost: CostPoints | None = None,
+        remember: bool = False,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Raises UsageError for a profile that does not fit this engine or model.
 
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or measured, where None
+        remember   continue the experience with drafters from the user's cache folder, and keep it there at the end
         """
         self.profile = profile = with_settings(profile, model, many=slots > 1, notify=notify)
         self.model = model
@@ -82,12 +87,21 @@ class LlamaCpp:
             max_rows=max_rows,
         )
         self._drafters = Drafters()
+        self._experience: dict[int, Experience] = {}
+        self._experience_paths: dict[int, Path] = {}
         try:
             self._exact: ExactPasses | None = None
             if profile.exact:
                 self._exact, self.profile = measure_exact_passes(self.context, profile, slots=slots, notify=notify)
             self._drafters.open(sources, self.context, profile.runtime, slots=slots)
+            if remember:
+                conditions = self.profile.runtime, self.profile.proposers, self.profile.planner, slots > 1
+                for index, path in self._drafters.files.items():
+                    known = remembered_experience.experience_path(model.path, path, conditions)
+                    self._experience_paths[index] = known
+                    self._experience[index] = remembered_experience.load(known)
             self.reset(sources)
+            self._warn_of_drafters(notify)
         except BaseException:
             self.close()
             raise
@@ -99,8 +113,25 @@ class LlamaCpp:
         self.close()
 
     def close(self) -> None:
+        for index, path in self._experience_paths.items():
+            with suppress(SpecplugError):  # then nothing is remembered, and drafting starts from what is expected
+                remembered_experience.save(self._experience[index], path)
+        self._experience_paths = {}
         self._drafters.close()
         self.context.close()
+
+    def _warn_of_drafters(self, notify: Callable[[str], None]) -> None:
+        """Say which drafters cannot save time here, by the measured costs."""
+        speculator = self.speculator
+        for index, use in speculator.drafter_uses.items():
+            if self.profile.planner.mode == "measured" and not use.can_pay():
+                ms = speculator.cost.at(0)
+                rows = min(4, len(ms))
+                name, token_ms = self._drafters.files[index].name, use.source.pass_ms(1)
+                notify(
+                    f"the drafter {name} takes {token_ms:.1f} ms per token, the model {ms[0]:.1f} ms for one token and "
+                    f"{ms[rows - 1]:.1f} ms for {rows} at once: no draft of it would save time, so it is not asked"
+                )
 
     @property
     def padded(self) -> bool:
@@ -108,7 +139,10 @@ class LlamaCpp:
         return self._exact is not None and self._exact.padded
 
     def reset(self, sources: Sequence[Proposer] | None = None) -> None:
-        """Forget everything learned and cached, as if just opened (with fresh proposers where none are given)."""
+        """Forget everything learned and cached, as if just opened (with fresh proposers where none are given).
+
+        An experience that is kept between runs goes on.
+        """
         profile = self.profile
         sources = sources if sources is not None else registry.build_sources(profile.proposers)
         fusion = Fusion(self._drafters.in_place(sources))
@@ -118,7 +152,9 @@ class LlamaCpp:
                 line[0] = line[min(1, len(line) - 1)]
         curve = CostCurve(self.cost_points.contexts, self.cost_points.rows, ms, self.cost_points.change_ms)
         learned = profile.measured.acceptance if profile.measured else None
-        self.speculator = Speculator(fusion, curve, profile, limits=self._rollback.limits, learned=learned)
+        self.speculator = Speculator(
+            fusion, curve, profile, limits=self._rollback.limits, learned=learned, experience=self._experience
+        )
         self.context.clear()
         self.loop = StepLoop(
             self.context, self.speculator, slots=self.slots, rollback=self._rollback, exact=self._exact

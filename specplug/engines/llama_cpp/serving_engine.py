@@ -27,7 +27,9 @@ def open_serving_engine(
     afterwards.
     """
     with ThreadPoolExecutor(1) as opening:
-        return opening.submit(ServingEngine, model, profile, slots=slots, kv_tokens=kv_tokens, notify=notify).result()
+        return opening.submit(
+            ServingEngine, model, profile, slots=slots, kv_tokens=kv_tokens, remember=True, notify=notify
+        ).result()
 
 
 class ServingEngine:
@@ -45,17 +47,21 @@ class ServingEngine:
         slots: int,
         kv_tokens: int | None = None,
         cost: CostPoints | None = None,
+        remember: bool = False,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Raises UsageError for a profile that does not fit this engine or model.
 
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or measured, where None
+        remember   see `LlamaCpp`
         """
         # Prompts share cached tokens, with or without drafts.
         rollback_of(model, instead="use specplug run --profile none")
         profile = with_settings(profile, model, many=slots > 1, notify=notify)
-        self._engine = LlamaCpp(model, profile, slots=slots, kv_tokens=kv_tokens, cost=cost, notify=notify)
+        self._engine = LlamaCpp(
+            model, profile, slots=slots, kv_tokens=kv_tokens, cost=cost, remember=remember, notify=notify
+        )
         self.model = model
         self.slots = slots
         self.profile = self._engine.profile

@@ -21,7 +21,7 @@ from specplug import profile as profiles
 from specplug.core import ROOT, Proposer
 from specplug.engines.llama_cpp.alignment import aligned_rows
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
-from specplug.engines.llama_cpp.drafters.opening import Drafters
+from specplug.engines.llama_cpp.drafters.opening import Drafters, check_drafters
 from specplug.engines.llama_cpp.engine import fitting_sources
 from specplug.engines.llama_cpp.exact_passes import measure_exact_passes
 from specplug.engines.llama_cpp.measure import own_cost_points, points_on, remembered_cost_points
@@ -71,6 +71,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         self._decodes = not base_decodes and (self.profile.speculates or self.profile.exact)
         self._max_nodes = self.profile.planner.max_nodes if self.profile.speculates else 0
         sources = fitting_sources(self.profile, Path(model_path), slots=1)
+        check_drafters(Path(model_path), [self.profile], offloads=bool(options.get("n_gpu_layers")))
         super().__init__(model_path, **options)
         if self._decodes:
             self._loop = self._open_loop(sources)

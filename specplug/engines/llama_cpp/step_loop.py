@@ -178,18 +178,23 @@ class StepLoop:
         differently.
         """
         for together, prompts in self._passes(running, reading):
-            passed = self.evaluate(together, prompts)
+            passed = self.evaluate(together, prompts, beside_prompts=bool(reading))
             for stream, tree in zip(together, passed.trees, strict=True):
                 self._verify(stream, tree, passed.logits)
             self.settle(passed)
 
-    def evaluate(self, running: Sequence[Stream], reading: Sequence[Stream] = ()) -> Pass:
-        """Plan, and run the target. A caller that samples itself fills `fresh` and `accepted`, and calls `settle`."""
+    def evaluate(
+        self, running: Sequence[Stream], reading: Sequence[Stream] = (), *, beside_prompts: bool = False
+    ) -> Pass:
+        """Plan, and run the target. A caller that samples itself fills `fresh` and `accepted`, and calls `settle`.
+
+        beside_prompts  whether prompts are read in this step, in this pass or in another one
+        """
         began = perf_counter_ns()
         context = self.context
         if any(len(self.cells.tokens[s.seq]) != s.position for s in (*running, *reading)):
             raise SpecplugError("the KV cache was emptied after an interrupted pass; start the sequence again")
-        drafts = self._plan(running)
+        drafts = self._plan(running, beside_prompts=beside_prompts)
         tree_rows = len(running) + sum(map(len, drafts))
         shares_of = self._prompt_rows(reading, len(running), tree_rows) if reading else []
         padded = self.padded and tree_rows == 1 and not shares_of
@@ -237,14 +242,15 @@ class StepLoop:
         for at in range(0, len(running), self._exact.sequences):
             yield running[at : at + self._exact.sequences], ()
 
-    def _plan(self, running: Sequence[Stream]) -> list[Draft]:
+    def _plan(self, running: Sequence[Stream], *, beside_prompts: bool) -> list[Draft]:
         if not running:
             return []
         fill = sum(s.position for s in running)
         # A draft of n nodes can emit n + 1 tokens: never draft past the limit.
         budgets = [min(s.left - 1, s.max_draft) for s in running]
         left = [s.left for s in running]
-        drafts = self.speculator.plan([s.seq for s in running], fill // len(running), budgets, left)
+        seqs, context = [s.seq for s in running], fill // len(running)
+        drafts = self.speculator.plan(seqs, context, budgets, left, beside_prompts=beside_prompts)
         if fill + len(running) + sum(map(len, drafts)) > self._roomy:  # few cells are left: chains retain none
             return [first_branch(draft) for draft in drafts]
         return drafts

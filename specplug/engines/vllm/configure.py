@@ -72,7 +72,7 @@ def engine_settings(profile: Profile, profile_ref: str, model: str | None = None
 def proposers_of(profile: Profile) -> list[Proposer]:
     """New instances of the profile's proposers. EngineError when one requires what vLLM does not provide.
 
-    UsageError for a draft model beside other proposers.
+    UsageError for a draft model beside other proposers, or with a window.
     """
     proposers = registry.build_sources(profile.proposers)
     registry.check_requirements(proposers, PROVIDES, NAME)
@@ -82,6 +82,8 @@ def proposers_of(profile: Profile) -> list[Proposer]:
             f"profile {profile.name}: {draft_models[0]} is listed beside other proposers, but vLLM drafts either with "
             "a model or with specplug's proposers; list it alone, or remove it"
         )
+    if any(isinstance(one, DraftModel) and one.window is not None for one in proposers):
+        raise UsageError(f"profile {profile.name}: context: vLLM's draft models read the complete text; remove it")
     return proposers
 
 

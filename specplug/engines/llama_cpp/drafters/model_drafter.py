@@ -6,66 +6,42 @@ read, and draw with a copy of the target's sampler.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Requires, Step
+from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Requires, Step, int_array
 from specplug.engines.llama_cpp.context import Context, Logits
-from specplug.engines.llama_cpp.sampling import Sampler, SamplerCopy
-from specplug.engines.llama_cpp.slots import common_prefix
+from specplug.engines.llama_cpp.drafters.chain import Chain, bucket_of, buckets_of, runner_up
+from specplug.engines.llama_cpp.drafters.drafter_times import DrafterTimes
+from specplug.engines.llama_cpp.drafters.slot_cells import SLACK, SlotCells
+from specplug.engines.llama_cpp.sampling import Sampler
+from specplug.planning.constants import RETRY_TOKENS
 
-EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
-"""The boundaries between buckets: the probability that the drafter assigns to the token it drafts."""
+SCORE_CONTEXT = 64
+"""Tokens that the drafter reads before those on which it is scored. Chosen."""
 
-FIRST_RATE = 0.8
-"""The share of draft tokens expected to be accepted before any was verified."""
+SCORED_ROWS = RETRY_TOKENS
+"""Most tokens on which it is scored: rows with logits of one pass."""
 
-BEST_RATE = 0.9
-"""If even this share of accepted tokens would not pay, nothing is drafted."""
-
-RATE_WEIGHT = 10.0
-"""The number of verified draft tokens that FIRST_RATE counts for."""
-
-DECAY = 0.99
-"""Factor on the counts per verified draft token, so that about the last hundred matter."""
-
-PRICE_CHECK_INTERVAL = 32
-"""Declined steps after which the cost of a draft token is measured again: it may have been high only for a while."""
-
-LEAST_PRICE_RATIO = 0.75
-"""Such a measurement cannot lower the cost below this share of it: it is one pass, after a shorter text than usual."""
-
-COPY_FROM = 24
-"""Unread tokens from which copying the target's cells costs less than reading, if they can be copied."""
-
-TIMED_READ = 16
-"""Tokens read at once from which the time per token is measured; fewer take about as long as one."""
-
-RISE = 0.2
-"""Weight of a longer time in the expected time per token read. A shorter time replaces it at once: an expectation that
-is too high keeps the drafter from being asked, and so from being timed again."""
-
-READ_COST_DECAY = 0.9
-"""Factor on these times per text: a disturbed measurement must not keep the drafter from being asked for good."""
-
-DRIFT = 0.01
-"""Relative step towards a new timing of a draft token. Steps of equal size track a median, which no pause moves far."""
+SMALLEST_PIECE = 8
+"""Tokens of the smallest piece in which a text is read."""
 
 
 class ModelDrafter:
-    """Drafts with a model of its own.
+    """Drafts with a model of its own, for any number of sequences in one pass.
 
     Source: speculative decoding (arXiv 2211.17192); trimmed heads, VocabTrim (arXiv 2506.22694). A draft ends where the
-    next token no longer pays, as in SpecDec++ (arXiv 2405.19715), by measured costs instead of a trained threshold.
+    next token no longer pays, as in SpecDec++ (arXiv 2405.19715), by measured costs instead of a trained threshold. A
+    window of first and recent tokens follows StreamingLLM (arXiv 2309.17453).
     A token's bucket is the probability that the drafter assigns to it, so the planner learns how far to trust it.
     State: the tokens of running sequences, and per slot the KV cells of the tokens that the drafter has read, which a
     prompt with the same beginning uses again.
     Requires: nothing of the target.
-    Cost per draft token: a pass of the drafter over one row.
+    Cost per draft token: a pass of the drafter over one row for each sequence.
     """
 
     requires = Requires()
@@ -80,69 +56,69 @@ class ModelDrafter:
         max_draft: int,
         branches: int,
         end_tokens: Set[int] = frozenset(),
+        window: tuple[int, int] | None = None,
         target_cells: Callable[[int], bytes] | None = None,
+        cell_bytes: int = 0,
     ) -> None:
         """
+        context       with the sequence ids 0..slots, of which the last one is used for scoring
         ids           int32[rows of the head]: the token of each row; None if row i belongs to token i
-        slots         sequence ids 0..slots-1 are used
         max_tokens    longest text of one sequence
         end_tokens    tokens after which nothing is drafted
+        window        number of first and of recent tokens that the drafter reads of a text; None for all
         target_cells  returns the target's cells of a sequence, without its last token; None if they do not fit
+        cell_bytes    size of one such cell
         """
-        self.buckets = tuple(
-            Bucket(f"{rank} {low:g}-{high:g}", (low + high) / 2)
-            for rank in ("best", "runner-up")[:branches]
-            for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)
-        )
-        self.draft_token_ms = 0.0
-        """Time to draft one token, milliseconds."""
+        self.buckets = buckets_of(branches)
+        self.max_draft = max_draft
+        self.window = window
         self.passes = 0
         """Passes run so far in order to draft."""
-        self.pays: Callable[[Sequence[int], float], bool] | None = None
-        """Whether to draft on, given the buckets of the chain so far and the share of accepted draft tokens."""
-        self.shared_cached: list[list[int]] = [[] for _ in range(slots)]
-        """The cached tokens of the drafter, per slot."""
+        self.advice: DraftAdvice | None = None
+        """Tells how far to draft."""
+        self.shared_cells = [SlotCells(context, slot, window) for slot in range(slots)]
+        """The cells of each slot; their tokens are kept for a prompt that begins alike."""
         self._context = context
         self._ids = ids
         self._max_tokens = max_tokens
-        self._max_draft = max_draft
         self._branches = branches
         self._end_tokens = end_tokens
-        self._target_cells = target_cells
+        self._target_cells = target_cells if window is None else None
+        self._scoring_id = slots
+        self._score_rows = min(SCORE_CONTEXT + SCORED_ROWS, context.num_batch)
         self._texts: dict[int, _Text] = {}
-        self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
-        self._declined = 0
-        self._read_token_ms = 0.0
-        self._copied_token_ms = 0.0
+        self.times = DrafterTimes(slots, cell_bytes)
 
-    def warm_up(self, passes: int = 16) -> None:
-        """Time passes of one row on the empty context, so that the first decision knows what a draft token costs.
+    def warm_up(self) -> None:
+        """Time passes and reading on the empty context, so that the first decision knows what they cost."""
+        self.time_passes(16)
+        times = []
+        for _ in range(2):
+            began = perf_counter_ns()
+            self._context.clear_batch()
+            self._context.add_span([0] * self._score_rows, 0, self._scoring_id, wanted=False, last=True)
+            self._context.decode()
+            times.append(_ms_since(began) / self._score_rows)
+            self._context.drop(self._scoring_id)
+        self.times.set_reading(min(times))
+
+    def time_passes(self, count: int) -> None:
+        """Time so many passes of one row, and of a row for each slot.
 
         It takes the lower quartile: disturbances make passes longer, and a cost that is too high is corrected late.
         """
-        times = [self._pass_ns(place, 0) for place in range(passes)]
-        self._context.drop(0)
-        self.draft_token_ms = float(np.quantile(times, 0.25)) / 1e6
-
-    def _pass_ns(self, place: int, seq: int) -> int:
-        """Time of one draft token: a pass over one arbitrary row, and the choice of a token."""
-        began = perf_counter_ns()
-        self._context.clear_batch()
-        self._context.add_span([0], place, seq, wanted=True)
-        self._context.decode()
-        logits = self._context.logits(1)[0]
-        _share(logits, int(logits.argmax()))
-        return perf_counter_ns() - began
+        rows = (1, len(self.shared_cells))
+        one, all_ = (float(np.quantile([self._time_rows(n) for _ in range(count)], 0.25)) for n in rows)
+        self.times.set_passes(one, all_)
 
     def forget(self) -> None:
-        """Return to the state after opening, except for the measured cost of a draft token."""
+        """Return to the state after opening, except for measured costs."""
         self._context.clear()
-        for cached in self.shared_cached:
-            cached.clear()
+        for cells in self.shared_cells:
+            cells.clear()
         self._texts.clear()
-        self._hits, self._tested = FIRST_RATE * RATE_WEIGHT, RATE_WEIGHT
-        self._declined = 0
-        self._read_token_ms = self._copied_token_ms = 0.0
+        self.advice = None
+        self.times.forget_copies()
 
     def close(self) -> None:
         self._context.close()
@@ -152,183 +128,270 @@ class ModelDrafter:
         """Draw draft tokens as the sequence's own tokens are drawn: same random numbers, penalties and grammar."""
         self._texts[seq].sampler = sampler
 
-    # -- the proposer's contract ----------------------------------------------------------------------------------
+    # -- the contract of a proposer -------------------------------------------------------------------------------
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        self._read_token_ms *= READ_COST_DECAY
-        self._copied_token_ms *= READ_COST_DECAY
-        # The mean of FIRST_RATE and the rate of earlier texts, with little weight: this text may be of another kind.
-        self._hits = (self._hits / self._tested + FIRST_RATE) / 2 * RATE_WEIGHT
-        self._tested = RATE_WEIGHT
-        self._texts[seq] = _Text(prompt.tolist(), common_prefix(self.shared_cached[seq], prompt))
+        self._texts[seq] = _Text(prompt.tolist(), len(prompt))
+        self.shared_cells[seq].start(prompt)
 
     def propose(self, seq: int, budget: int) -> Draft:
-        text = self._texts[seq]
-        most = min(budget, self._max_draft, self._max_tokens - len(text.tokens))
-        text.drafted = []
-        if most < 1:
-            return EMPTY
-        if self.pays is not None and not self.pays([], BEST_RATE):
-            self._declined += 1
-            if self._declined % PRICE_CHECK_INTERVAL == 0:
-                self._check_price(seq)
-            return EMPTY
-        logits = self._catch_up(seq, text)
-        copied = text.sampler.copy(self._ids) if text.sampler is not None else None
-        try:
-            return self._draft(seq, text, logits, copied, budget, most)
-        finally:
-            if copied is not None:
-                copied.close()
+        return self.propose_batch([seq], [budget])[0]
 
-    def asking_ms(self, seq: int) -> float:
-        """The time to read the text before the last token, or to copy its cells from the target's cache."""
-        text = self._texts[seq]
-        unread = self._num_unread(text)
-        if self._target_cells is not None and unread > COPY_FROM:
-            return (len(text.tokens) - 1) * self._copied_token_ms
-        return (unread - 1) * self._read_token_ms
+    def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
+        """One pass of the drafter per depth, for all sequences whose chains go on."""
+        chains = {}
+        for seq, budget in zip(seqs, budgets, strict=True):
+            text = self._texts[seq]
+            text.drafted = []
+            most = min(budget, self.max_draft, self._max_tokens - len(text.tokens))
+            if most > 0:
+                draws = text.sampler.copy(self._ids) if text.sampler is not None else None
+                chains[seq] = Chain(seq, budget, most, draws)
+        try:
+            self._draft(list(chains.values()))
+        finally:
+            for chain in chains.values():
+                if chain.draws is not None:
+                    chain.draws.close()
+        return [chains[seq].draft() if seq in chains else EMPTY for seq in seqs]
 
     def observe(self, seq: int, step: Step) -> None:
         text = self._texts[seq]
         for token in step.emitted:
-            cached = self.shared_cached[seq]
-            if text.read == len(text.tokens) < len(cached) and cached[text.read] == token:
-                text.read += 1
+            self.shared_cells[seq].emitted(token, len(text.tokens))
             text.tokens.append(token)
-        self._learn(text.drafted, step.emitted)
+        if text.drafted and self.advice is not None:
+            right = _agreeing(text.drafted, step.emitted)
+            self.advice.learn(seq, right, min(len(text.drafted), len(step.emitted), right + 1))
         text.drafted = []
 
     def end(self, seq: int) -> None:
-        text = self._texts.pop(seq)
-        del self.shared_cached[seq][text.read :]
-        self._context.drop(seq, text.read)
+        del self._texts[seq]
+        cells = self.shared_cells[seq]
+        cells.cut(cells.valid)
+
+    # -- the contract of a model-based proposer -------------------------------------------------------------------
+
+    @property
+    def retry_ms(self) -> float:
+        return self._score_rows * self.times.score_row_ms
+
+    def pass_ms(self, rows: int) -> float:
+        return self.times.pass_ms(rows)
+
+    def reading_ms(self, seq: int) -> float:
+        """The time to read the text before the last token, or to copy its cells from the target's cache."""
+        return min(self._reading_ms(seq), self._copying_ms(seq))
+
+    def _reading_ms(self, seq: int) -> float:
+        return (self.shared_cells[seq].num_unread(len(self._texts[seq].tokens)) - 1) * self.times.read_token_ms
+
+    def _copying_ms(self, seq: int) -> float:
+        return inf if self._target_cells is None else (len(self._texts[seq].tokens) - 1) * self.times.copied_token_ms
+
+    def read(self, seqs: Sequence[int], ms: float) -> None:
+        began = perf_counter_ns()
+        done = False
+        for seq in seqs:
+            if done and _ms_since(began) >= ms:
+                return
+            text, cells = self._texts[seq].tokens, self.shared_cells[seq]
+            if self._target_cells is not None and self._copying_ms(seq) < self._reading_ms(seq):
+                copying = perf_counter_ns()
+                cells.restore(text[:-1], self._target_cells(seq))
+                self.times.copied(len(text) - 1, _ms_since(copying))
+                done = True
+            while cells.read < len(text) - 1:
+                left = ms - _ms_since(began)
+                if done and left <= 0:
+                    return
+                rows = self._context.num_batch
+                if left < rows * self.times.read_token_ms:
+                    rows = min(rows, max(SMALLEST_PIECE, int(left / self.times.read_token_ms)))
+                self._read_piece(seq, text, rows)
+                done = True
+
+    def score(self, seq: int) -> tuple[int, int]:
+        text = self._texts[seq]
+        scored = min(SCORED_ROWS, len(text.tokens) - text.num_prompt)
+        if not scored or (text.sampler is not None and text.sampler.sampling.temperature):
+            return (
+                0,
+                0,
+            )  # of a sampled text, agreement with the likeliest tokens says little about drafts that are drawn
+        part = text.tokens[-self._score_rows - 1 :]
+        before = len(part) - 1 - scored
+        began = perf_counter_ns()
+        context, id_ = self._context, self._scoring_id
+        context.drop(id_)  # what an interrupted pass may have left
+        context.clear_batch()
+        context.add_span(part[:before], 0, id_, wanted=False)
+        context.add_span(part[before:-1], before, id_, wanted=True)
+        context.decode()
+        best = context.logits(scored).argmax(axis=1)
+        context.drop(id_)
+        self.times.scored(len(part) - 1, _ms_since(began))
+        tokens = best if self._ids is None else self._ids[best]
+        return int((tokens == np.asarray(part[-scored:])).sum()), scored
+
+    def time_pass(self) -> None:
+        self.times.timed(self._time_rows(1))
+
+    def guesses(self, prompt: IntArray, tokens: IntArray) -> tuple[IntArray, IntArray]:
+        """Its likeliest token after a prompt and each of the answer's `tokens` (int32[n]) but the last, given the right
+        tokens before it; int32[n - 1], and int32[n - 1] with their buckets. No sequence may run."""
+        for used in self.shared_cells:
+            used.clear()
+        context, id_ = self._context, self._scoring_id
+        context.drop(id_)
+        cells = SlotCells(context, id_, self.window)
+        text = [*prompt.tolist(), int(tokens[0])]
+        while cells.read < len(prompt):
+            piece = cells.prepare(text, context.num_batch, with_last=False)
+            context.clear_batch()
+            context.add_span(piece, cells.next_position, id_, wanted=False, last=True)
+            context.decode()
+            cells.append(piece, of_text=True)
+        found: list[int] = []
+        buckets: list[int] = []
+        for at in range(0, len(tokens) - 1, SCORED_ROWS):
+            part = tokens[at : min(at + SCORED_ROWS, len(tokens) - 1)].tolist()
+            context.clear_batch()
+            context.add_span(part, cells.next_position, id_, wanted=True)
+            context.decode()
+            cells.append(part, of_text=True)
+            for logits in context.logits(len(part)):
+                best = int(logits.argmax())
+                found.append(self._token(best))
+                buckets.append(bucket_of(logits, best))
+        context.drop(id_)
+        return int_array(found), int_array(buckets)
 
     # -- drafting -------------------------------------------------------------------------------------------------
 
-    def _draft(self, seq: int, text: _Text, logits: Logits, draws: SamplerCopy | None, budget: int, most: int) -> Draft:
-        tokens: list[int] = []
-        parents: list[int] = []
-        buckets: list[int] = []
-        chain: list[int] = []
-        parent = ROOT
+    def _draft(self, chains: list[Chain]) -> None:
+        """Fill the chains, one depth after the other."""
+        if not chains:
+            return
+        logits = self._catch_up([chain.seq for chain in chains])
         began = perf_counter_ns()
         while True:
-            best = int(logits.argmax()) if draws is None else draws.draw(logits)
-            if best is None:
-                return Draft.of(tokens, parents, buckets)
-            token = self._token(best)
-            parents.append(parent)
-            parent = len(tokens)
-            tokens.append(token)
-            buckets.append(bisect_right(EDGES, _share(logits, best)))
-            chain.append(buckets[-1])
-            text.drafted.append(token)
-            if self._branches > 1 and len(tokens) < budget:
-                second, p_second = _runner_up(logits, best)
-                tokens.append(self._token(second))
-                parents.append(parents[parent])
-                buckets.append(len(EDGES) + 1 + bisect_right(EDGES, p_second))
-            full = len(chain) >= most or len(tokens) >= budget
-            if full or token in self._end_tokens or not self._pays_on(chain):
-                return Draft.of(tokens, parents, buckets)
-            logits = self._read(seq, [token])
+            self.passes += 1
+            rows = len(chains)
+            chains = [chain for row, chain in enumerate(chains) if self._extend(chain, logits[row], rows)]
+            if not chains:
+                return
+            logits = self._evaluate([(chain.seq, [chain.tokens[chain.last]]) for chain in chains], of_text=False)
             now = perf_counter_ns()
-            self.draft_token_ms *= 1 + DRIFT if (now - began) / 1e6 > self.draft_token_ms else 1 - DRIFT
+            self.times.drafted(len(chains), (now - began) / 1e6)
             began = now
 
-    def _pays_on(self, chain: Sequence[int]) -> bool:
-        return self.pays is None or self.pays(chain, self._hits / self._tested)
-
-    def _check_price(self, seq: int) -> None:
-        """Time a pass after the cached tokens: if it is faster than the known cost, the cost may have fallen."""
-        place = len(self.shared_cached[seq])
-        ms = self._pass_ns(place, seq) / 1e6
-        self._context.drop(seq, place)
-        if ms < self.draft_token_ms:
-            self.draft_token_ms = max(ms, LEAST_PRICE_RATIO * self.draft_token_ms)
-
-    def _learn(self, drafted: Sequence[int], emitted: Sequence[int]) -> None:
-        """Count the draft tokens that were verified: the accepted ones, and the first rejected one."""
-        if not drafted:
-            return
-        hits = 0
-        while hits < min(len(drafted), len(emitted)) and drafted[hits] == emitted[hits]:
-            hits += 1
-        tested = min(len(drafted), len(emitted), hits + 1)
-        kept = DECAY**tested
-        self._hits, self._tested = self._hits * kept + hits, self._tested * kept + tested
+    def _extend(self, chain: Chain, logits: Logits, rows: int) -> bool:
+        """Add the likeliest token, or the one that is drawn; whether the chain should go on."""
+        best = int(logits.argmax()) if chain.draws is None else chain.draws.draw(logits)
+        if best is None:
+            return False
+        token = self._token(best)
+        chain.add_last(token, bucket_of(logits, best))
+        self._texts[chain.seq].drafted.append(token)
+        if self._branches > 1 and len(chain.tokens) < chain.budget:
+            second, bucket = runner_up(logits, best)
+            chain.add_runner_up(self._token(second), bucket)
+        if chain.is_full or token in self._end_tokens:
+            return False
+        return self.advice is None or self.advice.another_pays(chain.seq, chain.path, rows)
 
     def _token(self, row: int) -> int:
         return row if self._ids is None else int(self._ids[row])
 
-    # -- the drafter's cache --------------------------------------------------------------------------------------
+    # -- passes of the drafter ------------------------------------------------------------------------------------
 
-    def _catch_up(self, seq: int, text: _Text) -> Logits:
-        """Read the tokens that are not yet in the cache, the last one at least; returns the logits after it."""
-        cached = self.shared_cached[seq]
-        known = text.tokens
-        start = len(known) - self._num_unread(text)
+    def _catch_up(self, seqs: Sequence[int]) -> Logits:
+        """float32[n, rows of the head]: the logits after the last token of each sequence, whose text is then read."""
+        room = self._context.num_batch // len(seqs)
+        behind = [
+            seq
+            for seq in seqs
+            if self.shared_cells[seq].num_unread(len(self._texts[seq].tokens)) > room
+            or self._copying_ms(seq) < self._reading_ms(seq)
+        ]
+        self.read(behind, inf)
+        parts = []
+        for seq in seqs:
+            text, cells = self._texts[seq].tokens, self.shared_cells[seq]
+            part = cells.prepare(text, room, with_last=True)
+            while cells.read + len(part) < len(text):  # the first part of a window
+                self._read_piece(seq, text, room)
+                part = cells.prepare(text, room, with_last=True)
+            parts.append((seq, part))
+        return self._evaluate(parts, of_text=True)
+
+    def _read_piece(self, seq: int, text: Sequence[int], most: int) -> None:
+        """Read the next tokens of a text before its last one, at most so many."""
         began = perf_counter_ns()
-        if self._target_cells is not None and len(known) - start > COPY_FROM:
-            self._context.drop(seq)
-            cached.clear()
-            self._context.restore(seq, self._target_cells(seq))
-            cached += known[:-1]
-            self._copied_token_ms = _followed(self._copied_token_ms, began, len(cached))
-        elif start < len(cached):
-            self._context.drop(seq, start)
-            del cached[start:]
-        unread = known[len(cached) :]
-        began = perf_counter_ns()
-        logits = self._read(seq, unread)
-        if len(unread) >= TIMED_READ:
-            self._read_token_ms = _followed(self._read_token_ms, began, len(unread))
-        text.read = len(known)
-        return logits
+        tokens = self.shared_cells[seq].prepare(text, most, with_last=False)
+        self._evaluate([(seq, tokens)], of_text=True)
+        self.times.read(len(tokens), _ms_since(began))
 
-    def _num_unread(self, text: _Text) -> int:
-        """Tokens that are not in the cache, or whose logits are needed: the last one at least."""
-        return max(len(text.tokens) - text.read, 1)
-
-    def _read(self, seq: int, tokens: Sequence[int]) -> Logits:
-        """float32[rows of the head]: the logits after `tokens`, which follow the cached tokens."""
-        context, cached = self._context, self.shared_cached[seq]
-        self.passes += 1
-        for at in range(0, len(tokens), context.num_batch):
-            part = tokens[at : at + context.num_batch]
-            context.clear_batch()
-            context.add_span(part, len(cached), seq, wanted=False, last=True)
+    def _evaluate(self, parts: Sequence[tuple[int, Sequence[int]]], *, of_text: bool) -> Logits:
+        """float32[n, rows of the head]: the logits after the last token of each part, in one pass."""
+        context = self._context
+        context.clear_batch()
+        for seq, tokens in parts:
+            context.add_span(tokens, self.shared_cells[seq].next_position, seq, wanted=False, last=True)
+        try:
             context.decode()
-            cached += part
-        logits: Logits = context.logits(1)[0]
-        return logits
+            for seq, tokens in parts:
+                self.shared_cells[seq].append(tokens, of_text=of_text)
+        except BaseException:  # also an interrupt: some cells may have been filled
+            for seq, _ in parts:
+                self.shared_cells[seq].clear()
+            raise
+        return context.logits(len(parts))
+
+    def _time_rows(self, rows: int) -> float:
+        """Milliseconds of drafting one arbitrary token for each of so many empty sequences."""
+        began = perf_counter_ns()
+        self._context.clear_batch()
+        ids = [self._scoring_id] if rows == 1 else range(rows)
+        for id_ in ids:
+            self._context.drop(id_)
+            self._context.add_span([0], 0, id_, wanted=True)
+        self._context.decode()
+        for row in self._context.logits(rows):
+            bucket_of(row, int(row.argmax()))
+        ms = _ms_since(began)
+        for id_ in ids:
+            self._context.drop(id_)
+        return ms
 
 
 @dataclass(slots=True)
 class _Text:
-    """One sequence: its tokens, how many of them the drafter has read, and the chain that it drafted last."""
+    """One sequence: its tokens, the length of its prompt, and the chain that was drafted last."""
 
     tokens: list[int]
-    read: int
+    num_prompt: int
     sampler: Sampler | None = None
     drafted: list[int] = field(default_factory=list)
 
 
-def _followed(known_ms: float, began_ns: int, tokens: int) -> float:
-    """The expected time per token after one more measurement: of `tokens`, since `began_ns`."""
-    ms = (perf_counter_ns() - began_ns) / 1e6 / tokens
-    return ms if not known_ms or ms < known_ms else known_ms + (ms - known_ms) * RISE
+def cells_per_slot(max_tokens: int, max_draft: int, window: tuple[int, int] | None) -> int:
+    """KV cells that one sequence needs at most."""
+    # Recent tokens are removed after others were added, which are no more than the window has.
+    text = max_tokens if window is None else min(max_tokens, window[0] + 2 * window[1] + SLACK)
+    return text + max_draft + 1
 
 
-def _share(logits: Logits, row: int) -> float:
-    """The probability of a row."""
-    return float(1.0 / np.exp(logits - logits[row]).sum())
+def _agreeing(drafted: Iterable[int], emitted: Iterable[int]) -> int:
+    """How many leading tokens both share."""
+    same = 0
+    for one, other in zip(drafted, emitted, strict=False):
+        if one != other:
+            break
+        same += 1
+    return same
 
 
-def _runner_up(logits: Logits, best: int) -> tuple[int, float]:
-    """The second likeliest row, and its probability."""
-    rest = logits.copy()
-    rest[best] = -np.inf
-    second = int(rest.argmax())
-    return second, _share(logits, second)
+def _ms_since(began_ns: int) -> float:
+    return (perf_counter_ns() - began_ns) / 1e6

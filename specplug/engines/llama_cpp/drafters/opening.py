@@ -5,18 +5,27 @@ Resolves drafter folders and GGUF files, and does not depend on the planner or o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from specplug.core import Proposer
-from specplug.engines.llama_cpp.context import Context, Inputs, open_context
-from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+import psutil
+
+from specplug import registry
+from specplug.core import IntArray, Proposer
+from specplug.engines.llama_cpp.context import Context, Inputs, cache_bytes, open_context
+from specplug.engines.llama_cpp.drafters.model_drafter import (
+    SCORE_CONTEXT,
+    SCORED_ROWS,
+    ModelDrafter,
+    cells_per_slot,
+)
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
 from specplug.models import drafter_folders, references
-from specplug.profile import Runtime
+from specplug.profile import Profile, Runtime
 from specplug.proposers.draft_model import DraftModel
 from specplug.proposers.vocab_trim import VocabTrim
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
@@ -26,6 +35,8 @@ class Drafters:
     """The open drafters of one engine, by the index of their proposer."""
 
     def __init__(self) -> None:
+        self.files: dict[int, Path] = {}
+        """The model file of each drafter."""
         self._opened: dict[int, ModelDrafter] = {}
 
     def open(self, sources: Sequence[Proposer], target: Context, runtime: Runtime, *, slots: int) -> None:
@@ -35,7 +46,9 @@ class Drafters:
         """
         for place, source in enumerate(sources):
             if isinstance(source, DraftModel):
-                self._opened[place] = _open(source, target, runtime, slots)
+                found = _find(source, target.model.path)
+                self.files[place] = found.path
+                self._opened[place] = _open(source, found, target, runtime, slots)
 
     def in_place(self, sources: Sequence[Proposer]) -> list[Proposer]:
         """The proposers, with the open drafter in place of each one that names a model; drafters are reset."""
@@ -49,55 +62,124 @@ class Drafters:
         self._opened.clear()
 
 
-def _open(source: DraftModel, target: Context, runtime: Runtime, slots: int) -> ModelDrafter:
+def open_target(path: Path, profiles: Iterable[Profile], runtime: Runtime, notify: Callable[[str], None]) -> Model:
+    """The model in a GGUF file, after `check_drafters`."""
+    check_drafters(path, profiles, offloads=bool(runtime.gpu_layers), notify=notify)
+    return open_model(path, runtime)
+
+
+def check_drafters(
+    target: Path, profiles: Iterable[Profile], *, offloads: bool, notify: Callable[[str], None] = lambda text: None
+) -> None:
+    """Raise UsageError, before anything is loaded, for a drafter that is missing, damaged or of another tokenizer, and
+    where the memory does not hold the model and its drafters. `notify` receives a warning about one that is too large.
+
+    offloads  whether layers are on a GPU, so that the memory of the machine does not decide
+    """
+    size, free = target.stat().st_size, psutil.virtual_memory().available
+    warned = set()
+    for profile in profiles:
+        needed, names = size, [f"the model {target.name} has {_gib(size)}"]
+        for source in registry.build_sources(profile.proposers):
+            if not isinstance(source, DraftModel):
+                continue
+            found = _find(source, target)
+            own = found.path.stat().st_size + (found.table[0].stat().st_size if found.table is not None else 0)
+            needed += own
+            names.append(f"the drafter {found.path.name} {_gib(own)}")
+            if found.path.stat().st_size >= size and found.path not in warned:
+                warned.add(found.path)
+                notify(f"{', '.join(names)}: a drafter that is as large as its target can hardly save time")
+        if len(names) > 1 and needed > free and not offloads:
+            raise UsageError(
+                f"{', '.join(names)}, and {_gib(free)} of memory are free; choose a smaller drafter, or close programs"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The files of a drafter.
+
+    path   its model
+    ids    int32[rows of the head]: the token of each row; None if row i belongs to token i
+    table  its embeddings and their scale; None where the model has them
+    same   whether it was made from the target's own file, so that both compute the same keys and values
+    """
+
+    path: Path
+    ids: IntArray | None = None
+    table: tuple[Path, float] | None = None
+    same: bool = False
+
+
+def _find(source: DraftModel, target: Path) -> _Found:
+    """The files of a drafter. Raises UsageError where they are missing, damaged or of another tokenizer."""
     if isinstance(source, VocabTrim):
         folder = drafter_folders.resolve(source.model, source.build)
         manifest, ids = drafter_folders.read(folder)
         if manifest.format != "gguf":
             raise UsageError(f"{folder}: this is a drafter for vLLM; build one from a GGUF model")
-        drafter_folders.check_target(
-            manifest, folder, references.tokenizer_hash(target.model.path), target.model.path.name
+        drafter_folders.check_target(manifest, folder, references.tokenizer_hash(target), target.name)
+        same = _same_model(manifest.source, target)
+        return _Found(folder / MODEL, ids, (folder / EMBEDDINGS, manifest.input_scale), same)
+    path = references.resolve(source.model)
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder; a drafter for llama.cpp is a .gguf file")
+    own, required = references.tokenizer_hash(path), references.tokenizer_hash(target)
+    if own != required:
+        raise UsageError(
+            f"{path}: its tokenizer is {own[:12]}, that of {target.name} is {required[:12]}; "
+            "choose a drafter of the target's family"
         )
+    return _Found(path)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _open(source: DraftModel, found: _Found, target: Context, runtime: Runtime, slots: int) -> ModelDrafter:
+    table: Inputs | None = None
+    if found.table is not None:
         from specplug.engines.llama_cpp.drafters.input_table import InputTable
 
-        table: Inputs | None = InputTable(folder / EMBEDDINGS, manifest.input_scale)
-        same = _same_model(manifest.source, target.model.path)
-        path = folder / MODEL
-    else:
-        path, ids, table, same = references.resolve(source.model), None, None, False
-        own, required = references.tokenizer_hash(path), references.tokenizer_hash(target.model.path)
-        if own != required:
-            raise UsageError(
-                f"{path}: its tokenizer is {own[:12]}, that of {target.model.path.name} is {required[:12]}; "
-                "choose a drafter of the target's family"
-            )
-    model = open_model(path, runtime)
+        table = InputTable(*found.table)
+    model = open_model(found.path, runtime)
     try:
-        context = _context(model, table, runtime, slots, source.max_draft)
+        rollback_of(model)  # raises for a model that cannot take draft tokens back
+        cells = slots * cells_per_slot(runtime.context, source.max_draft, source.window) + SCORE_CONTEXT + SCORED_ROWS
+        context = open_context(
+            model,
+            runtime,
+            cells=-(-cells // 256) * 256,
+            num_ids=slots + 1,
+            max_rows=max(slots, SCORED_ROWS),
+            inputs=table,
+        )
     except BaseException:
         model.close()
         raise
-    drafter = ModelDrafter(
+    drafter = ModelDrafter(  # which closes both
         context,
-        ids,
+        found.ids,
         slots=slots,
         max_tokens=runtime.context,
         max_draft=source.max_draft,
         branches=source.branches,
         end_tokens=target.model.end_tokens,
-        target_cells=target.state if same else None,
+        window=source.window,
+        target_cells=target.state if found.same else None,
+        cell_bytes=cache_bytes(model, runtime, 1),
     )
-    drafter.warm_up()
+    try:
+        drafter.warm_up()
+    except BaseException:
+        drafter.close()
+        raise
     return drafter
 
 
-def _context(model: Model, table: Inputs | None, runtime: Runtime, slots: int, max_draft: int) -> Context:
-    rollback_of(model)  # raises for a model that cannot take draft tokens back
-    cells = slots * (runtime.context + max_draft + 1)
-    return open_context(model, runtime, cells=-(-cells // 256) * 256, num_ids=slots, max_rows=1, inputs=table)
-
-
 def _same_model(source: object, target: Path) -> bool:
-    """Whether a drafter was made from the target's own file, so that both compute the same keys and values."""
+    """Whether a drafter was made from the target's own file."""
     identity = fingerprint.model_identity(target)
     return isinstance(source, dict) and all(source.get(key) == identity[key] for key in ("bytes", "sample_sha256"))

@@ -1,0 +1,84 @@
+"""A chain of draft tokens that is being made from rows of logits, with runners-up beside it.
+
+Depends on logits, and not on a context or a text.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specplug.core import ROOT, Bucket, Draft
+from specplug.engines.llama_cpp.context import Logits
+from specplug.engines.llama_cpp.sampling import SamplerCopy
+
+EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
+"""The boundaries between buckets: the probability that the drafter assigns to the token it drafts."""
+
+
+@dataclass(slots=True)
+class Chain:
+    """A draft for one sequence.
+
+    budget  most nodes
+    most    longest chain
+    draws   draws the tokens; None for the likeliest ones
+    path    the buckets of the chain, without runners-up
+    last    the node at its end
+    """
+
+    seq: int
+    budget: int
+    most: int
+    draws: SamplerCopy | None
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    buckets: list[int] = field(default_factory=list)
+    path: list[int] = field(default_factory=list)
+    last: int = ROOT
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.path) >= self.most or len(self.tokens) >= self.budget
+
+    def add_last(self, token: int, bucket: int) -> None:
+        """Make the chain longer by one token."""
+        self._add(token, self.last, bucket)
+        self.last = len(self.tokens) - 1
+        self.path.append(bucket)
+
+    def add_runner_up(self, token: int, bucket: int) -> None:
+        """Add a token beside the last one."""
+        self._add(token, self.parents[self.last], bucket)
+
+    def draft(self) -> Draft:
+        return Draft.of(self.tokens, self.parents, self.buckets)
+
+    def _add(self, token: int, parent: int, bucket: int) -> None:
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.buckets.append(bucket)
+
+
+def buckets_of(branches: int) -> tuple[Bucket, ...]:
+    """The buckets of the likeliest token, and with two branches those of the runner-up after them."""
+    return tuple(
+        Bucket(f"{rank} {low:g}-{high:g}", (low + high) / 2)
+        for rank in ("best", "runner-up")[:branches]
+        for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)
+    )
+
+
+def bucket_of(logits: Logits, row: int) -> int:
+    """The bucket of a row of the head: by its probability."""
+    return bisect_right(EDGES, float(1.0 / np.exp(logits - logits[row]).sum()))
+
+
+def runner_up(logits: Logits, best: int) -> tuple[int, int]:
+    """The second likeliest row, and its bucket among those of runners-up."""
+    rest = logits.copy()
+    rest[best] = -np.inf
+    second = int(rest.argmax())
+    return second, len(EDGES) + 1 + bucket_of(logits, second)

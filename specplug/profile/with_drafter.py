@@ -1,0 +1,29 @@
+"""Adds a drafter to a profile. This module edits a profile, and opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from specplug.profile.settings import Profile
+from specplug.registry import ProposerSpec
+
+DRAFTERS = ("draft_model", "vocab_trim")
+"""The methods that name a model to draft with."""
+
+
+def with_drafter(profile: Profile, drafter: ProposerSpec, *, name: str | None = None) -> Profile:
+    """The profile with a drafter, in place of the one that it has, and beside its other methods.
+
+    vLLM runs one drafter alone, so there it replaces all methods.
+
+    name  of the new profile; the old one's where None
+    """
+    others = [one for one in profile.proposers if one.method not in ("none", "builtin", *DRAFTERS)]
+    proposers = (drafter,) if profile.engine == "vllm" else (*others, drafter)
+    return replace(profile, name=name or profile.name, proposers=proposers)
+
+
+def drafters_of(proposers: Iterable[ProposerSpec]) -> list[ProposerSpec]:
+    """Those proposers that name a model to draft with."""
+    return [spec for spec in proposers if spec.method in DRAFTERS]

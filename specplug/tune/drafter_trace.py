@@ -1,0 +1,197 @@
+"""What a drafter drafts for recorded answers, and what that costs: recorded once, then replayed without a model.
+
+Depends on tokens, measured costs and the contract of `ModelBased`, not on an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from specplug.core import EMPTY, Bucket, Draft, DraftAdvice, IntArray, Requires, Step
+from specplug.planning.constants import RETRY_TOKENS
+from specplug.registry import ProposerSpec
+from specplug.tune.expense import Expense, Line, SimulatedClock
+from specplug.tune.trace import Answer
+
+SMALLEST_PIECE = 8
+"""Tokens of the smallest piece in which a text is read, as live."""
+
+NAME = "ModelDrafter"
+"""The class that drafts live. Buckets are named after it, so that what a replay learns holds live."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrafterTrace:
+    """A drafter's likeliest tokens, given every beginning of every recorded answer.
+
+    buckets        those of the drafter
+    pass_ms        time to draft one token for each of 1, 2, ... sequences in one pass, milliseconds
+    read_token_ms  time to read one token
+    retry_ms       time to score it
+    max_draft      longest chain
+    window         number of first and of recent tokens that it reads; None for all
+    guesses        by prompt and turn int32[n - 1] twice: the token after each of the answer's tokens, and its bucket
+    """
+
+    buckets: tuple[Bucket, ...]
+    pass_ms: tuple[float, ...]
+    read_token_ms: float
+    retry_ms: float
+    max_draft: int
+    window: tuple[int, int] | None = None
+    guesses: Mapping[tuple[str, int], tuple[IntArray, IntArray]] = field(default_factory=dict)
+
+
+def drafter_key(spec: ProposerSpec) -> str:
+    """The name of a drafter among those of a tune."""
+    return f"{spec.method} {sorted(spec.options.items())}"
+
+
+@dataclass(slots=True)
+class _Text:
+    """A running answer: the drafter's guesses, and how many tokens are known, emitted and read."""
+
+    tokens: list[int]
+    guesses: list[int]
+    buckets: list[int]
+    num_known: int
+    emitted: int = 0
+    read: int = 0
+    drafted: list[int] = field(default_factory=list)
+
+
+class RecordedDrafter:
+    """Drafts what a drafter drafted when it was recorded, and advances a clock by the time that it takes.
+
+    After its first wrong token, a chain goes on with what the drafter would have drafted after the right one: that
+    token is rejected in any case, and only the confidence at its place matters, which decides how long the chain is.
+    """
+
+    requires = Requires()
+
+    def __init__(self, trace: DrafterTrace, clock: SimulatedClock, expense: Expense, sharing: int) -> None:
+        """`sharing` is the number of proposers that share the cost of planning."""
+        self.buckets = trace.buckets
+        self.passes = 0
+        self.advice: DraftAdvice | None = None
+        self._trace = trace
+        self._clock = clock
+        self._plan = Line(expense.plan.base / sharing, expense.plan.per)
+        self._idle = Line(expense.idle.base / sharing)
+        self._texts: dict[int, _Text] = {}
+        self._following: dict[int, Answer] = {}
+
+    def follow(self, seq: int, answer: Answer) -> None:
+        """The next text of `seq` is this answer."""
+        self._following[seq] = answer
+
+    def begin(self, seq: int, prompt: IntArray) -> None:
+        answer = self._following.pop(seq)
+        tokens, buckets = self._trace.guesses.get((answer.prompt_id, answer.turn), ([], []))
+        self._texts[seq] = _Text(answer.tokens.tolist(), list(map(int, tokens)), list(map(int, buckets)), len(prompt))
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        return self.propose_batch([seq], [budget])[0]
+
+    def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
+        self._advance(sum(self.reading_ms(seq) for seq in seqs if self._texts[seq].guesses))
+        most = {}
+        for seq, budget in zip(seqs, budgets, strict=True):
+            text = self._texts[seq]
+            text.read = text.num_known
+            text.drafted = []
+            most[seq] = min(budget, self._trace.max_draft, len(text.guesses) - text.emitted)
+        alive = [seq for seq in seqs if most[seq] > 0]
+        chains: dict[int, list[int]] = {seq: [] for seq in seqs}
+        while alive:
+            self.passes += 1
+            self._advance(self.pass_ms(len(alive)))
+            rows = len(alive)
+            for seq in alive:
+                text, chain = self._texts[seq], chains[seq]
+                place = text.emitted + len(chain)
+                text.drafted.append(text.guesses[place])
+                chain.append(text.buckets[place])
+            alive = [
+                seq
+                for seq in alive
+                if len(chains[seq]) < most[seq]
+                and (self.advice is None or self.advice.another_pays(seq, chains[seq], rows))
+            ]
+        for chain in chains.values():
+            self._clock.advance((self._plan if chain else self._idle).ns(len(chain)))
+        return [Draft.chain(self._texts[seq].drafted, chains[seq]) if chains[seq] else EMPTY for seq in seqs]
+
+    def observe(self, seq: int, step: Step) -> None:
+        text = self._texts[seq]
+        if text.drafted and self.advice is not None:
+            pairs = zip(text.drafted, step.emitted, strict=False)
+            right = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+            tested = min(len(text.drafted), len(step.emitted))
+            right = tested if right is None else right
+            self.advice.learn(seq, right, min(tested, right + 1))
+        caught_up = text.read == text.num_known
+        text.num_known += len(step.emitted)
+        text.emitted += len(step.emitted)
+        if caught_up and text.drafted:  # but for the last token, they are in its cache
+            text.read = text.num_known
+        text.drafted = []
+
+    def end(self, seq: int) -> None:
+        del self._texts[seq]
+
+    @property
+    def retry_ms(self) -> float:
+        return self._trace.retry_ms
+
+    def pass_ms(self, rows: int) -> float:
+        return self._trace.pass_ms[min(rows, len(self._trace.pass_ms)) - 1]
+
+    def reading_ms(self, seq: int) -> float:
+        text = self._texts[seq]
+        unread = text.num_known - text.read
+        if self._skips(text):
+            assert self._trace.window is not None
+            first, recent = self._trace.window
+            unread = max(first - text.read, 0) + recent
+        if not text.guesses:  # it was not recorded for this answer: it is never asked
+            return 1e12
+        return max(unread - 1, 0) * self._trace.read_token_ms
+
+    def read(self, seqs: Sequence[int], ms: float) -> None:
+        token_ms = self._trace.read_token_ms
+        for seq in seqs:
+            text = self._texts[seq]
+            while text.guesses and text.read < text.num_known - 1:
+                stop = text.num_known - 1
+                if self._skips(text):
+                    assert self._trace.window is not None
+                    first, recent = self._trace.window
+                    if text.read < first:
+                        stop = first
+                    else:
+                        text.read = text.num_known - recent
+                piece = min(stop - text.read, max(SMALLEST_PIECE, int(ms / token_ms)))
+                text.read += piece
+                self._advance(piece * token_ms)
+                ms -= piece * token_ms
+                if ms <= 0:
+                    return
+
+    def score(self, seq: int) -> tuple[int, int]:
+        self._advance(self.retry_ms)
+        text = self._texts[seq]
+        places = range(max(text.emitted - RETRY_TOKENS, 0), min(text.emitted, len(text.guesses)))
+        return sum(text.guesses[place] == text.tokens[place + 1] for place in places), len(places)
+
+    def time_pass(self) -> None:
+        self._advance(self.pass_ms(1))
+
+    def _skips(self, text: _Text) -> bool:
+        """Whether the text is read on after a part that the window leaves out."""
+        window = self._trace.window
+        return window is not None and text.num_known > sum(window) and text.num_known - text.read > window[1]
+
+    def _advance(self, ms: float) -> None:
+        self._clock.advance(round(ms * 1e6))
