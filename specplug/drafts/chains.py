@@ -6,7 +6,7 @@ lets any proposer of trees draft chains. This module does not depend on an engin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -148,3 +148,13 @@ def likeliest_chain(draft: Draft, probability: Sequence[float]) -> Draft:
 
 def _padded(lists: Sequence[Sequence[int]], k: int, fill: int) -> IntArray:
     return np.array([[*values, *[fill] * (k - len(values))] for values in lists], dtype=np.int32).reshape(len(lists), k)
+
+
+def num_agreeing(one: Iterable[int], other: Iterable[int]) -> int:
+    """How many leading tokens both have in common."""
+    same = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        same += 1
+    return same

@@ -132,6 +132,9 @@ fall behind by this share and DRAFTER_RESERVE. Chosen."""
 DRAFTER_RESERVE = 32.0
 """Plain steps. Time that a drafter may lose at first, and that its earlier savings allow it to lose later. Chosen."""
 
+READING_PIECE = 8
+"""Tokens of the smallest piece in which a drafter reads a text. Chosen."""
+
 RETRY_TOKENS = 32
 """Emitted tokens after which a drafter can be scored on a text. Chosen."""
 
@@ -146,7 +149,7 @@ FEWEST_HEAD_TOKENS = 2
 every text, is what raw prompts and those of a chat template share. Chosen."""
 
 MOST_HEADS = 8
-"""Beginnings of prompts, such as chat templates and system prompts, that are told apart. Chosen."""
+"""Most chat templates, system prompts and other common beginnings of prompts that are remembered. Chosen."""
 
 MOST_KINDS = 256
 """Most kinds of text that are remembered. Chosen."""

@@ -14,6 +14,7 @@ from math import isfinite
 from typing import Any
 
 from specplug.core import IntArray
+from specplug.drafts.chains import num_agreeing
 from specplug.planning.constants import (
     ANSWER_LENGTH,
     FEWEST_HEAD_TOKENS,
@@ -67,7 +68,7 @@ class Experience:
     def kind_of(self, prompt: IntArray) -> str:
         """The name of the kind of text that begins with this prompt. It contains no tokens, only a hash of some."""
         tokens = prompt[:MOST_HEAD_TOKENS].tolist()
-        matches = [(_num_shared(head.tokens, tokens), place) for place, head in enumerate(self._heads)]
+        matches = [(num_agreeing(head.tokens, tokens), place) for place, head in enumerate(self._heads)]
         shared, place = max(matches, default=(0, 0))
         if shared and (
             shared >= min(FEWEST_HEAD_TOKENS, len(self._heads[place].tokens)) or not self._heads[place].common
@@ -155,16 +156,6 @@ class Experience:
             del self._kinds[next(iter(self._kinds))]
         self._kinds[name] = kind
         return kind
-
-
-def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens both share."""
-    shared = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        shared += 1
-    return shared
 
 
 def _checked_lengths(values: Sequence[object]) -> list[int]:

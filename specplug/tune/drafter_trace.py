@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specplug.core import EMPTY, Bucket, Draft, DraftAdvice, IntArray, Requires, Step
-from specplug.planning.constants import RETRY_TOKENS
+from specplug.drafts.chains import num_agreeing
+from specplug.planning.constants import READING_PIECE, RETRY_TOKENS
 from specplug.registry import ProposerSpec
 from specplug.tune.expense import Expense, Line, SimulatedClock
 from specplug.tune.trace import Answer
-
-SMALLEST_PIECE = 8
-"""Tokens of the smallest piece in which a text is read, as live."""
 
 NAME = "ModelDrafter"
 """The class that drafts live. Buckets are named after it, so that what a replay learns holds live."""
@@ -126,11 +124,8 @@ class RecordedDrafter:
     def observe(self, seq: int, step: Step) -> None:
         text = self._texts[seq]
         if text.drafted and self.advice is not None:
-            pairs = zip(text.drafted, step.emitted, strict=False)
-            right = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
-            tested = min(len(text.drafted), len(step.emitted))
-            right = tested if right is None else right
-            self.advice.learn(seq, right, min(tested, right + 1))
+            right = num_agreeing(text.drafted, step.emitted)
+            self.advice.learn(seq, right, min(len(text.drafted), len(step.emitted), right + 1))
         caught_up = text.read == text.num_known
         text.num_known += len(step.emitted)
         text.emitted += len(step.emitted)
@@ -172,7 +167,7 @@ class RecordedDrafter:
                         stop = first
                     else:
                         text.read = text.num_known - recent
-                piece = min(stop - text.read, max(SMALLEST_PIECE, int(ms / token_ms)))
+                piece = min(stop - text.read, max(READING_PIECE, int(ms / token_ms)))
                 text.read += piece
                 self._advance(piece * token_ms)
                 ms -= piece * token_ms

@@ -6,7 +6,7 @@ read, and draw with a copy of the target's sampler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter_ns
@@ -14,21 +14,19 @@ from time import perf_counter_ns
 import numpy as np
 
 from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Requires, Step, int_array
+from specplug.drafts.chains import num_agreeing
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.drafters.chain import Chain, bucket_of, buckets_of, runner_up
 from specplug.engines.llama_cpp.drafters.drafter_times import DrafterTimes
 from specplug.engines.llama_cpp.drafters.slot_cells import SLACK, SlotCells
 from specplug.engines.llama_cpp.sampling import Sampler
-from specplug.planning.constants import RETRY_TOKENS
+from specplug.planning.constants import READING_PIECE, RETRY_TOKENS
 
 SCORE_CONTEXT = 64
 """Tokens that the drafter reads before those on which it is scored. Chosen."""
 
 SCORED_ROWS = RETRY_TOKENS
 """Most tokens on which it is scored: rows with logits of one pass."""
-
-SMALLEST_PIECE = 8
-"""Tokens of the smallest piece in which a text is read."""
 
 
 class ModelDrafter:
@@ -161,7 +159,7 @@ class ModelDrafter:
             self.shared_cells[seq].emitted(token, len(text.tokens))
             text.tokens.append(token)
         if text.drafted and self.advice is not None:
-            right = _agreeing(text.drafted, step.emitted)
+            right = num_agreeing(text.drafted, step.emitted)
             self.advice.learn(seq, right, min(len(text.drafted), len(step.emitted), right + 1))
         text.drafted = []
 
@@ -207,18 +205,16 @@ class ModelDrafter:
                     return
                 rows = self._context.num_batch
                 if left < rows * self.times.read_token_ms:
-                    rows = min(rows, max(SMALLEST_PIECE, int(left / self.times.read_token_ms)))
+                    rows = min(rows, max(READING_PIECE, int(left / self.times.read_token_ms)))
                 self._read_piece(seq, text, rows)
                 done = True
 
     def score(self, seq: int) -> tuple[int, int]:
         text = self._texts[seq]
         scored = min(SCORED_ROWS, len(text.tokens) - text.num_prompt)
+        # Drafts of a sampled text are drawn, too: agreement with the likeliest tokens says little about them.
         if not scored or (text.sampler is not None and text.sampler.sampling.temperature):
-            return (
-                0,
-                0,
-            )  # of a sampled text, agreement with the likeliest tokens says little about drafts that are drawn
+            return 0, 0
         part = text.tokens[-self._score_rows - 1 :]
         before = len(part) - 1 - scored
         began = perf_counter_ns()
@@ -381,16 +377,6 @@ def cells_per_slot(max_tokens: int, max_draft: int, window: tuple[int, int] | No
     # Recent tokens are removed after others were added, which are no more than the window has.
     text = max_tokens if window is None else min(max_tokens, window[0] + 2 * window[1] + SLACK)
     return text + max_draft + 1
-
-
-def _agreeing(drafted: Iterable[int], emitted: Iterable[int]) -> int:
-    """How many leading tokens both share."""
-    same = 0
-    for one, other in zip(drafted, emitted, strict=False):
-        if one != other:
-            break
-        same += 1
-    return same
 
 
 def _ms_since(began_ns: int) -> float:
