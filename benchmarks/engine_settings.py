@@ -34,12 +34,13 @@ from specplug.engines.llama_cpp.engine_settings import CHECKED_ROWS, MEMORY_SHAR
 from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PROMPT_ROWS, PassTimer
 from specplug.engines.llama_cpp.model import Model, open_model
-from specplug.engines.llama_cpp.settings_choice import CHECK_CONTEXT, look
+from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.engines.llama_cpp.settings_table import label
+from specplug.engines.llama_cpp.trial import CHECK_CONTEXT
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import fingerprint, hardware
 from specplug.models.references import resolve
-from specplug.profile import Runtime
+from specplug.profile import Profile, Runtime
 
 ROWS = (1, 4, 8, 16)
 """Row counts that `table` times."""
@@ -248,7 +249,9 @@ def run_regret(args: argparse.Namespace, document: dict[str, Any]) -> None:
                 with open_model(resolve(name)) as model:
                     known_table = _known_table(known, model.path, threads, contexts) if known is not None else None
                     began = perf_counter()
-                    chosen = look(model, Runtime(threads=threads, context=max(contexts)))
+                    chosen = with_settings(
+                        Profile("open", runtime=Runtime(threads=threads, context=max(contexts))), model
+                    ).runtime
                     seconds = perf_counter() - began
                     settings = [one for one in all_settings(threads) if _is_16_bits(one.kv_type)]
                     table = known_table or measure(model, settings, contexts, args.rounds)
@@ -309,7 +312,7 @@ def regret_lines(looks: Sequence[dict[str, Any]], contexts: Sequence[int]) -> li
         "Times under the chosen setting over those under the fastest setting that it competes with, by tokens in the "
         "cache and rows of the pass; the last column compares it with all settings of 16 bits",
         "",
-        "| model | threads | chosen | competes with | look, s | " + " | ".join(columns) + " | largest, against all |",
+        "| model | threads | chosen | competes with | choice, s | " + " | ".join(columns) + " | largest, against all |",
         "|---" * (len(columns) + 6) + "|",
     ]
     for one in looks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ def bench(
         note(busy)
     answers = sum(len(prompt.turns) for prompt in prompts) * repeats
     names = {profile.name for profile in profiles} | {"none", *peers}
-    further = 2 if first.engine == "llama-cpp" and not first.exact else 0
-    arms = len(names) + further  # at most: plain decoding under two more engine settings
+    further = 3 if first.engine == "llama-cpp" and not first.exact else 0
+    arms = len(names) + further  # at most: plain decoding under two more engine settings, and with other threads
+    notify = _without_repeats(note)  # each level opens the model again, with the same warnings
     reports = []
     for level in levels:
         with progress_bar("bench", answers * arms) as progress:
@@ -98,7 +100,7 @@ def bench(
                     seed=request.seed,
                     repeats=repeats,
                     concurrency=level,
-                    notify=note,
+                    notify=notify,
                     progress=progress,
                 )
             )
@@ -110,6 +112,17 @@ def bench(
             _show(report)
     if out is not None:
         write_atomically(out, json.dumps(document, indent=1).encode() + b"\n")
+
+
+def _without_repeats(notify: Callable[[str], None]) -> Callable[[str], None]:
+    said: set[str] = set()
+
+    def once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            notify(text)
+
+    return once
 
 
 def _show(report: dict[str, Any]) -> None:

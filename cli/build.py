@@ -20,6 +20,7 @@ from specplug.models import drafter_folders, references
 from specplug.reports import html_page
 from specplug.tune.document import interval_text
 
+from .completion import model_references
 from .options import html_option, json_option, note, threads_option
 from .progress import stage_bar
 
@@ -37,7 +38,7 @@ def build() -> None:
     short_help="Build a drafter by trimming the output head of a model.",
     epilog="\b\nExample: specplug build vocab-trim some.gguf --auto --out drafter:mine",
 )
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=model_references)
 @click.option(
     "--out",
     required=True,
@@ -62,7 +63,12 @@ def build() -> None:
     type=click.Choice(COUNTED),
     help="With prompts: count the target's answers (target) or the prompts' own text (raw).",
 )
-@click.option("--target", metavar="REF", help="Model that the drafter will draft for (default: MODEL itself).")
+@click.option(
+    "--target",
+    metavar="REF",
+    shell_complete=model_references,
+    help="Model that the drafter will draft for (default: MODEL itself).",
+)
 @click.option(
     "--quantize", type=click.Choice(FORMATS), help="Weight format of the drafter (default: the format of MODEL)."
 )

@@ -10,12 +10,17 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from specplug import __version__
 from specplug.errors import SpecplugError
+
+from . import standard_streams
 
 COMMANDS = {
     "serve": "Start an OpenAI-compatible server.",
@@ -26,10 +31,14 @@ COMMANDS = {
     "verify": "Check that a profile's output equals plain decoding's.",
     "profiles": "List, show, check, plot and export profiles.",
     "doctor": "Report what this machine has, what works and what to install.",
+    "completion": "Print the completion script of a shell.",
 }
 """Name and help line; the click command NAME is in the module NAME beside this one."""
 
 DEBUG = "SPECPLUG_DEBUG"
+
+CLOSED_PIPE = 141
+"""The exit code of a program that SIGPIPE ends, as shells report it: 128 + 13. Python ignores that signal."""
 
 _CLICK_WORDS = {
     "is not a valid float range": "is not a number",
@@ -40,8 +49,18 @@ _CLICK_WORDS = {
 """Names of types in Click's messages, longest first, and plain words for them."""
 
 
+class ReaderExited(Exception):
+    """A BrokenPipeError of a command. Click would end the process at one, with exit code 1."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a command when it is needed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderExited from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -51,6 +70,11 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(import_module(f".{cmd_name}", __package__), cmd_name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands, whose modules are not imported for that; options after a dash."""
+        named = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return named or click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -63,7 +87,7 @@ class LazyGroup(click.Group):
     epilog="Options shared by several commands can also be set by a variable, such as SPECPLUG_PROFILE. A flag "
     "overrides the variable, and the variable overrides the profile."
     "\n\nExit codes: 0 done, 1 failed, 2 bad input, 3 nothing is faster than plain decoding (tune), 4 outputs differ "
-    "(verify), 5 engine missing, 130 interrupted."
+    "(verify), 5 engine missing, 130 interrupted, 141 stdout closed by its reader."
     '\n\n\b\nExample: specplug run --model some.gguf "Why is the sky blue?"',
 )
 @click.version_option(__version__, prog_name="specplug")
@@ -76,11 +100,12 @@ def app() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    standard_streams.prepare()
     try:
         code = _run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of stdout has exited, as `head` does
-        code = 1
+    except (BrokenPipeError, ReaderExited):  # the reader of stdout has exited, as `head` does
+        code = CLOSED_PIPE
     except KeyboardInterrupt:
         code = _notify("interrupted", 130)
     except OSError as error:
@@ -109,7 +134,7 @@ def _run(args: Sequence[str] | None) -> int:
     except SpecplugError as error:
         _trace()
         return _notify(f"error: {_one_line(str(error))}", error.exit_code)
-    except OSError:
+    except (OSError, ReaderExited):
         raise
     except Exception as error:
         _trace()
@@ -131,7 +156,8 @@ def _in_plain_words(message: str) -> str:
 
 
 def _notify(text: str, code: int) -> int:
-    click.echo(f"specplug: {text}", err=True)
+    with suppress(OSError):  # stderr is a pipe whose reader has exited, or a file on a full disk
+        click.echo(f"specplug: {text}", err=True)
     return code
 
 

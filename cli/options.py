@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -24,13 +24,16 @@ from specplug.profile import ENGINES, Profile
 from specplug.profile.with_drafter import with_drafter
 from specplug.registry import ProposerSpec
 
+from .completion import model_references, profile_names
+
 DEFAULT_PROFILE = "default"
 
 Draft = Literal["one", "several"]
 """Whether --draft can be repeated."""
 
 MODEL_HELP = (
-    f"Model: a .gguf file, a Hugging Face directory, or a demo model: {', '.join(packaged_models.NAMES)}. "
+    f"Model: a .gguf file, a Hugging Face directory, or a demo model: {', '.join(packaged_models.NAMES)} "
+    f"(default: the profile's, else {packaged_models.DEMO}). "
     "(The qwen-coder models are Apache-2.0 models by Qwen in third-party packages, extra demo-large.)"
 )
 
@@ -54,11 +57,64 @@ class Request:
         return self.profiles[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """The values of the options that edit a profile; None where an option was not given.
+
+    context     tokens of one sequence, prompt and answer together
+    gpu_layers  layers on the GPU; -1 for all
+    """
+
+    model: str | None = None
+    engine: str | None = None
+    threads: int | None = None
+    context: int | None = None
+    gpu_layers: int | None = None
+
+    def applied(self, chosen: Profile) -> Profile:
+        """The profile with these values. UsageError for one that its engine does not have."""
+        if self.model is not None:
+            chosen = replace(chosen, model=self.model)
+        if self.engine is not None:
+            chosen = replace(chosen, engine=self.engine)
+        if self.threads is not None:
+            chosen = replace(chosen, runtime=replace(chosen.runtime, threads=self.threads))
+        if chosen.engine == "vllm":
+            if self.gpu_layers is not None:
+                raise UsageError(
+                    f"--gpu-layers is for llama.cpp, and profile {chosen.name} runs on vLLM, which loads complete "
+                    "models; leave the flag and SPECPLUG_GPU_LAYERS out"
+                )
+            if self.context is not None:
+                chosen = replace(chosen, vllm=replace(chosen.vllm, max_model_len=self.context))
+            return chosen
+        if self.context is not None:
+            chosen = replace(chosen, runtime=replace(chosen.runtime, context=self.context))
+        if self.gpu_layers is not None:
+            chosen = replace(chosen, runtime=replace(chosen.runtime, gpu_layers=self.gpu_layers))
+        return chosen
+
+
 class _ProfileRef(click.types.StringParamType):
     """The name or path of a profile; in a variable, several are separated as in PATH."""
 
     name = "NAME|PATH"
     envvar_list_splitter = os.pathsep
+
+
+class _Layers(click.IntRange):
+    """A number of layers; `all` is -1."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in ("all", -1):
+            return -1
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            problem = f"{value!r} is neither a number from 0 to {self.max} nor all"
+            raise click.BadParameter(problem, ctx, param) from None
 
 
 def shared_options(
@@ -77,16 +133,9 @@ def shared_options(
     """
     flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         profile_option(several=several_profiles, use=profile_use),
-        click.option(
-            "--model",
-            metavar="REF",
-            envvar="SPECPLUG_MODEL",
-            show_envvar=True,
-            help=MODEL_HELP,
-        ),
+        model_option,
         *([draft_option(several=draft == "several")] if draft else []),
-        engine_option,
-        threads_option,
+        runtime_options,
         click.option(
             "--max-tokens",
             type=click.IntRange(1),
@@ -123,11 +172,11 @@ def shared_options(
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def with_request(**values: Any) -> Any:
-            shared = {key: values.pop(key) for key in ("profile_refs", "model", "engine", "threads")}
+            refs = values.pop("profile_refs")
+            edits = Edits(**{field.name: values.pop(field.name) for field in fields(Edits)})
             generation = {key: values.pop(key, 0) for key in ("max_tokens", "temperature", "seed", "json")}
-            refs = shared.pop("profile_refs")
             drafter = values.pop("draft", None)
-            profiles = chosen_profiles(refs if several_profiles else [refs] if refs else [], **shared)
+            profiles = chosen_profiles(refs if several_profiles else [refs] if refs else [], edits)
             if draft == "one" and drafter is not None:
                 profiles = [with_drafter(one, drafter_spec(drafter)) for one in profiles]
             drafts = drafter if draft == "several" else ()
@@ -148,6 +197,7 @@ def profile_option(
         "--profile",
         "profile_refs",
         type=_ProfileRef(),
+        shell_complete=profile_names,
         multiple=several,
         envvar="SPECPLUG_PROFILE",
         show_envvar=True,
@@ -159,6 +209,7 @@ def draft_option(*, several: bool = False) -> Callable[[Callable[..., Any]], Cal
     return click.option(
         "--draft",
         metavar="REF",
+        shell_complete=model_references,
         multiple=several,
         envvar=None if several else "SPECPLUG_DRAFT",
         show_envvar=True,
@@ -167,15 +218,44 @@ def draft_option(*, several: bool = False) -> Callable[[Callable[..., Any]], Cal
     )
 
 
-def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
     flag = click.option(
+        "--model",
+        metavar="REF",
+        shell_complete=model_references,
+        envvar="SPECPLUG_MODEL",
+        show_envvar=True,
+        help=MODEL_HELP,
+    )
+    return flag(command)
+
+
+def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how the engine opens the model."""
+    engine = click.option(
         "--engine",
         type=click.Choice(ENGINES),
         envvar="SPECPLUG_ENGINE",
         show_envvar=True,
         help="Engine that runs the model (default: the profile's).",
     )
-    return flag(command)
+    context = click.option(
+        "--context",
+        type=click.IntRange(16, 1 << 20),
+        metavar="N",
+        envvar="SPECPLUG_CONTEXT",
+        show_envvar=True,
+        help="Tokens of a prompt and its answer together (default: the profile's). On vLLM, max_model_len.",
+    )
+    gpu_layers = click.option(
+        "--gpu-layers",
+        type=_Layers(0, 1000),
+        metavar="N|all",
+        envvar="SPECPLUG_GPU_LAYERS",
+        show_envvar=True,
+        help="llama.cpp: layers of the model on the GPU (default: the profile's).",
+    )
+    return engine(threads_option(context(gpu_layers(command))))
 
 
 def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,7 +264,7 @@ def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(1, 1024),
         envvar="SPECPLUG_THREADS",
         show_envvar=True,
-        help="CPU threads (default: all cores).",
+        help="CPU threads at most (default: the cores that specplug doctor reports).",
     )
     return flag(command)
 
@@ -215,21 +295,14 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return flag(command)
 
 
-def chosen_profiles(
-    refs: Sequence[str],
-    *,
-    model: str | None = None,
-    engine: str | None = None,
-    threads: int | None = None,
-    choose_model: str = "--model",
-) -> list[Profile]:
+def chosen_profiles(refs: Sequence[str], edits: Edits, *, choose_model: str = "--model") -> list[Profile]:
     """The named profiles, or the default one, as edited by options. stderr reports the defaults that were used.
 
     choose_model  how a user of the command names a model, for that report
     """
     if not refs:
         note(f"using profile {DEFAULT_PROFILE} (choose with --profile)")
-    edited = [_edit(profile.load(ref), model, engine, threads) for ref in refs or [DEFAULT_PROFILE]]
+    edited = [edits.applied(profile.load(ref)) for ref in refs or [DEFAULT_PROFILE]]
     if any(one.model is None and one.engine == "llama-cpp" for one in edited):
         note(f"using the demo model SmolLM2-135M (choose with {choose_model})")
     return [_with_model(one) for one in edited]
@@ -266,16 +339,6 @@ def parse_levels(text: str) -> list[int]:
 def note(text: str) -> None:
     """Print a line of progress on stderr."""
     click.echo(f"specplug: {text}", err=True)
-
-
-def _edit(chosen: Profile, model: str | None, engine: str | None, threads: int | None) -> Profile:
-    if model is not None:
-        chosen = replace(chosen, model=model)
-    if engine is not None:
-        chosen = replace(chosen, engine=engine)
-    if threads is not None:
-        chosen = replace(chosen, runtime=replace(chosen.runtime, threads=threads))
-    return chosen
 
 
 def _with_model(chosen: Profile) -> Profile:

@@ -14,7 +14,9 @@ from specplug.machine.files import write_atomically
 from specplug.models import references
 from specplug.profile.export import TARGETS, export
 
+from .completion import model_references, profile_names
 from .options import json_option
+from .profile_requirements import lacking
 
 
 @click.group(epilog="\b\nExample: specplug profiles list")
@@ -25,20 +27,26 @@ def profiles() -> None:
 @profiles.command("list", epilog="\b\nExample: specplug profiles list --json")
 @json_option
 def list_profiles(json: bool) -> None:
-    """List the profiles: your own, then the shipped ones."""
+    """List the profiles: your own, then the shipped ones.
+
+    A word in brackets says what a profile needs before it can be used here.
+    """
     listed = profile.list_profiles()
+    lacks = {entry.name: lacking(entry.name) for entry in listed if entry.problem is None}
     if json:
-        click.echo(json_format.dumps([asdict(entry) for entry in listed], indent=2))
+        documents = [asdict(entry) | {"lacking": lacks.get(entry.name)} for entry in listed]
+        click.echo(json_format.dumps(documents, indent=2))
         return
     width = max((len(entry.name) for entry in listed), default=0)
     for entry in listed:
         own = "" if entry.source == "shipped" else f"  [{entry.source}]"
-        text = f"unusable: {entry.problem}" if entry.problem else entry.description
+        what = lacks.get(entry.name)
+        text = f"unusable: {entry.problem}" if entry.problem else f"[{what}] " * bool(what) + entry.description
         click.echo(f"{entry.name:<{width}}  {text}{own}".rstrip())
 
 
 @profiles.command(epilog="\b\nExample: specplug profiles show default")
-@click.argument("ref", metavar="NAME|PATH")
+@click.argument("ref", metavar="NAME|PATH", shell_complete=profile_names)
 @json_option
 def show(ref: str, json: bool) -> None:
     """Show a profile with every setting, defaults included."""
@@ -47,7 +55,7 @@ def show(ref: str, json: bool) -> None:
 
 
 @profiles.command(epilog="\b\nExample: specplug profiles validate mine.yaml")
-@click.argument("refs", metavar="NAME|PATH...", nargs=-1, required=True)
+@click.argument("refs", metavar="NAME|PATH...", nargs=-1, required=True, shell_complete=profile_names)
 @json_option
 @click.pass_context
 def validate(ctx: click.Context, refs: tuple[str, ...], json: bool) -> None:
@@ -69,7 +77,7 @@ def validate(ctx: click.Context, refs: tuple[str, ...], json: bool) -> None:
 
 
 @profiles.command(epilog="\b\nExample: specplug profiles plot some-tuned --out report.html")
-@click.argument("ref", metavar="NAME|PATH")
+@click.argument("ref", metavar="NAME|PATH", shell_complete=profile_names)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -88,9 +96,9 @@ def plot(ref: str, out: Path | None) -> None:
 
 
 @profiles.command("export", epilog="\b\nExample: specplug profiles export ngram --to llama-server --model demo:smollm2")
-@click.argument("ref", metavar="NAME|PATH")
+@click.argument("ref", metavar="NAME|PATH", shell_complete=profile_names)
 @click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Program to export to.")
-@click.option("--model", metavar="REF", help="Model to open (default: the profile's).")
+@click.option("--model", metavar="REF", shell_complete=model_references, help="Model to open (default: the profile's).")
 @json_option
 def export_profile(ref: str, target: str, model: str | None, json: bool) -> None:
     """Print the nearest command without specplug; for llama-cpp-python, the nearest Python code.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import stat
 import sys
 from collections.abc import Sequence
 from math import isnan
@@ -27,7 +30,24 @@ _CONTROL_CHARACTERS = dict.fromkeys([c for c in (*range(0x20), *range(0x7F, 0xA0
 VLLM_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 """vLLM's defaults; those of Sampling are llama.cpp's."""
 
+SILENCE = 5.0
+"""Seconds without text on a pipe after which stderr says that it is read."""
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class _Utf8(click.types.StringParamType):
+    """Text in UTF-8. UsageError for an argument with other bytes, which Python turns into half surrogates."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            what = param.opts[0] if isinstance(param, click.Option) else "the prompt"
+            at = len(text[: error.start].encode())
+            raise UsageError(f"{what} is not UTF-8 text (byte {at}); convert it first") from None
+        return text
 
 
 def _one_prompt(ctx: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> str | None:
@@ -39,14 +59,14 @@ def _one_prompt(ctx: click.Context, parameter: click.Parameter, words: tuple[str
 
 
 @click.command(epilog='\b\nExample: specplug run --model some.gguf --stats "Why is the sky blue?"')
-@click.argument("prompt", nargs=-1, metavar="[PROMPT]", callback=_one_prompt)
+@click.argument("prompt", nargs=-1, type=_Utf8(), metavar="[PROMPT]", callback=_one_prompt)
 @shared_options(max_tokens=512, draft="one")
 @click.option(
     "--input", "input_file", type=_FILE, help="Answer every line of a JSONL file, an object with `prompt` or `turns`."
 )
-@click.option("--system", help="System message to put before the prompt.")
+@click.option("--system", type=_Utf8(), help="System message to put before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
-@click.option("--stop", multiple=True, help="Stop before this text. Repeat it for several texts.")
+@click.option("--stop", type=_Utf8(), multiple=True, help="Stop before this text. Repeat it for several texts.")
 @click.option("--grammar", type=_FILE, help="GBNF file with a grammar that the answer must follow.")
 @click.option("--json-schema", type=_FILE, help="File with a JSON schema that the answer must follow.")
 @click.option("--top-k", type=click.IntRange(0), help="Keep the K likeliest tokens (default: 40; vLLM: all).")
@@ -107,7 +127,10 @@ def run(
     json_schema: Path | None,
     **sampling: Any,
 ) -> None:
-    """Answer PROMPT, the text on stdin, or every prompt of a file."""
+    """Answer PROMPT, the text on stdin, or every prompt of a file.
+
+    Text that is piped in follows PROMPT after a blank line; with -, it is the prompt alone.
+    """
     if prompt is not None and input_file is not None:
         raise UsageError("a prompt and --input were both given; use one of them")
     if raw and system is not None:
@@ -117,7 +140,7 @@ def run(
     if input_file is not None:
         conversations = [entry.turns for entry in load_workload(input_file, category="all")]
     else:
-        conversations = [(prompt if prompt is not None else _stdin(),)]
+        conversations = [(_stdin() if prompt is None or prompt == "-" else _with_piped_text(prompt),)]
     for number, turns in enumerate(conversations, start=1):
         if not all(turn.strip() for turn in turns):
             which = "the prompt" if len(conversations) == 1 else f"prompt {number}"
@@ -136,7 +159,9 @@ def run(
     prints_text = not (request.json or jsonl)
     terminal = Console()
     coloured = show_drafts and terminal.is_terminal and not terminal.no_color
+    several = sum(map(len, conversations)) > 1
     documents = []
+    answer_number = 0
     with open_engine(request.profile, note) as engine:
         for turns in conversations:
             messages = [{"role": "system", "content": system}] if system else []
@@ -144,13 +169,17 @@ def run(
                 messages.append({"role": "user", "content": turn})
                 tokens = engine.tokenize(turn) if raw else engine.chat_prompt(messages)
                 answer = Answer()
+                answer_number += 1
+                if prints_text and answer_number > 1:
+                    click.echo()
                 for released in engine.stream(AnswerRequest(tokens, request.max_tokens, settings, stop), answer):
                     if prints_text:
                         _print(released, terminal.is_terminal, coloured)
                 if prints_text:
                     click.echo()
                 messages.append({"role": "assistant", "content": answer.text})
-                document = _document(turn, len(tokens), answer)
+                named = {"model": request.profile.model, "profile": request.profile.name}
+                document = ({"answer": answer_number} if several else {}) | named | _document(turn, len(tokens), answer)
                 if jsonl:
                     click.echo(json.dumps(document))
                 elif request.json:
@@ -161,12 +190,29 @@ def run(
         click.echo(json.dumps(documents[0] if len(documents) == 1 else documents))
 
 
+def _with_piped_text(prompt: str) -> str:
+    """The prompt, then a blank line and the text on stdin, if stdin is a pipe, a socket or a file and not empty.
+
+    A pipe without a writer that closes it is waited for, as every reader of pipes does; stderr says so.
+    """
+    try:
+        descriptor = sys.stdin.fileno()
+        kind = os.fstat(descriptor).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        return prompt
+    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or stat.S_ISREG(kind)):
+        return prompt
+    if not select.select([descriptor], [], [], SILENCE)[0]:
+        note("waiting for the end of stdin, whose text is added to the prompt (none is added with < /dev/null)")
+    return "\n\n".join(text for text in (prompt, _stdin()) if text.strip()) or prompt
+
+
 def _stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no prompt; give one as an argument, on stdin, or with --input FILE")
     data = sys.stdin.buffer.read()
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as error:
         raise UsageError(f"stdin is not UTF-8 text (byte {error.start}); convert it first") from None
 
@@ -175,7 +221,7 @@ def _text(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 

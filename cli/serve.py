@@ -13,7 +13,18 @@ from specplug.errors import EngineError, UsageError
 from specplug.profile import Profile
 from specplug.profile.with_drafter import with_drafter
 
-from .options import chosen_profiles, draft_option, drafter_spec, engine_option, model_path, note, profile_option
+from .completion import model_references
+from .options import (
+    Edits,
+    chosen_profiles,
+    draft_option,
+    drafter_spec,
+    model_option,
+    model_path,
+    note,
+    profile_option,
+    runtime_options,
+)
 
 LLAMA_CPP_OPTIONS = (
     *("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name"),
@@ -25,10 +36,11 @@ SERVE_PROFILE = "serve"
 
 
 @click.command(epilog="\b\nExample: specplug serve some.gguf --port 8080")
-@click.argument("arguments", nargs=-1, metavar="[MODEL] [-- ENGINE FLAGS]")
+@click.argument("arguments", nargs=-1, metavar="[MODEL] [-- ENGINE FLAGS]", shell_complete=model_references)
 @profile_option(default=SERVE_PROFILE)
+@model_option
 @draft_option()
-@engine_option
+@runtime_options
 @click.option("--host", envvar="SPECPLUG_HOST", show_envvar=True, help="Address to listen on (default: 127.0.0.1).")
 @click.option(
     "--port",
@@ -92,8 +104,12 @@ def serve(
     /,
     arguments: tuple[str, ...],
     profile_refs: str | None,
+    model: str | None,
     draft: str | None,
     engine: str | None,
+    threads: int | None,
+    context: int | None,
+    gpu_layers: int | None,
     host: str | None,
     port: int | None,
     api_key: str | None,
@@ -109,20 +125,25 @@ def serve(
     insecure: bool,
     log_prompts: bool,
 ) -> None:
-    """Serve MODEL with a profile.
+    """Serve MODEL, or the model of --model, with a profile.
 
     llama.cpp models are served by specplug itself. A vLLM profile starts vLLM's own server, which receives the
     arguments after -- unchanged.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    model, further = (arguments[0], arguments[1:]) if named else (None, arguments)
+    further = arguments
+    if arguments and not arguments[0].startswith("-"):
+        named, further = arguments[0], arguments[1:]
+        if model != named and ctx.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"two models were given, {named!r} and --model {model!r}; name one")
+        model = named  # also where SPECPLUG_MODEL names another
     if further and not further[0].startswith("-"):
         raise UsageError(f"{further[0]!r}: one model at a time; flags of the engine follow --")
     if profile_refs is None and engine != "vllm":
         profile_refs = SERVE_PROFILE
         note(f"using profile {SERVE_PROFILE} (choose with --profile)")
     refs = [profile_refs] if profile_refs else []
-    chosen = chosen_profiles(refs, model=model, engine=engine, choose_model="specplug serve MODEL")[0]
+    edits = Edits(model, engine, threads, context, gpu_layers)
+    chosen = chosen_profiles(refs, edits, choose_model="specplug serve MODEL")[0]
     if draft is not None:
         chosen = with_drafter(chosen, drafter_spec(draft))
     if chosen.engine == "vllm":

@@ -19,6 +19,7 @@ from specplug.core import Requires
 from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
+from specplug.machine.folders import expanded
 from specplug.profile import Profile
 from specplug.profile.with_drafter import drafters_of
 from specplug.registry import ProposerSpec, nearest
@@ -90,6 +91,9 @@ NOTHING_BEATS_NONE = 3
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted tune of this profile.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and measure nothing.")
+@click.option(
+    "--ok-if-plain", is_flag=True, help="Exit with 0 instead of 3 where nothing is faster than plain decoding."
+)
 @click.pass_context
 def tune(
     ctx: click.Context,
@@ -105,11 +109,13 @@ def tune(
     allow_rounding: bool,
     resume: bool,
     dry_run: bool,
+    ok_if_plain: bool,
 ) -> None:
     """Try every method and draft shape on your model, machine and prompts, and write the fastest profile.
 
     Engine settings that --profile names are kept; those that it leaves open are measured and chosen, too. Where no
-    drafts are faster than plain decoding, the written profile is plain decoding, and the exit code is 3.
+    drafts are faster than plain decoding, the written profile is plain decoding, and the exit code is 3; it is 0 with
+    --ok-if-plain.
     """
     prompts = _prompts(workload, categories, limit)
     seconds = budgets.parse(budget)
@@ -154,8 +160,9 @@ def tune(
         from specplug.reports.tune_report import page
 
         write_atomically(html, page(document).encode())
-    note(f"{verdict(document)}; written to {target}")
-    ctx.exit(NOTHING_BEATS_NONE if document["chosen"] == "none" else 0)
+    report = f"; report: {html}" if html is not None else ""
+    note(f"{verdict(document)}; written to {target}{report}")
+    ctx.exit(NOTHING_BEATS_NONE if document["chosen"] == "none" and not ok_if_plain else 0)
 
 
 def _prompts(workload: str, categories: tuple[str, ...], limit: int | None) -> list[workloads.Prompt]:
@@ -194,7 +201,7 @@ def _target(out: str | None, label: str) -> Path:
     if out is None:
         slug = re.sub(r"[^a-z0-9._-]+", "-", label.lower()).strip("-._")
         return profiles.user_folder() / f"{slug[:80] or 'model'}-tuned.yaml"
-    path = Path(out).expanduser()
+    path = expanded(out)
     if path.suffix not in (".yaml", ".yml"):
         if path.name != out:
             raise UsageError(f"--out {out}: a path has to end in .yaml; change it, or give a name without a folder")

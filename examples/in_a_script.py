@@ -13,7 +13,7 @@ from specplug.models.references import resolve
 model, profile, max_tokens = [*sys.argv[1:], *("demo:smollm2", "default", "128")[len(sys.argv) - 1 :]]
 question = "Repeat this list, then sort it: pear, apple, fig, plum, pear, apple, fig, plum."
 
-llm = SpeculativeLlama(str(resolve(model)), profile=profile, n_ctx=2048, verbose=False)
+llm = SpeculativeLlama(str(resolve(model)), profile=profile, n_ctx=2048)
 messages = [{"role": "user", "content": question}]
 answer = llm.create_chat_completion(messages, max_tokens=int(max_tokens), temperature=0.0)
 print(answer["choices"][0]["message"]["content"])

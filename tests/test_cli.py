@@ -24,7 +24,7 @@ from specplug.machine import remembered
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
-from specplug_cli import doctor, verify
+from specplug_cli import bench, doctor, examination, serve, verify
 from specplug_cli.main import app
 from specplug_cli.options import Request, model_path, shared_options
 
@@ -44,7 +44,8 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SPECPLUG, *arguments], capture_output=True, text=True, timeout=120, **more)
+    given: dict[str, object] = {"stdin": subprocess.DEVNULL} | more
+    return subprocess.run([SPECPLUG, *arguments], capture_output=True, text=True, timeout=120, **given)
 
 
 def failed(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
@@ -308,9 +309,9 @@ SLOWER = replace(FAST, flash_attention=True, kv_type="bf16")
 @pytest.fixture
 def measured(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Saves a profile for a model whose engine settings were measured here: SLOWER takes 1.8 times as long as FAST."""
-    monkeypatch.setattr(remembered, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(remembered, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(remembered, "version", lambda package: "1.0")
-    monkeypatch.setattr(doctor.references, "resolve", lambda ref: Path(ref))
+    monkeypatch.setattr(examination.references, "resolve", lambda ref: Path(ref))
     costs = {
         FAST: SettingCosts((512, 4096), (1, 4), ((10.0, 20.0), (20.0, 30.0)), (1.0, 2.0), 1),
         SLOWER: SettingCosts((512, 4096), (1, 4), ((11.0, 20.0), (36.0, 30.0)), (1.0, 2.0), 4),
@@ -328,7 +329,7 @@ def measured(clean_environment: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_doctor_reports_slow_engine_settings(measured: Callable[..., None]) -> None:
     measured("slow", SLOWER)
     measured("named-in-part", Runtime(flash_attention=True))
-    report = doctor._examine()
+    report = doctor.diagnosed()
     compared = {"model": str(GGUF), "times": 1.8, "fastest": "flash attention off, f16 cache", "context": 4096}
     assert report["slow_settings"] == [{"profile": "named-in-part"} | compared, {"profile": "slow"} | compared]
     line = (
@@ -347,9 +348,9 @@ def test_doctor_is_silent_about_settings_that_are_open_fast_or_not_measured(meas
     measured("for-vllm", SLOWER, engine="vllm")
     measured("no-model", SLOWER, model=None)
     measured("folder", SLOWER, model=str(GGUF.parent))
-    assert doctor._slow_settings() == []
+    assert examination.slow_settings() == []
     measured("slow", SLOWER)
-    assert [slow["profile"] for slow in doctor._slow_settings()] == ["slow"]
+    assert [slow["profile"] for slow in examination.slow_settings()] == ["slow"]
 
 
 def test_doctor_survives_a_missing_model_and_a_missing_engine(
@@ -364,7 +365,7 @@ def test_doctor_survives_a_missing_model_and_a_missing_engine(
 
     measured("slow", SLOWER)
     monkeypatch.setattr(remembered, "version", not_installed)
-    assert doctor._slow_settings() == []
+    assert examination.slow_settings() == []
 
 
 @pytest.mark.llama
@@ -401,7 +402,7 @@ def test_doctor_survives_a_damaged_table(measured: Callable[..., None], damaged:
     measured("slow", SLOWER)
     path = settings_table._path(GGUF)
     path.unlink() if damaged == "no table" else path.write_text(damaged)
-    assert doctor._slow_settings() == []
+    assert examination.slow_settings() == []
 
 
 @pytest.mark.parametrize(("key", "value"), [("ms", []), ("ms", [[], []]), ("ms", [[0.0], [0.0]]), ("contexts", [])])
@@ -412,7 +413,7 @@ def test_doctor_survives_a_table_with_too_few_values(measured: Callable[..., Non
     for entry in table["settings"]:
         entry["costs"][key] = value
     path.write_text(json.dumps(table))
-    assert doctor._slow_settings() == []
+    assert examination.slow_settings() == []
 
 
 @pytest.mark.llama
@@ -537,6 +538,12 @@ def test_several_profiles_share_the_other_flags(laptop: Profile, invoke: Invoke)
     [
         "--threads 0",
         "--threads x",
+        "--context 15",
+        "--context 1048577",
+        "--context all",
+        "--gpu-layers 1001",
+        "--gpu-layers -2",
+        "--gpu-layers some",
         "--max-tokens 0",
         "--temperature -1",
         "--temperature nan",
@@ -552,6 +559,74 @@ def test_a_wrong_variable_is_bad_input_and_named(invoke: Invoke) -> None:
     result = invoke(one, SPECPLUG_THREADS="many")
     assert result.exit_code == 2
     assert "SPECPLUG_THREADS" in result.stderr
+
+
+@click.command()
+@shared_options(max_tokens=16)
+def opens(request: Request) -> None:
+    found = request.profile
+    click.echo(json.dumps([found.runtime.context, found.runtime.gpu_layers, found.vllm.max_model_len]))
+
+
+def test_context_and_gpu_layers_edit_the_profile(clean_environment: Path, invoke: Invoke) -> None:
+    large = Profile("large", model="a.gguf", proposers=NONE, runtime=Runtime(context=1024, gpu_layers=5))
+    profile.save(large, clean_environment / "large.yaml")
+    variables = {"SPECPLUG_PROFILE": "large", "SPECPLUG_CONTEXT": "2048", "SPECPLUG_GPU_LAYERS": "all"}
+    assert json.loads(invoke(opens, "--profile", "large").stdout) == [1024, 5, None]
+    assert json.loads(invoke(opens, **variables).stdout) == [2048, -1, None]
+    flags = ["--context", "4096", "--gpu-layers"]
+    assert json.loads(invoke(opens, *flags, "7", **variables).stdout) == [4096, 7, None]
+    assert json.loads(invoke(opens, *flags, "0", **variables).stdout) == [4096, 0, None]
+    assert json.loads(invoke(opens, *flags, "all", **variables).stdout) == [4096, -1, None]
+
+
+def test_on_vllm_the_context_is_max_model_len_and_gpu_layers_are_refused(invoke: Invoke) -> None:
+    on_vllm = ["--profile", "none", "--engine", "vllm"]
+    default = Runtime().context
+    assert json.loads(invoke(opens, *on_vllm, "--context", "2048").stdout) == [default, 0, 2048]
+    for given, variables in ((["--gpu-layers", "3"], {}), ([], {"SPECPLUG_GPU_LAYERS": "all"})):
+        refusal = invoke(opens, *on_vllm, *given, **variables).exception
+        assert isinstance(refusal, UsageError) and str(refusal).startswith("--gpu-layers is for llama.cpp")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Profile]:
+    """The profiles that `serve` would have opened a model for."""
+    profiles: list[Profile] = []
+
+    def refuse(chosen: Profile) -> Path:
+        profiles.append(chosen)
+        raise UsageError("no model is opened here")
+
+    monkeypatch.setattr(serve, "model_path", refuse)
+    return profiles
+
+
+def test_serve_has_the_shared_flags_and_their_variables(served: list[Profile], invoke: Invoke) -> None:
+    names = ("MODEL", "THREADS", "CONTEXT", "GPU_LAYERS")
+    variables = {f"SPECPLUG_{name}": value for name, value in zip(names, ("a.gguf", "1", "2048", "2"), strict=True)}
+    flags = ["--model", "b.gguf", "--threads", "3", "--context", "512", "--gpu-layers", "all"]
+    for arguments in ([], flags, ["c.gguf"], ["c.gguf", "--model", "c.gguf"]):
+        invoke(serve.serve, "--profile", "none", *arguments, **variables)
+    seen = [(one.model, one.runtime.threads, one.runtime.context, one.runtime.gpu_layers) for one in served]
+    by_variable = (1, 2048, 2)
+    assert seen == [("a.gguf", *by_variable), ("b.gguf", 3, 512, -1), *[("c.gguf", *by_variable)] * 2]
+
+
+def test_serve_reads_the_variables_and_takes_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, message = failed(call("serve", "--profile", "none", "a.gguf", "--model", "b.gguf"))
+    assert (code, message) == (2, "error: two models were given, 'a.gguf' and --model 'b.gguf'; name one")
+    monkeypatch.setenv("SPECPLUG_MODEL", "missing/c.gguf")
+    code, message = failed(call("serve", "--profile", "none", "--port", "18011"))
+    assert code == 2 and message.startswith("error: model missing/c.gguf: no such file")
+
+
+def test_bench_says_what_holds_for_every_concurrency_once() -> None:
+    said: list[str] = []
+    notify = bench._without_repeats(said.append)
+    for text in ("a warning", "measuring", "a warning", "another"):
+        notify(text)
+    assert said == ["a warning", "measuring", "another"]
 
 
 def test_serve_refuses_in_one_line() -> None:

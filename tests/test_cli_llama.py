@@ -33,7 +33,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def call(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def call(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([SPECPLUG, *arguments], capture_output=True, timeout=300, input=stdin)
 
 
@@ -113,12 +113,48 @@ def test_run_obeys_stop_strings_grammars_and_schemas(tmp_path: Path) -> None:
     assert stopped["finish"] == "stop" and word not in stopped["text"]
 
 
+def test_piped_text_follows_the_prompt_in_the_argument(tmp_path: Path) -> None:
+    base = ["run", "--profile", "plain", "--max-tokens", "1", "--json"]
+    assert json.loads(call(*base, "Summarise this:", stdin=b"A pear.\n").stdout)["prompt"] == (
+        "Summarise this:\n\nA pear.\n"
+    )
+    assert json.loads(call(*base, "-", stdin=b"A pear.\n").stdout)["prompt"] == "A pear.\n"
+    assert "stdin is not UTF-8 text (byte 2)" in refused(call(*base, "Summarise this:", stdin=b"ab\xff"), 2)
+
+
+def test_a_file_of_prompts_is_answered_beside_a_pipe_that_is_never_closed(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Say hello."}\n')
+    read, write = os.pipe()
+    try:
+        arguments = ["run", "--profile", "plain", "--max-tokens", "1", "--jsonl", "--input", str(prompts)]
+        done = subprocess.run([SPECPLUG, *arguments], capture_output=True, timeout=120, stdin=read)
+    finally:
+        os.close(read)
+        os.close(write)
+    assert json.loads(done.stdout)["prompt"] == "Say hello."
+
+
+def test_settings_without_an_effect_are_warned_of_and_the_answer_comes() -> None:
+    flags = ["--context", "8448", "--gpu-layers", "all", "--max-tokens", "1"]
+    done = call("run", "--profile", "plain", *flags, "Hi.")
+    assert done.returncode == 0 and done.stdout
+    lines = done.stderr.decode().splitlines()
+    warned = [line for line in lines if "than the 8192 that SmolLM2-135M-Instruct" in line]
+    assert len(warned) == 1 and warned[0].startswith("specplug: a context of 8448 tokens is more than the 8192")
+    import llama_cpp
+
+    if not llama_cpp.llama_supports_gpu_offload():
+        assert lines[0].startswith("specplug: gpu_layers all has no effect: this llama.cpp is built without GPU")
+
+
 def test_inputs_that_cannot_be_answered(tmp_path: Path) -> None:
     quick = ["run", "--profile", "quick"]
     assert "stdin is not UTF-8 text (byte 2)" in refused(call(*quick, stdin=b"ab\xff"), 2)
     assert "the prompt is empty" in refused(call(*quick, " \n"), 2)
     assert "the prompt is empty" in refused(call(*quick, stdin=b""), 2)
-    assert "raise runtime: context" in refused(call(*quick, "word " * 2000), 2)
+    assert "the context 1024; raise it with --context 4096" in refused(call(*quick, "word " * 2000), 2)
+    assert "the model was trained for 8192, so shorten the prompt" in refused(call(*quick, "word " * 9000), 2)
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "fine"}\n{"prompt": \n')
     assert f"{broken}" in refused(call(*quick, "--input", str(broken)), 2)
@@ -143,7 +179,10 @@ def test_ctrl_c_keeps_the_text_printed_so_far(tmp_path: Path) -> None:
     endless.write_text("root ::= [a-z ]+ root\n")
     arguments = ["run", "--profile", "quick", "--grammar", str(endless), "Tell me a story."]
     running = subprocess.Popen(
-        [SPECPLUG, *arguments, "--max-tokens", "900"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [SPECPLUG, *arguments, "--max-tokens", "900"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert running.stdout is not None
     first = running.stdout.read(1)

@@ -8,10 +8,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic, sleep
+from types import SimpleNamespace
 
 import pytest
 
 from specplug import profile as profiles
+from specplug_cli.main import main
 
 SPECPLUG = str(Path(sys.executable).with_name("specplug"))
 
@@ -89,6 +91,32 @@ def test_a_profile_that_cannot_be_plotted_or_exported_is_refused(tmp_path: Path)
     assert done.returncode == 2 and "no such file" in done.stderr
     done = call("profiles", "export", "none", "--to", "vllm", "--model", "org/name", "--json")
     assert json.loads(done.stdout) == {"argv": ["vllm", "serve", "org/name"], "lost": []}
+
+
+@pytest.mark.parametrize(("chosen", "flags", "code"), [("none", [], 3), ("none", ["--ok-if-plain"], 0), ("a", [], 0)])
+def test_the_exit_code_and_the_last_line_say_what_follows(
+    chosen: str, flags: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is measured: the outcome is given."""
+    needs_the_demo_model()
+    own = profiles.user_folder() / "mine.yaml"
+    speedup = {"median": 1.5, "low": 1.4, "high": 1.6}
+    document = {
+        "chosen": chosen,
+        "level": 1,
+        "path": str(own),
+        "settings": [{"name": "a", "confirmed": {"1": {"speedup": speedup, "over_rest": None}}}],
+        "rejected": {},
+        "fingerprint": {"engine": "llama-cpp"},
+    }
+    monkeypatch.setattr("specplug_cli.tune.run_tune", lambda *given, **named: SimpleNamespace(document=document))
+    given = ["tune", "--model", "demo:smollm2", "--limit", "1", "--out", "mine", "--json", *flags]
+    assert main(given) == code
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == document
+    following = "specplug run --profile mine" if chosen == "a" else "specplug run --profile default remains right"
+    last = printed.err.splitlines()[-1]
+    assert following in last and last.endswith(f"; written to {own}")
 
 
 @pytest.mark.llama

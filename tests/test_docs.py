@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from specplug_cli.diagnosis import WHEELS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDE = ROOT / "docs" / "how-to" / "add-a-proposer.md"
@@ -115,7 +117,7 @@ def test_every_page_of_docs_is_reached_from_the_index() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if "lab-book" not in page.parts], ids=relative)
 def test_modules_that_a_page_names_exist(page: Path) -> None:
     """`folder/name.py` or `name.py` in running text is a file of this repository; the lab book may name older ones."""
-    folders = ("specplug", "cli", "benchmarks", "tests", "docs")
+    folders = ("specplug", "cli", "benchmarks", "tests", "docs", "scripts")
     known = {"/" + relative(file) for folder in folders for file in (ROOT / folder).rglob("*.py")}
     named = set(re.findall(r"`([\w./]+\.py)`", prose(page)))
     foreign = {"echo_proposer.py", "specplug/proposers/echo.py", "v1/worker/gpu/model_runner.py"}
@@ -127,8 +129,27 @@ def test_the_generated_reference_is_not_stale() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_first_commands_of_the_readme_are_the_demo_and_the_tests() -> None:
+def readme_commands() -> list[list[str]]:
+    """The lines of each block of commands in the README, without comments."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    first, second = commands[0].splitlines()[:2]
-    assert (first.split("#")[0].strip(), second.split("#")[0].strip()) == ("make demo", "make test")
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [[line.split(" #")[0].strip() for line in block.splitlines()] for block in blocks]
+
+
+def test_the_make_commands_of_the_readme_begin_with_the_demo_and_the_tests() -> None:
+    made = next(lines for lines in readme_commands() if lines[0].startswith("make"))
+    assert made[:2] == ["make demo", "make test"]
+
+
+def test_the_first_command_of_the_readme_needs_no_compiler() -> None:
+    """It takes a wheel, from the index that `specplug doctor` names, or fails."""
+    first = readme_commands()[0][0]
+    assert first.startswith("pip install -e ") and "--only-binary llama-cpp-python" in first
+    assert f"--extra-index-url {WHEELS}cpu" in first
+
+
+def test_the_page_on_installing_names_every_folder_that_is_kept() -> None:
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for folder in ("~/.cache/specplug", "~/.config/specplug", "~/.local/share/specplug", "~/.local/state/specplug"):
+        assert f"`{folder}`" in page and folder in readme

@@ -29,10 +29,12 @@ from specplug.engines.llama_cpp.drafters.model_drafter import SCORED_ROWS, Model
 from specplug.engines.llama_cpp.drafters.opening import open_target
 from specplug.engines.llama_cpp.drafters.slot_cells import SLACK
 from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.memory_need import memory_need
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
 from specplug.errors import UsageError
 from specplug.generation.answers import Request, Sampling
+from specplug.machine.memory import gib
 from specplug.planning import drafter_use
 from specplug.planning.experience import Experience
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
@@ -742,20 +744,26 @@ def test_a_drafter_that_is_no_smaller_is_named_with_both_sizes(formats: dict[str
     with open_target(formats["f32"], [small(formats["q4_0"])], RUNTIME, said.append):
         pass
     (line,) = said
-    sizes = [f"{formats[name].stat().st_size / 2**30:.2f} GiB" for name in ("f32", "q4_0")]
+    sizes = [f"{gib(formats[name].stat().st_size)} GiB" for name in ("f32", "q4_0")]
     assert all(size in line for size in sizes) and "as large as its target" in line
 
 
 def test_too_little_memory_for_both_is_said_before_loading(
     formats: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = [formats[name].stat().st_size for name in ("f32", "q4_0")]
+    needed = memory_need(formats["f32"], RUNTIME, RUNTIME.context).total
+    drafter = formats["q4_0"].stat().st_size
     loaded: list[Path] = []
-    monkeypatch.setattr(opening, "open_model", lambda path, runtime: loaded.append(path))
-    for free, refused in ((sum(sizes) - 1, True), (sum(sizes), False)):
+
+    def open_model(path: Path, *_: object) -> SimpleNamespace:
+        loaded.append(path)
+        return SimpleNamespace(path=path, train_context=8192)
+
+    monkeypatch.setattr(opening, "open_model", open_model)
+    for free, refused in ((needed + drafter, True), (needed + 2 * drafter, False)):
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
         if refused:
-            with pytest.raises(UsageError, match=r"GiB of memory are free; choose a smaller drafter"):
+            with pytest.raises(UsageError, match=r"drafter \S+ [\d.]+, .* GiB are free; use a smaller drafter"):
                 open_target(formats["f32"], [small(formats["q4_0"])], RUNTIME, print)
         else:
             open_target(formats["f32"], [small(formats["q4_0"])], RUNTIME, print)
@@ -767,7 +775,7 @@ def test_a_damaged_drafter_is_refused_before_loading(
 ) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(formats["q4_0"].read_bytes()[:-1000])
-    monkeypatch.setattr(opening, "open_model", lambda path, runtime: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(opening, "open_model", lambda *_: pytest.fail("the model was loaded"))
     for path, message in ((damaged, "truncated: 1000 of"), (tmp_path / "none.gguf", "no such file")):
         with pytest.raises(UsageError, match=message):
             open_target(formats["f32"], [small(path)], RUNTIME, print)

@@ -1,4 +1,4 @@
-"""The engine's settings: caches filled by copying, passes that round alike, the look that chooses, and their costs."""
+"""The engine's settings: caches filled by copying, passes that round alike, which is chosen, and what they cost."""
 
 import json
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
 pytest.importorskip("llama_cpp")
@@ -30,10 +31,11 @@ from specplug.engines.llama_cpp.engine_settings import (
     stock,
 )
 from specplug.engines.llama_cpp.exact_passes import measure_exact_passes, rows_that_agree
+from specplug.engines.llama_cpp.library_check import WAYS, Findings
 from specplug.engines.llama_cpp.measure import FURTHER_ROWS, PassTimer, points_on
 from specplug.engines.llama_cpp.model import Model, open_model
-from specplug.engines.llama_cpp.settings_choice import look, with_settings
-from specplug.errors import UsageError
+from specplug.engines.llama_cpp.settings_choice import with_settings
+from specplug.errors import EngineError, UsageError
 from specplug.machine import hardware, remembered
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
@@ -159,7 +161,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model]]
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, in which choices and tables of the test are remembered."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr(remembered, "user_cache_dir", lambda name: str(folder))
+    monkeypatch.setattr(remembered, "cache_folder", lambda: folder)
     return folder
 
 
@@ -449,27 +451,21 @@ def test_exact_drafts_one_token_where_passes_of_three_rows_differ() -> None:
 # -- the choice of open settings --------------------------------------------------------------------------------------
 
 
-class Looks:
-    """Stands for `look`: returns the wanted setting, and counts its calls."""
-
-    def __init__(self, flash: bool = False, kv_type: str = "f16") -> None:
-        self.wanted = flash, kv_type
-        self.seen: list[Runtime] = []
-
-    def __call__(self, model: Model, runtime: Runtime) -> Runtime:
-        self.seen.append(runtime)
-        return replace(
-            runtime,
-            flash_attention=self.wanted[0] if runtime.flash_attention is None else runtime.flash_attention,
-            kv_type=runtime.kv_type or self.wanted[1],
-        )
-
-
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    looks = Looks()
-    monkeypatch.setattr(settings_choice, "look", looks)
-    return looks
+def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the trial of a tiny model shows, in place of what it would show on this machine: flash attention over f16
+    takes 4 ms, and everything else longer. A test changes it."""
+    ms = {(True, "f16"): 4.0, (False, "f16"): 6.0, (True, "bf16"): 8.0, (False, "bf16"): 7.0}
+    found = {"ms": ms, "equal_rows": 1, "asked": 0}
+
+    def findings(header: object, *, compare: bool, offloads: bool) -> Findings:
+        assert compare and not offloads
+        found["asked"] += 1
+        kernels = tuple((*pair, ms) for pair, ms in found["ms"].items())
+        return Findings(equal_rows=found["equal_rows"], kernels=kernels)
+
+    monkeypatch.setattr(settings_choice, "findings", findings)
+    return found
 
 
 def chosen(model: Model, runtime: Runtime = SMALL, *, exact: bool = False, many: bool = False) -> tuple[Any, Any]:
@@ -478,101 +474,40 @@ def chosen(model: Model, runtime: Runtime = SMALL, *, exact: bool = False, many:
     return found.flash_attention, found.kv_type
 
 
-def test_a_choice_is_made_once_for_a_model_file(tiny: dict[str, Model], looks: Looks, cache_folder: Path) -> None:
-    said: list[str] = []
-    model = tiny["llama q8_0"]
-    asked = Profile("p", runtime=SMALL)
-    first = with_settings(asked, model, notify=said.append)
-    assert (first.runtime.flash_attention, first.runtime.kv_type) == (False, "f16")
-    looks.wanted = True, "bf16"  # a second look would now choose this
-    with open_model(model.path) as again:
-        assert with_settings(Profile("p", runtime=replace(SMALL)), again, notify=said.append) == first
-    assert len(looks.seen) == 1 and said == [], "a choice is no news"
-    assert chosen(tiny["llama f32"]) == (True, "bf16"), "another model has a choice of its own"
-    assert chosen(model, replace(SMALL, threads=2)) == (True, "bf16"), "other threads have a choice of their own"
-    assert len(looks.seen) == 3
-    assert len(list(cache_folder.rglob("*.json"))) == 3
-
-
-def test_plain_and_drafting_profiles_get_the_same_setting(tiny: dict[str, Model], looks: Looks) -> None:
+def test_plain_and_drafting_profiles_get_the_same_setting(tiny: dict[str, Model]) -> None:
+    """Whatever this machine shows."""
     model = tiny["llama q8_0"]
     found = []
-    for name in ("none", "default"):
+    for name in ("none", "default", "default"):
         profile = profiles.load(name)
         found.append(with_settings(replace(profile, runtime=replace(profile.runtime, threads=1)), model).runtime)
-        looks.wanted = True, "bf16"
-    assert found[0] == found[1] == replace(found[0], flash_attention=False, kv_type="f16")
-    assert len(looks.seen) == 1
+    assert found[0] == found[1] == found[2]
+    assert None not in (found[0].flash_attention, found[0].kv_type)
 
 
-def test_limits_that_do_not_change_the_time_of_passes_do_not_change_the_choice(
-    tiny: dict[str, Model], looks: Looks
-) -> None:
-    long = replace(SMALL, context=4096)
-    assert chosen(tiny["llama f32"], long) == (False, "f16")
-    looks.wanted = True, "bf16"
-    assert chosen(tiny["llama f32"], replace(long, context=8192, batch=64, coupled=True)) == (False, "f16")
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", '{"schema": 1}', '{"flash_attention": "no", "kv_type": "f16"}', '{"flash_attention": 1}', "\x00"],
-)
-def test_a_damaged_choice_is_made_again(content: str, tiny: dict[str, Model], looks: Looks, cache_folder: Path) -> None:
-    model = tiny["llama f32"]
-    chosen(model)
-    (path,) = cache_folder.rglob("*.json")
-    path.write_text(content)
-    looks.wanted = True, "bf16"
-    assert chosen(model) == (True, "bf16")
-    assert json.loads(path.read_text())["kv_type"] == "bf16"
-    assert len(looks.seen) == 2
-
-
-def test_a_remembered_choice_that_the_profile_excludes_is_made_again(
-    tiny: dict[str, Model], looks: Looks, cache_folder: Path
-) -> None:
-    """As after an edit of the file; q8_0 is never chosen, since it loses precision."""
-    chosen(tiny["llama f32"])
-    (path,) = cache_folder.rglob("*.json")
-    path.write_text(json.dumps({"schema": 1, "flash_attention": True, "kv_type": "q8_0"}))
-    assert chosen(tiny["llama f32"]) == (False, "f16")
-    assert len(looks.seen) == 2
-
-
-def test_an_unwritable_cache_folder_is_said_and_not_fatal(
-    tiny: dict[str, Model], looks: Looks, cache_folder: Path
-) -> None:
-    cache_folder.write_text("a file, where a folder is needed")
-    said: list[str] = []
-    for _ in range(2):
-        found = with_settings(Profile("p", runtime=SMALL), tiny["llama f32"], notify=said.append).runtime
-        assert (found.flash_attention, found.kv_type) == (False, "f16")
-    assert len(looks.seen) == 2
-    assert len(said) == 2
-    assert "cannot be written" in said[0] and said[0].endswith("; engine settings will be chosen again next time")
+def test_limits_and_threads_do_not_change_the_choice(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
+    """As many threads are used as cores are free, and the choice should not follow them."""
+    for other in ({"threads": 2}, {"context": 8192}, {"batch": 64}, {"coupled": True}):
+        assert chosen(tiny["llama f32"], replace(SMALL, **other)) == (True, "f16")
 
 
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32"])
-def test_explicit_settings_are_never_looked_at(
-    flash: bool, kv_type: str, tiny: dict[str, Model], looks: Looks, cache_folder: Path
-) -> None:
+def test_explicit_settings_are_kept(flash: bool, kv_type: str, tiny: dict[str, Model], shown: dict[str, Any]) -> None:
     asked = replace(SMALL, flash_attention=flash, kv_type=kv_type)
     assert chosen(tiny["llama f32"], asked) == (flash, kv_type)
-    assert looks.seen == []
-    assert not cache_folder.exists()
+    assert not shown["asked"]
 
 
-def test_only_the_open_one_of_the_two_is_chosen(tiny: dict[str, Model], looks: Looks) -> None:
+def test_only_the_open_one_of_the_two_is_chosen(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
     model = tiny["llama f32"]
-    looks.wanted = False, "bf16"
-    assert chosen(model, replace(SMALL, flash_attention=True)) == (True, "bf16")
-    assert chosen(model, replace(SMALL, kv_type="f16")) == (False, "f16")
-    assert [(one.flash_attention, one.kv_type) for one in looks.seen] == [(True, None), (None, "f16")]
+    shown["ms"] |= {(False, "bf16"): 2.0}
+    assert chosen(model) == (False, "bf16")
+    assert chosen(model, replace(SMALL, flash_attention=True)) == (True, "f16")
+    assert chosen(model, replace(SMALL, kv_type="f16")) == (True, "f16")
 
 
-def test_what_decides_without_a_look(tiny: dict[str, Model], looks: Looks) -> None:
+def test_what_decides_without_a_trial(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
     model = tiny["llama f32"]
     assert chosen(model, exact=True) == (True, "bf16")
     assert chosen(model, replace(SMALL, kv_type="q8_0"), exact=True) == (True, "q8_0")
@@ -580,14 +515,13 @@ def test_what_decides_without_a_look(tiny: dict[str, Model], looks: Looks) -> No
     assert chosen(model, replace(SMALL, kv_type="f32"), many=True) == (False, "f32")
     assert chosen(model, replace(SMALL, kv_type="f16"), many=True) == (True, "f16")
     assert chosen(model, replace(SMALL, kv_type="q8_0")) == (True, "q8_0")
-    assert looks.seen == []
+    assert not shown["asked"]
 
 
-def test_many_sequences_leave_only_the_cache_type_open(tiny: dict[str, Model], looks: Looks) -> None:
-    looks.wanted = False, "bf16"
+def test_many_sequences_leave_only_the_cache_type_open(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
+    shown["ms"] |= {(False, "f16"): 1.0, (True, "bf16"): 2.0}
     assert chosen(tiny["llama f32"], many=True) == (True, "bf16")
-    assert [(one.flash_attention, one.kv_type) for one in looks.seen] == [(True, None)]
-    assert chosen(tiny["llama f32"], replace(SMALL, flash_attention=False), many=True) == (False, "bf16")
+    assert chosen(tiny["llama f32"], replace(SMALL, flash_attention=False), many=True) == (False, "f16")
 
 
 @pytest.mark.parametrize(
@@ -598,83 +532,81 @@ def test_many_sequences_leave_only_the_cache_type_open(tiny: dict[str, Model], l
     ],
 )
 def test_settings_that_exclude_each_other_are_refused_in_one_line(
-    exact: bool, runtime: Runtime, message: str, tiny: dict[str, Model], looks: Looks
+    exact: bool, runtime: Runtime, message: str, tiny: dict[str, Model], shown: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError, match=f"^profile p: {message}; drop one of the two") as caught:
         chosen(tiny["llama f32"], runtime, exact=exact)
     assert "\n" not in str(caught.value)
 
 
-def test_threads_are_filled_in(tiny: dict[str, Model], looks: Looks) -> None:
+def test_threads_are_filled_in(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
     found = with_settings(Profile("p", runtime=replace(SMALL, threads=None)), tiny["llama f32"])
     assert found.runtime.threads == hardware.usable_cores()
-    assert looks.seen[0].threads == hardware.usable_cores()
+
+
+def test_the_fastest_kernel_is_taken_where_passes_differ_anyway(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
+    model = tiny["llama f32"]
+    assert chosen(model) == (True, "f16")
+    shown["ms"] |= {(False, "bf16"): 3.8}
+    assert chosen(model) == (True, "f16"), "as good as the fastest one, and nearer to llama.cpp's own"
+    shown["ms"] |= {(False, "bf16"): 2.0}
+    assert chosen(model) == (False, "bf16")
+
+
+def test_passes_that_round_alike_are_worth_a_slower_kernel(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
+    shown["equal_rows"] = CHECKED_ROWS[-1]
+    assert chosen(tiny["llama f32"]) == (True, "bf16")
+    assert chosen(tiny["llama f32"], replace(SMALL, flash_attention=False)) == (False, "f16")
+    shown["equal_rows"] = 7
+    assert chosen(tiny["llama f32"]) == (True, "f16")
+
+
+def test_layers_with_windows_get_flash_attention(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
+    """It skips the cells outside, which a model without windows does not show."""
+    shown["ms"] |= {(False, "bf16"): 1.0}
+    assert chosen(tiny["gemma3 f32"]) == (True, "f16")
+
+
+def test_a_library_without_sound_flash_attention_gets_none(
+    tiny: dict[str, Model], shown: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown["equal_rows"] = CHECKED_ROWS[-1]
+    monkeypatch.setattr(tiny["llama f32"], "way", WAYS[2])
+    assert chosen(tiny["llama f32"]) == chosen(tiny["llama f32"], many=True) == (False, "f16")
+    with pytest.raises(EngineError, match="a q8_0 cache needs flash attention, which ends the process here"):
+        chosen(tiny["llama f32"], replace(SMALL, kv_type="q8_0"))
+
+
+def test_nothing_shown_is_llama_cpps_own_setting(tiny: dict[str, Model], shown: dict[str, Any]) -> None:
+    shown["ms"].clear()
+    assert chosen(tiny["llama f32"]) == (True, "f16")
 
 
 @pytest.mark.parametrize("weights", ["the demo model", "tiny"])
-def test_a_look_compares_the_speed_only_of_settings_that_round_alike(
-    weights: str, q8_0: Model, tiny: dict[str, Model], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Flash attention over bf16 is always among them with these weights; over f16 it depends on the threads."""
+def test_the_trial_predicts_how_a_model_rounds(weights: str, q8_0: Model, tiny: dict[str, Model]) -> None:
     model = q8_0 if weights == "the demo model" else tiny["llama q8_0"]
-    monkeypatch.setattr(settings_choice, "CHECK_SECONDS", 1e9)
-    timed: list[list[Runtime]] = []
-
-    def last(model: Model, candidates: list[Runtime]) -> Runtime:
-        timed.append(candidates)
-        return candidates[-1]
-
-    monkeypatch.setattr(settings_choice, "_fastest", last)
-    equal = replace(SMALL, flash_attention=True, kv_type="bf16")
-    assert look(model, SMALL) == equal
-    assert all(one.flash_attention for one in timed[0])
-    for one in timed[0]:
-        with open_context(model, one, cells=512, num_ids=2, max_rows=32) as context:
+    assert chosen(model) == (True, "bf16")
+    for threads in (1, 2):
+        equal = replace(SMALL, flash_attention=True, kv_type="bf16", threads=threads)
+        with open_context(model, equal, cells=512, num_ids=2, max_rows=32) as context:
             PassTimer(context).fill(256)
             assert rows_that_agree(context, 256, CHECKED_ROWS) == 25
-    if weights == "tiny":
-        assert look(model, replace(SMALL, flash_attention=True)) == equal
-        assert look(model, replace(SMALL, kv_type="bf16")) == equal
-        assert timed[2] == [equal]
 
 
-@pytest.mark.parametrize("name", ["llama bf16", "llama f32"])
-def test_a_look_takes_the_fastest_where_passes_differ_anyway(
-    name: str, tiny: dict[str, Model], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Times are made up. Flash attention over bf16 is not among the settings that are timed."""
-    model, timed = tiny[name], {"off": 1.0}
-
-    def time(timer: PassTimer, rows: int) -> float:
-        settings = opened_with[id(timer.context)]
-        return timed.get("on" if settings.flash_attention else "off", 1.0) * (
-            timed.get(settings.kv_type or "", 1.0) + rows
-        )
-
-    opened_with: dict[int, Runtime] = {}
-    kept: list[Context] = []
-
-    def remembering(model: Model, runtime: Runtime, **sizes: int) -> Context:
-        context = open_context(model, runtime, **sizes)
-        kept.append(context)  # so that no other context gets its id
-        opened_with[id(context)] = runtime
-        return context
-
-    monkeypatch.setattr(settings_choice, "open_context", remembering)
-    monkeypatch.setattr(PassTimer, "time", time)
-
-    def found(**slower: float) -> tuple[Any, Any]:
-        timed.clear()
-        timed.update(slower)
-        runtime = look(model, SMALL)
-        return runtime.flash_attention, runtime.kv_type
-
-    assert found(on=1.5) == (False, "f16")
-    assert found(off=1.5) == (True, "f16")
-    assert found(on=1.01) == (True, "f16"), "as good as the fastest one, and nearer to llama.cpp's own"
-    assert found(on=1.5, f16=3.0) == (False, "bf16")
-    assert found(off=1.5, f16=3.0) == (True, "bf16")
-    assert all(one.kv_type in ("f16", "bf16") for one in opened_with.values())
+def test_threads_do_not_change_logits_where_passes_round_alike(q8_0: Model) -> None:
+    """So free cores can be followed without another text."""
+    equal = replace(SMALL, flash_attention=True, kv_type="bf16", context=1024, threads=2)
+    tokens = hashed_tokens(0, 700, q8_0.num_tokens)
+    with open_context(q8_0, equal, cells=1024, num_ids=2, max_rows=8) as context:
+        found = []
+        for threads in (2, 1):
+            context.use_threads(threads)
+            read = context.read(tokens).copy()
+            context.clear_batch()
+            context.add_span(tokens[:5], len(tokens), 0, wanted=True)
+            context.decode()
+            found.append(np.concatenate([read, context.logits(5)]))
+    assert np.array_equal(found[0], found[1])
 
 
 def test_a_recurrent_model_gets_llama_cpps_own_setting(tiny: dict[str, Model]) -> None:
@@ -747,7 +679,7 @@ def test_settings_that_do_not_fit_are_left_out(tiny: dict[str, Model], monkeypat
     monkeypatch.setattr(engine_settings, "LOSES", 1e9)
     impossible = replace(SMALL, flash_attention=False, kv_type="q8_0")  # llama.cpp cannot open it
     free = 2 * cache_bytes(model, runtimes[0], 512)
-    monkeypatch.setattr(engine_settings.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     left_out: dict[Runtime, str] = {}
     measured = measure_settings(
         lambda runtime: model, [*runtimes, impossible], (64,), 0.0, keep=runtimes, left_out=left_out.__setitem__
@@ -755,7 +687,7 @@ def test_settings_that_do_not_fit_are_left_out(tiny: dict[str, Model], monkeypat
     assert list(measured) == runtimes[:4] and list(left_out) == [*runtimes[4:], impossible]
     assert "too much of the free memory" in left_out[runtimes[4]]
     assert "a q8_0 KV cache needs flash attention" in left_out[impossible]
-    monkeypatch.setattr(engine_settings.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     assert measure_settings(lambda runtime: model, runtimes, (64,), 0.0, keep=runtimes) == {}
 
 
@@ -805,14 +737,14 @@ def test_a_cache_larger_than_the_free_memory_is_refused(
     model = tiny["llama f32"]
     runtime = replace(SMALL, flash_attention=True, kv_type="f16")
     needed = cache_bytes(model, runtime, 256)
-    monkeypatch.setattr(contexts.psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - 1))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - 1))
     with pytest.raises(
-        UsageError, match=r"^a KV cache of 256 tokens takes [\d.]+ GiB as f16, and [\d.]+ GiB of memory are free; lower"
+        UsageError, match=r"^a KV cache of 256 tokens needs [\d.]+ GiB as f16, and [\d.]+ GiB are free; use a smaller"
     ) as caught:
         open_context(model, runtime, cells=256, num_ids=2, max_rows=8)
     assert "\n" not in str(caught.value)
     open_context(model, runtime, cells=128, num_ids=2, max_rows=8).close()
-    monkeypatch.setattr(contexts.psutil, "virtual_memory", lambda: SimpleNamespace(available=needed))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed))
     open_context(model, runtime, cells=256, num_ids=2, max_rows=8).close()
 
 

@@ -170,7 +170,7 @@ def test_prompts_that_cannot_be_answered(f32: Model) -> None:
     with opened(f32, TREES) as engine:
         with pytest.raises(UsageError, match="the prompt is empty"):
             engine.generate(Request(np.zeros(0, dtype=np.int32), 8))
-        with pytest.raises(UsageError, match="the prompt has 1024 tokens, the context 1024; raise runtime: context"):
+        with pytest.raises(UsageError, match="1024 tokens, the context 1024; raise it with --context 2048"):
             engine.generate(Request(np.zeros(1024, dtype=np.int32), 8))
         with pytest.raises(UsageError, match="max_tokens is 0"):
             engine.generate(Request(chat(f32, FREE), 0))

@@ -33,12 +33,15 @@ def write_model(
     merges: list[str] = MERGES,
     types: list[int] | None = None,
     alignment: int | None = None,
+    causal: bool | None = None,
 ) -> Path:
     """Write a small file with the reference writer: metadata of all types, one f32 and one q8_0 tensor."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(layers)
     writer.add_float32("some.float", 1.5)
     writer.add_array("some.list", [1, 2, 3])
+    if causal is not None:
+        writer.add_causal_attention(causal)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
     writer.add_tokenizer_model("gpt2")
@@ -117,6 +120,23 @@ def test_a_reference_that_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_a_file_without_a_language_model_is_refused(tmp_path: Path) -> None:
     assert "without a model" in refused(write_model(tmp_path / "vocabulary.gguf", tensors=0))
     assert "llama without layers" in refused(write_model(tmp_path / "empty.gguf", layers=0))
+
+
+def test_an_embedding_model_is_refused(tmp_path: Path) -> None:
+    bert = write_model(tmp_path / "bert.gguf", architecture="bert", causal=False)
+    assert "bert is an embedding model, which generates no text" in refused(bert)
+    references.check_gguf(write_model(tmp_path / "causal.gguf", causal=True))
+
+
+def test_the_header_names_the_types_of_matrices(tmp_path: Path) -> None:
+    assert gguf_header.read_header(write_model(tmp_path / "m.gguf")).matrix_types == {0, 8}
+    assert gguf_header.read_header(write_model(tmp_path / "one.gguf", tensors=1)).matrix_types == {0}
+
+
+def test_the_parts_of_a_model_are_found_by_name(tmp_path: Path) -> None:
+    assert gguf_header.parts_of(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]
+    parts = gguf_header.parts_of(tmp_path / "m-00002-of-00003.gguf")
+    assert [path.name for path in parts] == [f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
 
 
 # -- hostile and broken headers --------------------------------------------------------------------------------------

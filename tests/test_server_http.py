@@ -263,7 +263,10 @@ def test_schemas_have_limits(url: str, inner: Any, expected: str) -> None:
 
 
 def test_a_prompt_longer_than_the_context_has_its_own_error_code(url: str) -> None:
-    assert ask(url, body=chat("x" * 5000))[1]["error"]["code"] == "context_length_exceeded"
+    error = ask(url, body=chat("x" * 5000))[1]["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "the server was started with a context of 4096" in error["message"]
+    assert "start the server with a larger --context" in error["message"]
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 50_000, b"\xff\xfe", b'{"a": NaN}', b"null", b"1", b'"text"'])

@@ -83,7 +83,8 @@ def test_a_stream_equals_the_complete_answer(client: Any) -> None:
     assert chunks[-1].usage.completion_tokens == complete.usage.completion_tokens
     last = [chunk.choices[0] for chunk in chunks if chunk.choices][-1]
     assert last.finish_reason == complete.choices[0].finish_reason
-    assert len(chunks) > 5
+    pieces = [chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    assert len(pieces) > 1, "how many depends on the machine: deltas of fast steps are sent together"
 
 
 def test_the_counts_of_an_answer_are_consistent(client: Any) -> None:

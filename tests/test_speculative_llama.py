@@ -58,6 +58,15 @@ def both(options: dict[str, Any]) -> Iterator[Both]:
     drafting.close()
 
 
+def test_it_prints_nothing_unless_asked_to(options: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    given = {name: value for name, value in options.items() if name != "verbose"}
+    for verbose in ({}, {"verbose": True}):
+        llama = SpeculativeLlama(profile=TREES, **given, **verbose)
+        llama("The", max_tokens=2)
+        llama.close()
+        assert bool("".join(capfd.readouterr())) is bool(verbose)
+
+
 def test_the_context_is_opened_for_as_many_rows_as_align_it(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

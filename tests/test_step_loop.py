@@ -15,11 +15,11 @@ from specplug import profile as profiles
 from specplug.bench.arms import plain
 from specplug.engines.llama_cpp import settings_choice
 from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.library_check import Findings
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
 from specplug.engines.llama_cpp.stream import Stream
 from specplug.generation.answers import Request, Sampling, TokenLogprobs
-from specplug.machine import remembered
 
 pytestmark = pytest.mark.llama
 
@@ -173,12 +173,10 @@ def test_each_accepted_token_has_its_proposer(q8_0: Model) -> None:
         assert by_source == loop.accepted.sum(axis=1).tolist() and sum(by_source) > 0
 
 
-def test_flash_attention_is_on_where_sequences_share_the_cache(
-    f32: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without it, even where a look chooses that for one sequence, each row would pay for all sequences' cells."""
-    monkeypatch.setattr(remembered, "user_cache_dir", lambda name: str(tmp_path))
-    monkeypatch.setattr(settings_choice, "look", lambda model, runtime: replace(runtime, flash_attention=False))
+def test_flash_attention_is_on_where_sequences_share_the_cache(f32: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, even where that is faster for one sequence, each row would pay for all sequences' cells."""
+    without = Findings(kernels=((True, "bf16", 4.0), (False, "bf16", 2.0)))
+    monkeypatch.setattr(settings_choice, "findings", lambda header, **how: without)
     for slots, chosen in ((2, True), (1, False)):
         with opened(f32, slots) as engine:
             assert engine.profile.runtime.flash_attention is chosen

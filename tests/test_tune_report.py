@@ -10,7 +10,7 @@ from toy_subject import ToySubject
 
 from specplug.bench.workloads import Prompt
 from specplug.errors import UsageError
-from specplug.profile import Profile, Runtime
+from specplug.profile import Profile, Runtime, user_folder
 from specplug.tune.document import evidence, interval_text, verdict
 from specplug.tune.session import tune
 from specplug.tune.tune_request import Request
@@ -61,18 +61,28 @@ def test_the_page_explains_every_column_and_gives_the_next_step(document: dict[s
 def test_the_verdict_gives_the_result_of_every_finalist_and_the_next_step() -> None:
     speedup = {"median": 1.104, "low": 0.94, "high": 1.45}
     line = {"name": "suffix, measured 8", "confirmed": {"1": {"speedup": speedup, "over_rest": None}}}
-    lost = {"chosen": "none", "level": 1, "settings": [line], "rejected": {line["name"]: "not shown to be faster"}}
+    lost = {
+        "chosen": "none",
+        "level": 1,
+        "settings": [line],
+        "rejected": {line["name"]: "not shown to be faster"},
+        "fingerprint": {"engine": "llama-cpp"},
+    }
     assert verdict(lost).startswith(
         "plain decoding: no setting was shown to be faster "
         "(suffix, measured 8: 1.10 (0.94-1.45), not shown to be faster); to time more answers, raise --budget"
     )
     untimed = {**lost, "settings": [{**line, "confirmed": {"1": {"speedup": None}}}]}
     assert "no setting could be run live in this budget" in verdict(untimed)
+    assert "specplug run --profile default remains right" in verdict(lost)
+    assert "--profile default" not in verdict({**lost, "fingerprint": {"engine": "vllm"}})
     won = {**lost, "chosen": line["name"], "rejected": {}, "path": "/my profiles/p.yaml"}
     assert verdict(won) == (
         "suffix, measured 8: 1.10 times as fast as plain decoding (95% interval 0.94-1.45); "
         "use it with: specplug run --profile '/my profiles/p.yaml'"
     )
+    own = {**won, "path": str(user_folder() / "mine.yaml")}
+    assert verdict(own).endswith("use it with: specplug run --profile mine")
 
 
 def test_an_interval_of_a_single_answer_is_a_dash() -> None:

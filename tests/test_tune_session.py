@@ -19,11 +19,18 @@ from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 from specplug.tune import journal as journals
-from specplug.tune.document import evidence, interval_text, other_lengths_line, settings_line, settings_rows
+from specplug.tune.document import (
+    evidence,
+    interval_text,
+    other_lengths_line,
+    settings_line,
+    settings_rows,
+    verdict,
+)
 from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.session import Outcome, tune
 from specplug.tune.trace import Answer
-from specplug.tune.tune_request import Request, journal_path
+from specplug.tune.tune_request import Request, check, journal_path
 
 CHEAP: Callable[[int], float] = lambda rows: 10.0 + 0.1 * rows  # noqa: E731
 EXPENSIVE: Callable[[int], float] = lambda rows: 10.0 * rows  # noqa: E731
@@ -83,6 +90,36 @@ def test_with_cheap_passes_the_profile_drafts(request_: Request) -> None:
     assert min(speeds) < max(speeds) and {"ngram", "suffix", "token_recycling"} <= {
         line["method"] for line in document["settings"]
     }
+
+
+def test_a_folder_for_recordings_that_cannot_be_written_is_refused_before_anything_is_measured(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("where a folder is needed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"traces/recordings: cannot be written .*; set XDG_CACHE_HOME to another"):
+        check(request_)
+
+
+def test_on_a_busy_machine_the_verdict_says_so_and_the_profile_keeps_no_costs(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specplug.machine.hardware.too_busy", lambda: "2.0 of 2 cores")
+    monkeypatch.setattr("specplug.machine.hardware.usable_cores", lambda: 2)
+    asked = replace(request_, base=replace(request_.base, runtime=Runtime(context=512)))
+    subject = ToySubject(asked.base, CHEAP)
+    outcome = run(asked, subject=subject)
+    assert verdict(outcome.document).endswith("; measured while 2.0 of 2 cores were busy: do not rely on it")
+    assert not outcome.document["threads"]["one_row_ms"], "no threads were compared"
+    written = profiles.load(asked.out)
+    assert written.speculates and written.runtime.threads is None
+    assert written.measured is not None and written.measured.cost_curve is None and written.measured.acceptance
+    monkeypatch.setattr("specplug.machine.hardware.too_busy", lambda: None)
+    again = run(replace(asked, resume=True), subject=ToySubject(asked.base, CHEAP))
+    assert again.document["busy"] == "2.0 of 2 cores", "what is kept was measured then"
+    idle = run(replace(asked, out=asked.out.with_name("idle.yaml"), name="idle"), subject=ToySubject(asked.base, CHEAP))
+    assert idle.document["busy"] is None and "do not rely" not in verdict(idle.document)
+    assert idle.document["threads"]["one_row_ms"]
 
 
 def test_with_expensive_passes_the_profile_is_plain_decoding(request_: Request) -> None:
@@ -240,7 +277,7 @@ def test_no_profile_is_written_when_the_model_changes_or_disappears(request_: Re
 
 def test_a_prompt_that_does_not_fit_is_named(request_: Request) -> None:
     long = Prompt("huge", "kind 0", ("word " * 600,))
-    with pytest.raises(UsageError, match="prompt huge takes 648 tokens"):
+    with pytest.raises(UsageError, match=r"prompt huge takes 648 tokens.*; raise it with --context 1024, or remove"):
         run(replace(request_, prompts=[*request_.prompts, long]))
 
 

@@ -94,10 +94,12 @@ class ProfileArm:
         notify: Callable[[str], None] = lambda text: None,
         prompts: PromptStates | None = None,
         name: str | None = None,
+        follow_free_cores: bool = False,
     ) -> None:
         """Arms share `prompts`, so that only the first arm with the same engine settings prefills each prompt.
 
-        name  the profile's where None
+        name               the profile's where None
+        follow_free_cores  see `LlamaCpp`
         """
         from specplug.engines.llama_cpp.engine import LlamaCpp
 
@@ -105,7 +107,9 @@ class ProfileArm:
         self.profile = profile.name
         self._sampling = sampling
         self._prompts = prompts
-        self.engine = LlamaCpp(model, profile, slots=slots, cost=cost, notify=notify)
+        self.engine = LlamaCpp(
+            model, profile, slots=slots, cost=cost, follow_free_cores=follow_free_cores, notify=notify
+        )
 
     def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
         from specplug.generation.answers import Request

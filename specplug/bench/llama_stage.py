@@ -60,13 +60,14 @@ def llama_stage(
 
     require()
     from specplug.engines.llama_cpp.drafters.opening import open_target
-    from specplug.engines.llama_cpp.measure import cost_points
+    from specplug.engines.llama_cpp.measure import LONGEST, cost_points
+    from specplug.engines.llama_cpp.pass_costs import remember
     from specplug.engines.llama_cpp.rounding import explain
     from specplug.engines.llama_cpp.settings_choice import with_settings
 
     with ExitStack() as stack:
         model = stack.enter_context(open_target(path, profiles, profiles[0].runtime, notify))
-        first = with_settings(profiles[0], model, many=concurrency > 1, notify=notify)
+        first = with_settings(profiles[0], model, many=concurrency > 1)
         runtimes = {"none": first.runtime}
         stock = llama_cpp_defaults(first.runtime)
         if not first.exact:
@@ -75,6 +76,9 @@ def llama_stage(
                 model, first.runtime, lengths, max_tokens, many=concurrency > 1, notify=notify
             )
             runtimes = plain_arms(best, first.runtime, stock if fits else best)
+            cores = hardware.usable_cores()
+            if profiles[0].runtime.threads not in (None, cores):
+                runtimes[f"none, {cores} threads"] = replace(best, threads=cores, threads_batch=None)
         for index, p in enumerate(profiles):
             changed = fingerprint.stale(p, path, p.runtime.threads or first.runtime.threads)
             if changed:
@@ -84,9 +88,15 @@ def llama_stage(
         drafting = [replace(p, runtime=first.runtime) for p in profiles if p.speculates]
         cost = None
         if drafting:
-            notify(f"measuring the cost of a pass on this machine (about {MEASURE_SECONDS:.0f} s)")
+            most = LONGEST * MEASURE_SECONDS
+            notify(f"measuring the cost of a pass (about {MEASURE_SECONDS:.0f} s, {most:.0f} s where passes are slow)")
             limit = max(p.planner.max_nodes for p in drafting) + concurrency
+            busy = hardware.busy_warning()
             cost = cost_points(model, first.runtime, limit, seconds=MEASURE_SECONDS)
+            if busy:
+                notify(busy)
+            else:
+                remember(model, first.runtime, cost)
         arms: list[Arm] = []
 
         def add(arm: Arm) -> None:
@@ -117,7 +127,10 @@ def llama_stage(
             return mismatch is not None and mismatch.is_rounding
 
         plain_runtimes = list(runtimes.values())
-        plain_labels = [label(runtime) for runtime in plain_runtimes]
+        plain_labels = [
+            label(one) if one.threads == first.runtime.threads else f"{label(one)}, {one.threads} threads"
+            for one in plain_runtimes
+        ]
         own = plain_labels.index(label(first.runtime))
         reference_of = [*range(len(plain_labels)), *[own] * (len(arms) - len(plain_labels))]
         yield Stage(

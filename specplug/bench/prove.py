@@ -146,7 +146,7 @@ def prove(
     verdicts = Verdicts(settings)
     with ExitStack() as stack:
         model = stack.enter_context(open_target(model_path, [profile], profile.runtime, notify))
-        profile = with_settings(profile, model, notify=notify)
+        profile = with_settings(profile, model)
         tried = as_verified(profile, as_is)
         plain_engine = stack.enter_context(LlamaCpp(model, plain(profile)))
         drafting_engine = stack.enter_context(LlamaCpp(model, tried, notify=notify))

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from specplug.errors import UsageError
+from specplug.machine.folders import expanded
 
 BUILTIN = "builtin"
 SIZE_LIMIT = 256 << 20
@@ -39,7 +40,7 @@ def load_workload(name_or_path: str | Path, *, category: str | None = None) -> l
     if asked == BUILTIN:
         content = resources.files("specplug.bench").joinpath("builtin.jsonl").read_bytes()
     else:
-        content = _read(Path(asked).expanduser())
+        content = _read(expanded(asked))
     prompts = parse_workload(content, asked, category=category)
     if not prompts:
         raise UsageError(f"{asked}: holds no prompts; write one JSON object with category and turns on each line")

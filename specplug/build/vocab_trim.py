@@ -28,6 +28,7 @@ from specplug.build.source import Source
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import fingerprint, hardware
+from specplug.machine.folders import expanded
 from specplug.models.references import tokenizer_hash
 from specplug.transforms.kept_ids import Weights, coverage
 from specplug.tune.recording import known_trace, record, trace_about, trace_path
@@ -216,7 +217,7 @@ def open_source(request: Request, notify: Callable[[str], None]) -> Source:
 def _material(request: Request) -> list[str] | list[Prompt]:
     """The material to calibrate on: pieces of text, or prompts."""
     if request.is_text:
-        return read_text(Path(request.calibrate).expanduser())
+        return read_text(expanded(request.calibrate))
     name = workloads.BUILTIN if request.calibrate == SELF else request.calibrate
     return workloads.load_workload(name, category="all")
 

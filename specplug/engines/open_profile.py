@@ -49,6 +49,6 @@ def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[Ope
 
     with (
         open_target(path, [profile], profile.runtime, notify) as model,
-        LlamaCpp(model, profile, remember=True, notify=notify) as llama,
+        LlamaCpp(model, profile, remember=True, follow_free_cores=True, notify=notify) as llama,
     ):
         yield llama

@@ -1,1 +1,1 @@
-"""This computer: its hardware, atomic writing of files, and the fingerprint of a measurement made on it."""
+"""This computer: its hardware and limits, the user's folders, atomic writing, and the fingerprint of a measurement."""

@@ -7,6 +7,15 @@ import tempfile
 from pathlib import Path
 
 from specplug.errors import SpecplugError
+from specplug.machine.folders import reason, tell_that_nothing_is_kept
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file in the cache folder that can be made again; where that fails, say so once in this process."""
+    try:
+        write_atomically(path, content)
+    except SpecplugError as error:
+        tell_that_nothing_is_kept(path, str(error))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -22,7 +31,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise SpecplugError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+        raise SpecplugError(f"{path}: cannot be written ({reason(path, error)}); nothing was changed") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -5,9 +5,7 @@ The facts come from the operating system and from NVIDIA's library. Nothing here
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+
+from specplug.machine.cores import allowed_cpus, core_limit, online_cpus, sysctl
 
 BUSY = 0.25
 """Share of the cores; where more of them are busy with other work, measurements are not reliable."""
@@ -38,24 +38,32 @@ def fingerprint() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Threads that can compute at once in this process, by `cores.core_limit`: the default of engines."""
+    return core_limit().cores
 
 
 def busy_cores() -> float:
-    """How many cores were busy during SAMPLE_SECONDS, this process included."""
-    share: float = psutil.cpu_percent(interval=SAMPLE_SECONDS) / 100
-    return round(share * (os.cpu_count() or 1), 2)
+    """How many of the usable cores other work, or this process itself, left no room on during SAMPLE_SECONDS."""
+    shares: list[float] = psutil.cpu_percent(interval=SAMPLE_SECONDS, percpu=True)
+    own = allowed_cpus()
+    numbered = sorted(online_cpus())
+    if len(numbered) == len(shares):
+        shares = [share for cpu, share in zip(numbered, shares, strict=True) if cpu in own] or shares
+    limit = core_limit()
+    idle = (len(shares) - sum(shares) / 100) * limit.share
+    return round(max(0.0, limit.cores - idle), 2)
 
 
 def busy_warning() -> str | None:
     """A warning where other work keeps too many cores busy to measure; None otherwise. Takes SAMPLE_SECONDS."""
+    load = too_busy()
+    return None if load is None else f"{load} are busy with other work, so measured speeds are not reliable"
+
+
+def too_busy() -> str | None:
+    """For example `1.5 of 2 cores`, where other work keeps too many busy to measure; None otherwise."""
     busy, cores = busy_cores(), usable_cores()
-    if busy <= BUSY * cores:
-        return None
-    return f"{busy:.1f} of {cores} cores are busy with other work, so measured speeds are not reliable"
+    return None if busy <= BUSY * cores else f"{busy:.1f} of {cores} cores"
 
 
 def read_bandwidth() -> float:
@@ -101,11 +109,9 @@ def _cpu_name() -> str:
     except OSError:
         pass
     if platform.system() == "Darwin":
-        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            pass
+        name = sysctl("machdep.cpu.brand_string")
+        if name:
+            return name
     return platform.processor() or platform.machine()
 
 

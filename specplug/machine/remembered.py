@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from platformdirs import user_cache_dir
-
 from specplug.machine import fingerprint, hardware
+from specplug.machine.folders import cache_folder
 
 
 def measurement_path(folder: str, model: Path, conditions: Sequence[object]) -> Path:
@@ -23,8 +22,26 @@ def measurement_path(folder: str, model: Path, conditions: Sequence[object]) -> 
     Raises SpecplugError where the model cannot be read, KeyError where there is no such file, and PackageNotFoundError
     without llama-cpp-python.
     """
-    identity = fingerprint.model_identity(model)
+    return measurement_paths(folder, model)(conditions)
+
+
+def measurement_paths(folder: str, model: Path) -> Callable[[Sequence[object]], Path]:
+    """`measurement_path` for one model; what it depends on besides the conditions is read only once, now."""
+    identity = fingerprint.model_identity(model.absolute())
     file = {name: identity[name] for name in ("bytes", "sample_sha256")}
-    machine = hardware.fingerprint(), hardware.gpus()
-    everything = repr((machine, version("llama-cpp-python"), file, tuple(conditions)))
-    return Path(user_cache_dir("specplug")) / folder / f"{hashlib.sha256(everything.encode()).hexdigest()[:24]}.json"
+    machine, parent = _machine(), cache_folder() / folder
+
+    def path(conditions: Sequence[object]) -> Path:
+        everything = repr((*machine, file, tuple(conditions)))
+        return parent / f"{hashlib.sha256(everything.encode()).hexdigest()[:24]}.json"
+
+    return path
+
+
+def machine_key() -> str:
+    """Another processor or GPU, or version of llama-cpp-python, gives another text."""
+    return hashlib.sha256(repr(_machine()).encode()).hexdigest()[:24]
+
+
+def _machine() -> tuple[object, ...]:
+    return hardware.fingerprint(), hardware.gpus(), version("llama-cpp-python")

@@ -20,10 +20,10 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-from platformdirs import user_data_dir
 
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
+from specplug.machine.folders import data_folder, expanded, reason
 
 PREFIX = "drafter:"
 """Marks a name instead of a path: the folder is in the user's data folder."""
@@ -82,11 +82,11 @@ def resolve(ref: str, build: Sequence[str] = ()) -> Path:
 def place(ref: str) -> Path:
     """Where the folder of a drafter is, or would be. UsageError for an invalid name."""
     if not ref.startswith(PREFIX):
-        return Path(ref).expanduser()
+        return expanded(ref)
     name = ref.removeprefix(PREFIX)
     if not NAME.fullmatch(name):
         raise UsageError(f"{ref}: no name for a drafter; use a-z, 0-9, '.', '_' and '-' after {PREFIX}")
-    return Path(user_data_dir("specplug")) / "drafters" / name
+    return data_folder() / "drafters" / name
 
 
 def read(folder: Path) -> tuple[Manifest, IntArray]:
@@ -137,9 +137,7 @@ def writing(folder: Path) -> Iterator[Path]:
         os.chmod(partial, 0o755)
         os.replace(partial, folder)
     except OSError as error:
-        raise SpecplugError(
-            f"{folder}: cannot be written ({error.strerror or error}); nothing was left there"
-        ) from error
+        raise SpecplugError(f"{folder}: cannot be written ({reason(folder, error)}); nothing was left there") from error
     finally:
         if partial is not None:
             rmtree(partial, ignore_errors=True)

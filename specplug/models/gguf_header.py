@@ -7,8 +7,10 @@ Source: the GGUF specification, github.com/ggml-org/ggml/blob/master/docs/gguf.m
 from __future__ import annotations
 
 import mmap
+import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -24,16 +26,24 @@ TYPE_SIZES = {
 }  # fmt: skip
 """By ggml type: weights per block, bytes per block. Types that are not listed are left to the engine."""
 
+WEIGHT_TYPES = frozenset(TYPE_SIZES) - {9, 15, 24, 25, 26, 27, 28}
+"""The types of weights; the others hold activations or whole numbers."""
+
 TOKENIZER_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "scores", "token_type", "merges"))
 
 MAX_ENTRIES = 1 << 16
 """Metadata keys, or tensors, at most; large models have some thousands."""
 MAX_ITEMS = 1 << 22
 """Items of one list at most; the largest vocabularies have some hundred thousand."""
+MAX_LAYERS = 1 << 12
+"""Items of a list of whole numbers that is kept: one number per layer."""
 
 STRING, ARRAY = 8, 9
 FIXED_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a metadata value by its type number; strings and lists store their own length."""
+
+WHOLE_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
+"""struct's letter of a whole number by its type number."""
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -41,13 +51,25 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """extent: bytes of the file up to the end of the last tensor. tokenizer: SHA-256 (hex) of its metadata."""
+    """extent: bytes of the file up to the end of the last tensor. tokenizer: SHA-256 (hex) of its metadata.
+
+    num_tokens  size of the vocabulary; 0 where the file has none
+    numbers     whole numbers of the architecture by their keys without its name, such as `block_count`; lists with one
+                number per layer are tuples
+    matrix_types
+                ggml types of the tensors with two and more dimensions
+    is_causal   whether a token attends to earlier ones only, as in every model that generates text
+    """
 
     architecture: str | None
     num_layers: int
     num_tensors: int
     extent: int
     tokenizer: str
+    num_tokens: int = 0
+    numbers: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    matrix_types: frozenset[int] = frozenset()
+    is_causal: bool = True
 
 
 def read_header(path: Path) -> Header:
@@ -71,6 +93,18 @@ def read_header(path: Path) -> Header:
         raise UsageError(f"{path}: {error}; copy it again, or name another file") from None
 
 
+PART = re.compile(r"^(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model, of which `path` is one, by name; some may be missing."""
+    part = PART.match(path.name)
+    if part is None:
+        return [path]
+    names = (f"{part['name']}-{number:05}-of-{part['count']}.gguf" for number in range(1, int(part["count"]) + 1))
+    return [path.with_name(name) for name in names]
+
+
 class _Damaged(Exception):
     """An invalid header; the message says what is wrong with it."""
 
@@ -87,7 +121,7 @@ def _parse_header(data: mmap.mmap) -> Header:
     alignment = _u32(data, values, "general.alignment", 32)
     if alignment == 0 or alignment & (alignment - 1):
         raise _Damaged(f"its alignment is {alignment}, which is not a power of two")
-    end, at = _tensors(data, at, num_tensors)
+    end, at, matrix_types = _tensors(data, at, num_tensors)
     hashed = sha256()
     for key in TOKENIZER_KEYS:
         if key in values:
@@ -100,6 +134,10 @@ def _parse_header(data: mmap.mmap) -> Header:
         num_tensors=num_tensors,
         extent=-(-at // alignment) * alignment + end if num_tensors else at,
         tokenizer=hashed.hexdigest(),
+        num_tokens=_list_length(data, values, "tokenizer.ggml.tokens"),
+        numbers=_whole_numbers(data, values, f"{architecture}."),
+        matrix_types=matrix_types,
+        is_causal=_flag(data, values, f"{architecture}.attention.causal", True),
     )
 
 
@@ -136,9 +174,10 @@ def _past_value(data: mmap.mmap, at: int, value_type: int) -> int:
     return _inside(data, at)
 
 
-def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int]:
-    """The end of the last tensor's bytes, from the start of the tensor data; and the end of the descriptions."""
-    end = 0
+def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int, frozenset[int]]:
+    """The end of the last tensor's bytes, from the start of the tensor data; the end of the descriptions; and the types
+    of the matrices."""
+    end, matrix_types = 0, set()
     for _ in range(num_tensors):
         at = _past_string(data, at)
         num_dims = _U32.unpack_from(data, at)[0]
@@ -151,7 +190,9 @@ def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int]:
         if shape[0] % weights:
             raise _Damaged(f"a tensor has rows of {shape[0]} weights in blocks of {weights}")
         end = max(end, offset + prod(shape) // weights * size)
-    return end, at
+        if num_dims > 1:
+            matrix_types.add(tensor_type)
+    return end, at, frozenset(matrix_types)
 
 
 def _past_string(data: mmap.mmap, at: int) -> int:
@@ -179,6 +220,32 @@ def _count(data: mmap.mmap, at: int, limit: int) -> int:
 
 def _string(data: mmap.mmap, value_type: int, start: int, stop: int) -> str | None:
     return data[start + 8 : stop].decode("utf-8", "replace") if value_type == STRING else None
+
+
+def _flag(data: mmap.mmap, values: dict[str, Value], key: str, default: bool) -> bool:
+    value_type, start, _ = values.get(key, (None, 0, 0))
+    return bool(data[start]) if value_type == 7 else default
+
+
+def _list_length(data: mmap.mmap, values: dict[str, Value], key: str) -> int:
+    value_type, start, _ = values.get(key, (None, 0, 0))
+    return int(_U64.unpack_from(data, start + 4)[0]) if value_type == ARRAY else 0
+
+
+def _whole_numbers(data: mmap.mmap, values: dict[str, Value], prefix: str) -> dict[str, int | tuple[int, ...]]:
+    """The whole numbers, and short lists of them, whose keys have a prefix, which is taken off."""
+    found: dict[str, int | tuple[int, ...]] = {}
+    for key, (value_type, start, _) in values.items():
+        name = key.removeprefix(prefix)
+        if name == key:
+            continue
+        if value_type in WHOLE_NUMBERS:
+            found[name] = int(struct.unpack_from(f"<{WHOLE_NUMBERS[value_type]}", data, start)[0])
+        elif value_type == ARRAY:
+            item, count = _U32.unpack_from(data, start)[0], _U64.unpack_from(data, start + 4)[0]
+            if item in WHOLE_NUMBERS and count <= MAX_LAYERS:
+                found[name] = struct.unpack_from(f"<{count}{WHOLE_NUMBERS[item]}", data, start + 12)
+    return found
 
 
 def _u32(data: mmap.mmap, values: dict[str, Value], key: str, default: int) -> int:

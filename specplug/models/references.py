@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from specplug.errors import UsageError
-from specplug.models.gguf_header import read_header
+from specplug.machine.folders import expanded
+from specplug.models.gguf_header import PART, read_header
 from specplug.models.packaged_models import DEMO, packaged_model
 
 __all__ = ["DEMO", "check_gguf", "drafters_beside", "resolve", "tokenizer_hash"]
@@ -29,7 +30,7 @@ def resolve(ref: str) -> Path:
 
     UsageError where the model is missing, empty or damaged, or where the file holds no model.
     """
-    path = packaged_model(ref) if ref.startswith("demo:") else Path(ref).expanduser()
+    path = packaged_model(ref) if ref.startswith("demo:") else expanded(ref)
     if _is_directory(path, ref):
         return _directory(path)
     check_gguf(path)
@@ -43,6 +44,10 @@ def check_gguf(path: Path) -> None:
         raise UsageError(f"{path}: a GGUF file without a model in it; name one that holds a language model")
     if not header.num_layers:  # llama.cpp aborts the entire process on a model without layers
         raise UsageError(f"{path}: {header.architecture} without layers is no language model; name another file")
+    if not header.is_causal:
+        raise UsageError(
+            f"{path}: {header.architecture} is an embedding model, which generates no text; name a language model"
+        )
     size = path.stat().st_size
     if header.extent > size:
         missing = header.extent - size
@@ -57,7 +62,7 @@ def drafters_beside(path: Path) -> list[Path]:
     for one in path.parent.glob("*.gguf"):
         with suppress(OSError):  # such as a link to nothing
             size = one.stat().st_size
-            if size < path.stat().st_size and not re.search(r"-\d{5}-of-\d{5}\.gguf$", one.name):
+            if size < path.stat().st_size and not PART.match(one.name):
                 smaller.append((size, one))
     found = []
     for _, one in sorted(smaller)[:MOST_BESIDE]:

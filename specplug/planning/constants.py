@@ -183,6 +183,65 @@ LEARNING_RESERVE = 4.0
 TOPK_COST_WEIGHT = 0.1
 """Weight of a new timing in the running mean of the cost of reading the target's top ids. Chosen."""
 
+# -- How a cost curve that was not measured is learned: cost_learning.py, speculator.py ------------------------------
+
+ESTIMATE_SPREAD = 0.35
+"""Standard deviation of the logarithm of the factor between the times of distant row counts, over an estimate by weight
+format and threads. Chosen: measured curves differ from the estimate by factors of 0.6 to 1.15.
+"""
+
+SIMILAR_SPREAD = 0.2
+"""The same over the curve of another model in the same format on the same machine. Chosen."""
+
+MEASURED_SPREAD = 0.1
+"""The same over a curve that was measured in full, in another process. Chosen."""
+
+REMEMBERED_WEIGHT = 4.0
+"""Passes. What earlier processes have seen of a row count weighs as much as this many at most: the machine may be in
+another state now. Chosen."""
+
+COST_SCALE_SPREAD = 10.0
+"""Standard deviation of the logarithm of the factor that all row counts share: it can be anything, since the speed of a
+machine is unknown before its first pass. Chosen."""
+
+COST_BLOCK_SHARE = 0.5
+"""Share of the standard deviation of the shape that the factor has which row counts share that are divisible by the
+same power of two. Chosen: on quantised weights T(8) is 0.8 to 1.0 of T(7), T(16) 0.7 to 1.0 of T(15)."""
+
+COST_ROW_SPREAD = 0.07
+"""Standard deviation of the logarithm of the factor that belongs to one row count alone. Chosen."""
+
+COST_NOISE = 0.08
+"""The same of the time of a single pass. Chosen; on an idle machine passes vary by 2 to 8%."""
+
+COST_FIRST_NOISE = 0.2
+"""The same of the mean of the first pass over a row count, as nothing shows whether it was disturbed; that of n passes
+has this over n. Chosen."""
+
+COST_DRIFT = 0.006
+"""The same of what changes from one pass to the next: 0.2 after a thousand passes in which a row count did not run.
+Chosen."""
+
+COST_WEIGHT_LIMIT = 24.0
+"""Passes. Earlier passes over a row count weigh as much as this many at most, so that its time can change. Chosen."""
+
+COST_OUTLIER = 0.3
+"""Logarithm of a ratio. A pass that differs by more from the mean of its row count counts as this far off: a pause of
+the machine is no cost. Chosen."""
+
+OPTIMISM = 1.0
+"""Standard deviations. A row count is tried where it would pay if its passes were this much faster than learned.
+Chosen."""
+
+EXPLORING_SHARE = 0.01
+"""Share of the time that passes may lose which are made to learn what they cost. Chosen."""
+
+EXPLORING_RESERVE = 4.0
+"""Plain steps. Time that was not used for learning allows this much later at most. Chosen."""
+
+EXPLORING_GAIN = 1.1
+"""Ratio. A plan is tried only where it may be this many times as fast as the one that learned costs give. Chosen."""
+
 # -- How the cost curve follows real passes: cost.py -----------------------------------------------------------------
 
 ONE_ROW_STEP = 0.004
@@ -230,6 +289,9 @@ Chosen."""
 
 PLAIN_SURPRISE = 0.1
 """Relative. A plain pass whose predicted time is wrong by more is a surprise. Chosen."""
+
+FEWEST_PLAIN = 4
+"""Plain passes after which a comparison with plain decoding is shown to users. Chosen."""
 
 MAX_RARE_PLAIN_STEP = 0.04
 """Relative. A plain pass represents all passes since the last plain one, so it moves T(1) by ONE_ROW_STEP for each of

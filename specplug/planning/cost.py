@@ -1,7 +1,7 @@
 """The cost of a target pass: milliseconds for n rows at a KV cache fill; the curve need not be monotonic.
 
-This module starts from measured costs and corrects them by the passes that really run. It does not depend on engines,
-drafts or a clock.
+This module starts from measured costs, or from estimated ones, which `cost_learning.py` replaces, and corrects them by
+the passes that really run. It does not depend on engines, drafts or a clock.
 Source: measured batch-cost curves are not linear in n (SmartSpec, arXiv 2406.14066, fits a line; here every point is
 kept).
 """
@@ -21,6 +21,7 @@ from specplug.planning.constants import (
     EARLY_EXTRA_ROWS_STEP,
     EXTRA_ROWS_RETURN,
     EXTRA_ROWS_STEP,
+    FEWEST_PLAIN,
     MAX_RARE_PLAIN_STEP,
     MIN_PLAIN_INTERVAL,
     ONE_ROW_STEP,
@@ -28,6 +29,7 @@ from specplug.planning.constants import (
     PLAIN_SURPRISE,
     ROW_COUNT_STEP,
 )
+from specplug.planning.cost_learning import CostLearning
 
 
 class CostCurve:
@@ -40,10 +42,16 @@ class CostCurve:
     rows       row counts, ascending, starting at 1
     ms         float64[len(contexts), len(rows)], each measured right after a pass of as many rows
     change_ms  additional cost of a pass whose predecessor had another row count: an engine prepares each shape anew
+    learning   corrects `ms` where it is an estimate; None where it was measured
     """
 
     def __init__(
-        self, contexts: Sequence[int], rows: Sequence[int], ms: Sequence[Sequence[float]], change_ms: float = 0.0
+        self,
+        contexts: Sequence[int],
+        rows: Sequence[int],
+        ms: Sequence[Sequence[float]],
+        change_ms: float = 0.0,
+        learning: CostLearning | None = None,
     ) -> None:
         """Raises UsageError if the points do not form a curve that starts at one row."""
         self.contexts = list(contexts)
@@ -60,16 +68,18 @@ class CostCurve:
         self.limit = self.rows[-1]
         every = np.arange(1, self.limit + 1)
         full = np.stack([np.interp(every, self.rows, line) for line in self.ms])
-        self._measured = np.maximum.accumulate(full, axis=0)  # a pass over a fuller cache takes less time only by noise
-        self._one_row_factor = 1.0
-        self._extra_rows_factor = 1.0
-        self._row_count_factors = [1.0] * self.limit
+        self._given = np.maximum.accumulate(full, axis=0)  # a pass over a fuller cache takes less time only by noise
+        self._measured = self._given
+        self._learning = learning
+        self._reset_corrections()
         self._num_observed = 0
         self._num_observed_extra = 0
         self._since_plain = 0
         self._plain_interval = PLAIN_INTERVAL
-        self._uncorrected: dict[int, list[float]] = {}
-        self._corrected: dict[int, list[float]] = {}
+        self._plain: dict[int, tuple[int, int]] = {}
+        """By number of sequences: how many plain passes have run, and when the last one did, in observations."""
+        if learning is not None:
+            self._measured = self._given * learning.factors
 
     def at(self, context: int) -> list[float]:
         """Milliseconds for 1..limit rows: `at(c)[n - 1]` is T(n) with about c tokens in the cache."""
@@ -83,6 +93,23 @@ class CostCurve:
             ]
             self._corrected[block] = corrected
         return corrected
+
+    def optimistic(self, context: int) -> list[float] | None:
+        """As `at`, if passes are as much faster than learned as they may well be; None for a measured curve."""
+        if self._learning is None:
+            return None
+        pairs = zip(self.at(context), self._learning.optimistic.tolist(), strict=True)
+        return [ms * share for ms, share in pairs]
+
+    @property
+    def is_unscaled(self) -> bool:
+        """Whether the curve is an estimate and no pass has shown yet how fast the machine is."""
+        return self._learning is not None and not self._learning.has_seen
+
+    def shows_plain(self, sequences: int) -> bool:
+        """Whether plain passes of so many sequences have run recently, so that T(sequences) is their time now."""
+        count, last = self._plain.get(sequences, (0, 0))
+        return count >= FEWEST_PLAIN and self._num_observed - last <= 2 * PLAIN_INTERVAL
 
     @property
     def plain_due(self) -> bool:
@@ -100,6 +127,13 @@ class CostCurve:
             ms -= self.change_ms
         self.at(context)
         line = self._uncorrected[context >> 7]
+        if self._learning is not None and ms > 0:
+            estimated = line[rows - 1] / float(self._learning.factors[rows - 1])
+            if self._learning.add(rows, ms / estimated):
+                self._measured = self._given * self._learning.factors
+                self._reset_corrections()
+                self.at(context)
+                line = self._uncorrected[context >> 7]
         first, extra = line[0], line[rows - 1] - line[0]
         predicted = (first * self._one_row_factor + extra * self._extra_rows_factor) * self._row_count_factors[rows - 1]
         error = ms / predicted - 1
@@ -115,11 +149,22 @@ class CostCurve:
             self._row_count_factors[rows - 1] *= 1 + sign * ROW_COUNT_STEP
         if extra == 0.0 or rows <= sequences:
             self._plain_pass_seen(surprised=abs(error) > PLAIN_SURPRISE)
+            self._plain[rows] = self._plain.get(rows, (0, 0))[0] + 1, self._num_observed
         else:
             self._since_plain += 1
         self._num_observed += 1
         if self._num_observed % CURVE_REFRESH == 0:
             self._corrected.clear()
+
+    @property
+    def num_learned(self) -> int:
+        """Passes that have corrected an estimate; 0 for a measured curve."""
+        return 0 if self._learning is None else self._learning.num_passes
+
+    def learned(self) -> tuple[list[int], list[list[float]], dict[int, float]]:
+        """The contexts, the time for 1..limit rows at each, and the weight of the passes behind it, by row count."""
+        assert self._learning is not None
+        return self.contexts, self._measured.tolist(), self._learning.passes()
 
     def _plain_pass_seen(self, *, surprised: bool) -> None:
         """Shorten the interval between plain passes after a surprise; else lengthen it, up to PLAIN_INTERVAL."""
@@ -127,6 +172,13 @@ class CostCurve:
         shorter, longer = max(interval // 4, MIN_PLAIN_INTERVAL), min(2 * interval, PLAIN_INTERVAL)
         self._plain_interval = shorter if surprised else longer
         self._since_plain = 0
+
+    def _reset_corrections(self) -> None:
+        self._one_row_factor = 1.0
+        self._extra_rows_factor = 1.0
+        self._row_count_factors = [1.0] * self.limit
+        self._uncorrected: dict[int, list[float]] = {}
+        self._corrected: dict[int, list[float]] = {}
 
     def _line(self, context: int) -> FloatArray:
         """The measured costs of 1..limit rows at a context."""

@@ -29,6 +29,8 @@ class Cost(Protocol):
 
     def at(self, context: int) -> list[float]: ...
 
+    def optimistic(self, context: int) -> list[float] | None: ...
+
 
 RankedNode = tuple[float, int, int]
 """(-path probability, place of the sequence, node): sorted, the likeliest node is first."""
@@ -85,16 +87,24 @@ class Planner:
         self.static = static
         self.limits = limits
 
-    def plan(self, drafts: Sequence[Draft], context: int, row_ms: float = 0.0, last_rows: int = 0) -> Plan:
+    def plan(
+        self,
+        drafts: Sequence[Draft],
+        context: int,
+        row_ms: float = 0.0,
+        last_rows: int = 0,
+        ms: list[float] | None = None,
+    ) -> Plan:
         """Choose a subtree of each of `drafts`, of which every running sequence has one.
 
         context    mean KV cache fill of the sequences, tokens
         row_ms     cost of each row besides the target pass (reading its top ids), milliseconds
         last_rows  rows of the pass before, 0 if unknown. Another row count costs `change_ms`; leaving plain decoding
                    costs it twice, since returning to it changes the row count again
+        ms         costs of 1, 2, ... rows to plan with; those of the cost curve where None
         """
         sequences = len(drafts)
-        ms = self.cost.at(context)
+        ms = self.cost.at(context) if ms is None else ms
         change_ms = self.cost.change_ms * (2 if last_rows <= sequences else 1)
         if row_ms or change_ms:
             ms = [cost + row_ms * rows + change_ms for rows, cost in enumerate(ms, 1)]
@@ -132,6 +142,11 @@ class Planner:
             change_ms,
             last_rows,
         )
+
+    def best_rows(self, plan: Plan, ms: Sequence[float]) -> int:
+        """Rows of the best pass from a plan's candidates, with other costs: `ms[r - 1]` is that of r rows."""
+        sequences = len(plan.drafts)
+        return sequences + _best_count(plan.ranked, sequences, ms, self.max_nodes)
 
     def another_pays(
         self,

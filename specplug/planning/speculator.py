@@ -16,6 +16,7 @@ from specplug.planning.constants import LEARNING_RESERVE, LEARNING_SHARE, TOPK_C
 from specplug.planning.cost import CostCurve
 from specplug.planning.drafter_use import DrafterUse
 from specplug.planning.experience import Experience
+from specplug.planning.exploration import Exploration
 from specplug.planning.fusion import Drafts, Fusion
 from specplug.planning.planner import Plan, Planner
 from specplug.planning.proposer_selection import ProposerSelection
@@ -81,6 +82,12 @@ class Speculator:
         self._may_verify = True
         self._learning_ms = 0.0
         """Time that drafts may lose in a batch, by what earlier ones have saved and lost."""
+        self._exploration = Exploration(self.planner)
+
+    def use_cost(self, cost: CostCurve) -> None:
+        """Plan with another curve of the same limit from now on, as the engine computes with other resources."""
+        self.cost = self.planner.cost = cost
+        self.note_other_pass()
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         self.note_other_pass()  # reading the prompt
@@ -118,13 +125,15 @@ class Speculator:
         beside_prompts  whether the target reads prompts of other sequences, which should not wait for a drafter
         """
         self._context, self._num_sequences = context, len(seqs)
+        self._exploration.forget_trial()
         if self._never_drafts:
             return [EMPTY] * len(seqs)
         for use in self.drafter_uses.values():
             use.reading_ns = 0
         # A plain pass is inserted only if it will probably be timed, as the previous one was; so not beside a prompt.
         self._plain_due = not self._static and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
-        if not self.selection.select(plain_due=self._plain_due):
+        unscaled = not self._static and self.cost.is_unscaled
+        if not self.selection.select(plain_due=self._plain_due or unscaled):
             self.wants_topk = 0
             self._candidates = []
             self._plan = Plan([EMPTY] * len(seqs), len(seqs), 0.0, 0.0)
@@ -133,6 +142,10 @@ class Speculator:
         self._propose(seqs, budgets, budgets if remaining is None else remaining, may_read=not beside_prompts)
         if not self._may_verify:
             self._plan = replace(self._plan, drafts=[EMPTY] * len(seqs), rows=len(seqs))
+        elif not self._static and not beside_prompts:  # else the pass would not be timed
+            self._plan = self._exploration.better_known(
+                self._plan, self._context, self._row_ms, self._last_planned_rows
+            )
         reading_ns = sum(use.reading_ns for use in self.drafter_uses.values())
         self._plan_ns = self.selection.common_ns() - reading_ns
         return self._plan.drafts
@@ -152,6 +165,7 @@ class Speculator:
         rows = len(seqs) + sum(len(step.draft) for step in steps)
         if target_ms is not None:
             self.cost.observe(rows, self._context, target_ms, rows != self._last_rows, len(seqs))
+            self._exploration.charge(sum(len(step.emitted) for step in steps), target_ms, self._plain_ms(len(seqs)))
         self._last_rows = rows if target_ms is not None else 0
         if not self._plain_due or not self._last_rows:
             self._last_planned_rows = self._last_rows
@@ -209,8 +223,12 @@ class Speculator:
 
     def _plan_candidates(self, candidates: list[Draft]) -> None:
         self._candidates = candidates
-        row_ms = self._topk_row_ms if self.wants_topk else 0.0
-        self._plan = self.planner.plan(candidates, self._context, row_ms, self._last_planned_rows)
+        self._plan = self.planner.plan(candidates, self._context, self._row_ms, self._last_planned_rows)
+
+    @property
+    def _row_ms(self) -> float:
+        """Cost of each row besides the target pass."""
+        return self._topk_row_ms if self.wants_topk else 0.0
 
     def _asked_drafters(self) -> list[int]:
         """The model-based proposers among those that are asked in this step."""

@@ -12,10 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_config_dir
-
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine.files import write_atomically
+from specplug.machine.folders import config_folder, expanded
 from specplug.profile.checks import profile_from
 from specplug.profile.settings import (
     DTYPES,
@@ -74,7 +73,7 @@ def load(name_or_path: str | Path) -> Profile:
     """The profile in a file, or with a name: a user's own hides a shipped one. UsageError where it is invalid."""
     ref = os.fspath(name_or_path)
     if isinstance(name_or_path, Path) or _is_path(ref):
-        return loads(_read(Path(ref).expanduser()), ref)
+        return loads(_read(expanded(ref)), ref)
     if not NAME.fullmatch(ref):
         raise UsageError(f"{ref!r} is no profile name; use a-z, 0-9, '.', '_' and '-', or a path that ends in .yaml")
     own = user_folder() / f"{ref}.yaml"
@@ -132,7 +131,7 @@ def list_profiles() -> list[Listed]:
 def user_folder() -> Path:
     """The folder of the user's own profiles: SPECPLUG_PROFILES, or the platform's configuration folder."""
     chosen = os.environ.get(ENV_FOLDER)
-    return Path(chosen) if chosen else Path(user_config_dir("specplug")) / "profiles"
+    return Path(chosen) if chosen else config_folder() / "profiles"
 
 
 def _is_path(ref: str) -> bool:
@@ -151,7 +150,7 @@ def _read(path: Path) -> str:
     if len(content) > SIZE_LIMIT:
         raise UsageError(f"{path}: larger than {SIZE_LIMIT >> 20} MiB; a profile holds settings, move other data out")
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the profile as UTF-8") from None
 

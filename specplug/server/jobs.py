@@ -32,8 +32,8 @@ class Stream(Protocol):
     finish     None while the answer goes on, then "stop" or "length"
     failure    the error that ended this answer alone, such as a failed sampler
     counters   totals over the steps of this answer
-    decode_ms  milliseconds of its steps that evaluated no prompt tokens
-    plain_ms   milliseconds that plain decoding would have taken for the same tokens, by the measured cost curve
+    decode_ms  milliseconds of its steps that can be compared with plain decoding
+    plain_ms   milliseconds that plain decoding would have taken for the same tokens, by the cost curve
     """
 
     reading: bool
@@ -64,7 +64,7 @@ class Report:
     queued_ms         from the request until the answer got a slot
     prompt_ms         from then until the first token
     decode_ms         from the first token until the last
-    step_ms           time in steps that evaluated no prompt tokens
+    step_ms           time in steps that can be compared with plain decoding
     plain_ms          time that plain decoding would have taken for the tokens of those steps, by the cost curve
     deadline_passed   True if the deadline ended the answer
     """

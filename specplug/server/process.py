@@ -101,7 +101,8 @@ def run(
     )
     server = _Server(config, app.state.specplug, grace)
     _log_to_stderr(settings.log_prompts)
-    previous_handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM,)}
+    # Until uvicorn has its own handler, too.
+    previous_handlers = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM,)}
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     notify(f"listening on {_url(listening)} ({engine.slots} slots, KV cache of {engine.kv_tokens} tokens)")

@@ -125,8 +125,8 @@ def _make_jobs(
                 raise UsageError("the prompt is empty; give at least one token")
             if room < 1:
                 raise ContextExceeded(
-                    f"the prompt has {len(prompt)} tokens and the context {engine.max_context}; shorten the prompt, or "
-                    "raise runtime: context in the server's profile"
+                    f"the prompt has {len(prompt)} tokens, and the server was started with a context of "
+                    f"{engine.max_context}; shorten the prompt, or start the server with a larger --context"
                 )
             for index in range(body.n):
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)

@@ -18,9 +18,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 from filelock import FileLock
-from platformdirs import user_cache_dir
 
 from specplug.errors import EngineError, SpecplugError, UsageError
+from specplug.machine.folders import cache_folder
 from specplug.models.references import check_gguf, resolve
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -63,7 +63,7 @@ def checkpoint_of(ref: str, dtype: str = "float32") -> Path:
         with open(source, "rb") as file:
             content = file_digest(file, "sha256").hexdigest()
         name = sha256(f"{RECIPE} {dtype} {content}".encode()).hexdigest()[:16]
-        out = Path(user_cache_dir("specplug")) / "checkpoints" / name
+        out = cache_folder() / "checkpoints" / name
         if out.is_dir():
             return out
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,10 @@ from statistics import geometric_mean
 from typing import Any
 
 from specplug.machine import hardware
+from specplug.machine.folders import expanded
 from specplug.planning.cost import CostCurve, oracle_speedup
 from specplug.planning.request_time import ALL_ROWS
-from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps
+from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps, user_folder
 from specplug.profile.with_drafter import drafters_of
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import PLAIN, Setting
@@ -40,6 +41,7 @@ CONTEXT = 256
 class Findings:
     """Everything that a tune found.
 
+    busy       how many cores other programs kept busy at the beginning, in words; None where few
     engine     the choice of engine settings; None where there was none to make
     confirmed  paired measurements by concurrency and setting
     rejected   by name of a finalist, why it was not chosen
@@ -53,6 +55,7 @@ class Findings:
     model: Mapping[str, Any]
     trace: Trace
     threads: Mapping[str, Any]
+    busy: str | None
     engine: EngineChoice | None
     curves: Sequence[Curve]
     expense: Expense
@@ -92,6 +95,7 @@ def tune_document(findings: Findings) -> dict[str, Any]:
             "categories": trace.categories(),
         },
         "threads": dict(findings.threads),
+        "busy": findings.busy,
         "engine_settings": findings.engine.as_mapping() if findings.engine is not None else None,
         "cost": [curve.as_mapping() for curve in findings.curves],
         "oracle_speedup": {str(curve.sequences): round(_oracle(curve), 3) for curve in findings.curves},
@@ -111,7 +115,7 @@ def tuned_profile(
     """
     request = findings.request
     threads, model = findings.threads["chosen"], request.base.model
-    if model is not None and Path(model).expanduser().exists():
+    if model is not None and expanded(model).exists():
         model = str(request.model.resolve())
     runtime = request.base.runtime
     if threads is not None and threads != hardware.usable_cores():  # engines use all cores by default
@@ -131,6 +135,8 @@ def tuned_profile(
     else:
         (points,) = [curve.points for curve in findings.curves if curve.sequences == request.level]
         measured = Measured(machine, points, learned)
+    if findings.busy and not findings.batched:  # the planner will learn what passes cost
+        measured = replace(measured, cost_curve=None)
     chosen = findings.chosen.profile(request.base, request.name)
     profile = replace(
         chosen,
@@ -152,7 +158,7 @@ def tuned_profile(
 
 def _with_absolute_path(spec: ProposerSpec) -> ProposerSpec:
     """A drafter in a file is found from every folder."""
-    path = Path(spec.options.get("model", "")).expanduser()
+    path = expanded(spec.options.get("model", ""))
     if not spec.options.get("model") or not path.is_file():
         return spec
     return replace(spec, options={**spec.options, "model": str(path.resolve())})
@@ -201,7 +207,8 @@ def outcome(document: Mapping[str, Any]) -> str:
 def verdict(document: Mapping[str, Any]) -> str:
     """The outcome and what to do next, in one line; where plain decoding won, with the result of every finalist."""
     tried = "; ".join(rejections(document)) if document["chosen"] == PLAIN.name else ""
-    return f"{outcome(document)}{f' ({tried})' if tried else ''}; {next_step(document)}"
+    busy = f"; measured while {document['busy']} were busy: do not rely on it" if document.get("busy") else ""
+    return f"{outcome(document)}{f' ({tried})' if tried else ''}; {next_step(document)}{busy}"
 
 
 def rejections(document: Mapping[str, Any]) -> list[str]:
@@ -301,8 +308,13 @@ def settings_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str
 def next_step(document: Mapping[str, Any]) -> str:
     """What the user can do next."""
     if document["chosen"] == PLAIN.name:
-        return "to time more answers, raise --budget or give more of your own prompts with --workload"
-    return f"use it with: {shlex.join(['specplug', 'run', '--profile', str(document['path'])])}"
+        more = "to time more answers, raise --budget or give more of your own prompts with --workload"
+        if document["fingerprint"]["engine"] == "vllm":
+            return more
+        return f"{more}; until then, specplug run --profile default remains right: it drafts only where that saves time"
+    path = Path(str(document["path"]))
+    ref = path.stem if path.parent == user_folder() and path.suffix == ".yaml" else str(path)
+    return f"use it with: {shlex.join(['specplug', 'run', '--profile', ref])}"
 
 
 def interval_text(interval: Mapping[str, float] | None) -> str:

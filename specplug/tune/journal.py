@@ -16,6 +16,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from specplug.errors import SpecplugError, UsageError
+from specplug.machine.folders import reason
 
 Entry = dict[str, Any]
 
@@ -81,7 +82,7 @@ def opened(path: Path, *, resume: bool) -> Iterator[Journal]:
         except Timeout:
             raise UsageError(f"{path}: another tune of this profile is running; wait, or use another --out") from None
         except OSError as error:
-            raise SpecplugError(f"{path}: cannot be used ({error.strerror or error})") from error
+            raise SpecplugError(f"{path}: cannot be used ({reason(path, error)})") from error
         yield Journal(path, entries, file, kept, torn=torn, drops_unfinished=dropped)
 
 

@@ -13,7 +13,6 @@ from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import psutil
 
 from specplug import registry
 from specplug.bench.arms import Arm, ProfileArm, PromptStates
@@ -21,6 +20,7 @@ from specplug.core import IntArray, Requires
 from specplug.engines.llama_cpp import settings_table
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import hardware
+from specplug.machine.memory import available_memory
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
@@ -86,9 +86,10 @@ class LlamaCppSubject:
         self._path, self._base = model_path, profile.runtime
         drafting = [replace(profile, proposers=(spec,)) for spec in drafters]
         model = open_target(model_path, drafting, profile.runtime, notify)
-        self._opened = {(profile.runtime.repack, profile.runtime.mmap, profile.runtime.gpu_layers): model}
         rollback_of(model)  # raises for a model that cannot take draft tokens back
         self.profile = with_settings(profile, model)
+        runtime = self.profile.runtime
+        self._opened = {(runtime.repack, runtime.mmap, runtime.gpu_layers): model}
         self._most_context = self.profile.runtime.context
         self._prompts: dict[Runtime, PromptStates] = {}
 
@@ -184,7 +185,7 @@ class LlamaCppSubject:
         """The settings for weights to try besides `best`: those that the user left as they are, while there is memory
         for the copies of the weights that they need."""
         copies = 2 * self._path.stat().st_size
-        if copies > MEMORY_SHARE * psutil.virtual_memory().available:
+        if copies > MEMORY_SHARE * available_memory().free:
             return []
         tried = []
         if best.repack:

@@ -13,16 +13,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from platformdirs import user_cache_dir
-
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray
 from specplug.errors import UsageError
+from specplug.machine.folders import cache_folder
 from specplug.profile import Profile
 from specplug.tune import trace as traces
 from specplug.tune.budget import answers_to_record
 from specplug.tune.subject import Subject
-from specplug.tune.trace import Answer, Trace
+from specplug.tune.trace import TRACES, Answer, Trace
 from specplug.tune.tune_request import Request, workload_hash
 
 SLOTS = 8
@@ -66,7 +65,7 @@ def trace_about(
 def trace_path(about: Mapping[str, Any]) -> Path:
     """The file of the trace with this key."""
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
-    return Path(user_cache_dir("specplug")) / "traces" / f"{key}.npz"
+    return cache_folder() / TRACES / f"{key}.npz"
 
 
 def prompts_to_record(

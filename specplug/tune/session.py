@@ -59,12 +59,13 @@ def tune(
         if journal.entries:
             check_journal(journal, request)
         budget = Budget(request.budget, journal.entries[-1]["spent"] if journal.entries else 0.0, clock)
-        busy = hardware.busy_warning()  # before an engine makes the machine busy
+        busy = hardware.too_busy()  # before an engine makes the machine busy
         subject = opener(request) if opener else open_subject(request, notify)
         stack.callback(subject.close)
         stages = Stages(request, subject, journal, budget, notify, progress)
+        stages.busy = busy
         if busy:
-            stages.note(busy)
+            stages.note(f"{busy} are busy with other work, so measured speeds are not reliable")
         names = beside(request)
         if names:
             stages.note(f"beside the model, smaller and with its tokenizer: {', '.join(names)}; --draft FILE tries one")
@@ -127,6 +128,7 @@ def _run(stages: Stages) -> Outcome:
         model={**subject.about(), "sha256": begun["sha256"]},
         trace=trace,
         threads=threads,
+        busy=stages.busy,
         engine=choice,
         curves=curves,
         expense=expense,

@@ -16,6 +16,7 @@ from specplug.bench.arms import Arm
 from specplug.bench.workloads import categories
 from specplug.engines.llama_cpp.settings_table import label
 from specplug.errors import SpecplugError, UsageError
+from specplug.generation.context_advice import context_advice
 from specplug.machine import fingerprint, hardware
 from specplug.planning.cost import CostCurve
 from specplug.planning.request_time import SettingCosts
@@ -82,6 +83,8 @@ class Stages:
         self.subject = subject
         self.budget = budget
         self.notes: list[str] = []
+        self.busy: str | None = None
+        """How many cores other programs kept busy when the tune began, in words; None where few."""
         self._journal = journal
         self._notify = notify
         self._progress = progress
@@ -90,10 +93,13 @@ class Stages:
     def begin(self) -> dict[str, Any]:
         """The fingerprint of the machine and of the model, as at the beginning of the tune."""
         if self._journal.entries:
-            return self._journal.entries[0]
+            begun = self._journal.entries[0]
+            self.busy = self.busy or begun.get("busy")
+            return begun
         here = self.request.fingerprint()
         return self.add(
             "begun",
+            busy=self.busy,
             schema=SCHEMA,
             request=self.request.identity(),
             fingerprint={**here, "read_gib_s": hardware.read_bandwidth()},
@@ -110,10 +116,10 @@ class Stages:
             length = sum(len(subject.encode([{"role": "user", "content": turn}])) for turn in prompt.turns)
             needed = length + len(prompt.turns) * request.max_tokens
             if needed > context:
-                how = f"raise {'vllm: max_model_len' if subject.batched else 'runtime: context'}"
+                trained = 0 if subject.batched else subject.about()["train_context"]  # vLLM's is its limit
                 raise UsageError(
                     f"{request.workload}: prompt {prompt.id} takes {needed} tokens with its answers, the context has "
-                    f"{context}; {how}, or remove the prompt"
+                    f"{context}; {context_advice(needed, trained)}, or remove the prompt"
                 )
             longest = max(longest, needed)
             lengths[prompt.category].append(length)
@@ -124,13 +130,13 @@ class Stages:
         return lengths
 
     def choose_threads(self) -> dict[str, Any]:
-        """Choose the thread count by measuring, unless the base profile sets it."""
+        """Choose the thread count by measuring, unless the base profile sets it, or other programs keep cores busy."""
         known = self._journal.last("threads")
         if known is None:
             own = self.subject.profile.runtime
             chosen, batch = own.threads, own.threads_batch or own.threads
             ms: dict[int, float] = {}
-            if self.request.base.runtime.threads is None and hardware.usable_cores() > 1:
+            if self.request.base.runtime.threads is None and hardware.usable_cores() > 1 and not self.busy:
                 self._report("threads", 0.0)
                 chosen, batch, ms = self.subject.choose_threads(self.budget.of("threads"))
                 batch = own.threads_batch or batch

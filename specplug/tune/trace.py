@@ -23,6 +23,9 @@ from specplug.errors import SpecplugError
 from specplug.machine.files import write_atomically
 
 SCHEMA = 1
+TRACES = "traces"
+"""The folder of recorded traces, in the cache folder."""
+
 ALONE = -1
 """Stands for the second token in the path of an off-path row that has only one."""
 

@@ -13,18 +13,18 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from platformdirs import user_state_dir
-
 from specplug import profile as profiles
 from specplug.bench.workloads import Prompt
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
+from specplug.machine.folders import cache_folder, reason, state_folder
 from specplug.models.references import drafters_beside
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
 from specplug.tune.budget import FEWEST_TOKENS
 from specplug.tune.drafter_trace import drafter_key
 from specplug.tune.journal import Journal
+from specplug.tune.trace import TRACES
 
 SCHEMA = 1
 OBJECTIVES = ("latency", "throughput")
@@ -87,7 +87,7 @@ class Request:
 def journal_path(out: Path) -> Path:
     """The journal of a tune that writes the profile `out`."""
     key = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:12]
-    return Path(user_state_dir("specplug")) / "tune" / f"{out.stem}-{key}.journal"
+    return state_folder() / "tune" / f"{out.stem}-{key}.journal"
 
 
 def workload_hash(prompts: Sequence[Prompt]) -> str:
@@ -127,12 +127,14 @@ def check(request: Request) -> None:
             raise UsageError(f"two drafters are named {name}; leave one out, or rename its file")
     if request.out.exists() and not request.out.is_file():
         raise UsageError(f"{request.out}: this is not a file; use another --out")
-    try:
-        request.out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=request.out.parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"{request.out}: cannot be written ({error.strerror or error}); use another --out") from None
+    recordings = cache_folder() / TRACES / "recordings"
+    for path, remedy in ((request.out, "use another --out"), (recordings, "set XDG_CACHE_HOME to another folder")):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({reason(path, error)}); {remedy}") from None
 
 
 def check_journal(journal: Journal, request: Request) -> None:

@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dequantise, "user_cache_dir", lambda name: str(cache / name))
+        patch.setattr(dequantise, "cache_folder", lambda: cache / "specplug")
         path = dequantise.checkpoint_of("demo:smollm2")
     assert cache in path.parents
     yield path

@@ -127,7 +127,7 @@ def test_a_checkpoint_is_written_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert not list(out.parent.glob(".*.killed"))
         out.mkdir()
 
-    monkeypatch.setattr(module, "user_cache_dir", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "specplug")
     monkeypatch.setattr(module, "dequantise", write)
     name = checkpoint_of("demo:smollm2", "bfloat16").name
     written.clear()

@@ -17,7 +17,10 @@ __all__ = ["SpeculativeLlama", "require"]
 
 
 def require() -> None:
-    """Import llama_cpp. Raises EngineError where it is not installed or does not load."""
+    """Import llama_cpp. Raises EngineError where it is not installed or does not load, or would end the process."""
+    from specplug.engines.llama_cpp.library_check import check_import
+
+    check_import()
     try:
         import_module("llama_cpp")
     except ModuleNotFoundError as error:
@@ -28,6 +31,7 @@ def require() -> None:
 
 def __getattr__(name: str) -> object:
     if name == "SpeculativeLlama":
+        require()
         from specplug.engines.llama_cpp.speculative_llama import SpeculativeLlama
 
         return SpeculativeLlama

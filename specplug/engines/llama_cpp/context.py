@@ -13,22 +13,17 @@ from typing import Any, NoReturn, Protocol
 import llama_cpp.llama_cpp as ll
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.alignment import aligned_rows
+from specplug.engines.llama_cpp.memory_need import DEFAULT_KV_TYPE, KV_BYTES, Number, check_cache, numbers_per_cell
 from specplug.engines.llama_cpp.model import Model, captured_log
 from specplug.errors import SpecplugError, UsageError
+from specplug.machine.memory import available_memory
 from specplug.profile import Runtime
 
 KV_TYPES = {"f32": ll.GGML_TYPE_F32, "f16": ll.GGML_TYPE_F16, "bf16": 30, "q8_0": ll.GGML_TYPE_Q8_0}
 """The type numbers of ggml; llama-cpp-python has no name for bf16."""
-
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
-"""Bytes of one cached number."""
-
-DEFAULT_KV_TYPE = "f16"
-"""The type that llama.cpp takes where none is named."""
 
 Logits = npt.NDArray[np.float32]
 
@@ -56,22 +51,17 @@ def open_context(
     inputs   the embeddings of tokens, where the model cannot embed all of them itself
     """
     assert runtime.flash_attention is not None, "the profile was not resolved"
-    needed, free = cache_bytes(model, runtime, cells), psutil.virtual_memory().available
-    if not runtime.gpu_layers and needed > free:
-        raise UsageError(
-            f"a KV cache of {cells} tokens takes {needed / 2**30:.1f} GiB as {runtime.kv_type}, and {free / 2**30:.1f} "
-            "GiB of memory are free; lower runtime: context, or set kv_type: bf16 or q8_0"
-        )
-    if runtime.kv_type == "q8_0" and not runtime.flash_attention:
+    flash_attention = runtime.flash_attention and model.way.flash_attention
+    if not runtime.gpu_layers:
+        check_cache(cache_bytes(model, runtime, cells), cells, runtime.kv_type, available_memory())
+    if runtime.kv_type == "q8_0" and not flash_attention:
         raise UsageError("a q8_0 KV cache needs flash attention; set runtime: {flash_attention: true}")
     params = ll.llama_context_default_params()
     params.n_ctx = cells
     params.n_batch = min(max(runtime.batch, max_rows), cells)
     params.n_ubatch = min(max(runtime.ubatch or runtime.batch, max_rows), cells)
     params.n_threads, params.n_threads_batch = runtime.threads, runtime.threads_batch or runtime.threads
-    params.flash_attn_type = (
-        ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if runtime.flash_attention else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    )
+    params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attention else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.type_k = params.type_v = KV_TYPES[runtime.kv_type or DEFAULT_KV_TYPE]
     params.no_perf = True
     set_tree_params(params, num_ids, max_rows)
@@ -88,16 +78,13 @@ def cache_bytes(model: Model, runtime: Runtime, cells: int) -> int:
     """Bytes that a KV cache of so many cells takes, as if every layer attended to all of it; 0 where unknown."""
     name = model.meta("general.architecture")
 
-    def number(key: str) -> int:
+    def read(key: str) -> Number:
         text = model.meta(f"{name}.{key}") or ""
-        return int(text) if text.isdecimal() else 0
+        if text.startswith("["):
+            return tuple(int(one) for one in text.strip("[]").split(",") if one.strip().isdecimal())
+        return int(text) if text.isdecimal() else None
 
-    heads, width = number("attention.head_count"), number("embedding_length")
-    kv_heads = heads if model.meta(f"{name}.attention.head_count_kv") is None else number("attention.head_count_kv")
-    keys = number("attention.key_length") or (width // heads if heads else 0)
-    values = number("attention.value_length") or keys
-    per_number = KV_BYTES[runtime.kv_type or DEFAULT_KV_TYPE]
-    return int(cells * number("block_count") * kv_heads * (keys + values) * per_number)
+    return int(cells * numbers_per_cell(read) * KV_BYTES[runtime.kv_type or DEFAULT_KV_TYPE])
 
 
 def set_tree_params(params: Any, num_ids: int, max_rows: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -18,18 +19,20 @@ from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.drafters import remembered_experience
 from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.exact_passes import ExactPasses, measure_exact_passes
-from specplug.engines.llama_cpp.measure import cost_points, own_cost_points, remembered_cost_points
+from specplug.engines.llama_cpp.measure import own_cost_points
 from specplug.engines.llama_cpp.model import Message, Model
+from specplug.engines.llama_cpp.pass_costs import PassCosts
 from specplug.engines.llama_cpp.rollback import AnyTail, Rollback, rollback_of
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
 from specplug.engines.llama_cpp.stream import Stream
+from specplug.engines.llama_cpp.thread_following import follow, thread_count, threads_now
 from specplug.engines.warm_state import check_tokenizer
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Answer, Request, Sampling
+from specplug.generation.context_advice import context_advice
 from specplug.generation.text import Segment, TextStream
-from specplug.planning.cost import CostCurve
 from specplug.planning.experience import Experience
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
@@ -55,15 +58,18 @@ class LlamaCpp:
         kv_tokens: int | None = None,
         cost: CostPoints | None = None,
         remember: bool = False,
+        follow_free_cores: bool = False,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Raises UsageError for a profile that does not fit this engine or model.
 
         kv_tokens  a full context for every slot where None
-        cost       T(rows, context) of this machine; taken from the profile, or measured, where None
-        remember   continue the experience with drafters from the user's cache folder, and keep it there at the end
+        cost       T(rows, context) of this machine; taken from the profile, or learned from passes, where None
+        remember   continue what was learned of costs and drafters from the user's cache folder, and keep it there
+        follow_free_cores
+                   compute with fewer threads while other programs keep cores busy
         """
-        self.profile = profile = with_settings(profile, model, many=slots > 1, notify=notify)
+        self.profile = profile = with_settings(profile, model, many=slots > 1)
         self.model = model
         self.slots = slots
         self.kv_tokens = kv_tokens or slots * profile.runtime.context
@@ -75,9 +81,8 @@ class LlamaCpp:
         sources = fitting_sources(profile, model.path, slots=slots)
         self._rollback: Rollback = rollback_of(model) if profile.speculates else AnyTail()
         max_nodes = profile.planner.max_nodes if profile.speculates else 0
-        if cost is None or not profile.speculates:
-            cost = fitting_cost_points(model, profile, slots=slots, limit=max_nodes + slots, notify=notify)
-        self.cost_points = cost
+        if cost is None:
+            cost = own_cost_points(model, profile, slots=slots, notify=notify)
         max_rows = max_nodes + 2 * slots  # trees, and the last rows of prompts or the second row of `exact`
         self.context = open_context(
             model,
@@ -89,17 +94,25 @@ class LlamaCpp:
         self._drafters = Drafters()
         self._experience: dict[int, Experience] = {}
         self._experience_paths: dict[int, Path] = {}
+        self._remember = False
         try:
             self._exact: ExactPasses | None = None
             if profile.exact:
                 self._exact, self.profile = measure_exact_passes(self.context, profile, slots=slots, notify=notify)
-            self._drafters.open(sources, self.context, profile.runtime, slots=slots)
+            self._drafters.open(sources, self.context, profile.runtime, slots=slots, notify=notify)
             if remember:
                 conditions = self.profile.runtime, self.profile.proposers, self.profile.planner, slots > 1
                 for index, path in self._drafters.files.items():
                     known = remembered_experience.experience_path(model.path, path, conditions)
                     self._experience_paths[index] = known
                     self._experience[index] = remembered_experience.load(known)
+            runtime = self.profile.runtime
+            self._costs = PassCosts(
+                model, runtime, max_nodes + slots, measured=cost, padded=self.padded, remember=remember
+            )
+            self._remember = remember and profile.speculates
+            # Under `exact`, passes have to round alike, and some kernels divide a row's sum among the threads.
+            self._threads = thread_count(runtime) if follow_free_cores and not profile.exact else None
             self.reset(sources)
             self._warn_of_drafters(notify)
         except BaseException:
@@ -117,12 +130,17 @@ class LlamaCpp:
             with suppress(SpecplugError):  # then nothing is remembered, and drafting starts from what is expected
                 remembered_experience.save(self._experience[index], path)
         self._experience_paths = {}
+        if self._remember:
+            self._remember = False
+            self._costs.keep()
         self._drafters.close()
         self.context.close()
 
     def _warn_of_drafters(self, notify: Callable[[str], None]) -> None:
         """Say which drafters cannot save time here, by the measured costs."""
         speculator = self.speculator
+        if speculator.cost.is_unscaled:
+            return
         for index, use in speculator.drafter_uses.items():
             if self.profile.planner.mode == "measured" and not use.can_pay():
                 ms = speculator.cost.at(0)
@@ -146,18 +164,21 @@ class LlamaCpp:
         profile = self.profile
         sources = sources if sources is not None else registry.build_sources(profile.proposers)
         fusion = Fusion(self._drafters.in_place(sources))
-        ms = [list(line) for line in self.cost_points.ms]
-        if self.padded:
-            for line in ms:
-                line[0] = line[min(1, len(line) - 1)]
-        curve = CostCurve(self.cost_points.contexts, self.cost_points.rows, ms, self.cost_points.change_ms)
+        self._costs.forget()
+        curve = self._costs.curve(*threads_now(self._threads, profile.runtime))
         learned = profile.measured.acceptance if profile.measured else None
         self.speculator = Speculator(
             fusion, curve, profile, limits=self._rollback.limits, learned=learned, experience=self._experience
         )
         self.context.clear()
+        parts = (profile.runtime, self.context, self._drafters, self._costs, self.speculator)
         self.loop = StepLoop(
-            self.context, self.speculator, slots=self.slots, rollback=self._rollback, exact=self._exact
+            self.context,
+            self.speculator,
+            slots=self.slots,
+            rollback=self._rollback,
+            exact=self._exact,
+            before_pass=partial(follow, self._threads, *parts) if self._threads else None,
         )
 
     def sampler(self, sampling: Sampling) -> Sampler:
@@ -235,7 +256,8 @@ class LlamaCpp:
         if not length:
             raise UsageError("the prompt is empty; give at least one token")
         if length >= context:
-            raise UsageError(f"the prompt has {length} tokens, the context {context}; raise runtime: context")
+            advice = context_advice(length, self.model.train_context)
+            raise UsageError(f"the prompt has {length} tokens, the context {context}; {advice}")
         if request.max_tokens < 1:
             raise UsageError(f"max_tokens is {request.max_tokens}; use at least 1")
         most = min(request.max_tokens, context - length)
@@ -286,15 +308,3 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
     if profile.speculates and most < profile.planner.max_nodes:
         raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")
     return sources
-
-
-def fitting_cost_points(
-    model: Model, profile: Profile, *, slots: int, limit: int, notify: Callable[[str], None]
-) -> CostPoints:
-    """T(rows, context) up to `limit` rows: from the profile if it fits this machine, else cached or measured."""
-    own = own_cost_points(model, profile, slots=slots, notify=notify)
-    if not profile.speculates:
-        return CostPoints((1,), tuple(range(1, slots + 1)), ((1.0,) * slots,))
-    return own or remembered_cost_points(
-        model, (profile.runtime, limit), lambda: cost_points(model, profile.runtime, limit), notify=notify
-    )

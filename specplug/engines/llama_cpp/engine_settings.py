@@ -13,13 +13,13 @@ from statistics import median
 from time import perf_counter
 
 import llama_cpp.llama_cpp as ll
-import psutil
 
 from specplug.engines.llama_cpp.context import cache_bytes, open_context
 from specplug.engines.llama_cpp.exact_passes import rows_that_agree
 from specplug.engines.llama_cpp.measure import PassTimer
 from specplug.engines.llama_cpp.model import Model
 from specplug.errors import SpecplugError
+from specplug.machine.memory import available_memory
 from specplug.planning.request_time import ALL_ROWS, SettingCosts
 from specplug.profile import Runtime
 
@@ -115,7 +115,7 @@ def measure_settings(
             try:
                 model = models(runtime)
                 needed = cache_bytes(model, runtime, cells)
-                if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+                if needed > MEMORY_SHARE * available_memory().free:
                     left_out(runtime, f"its cache of {needed / 2**30:.1f} GiB takes too much of the free memory")
                     continue
                 opened = open_context(model, runtime, cells=cells, num_ids=2, max_rows=max(ROWS + CHECKED_ROWS))

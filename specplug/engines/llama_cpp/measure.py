@@ -1,14 +1,11 @@
-"""Measures T(rows, context), the time of a model's passes on this machine, and remembers it.
+"""Measures T(rows, context), the time of a model's passes on this machine.
 
 Times passes of llama.cpp, and does not depend on drafts.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -18,23 +15,20 @@ from specplug.core import IntArray
 from specplug.engines.llama_cpp.cache_fill import CacheFill, hashed_tokens
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.model import Model
-from specplug.errors import SpecplugError
-from specplug.machine import fingerprint, hardware
-from specplug.machine.files import write_atomically
-from specplug.machine.remembered import measurement_path
+from specplug.machine import fingerprint
 from specplug.profile import CostPoints, Profile, Runtime
 
 QUICK_SECONDS = 3.0
-"""Seconds for a measurement at start-up; after them no further round begins, except for the first FEWEST_ROUNDS."""
+"""Seconds for a quick measurement; after them no further round begins, except for the first FEWEST_ROUNDS."""
 
 FEWEST_ROUNDS = 3
-"""Minimum number of rounds over all points, however long they take."""
+"""Rounds over all points that are made where they take at most LONGEST times the intended seconds."""
+
+LONGEST = 3.0
+"""After so many times the intended seconds no further round begins; the first round is always completed."""
 
 MOST_ROUNDS = 15
 """Maximum number of rounds, however little time they took."""
-
-SCHEMA = 4
-"""Version of the format of remembered curves."""
 
 CONTEXTS = (128, 1024, 4096, 16384)
 """Tokens in the cache when passes are timed, up to the profile's context."""
@@ -79,7 +73,7 @@ def points_on(
     the row count. At contexts after the first only few row counts are timed.
 
     contexts  tokens in the cache before the pass; those that fit are measured
-    seconds   for all points of the first context, which are timed at least FEWEST_ROUNDS times
+    seconds   for all points; LONGEST times as many where the passes are slow
     progress  receives the share that is done, 0 to 1
     """
     timer = PassTimer(context)
@@ -100,7 +94,8 @@ def points_on(
         timed: list[list[float]] = [[] for _ in rows]
         began = perf_counter()
         for round_ in range(MOST_ROUNDS):
-            if round_ >= FEWEST_ROUNDS and perf_counter() - began > seconds / len(fills):
+            share = (perf_counter() - began) / max(seconds, 1e-9)
+            if round_ and share > (1 / len(fills) if round_ >= FEWEST_ROUNDS else LONGEST):
                 break
             for n, times in zip(rows, timed, strict=True):
                 first = timer.time(n)
@@ -204,42 +199,3 @@ def own_cost_points(
     if changed:
         notify(changed)
     return points if changed is None and points.sequences == slots else None
-
-
-def remembered_cost_points(
-    model: Model,
-    key: Sequence[object],
-    measure: Callable[[], CostPoints],
-    *,
-    notify: Callable[[str], None] = lambda text: None,
-) -> CostPoints:
-    """The curve in the user's cache folder for this model, machine and `key`; measured first where there is none."""
-    path = measurement_path("cost", model.path, (SCHEMA, *key))
-    remembered = _read_remembered(path)
-    if remembered is not None:
-        return remembered
-    busy = hardware.busy_warning()
-    notify("measuring how long a target pass takes, once for this model and machine")
-    points = measure()
-    if busy:
-        notify(f"{busy}; the time of a pass will be measured again next time")
-        return points
-    try:
-        write_atomically(path, json.dumps({"schema": SCHEMA, **asdict(points)}).encode())
-    except SpecplugError as error:
-        notify(f"{error}; the time of a pass will be measured again next time")
-    return points
-
-
-def _read_remembered(path: Path) -> CostPoints | None:
-    """The remembered curve; None where the file is missing or damaged."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return CostPoints(
-            tuple(map(int, data["contexts"])),
-            tuple(map(int, data["rows"])),
-            tuple(tuple(map(float, line)) for line in data["ms"]),
-            change_ms=float(data["change_ms"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

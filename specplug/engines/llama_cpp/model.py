@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import llama_cpp._logger as llama_logger
 import llama_cpp.llama_cpp as ll
@@ -22,41 +24,50 @@ import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from specplug.core import IntArray
+from specplug.engines.llama_cpp.library_check import WAYS, Way, check_model
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Runtime
 
 Message = Mapping[str, Any]
 
-LOG_LEVEL_ERROR = 3
-"""The level that ggml's log callback receives for errors."""
+LOG_LEVEL_ERROR, LOG_LEVEL_CONTINUED = 4, 5
+"""Levels that ggml's log callback receives: for errors, and for the rest of a line that was begun. 3 is a warning."""
 
 
-def open_model(path: Path, runtime: Runtime | None = None) -> Model:
-    """Open a GGUF file with the settings for weights in `runtime`, or with llama.cpp's own.
+def open_model(path: Path, runtime: Runtime | None = None, notify: Callable[[str], None] | None = None) -> Model:
+    """Open a GGUF file with the settings for weights in `runtime`, or with llama.cpp's own, after `check_model`.
 
-    Raises UsageError, with llama.cpp's reason, when it cannot be loaded.
+    Raises UsageError, with llama.cpp's reason, when it cannot be loaded, and EngineError for a faulty library.
     """
     runtime = runtime or Runtime()
+    if not ll.llama_supports_gpu_offload():
+        runtime = replace(runtime, gpu_layers=0)
+    return load_model(path, runtime, check_model(path, runtime, notify))
+
+
+def load_model(path: Path, runtime: Runtime, way: Way = WAYS[0]) -> Model:
+    """As `open_model`, without trying the library first; `way` is what it can do."""
     llama_logger.set_verbose(False)
     ll.llama_backend_init()
     params = ll.llama_model_default_params()
     params.n_gpu_layers = runtime.gpu_layers if runtime.gpu_layers >= 0 else 0x7FFFFFFF
-    params.use_extra_bufts = runtime.repack
+    params.use_extra_bufts = runtime.repack and way.repack
     if not runtime.mmap:
         params.load_mode = ll.LLAMA_LOAD_MODE_NONE
     with captured_log() as log:
         handle = ll.llama_model_load_from_file(os.fsencode(path), params)
     if not handle:
         raise UsageError(f"{path}: llama.cpp cannot load this model: {log.reason()}")
-    return Model(path, handle)
+    return Model(path, handle, way)
 
 
 class Model:
     """One opened GGUF file. Close it, or use it in a `with` statement."""
 
-    def __init__(self, path: Path, handle: Any) -> None:
-        """`handle` is llama.cpp's pointer to the model."""
+    def __init__(self, path: Path, handle: Any, way: Way = WAYS[0]) -> None:
+        """`handle` is llama.cpp's pointer to the model; `way` is what the library can do with it."""
         self.path = path
+        self.way = way
         self.handle = handle
         self.vocab = ll.llama_model_get_vocab(self.handle)
         self.num_tokens: int = ll.llama_vocab_n_tokens(self.vocab)
@@ -83,6 +94,20 @@ class Model:
         buffer = ctypes.create_string_buffer(256)
         ll.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights."""
+        return int(ll.llama_model_size(self.handle))
+
+    @property
+    def attention_width(self) -> int:
+        """Numbers of all attention heads of all layers: the work per cached token."""
+        return self.num_layers * int(ll.llama_model_n_embd(self.handle))
+
+    @property
+    def num_layers(self) -> int:
+        return int(ll.llama_model_n_layer(self.handle))
 
     @property
     def is_full_precision(self) -> bool:
@@ -163,24 +188,35 @@ class Model:
         return text.decode("utf-8", "replace") if text else ""
 
 
+_PREFIXES = re.compile(r"^(?:(?:\w+_\w+|error loading model[\w ]*): )+")
+"""Names of functions, and what every failed opening says."""
+
+
 class CapturedLog:
     """The errors that llama.cpp logs while a call runs."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
+        self._in_error = False
         self.callback = ll.llama_log_callback(self._take)
 
     def reason(self) -> str:
         """The first error line without llama.cpp's function names."""
         for line in self.errors:
-            text = line.split(": ", 1)[-1].strip() if line.startswith(("llama_", "gguf_")) else line.strip()
+            text = _PREFIXES.sub("", line).strip()
             if text:
                 return text
         return "no reason given"
 
     def _take(self, level: int, text: bytes, _user: object) -> None:
-        if level == LOG_LEVEL_ERROR:
-            self.errors.append(text.decode("utf-8", "replace"))
+        part = text.decode("utf-8", "replace")
+        if level == LOG_LEVEL_CONTINUED:
+            if self._in_error:
+                self.errors[-1] += part
+            return
+        self._in_error = level == LOG_LEVEL_ERROR
+        if self._in_error:
+            self.errors.append(part)
 
 
 @contextlib.contextmanager
@@ -222,17 +258,35 @@ _STDERR = threading.Lock()
 def captured_stderr() -> Iterator[list[str]]:
     """The lines that C code prints to stderr while the block runs, filled when it ends.
 
-    For messages that llama.cpp prints without its log callback.
+    For messages that llama.cpp prints without its log callback. Needs neither a folder to write to nor an open stderr.
     """
     lines: list[str] = []
-    sys.stderr.flush()
-    with _STDERR, tempfile.TemporaryFile() as file:
-        saved_stderr = os.dup(2)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+    with _STDERR, _memory_file() as file:
+        try:
+            saved_stderr = os.dup(2)
+        except OSError:
+            saved_stderr = None  # it is closed
         os.dup2(file.fileno(), 2)
         try:
             yield lines
         finally:
-            os.dup2(saved_stderr, 2)
-            os.close(saved_stderr)
+            if saved_stderr is None:
+                os.close(2)
+            else:
+                os.dup2(saved_stderr, 2)
+                os.close(saved_stderr)
             file.seek(0)
             lines += file.read().decode("utf-8", "replace").splitlines()
+
+
+def _memory_file() -> IO[bytes]:
+    """A file in memory; where the system has none, a temporary file, or the null device, which keeps nothing."""
+    try:
+        return open(os.memfd_create("stderr"), "w+b")
+    except (AttributeError, OSError):
+        with contextlib.suppress(OSError):
+            return tempfile.TemporaryFile()
+    return open(os.devnull, "rb+", buffering=0)

@@ -16,6 +16,7 @@ from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import KV_TYPES
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.settings_choice import with_settings
+from specplug.errors import EngineError
 from specplug.generation.answers import Sampling
 from specplug.profile import Profile
 
@@ -32,6 +33,8 @@ def open_peer(
     With drafts, `Llama` fails once a sequence is longer than n_batch, so n_batch is the full context here.
     """
     runtime = with_settings(profile, model).runtime
+    if not model.way.repack:
+        raise EngineError("llama-cpp-python's own engine repacks weights, which ends the process here; drop --peer")
     options: dict[str, Any] = {}
     if num_draft:
         options["draft_model"] = LlamaPromptLookupDecoding(num_pred_tokens=num_draft)

@@ -10,7 +10,6 @@ from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.engines.llama_cpp.sampling import Sampler
-from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
@@ -23,12 +22,19 @@ def open_serving_engine(
     """A ServingEngine whose loop will run in another thread than this one.
 
     OpenMP keeps a team of threads for every thread that ever computed. With two teams there are more threads than
-    cores, and all barriers sleep: passes take twice as long on 2 cores. So passes are timed in a thread that has ended
-    afterwards.
+    cores, and all barriers sleep: passes take twice as long on 2 cores. So the engine is opened in a thread that ends
+    then.
     """
     with ThreadPoolExecutor(1) as opening:
         return opening.submit(
-            ServingEngine, model, profile, slots=slots, kv_tokens=kv_tokens, remember=True, notify=notify
+            ServingEngine,
+            model,
+            profile,
+            slots=slots,
+            kv_tokens=kv_tokens,
+            remember=True,
+            follow_free_cores=True,
+            notify=notify,
         ).result()
 
 
@@ -48,19 +54,27 @@ class ServingEngine:
         kv_tokens: int | None = None,
         cost: CostPoints | None = None,
         remember: bool = False,
+        follow_free_cores: bool = False,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Raises UsageError for a profile that does not fit this engine or model.
 
         kv_tokens  a full context for every slot where None
-        cost       T(rows, context) of this machine; taken from the profile, or measured, where None
-        remember   see `LlamaCpp`
+        cost       T(rows, context) of this machine; taken from the profile, or learned, where None
+        remember, follow_free_cores
+                   see `LlamaCpp`
         """
         # Prompts share cached tokens, with or without drafts.
         rollback_of(model, instead="use specplug run --profile none")
-        profile = with_settings(profile, model, many=slots > 1, notify=notify)
         self._engine = LlamaCpp(
-            model, profile, slots=slots, kv_tokens=kv_tokens, cost=cost, remember=remember, notify=notify
+            model,
+            profile,
+            slots=slots,
+            kv_tokens=kv_tokens,
+            cost=cost,
+            remember=remember,
+            follow_free_cores=follow_free_cores,
+            notify=notify,
         )
         self.model = model
         self.slots = slots

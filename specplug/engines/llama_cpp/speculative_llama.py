@@ -6,12 +6,15 @@ So completions, chats, streams, grammars and tools work unchanged.
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import llama_cpp
 import numpy as np
@@ -23,24 +26,28 @@ from specplug.engines.llama_cpp.alignment import aligned_rows
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
 from specplug.engines.llama_cpp.drafters.opening import Drafters, check_drafters
 from specplug.engines.llama_cpp.engine import fitting_sources
+from specplug.engines.llama_cpp.engine_settings import can_offload
 from specplug.engines.llama_cpp.exact_passes import measure_exact_passes
-from specplug.engines.llama_cpp.measure import own_cost_points, points_on, remembered_cost_points
+from specplug.engines.llama_cpp.library_check import check_model
+from specplug.engines.llama_cpp.measure import own_cost_points
 from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.pass_costs import PassCosts
 from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
 from specplug.engines.llama_cpp.stream import Stream
-from specplug.errors import UsageError
+from specplug.engines.llama_cpp.thread_following import follow, thread_count
+from specplug.errors import EngineError, UsageError
 from specplug.generation.counters import Counters
-from specplug.planning.cost import CostCurve
+from specplug.machine import hardware
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
-from specplug.profile import CostPoints, Profile, Runtime
+from specplug.profile import Profile, Runtime
 
 
 class SpeculativeLlama(Llama):  # type: ignore[misc]
     """`llama_cpp.Llama`, which answers faster where drafting pays. Takes the same arguments, and a profile.
 
-        llm = SpeculativeLlama("model.gguf", n_ctx=4096, verbose=False)
+        llm = SpeculativeLlama("model.gguf", n_ctx=4096)
         answer = llm.create_chat_completion([{"role": "user", "content": "..."}], stream=True)
         print(llm.counters.emitted_tokens / llm.counters.steps)  # tokens per target pass; plain decoding has 1.0
 
@@ -51,11 +58,20 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     State: the proposers learn over all calls; `counters` are sums over all finished generations.
     """
 
-    def __init__(self, model_path: str, *, profile: str | Path | Profile = "default", **options: Any) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        profile: str | Path | Profile = "default",
+        verbose: bool = False,
+        **options: Any,
+    ) -> None:
         """
         profile  its name, its file, or a Profile; only its proposers, planner, `exact` and measurements are used
-        options  those of `llama_cpp.Llama`
-        Raises UsageError for a profile that does not fit, and ValueError for options that the base class refuses.
+        verbose  print on stderr what is measured, and llama.cpp's log; the base class does so by default
+        options  those of `llama_cpp.Llama`; n_threads and n_threads_batch default to the cores that can be used
+        Raises UsageError for a profile that does not fit, EngineError for a library that cannot compute it, and
+        ValueError for options that the base class refuses.
         """
         self._stack = ExitStack()  # the base class closes it also where its own __init__ never ran
         if options.get("draft_model") is not None:
@@ -71,8 +87,17 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         self._decodes = not base_decodes and (self.profile.speculates or self.profile.exact)
         self._max_nodes = self.profile.planner.max_nodes if self.profile.speculates else 0
         sources = fitting_sources(self.profile, Path(model_path), slots=1)
-        check_drafters(Path(model_path), [self.profile], offloads=bool(options.get("n_gpu_layers")))
-        super().__init__(model_path, **options)
+        offloads = bool(options.get("n_gpu_layers")) and can_offload()
+        check_drafters(Path(model_path), [self.profile], offloads=offloads, notify=self._notify_always)
+        asked = Runtime(gpu_layers=options.get("n_gpu_layers", 0), flash_attention=bool(options.get("flash_attn")))
+        self._way = check_model(Path(model_path), asked, self._notify_always)
+        if options.get("flash_attn") and not self._way.flash_attention:
+            if self.profile.exact or KV_TYPES["q8_0"] in (options.get("type_k"), options.get("type_v")):
+                raise EngineError("exact and a q8_0 cache need flash attention, which ends the process here")
+            options["flash_attn"] = False
+        options.setdefault("n_threads", hardware.usable_cores())
+        options.setdefault("n_threads_batch", options["n_threads"])
+        super().__init__(model_path, verbose=verbose, **options)
         if self._decodes:
             self._loop = self._open_loop(sources)
 
@@ -99,6 +124,16 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     @context_params.setter
     def context_params(self, params: Any) -> None:
         self._context_params = params
+
+    @property
+    def model_params(self) -> Any:
+        """The base class's parameters of its model, without repacked weights where the library cannot use them."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        params.use_extra_bufts = params.use_extra_bufts and self._way.repack
+        self._model_params = params
 
     def save_state(self) -> Any:
         self._leave()
@@ -220,26 +255,29 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         exact = None
         if fitting.exact:
             exact, fitting = measure_exact_passes(context, fitting, slots=1, notify=self._notify)
-        points = self._cost_points(model, context, fitting)
+        measured = own_cost_points(model, fitting, slots=1, notify=self._notify)
+        costs = PassCosts(
+            model, runtime, self._max_nodes + 1, measured=measured, padded=exact is not None and exact.padded
+        )
+        if fitting.speculates:
+            self._stack.callback(costs.keep)
+            atexit.register(_keep, ref(costs))  # most scripts end without closing the model
         drafters = Drafters()
         self._stack.callback(drafters.close)
-        drafters.open(sources, context, runtime, slots=1)
+        drafters.open(sources, context, runtime, slots=1, notify=self._notify_always)
         fusion = Fusion(drafters.in_place(sources))
-        curve = CostCurve(points.contexts, points.rows, points.ms, points.change_ms)
         learned = self.profile.measured.acceptance if self.profile.measured else None
+        curve = costs.curve(self.n_threads, self.n_threads_batch)
         speculator = Speculator(fusion, curve, fitting, limits=rollback.limits, learned=learned)
-        return StepLoop(context, speculator, slots=1, rollback=rollback, exact=exact)
-
-    def _cost_points(self, model: Model, context: Context, fitting: Profile) -> CostPoints:
-        if not fitting.speculates:
-            return CostPoints((1,), (1,), ((1.0,),))
-        points = own_cost_points(model, fitting, slots=1, notify=self._notify)
-        if points is None:
-            rows = fitting.planner.max_nodes + 1
-            key = ("Llama", fitting.runtime, self.n_threads_batch, rows)
-            points = remembered_cost_points(model, key, lambda: points_on(context, rows), notify=self._notify)
-            context.clear()
-        return points
+        follows = partial(follow, thread_count(runtime), runtime, context, drafters, costs, speculator)
+        return StepLoop(
+            context,
+            speculator,
+            slots=1,
+            rollback=rollback,
+            exact=exact,
+            before_pass=None if fitting.exact else follows,
+        )
 
     def _check_exact(self, options: dict[str, Any]) -> None:
         """UsageError for options of the base class with which passes cannot be exact."""
@@ -255,7 +293,10 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
 
     def _notify(self, text: str) -> None:
         if self.verbose:
-            print(f"specplug: {text}", file=sys.stderr)
+            self._notify_always(text)
+
+    def _notify_always(self, text: str) -> None:
+        print(f"specplug: {text}", file=sys.stderr)
 
     def _runtime(self) -> Runtime:
         """The settings that the base class was opened with, as the key of a cached cost curve."""
@@ -263,12 +304,19 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         kinds = {number: name for name, number in KV_TYPES.items()}
         return Runtime(
             threads=self.n_threads,
+            threads_batch=self.n_threads_batch,
             context=self._n_ctx,
             batch=self.n_batch,
             gpu_layers=self.model_params.n_gpu_layers,
             flash_attention=params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
             kv_type=kinds.get(params.type_k, str(params.type_k)),
         )
+
+
+def _keep(costs: ref[PassCosts]) -> None:
+    found = costs()
+    if found is not None:
+        found.keep()
 
 
 def _refuse(sent: Sequence[int] | None) -> None:

@@ -8,7 +8,7 @@ shapes round alike (q8_0 and q4_0 weights with a bf16 cache); `ExactPasses` shap
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 
 import numpy as np
@@ -24,6 +24,7 @@ from specplug.engines.llama_cpp.prefill_order import shares
 from specplug.engines.llama_cpp.rollback import AnyTail, Rollback
 from specplug.engines.llama_cpp.sampling import DrawsWithSampler, Sampler
 from specplug.engines.llama_cpp.slots import Slots
+from specplug.engines.llama_cpp.step_times import add_step, compare
 from specplug.engines.llama_cpp.stream import Pass, Piece, Stream
 from specplug.engines.llama_cpp.tree_batch import Tree, first_branch, lay_out
 from specplug.errors import SpecplugError, UsageError
@@ -43,8 +44,12 @@ class StepLoop:
         slots: int,
         rollback: Rollback | None = None,
         exact: ExactPasses | None = None,
+        before_pass: Callable[[], None] | None = None,
     ) -> None:
-        """`rollback` defaults to that of an attention cache, AnyTail."""
+        """
+        rollback     AnyTail, that of an attention cache, where None
+        before_pass  called before each pass is planned; may change threads and cost curve
+        """
         self.context = context
         self.speculator = speculator
         self.slots = slots
@@ -55,11 +60,13 @@ class StepLoop:
         self.interrupted = False
         """Whether a pass has begun whose branches are not yet kept; stays True if the pass failed."""
         self.decode_ms = 0.0
-        """Time of all steps without pieces of prompts."""
+        """Time of the steps that can be compared with plain decoding: none with pieces of prompts, and only while plain
+        passes have run recently."""
         self.plain_ms = 0.0
         """Time that plain decoding would have taken for the same tokens, by the cost curve."""
         self._rollback = rollback or AnyTail()
         self._exact = exact
+        self._before_pass = before_pass
         self._pad_id = slots + 1
         self._leaf_ids = range(slots + 2, ids_needed(slots, speculator.planner.max_nodes))
         self._roomy = context.cells - context.cells // SPARE_SHARE
@@ -190,6 +197,8 @@ class StepLoop:
 
         beside_prompts  whether prompts are read in this step, in this pass or in another one
         """
+        if self._before_pass is not None:
+            self._before_pass()
         began = perf_counter_ns()
         context = self.context
         if any(len(self.cells.tokens[s.seq]) != s.position for s in (*running, *reading)):
@@ -366,30 +375,14 @@ class StepLoop:
 
     def _count(self, passed: Pass, verified: int, learned: int, ended: int) -> None:
         """Add a step's times and tokens to each sequence's counters, and compare it with plain decoding."""
-        running, step_ms = passed.running, (ended - passed.began_ns) / 1e6
-        n = len(running)
+        n, step_ms = len(passed.running), (ended - passed.began_ns) / 1e6
         self.prefill_budget.observe(n, passed.tree_rows, sum(len(piece.tokens) for piece in passed.pieces), step_ms)
-        target_ns = (passed.decoded_ns - passed.drafted_ns) // n
-        sample_ns = (verified - passed.decoded_ns) // n
-        draft_ns = (passed.drafted_ns - passed.began_ns + learned - verified) // n
-        for stream, tree in zip(running, passed.trees, strict=True):
-            c = stream.counters
-            c.steps += 1
-            c.emitted_tokens += len(stream.fresh)
-            c.draft_tokens += len(tree.draft)
-            c.accepted_tokens += len(tree.accepted)
-            c.target_ns += target_ns
-            c.sample_ns += sample_ns
-            c.draft_ns += draft_ns
-        if passed.pieces:
-            return
+        add_step(passed, verified, learned)
         cost = self.speculator.cost
-        plain_ms = cost.at(sum(s.position for s in running) // n)[min(n, cost.limit) - 1]
-        for stream in running:
-            stream.decode_ms += step_ms
-            stream.plain_ms += plain_ms * len(stream.fresh)
-        self.decode_ms += step_ms
-        self.plain_ms += plain_ms * sum(len(stream.fresh) for stream in running) / n
+        if not passed.pieces and cost.shows_plain(n):
+            plain_ms = cost.at(sum(s.position for s in passed.running) // n)[min(n, cost.limit) - 1]
+            self.decode_ms += step_ms
+            self.plain_ms += compare(passed, step_ms, plain_ms)
 
 
 def ids_needed(slots: int, max_nodes: int) -> int:

@@ -30,8 +30,8 @@ class Stream:
     drafters   the proposer, by index, of each accepted draft token of the last step
     finish     None while running; then "stop" (end token) or "length"
     failure    why it ends without having finished
-    decode_ms  time of its steps without pieces of prompts
-    plain_ms   time that plain decoding would have taken for the same tokens, by the cost curve
+    decode_ms  time of its steps that can be compared with plain decoding
+    plain_ms   time that plain decoding would have taken for the tokens of those steps, by the cost curve
     """
 
     seq: int

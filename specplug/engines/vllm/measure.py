@@ -18,7 +18,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from platformdirs import user_cache_dir
 
 from specplug.engines.vllm.configure import NAME
 from specplug.engines.vllm.engine_process import open_llm
@@ -27,6 +26,7 @@ from specplug.engines.vllm.timing_proposer import KEY
 from specplug.errors import SpecplugError
 from specplug.machine import fingerprint, hardware
 from specplug.machine.files import write_atomically
+from specplug.machine.folders import cache_folder
 from specplug.profile import CostPoints, Measured, Profile
 
 PROPOSER = "specplug.engines.vllm.timing_proposer.TimingProposer"
@@ -82,7 +82,7 @@ def with_costs(
     key = hashlib.sha256(
         json.dumps([SCHEMA, here, relevant, length], sort_keys=True, default=str).encode()
     ).hexdigest()[:16]
-    path = Path(user_cache_dir("specplug")) / "cost" / f"vllm-{key}.json"
+    path = cache_folder() / "cost" / f"vllm-{key}.json"
     curves = _cached_curves(path)
     if not curves:
         notify(f"measuring the cost of passes on this machine (once; about {MEASURE_SECONDS:.0f} s after vLLM starts)")

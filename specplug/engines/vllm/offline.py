@@ -14,8 +14,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from platformdirs import user_cache_dir
-
 from specplug.core import IntArray, int_array
 from specplug.engines.vllm.configure import engine_settings, is_vllm_method, proposers_of, write_profile
 from specplug.engines.vllm.draft_counters import read_counters
@@ -27,6 +25,7 @@ from specplug.engines.warm_state import check_tokenizer
 from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Request, Sampling, TokenLogprobs
 from specplug.generation.text import Segment
+from specplug.machine.folders import cache_folder, expanded
 from specplug.models import references
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
@@ -192,7 +191,7 @@ def prepare(
         if profile.planner.mode != "static":
             memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
             profile = with_costs(profile, model, {**memory, **plain, **(measured_with or {})}, folder, notify=notify)
-    path = write_profile(profile, Path(user_cache_dir("specplug")) / "vllm")
+    path = write_profile(profile, cache_folder() / "vllm")
     return model, {**engine_settings(profile, path, model), **overrides}, profile
 
 
@@ -202,7 +201,7 @@ def model_for(ref: str) -> str:
         from specplug.transforms.dequantise import checkpoint_of
 
         return str(checkpoint_of(ref))
-    if Path(ref).expanduser().exists() or ref.startswith((".", "/", "~")) or ref.count("/") != 1:
+    if expanded(ref).exists() or ref.startswith((".", "/", "~")) or ref.count("/") != 1:
         return str(references.resolve(ref))
     return ref
 

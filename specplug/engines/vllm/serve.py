@@ -14,13 +14,12 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
-from platformdirs import user_cache_dir
-
 from specplug.engines.vllm.configure import server_command
 from specplug.engines.vllm.environment import METRICS_VARIABLE, preload
 from specplug.engines.vllm.offline import prepare
 from specplug.engines.vllm.versions import require
 from specplug.errors import SpecplugError, UsageError
+from specplug.machine.folders import cache_folder, reason
 from specplug.profile import Profile
 
 METRICS_DAYS = 7
@@ -91,7 +90,7 @@ def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
 
 def new_metrics_folder() -> Path:
     """A new folder for a server's metrics. Folders without a change for METRICS_DAYS are removed."""
-    parent = Path(user_cache_dir("specplug")) / "metrics"
+    parent = cache_folder() / "metrics"
     folder = parent / uuid4().hex
     try:
         for old in parent.iterdir() if parent.is_dir() else ():
@@ -100,5 +99,5 @@ def new_metrics_folder() -> Path:
                 shutil.rmtree(old, ignore_errors=True)
         folder.mkdir(parents=True)
     except OSError as error:
-        raise SpecplugError(f"{folder}: cannot be created ({error.strerror}); make the path writable") from None
+        raise SpecplugError(f"{folder}: cannot be created ({reason(folder, error)}); make the path writable") from None
     return folder

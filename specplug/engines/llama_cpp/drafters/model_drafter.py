@@ -118,6 +118,9 @@ class ModelDrafter:
         self.advice = None
         self.times.forget_copies()
 
+    def use_threads(self, threads: int) -> None:
+        self._context.use_threads(threads)
+
     def close(self) -> None:
         self._context.close()
         self._context.model.close()

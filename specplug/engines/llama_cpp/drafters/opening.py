@@ -6,10 +6,8 @@ Resolves drafter folders and GGUF files, and does not depend on the planner or o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import psutil
 
 from specplug import registry
 from specplug.core import IntArray, Proposer
@@ -20,10 +18,14 @@ from specplug.engines.llama_cpp.drafters.model_drafter import (
     ModelDrafter,
     cells_per_slot,
 )
+from specplug.engines.llama_cpp.engine_settings import can_offload
+from specplug.engines.llama_cpp.memory_need import MemoryNeed, check_memory, memory_need
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rollback import rollback_of
+from specplug.engines.llama_cpp.setting_warnings import setting_warnings
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
+from specplug.machine.memory import available_memory, gib
 from specplug.models import drafter_folders, references
 from specplug.profile import Profile, Runtime
 from specplug.proposers.draft_model import DraftModel
@@ -39,7 +41,15 @@ class Drafters:
         """The model file of each drafter."""
         self._opened: dict[int, ModelDrafter] = {}
 
-    def open(self, sources: Sequence[Proposer], target: Context, runtime: Runtime, *, slots: int) -> None:
+    def open(
+        self,
+        sources: Sequence[Proposer],
+        target: Context,
+        runtime: Runtime,
+        *,
+        slots: int,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
         """Open the models that `sources` name. Raises UsageError where one is missing or does not fit the target.
 
         runtime  that of the target; a drafter runs with the same one, so that it can copy the target's cells
@@ -48,13 +58,17 @@ class Drafters:
             if isinstance(source, DraftModel):
                 found = _find(source, target.model.path)
                 self.files[place] = found.path
-                self._opened[place] = _open(source, found, target, runtime, slots)
+                self._opened[place] = _open(source, found, target, runtime, slots, notify)
 
     def in_place(self, sources: Sequence[Proposer]) -> list[Proposer]:
         """The proposers, with the open drafter in place of each one that names a model; drafters are reset."""
         for drafter in self._opened.values():
             drafter.forget()
         return [self._opened.get(place, source) for place, source in enumerate(sources)]
+
+    def use_threads(self, threads: int) -> None:
+        for drafter in self._opened.values():
+            drafter.use_threads(threads)
 
     def close(self) -> None:
         for drafter in self._opened.values():
@@ -63,37 +77,54 @@ class Drafters:
 
 
 def open_target(path: Path, profiles: Iterable[Profile], runtime: Runtime, notify: Callable[[str], None]) -> Model:
-    """The model in a GGUF file, after `check_drafters`."""
-    check_drafters(path, profiles, offloads=bool(runtime.gpu_layers), notify=notify)
-    return open_model(path, runtime)
+    """The model in a GGUF file, after `check_drafters`. `notify` also receives what `setting_warnings` finds."""
+    offloads = bool(runtime.gpu_layers) and can_offload()
+    check_drafters(path, profiles, offloads=offloads, runtime=runtime, notify=notify)
+    model = open_model(path, runtime, notify)
+    for warning in setting_warnings(model, runtime):
+        notify(warning)
+    return model
 
 
 def check_drafters(
-    target: Path, profiles: Iterable[Profile], *, offloads: bool, notify: Callable[[str], None] = lambda text: None
+    target: Path,
+    profiles: Iterable[Profile],
+    *,
+    offloads: bool,
+    runtime: Runtime | None = None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Raise UsageError, before anything is loaded, for a drafter that is missing, damaged or of another tokenizer, and
     where the memory does not hold the model and its drafters. `notify` receives a warning about one that is too large.
 
     offloads  whether layers are on a GPU, so that the memory of the machine does not decide
+    runtime   that of the target's context; None where weights alone are compared with the memory
     """
-    size, free = target.stat().st_size, psutil.virtual_memory().available
-    warned = set()
+    available, warned = available_memory(), set()
+    context = runtime.context if runtime is not None else 0
+    runtime = runtime or Runtime()
+    needed = memory_need(target, runtime, context)
+    tried: list[list[tuple[Path, MemoryNeed]]] = [[]]
     for profile in profiles:
-        needed, names = size, [f"the model {target.name} has {_gib(size)}"]
+        tried.append([])
         for source in registry.build_sources(profile.proposers):
             if not isinstance(source, DraftModel):
                 continue
             found = _find(source, target)
-            own = found.path.stat().st_size + (found.table[0].stat().st_size if found.table is not None else 0)
-            needed += own
-            names.append(f"the drafter {found.path.name} {_gib(own)}")
-            if found.path.stat().st_size >= size and found.path not in warned:
+            own = memory_need(found.path, runtime, _cells(source, context, slots=1) if context else 0)
+            table = found.table[0].stat().st_size if found.table is not None else 0
+            tried[-1].append((found.path, replace(own, weights=own.weights + table)))
+            if own.weights >= needed.weights and found.path not in warned:
                 warned.add(found.path)
-                notify(f"{', '.join(names)}: a drafter that is as large as its target can hardly save time")
-        if len(names) > 1 and needed > free and not offloads:
-            raise UsageError(
-                f"{', '.join(names)}, and {_gib(free)} of memory are free; choose a smaller drafter, or close programs"
-            )
+                notify(
+                    f"the model {target.name} has {gib(needed.weights)} GiB, the drafter {found.path.name} "
+                    f"{gib(own.weights)} GiB: a drafter that is as large as its target can hardly save time"
+                )
+    if not offloads:
+        for drafters in tried:
+            warning = check_memory(target, needed, drafters, available, runtime.kv_type)
+            if warning is not None and not drafters:
+                notify(warning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,24 +165,32 @@ def _find(source: DraftModel, target: Path) -> _Found:
     return _Found(path)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _cells(source: DraftModel, max_tokens: int, slots: int) -> int:
+    """KV cells of a drafter for `slots` sequences of up to `max_tokens` tokens."""
+    cells = slots * cells_per_slot(max_tokens, source.max_draft, source.window) + SCORE_CONTEXT + SCORED_ROWS
+    return -(-cells // 256) * 256
 
 
-def _open(source: DraftModel, found: _Found, target: Context, runtime: Runtime, slots: int) -> ModelDrafter:
+def _open(
+    source: DraftModel,
+    found: _Found,
+    target: Context,
+    runtime: Runtime,
+    slots: int,
+    notify: Callable[[str], None] | None,
+) -> ModelDrafter:
     table: Inputs | None = None
     if found.table is not None:
         from specplug.engines.llama_cpp.drafters.input_table import InputTable
 
         table = InputTable(*found.table)
-    model = open_model(found.path, runtime)
+    model = open_model(found.path, runtime, notify)
     try:
         rollback_of(model)  # raises for a model that cannot take draft tokens back
-        cells = slots * cells_per_slot(runtime.context, source.max_draft, source.window) + SCORE_CONTEXT + SCORED_ROWS
         context = open_context(
             model,
             runtime,
-            cells=-(-cells // 256) * 256,
+            cells=_cells(source, runtime.context, slots),
             num_ids=slots + 1,
             max_rows=max(slots, SCORED_ROWS),
             inputs=table,
