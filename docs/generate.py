@@ -82,11 +82,11 @@ MEANINGS = {
     "runtime.ubatch": "Tokens of a pass that llama.cpp computes at a time. `null` computes all of them at once.",
     "runtime.gpu_layers": "Layers to offload to the GPU; -1 is all of them. It has an effect only where llama.cpp was "
     "built with GPU support.",
-    "runtime.flash_attention": "Compute attention with the flash attention kernel. `null`: a short look at the model "
-    "on this machine chooses, once; the cache folder keeps the choice. It takes flash attention and a bf16 cache where "
-    "all passes then round alike, so that verified text is plain decoding's to the last bit, and otherwise the fastest "
-    "combination of 16 bits. `null` is on for several sequences in one cache, for `exact` and for a q8_0 cache, and "
-    "off for an f32 cache.",
+    "runtime.flash_attention": "Compute attention with the flash attention kernel. `null`: the kernels are compared "
+    "on this machine with a tiny model of the same weight formats and heads; the cache folder keeps the result. Flash "
+    "attention and a bf16 cache are used where all passes then round alike, so that verified text is plain decoding's "
+    "to the last bit, and otherwise the fastest combination of 16 bits. `null` is on for several sequences in one "
+    "cache, where layers attend to a window, for `exact` and for a q8_0 cache, and off for an f32 cache.",
     "runtime.kv_type": "Number format of the KV cache. `null` is chosen together with `flash_attention`, and is bf16 "
     "for `exact`. A q8_0 cache takes about half the memory of 16 bits, keeps less of keys and values, and needs flash "
     "attention.",
@@ -216,14 +216,14 @@ environment variable, the variable over the profile, and the profile over the de
 | 0 | The command did what was asked. |
 | 1 | It failed; the last line says why. |
 | 2 | The input is wrong: a flag, a profile, a prompt, a workload or a model file. |
-| 3 | `tune`: nothing beats plain decoding. The profile written says `none`. |
+| 3 | `tune`: nothing beats plain decoding. The profile written says `none`. With `--ok-if-plain`, the code is 0. |
 | 4 | `verify`: outputs differ by more than rounding. |
 | 5 | An engine is missing or cannot do what was asked. |
 | 130 | The command was interrupted (Ctrl-C). |
+| 141 | The reader of stdout has exited, as `head` does: 128 + SIGPIPE, with no message. |
 
 Two variables have no flag: `SPECPLUG_PROFILES` names the folder of your own profiles, and `SPECPLUG_DEBUG=1` prints the
-traceback of an error. Shell completion is click's: for bash, put `eval "$(_SPECPLUG_COMPLETE=bash_source specplug)"`
-into `.bashrc` (`zsh_source` and `fish_source` for the other two shells).
+traceback of an error. `specplug completion` prints the completion script of a shell.
 """
 
 
