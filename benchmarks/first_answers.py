@@ -49,7 +49,6 @@ from specplug.engines.llama_cpp.model import open_model
 from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.generation.answers import Request, Sampling
 from specplug.machine import hardware
-from specplug.machine.folders import cache_folder
 from specplug.models.references import resolve
 from specplug.profile import Runtime
 from specplug.tune.document import interval_text
@@ -178,9 +177,6 @@ def speed(args: argparse.Namespace, document: dict[str, Any]) -> None:
             model = stack.enter_context(open_target(path, [base], base.runtime, lambda text: None))
             chosen = with_settings(base, model)
             cost = cost_points(model, chosen.runtime, chosen.planner.max_nodes + 1, seconds=12.0)
-            # Learning must begin with an estimate, not with what other runs have left.
-            os.environ["XDG_CACHE_HOME"] = stack.enter_context(TemporaryDirectory())
-            shutil.copytree(cache_folder_of_user() / "library", cache_folder() / "library", dirs_exist_ok=True)
             arms = {
                 "plain": ProfileArm(model, plain(chosen), Sampling(), follow_free_cores=True),
                 "measured": ProfileArm(
@@ -192,14 +188,6 @@ def speed(args: argparse.Namespace, document: dict[str, Any]) -> None:
                 stack.callback(arm.close)
             stack.enter_context(busy(count))
             compare(args, path.name, count, model, arms, prompts)
-
-
-def cache_folder_of_user() -> Path:
-    """The cache folder before the benchmark took another one."""
-    return _CACHE
-
-
-_CACHE = cache_folder()
 
 
 def compare(

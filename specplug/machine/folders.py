@@ -19,8 +19,8 @@ NAME = "specplug"
 NOWHERE = Path(os.devnull) / "no-home"
 """Stands for the home folder where there is none. No file can be below it, and to create one fails with an OSError."""
 
-_told: list[str] = []
-"""Holds what stderr was told about a file that cannot be kept; one line per process is enough."""
+_warned = False
+"""Whether stderr has been told that files cannot be kept."""
 
 
 def cache_folder() -> Path:
@@ -60,11 +60,12 @@ def reason(path: Path, error: OSError) -> str:
 
 def tell_that_nothing_is_kept(path: Path, problem: str) -> None:
     """Say once on stderr that what is measured cannot be kept, with the reason."""
+    global _warned
     if NOWHERE in path.parents:
         problem = f"nothing is kept ({reason(path, OSError())})"
-    if not _told and sys.stderr is not None:
-        _told.append(f"specplug: {problem}; what is measured now is measured again next time")
-        print(_told[0], file=sys.stderr)
+    if not _warned and sys.stderr is not None:
+        print(f"specplug: {problem}; what is measured now is measured again next time", file=sys.stderr)
+    _warned = True
 
 
 def _folder(kind: str, find: Callable[[str], str]) -> Path:

@@ -208,6 +208,9 @@ COST_BLOCK_SHARE = 0.5
 """Share of the standard deviation of the shape that the factor has which row counts share that are divisible by the
 same power of two. Chosen: on quantised weights T(8) is 0.8 to 1.0 of T(7), T(16) 0.7 to 1.0 of T(15)."""
 
+LARGEST_BLOCK = 4
+"""Power of two. Row counts divisible by more than 16 count as divisible by 16, the largest block of kernels. Chosen."""
+
 COST_ROW_SPREAD = 0.07
 """Standard deviation of the logarithm of the factor that belongs to one row count alone. Chosen."""
 

@@ -24,12 +24,10 @@ from specplug.planning.constants import (
     COST_ROW_SPREAD,
     COST_SCALE_SPREAD,
     COST_WEIGHT_LIMIT,
+    LARGEST_BLOCK,
     OPTIMISM,
     REMEMBERED_WEIGHT,
 )
-
-LARGEST_BLOCK = 4
-"""Power of two: rows in larger blocks than 16 have no kernels of their own."""
 
 
 @dataclass(slots=True)

@@ -86,6 +86,7 @@ class PassCosts:
     def forget(self) -> None:
         """Discard what passes have shown since opening."""
         self._curves.clear()
+        self._kept.clear()
 
     def keep(self) -> None:
         """Write what was learned since the last call to the cache folder, if that can be written."""
