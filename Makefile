@@ -1,4 +1,4 @@
-# make demo        compare plain decoding with specplug on a real model
+# make demo        show the gain on a packaged model, beside plain decoding
 # make test        run every test, those on the real model included
 # make test-vllm   run the tests that need vLLM, in an environment of their own (3 GB)
 # make lint        run ruff and mypy --strict
@@ -16,13 +16,17 @@ PIP_INSTALL = -m pip install --disable-pip-version-check
 .PHONY: demo test test-vllm lint venv venv-vllm vllm-packages clean
 
 demo: $(STAMP)
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/specplug demo
 
+# Tests run in parallel, each with one thread. Two processes that compute with two threads each on two cores would slow each
+# other down many times.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_THREAD_LIMIT=1 $(BIN)/python -m pytest -m 'not vllm and not alone' -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m 'alone and not vllm'
 
 test-vllm: $(VLLM_STAMP)
 	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm_engine
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm_v2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,7 +45,7 @@ $(STAMP): pyproject.toml scripts/llama_wheel.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "specplug needs Python 3.11 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	wheel=$$($(BIN)/python scripts/llama_wheel.py) && $(BIN)/python $(PIP_INSTALL) --no-deps --force-reinstall "$$wheel"
-	$(BIN)/python $(PIP_INSTALL) -e '.[llama-cpp,demo,report,serve,dev]'
+	$(BIN)/python $(PIP_INSTALL) -e '.[llama-cpp,corpus,demo,hub,report,serve,dev]'
 	$(BIN)/python scripts/llama_wheel.py --check
 	touch $(STAMP)
 

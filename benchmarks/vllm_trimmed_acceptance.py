@@ -20,7 +20,8 @@ import numpy as np
 
 from specplug.bench.workloads import limit, load_workload
 from specplug.core import IntArray
-from specplug.engines.vllm.offline import model_for, open_vllm
+from specplug.engines.vllm.located_model import located_model
+from specplug.engines.vllm.offline import open_vllm
 from specplug.generation.answers import Answer, Request
 from specplug.profile import Profile, VllmSettings
 from specplug.registry import ProposerSpec
@@ -40,7 +41,7 @@ def main() -> None:
     options = _options()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    checkpoint = Path(model_for(options.checkpoint))
+    checkpoint = located_model(options.checkpoint)
     ids = np.load(options.ids) if options.ids else _first(checkpoint, options.rows)
     prompts = limit(load_workload(options.workload), options.limit)
     with TemporaryDirectory() as folder:

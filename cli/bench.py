@@ -16,9 +16,11 @@ from specplug.bench.compare import check, compare
 from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
+from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 
 from .options import Request, drafter_name, drafter_spec, note, parse_levels, shared_options, workload_option
+from .preparation import prepare
 from .progress import progress_bar
 
 
@@ -61,12 +63,15 @@ def bench(
 ) -> None:
     """Compare profiles with plain decoding: tokens/s, acceptance, speedup, and whether the output is the same.
 
-    Each --draft adds the first profile with that drafter beside the profile itself.
+    Each --draft adds the first profile with that drafter beside the profile itself; --corpus adds it with all corpora
+    that are named.
     """
     first = request.profile
     drafting = [
         with_drafter(first, drafter_spec(ref), name=f"{first.name}-{drafter_name(ref)}") for ref in request.drafts
     ]
+    if request.corpora:
+        drafting.append(with_corpora(first, request.corpora, name=f"{first.name}-corpus"))
     profiles = (*request.profiles, *drafting)
     levels = parse_levels(concurrency)
     prompts = workloads.load_workload(workload)
@@ -78,6 +83,7 @@ def bench(
         raise UsageError(f"{out}: its folder does not exist; create it first")
     if out is not None and out.exists() and not out.is_file():
         raise UsageError(f"{out}: not a file; name a file for the JSON document")
+    prepare(profiles, yes=request.yes)
     busy = hardware.busy_warning()
     if busy:
         note(busy)

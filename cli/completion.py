@@ -13,7 +13,9 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete
 
 from specplug import profile
-from specplug.models import packaged_models
+from specplug.corpora import folder
+from specplug.errors import UsageError
+from specplug.models import hub_cache, hub_reference, ollama_store, packaged_models
 
 VARIABLE = "_SPECPLUG_COMPLETE"
 """The variable that Click derives from the program's name."""
@@ -80,6 +82,11 @@ def completion(ctx: click.Context, shell: str) -> None:
     click.echo(SHELLS[shell](root.command, {}, "specplug", VARIABLE).source(), nl=False)
 
 
+def corpus_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of corpora."""
+    return [CompletionItem(name) for name in folder.names() if name.startswith(incomplete)]
+
+
 def profile_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The usable profiles that begin with `incomplete`; YAML files where it is the beginning of a path."""
     if "/" in incomplete or incomplete.startswith((".", "~")):
@@ -94,12 +101,25 @@ def profile_names(ctx: click.Context, parameter: click.Parameter, incomplete: st
 def model_references(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The demo models, the .gguf files and the folders that begin with `incomplete`.
 
-    An argument that takes several words names a model in the first one only.
+    After `hf:` and `ollama:`, the models that are on this disk. An argument that takes several words names a model in
+    the first one only.
     """
     if parameter.nargs == -1 and ctx.params.get(parameter.name or ""):
         return []
+    if incomplete.startswith((hub_reference.PREFIX, ollama_store.PREFIX)):
+        return [CompletionItem(name) for name in _stored_names(incomplete) if name.startswith(incomplete)]
     demos = [CompletionItem(name) for name in packaged_models.NAMES if name.startswith(incomplete)]
     return demos if incomplete.startswith("demo:") else [*_files(incomplete, (".gguf",)), *demos]
+
+
+def _stored_names(incomplete: str) -> Sequence[str]:
+    """The references of the store that `incomplete` names; none where there is no home folder."""
+    try:
+        if incomplete.startswith(ollama_store.PREFIX):
+            return [model.reference for model in ollama_store.stored() if model.problem is None]
+        return [reference for reference, _ in hub_cache.cached_models()]
+    except UsageError:
+        return []
 
 
 def _files(incomplete: str, suffixes: tuple[str, ...]) -> list[CompletionItem]:

@@ -16,6 +16,7 @@ from specplug import __version__, profile, registry
 from specplug.engines.llama_cpp import probe, settings_table
 from specplug.engines.llama_cpp.library_check import WAYS, Findings, common_findings
 from specplug.engines.vllm import versions as vllm_versions
+from specplug.engines.vllm.runner_choice import expected_runner
 from specplug.errors import EngineError, SpecplugError
 from specplug.machine import hardware
 from specplug.machine.cores import core_limit
@@ -95,8 +96,14 @@ def _vllm() -> dict[str, Any]:
         vllm_versions.require()
     except EngineError as error:
         return {"package": package[0], "version": package[1], "works": False, "problem": str(error)}
-    runner = "with drafts it uses its V1 runner without async scheduling; for plain decoding it chooses itself"
-    return {"package": package[0], "version": package[1], "works": None, "problem": f"supported, not tested; {runner}"}
+    runner = expected_runner()
+    return {
+        "package": package[0],
+        "version": package[1],
+        "works": None,
+        "problem": f"supported, not tried; runner {runner}",
+        "runner": runner,
+    }
 
 
 def _demo() -> dict[str, Any]:

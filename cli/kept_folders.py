@@ -35,7 +35,7 @@ def kept_folders() -> dict[str, KeptFolder]:
     places = {
         "cache": (folders.cache_folder(), "measured costs, recorded answers, assembled demo models, built wheels"),
         "config": (folders.config_folder(), "your own profiles"),
-        "data": (folders.data_folder(), "drafters"),
+        "data": (folders.data_folder(), "drafters and corpora"),
         "state": (folders.state_folder(), "journals of tune"),
     }
     wheels = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), folders.NAME, "wheels")

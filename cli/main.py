@@ -23,13 +23,17 @@ from specplug.errors import SpecplugError
 from . import standard_streams
 
 COMMANDS = {
+    "demo": "Show the gain on a packaged model, beside plain decoding.",
     "serve": "Start an OpenAI-compatible server.",
     "run": "Generate text from a prompt, stdin or a file.",
     "bench": "Compare profiles with plain decoding over a workload.",
     "tune": "Measure your model, machine and prompts, and write the fastest profile.",
-    "build": "Build a drafter: a model with a trimmed output head.",
+    "build": "Build a drafter with a trimmed output head, or a corpus to draft from.",
+    "corpus": "List, show, check and remove corpora.",
     "verify": "Check that a profile's output equals plain decoding's.",
     "profiles": "List, show, check, plot and export profiles.",
+    "models": "List the models on this disk, and how to name them.",
+    "download": "Download models from the Hugging Face hub.",
     "doctor": "Report what this machine has, what works and what to install.",
     "completion": "Print the completion script of a shell.",
 }

@@ -6,7 +6,6 @@ Precedence: flag, SPECPLUG_* variable, profile, default.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -20,11 +19,14 @@ from specplug import profile
 from specplug.bench.workloads import BUILTIN
 from specplug.errors import UsageError
 from specplug.models import packaged_models, references
+from specplug.models.hub_reference import Kind
 from specplug.profile import ENGINES, Profile
+from specplug.profile.settings import as_name
+from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 from specplug.registry import ProposerSpec
 
-from .completion import model_references, profile_names
+from .completion import corpus_names, model_references, profile_names
 
 DEFAULT_PROFILE = "default"
 
@@ -32,8 +34,8 @@ Draft = Literal["one", "several"]
 """Whether --draft can be repeated."""
 
 MODEL_HELP = (
-    f"Model: a .gguf file, a Hugging Face directory, or a demo model: {', '.join(packaged_models.NAMES)} "
-    f"(default: the profile's, else {packaged_models.DEMO}). "
+    "Model: a .gguf file, a Hugging Face directory, hf:ORG/REPO[:FORMAT], ollama:NAME, or a demo model: "
+    f"{', '.join(packaged_models.NAMES)} (default: the profile's, else {packaged_models.DEMO}). "
     "(The qwen-coder models are Apache-2.0 models by Qwen in third-party packages, extra demo-large.)"
 )
 
@@ -42,7 +44,9 @@ MODEL_HELP = (
 class Request:
     """The values of the shared options: the profiles as edited by the other options, and how to generate.
 
+    yes     whether the user has agreed to downloads and builds
     drafts  the values of --draft where it can be repeated; else the profile has the drafter
+    corpora  those of --corpus there; else the profile has the corpora
     """
 
     profiles: tuple[Profile, ...]
@@ -50,7 +54,9 @@ class Request:
     temperature: float
     seed: int
     json: bool
+    yes: bool = False
     drafts: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ()
 
     @property
     def profile(self) -> Profile:
@@ -102,6 +108,13 @@ class _ProfileRef(click.types.StringParamType):
     envvar_list_splitter = os.pathsep
 
 
+class _CorpusRef(click.types.StringParamType):
+    """The name or folder of a corpus; in a variable, several are separated as in PATH."""
+
+    name = "NAME"
+    envvar_list_splitter = os.pathsep
+
+
 class _Layers(click.IntRange):
     """A number of layers; `all` is -1."""
 
@@ -134,7 +147,7 @@ def shared_options(
     flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         profile_option(several=several_profiles, use=profile_use),
         model_option,
-        *([draft_option(several=draft == "several")] if draft else []),
+        *([draft_option(several=draft == "several"), corpus_option] if draft else []),
         runtime_options,
         click.option(
             "--max-tokens",
@@ -167,20 +180,22 @@ def shared_options(
             help="Random seed for sampling.",
         ),
     ]
-    flags += [json_option] if greedy else [*sampling, json_option]
+    flags += [yes_option, json_option] if greedy else [*sampling, yes_option, json_option]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def with_request(**values: Any) -> Any:
             refs = values.pop("profile_refs")
             edits = Edits(**{field.name: values.pop(field.name) for field in fields(Edits)})
-            generation = {key: values.pop(key, 0) for key in ("max_tokens", "temperature", "seed", "json")}
-            drafter = values.pop("draft", None)
+            generation = {key: values.pop(key, 0) for key in ("max_tokens", "temperature", "seed", "json", "yes")}
+            drafter, corpora = values.pop("draft", None), values.pop("corpora", ())
             profiles = chosen_profiles(refs if several_profiles else [refs] if refs else [], edits)
             if draft == "one" and drafter is not None:
                 profiles = [with_drafter(one, drafter_spec(drafter)) for one in profiles]
-            drafts = drafter if draft == "several" else ()
-            return command(Request(tuple(profiles), **generation, drafts=drafts), **values)
+            if draft == "one" and corpora:
+                profiles = [with_corpora(one, corpora) for one in profiles]
+            several = {"drafts": drafter, "corpora": corpora} if draft == "several" else {}
+            return command(Request(tuple(profiles), **generation, **several), **values)
 
         flagged: Callable[..., Any] = with_request
         for flag in reversed(flags):
@@ -216,6 +231,21 @@ def draft_option(*, several: bool = False) -> Callable[[Callable[..., Any]], Cal
         help="Smaller model with the same tokenizer that drafts, beside the profile's other methods."
         + (" Repeat it to try several." if several else ""),
     )
+
+
+def corpus_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--corpus",
+        "corpora",
+        metavar="NAME",
+        type=_CorpusRef(),
+        shell_complete=corpus_names,
+        multiple=True,
+        envvar="SPECPLUG_CORPUS",
+        show_envvar=True,
+        help="Corpus to draft from, beside the profile's other methods (specplug build corpus). Repeat it for several.",
+    )
+    return flag(command)
 
 
 def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -287,6 +317,17 @@ def html_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return flag(command)
 
 
+def yes_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--yes",
+        is_flag=True,
+        envvar="SPECPLUG_YES",
+        show_envvar=True,
+        help="Download and build what is missing without asking.",
+    )
+    return flag(command)
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option --json alone, for commands that take no profile."""
     flag = click.option(
@@ -315,14 +356,19 @@ def drafter_spec(ref: str) -> ProposerSpec:
 
 def drafter_name(ref: str) -> str:
     """A word for a drafter in the name of a profile."""
-    return re.sub(r"[^a-z0-9._-]+", "-", Path(ref).name.lower().removesuffix(".gguf")).strip("-._") or "drafter"
+    return as_name(Path(ref).name, "drafter")
+
+
+def kind_of(chosen: Profile) -> Kind:
+    """What the engine of a profile opens."""
+    return "checkpoint" if chosen.engine == "vllm" else "gguf"
 
 
 def model_path(chosen: Profile) -> Path:
     """The model file or directory of a profile. UsageError where it has none, or one that cannot be used."""
     if chosen.model is None:
         raise UsageError(f"profile {chosen.name}: engine {chosen.engine} has no model; name one with --model")
-    return references.resolve(chosen.model)
+    return references.resolve(chosen.model, kind_of(chosen))
 
 
 def parse_levels(text: str) -> list[int]:

@@ -1,14 +1,13 @@
-"""What a valid profile lacks before it can be used here: an engine, a drafter or the packages of a demo model."""
+"""What a valid profile lacks before it can be used here: an engine, a model or a drafter."""
 
 from __future__ import annotations
-
-from importlib.util import find_spec
 
 from specplug import profile
 from specplug.engines.vllm import versions
 from specplug.errors import SpecplugError
 from specplug.models import drafter_folders
-from specplug.models.packaged_models import SPLIT_MODELS
+
+from .preparation import needs_of
 
 
 def lacking(name: str) -> str | None:
@@ -19,12 +18,10 @@ def lacking(name: str) -> str | None:
     chosen = profile.load(name)
     if chosen.engine == "vllm" and versions.installed() is None:
         return "needs vLLM"
-    for ref in [chosen.model, *(spec.options.get("model") for spec in chosen.proposers)]:
-        if isinstance(ref, str) and ref.startswith(drafter_folders.PREFIX):
-            try:
-                drafter_folders.resolve(ref)
-            except SpecplugError:
-                return "not built"
-        if isinstance(ref, str) and ref in SPLIT_MODELS and find_spec(f"{SPLIT_MODELS[ref].package}1") is None:
-            return f"needs {SPLIT_MODELS[ref].install}"
-    return None
+    try:
+        needs = needs_of([chosen])
+        drafters = [spec.options["model"] for spec in chosen.proposers if spec.method == "vocab_trim"]
+        unbuilt = [ref for ref in drafters if not drafter_folders.is_built(drafter_folders.place(ref))]
+    except SpecplugError as error:  # a reference or the arguments of a build are invalid
+        return str(error)
+    return ", ".join([*(["not downloaded"] if needs.downloads else []), *(["not built"] if unbuilt else [])]) or None

@@ -11,7 +11,7 @@ import click
 from specplug import profile
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine.files import write_atomically
-from specplug.models import references
+from specplug.models import hub_cache, hub_reference, references
 from specplug.profile.export import TARGETS, export
 
 from .completion import model_references, profile_names
@@ -107,10 +107,18 @@ def export_profile(ref: str, target: str, model: str | None, json: bool) -> None
     """
     chosen = profile.load(ref)
     wanted = model or chosen.model
-    if wanted is not None and (target != "vllm" or wanted.startswith("demo:")):
-        wanted = str(references.resolve(wanted))
+    if wanted is not None and not _is_opened_by_name(wanted, target):
+        wanted = str(references.resolve(wanted, "gguf"))
     exported = export(chosen, target, wanted)
     click.echo(json_format.dumps(asdict(exported), indent=2) if json else str(exported))
+
+
+def _is_opened_by_name(model: str, target: str) -> bool:
+    """Whether a program finds the model itself: it is on the hub, and, for llama.cpp's server, not on this disk yet."""
+    if target == "vllm":
+        return not model.startswith("demo:")
+    on_hub = model.startswith(hub_reference.PREFIX)
+    return on_hub and target == "llama-server" and hub_cache.cached(hub_reference.parse(model), "gguf") is None
 
 
 def _problem(ref: str) -> str | None:

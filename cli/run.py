@@ -23,9 +23,8 @@ from specplug.generation.answers import Request as AnswerRequest
 from specplug.generation.text import Segment
 
 from .options import Request, note, shared_options
-
-_CONTROL_CHARACTERS = dict.fromkeys([c for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\t\n\r"])
-"""Removed from the output on a terminal, where an escape sequence from a model could rewrite the screen."""
+from .preparation import prepare
+from .terminal_text import for_terminal
 
 VLLM_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 """vLLM's defaults; those of Sampling are llama.cpp's."""
@@ -162,6 +161,7 @@ def run(
     several = sum(map(len, conversations)) > 1
     documents = []
     answer_number = 0
+    prepare(request.profiles, yes=request.yes)
     with open_engine(request.profile, note) as engine:
         for turns in conversations:
             messages = [{"role": "system", "content": system}] if system else []
@@ -242,7 +242,7 @@ def _biases(pairs: Sequence[str]) -> dict[int, float]:
 def _print(released: Sequence[Segment], terminal: bool, coloured: bool) -> None:
     """Write the model's text unchanged; on a terminal, without control characters."""
     for segment in released:
-        text = segment.text.translate(_CONTROL_CHARACTERS) if terminal else segment.text
+        text = for_terminal(segment.text) if terminal else segment.text
         sys.stdout.write(click.style(text, fg="green", bold=True) if coloured and segment.drafted else text)
     sys.stdout.flush()
 

@@ -10,13 +10,16 @@ from importlib import import_module
 import click
 
 from specplug.errors import EngineError, UsageError
+from specplug.models.references import model_name
 from specplug.profile import Profile
+from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 
 from .completion import model_references
 from .options import (
     Edits,
     chosen_profiles,
+    corpus_option,
     draft_option,
     drafter_spec,
     model_option,
@@ -24,7 +27,9 @@ from .options import (
     note,
     profile_option,
     runtime_options,
+    yes_option,
 )
+from .preparation import needs_of, prepare
 
 LLAMA_CPP_OPTIONS = (
     *("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name"),
@@ -40,7 +45,9 @@ SERVE_PROFILE = "serve"
 @profile_option(default=SERVE_PROFILE)
 @model_option
 @draft_option()
+@corpus_option
 @runtime_options
+@yes_option
 @click.option("--host", envvar="SPECPLUG_HOST", show_envvar=True, help="Address to listen on (default: 127.0.0.1).")
 @click.option(
     "--port",
@@ -50,7 +57,11 @@ SERVE_PROFILE = "serve"
     help="Port to listen on (default: 8000).",
 )
 @click.option("--api-key", envvar="SPECPLUG_API_KEY", show_envvar=True, help="API key that clients must send.")
-@click.option("--print-command", is_flag=True, help="vLLM: print the command of its server, and start nothing.")
+@click.option(
+    "--print-command",
+    is_flag=True,
+    help="Print the commands that download, build and serve. On vLLM, costs that are not known are measured for it.",
+)
 @click.option(
     "--slots",
     type=click.IntRange(1, 64),
@@ -106,10 +117,12 @@ def serve(
     profile_refs: str | None,
     model: str | None,
     draft: str | None,
+    corpora: tuple[str, ...],
     engine: str | None,
     threads: int | None,
     context: int | None,
     gpu_layers: int | None,
+    yes: bool,
     host: str | None,
     port: int | None,
     api_key: str | None,
@@ -146,16 +159,32 @@ def serve(
     chosen = chosen_profiles(refs, edits, choose_model="specplug serve MODEL")[0]
     if draft is not None:
         chosen = with_drafter(chosen, drafter_spec(draft))
+    if corpora:
+        chosen = with_corpora(chosen, corpora)
     if chosen.engine == "vllm":
         default = click.core.ParameterSource.DEFAULT
         given = [option for option in LLAMA_CPP_OPTIONS if ctx.get_parameter_source(option) is not default]
         if given:
             raise UsageError(f"--{given[0].replace('_', '-')} is for llama.cpp; flags of vLLM follow --")
+        if chosen.model is None:
+            raise UsageError(f"profile {chosen.name}: no model; name one, such as specplug serve hf:ORG/REPO")
+        from specplug.engines.vllm.serve import check_flags
+
+        check_flags(further)
+    elif further:
+        raise UsageError("specplug itself serves llama.cpp models; flags after -- are for vLLM")
+    if print_command:
+        needs = needs_of([chosen])
+        for line in needs.commands():
+            click.echo(line)
+        if needs or chosen.engine != "vllm":
+            click.echo(shlex.join(["specplug", *(word for word in sys.argv[1:] if word != "--print-command")]))
+            return
+    if chosen.engine == "vllm":
+        if not print_command:
+            prepare([chosen], yes=yes)
         _exec_vllm(chosen, host, port, api_key, further, print_command)
         return
-    if further or print_command:
-        raise UsageError("specplug itself serves llama.cpp models; flags after -- and --print-command are for vLLM")
-    path = model_path(chosen)
     _require_server()
     from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.serving_engine import open_serving_engine
@@ -164,8 +193,10 @@ def serve(
     from specplug.server.state import Settings
 
     address = Address(host or "127.0.0.1", port or 8000, api_key, insecure, cors_origin)
-    address.check()  # before the model is loaded
-    settings = Settings(name or path.stem, queue, deadline, log_prompts)
+    address.check()  # before a model is downloaded or loaded
+    prepare([chosen], yes=yes)
+    path = model_path(chosen)
+    settings = Settings(name or model_name(chosen.model or "", path), queue, deadline, log_prompts)
     with (
         open_target(path, [chosen], chosen.runtime, note) as opened,
         open_serving_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, notify=note) as serving,
@@ -194,8 +225,7 @@ def _exec_vllm(
     print_command: bool,
 ) -> None:
     """Replace this process by vLLM's server, or print its command."""
-    if chosen.model is None:
-        raise UsageError(f"profile {chosen.name}: no model; name one, such as specplug serve org/name")
+    assert chosen.model is not None
     from specplug.engines.vllm.serve import command
 
     made = command(

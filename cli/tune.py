@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -20,8 +19,11 @@ from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
 from specplug.machine.folders import expanded
+from specplug.models.references import model_name
 from specplug.profile import Profile
-from specplug.profile.with_drafter import drafters_of
+from specplug.profile.settings import as_name
+from specplug.profile.with_corpora import corpora_of
+from specplug.profile.with_drafter import drafters_of, with_drafter
 from specplug.registry import ProposerSpec, nearest
 from specplug.reports import html_page
 from specplug.tune import budget as budgets
@@ -40,6 +42,7 @@ from specplug.tune.tune_request import OBJECTIVES, Request, beside, check
 
 from . import options
 from .options import html_option, model_path, note, parse_levels, shared_options, workload_option
+from .preparation import needs_of, prepare
 from .progress import budget_bar
 
 JSON_NAMES = {"off_path_rows": "asides"}
@@ -120,10 +123,17 @@ def tune(
     prompts = _prompts(workload, categories, limit)
     seconds = budgets.parse(budget)
     levels = tuple(sorted(set(parse_levels(concurrency))))
-    path, label = _model(request.profile)
-    target = _target(out, label)
+    if out is not None:
+        _target(out, "")  # raises for a name that is none
     if html is not None:
         html_page.check_target(html)
+    profiles_to_try = [request.profile]
+    profiles_to_try += [with_drafter(request.profile, options.drafter_spec(ref)) for ref in request.drafts]
+    if dry_run and (needs := needs_of(profiles_to_try)):
+        raise UsageError(f"a dry run downloads and builds nothing; first run: {'; '.join(needs.commands())}")
+    prepare(profiles_to_try, yes=request.yes)
+    path, label = _model(request.profile)
+    target = _target(out, label)
     wanted = Request(
         model=path,
         base=request.profile,
@@ -138,6 +148,7 @@ def tune(
         resume=resume,
         allow_rounding=allow_rounding,
         drafters=_drafters(request),
+        corpora=request.corpora or tuple(corpora_of(request.profile)),
         command=shlex.join(["specplug", *sys.argv[1:]]),
     )
     check(wanted)
@@ -187,20 +198,19 @@ def _model(profile: Profile) -> tuple[Path, str]:
     """The model's file or folder, and the name from which the default profile name is made."""
     if profile.engine != "vllm" or profile.model is None:
         path = model_path(profile)
-        return path, path.name.removesuffix(".gguf")
-    from specplug.engines.vllm.offline import folder_of, model_for
+        return path, model_name(profile.model or "", path)
+    from specplug.engines.vllm.located_model import located_model
     from specplug.engines.vllm.versions import require
 
     require()
     label = profile.model.rstrip("/").rpartition("/")[2].removeprefix("demo:")
-    return folder_of(model_for(profile.model)), label
+    return located_model(profile.model), label
 
 
 def _target(out: str | None, label: str) -> Path:
     """The file of the profile to write. UsageError where the name is invalid."""
     if out is None:
-        slug = re.sub(r"[^a-z0-9._-]+", "-", label.lower()).strip("-._")
-        return profiles.user_folder() / f"{slug[:80] or 'model'}-tuned.yaml"
+        return profiles.user_folder() / f"{as_name(label, 'model')}-tuned.yaml"
     path = expanded(out)
     if path.suffix not in (".yaml", ".yml"):
         if path.name != out:
@@ -215,7 +225,7 @@ def _plan(request: Request) -> dict[str, Any]:
     vllm = request.base.engine == "vllm"
     provides = Requires(topk=1 << 30, builtin=vllm)
     most = LONGEST if vllm else 1 << 20
-    settings = grid(provides, trees=not vllm, most_nodes=most, drafters=request.drafters)
+    settings = grid(provides, trees=not vllm, most_nodes=most, named=(*request.drafters, *request.retrieval))
     shares = {stage: share for stage, share in budgets.SHARES.items() if stage != "drafters" or request.drafters}
     return {
         "profile": str(request.out),

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from specplug.bench import workloads
-from specplug.bench.prove import SETTINGS, prove
+from specplug.bench.prove import GREEDY, SETTINGS, check_settings, prove
 from specplug.errors import UsageError
 
 from .options import Request, model_path, note, shared_options, workload_option
+from .preparation import prepare
 from .progress import progress_bar
 
 OUTPUTS_DIFFER = 4
@@ -47,25 +48,21 @@ def verify(
     if request.temperature:
         raise UsageError("--temperature: choose sampling with --settings instead, such as --settings sampled")
     prompts = workloads.limit(workloads.load_workload(workload), limit)
-    if request.profile.engine == "vllm":
-        from specplug.bench.vllm_prove import GREEDY, prove_vllm
+    on_vllm = request.profile.engine == "vllm"
+    valid = GREEDY if on_vllm else tuple(SETTINGS)
+    default = "greedy" if on_vllm else "greedy,sampled"
+    names = list(valid) if settings == "all" else (settings or default).split(",")
+    check_settings(names, valid)
+    prepare(request.profiles, yes=request.yes)
+    options: dict[str, Any] = {"settings": names, "max_tokens": request.max_tokens, "as_is": as_is, "notify": note}
+    with progress_bar("verify", len(names) * len(prompts)) as progress:
+        if on_vllm:
+            from specplug.bench.vllm_prove import prove_vllm
 
-        names = list(GREEDY) if settings == "all" else (settings or "greedy").split(",")
-        options: dict[str, Any] = {"settings": names, "max_tokens": request.max_tokens, "as_is": as_is, "notify": note}
-        with progress_bar("verify", len(names) * len(prompts)) as progress:
             report = prove_vllm(request.profile, prompts, progress=progress, **options)
-    else:
-        names = list(SETTINGS) if settings == "all" else (settings or "greedy,sampled").split(",")
-        options = {
-            "settings": names,
-            "max_tokens": request.max_tokens,
-            "as_is": as_is,
-            "notify": note,
-            "seed": request.seed,
-        }
-        path = model_path(request.profile)
-        with progress_bar("verify", len(names) * len(prompts)) as progress:
-            report = prove(path, request.profile, prompts, progress=progress, **options)
+        else:
+            path = model_path(request.profile)
+            report = prove(path, request.profile, prompts, progress=progress, seed=request.seed, **options)
     if request.json:
         click.echo(json.dumps(report))
     else:

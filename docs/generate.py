@@ -47,7 +47,8 @@ SECTIONS = {
 """Dataclass and heading of each part of a profile."""
 
 INTRODUCTIONS = {
-    "vllm": "These keys are vLLM's own flags of the same names, except `uniform`. `null` leaves the choice to vLLM.",
+    "vllm": "These keys are vLLM's own flags of the same names, except those from `runner` to `tokens_per_batch_size`. "
+    "`null` leaves the choice to vLLM.",
     "measured": "`specplug tune` writes this part. Without it the engine measures the cost of a pass when it starts.",
     "measured.cost_curve": "`ms[i][j]` is the time of a target pass over `rows[j]` rows with `contexts[i]` tokens per "
     "sequence in the cache.",
@@ -58,8 +59,8 @@ MEANINGS = {
     "name": "Name of the profile: a-z, 0-9, `.`, `_` and `-`, 100 characters at most. Required.",
     "description": "One line for `specplug profiles list`.",
     "engine": "The engine that runs the model.",
-    "model": "The model that the profile is for, so that commands need no `--model`: a `.gguf` file, a Hugging Face "
-    "folder, or `demo:NAME`; for vLLM also a model id.",
+    "model": "The model that the profile is for, so that commands need no `--model`: a "
+    "[model reference](../how-to/models.md).",
     "proposers": "The methods that draft, each a name or a mapping with `method` and its options (below). The drafts "
     "of several methods are merged into one. `[none]` is plain decoding.",
     "planner": "See below.",
@@ -97,8 +98,14 @@ MEANINGS = {
     "more of its draft tokens are accepted. A seed then gives another text than llama.cpp's own sampler, and the same "
     "text with and without drafts.",
     "vllm.num_speculative_tokens": "Draft tokens for one sequence at most.",
-    "vllm.uniform": "Verify the same number of draft tokens for every sequence of a batch, or none. GPUs where vLLM "
-    "captures full CUDA graphs need this to use them.",
+    "vllm.runner": "The model runner of vLLM in which specplug's proposers draft. `auto`: V2 where vLLM without "
+    "specplug would use it and all proposers can draft on the device, else V1.",
+    "vllm.uniform": "On V1, verify the same number of draft tokens for every sequence of a batch, or none. GPUs where "
+    "vLLM captures full CUDA graphs need this to use them.",
+    "vllm.adaptive_verification": "On V2, let vLLM choose in every step which draft tokens to verify, from what its "
+    "passes cost and from specplug's probabilities. `null`: where the GPU's attention kernels allow it.",
+    "vllm.tokens_per_batch_size": "On V2, draft tokens per sequence by the number of running sequences: a list of "
+    "`[first, last, tokens]` from 1 on; 0 drafts nothing. Empty: always `num_speculative_tokens`.",
     "vllm.max_model_len": "Tokens of context per sequence.",
     "vllm.max_num_seqs": "Sequences in one pass at most.",
     "vllm.gpu_memory_utilization": "Share of the GPU's memory, above 0 and up to 1. Commands that open several engines "
@@ -153,10 +160,21 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "tokenizer_hash": "Hash of the tokenizer that `warm` must have been made for.",
         },
     ),
+    "datastore": (
+        "A tree of what followed the end of the text in corpora on disk (REST; [how to build "
+        "one](../how-to/corpora.md)).",
+        {
+            "corpora": "Names of corpora; one with a slash is the path of its folder.",
+            "max_draft": "Longest path of a draft.",
+            "min_match": "Fewest tokens at the end of the text that have to occur in a corpus.",
+            "min_prob": "Paths that are less probable by the bucket priors are left out.",
+            "lookups": "On vLLM, most requests that look up in one step; they take turns.",
+        },
+    ),
     "draft_model": (
         "Another model with the target's tokenizer ([how to use it](../how-to/draft-model.md)).",
         {
-            "model": "A `.gguf` file for llama.cpp, a Hugging Face folder or id for vLLM.",
+            "model": "A [model reference](../how-to/models.md): a `.gguf` file for llama.cpp, a checkpoint for vLLM.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
             "context": WINDOW,
@@ -165,8 +183,8 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "vocab_trim": (
         "A draft model with a trimmed head ([how to build one](../how-to/trim-a-vocabulary.md)).",
         {
-            "model": "The drafter's folder, or `drafter:NAME`.",
-            "build": "Arguments of `specplug build vocab-trim` that make the drafter; shown where it is missing.",
+            "model": "`drafter:NAME`, or the drafter's folder.",
+            "build": "Arguments of `specplug build vocab-trim`: a missing drafter is built once the user agrees.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
             "context": WINDOW,

@@ -17,7 +17,7 @@ SOURCES = sorted([*(ROOT / "specplug").rglob("*.py"), *(ROOT / "cli").rglob("*.p
 LAYERS = (
     ("__init__", "core", "errors"),
     ("drafts", "generation", "registry", "testing", "verification"),
-    ("machine", "models", "planning", "profile"),
+    ("corpora", "machine", "models", "planning", "profile"),
     ("proposers", "transforms"),
     ("engines", "server"),
     ("bench",),
@@ -34,6 +34,9 @@ TOP_MODULES = {"__init__", "core", "errors", "registry", "testing"}
 REPEATED_NAMES = {
     "bench": "the command and its folder",
     "build": "the command and its folder",
+    "corpus": "the command, and building one",
+    "demo": "the command, and what it measures",
+    "models": "the command, and the folder of model files",
     "tune": "the command and its folder",
     "serve": "the command, and the command of vLLM that it starts",
     "llama_cpp": "the engine, tuning on it, and trimming models for it",

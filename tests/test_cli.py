@@ -634,11 +634,11 @@ def test_serve_refuses_in_one_line() -> None:
     assert code == 2 and message.startswith("error: model a.gguf: no such file")
     code, message = failed(call("serve", "--profile", "default", "a.gguf", "--", "--flag"))
     assert code == 2
-    assert message == "error: specplug itself serves llama.cpp models; flags after -- and --print-command are for vLLM"
+    assert message == "error: specplug itself serves llama.cpp models; flags after -- are for vLLM"
     code, message = failed(call("serve", "--profile", "vllm", "org/one", "--slots", "3"))
     assert code == 2 and message == "error: --slots is for llama.cpp; flags of vLLM follow --"
     code, message = failed(call("serve", "--profile", "vllm"))
-    assert code == 2 and message == "error: profile vllm: no model; name one, such as specplug serve org/name"
+    assert code == 2 and message == "error: profile vllm: no model; name one, such as specplug serve hf:ORG/REPO"
     code, message = failed(call("serve", "--profile", "vllm", "org/one", "org/two"))
     assert code == 2 and message == "error: 'org/two': one model at a time; flags of the engine follow --"
     code, message = failed(call("serve", "--profile", "vllm", "org/one", "--port", "0"))

@@ -61,7 +61,6 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, prompts: str) -> 
     needs_the_demo_model()
     out = ["--out", str(tmp_path / "d")]
     sized = [*out, "--size", "8192"]
-    assert "Missing option '--out'" in refused("--size", "8192")
     assert "use one of --size, --coverage and --auto" in refused(*out)
     assert "use one of --size, --coverage and --auto" in refused(*sized, "--coverage", "0.9")
     assert "size 0: use 1 to 49152" in refused(*out, "--size", "0", "--calibrate", prompts)
@@ -80,6 +79,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, prompts: str) -> 
     assert "'q3_k'" in refused(*sized, "--quantize", "q3_k")
     assert "no such file" in refused(*sized, "--target", str(tmp_path / "none.gguf"))
     assert "no name for a drafter" in refused("--size", "8192", "--out", "drafter:No Name")
+    assert "--out No Name: no name" in refused("--size", "8192", "--out", "No Name")
     assert "its folder does not exist" in refused(*sized, "--html", str(tmp_path / "no" / "r.html"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()

@@ -119,6 +119,7 @@ def test_the_exit_code_and_the_last_line_say_what_follows(
     assert following in last and last.endswith(f"; written to {own}")
 
 
+@pytest.mark.alone
 @pytest.mark.llama
 def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
     """The tune is interrupted and continued; its profile is plotted, exported and used. Its figures are coarse."""
@@ -167,6 +168,7 @@ def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
     assert "cpu: was Another One" in warned.stderr and "tune again" in warned.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.llama
 def test_a_budget_too_small_to_measure_is_refused() -> None:
     needs_the_demo_model()

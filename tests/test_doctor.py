@@ -254,32 +254,32 @@ def test_the_last_line_is_the_verdict_and_json_has_its_fields(tmp_path: Path) ->
 
 def test_a_profile_lacks_its_engine_its_drafter_or_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specplug_cli.profile_requirements.versions.installed", lambda: None)
-    monkeypatch.setattr("specplug_cli.profile_requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("specplug.models.packaged_models.find_spec", lambda name: None)
     assert lacking("default") is None
     assert lacking("vllm") == "needs vLLM"
-    assert lacking("llama3-vocabtrim-cpu") == "not built"
-    assert lacking("qwen-coder-pair") == "needs specplug[demo-large]"
+    assert lacking("llama3-vocabtrim-cpu") == "not downloaded, not built"
+    assert lacking("qwen-coder-pair") == "not downloaded"
     monkeypatch.setattr("specplug_cli.profile_requirements.versions.installed", lambda: ("vllm", "0.32.0"))
-    assert lacking("vllm") is None and lacking("llama3-vocabtrim") == "not built"
+    assert lacking("vllm") is None and lacking("llama3-vocabtrim") == "not downloaded, not built"
 
 
 def test_a_built_drafter_is_not_lacking(tmp_path: Path) -> None:
     name = "llama3-vocabtrim-cpu"
     refs = [spec.options["model"] for spec in profile.load(name).proposers if "model" in spec.options]
     folder = kept_folders.folders.data_folder() / "drafters" / refs[0].removeprefix("drafter:")
-    assert lacking(name) == "not built"
+    assert lacking(name) == "not downloaded, not built"
     folder.mkdir(parents=True)
     (folder / drafter_folders.MANIFEST).write_text("{}")
-    assert lacking(name) is None
+    assert lacking(name) == "not downloaded"
 
 
 def test_profiles_that_lack_something_are_marked_where_they_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = subprocess.run([SPECPLUG, "profiles", "list"], capture_output=True, text=True, timeout=60).stdout
     lines = {line.split()[0]: line for line in listed.splitlines()}
-    assert "[not built]" in lines["llama3-vocabtrim-cpu"] and "[" not in lines["default"]
+    assert "[not downloaded, not built]" in lines["llama3-vocabtrim-cpu"] and "[" not in lines["default"]
     documents = json.loads(subprocess.run([SPECPLUG, "profiles", "list", "--json"], capture_output=True).stdout)
     lacks = {document["name"]: document["lacking"] for document in documents}
-    assert lacks["llama3-vocabtrim-cpu"] == "not built" and lacks["default"] is None
+    assert lacks["llama3-vocabtrim-cpu"] == "not downloaded, not built" and lacks["default"] is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the XDG variables have an effect on Linux only")

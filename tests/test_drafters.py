@@ -479,8 +479,8 @@ def test_timing_a_pass_lowers_a_price_that_is_too_high(q8_0: Model, folder: Path
 def test_a_drafter_is_scored_without_reading_the_text(q8_0: Model, folder: Path, kept: IntArray) -> None:
     """A self-drafter agrees with nearly all tokens that its head has, and only emitted tokens are compared."""
     with LlamaCpp(q8_0, plain(trimmed(folder, always(4)))) as base:
-        prompt = chats(q8_0)[0]
-        answer = base.generate(Request(prompt, 60))
+        answers = [(prompt, base.generate(Request(prompt, 60))) for prompt in chats(q8_0)]
+    prompt, answer = max(answers, key=lambda one: len(one[1].tokens))  # some answers end early
     with opened(q8_0, folder) as drafter:
         drafter.begin(0, np.append(prompt, np.int32(answer.tokens[0])))
         assert drafter.score(0) == (0, 0)

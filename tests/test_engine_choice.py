@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from specplug.core import Requires, int_array
+from specplug.core import int_array
 from specplug.engines.llama_cpp.settings_table import label
 from specplug.planning.request_time import ALL_ROWS, SettingCosts
 from specplug.profile import Runtime
+from specplug.registry import ProposerSpec
 from specplug.tune.engine_choice import (
     UNLIMITED,
     EngineChoice,
@@ -24,7 +25,7 @@ OFF = Runtime(threads=2, flash_attention=False, kv_type="f16")
 STOCK = Runtime(threads=2, flash_attention=True, kv_type="f16")
 OPEN = Runtime(threads=2)
 SHORT, LONG = [(100, 100)], [(4000, 100)]
-NO_ROWS = Requires(topk=0)
+METHODS = [ProposerSpec("ngram"), ProposerSpec("suffix")]
 FREE = Expense(propose={"ngram": Line(), "suffix": Line()}, observe={"ngram": Line(), "suffix": Line()})
 
 
@@ -50,7 +51,7 @@ def trace(*, repeats: bool) -> Trace:
 
 def choose(table: dict[Runtime, SettingCosts], *, repeats: bool, allow_rounding: bool = False) -> EngineChoice:
     first = first_choice(table, STOCK, SHORT, base=OPEN, sequences=1, allow_rounding=allow_rounding)
-    return choose_with_drafts(first, trace(repeats=repeats), FREE, NO_ROWS, base=OPEN, allow_rounding=allow_rounding)
+    return choose_with_drafts(first, trace(repeats=repeats), FREE, METHODS, base=OPEN, allow_rounding=allow_rounding)
 
 
 def test_plain_decoding_takes_the_fastest_setting_for_the_length_of_the_requests() -> None:
@@ -136,7 +137,7 @@ def test_settings_that_the_user_named_are_kept() -> None:
     first = first_choice(table, STOCK, SHORT, base=named, sequences=1, allow_rounding=True)
     assert (first.plain, first.drafting, first.stock) == (BF16, BF16, STOCK)
     assert first.as_mapping()["settings_speedup"] == pytest.approx(600 / 1100, abs=1e-3)
-    chosen = choose_with_drafts(first, trace(repeats=True), FREE, NO_ROWS, base=named, allow_rounding=True)
+    chosen = choose_with_drafts(first, trace(repeats=True), FREE, METHODS, base=named, allow_rounding=True)
     assert chosen.drafting == BF16 and STOCK not in chosen.drafted
 
 

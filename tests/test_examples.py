@@ -119,6 +119,7 @@ def test_the_proposer_is_replayed_and_passes_the_contract() -> None:
     assert passed is not None and int(passed[1]) >= 10 and "skipped" not in done.stdout
 
 
+@pytest.mark.alone
 @pytest.mark.llama
 def test_a_tune_from_python_writes_a_profile(tmp_path: Path) -> None:
     needs_the_demo_model()

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from specplug import profile as profiles
+from specplug.errors import UsageError
 from specplug.profile import KV_TYPES, CostPoints, Measured, PlannerSettings, Profile, Runtime, VllmSettings
 from specplug.profile.export import CACHE_TYPES, TARGETS, Exported, ExportedCode, export
 from specplug.registry import ProposerSpec
@@ -355,3 +356,26 @@ def test_the_command_prints_what_is_exported(target: str, tmp_path: Path) -> Non
 def test_a_missing_model_is_an_error_where_a_file_is_needed(target: str) -> None:
     done = CliRunner().invoke(profiles_command, ["export", "none", "--to", target, "--model", "missing.gguf"])
     assert done.exception is not None and "model missing.gguf: no such file" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "ref, target, words",
+    [
+        ("hf:o/r:Q8_0", "llama-server", ["llama-server", "-hf", "o/r:Q8_0", "--ctx-size"]),
+        ("hf:o/r:a/m.gguf", "llama-server", ["llama-server", "--hf-repo", "o/r", "--hf-file", "a/m.gguf"]),
+        ("hf:o/r", "llama-server", ["llama-server", "-hf", "o/r", "--ctx-size"]),
+        ("hf:o/r@v1:Q8_0", "llama-server", None),
+        ("hf:o/r:safetensors", "llama-server", None),
+        ("hf:o/r", "vllm", ["vllm", "serve", "o/r"]),
+        ("hf:o/r@v1:safetensors", "vllm", ["vllm", "serve", "o/r", "--revision", "v1"]),
+        ("hf:o/r:Q8_0", "vllm", None),
+    ],
+)
+def test_a_model_on_the_hub_is_named_as_the_program_takes_it(ref: str, target: str, words: list[str] | None) -> None:
+    """The flags are those of llama.cpp's common/arg.cpp and of vLLM's EngineArgs."""
+    if words is None:
+        with pytest.raises(UsageError, match=ref):
+            export(Profile("p", model=ref), target)
+        return
+    made = export(Profile("p", model=ref), target)
+    assert isinstance(made, Exported) and made.argv[: len(words)] == words

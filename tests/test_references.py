@@ -102,11 +102,7 @@ def test_a_hugging_face_directory_is_recognised_by_its_config(tmp_path: Path) ->
 
 def test_a_reference_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "nowhere.gguf")
-    assert "nothing is downloaded" in refused("someone/some-model")
-    assert "hf download someone/some-model FILE.gguf" in refused("someone/some-model")
-    for ref in ("hf:someone/some-model", "https://example.org/m.gguf"):
-        assert "nothing is downloaded" in refused(ref) and "hf download ORG/REPO FILE.gguf" in refused(ref)
-    assert "it looks like an Ollama name" in refused("llama3.2:1b") and "no such file" in refused("llama3.2:1b")
+    assert "no such file" in refused("llama3.2:1b")
     assert "cannot be read" in refused("a\0b")
     (tmp_path / "empty.gguf").write_bytes(b"")
     assert "empty file" in refused(tmp_path / "empty.gguf")
@@ -115,6 +111,32 @@ def test_a_reference_that_is_no_model_is_refused(tmp_path: Path) -> None:
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.gguf")
         assert "not a regular file" in refused(tmp_path / "pipe.gguf")
+
+
+@pytest.mark.parametrize(
+    "ref, advice",
+    [
+        ("someone/some-model", "if it is on the Hugging Face hub, write --model hf:someone/some-model"),
+        ("someone/some-model:Q4_K_M", "write --model hf:someone/some-model:Q4_K_M"),
+        ("https://huggingface.co/o/r", "write --model hf:o/r"),
+        ("https://huggingface.co/o/r/blob/main/a/m-Q4_0.gguf?download=true", "write --model hf:o/r:a/m-Q4_0.gguf"),
+        ("hf.co/o/r", "write --model hf:o/r"),
+        ("https://example.org/m.gguf", "an address is no model; download the file and name it"),
+        ("llama3.2:1b", "if it is Ollama's, write --model ollama:llama3.2:1b"),
+        ("hf:o/r:Q4_0", "not on this disk yet; to download it, run: specplug download hf:o/r:Q4_0"),
+        ("hf.co/o/r:Q4_K_M", "write --model hf:o/r:Q4_K_M"),
+        ("unsloth/Qwen3-8B-GGUF:UD-Q4_K_XL", "write --model hf:unsloth/Qwen3-8B-GGUF:UD-Q4_K_XL"),
+        ("huggingface.co/o/r", "write --model hf:o/r"),
+        ("https://huggingface.co/o/r/blob/v2/my%20m.gguf", "write --model hf:o/r@v2:my m.gguf"),
+        ("https://huggingface.co/datasets/o/r", "an address is no model; download the file"),
+        ("llama3.2", "if it is Ollama's, write --model ollama:llama3.2; specplug models lists what is on this disk"),
+    ],
+)
+def test_a_reference_of_another_tool_is_told_as_specplug_takes_it(
+    ref: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert advice in refused(ref)
 
 
 def test_a_file_without_a_language_model_is_refused(tmp_path: Path) -> None:
@@ -360,7 +382,9 @@ class TestSplitModels:
             (data.parent / "__init__.py").write_text("raise RuntimeError('imported')")
             (data / f"part{number:02}.bin").write_bytes(content[(number - 1) * size : number * size])
         digest = sha256(content).hexdigest()
-        return SplitModel("split.gguf", package, num_parts, len(content), digest, "the-extra", "somebody's packages")
+        return SplitModel(
+            "split.gguf", package, "1.0", num_parts, len(content), digest, "the-extra", "somebody's packages"
+        )
 
     @pytest.fixture
     def split(self, tmp_path: Path, complete: bytes) -> SplitModel:

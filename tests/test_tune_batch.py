@@ -10,10 +10,13 @@ from toy_subject import ToySubject
 
 from specplug import profile as profiles
 from specplug.bench.workloads import Prompt
-from specplug.profile import CostPoints, Profile, VllmSettings
+from specplug.errors import UsageError
+from specplug.profile import CostPoints, PlannerSettings, Profile, VllmSettings
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
-from specplug.tune.candidates import BUILTIN, PLAIN, grid
+from specplug.tune import stages
+from specplug.tune.candidates import BUILTIN, BUILTIN_ON_DEVICE, PLAIN, Setting, grid
+from specplug.tune.device_settings import EnginePlanning, by_batch_size, device_grid
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
@@ -105,10 +108,9 @@ def test_the_engines_own_drafter_is_tried_where_it_has_one() -> None:
     assert replayed_as(ProposerSpec("suffix")) == ProposerSpec("suffix")
 
 
-@pytest.mark.parametrize("concurrency", [(1,), (1, 4)])
-def test_a_tune_of_an_engine_that_plans_for_a_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, concurrency: tuple[int, ...]
-) -> None:
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """A tune of a toy on vLLM, in folders of its own."""
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     model = tmp_path / "model"
@@ -116,11 +118,15 @@ def test_a_tune_of_an_engine_that_plans_for_a_batch(
     (model / "config.json").write_text("{}")
     prompts = [Prompt(f"q{i}", f"kind {i % 2}", (f"say {i} things about {i * 7} words",)) for i in range(24)]
     base = Profile("base", engine="vllm", vllm=VllmSettings(max_model_len=512))
-    asked = Request(
-        model, base, prompts, "toy", "mine", tmp_path / "mine.yaml", budget=300.0, max_tokens=48,
-        objective="throughput", concurrency=concurrency,
-    )  # fmt: skip
-    subject = ToySubject(base, lambda rows: 10.0 + 0.1 * rows, batched=True)
+    return Request(
+        model, base, prompts, "toy", "mine", tmp_path / "mine.yaml", budget=300.0, max_tokens=48, objective="throughput"
+    )
+
+
+@pytest.mark.parametrize("concurrency", [(1,), (1, 4)])
+def test_a_tune_of_an_engine_that_plans_for_a_batch(asked: Request, concurrency: tuple[int, ...]) -> None:
+    asked = replace(asked, concurrency=concurrency)
+    subject = ToySubject(asked.base, lambda rows: 10.0 + 0.1 * rows, batched=True)
     outcome = tune(asked, opener=lambda request: subject)
     written = profiles.load(asked.out)
     assert written == outcome.profile and written.speculates and written.engine == "vllm"
@@ -132,3 +138,125 @@ def test_a_tune_of_an_engine_that_plans_for_a_batch(
     (chosen,) = [line for line in outcome.document["settings"] if line["name"] == outcome.document["chosen"]]
     live = chosen["confirmed"][str(max(concurrency))]["speedup"]
     assert 1.0 < live["low"] <= chosen["predicted"]["speedup"] * 1.02
+
+
+# -- an engine that plans itself: vLLM's V2 runner ---------------------------------------------------------------------
+
+
+def test_every_number_of_draft_tokens_is_replayed_where_the_batch_size_decides() -> None:
+    settings = device_grid(["suffix", "token_recycling"], "batch_size", 8)
+    own = [one for one in settings if one.lengths]
+    assert len({one.name for one in settings}) == len(settings) and len(own) == 3 * 8
+    assert {one.method for one in own} == {"suffix", "token_recycling", "suffix + token_recycling"}
+    assert {one.proposers[0].options["name"] for one in settings if not one.lengths} == {"ngram_gpu"}
+    assert not any(one.lengths for one in device_grid(["suffix"], "adaptive", 8))
+
+
+def test_filler_is_verified_where_a_sequence_has_no_draft() -> None:
+    """Nothing repeats, so every pass has three rows of filler and emits one token."""
+    trace = Trace({"max_tokens": 6}, (given_answer([1, 2, 3], [4, 5, 6, 7, 8, 9]),))
+    three = Setting((ProposerSpec("suffix"),), PlannerSettings(max_nodes=3, trees=False), ((1, 1, 3), (2, 9, 0)))
+    ms = (10.0, 11.0, 13.0, 17.0, 99.0)
+    builtin = Setting(
+        (ProposerSpec("builtin", BUILTIN_ON_DEVICE),), PlannerSettings(mode="static", max_nodes=3, trees=False)
+    )
+    for one in (three, builtin):
+        found = replay(one, trace, costs((1, ms))).total
+        assert (found.steps, found.drafted, found.ms, found.plain_ms) == (5, 0, 5 * 17.0, 5 * 10.0)
+
+
+def test_nothing_is_drafted_at_batch_sizes_without_draft_tokens() -> None:
+    same = [given_answer([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]) for _ in range(2)]
+    setting = Setting((ProposerSpec("suffix"),), PlannerSettings(max_nodes=3, trees=False), ((1, 1, 3), (2, 9, 0)))
+    two = costs((1, (10.0,) * 8), (2, (10.0,) * 8))
+    assert replay(setting, Trace({"max_tokens": 6}, tuple(same)), two).total.drafted == 0
+    assert replay(setting, Trace({"max_tokens": 6}, tuple(same[:1])), FLAT).total.accepted == 3
+
+
+def test_the_best_number_of_draft_tokens_is_combined_by_batch_size() -> None:
+    trace = toy_trace(ToyTarget(vocab=64, seed=5, order=2))
+    cheap, dear = (10.0,) * 9, tuple(10.0 * (1 + n) for n in range(9))
+    curves = [CostPoints((0,), tuple(range(1, 10)), (cheap,), 1)]
+    curves += [CostPoints((0,), (1, *(4 * (1 + n) for n in range(9))), ((dear[0], *dear),), 4)]
+    predicted = {
+        one: replay(one, trace, Costs(curves[0], Expense(), tuple(curves)))
+        for one in device_grid(["suffix"], "batch_size", 8)
+    }
+    (found,) = by_batch_size(dict(reversed(predicted.items())), curves)
+    assert [(first, last) for first, last, _ in found.lengths] == [(1, 1), (2, 1024)]
+    longest = found.lengths[0][2]
+    assert longest > 1 and found.lengths[1][2] == 0 and found.planner.max_nodes == longest
+    speeds = [one.total.speedup for setting, one in predicted.items() if setting.lengths]
+    assert speeds[longest - 1] == pytest.approx(max(speeds), rel=0.01)
+    expensive = [replace(curves[0], ms=(dear,)), curves[1]]
+    assert by_batch_size(predicted, expensive) == []
+
+
+@pytest.mark.parametrize("planning", ["batch_size", "adaptive"])
+def test_a_tune_of_an_engine_that_plans_itself(asked: Request, planning: EnginePlanning) -> None:
+    asked = replace(asked, concurrency=(1, 4))
+    subject = ToySubject(asked.base, lambda rows: 10.0 + 0.1 * rows, batched=True)
+    subject.engine_planning = planning
+    outcome = tune(asked, opener=lambda request: subject)
+    written = profiles.load(asked.out)
+    assert written == outcome.profile and written.speculates
+    assert written.measured is not None and not written.measured.batch_curves and written.measured.acceptance
+    schedule = written.vllm.tokens_per_batch_size
+    if planning == "adaptive":
+        assert not schedule and written.vllm.num_speculative_tokens == 8
+    else:
+        assert schedule[0][0] == 1 and schedule[-1] == (5, 1024, 0)
+        assert written.vllm.num_speculative_tokens == max(length for _, _, length in schedule) > 1
+
+
+def test_a_tune_writes_plain_decoding_where_no_number_of_draft_tokens_pays(asked: Request) -> None:
+    subject = ToySubject(asked.base, lambda rows: 10.0 * rows, batched=True)
+    subject.engine_planning = "batch_size"
+    outcome = tune(asked, opener=lambda request: subject)
+    assert not outcome.profile.speculates and not outcome.profile.vllm.tokens_per_batch_size
+    names = [line["name"] for line in outcome.document["settings"]]
+    assert names and not any(" for 1" in name for name in names), "a setting that never pays is not even a candidate"
+    assert sum(bool(line["confirmed"]) for line in outcome.document["settings"]) == 1, "vLLM's own, in one engine"
+
+
+def interrupt(asked: Request, subject: ToySubject, after: int) -> list[str]:
+    """Tune until so many answers were asked for live; returns the names of the settings that were asked."""
+    answered: list[str] = []
+
+    def stop(name: str) -> None:
+        answered.append(name)
+        if len(answered) == after:
+            raise KeyboardInterrupt
+
+    subject.on_answer = stop
+    with pytest.raises(KeyboardInterrupt):
+        tune(asked, opener=lambda request: subject)
+    return answered
+
+
+def test_an_interrupted_tune_confirms_the_tables_that_it_had_combined(
+    asked: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(asked, concurrency=(1, 4))
+    subject = ToySubject(asked.base, lambda rows: 10.0 + 0.1 * rows, batched=True)
+    subject.engine_planning = "batch_size"
+    answered = interrupt(asked, subject, 40)
+    again = ToySubject(asked.base, lambda rows: 10.0 + 0.1 * rows, batched=True)
+    again.engine_planning = "batch_size"
+    again.max_tokens = asked.max_tokens  # nothing is recorded again
+
+    def must_not_combine(*rest: object) -> list[Setting]:
+        raise AssertionError
+
+    monkeypatch.setattr(stages, "by_batch_size", must_not_combine)
+    outcome = tune(replace(asked, resume=True), opener=lambda request: again)
+    assert outcome.document["chosen"] in answered and outcome.profile.vllm.tokens_per_batch_size
+
+
+def test_a_journal_of_another_runner_is_refused(asked: Request) -> None:
+    first = ToySubject(asked.base, lambda rows: 10.0 + 0.1 * rows, batched=True)
+    interrupt(asked, first, 1)
+    other = ToySubject(asked.base, lambda rows: 10.0 + 0.1 * rows, batched=True)
+    other.engine_planning = "batch_size"
+    with pytest.raises(UsageError, match="specplug's planner chooses the draft tokens, and now the batch size does"):
+        tune(replace(asked, resume=True), opener=lambda request: other)

@@ -108,7 +108,9 @@ def test_passes_are_timed_and_leave_the_cache_as_it_was(subject: LlamaCppSubject
 def test_the_cost_of_drafting_is_measured_by_method(subject: LlamaCppSubject, prompts: list[IntArray]) -> None:
     none = np.zeros((0, 1), dtype=np.int32)
     answers = tuple(Answer("", 0, str(i), prompt, prompt[:1], none) for i, prompt in enumerate(prompts))
-    found = subject.measure_expense(Trace({}, answers), ["ngram", "token_recycling"], 1, 0.5)
+    found = subject.measure_expense(
+        Trace({}, answers), [ProposerSpec("ngram"), ProposerSpec("token_recycling")], 1, 0.5
+    )
     assert found.propose.keys() == found.observe.keys() == {"ngram", "token_recycling"}
     for line in (*found.propose.values(), *found.observe.values(), found.plan, found.topk, found.step):
         assert 0 < line.base + line.per < 100_000 and line.base >= 0 and line.per >= 0

@@ -458,7 +458,7 @@ def test_drafters_are_in_the_grid_alone_and_with_lookups() -> None:
     drafters = [ProposerSpec("draft_model", {"model": f"/models/{name}.gguf"}) for name in ("one", "two")]
     provides = Requires(topk=1 << 30, drafter=True)
     without = grid(provides)
-    settings = grid(provides, drafters=drafters)
+    settings = grid(provides, named=drafters)
     assert len({setting.name for setting in settings}) == len(settings)
     added = [setting for setting in settings if setting not in without]
     assert {setting.method for setting in added} == {

@@ -75,7 +75,8 @@ def test_the_verdict_gives_the_result_of_every_finalist_and_the_next_step() -> N
     untimed = {**lost, "settings": [{**line, "confirmed": {"1": {"speedup": None}}}]}
     assert "no setting could be run live in this budget" in verdict(untimed)
     assert "specplug run --profile default remains right" in verdict(lost)
-    assert "--profile default" not in verdict({**lost, "fingerprint": {"engine": "vllm"}})
+    on_vllm = verdict({**lost, "fingerprint": {"engine": "vllm"}})
+    assert "--profile default" not in on_vllm and on_vllm.endswith("use vLLM without specplug: vllm serve MODEL")
     won = {**lost, "chosen": line["name"], "rejected": {}, "path": "/my profiles/p.yaml"}
     assert verdict(won) == (
         "suffix, measured 8: 1.10 times as fast as plain decoding (95% interval 0.94-1.45); "

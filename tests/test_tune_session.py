@@ -37,6 +37,12 @@ EXPENSIVE: Callable[[int], float] = lambda rows: 10.0 * rows  # noqa: E731
 
 
 @pytest.fixture(autouse=True)
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests may run beside this one, and tune keeps no costs of a busy machine."""
+    monkeypatch.setattr("specplug.machine.hardware.too_busy", lambda: None)
+
+
+@pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))

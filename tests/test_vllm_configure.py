@@ -39,7 +39,14 @@ def test_our_proposers_are_configured_by_class_and_profile_path() -> None:
     }
 
 
-def test_a_profile_can_name_vllms_own_methods() -> None:
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """The folder of a checkpoint."""
+    (tmp_path / "config.json").write_text("{}")
+    return str(tmp_path)
+
+
+def test_a_profile_can_name_vllms_own_methods(small: str) -> None:
     ngram = profile_of(
         ProposerSpec("builtin", {"name": "ngram", "prompt_lookup_max": 4}), max_num_seqs=8, enforce_eager=True
     )
@@ -48,14 +55,14 @@ def test_a_profile_can_name_vllms_own_methods() -> None:
         "enforce_eager": True,
         "speculative_config": {"method": "ngram", "prompt_lookup_max": 4, "num_speculative_tokens": 5},
     }
-    model = profile_of(ProposerSpec("builtin", {"name": "draft_model", "model": "org/small"}))
-    assert engine_settings(model, "x")["speculative_config"]["model"] == "org/small"
+    model = profile_of(ProposerSpec("builtin", {"name": "draft_model", "model": small}))
+    assert engine_settings(model, "x")["speculative_config"]["model"] == small
     assert engine_settings(profile_of(ProposerSpec("none"), max_model_len=99), "x") == {"max_model_len": 99}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"name": "ngram", "model": "m"}, "needs a model, the others take none"), ({"name": "eagle"}, "not one of ngram")],
+    [({"name": "ngram", "model": "m"}, "need a model, the others take none"), ({"name": "eagle"}, "not one of ngram")],
 )
 def test_an_unknown_builtin_method_or_option_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -138,9 +145,20 @@ def test_a_drafter_with_mixed_attention_disables_the_hybrid_kv_cache(tmp_path: P
     assert found["speculative_config"]["method"] == "draft_model"
 
 
-def test_a_draft_model_is_configured_by_its_name() -> None:
-    found = engine_settings(profile_of(ProposerSpec("draft_model", {"model": "org/small"})), "x")
-    assert found == {"speculative_config": {"method": "draft_model", "model": "org/small", "num_speculative_tokens": 5}}
+@pytest.mark.parametrize("ref", ["org/small", "hf:org/small"])
+def test_a_draft_model_on_the_hub_is_opened_from_its_cache(
+    ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    wanted = profile_of(ProposerSpec("draft_model", {"model": ref}))
+    with pytest.raises(UsageError, match="model hf:org/small: not on this disk yet"):
+        engine_settings(wanted, "x")
+    folder = tmp_path / "models--org--small" / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "model-q4_0.gguf"):
+        (folder / name).write_text("{}")
+    config = {"method": "draft_model", "model": str(folder), "num_speculative_tokens": 5}
+    assert engine_settings(wanted, "x") == {"speculative_config": config}
 
 
 def test_the_error_for_a_missing_drafter_has_the_command_that_builds_it(
@@ -150,8 +168,8 @@ def test_the_error_for_a_missing_drafter_has_the_command_that_builds_it(
     with pytest.raises(UsageError) as caught:
         engine_settings(profiles.load("llama3-vocabtrim"), "llama3-vocabtrim")
     assert str(caught.value) == (
-        "drafter:llama3-vocabtrim: not built yet; run: specplug build vocab-trim meta-llama/Llama-3.2-1B-Instruct "
-        "--size 32768 --calibrate self --out drafter:llama3-vocabtrim"
+        "drafter:llama3-vocabtrim: not built yet; run: specplug build vocab-trim hf:meta-llama/Llama-3.2-1B-Instruct "
+        "--size 32768 --calibrate self --out llama3-vocabtrim"
     )
 
 
@@ -199,7 +217,7 @@ def test_a_plugin_that_fails_does_not_break_vllm(
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     plugin.register()
-    assert "drafters with trimmed heads cannot be loaded" in caplog.text
+    assert "trimmed heads and the V2 runner cannot be used" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix"])

@@ -1,5 +1,6 @@
 """Drafting for vLLM's batch, tested without vLLM: every answer is the target's own, and no request state is left."""
 
+import json
 from itertools import count
 from random import Random
 
@@ -122,6 +123,11 @@ def test_invalid_draft_limits_of_a_request_are_ignored() -> None:
     assert max_draft_of({"specplug": "off"}) == 0
     assert max_draft_of({"specplug": "3"}) == 3
     assert max_draft_of({"specplug": -5}) == 0
+    for mapping, most in (({"mode": "off"}, 0), ({"mode": "off", "max_draft": 3}, 0), ({"max_draft": 3}, 3)):
+        assert max_draft_of({"specplug": mapping}) == max_draft_of({"specplug": json.dumps(mapping)}) == most
+    for hostile in ('{"a":' * 100_000, "9" * 5000, {"max_draft": "9" * 5000}, "{" * 150):
+        assert max_draft_of({"specplug": hostile}) > 1000
+    assert max_draft_of({"specplug": {"mode": "auto"}}) > 1000 < max_draft_of({"specplug": "{broken"})
     for invalid in (
         None,
         {},

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from specplug.bench.arms import Result
+from specplug.bench.statistics import Interval
 from specplug.core import Bucket, IntArray, Requires, int_array
+from specplug.engines.vllm.measure import rows_of
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
-from specplug.tune.candidates import PLAIN, Setting
+from specplug.tune.candidates import PLAIN, Setting, grid
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
+from specplug.tune.device_settings import EnginePlanning, device_grid
 from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
@@ -58,7 +61,7 @@ class ToyArm:
         self.name = profile.name
         self._speed = speed
         self._subject = subject
-        self._setting = Setting(profile.proposers, profile.planner)
+        self._setting = Setting(profile.proposers, profile.planner, profile.vllm.tokens_per_batch_size)
         self._costs = replace(costs, expense=Expense())
         self.reset()
 
@@ -92,8 +95,8 @@ class ToySubject:
     ) -> None:
         self.profile = profile
         self.provides = Requires(topk=64, builtin=batched)
-        self.trees = not batched
         self.batched = batched
+        self.engine_planning: EnginePlanning | None = None
         self.ms = ms
         self.target = target or ToyTarget(vocab=128, seed=4, order=2)
         self.noise = np.random.default_rng(0)
@@ -117,6 +120,11 @@ class ToySubject:
         runtime = self.profile.runtime
         runtime = replace(runtime, threads=threads or runtime.threads, context=context or runtime.context)
         self.profile = replace(self.profile, runtime=runtime)
+
+    def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:
+        if self.engine_planning is not None:
+            return device_grid(["suffix", "token_recycling"], self.engine_planning, most_nodes)
+        return grid(self.provides, trees=not self.batched, most_nodes=most_nodes, named=named)
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, 8 if self.batched else 256 - 2 * sequences - 1
@@ -144,7 +152,13 @@ class ToySubject:
         return (None, None, {}) if self.batched else choose_threads(ToyTimer(self.ms), 2, seconds)
 
     def measure_costs(self, levels: Sequence[int], seconds: float, progress: Progress) -> Iterator[Curve]:
-        return measure_costs(self._timer, levels, self.profile.runtime.context, seconds, progress)
+        if self.engine_planning is None:
+            yield from measure_costs(self._timer, levels, self.profile.runtime.context, seconds, progress)
+            return
+        for level in levels:  # an engine that plans itself verifies the same number of draft tokens for every sequence
+            rows = rows_of(level, 8)
+            line = tuple(Interval(*[self.ms(max(n, level))] * 3) for n in rows)
+            yield Curve(level, (256,), rows, (line,), 5, 0.1, 0.0)
 
     @contextmanager
     def _timer(self, sequences: int, tokens: int, limit: int) -> Iterator[ToyTimer]:
@@ -174,8 +188,8 @@ class ToySubject:
     def record_off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
         yield from [None] * len(answers)
 
-    def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
-        line = {method: Line(20.0, 1.0) for method in methods}
+    def measure_expense(self, trace: Trace, methods: Sequence[ProposerSpec], level: int, seconds: float) -> Expense:
+        line = {spec.method: Line(20.0, 1.0) for spec in methods}
         return Expense(propose=line, observe=line, plan=Line(50.0, 1.0), step=Line(10.0, 0.0))
 
     def trace_drafter(

@@ -55,7 +55,7 @@ def llama_stage(
     """
     if profiles[0].model is None:
         raise UsageError(f"profile {profiles[0].name}: no model; name one with --model")
-    path = references.resolve(profiles[0].model)
+    path = references.resolve(profiles[0].model, "gguf")
     from specplug.engines.llama_cpp import require
 
     require()

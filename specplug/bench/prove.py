@@ -6,7 +6,7 @@ document of `verify --json`, for vLLM too. It does not depend on a terminal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +31,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stop": {},
 }
 """Sampling settings by name; `stop` adds the stop strings below to greedy decoding."""
+
+GREEDY = tuple(name for name, how in SETTINGS.items() if not how.get("temperature"))
+"""Names of the settings whose output vLLM can reproduce with drafts."""
 
 STOP = (". ", "\n")
 
@@ -116,6 +119,16 @@ def as_verified(profile: Profile, as_is: bool) -> Profile:
     return profile if as_is else replace(profile, planner=replace(profile.planner, mode="static"))
 
 
+def check_settings(names: Iterable[str], valid: Collection[str]) -> None:
+    """UsageError for a setting that is unknown, or that cannot be compared on this engine."""
+    for name in names:
+        if name not in valid:
+            why = (
+                f"setting {name!r} cannot be compared on vLLM" if name in SETTINGS else f"no setting is named {name!r}"
+            )
+            raise UsageError(f"{why}; use some of {', '.join(valid)}")
+
+
 def prove(
     model_path: Path,
     profile: Profile,
@@ -132,9 +145,7 @@ def prove(
 
     as_is  keep the profile's planner. Otherwise every draft is verified, whether it pays or not: a stricter test
     """
-    unknown = [name for name in settings if name not in SETTINGS]
-    if unknown:
-        raise UsageError(f"no setting is named {unknown[0]!r}; use some of {', '.join(SETTINGS)}")
+    check_settings(settings, SETTINGS)
     from specplug.engines.llama_cpp import require
 
     require()

@@ -10,16 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specplug.bench.arms import plain
-from specplug.bench.prove import SETTINGS, STOP, Verdicts, as_verified
+from specplug.bench.prove import GREEDY, SETTINGS, STOP, Verdicts, as_verified, check_settings
 from specplug.bench.workloads import Prompt
 from specplug.engines.vllm.offline import open_vllm
 from specplug.engines.vllm.rounding import explain
 from specplug.errors import UsageError
 from specplug.generation.answers import Request, Sampling
 from specplug.profile import Profile
-
-GREEDY = tuple(name for name, how in SETTINGS.items() if not how.get("temperature"))
-"""Names of the settings whose output vLLM can reproduce with drafts."""
 
 
 def prove_vllm(
@@ -33,11 +30,7 @@ def prove_vllm(
     progress: Callable[[str, int], None] = lambda what, steps: None,
 ) -> dict[str, Any]:
     """The document of `verify --json`; see `bench.prove.prove`. All prompts of a setting are answered at once."""
-    unknown = [name for name in settings if name not in GREEDY]
-    if unknown:
-        sampled = unknown[0] in SETTINGS
-        why = f"setting {unknown[0]!r} cannot be compared on vLLM" if sampled else f"no setting is named {unknown[0]!r}"
-        raise UsageError(f"{why}; use some of {', '.join(GREEDY)}")
+    check_settings(settings, GREEDY)
     if profile.model is None:
         raise UsageError(f"profile {profile.name}: no model; name one with --model")
     tried = as_verified(profile, as_is)

@@ -19,6 +19,7 @@ from specplug.engines.vllm.configure import write_profile
 from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.rounding import explain
 from specplug.engines.vllm.switch import SWITCH
+from specplug.engines.vllm.v2.scheduled_lengths import use_lengths
 from specplug.errors import UsageError
 from specplug.generation.answers import Request, Sampling
 from specplug.machine import fingerprint, hardware
@@ -73,6 +74,22 @@ class SwitchedArm(VllmArm):
         self._fresh = True
 
 
+class ScheduledArm(SwitchedArm):
+    """A profile on an engine of the V2 runner that profiles share in turn, with its own table of draft tokens."""
+
+    def __init__(
+        self, name: str, engine: Vllm, ref: str, sampling: Sampling, *, lengths: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """lengths  as `tokens_per_batch_size` of a profile; none leaves the number to vLLM's adaptive verification"""
+        super().__init__(name, engine, ref, sampling)
+        self._lengths = lengths
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+        if self._lengths:
+            use_lengths(self.engine.llm, self._lengths)
+        return super().answer(prompts, max_tokens)
+
+
 @contextmanager
 def vllm_stage(
     profiles: Sequence[Profile], sampling: Sampling, concurrency: int, notify: Callable[[str], None]
@@ -125,4 +142,11 @@ def is_ours(profile: Profile) -> bool:
 
 def with_shared_settings(own: VllmSettings, shared: VllmSettings) -> VllmSettings:
     """The engine settings that all arms share, with the profile's own settings for drafts."""
-    return replace(shared, num_speculative_tokens=own.num_speculative_tokens, uniform=own.uniform)
+    return replace(
+        shared,
+        num_speculative_tokens=own.num_speculative_tokens,
+        runner=own.runner,
+        uniform=own.uniform,
+        adaptive_verification=own.adaptive_verification,
+        tokens_per_batch_size=own.tokens_per_batch_size,
+    )

@@ -15,6 +15,7 @@ from specplug.build.source import Progress
 from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.models.drafter_folders import Manifest
+from specplug.models.hub_reference import weight_files
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
 from specplug.transforms import checkpoint_head
@@ -80,7 +81,8 @@ class CheckpointSource:
         try:
             shape = checkpoint_head.head_shape(self._target)
         except UsageError:
-            return sum(path.stat().st_size for path in self._target.glob("*.safetensors"))
+            names = weight_files(path.name for path in self._target.glob("*.safetensors"))
+            return sum((self._target / name).stat().st_size for name in names)
         return shape.step_bytes(shape.num_tokens)
 
     def why_not_judged(self) -> str | None:

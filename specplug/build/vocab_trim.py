@@ -22,25 +22,19 @@ from specplug import __version__
 from specplug.bench import workloads
 from specplug.bench.workloads import Prompt
 from specplug.build import head_sizes
-from specplug.build.frequencies import Frequencies, count, held_out, read_text
+from specplug.build.calibration import SELF, is_text, material
+from specplug.build.frequencies import Frequencies, count, held_out
 from specplug.build.head_sizes import GAMMA, Costs, Hits, Selection, Size
 from specplug.build.source import Source
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import fingerprint, hardware
-from specplug.machine.folders import expanded
 from specplug.models.references import tokenizer_hash
 from specplug.transforms.kept_ids import Weights, coverage
 from specplug.tune.recording import known_trace, record, trace_about, trace_path
 from specplug.tune.trace import Answer
 
 SCHEMA = 1
-SELF = "self"
-"""The value of `--calibrate` that stands for the prompts of the built-in workload."""
-
-COUNTED = ("target", "raw")
-"""The values of `--from`: count the target's answers, or the text itself."""
-
 MIN_TOKENS = 8
 """Tokens per answer at least; shorter answers are too few tokens to evaluate drafts on."""
 
@@ -75,7 +69,7 @@ class Request:
 
     @property
     def is_text(self) -> bool:
-        return self.calibrate != SELF and not self.calibrate.endswith(".jsonl")
+        return is_text(self.calibrate)
 
     @property
     def is_raw(self) -> bool:
@@ -88,15 +82,7 @@ class Request:
 
 def check(request: Request) -> None:
     """Raise the errors that would otherwise occur only after the target has answered."""
-    out = request.out
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out}: exists already; name a new folder, or remove it")
-    if request.is_text and request.counted == "target":
-        raise UsageError(
-            f"--calibrate {request.calibrate}: a text has no prompts to answer; use --from raw, or a .jsonl"
-        )
-    if request.tokens < MIN_TOKENS:
-        raise UsageError(f"--tokens {request.tokens}: too few to evaluate drafts on; use at least {MIN_TOKENS}")
+    check_settings(request.out, request.calibrate, request.counted, request.tokens)
     if request.is_checkpoint != request.target.is_dir():
         raise UsageError(
             f"{request.model} and {request.target}: one is a GGUF file, the other a folder; use the same kind for both"
@@ -115,6 +101,19 @@ def check(request: Request) -> None:
             )
 
 
+def check_settings(out: Path | None, calibrate: str, counted: str | None, tokens: int) -> None:
+    """Raise the errors of a request that are known without its models.
+
+    out  None where its name is made of the model's
+    """
+    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out}: exists already; name a new folder, or remove it")
+    if is_text(calibrate) and counted == "target":
+        raise UsageError(f"--calibrate {calibrate}: a text has no prompts to answer; use --from raw, or a .jsonl")
+    if tokens < MIN_TOKENS:
+        raise UsageError(f"--tokens {tokens}: too few to evaluate drafts on; use at least {MIN_TOKENS}")
+
+
 def build(
     request: Request,
     *,
@@ -129,7 +128,7 @@ def build(
     """
     check(request)
     began = monotonic()
-    material = _material(request)
+    pieces = material(request.calibrate)
     with ExitStack() as stack:
         busy = hardware.busy_warning()
         if busy:
@@ -145,7 +144,7 @@ def build(
         uniform = np.ones(len(ids), dtype=np.int64)
         request.selection.rows(uniform, always, uniform)  # refuses an impossible size before the target answers
         workplace = _workplace(stack, request.out)
-        counted = _counted(request, source, material, len(vocabulary.pieces), notify, progress)
+        counted = _counted(request, source, pieces, len(vocabulary.pieces), notify, progress)
         weights = counted.weights[ids]
         wanted = request.selection.rows(weights, always, counted.frequencies.calibration[ids])
         rows = head_sizes.sizes(len(ids), len(always), wanted)
@@ -212,14 +211,6 @@ def open_source(request: Request, notify: Callable[[str], None]) -> Source:
     from specplug.build.llama_cpp import GgufSource
 
     return GgufSource(request.model, request.target, quantize=request.quantize, threads=request.threads)
-
-
-def _material(request: Request) -> list[str] | list[Prompt]:
-    """The material to calibrate on: pieces of text, or prompts."""
-    if request.is_text:
-        return read_text(expanded(request.calibrate))
-    name = workloads.BUILTIN if request.calibrate == SELF else request.calibrate
-    return workloads.load_workload(name, category="all")
 
 
 def _workplace(stack: ExitStack, out: Path) -> Path:

@@ -40,7 +40,7 @@ def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[Ope
         with open_vllm(profile.model, profile, notify=notify, max_num_seqs=1) as engine:
             yield engine
         return
-    path = references.resolve(profile.model)
+    path = references.resolve(profile.model, "gguf")
     from specplug.engines.llama_cpp import require
 
     require()

@@ -1,10 +1,14 @@
-"""Atomic writing of files: a file appears complete or not at all."""
+"""Files that several processes use: writing them atomically, waiting for one another."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from specplug.errors import SpecplugError
 from specplug.machine.folders import reason, tell_that_nothing_is_kept
@@ -35,3 +39,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file while the block runs. `waiting` is called once where another process holds it."""
+    lock = FileLock(path, mode=0o664)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -14,6 +14,8 @@ from typing import Any
 from specplug import __version__
 from specplug.errors import SpecplugError
 from specplug.machine import hardware
+from specplug.models import hub_cache
+from specplug.models.gguf_header import parts_of
 from specplug.profile import Profile
 
 SAMPLE_BYTES = 1 << 20
@@ -49,7 +51,8 @@ def versions(engine: str) -> dict[str, str]:
 
 
 def model_identity(path: Path) -> dict[str, Any]:
-    """file, bytes, and the SHA-256 of three samples of the file; for a directory, of its weights and JSON files.
+    """file, bytes, and the SHA-256 of three samples of each file: of all parts of a GGUF model, or of the weights and
+    JSON files of a directory. For a model in the hub's cache also `hub`: its repository and commit.
 
     A name that an engine resolves itself, such as a hub id, is its own identity.
     """
@@ -67,11 +70,13 @@ def model_identity(path: Path) -> dict[str, Any]:
             total += size
     except OSError as error:
         raise SpecplugError(f"{path}: the model cannot be read ({error.strerror or error}); put it back") from None
-    return {"file": path.name, "bytes": total, "sample_sha256": digest.hexdigest()}
+    source = hub_cache.origin(path)
+    hub = {} if source is None else {"hub": f"{source.repo}@{source.revision}"}
+    return {"file": path.name, "bytes": total, "sample_sha256": digest.hexdigest()} | hub
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a complete model file; for a directory, over its weights and JSON files in order of name."""
+    """SHA-256 (hex) of all parts of a model; for a directory, over its weights and JSON files in order of name."""
     digest = hashlib.sha256()
     for file in _files(path):
         with open(file, "rb") as stream:
@@ -88,7 +93,7 @@ def uses_gpu(profile: Profile) -> bool:
 def _files(path: Path) -> list[Path]:
     """The files of a model that decide its output."""
     if not path.is_dir():
-        return [path]
+        return parts_of(path)
     patterns = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
     return sorted(file for pattern in patterns for file in path.glob(pattern))
 

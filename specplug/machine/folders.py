@@ -34,7 +34,7 @@ def config_folder() -> Path:
 
 
 def data_folder() -> Path:
-    """For drafters."""
+    """For drafters and corpora."""
     return _folder("data", user_data_dir)
 
 

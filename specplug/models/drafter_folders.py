@@ -24,6 +24,7 @@ import numpy as np
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine.folders import data_folder, expanded, reason
+from specplug.profile.settings import as_name
 
 PREFIX = "drafter:"
 """Marks a name instead of a path: the folder is in the user's data folder."""
@@ -72,21 +73,38 @@ def resolve(ref: str, build: Sequence[str] = ()) -> Path:
     UsageError where the folder is missing or holds no manifest.
     """
     folder = place(ref)
-    if not (folder / MANIFEST).is_file():
-        advice = f"specplug build vocab-trim {shlex.join([*build, '--out', ref])}" if build else "build it first"
+    if not is_built(folder):
+        out = ref.removeprefix(PREFIX)
+        advice = f"specplug build vocab-trim {shlex.join([*build, '--out', out])}" if build else "build it first"
         what = "no drafter is there" if folder.exists() else "not built yet"
         raise UsageError(f"{ref}: {what}; run: {advice}" if build else f"{ref}: {what}; {advice}")
     return folder
 
 
 def place(ref: str) -> Path:
-    """Where the folder of a drafter is, or would be. UsageError for an invalid name."""
+    """Where the folder of a drafter is, or would be: `drafter:NAME` is in the user's data folder, else it is a path.
+
+    UsageError for an invalid name.
+    """
     if not ref.startswith(PREFIX):
         return expanded(ref)
     name = ref.removeprefix(PREFIX)
     if not NAME.fullmatch(name):
-        raise UsageError(f"{ref}: no name for a drafter; use a-z, 0-9, '.', '_' and '-' after {PREFIX}")
+        raise UsageError(f"{ref}: no name for a drafter; use a-z, 0-9, '.', '_' and '-'")
     return data_folder() / "drafters" / name
+
+
+def is_built(folder: Path) -> bool:
+    """Whether the folder has a manifest, which is written last."""
+    return (folder / MANIFEST).is_file()
+
+
+def default_name(model: str) -> str:
+    """The name of a drafter made from a model, where the user gives none.
+
+    model  the name of its file or folder
+    """
+    return f"{as_name(model, 'model')}-vocabtrim"
 
 
 def read(folder: Path) -> tuple[Manifest, IntArray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -59,6 +60,8 @@ class Header:
     matrix_types
                 ggml types of the tensors with two and more dimensions
     is_causal   whether a token attends to earlier ones only, as in every model that generates text
+    file_type   llama.cpp's number of the weight format as a whole; None where the file does not say
+    most_used   the ggml type of most of the tensors with two and more dimensions; None where there are none
     """
 
     architecture: str | None
@@ -70,6 +73,8 @@ class Header:
     numbers: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     matrix_types: frozenset[int] = frozenset()
     is_causal: bool = True
+    file_type: int | None = None
+    most_used: int | None = None
 
 
 def read_header(path: Path) -> Header:
@@ -105,6 +110,16 @@ def parts_of(path: Path) -> list[Path]:
     return [path.with_name(name) for name in names]
 
 
+def require_one_file(path: Path) -> None:
+    """UsageError for a part of a model in several files, for readers that take one file only."""
+    parts = parts_of(path)
+    if len(parts) > 1:
+        raise UsageError(
+            f"{path}: a model in {len(parts)} files; join them with llama.cpp's tool, then name the result: "
+            "llama-gguf-split --merge FIRST_PART NEW_FILE"
+        )
+
+
 class _Damaged(Exception):
     """An invalid header; the message says what is wrong with it."""
 
@@ -121,7 +136,7 @@ def _parse_header(data: mmap.mmap) -> Header:
     alignment = _u32(data, values, "general.alignment", 32)
     if alignment == 0 or alignment & (alignment - 1):
         raise _Damaged(f"its alignment is {alignment}, which is not a power of two")
-    end, at, matrix_types = _tensors(data, at, num_tensors)
+    end, at, matrices = _tensors(data, at, num_tensors)
     hashed = sha256()
     for key in TOKENIZER_KEYS:
         if key in values:
@@ -136,8 +151,10 @@ def _parse_header(data: mmap.mmap) -> Header:
         tokenizer=hashed.hexdigest(),
         num_tokens=_list_length(data, values, "tokenizer.ggml.tokens"),
         numbers=_whole_numbers(data, values, f"{architecture}."),
-        matrix_types=matrix_types,
+        matrix_types=frozenset(matrices),
         is_causal=_flag(data, values, f"{architecture}.attention.causal", True),
+        file_type=_u32(data, values, "general.file_type", 0) if "general.file_type" in values else None,
+        most_used=matrices.most_common(1)[0][0] if matrices else None,
     )
 
 
@@ -174,10 +191,10 @@ def _past_value(data: mmap.mmap, at: int, value_type: int) -> int:
     return _inside(data, at)
 
 
-def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int, frozenset[int]]:
-    """The end of the last tensor's bytes, from the start of the tensor data; the end of the descriptions; and the types
-    of the matrices."""
-    end, matrix_types = 0, set()
+def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int, Counter[int]]:
+    """The end of the last tensor's bytes, from the start of the tensor data; the end of the descriptions; and how many
+    matrices have which type."""
+    end, matrices = 0, Counter[int]()
     for _ in range(num_tensors):
         at = _past_string(data, at)
         num_dims = _U32.unpack_from(data, at)[0]
@@ -191,8 +208,8 @@ def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int, froz
             raise _Damaged(f"a tensor has rows of {shape[0]} weights in blocks of {weights}")
         end = max(end, offset + prod(shape) // weights * size)
         if num_dims > 1:
-            matrix_types.add(tensor_type)
-    return end, at, frozenset(matrix_types)
+            matrices[tensor_type] += 1
+    return end, at, matrices
 
 
 def _past_string(data: mmap.mmap, at: int) -> int:

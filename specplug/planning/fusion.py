@@ -15,9 +15,9 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.core import EMPTY, ROOT, BatchProposer, Bucket, Draft, IntArray, Proposer, Requires, Step
+from specplug.core import EMPTY, ROOT, BatchProposer, Draft, IntArray, Proposer, Requires, Step
 from specplug.drafts.trees import likeliest
-from specplug.planning.constants import AGREED_ODDS, ALONE_ODDS
+from specplug.planning.fused_buckets import fused_buckets
 
 Drafts = list[tuple[int, Draft]]
 """Drafts for one sequence, with the indices of the proposers that made them; none is empty."""
@@ -26,10 +26,9 @@ Drafts = list[tuple[int, Draft]]
 class Fusion:
     """Every proposer drafts with the full budget; the merged tree is cut to its likeliest nodes.
 
-    Buckets: a single proposer keeps its own. With several, each bucket exists twice: "alone", and "agreed" for nodes
-    that another proposer drafted at the same place. An agreed node belongs to the proposer whose bucket is likelier.
-    Proposers receive the Step of the merged draft, whose bucket ids are those of the fusion: they must not read them.
-    Requires: everything that any of its proposers requires.
+    Buckets: those of `fused_buckets`. A node that several proposers agree on belongs to the one whose bucket is
+    likelier. Proposers receive the Step of the merged draft, whose bucket ids are those of the fusion: they must not
+    read them. Requires: everything that any of its proposers requires.
     State: one probability per bucket.
     Cost per step: that of the proposers; 20 us to merge two drafts of 16 nodes, 1 us for a single proposer.
     """
@@ -48,33 +47,18 @@ class Fusion:
         """
         assert sources, "a fusion needs at least one proposer"
         self.sources = tuple(sources)
-        names = names or [type(source).__name__ for source in sources]
+        table = fused_buckets(
+            [source.buckets for source in sources], names or [type(source).__name__ for source in sources]
+        )
         self.clock = clock
         self.requires = Requires()
-        buckets: list[Bucket] = []
-        owners: list[int] = []
-        self._firsts: list[int] = []
-        for owner, source in enumerate(self.sources):
+        for source in self.sources:
             self.requires = self.requires.union(source.requires)
-            self._firsts.append(len(buckets))
-            own = source.buckets
-            if len(self.sources) > 1:
-                name = names[owner] if names.count(names[owner]) == 1 else f"{names[owner]} {owner}"
-                alone = tuple(Bucket(f"{name} {bucket.name}", _with_odds(bucket.prior, ALONE_ODDS)) for bucket in own)
-                own = alone + tuple(
-                    Bucket(f"{name} {bucket.name}, agreed", _with_odds(bucket.prior, AGREED_ODDS)) for bucket in own
-                )
-            buckets += own
-            owners += [owner] * len(own)
-        self.buckets = tuple(buckets)
-        self.bucket_source: IntArray = np.asarray(owners, dtype=np.int32)
-        """int32[buckets]: the index of the proposer that each bucket belongs to."""
-        self.own_buckets = tuple(
-            frozenset(range(first, first + len(source.buckets)))
-            for first, source in zip(self._firsts, self.sources, strict=True)
-        )
-        """Per proposer, the buckets of nodes that no other proposer drafted."""
-        self.probability = [bucket.prior for bucket in buckets]
+        self.buckets = table.buckets
+        self.bucket_source = table.source
+        self.own_buckets = table.own
+        self._firsts = table.firsts
+        self.probability = [bucket.prior for bucket in table.buckets]
         # Looked up once, as checking for a protocol takes a microsecond.
         self._in_batches = [source if isinstance(source, BatchProposer) else None for source in self.sources]
 
@@ -174,8 +158,3 @@ class Fusion:
         if len(tokens) <= budget:
             return draft
         return draft.select(likeliest(parents, [probability[bucket] for bucket in buckets], budget))
-
-
-def _with_odds(prior: float, factor: float) -> float:
-    """The prior with its odds multiplied."""
-    return factor * prior / (1.0 + (factor - 1.0) * prior)

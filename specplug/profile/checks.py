@@ -222,6 +222,20 @@ def _acceptance(value: object, where: str) -> dict[str, tuple[float, float]]:
     return counts
 
 
+def _tokens_per_batch_size(value: object, where: str) -> tuple[tuple[int, int, int], ...]:
+    ranges = []
+    expected = 1
+    for i, item in enumerate(_items(_items(_integer(0, 1 << 16)))(value, where)):
+        if len(item) != 3:
+            raise _wrong(f"{where}[{i}]", list(item), "[first, last, tokens]")
+        first, last, tokens = item
+        if first != expected or last < first:
+            raise Invalid(f"{where}[{i}]: {first} to {last} does not continue the ranges; start at {expected}")
+        expected = last + 1
+        ranges.append((first, last, tokens))
+    return tuple(ranges)
+
+
 _COST_POINTS: dict[str, Check] = {
     "contexts": _items(_integer(0, 1 << 24)),
     "rows": _items(_integer(1, 1 << 16)),
@@ -255,7 +269,10 @@ _RUNTIME: dict[str, Check] = {
 }
 _VLLM: dict[str, Check] = {
     "num_speculative_tokens": _integer(1, 64),
+    "runner": _choice(("auto", "v1", "v2")),
     "uniform": _flag,
+    "adaptive_verification": _optional(_flag),
+    "tokens_per_batch_size": _tokens_per_batch_size,
     "max_model_len": _optional(_integer(16, 1 << 24)),
     "max_num_seqs": _optional(_integer(1, 1 << 16)),
     "gpu_memory_utilization": _optional(_share),

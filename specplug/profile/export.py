@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from specplug import registry
+from specplug.errors import UsageError
+from specplug.models import hub_reference
 from specplug.planning.cost import CostCurve
 from specplug.profile.settings import Profile, Runtime, VllmSettings
 
@@ -83,7 +85,8 @@ def export(profile: Profile, target: str, model: str | None = None) -> Exported 
 def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> Exported:
     runtime = profile.runtime
     flash_attention, kv_type = _attention(profile)
-    argv = ["llama-server", "-m", model, "--ctx-size", str(runtime.context), "--batch-size", str(runtime.batch)]
+    argv = ["llama-server", *_llama_server_model(model)]
+    argv += ["--ctx-size", str(runtime.context), "--batch-size", str(runtime.batch)]
     if (ubatch := _ubatch(runtime)) is not None:
         argv += ["--ubatch-size", str(ubatch)]
     if runtime.threads is not None:
@@ -159,6 +162,30 @@ def _llama_cpp_python(profile: Profile, methods: Mapping[str, Mapping[str, Any]]
     return ExportedCode("\n".join(code), lost + _lost_settings(profile, "llama-cpp-python"))
 
 
+def _llama_server_model(model: str) -> list[str]:
+    """UsageError for a revision and for a checkpoint, which llama-server cannot open."""
+    if not model.startswith(hub_reference.PREFIX):
+        return ["-m", model]
+    reference = hub_reference.parse(model)
+    if reference.revision is not None:
+        raise UsageError(f"{model}: llama-server downloads the newest version only; download it, and name the file")
+    if reference.tag == hub_reference.CHECKPOINT:
+        raise UsageError(f"{model}: a checkpoint; llama-server opens GGUF files, so name one with --model")
+    if reference.tag is not None and hub_reference.is_gguf(reference.tag):
+        return ["--hf-repo", reference.repo, "--hf-file", reference.tag]
+    return ["-hf", reference.repo if reference.tag is None else f"{reference.repo}:{reference.tag}"]
+
+
+def _vllm_model(model: str) -> list[str]:
+    """UsageError for a GGUF file on the hub."""
+    if not model.startswith(hub_reference.PREFIX):
+        return [model]
+    reference = hub_reference.parse(model)
+    if reference.tag not in (None, hub_reference.CHECKPOINT):
+        raise UsageError(f"{model}: a GGUF file; vLLM opens checkpoints, so name one with --model")
+    return [reference.repo, *(["--revision", reference.revision] if reference.revision else [])]
+
+
 def _fixed_lookup(
     profile: Profile, methods: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[int, int] | None, list[str]]:
@@ -204,7 +231,7 @@ def _lost_settings(profile: Profile, target: str) -> list[str]:
 
 
 def _vllm(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> Exported:
-    argv = ["vllm", "serve", model, *_vllm_flags(profile.vllm)]
+    argv = ["vllm", "serve", *_vllm_model(model), *_vllm_flags(profile.vllm)]
     config: dict[str, Any] = {}
     lost = _lost_on_vllm(profile.runtime)
     if "suffix" in methods:

@@ -16,6 +16,11 @@ KV_TYPES = ("f16", "bf16", "f32", "q8_0")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+def as_name(text: str, default: str) -> str:
+    """A name of at most 80 characters, made of a text; `default` where the text has nothing that a name may have."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower().removesuffix(".gguf")).strip("-._")[:80] or default
+
+
 @dataclass(frozen=True, slots=True)
 class PlannerSettings:
     """The planner's settings: how many draft tokens it verifies.
@@ -67,13 +72,19 @@ class VllmSettings:
     """Settings with which vLLM opens the model, by the names of its own flags. None leaves the choice to vLLM.
 
     num_speculative_tokens  draft tokens for one sequence in one step, at most
-    uniform                 draft the same number of tokens for every sequence of a batch, or none: full CUDA graphs
-                            require that
+    runner                  auto, v1 or v2: the model runner that specplug's proposers draft in
+    uniform                 on V1, draft the same number of tokens for every sequence of a batch, or none: full CUDA
+                            graphs require that
+    adaptive_verification   on V2, let vLLM choose the draft tokens to verify in each step; None where it can
+    tokens_per_batch_size   on V2, (first, last, tokens): draft tokens per sequence by the number of running sequences
     gpu_memory_utilization  share of the GPU memory; several engines that are open at once divide it among them
     """
 
     num_speculative_tokens: int = 5
+    runner: str = "auto"
     uniform: bool = False
+    adaptive_verification: bool | None = None
+    tokens_per_batch_size: tuple[tuple[int, int, int], ...] = ()
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     gpu_memory_utilization: float | None = None

@@ -44,20 +44,24 @@ occurrences; `most`: more than half of them; `some`: a third or more; `few`: few
 Effective match length, from each key to below the next: the match at the root plus one per draft token before this one.
 """
 
-_LOCAL, _SHARED = range(2)
-_MOST, _SOME, _FEW = 3, 4, 5
+LOCAL, SHARED = range(2)
+"""The stores: the text itself, and earlier answers."""
+
+MOST = 3
+"""The index of the support `most`; `some` and `few` follow."""
+_SOME, _FEW = MOST + 1, MOST + 2
 
 _SHARED_LEVELS = LEVELS[1:]
 """N-gram lengths of the shared store, without 1: a single equal token in another answer predicts next to nothing."""
 
-_CONTEXT_TOKENS = LEVELS[-1]
+CONTEXT_TOKENS = LEVELS[-1]
 """Tokens at the end of a prompt that are stored with its answer: with one chat template they match from the start."""
 
 _SEPARATOR = -1
 """Separates two answers in the shared store."""
 
 _Candidate = tuple[int, int, list[int]]
-"""(match length, _LOCAL or _SHARED, the tokens that followed)"""
+"""(match length, LOCAL or SHARED, the tokens that followed)"""
 
 
 @dataclass(slots=True)
@@ -107,7 +111,8 @@ class Suffix:
         self.shared_index = SuffixIndex(_SHARED_LEVELS, capacity=shared_tokens)
         self.shared_lengths: deque[int] = deque()
         self._running: dict[int, _Running] = {}
-        self._bucket_rows = _bucket_rows(MAX_MATCH + max_draft)
+        self.bucket_rows = _bucket_rows(MAX_MATCH + max_draft)
+        """[store][support][match length plus depth] -> bucket."""
         self._priors = [bucket.prior for bucket in self.buckets]
 
     def begin(self, seq: int, prompt: IntArray) -> None:
@@ -158,7 +163,7 @@ class Suffix:
     def end(self, seq: int) -> None:
         run = self._running.pop(seq)
         if self.shared_tokens > 1:
-            answer = run.index.tokens[max(0, run.num_prompt - _CONTEXT_TOKENS) :]
+            answer = run.index.tokens[max(0, run.num_prompt - CONTEXT_TOKENS) :]
             self._remember([*answer[1 - self.shared_tokens :], _SEPARATOR])
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
@@ -188,13 +193,13 @@ class Suffix:
         context, shared = index.tokens, self.shared_index.tokens
         candidates: list[_Candidate] = []
         for end, match in index.find_longest(context, self.occurrences):
-            candidates.append((match, _LOCAL, continuation(context, end, length)))
+            candidates.append((match, LOCAL, continuation(context, end, length)))
         for end, match in self.shared_index.find_longest(context, self.occurrences) if shared else ():
             followed = shared[end : end + length]
             if _SEPARATOR in followed:
                 followed = followed[: followed.index(_SEPARATOR)]
             if followed:
-                candidates.append((match, _SHARED, followed))
+                candidates.append((match, SHARED, followed))
         return candidates
 
     def _chain(self, candidates: list[_Candidate]) -> Draft:
@@ -202,7 +207,7 @@ class Suffix:
         store, followed = candidates[0][1:]
         matches = [candidate[0] for candidate in candidates if candidate[1] == store]
         support, match = _support(len(matches), len(matches)), max(matches)
-        buckets = self._bucket_rows[store][support][match : match + len(followed)]
+        buckets = self.bucket_rows[store][support][match : match + len(followed)]
         path_prob = 1.0
         for n, bucket in enumerate(buckets):
             path_prob *= self._priors[bucket]
@@ -242,7 +247,7 @@ class Suffix:
         if len(group) == 1:
             match, store, followed = group[0]
             if depth < len(followed):
-                yield followed[depth], self._bucket_rows[store][0][match + depth], group
+                yield followed[depth], self.bucket_rows[store][0][match + depth], group
             return
         by_token: dict[int, list[_Candidate]] = {}
         totals = [0, 0]
@@ -255,14 +260,14 @@ class Suffix:
             store = supporters[0][1]
             matches = [candidate[0] for candidate in supporters if candidate[1] == store]
             n, total = len(matches), totals[store]
-            yield token, self._bucket_rows[store][_support(n, total)][max(matches) + depth], supporters
+            yield token, self.bucket_rows[store][_support(n, total)][max(matches) + depth], supporters
 
 
 def _support(n: int, total: int) -> int:
     """The index of the support in _PRIORS where n of `total` occurrences continue with the same token."""
     if n == total:
         return min(n, 3) - 1
-    return _MOST if 2 * n > total else _SOME if 3 * n >= total else _FEW
+    return MOST if 2 * n > total else _SOME if 3 * n >= total else _FEW
 
 
 def _bucket_rows(num_lengths: int) -> list[list[list[int]]]:

@@ -16,7 +16,8 @@ class VocabTrim(DraftModel):
     Source: VocabTrim (arXiv 2506.22694). State, requires and cost per step are those of DraftModel.
 
     model  the drafter's folder, or `drafter:NAME`
-    build  arguments of `specplug build vocab-trim` that build it, without --out; shown where the folder is missing
+    build  arguments of `specplug build vocab-trim` that build it, without --out: the commands build a missing drafter
+           with them, once the user has agreed
     The other options are those of DraftModel.
     """
 

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from specplug.errors import EngineError, SpecplugError, UsageError
 from specplug.machine.folders import cache_folder
+from specplug.models.gguf_header import require_one_file
 from specplug.models.references import check_gguf, resolve
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,6 +59,7 @@ def checkpoint_of(ref: str, dtype: str = "float32") -> Path:
     source = resolve(ref)
     if source.is_dir():
         return source
+    require_one_file(source)
     _check_dtype(source, dtype)
     try:
         with open(source, "rb") as file:

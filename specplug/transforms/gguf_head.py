@@ -20,11 +20,12 @@ from specplug.errors import UsageError
 from specplug.machine import fingerprint
 from specplug.models import drafter_folders
 from specplug.models.drafter_folders import Manifest
+from specplug.models.gguf_header import require_one_file
 from specplug.models.references import check_gguf, tokenizer_hash
 from specplug.transforms.dequantise import END_TOKENS
 from specplug.transforms.head_shape import HeadShape
 from specplug.transforms.kept_ids import Vocabulary
-from specplug.transforms.requantise import requantise
+from specplug.transforms.requantise import BITS, requantise
 
 MODEL = "model.gguf"
 EMBEDDINGS = "embeddings.gguf"
@@ -39,9 +40,10 @@ SCALED = ("gemma", "gemma2", "gemma3")
 UNSCALED = ("llama", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
 """Architectures in which embeddings are not scaled."""
 
-FOUR_BITS, EIGHT_BITS = ("q4_0", "q4_1", "iq4_nl"), "q8_0"
-"""A drafter in one of the four-bit formats gets a head in the eight-bit one: four bits would save little in a trimmed
-head, and cost much acceptance (docs/lab-book/trimmed-heads.md)."""
+EIGHT_BITS = "q8_0"
+LARGE_FORMATS = (EIGHT_BITS, "f16", "bf16", "f32")
+"""A drafter in a smaller format gets a head in the eight-bit one: four bits would save little in a trimmed head, and
+cost much acceptance (docs/lab-book/trimmed-heads.md)."""
 
 NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
 """Token types of GGUF; 4 is a user-defined token, which is text."""
@@ -95,7 +97,7 @@ def trim(
     """Write the folder `out`: the model with the rows `ids` in its head, the full embedding table, and the manifest.
 
     ids       int32[n], ascending
-    quantize  the weight format of the drafter, one of `requantise.HEADS`; as in the source where None
+    quantize  the weight format of the drafter, one of `requantise.FORMATS`; as in the source where None
     built     facts about the build, for the manifest
     UsageError for a damaged file, an unknown architecture or invalid ids; SpecplugError where writing fails.
     """
@@ -109,8 +111,7 @@ def trim(
         model = partial / MODEL
         _write_model(reader, architecture, ids, model)
         if quantize is not None:
-            head = EIGHT_BITS if quantize in FOUR_BITS else quantize
-            requantise(model, model, quantize, threads=threads, head=head, least_squares=True)
+            requantise(model, model, quantize, threads=threads, head=_head_format(quantize), least_squares=True)
         _write_table(tensors[TABLE], partial / EMBEDDINGS)
         manifest = Manifest(
             format="gguf",
@@ -126,10 +127,34 @@ def trim(
         return drafter_folders.finish(partial, manifest, ids)
 
 
+def trimmed_bytes(path: Path, rows: int | None, quantize: str | None) -> int:
+    """Bytes of the drafter's folder, up to metadata; with the full head where `rows` is None.
+
+    quantize  the weight format, one of `requantise.FORMATS`; as in the file where None
+    """
+    reader = _open(path)
+    _architecture(reader, path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    table, head = tensors[TABLE], tensors.get(HEAD, tensors[TABLE])
+    kept = min(1.0, rows / int(head.shape[1])) if rows is not None else 1.0
+    others = [tensor for name, tensor in tensors.items() if name not in (TABLE, HEAD)]
+    if quantize is None:
+        body, head_bytes = sum(int(tensor.n_bytes) for tensor in others), int(head.n_bytes)
+    else:
+        body = round(sum(int(tensor.n_elements) for tensor in others) * BITS[quantize] / 8)
+        head_bytes = round(int(head.n_elements) * BITS[_head_format(quantize)] / 8)
+    untied = round(kept * int(table.n_bytes)) if HEAD in tensors else 0
+    return body + round(kept * head_bytes) + untied + int(table.n_bytes)
+
+
 def check_ids(ids: IntArray, num_tokens: int, source: Path) -> None:
     """Raise UsageError unless `ids` is a non-empty, ascending list of ids of the vocabulary."""
     if not len(ids) or ids[0] < 0 or ids[-1] >= num_tokens or (np.diff(ids) <= 0).any():
         raise UsageError(f"{source}: the kept ids are not ascending ids below {num_tokens}; choose others")
+
+
+def _head_format(quantize: str) -> str:
+    return quantize if quantize in LARGE_FORMATS else EIGHT_BITS
 
 
 def _write_model(reader: Any, architecture: str, ids: IntArray, path: Path) -> None:
@@ -179,6 +204,7 @@ def _flush(writer: Any) -> None:
 def _open(path: Path) -> Any:
     from gguf import GGUFReader
 
+    require_one_file(path)
     return GGUFReader(path)
 
 

@@ -14,17 +14,18 @@ import numpy as np
 from specplug.errors import SpecplugError, UsageError
 
 FORMATS = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 8,
-    "q8_0": 7,
-    "iq4_nl": 25,
-    "q4_k_m": 15,
-    "bf16": 32,
-}
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 8, "q8_0": 7, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12,
+    "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "bf16": 32,
+}  # fmt: skip
 """Format name to llama.cpp's `llama_ftype` number."""
+
+BITS = {
+    "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.56, "q5_k_m": 5.7, "q5_k_s": 5.54, "q5_0": 5.5,
+    "q4_1": 5.0, "q4_k_m": 4.89, "q4_k_s": 4.67, "q4_0": 4.5, "iq4_nl": 4.5, "q3_k_l": 4.22, "q3_k_m": 3.89,
+    "q3_k_s": 3.5, "q2_k": 3.16,
+}  # fmt: skip
+"""Bits per weight of each format, on average over a model's matrices, for estimates of sizes: from the block sizes, and
+for mixed formats as llama.cpp's quantiser lists them for Llama-3.1-8B."""
 
 HEADS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 """The formats that a head can have, with the `ggml_type` number of its tensor."""

@@ -13,7 +13,9 @@ from typing import Any
 
 from specplug import registry
 from specplug.core import Requires
+from specplug.planning.batch_size_schedule import Range, in_words
 from specplug.profile import PlannerSettings, Profile
+from specplug.profile.with_drafter import drafters_of
 from specplug.registry import ProposerSpec
 
 OPTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
@@ -43,16 +45,26 @@ save."""
 WITH_DRAFTERS = (("suffix", "token_recycling"), ("suffix",), ("ngram",))
 """The methods that are tried together with a drafter."""
 
+BUILTIN_METHOD = "builtin"
+"""The method that names a drafter of the engine's own."""
+
 BUILTIN = {"name": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 5}
 """Options of the engine's own drafter that is tried beside our methods, on engines that have one."""
+
+BUILTIN_ON_DEVICE = {**BUILTIN, "name": "ngram_gpu"}
+"""The same for vLLM's V2 runner."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The part of a profile that is tuned: the proposers and the planner."""
+    """The part of a profile that is tuned: the proposers and the planner.
+
+    lengths  draft tokens by the number of running sequences, where all sequences of a batch have the same number
+    """
 
     proposers: tuple[ProposerSpec, ...]
     planner: PlannerSettings
+    lengths: tuple[Range, ...] = ()
 
     def __hash__(self) -> int:
         return hash(self.name)  # options are mappings, which have no hash
@@ -72,6 +84,8 @@ class Setting:
         planner = self.planner
         if not self.speculates:
             return "none"
+        if self.lengths:
+            return f"{' + '.join(methods)}, {in_words(self.lengths)}"
         return f"{' + '.join(methods)}, {planner.mode} {planner.max_nodes}{'' if planner.trees else ' chain'}"
 
     @property
@@ -82,7 +96,7 @@ class Setting:
         """The base profile with these proposers and this planner."""
         vllm = base.vllm
         if base.engine == "vllm" and self.speculates:
-            vllm = replace(vllm, num_speculative_tokens=self.planner.max_nodes)
+            vllm = replace(vllm, num_speculative_tokens=self.planner.max_nodes, tokens_per_batch_size=self.lengths)
         return replace(
             base, name=name, proposers=self.proposers, planner=self.planner, vllm=vllm, measured=None, evidence={}
         )
@@ -93,18 +107,19 @@ PLAIN = Setting((ProposerSpec("none"),), PlannerSettings())
 
 
 def grid(
-    provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20, drafters: Sequence[ProposerSpec] = ()
+    provides: Requires, *, trees: bool = True, most_nodes: int = 1 << 20, named: Sequence[ProposerSpec] = ()
 ) -> list[Setting]:
     """Every setting to try on an engine, most promising first, without plain decoding.
 
     provides    what the engine provides to proposers
     trees       whether the engine verifies trees
     most_nodes  draft tokens that a draft can have: it limits measured planners, and excludes larger fixed drafts
-    drafters    the drafters to try, alone and together with the methods that look up tokens
+    named       what the user named: drafters, to try alone and together with the methods that look up tokens; and
+                corpora, to try as one more such method
     """
-    methods = [name for name in registry.names() if name != "none" and is_usable(name, provides)]
+    methods = usable_methods(provides)
     settings: dict[str, Setting] = {}
-    for setting in _all_settings(methods, trees, provides.builtin, drafters) if most_nodes >= 1 else ():
+    for setting in _all_settings(methods, trees, provides.builtin, named) if most_nodes >= 1 else ():
         planner = setting.planner
         if planner.max_nodes > most_nodes:
             if planner.mode == "static":
@@ -115,13 +130,13 @@ def grid(
 
 
 def _all_settings(
-    methods: Sequence[str], trees: bool, builtin: bool, drafters: Sequence[ProposerSpec]
+    methods: Sequence[str], trees: bool, builtin: bool, named: Sequence[ProposerSpec]
 ) -> Iterator[Setting]:
     """All settings, most promising first, so that a replay that runs out of time has tried those."""
-    singles = [(ProposerSpec(method),) for method in methods]
-    pairs = [(ProposerSpec(one), ProposerSpec(two)) for one, two in combinations(methods, 2)]
+    drafters = drafters_of(named)
+    combined = alone_and_in_pairs([*map(ProposerSpec, methods), *(spec for spec in named if spec not in drafters)])
     for nodes in reversed(MAX_NODES):
-        for specs in (*singles, *pairs):
+        for specs in combined:
             yield Setting(specs, PlannerSettings(max_nodes=nodes, trees=trees))
     lookups = [tuple(ProposerSpec(method) for method in found) for found in WITH_DRAFTERS if set(found) <= {*methods}]
     for drafter in drafters:
@@ -131,18 +146,20 @@ def _all_settings(
         for nodes in CHAINS:
             if nodes <= LONGEST:
                 yield Setting((drafter,), PlannerSettings(mode="static", max_nodes=nodes, trees=False))
-    for specs in (*singles, *pairs):
+    for specs in combined:
         for nodes in CHAINS:
             yield Setting(specs, PlannerSettings(mode="static", max_nodes=nodes, trees=False))
         for nodes in TREES if trees else ():
             yield Setting(specs, PlannerSettings(mode="static", max_nodes=nodes))
     for nodes in CHAINS if builtin else ():
-        yield Setting((ProposerSpec("builtin", BUILTIN),), PlannerSettings(mode="static", max_nodes=nodes, trees=False))
+        yield Setting(
+            (ProposerSpec(BUILTIN_METHOD, BUILTIN),), PlannerSettings(mode="static", max_nodes=nodes, trees=False)
+        )
     for method in methods:
         for specs in _with_options(method):
             yield Setting(specs, PlannerSettings(max_nodes=max(MAX_NODES), trees=trees))
     if trees:
-        for specs in (*singles, *pairs):
+        for specs in combined:
             yield Setting(specs, PlannerSettings(max_nodes=max(MAX_NODES), trees=False))
     if trees and "token_recycling" in methods:
         paper = (ProposerSpec("token_recycling", {"shape": "paper"}),)
@@ -162,6 +179,15 @@ def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
     for combination in product(*values.values()):
         options = {key: value for key, value in zip(values, combination, strict=True) if value != defaults[key]}
         yield (ProposerSpec(method, options),)
+
+
+def usable_methods(provides: Requires) -> list[str]:
+    """The methods that can be built without options, and of which the engine provides everything that they require."""
+    return [name for name in registry.names() if name != "none" and is_usable(name, provides)]
+
+
+def alone_and_in_pairs(specs: Sequence[ProposerSpec]) -> list[tuple[ProposerSpec, ...]]:
+    return [*((spec,) for spec in specs), *combinations(specs, 2)]
 
 
 def is_usable(method: str, provides: Requires) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from specplug.corpora import folder
 from specplug.machine import hardware
 from specplug.machine.folders import expanded
 from specplug.planning.cost import CostCurve, oracle_speedup
@@ -22,6 +23,7 @@ from specplug.profile.with_drafter import drafters_of
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
+from specplug.tune.device_settings import EnginePlanning
 from specplug.tune.engine_choice import EngineChoice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Prediction, Sums
@@ -41,6 +43,8 @@ CONTEXT = 256
 class Findings:
     """Everything that a tune found.
 
+    batched    whether costs were measured by batch size
+    engine_planning  how vLLM chooses the draft tokens; None where specplug's planner does
     busy       how many cores other programs kept busy at the beginning, in words; None where few
     engine     the choice of engine settings; None where there was none to make
     confirmed  paired measurements by concurrency and setting
@@ -52,6 +56,7 @@ class Findings:
     request: Request
     fingerprint: Mapping[str, Any]
     batched: bool
+    engine_planning: EnginePlanning | None
     model: Mapping[str, Any]
     trace: Trace
     threads: Mapping[str, Any]
@@ -116,7 +121,7 @@ def tuned_profile(
     request = findings.request
     threads, model = findings.threads["chosen"], request.base.model
     if model is not None and expanded(model).exists():
-        model = str(request.model.resolve())
+        model = str(request.model.absolute())
     runtime = request.base.runtime
     if threads is not None and threads != hardware.usable_cores():  # engines use all cores by default
         runtime = replace(runtime, threads=threads)
@@ -127,8 +132,9 @@ def tuned_profile(
         speculates = findings.chosen.speculates
         runtime = with_setting(runtime, findings.engine.drafting if speculates else findings.engine.plain)
     machine = {key: value for key, value in findings.fingerprint.items() if key != "read_gib_s"}
-    if findings.batched:
-        measured = Measured(machine, None, learned, tuple(curve.points for curve in findings.curves))
+    if findings.batched:  # where vLLM chooses the number of draft tokens, it reads no costs
+        costs = () if findings.engine_planning else tuple(curve.points for curve in findings.curves)
+        measured = Measured(machine, None, learned, costs)
     elif request.level == 1 and findings.engine is not None and not findings.chosen.speculates:
         # The other curves hold under the setting for drafts.
         measured = Measured(machine, findings.engine.table[findings.engine.plain].points, learned)
@@ -138,6 +144,8 @@ def tuned_profile(
     if findings.busy and not findings.batched:  # the planner will learn what passes cost
         measured = replace(measured, cost_curve=None)
     chosen = findings.chosen.profile(request.base, request.name)
+    if chosen.engine == "vllm" and chosen.speculates and request.corpora:  # all was measured there
+        chosen = replace(chosen, vllm=replace(chosen.vllm, runner="v1"))
     profile = replace(
         chosen,
         proposers=tuple(map(_with_absolute_path, chosen.proposers)),
@@ -157,11 +165,16 @@ def tuned_profile(
 
 
 def _with_absolute_path(spec: ProposerSpec) -> ProposerSpec:
-    """A drafter in a file is found from every folder."""
+    """A drafter in a file, and a corpus in a folder, are found from every folder."""
+    if "corpora" in spec.options:
+        corpora = [
+            ref if folder.NAME.fullmatch(ref) else f"{folder.place(ref).absolute()}/" for ref in spec.options["corpora"]
+        ]
+        return replace(spec, options={**spec.options, "corpora": corpora})
     path = expanded(spec.options.get("model", ""))
     if not spec.options.get("model") or not path.is_file():
         return spec
-    return replace(spec, options={**spec.options, "model": str(path.resolve())})
+    return replace(spec, options={**spec.options, "model": str(path.absolute())})
 
 
 def evidence(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,7 +323,7 @@ def next_step(document: Mapping[str, Any]) -> str:
     if document["chosen"] == PLAIN.name:
         more = "to time more answers, raise --budget or give more of your own prompts with --workload"
         if document["fingerprint"]["engine"] == "vllm":
-            return more
+            return f"{more}; until then, use vLLM without specplug: vllm serve MODEL"
         return f"{more}; until then, specplug run --profile default remains right: it drafts only where that saves time"
     path = Path(str(document["path"]))
     ref = path.stem if path.parent == user_folder() and path.suffix == ".yaml" else str(path)

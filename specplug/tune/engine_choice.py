@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from typing import Any, TypeVar
 
-from specplug import registry
-from specplug.core import Requires
 from specplug.engines.llama_cpp.settings_table import label
 from specplug.planning.request_time import ALL_ROWS, SettingCosts
 from specplug.profile import PlannerSettings, Runtime
 from specplug.registry import ProposerSpec
-from specplug.tune.candidates import Setting, is_usable
+from specplug.tune.candidates import Setting, alone_and_in_pairs
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
@@ -143,12 +140,14 @@ def choose_with_drafts(
     choice: EngineChoice,
     trace: Trace,
     expense: Expense,
-    provides: Requires,
+    methods: Sequence[ProposerSpec],
     *,
     base: Runtime,
     allow_rounding: bool,
 ) -> EngineChoice:
     """The choice by what drafting gains under each setting: every method is replayed over some recorded answers.
+
+    methods  to try alone and in pairs
 
     For one sequence at a time. Without `allow_rounding`, settings and draft sizes that may change the rounding are
     taken only where there is nothing else.
@@ -161,9 +160,9 @@ def choose_with_drafts(
             continue
         nodes = equal_nodes(costs, 1)
         if nodes >= FEWEST_EQUAL_NODES:
-            drafted[one] = _drafted_ms(costs, nodes, short, expense, provides, choice.requests)
+            drafted[one] = _drafted_ms(costs, nodes, short, expense, methods, choice.requests)
         if costs.equal_rows < ALL_ROWS:
-            rounding[one] = _drafted_ms(costs, UNLIMITED, short, expense, provides, choice.requests)
+            rounding[one] = _drafted_ms(costs, UNLIMITED, short, expense, methods, choice.requests)
     options = {(one, True): ms for one, ms in drafted.items()}
     if allow_rounding or not options:
         options |= {(one, False): ms for one, ms in rounding.items()}
@@ -213,12 +212,16 @@ def _token_ms(costs: SettingCosts, requests: Requests) -> float:
 
 
 def _drafted_ms(
-    costs: SettingCosts, nodes: int, trace: Trace, expense: Expense, provides: Requires, requests: Requests
+    costs: SettingCosts,
+    nodes: int,
+    trace: Trace,
+    expense: Expense,
+    methods: Sequence[ProposerSpec],
+    requests: Requests,
 ) -> float:
     """Predicted milliseconds of all requests with the method that gains most, or without drafts if none gains."""
-    methods = [(ProposerSpec(name),) for name in registry.names() if name != "none" and is_usable(name, provides)]
     planner = PlannerSettings(max_nodes=min(nodes, costs.rows[-1] - 1, PlannerSettings().max_nodes))
-    tried = [Setting(specs, planner) for specs in (*methods, *((*a, *b) for a, b in combinations(methods, 2)))]
+    tried = [Setting(specs, planner) for specs in alone_and_in_pairs(methods)]
     speedups = [replay(setting, trace, Costs(costs.points, expense)).total.speedup for setting in tried]
     tokens = _token_ms(costs, requests)
     return request_ms(costs, requests) - tokens + tokens / max(1.0, *speedups)

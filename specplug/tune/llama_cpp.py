@@ -24,7 +24,9 @@ from specplug.machine.memory import available_memory
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
+from specplug.tune.candidates import Setting, grid
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
+from specplug.tune.device_settings import EnginePlanning
 from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.engine_choice import with_setting
 from specplug.tune.expense import Expense, Line, TimedProposer
@@ -62,8 +64,8 @@ SAMPLES = 18
 class LlamaCppSubject:
     """A GGUF model with the engine settings of a profile."""
 
-    trees = True
     batched = False
+    engine_planning: EnginePlanning | None = None
 
     def __init__(
         self,
@@ -200,6 +202,9 @@ class LlamaCppSubject:
         for key in [key for key in self._opened if key != (keep.repack, keep.mmap, keep.gpu_layers)]:
             self._opened.pop(key).close()
 
+    def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:
+        return grid(self.provides, most_nodes=most_nodes, named=named)
+
     def limits(self, sequences: int) -> tuple[bool, int]:
         from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS
         from specplug.engines.llama_cpp.engine import LlamaCpp
@@ -269,17 +274,19 @@ class LlamaCppSubject:
             for answer in answers:
                 yield off_path_rows(context, answer)
 
-    def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+    def measure_expense(self, trace: Trace, methods: Sequence[ProposerSpec], level: int, seconds: float) -> Expense:
         prompts = [answer.prompt for answer in trace.answers[: len(trace.categories())]]
-        times = {method: self._timed(prompts, method, seconds / (len(methods) + 1)) for method in ("none", *methods)}
-        without_rows = [times[method] for method in methods if not times[method].reads_rows]
-        with_rows = [times[method] for method in methods if times[method].reads_rows]
+        every = (ProposerSpec("none"), *methods)
+        times = {spec.method: self._timed(prompts, spec, seconds / len(every)) for spec in every}
+        drafting = [times[spec.method] for spec in methods]
+        without_rows = [one for one in drafting if not one.reads_rows]
+        with_rows = [one for one in drafting if one.reads_rows]
         plan = Line.through([(nodes, us) for one in without_rows for nodes, _, us in one.plan if nodes])
         idle = [us for one in without_rows for nodes, _, us in one.plan if not nodes]
         rows_read = [(rows, us - plan.ns(nodes) / 1000) for one in with_rows for nodes, rows, us in one.plan if nodes]
         return Expense(
-            propose={method: Line.through(times[method].proposed) for method in methods},
-            observe={method: Line.through(times[method].observed) for method in methods},
+            propose={spec.method: Line.through(times[spec.method].proposed) for spec in methods},
+            observe={spec.method: Line.through(times[spec.method].observed) for spec in methods},
             plan=plan,
             idle=Line(float(np.median(idle))) if idle else Line(plan.base),
             topk=Line.through(rows_read),
@@ -342,13 +349,13 @@ class LlamaCppSubject:
         with open_context(self._model, self.profile.runtime, cells=cells, num_ids=num_ids, max_rows=max_rows) as one:
             yield one
 
-    def _timed(self, prompts: Sequence[IntArray], method: str, seconds: float) -> _Times:
+    def _timed(self, prompts: Sequence[IntArray], spec: ProposerSpec, seconds: float) -> _Times:
         """Time passes of the step loop with drafts of SIZES in turn, under costs with which every draft is verified."""
         from specplug.engines.llama_cpp.engine import LlamaCpp
         from specplug.generation.answers import Answer as Generated
         from specplug.generation.answers import Request
 
-        specs = (ProposerSpec(method),)
+        specs = (spec,)
         profile = replace(self.profile, proposers=specs, planner=PlannerSettings(max_nodes=max(SIZES)), exact=False)
         free = CostPoints((1,), (1, max(SIZES) + 2), ((1000.0, 1000.1),))
         (source,) = registry.build_sources(specs)

@@ -14,9 +14,10 @@ import numpy as np
 from specplug import registry
 from specplug.core import IntArray, int_array
 from specplug.drafts.chains import ChainProposer, ChainSteps, as_chains
+from specplug.planning.batch_size_schedule import MOST_SEQUENCES, Range, length_at
 from specplug.planning.batch_speculator import BatchSpeculator, batch_cost
 from specplug.registry import ProposerSpec
-from specplug.tune.candidates import BUILTIN, Setting
+from specplug.tune.candidates import BUILTIN, BUILTIN_ON_DEVICE, Setting
 from specplug.tune.expense import Clock, PricedChains, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
 from specplug.tune.trace import Answer
@@ -64,6 +65,9 @@ class BatchReplay:
         self._expense = expense = costs.expense
         self._wrap = wrap or (lambda chains, method: PricedChains(chains, clock, expense, method, len(specs)))
         self._cost = batch_cost(costs.batch)
+        self._lengths: tuple[Range, ...] = setting.lengths
+        if any(spec.options == BUILTIN_ON_DEVICE for spec in setting.proposers):
+            self._lengths = ((1, MOST_SEQUENCES, setting.planner.max_nodes),)
         self.speculator = BatchSpeculator(
             [
                 self._wrap(as_chains(source), spec.method)
@@ -72,7 +76,7 @@ class BatchReplay:
             [spec.method for spec in specs],
             self._cost,
             k=setting.planner.max_nodes,
-            static=setting.planner.mode == "static",
+            static=bool(self._lengths) or setting.planner.mode == "static",
             uniform=costs.uniform,
             learned=learned,
             clock=clock,
@@ -116,6 +120,8 @@ class BatchReplay:
         drafts = self._draft(running, fill) if self._speculates else [[] for _ in running]
         spent_ns = self._clock() - began
         rows = len(running) + sum(map(len, drafts))
+        if self._lengths:  # where a sequence has no draft, filler is verified
+            rows = len(running) * (1 + length_at(self._lengths, len(running)))
         line = self._cost.at(len(running), fill)
         for c, draft in zip(running, drafts, strict=True):
             _verify(c, draft)
@@ -140,8 +146,9 @@ class BatchReplay:
         budgets = int_array([max(0, self._max_tokens - c.at - 2) for c in running])
         plan = speculator.plan([c.seq for c in running], len(running), fill, budgets)
         self.drafted.append((len(running), self._clock() - began))
+        most = length_at(self._lengths, len(running)) if self._lengths else speculator.k
         chains = plan.chains.tokens.tolist()
-        return [chain[:length] for chain, length in zip(chains, plan.lengths.tolist(), strict=True)]
+        return [chain[: min(most, length)] for chain, length in zip(chains, plan.lengths.tolist(), strict=True)]
 
     def _observe(self, old: Sequence[_Cursor]) -> None:
         """Pass on the tokens that were emitted since the last call, and the top ids of the latest pass."""
@@ -162,7 +169,7 @@ class BatchReplay:
 
 def replayed_as(spec: ProposerSpec) -> ProposerSpec:
     """The method itself; for the engine's own drafter, the method of ours that proposes the most similar drafts."""
-    if spec.options != BUILTIN:
+    if spec.options not in (BUILTIN, BUILTIN_ON_DEVICE):
         return spec
     return ProposerSpec("ngram", {"min_match": BUILTIN["prompt_lookup_min"], "max_match": BUILTIN["prompt_lookup_max"]})
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specplug.bench.statistics import Interval, paired_ratio
-from specplug.tune.candidates import Setting
+from specplug.tune.candidates import BUILTIN_METHOD, Setting
 
 FINALISTS = 3
 """Settings that are confirmed."""
@@ -122,13 +122,17 @@ def _ratio(totals: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]
 
 
 def select_finalists(predicted: Mapping[Setting, float], count: int = FINALISTS) -> list[Setting]:
-    """The settings to confirm: the best of each method, best methods first, then the next best of any method."""
+    """The settings to confirm: the best of each method, best methods first, then the next best of any method.
+
+    Of the engine's own drafter there is one at most, because each setting of it needs an engine of its own.
+    """
     ranked = sorted(predicted, key=lambda setting: -predicted[setting])
     methods: dict[str, Setting] = {}
     for setting in ranked:
         methods.setdefault(setting.method, setting)
     chosen = list(methods.values())[:count]
-    chosen += [setting for setting in ranked if setting not in chosen][: count - len(chosen)]
+    others = [setting for setting in ranked if setting not in chosen and setting.method != BUILTIN_METHOD]
+    chosen += others[: count - len(chosen)]
     return sorted(chosen, key=lambda setting: -predicted[setting])
 
 

@@ -75,9 +75,11 @@ def tune(
 def open_subject(request: Request, notify: Callable[[str], None]) -> Subject:
     """The engine of the base profile, with the model loaded."""
     if request.base.engine == "vllm":
-        from specplug.tune.vllm import VllmSubject
+        from specplug.tune.vllm_runner import vllm_subject
 
-        return VllmSubject(str(request.model), request.base, most=max(request.concurrency), notify=notify)
+        return vllm_subject(
+            str(request.model), request.base, named=request.retrieval, most=max(request.concurrency), notify=notify
+        )
     from specplug.tune.llama_cpp import LlamaCppSubject
 
     return LlamaCppSubject(request.model, request.base, drafters=request.drafters, notify=notify)
@@ -125,6 +127,7 @@ def _run(stages: Stages) -> Outcome:
         request=request,
         fingerprint={**begun["fingerprint"], "threads": threads["chosen"]},
         batched=subject.batched,
+        engine_planning=subject.engine_planning,
         model={**subject.about(), "sha256": begun["sha256"]},
         trace=trace,
         threads=threads,

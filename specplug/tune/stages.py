@@ -24,9 +24,10 @@ from specplug.profile import Measured, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune import trace as traces
 from specplug.tune.budget import Budget
-from specplug.tune.candidates import MAX_NODES, PLAIN, Setting, grid
+from specplug.tune.candidates import BUILTIN_METHOD, MAX_NODES, PLAIN, Setting
 from specplug.tune.confirm import confirm
 from specplug.tune.cost_curves import CONTEXTS, Curve
+from specplug.tune.device_settings import builtin_settings, by_batch_size, with_lengths
 from specplug.tune.drafter_stage import trace_drafters
 from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.engine_choice import EngineChoice, choose_with_drafts, first_choice, with_setting
@@ -59,6 +60,8 @@ longest request."""
 
 REPLAYED_TOKENS = 200
 """Answers that an earlier tune recorded are used, too, while replay has a second for this many tokens."""
+
+OWN_PLANNER = "specplug's planner"
 
 Progress = Callable[[str, float, str, float], None]
 """Receives the stage, the share of it that is done, the best setting so far, and the seconds that are left."""
@@ -95,11 +98,17 @@ class Stages:
         if self._journal.entries:
             begun = self._journal.entries[0]
             self.busy = self.busy or begun.get("busy")
+            if begun.get("planning", OWN_PLANNER) != self._planning:
+                raise UsageError(
+                    f"{self._journal.path}: this tune was begun where {begun.get('planning', OWN_PLANNER)} chooses the "
+                    f"draft tokens, and now {self._planning} does; tune again without --resume"
+                )
             return begun
         here = self.request.fingerprint()
         return self.add(
             "begun",
             busy=self.busy,
+            planning=self._planning,
             schema=SCHEMA,
             request=self.request.identity(),
             fingerprint={**here, "read_gib_s": hardware.read_bandwidth()},
@@ -188,7 +197,7 @@ class Stages:
             choice,
             trace,
             expense,
-            self.subject.provides,
+            self._methods(),
             base=request.base.runtime,
             allow_rounding=request.allow_rounding,
         )
@@ -254,7 +263,7 @@ class Stages:
             seconds=seconds,
             progress=lambda share: self._report("record", share),
         )
-        readers = any(one.requires.topk for one in registry.build_sources([ProposerSpec(m) for m in self._methods()]))
+        readers = any(one.requires.topk for one in registry.build_sources(self._methods()))
         if readers and need_off_path_rows(row_ms):
             trace = record_off_path_rows(
                 self.subject,
@@ -299,22 +308,39 @@ class Stages:
         """Replay every setting over the trace, while time allows. Replays are quick, so the journal does not keep them:
         a continued tune repeats them."""
         most_nodes = min(most_nodes, costs.points.rows[-1] - costs.points.sequences)
-        settings = grid(
-            self.subject.provides, trees=self.subject.trees, most_nodes=most_nodes, drafters=self.request.drafters
-        )
+        combined = self._journal.last("combined")
+        if combined is not None:
+            settings = [with_lengths(one["methods"], one["lengths"]) for one in combined["settings"]]
+            return self._replayed([*settings, *builtin_settings(most_nodes)], path, costs, None)
+        settings = self.subject.settings_to_try(most_nodes, (*self.request.drafters, *self.request.retrieval))
         known = self._journal.last("finalists")
         seconds = self.budget.of("replay")
         if known is not None:
             settings.sort(key=lambda setting: setting.name not in known["names"])
             seconds = self.budget.share("replay")
+        predicted = self._replayed(settings, path, costs, seconds)
+        if len(predicted) < len(settings):
+            self.note(f"{len(predicted)} of {len(settings)} settings were replayed: the budget allows no more")
+        if self.subject.engine_planning != "batch_size":
+            return predicted
+        settings = by_batch_size(predicted, costs.batch)
+        as_plain = [
+            {"methods": [spec.method for spec in one.proposers], "lengths": list(one.lengths)} for one in settings
+        ]
+        self.add("combined", settings=as_plain)
+        own = self._replayed(settings, path, costs, None)
+        return own | {setting: one for setting, one in predicted.items() if not setting.lengths}
+
+    def _replayed(
+        self, settings: Sequence[Setting], path: Path, costs: Costs, seconds: float | None
+    ) -> dict[Setting, Prediction]:
+        """The predictions in the order of the settings, without those for which no time was left."""
         predicted: dict[Setting, Prediction] = {}
         for setting, prediction in replay_all(settings, path, costs, seconds=seconds):
             predicted[setting] = prediction
             best = max(predicted, key=lambda one: predicted[one].total.speedup)
             self._best = f"{best.name} {predicted[best].total.speedup:.2f} predicted"
             self._report("replay", len(predicted) / len(settings))
-        if len(predicted) < len(settings):
-            self.note(f"{len(predicted)} of {len(settings)} settings were replayed: the budget allows no more")
         return {setting: predicted[setting] for setting in settings if setting in predicted}
 
     def select_finalists(self, predicted: Mapping[Setting, Prediction]) -> list[Setting]:
@@ -358,7 +384,8 @@ class Stages:
                     profile = replace(profile, runtime=with_setting(profile.runtime, choice.plain))
                 arms[setting] = self.subject.arm(profile, slots=level, costs=costs)
                 stack.callback(arms[setting].close)
-            idle = self.subject.idle_arm(slots=level, costs=costs)
+            drafts = any(setting.method != BUILTIN_METHOD for setting in learned)
+            idle = self.subject.idle_arm(slots=level, costs=costs) if drafts else None
             if idle is not None:
                 stack.callback(idle.close)
             return confirm(
@@ -434,11 +461,17 @@ class Stages:
     def _report(self, stage: str, share: float) -> None:
         self._progress(stage, share, self._best, self.budget.left)
 
-    def _methods(self) -> list[str]:
-        """The methods in the grid, without the engine's own drafters."""
-        settings = grid(self.subject.provides, trees=self.subject.trees)
-        methods = dict.fromkeys(spec.method for setting in settings for spec in setting.proposers)
-        return [method for method in methods if method != "builtin"]
+    @property
+    def _planning(self) -> str:
+        """What chooses the draft tokens to verify, in words."""
+        words = {None: OWN_PLANNER, "adaptive": "vLLM's adaptive verification", "batch_size": "the batch size"}
+        return words[self.subject.engine_planning]
+
+    def _methods(self) -> list[ProposerSpec]:
+        """One setting of each method in the grid, without the engine's own drafters and models that draft."""
+        settings = self.subject.settings_to_try(1, self.request.retrieval)
+        specs = {spec.method: spec for setting in reversed(settings) for spec in setting.proposers}
+        return [spec for method, spec in specs.items() if method != BUILTIN_METHOD]
 
     def _trace_about(self, max_tokens: int) -> dict[str, Any]:
         """The key of the trace of this tune."""

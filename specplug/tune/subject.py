@@ -10,7 +10,9 @@ from specplug.core import IntArray, Requires
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
+from specplug.tune.candidates import Setting
 from specplug.tune.cost_curves import Curve, Progress
+from specplug.tune.device_settings import EnginePlanning
 from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Costs
@@ -22,14 +24,21 @@ class Subject(Protocol):
 
     profile   the base profile with the engine's defaults filled in
     provides  what the engine provides to proposers
-    trees     whether drafts may be trees
     batched   whether there is one plan for a batch that changes at every step (`BatchSpeculator`)
+    engine_planning  how the engine itself chooses the draft tokens to verify; None where specplug's planner does
     """
 
     profile: Profile
     provides: Requires
-    trees: bool
     batched: bool
+    engine_planning: EnginePlanning | None
+
+    def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:
+        """Every setting to try, most promising first, without plain decoding.
+
+        most_nodes  draft tokens that a draft can have
+        named       drafters and corpora that the user named
+        """
 
     def about(self) -> dict[str, Any]:
         """`description` of the model in words, and `train_context`, the context length that it was trained with."""
@@ -84,7 +93,7 @@ class Subject(Protocol):
     def record_off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
         """For each answer in turn, the target's rows after its own runners-up; None where there are none."""
 
-    def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+    def measure_expense(self, trace: Trace, methods: Sequence[ProposerSpec], level: int, seconds: float) -> Expense:
         """The cost of drafting with each method beside the target's passes, `level` sequences at once."""
 
     def trace_drafter(

@@ -14,12 +14,16 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from specplug import profile as profiles
+from specplug import registry
 from specplug.bench.workloads import Prompt
+from specplug.corpora.folder import place, read_manifest
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
 from specplug.machine.folders import cache_folder, reason, state_folder
+from specplug.models.corpus_fit import check_fits
 from specplug.models.references import drafters_beside
 from specplug.profile import Profile
+from specplug.profile.with_corpora import datastore_spec
 from specplug.registry import ProposerSpec
 from specplug.tune.budget import FEWEST_TOKENS
 from specplug.tune.drafter_trace import drafter_key
@@ -44,6 +48,7 @@ class Request:
     allow_rounding
                  take engine settings and draft sizes whose passes may round differently from plain decoding
     drafters     the drafters to try, on llama.cpp
+    corpora      the corpora to try together, as one method
     """
 
     model: Path
@@ -59,12 +64,18 @@ class Request:
     resume: bool = False
     allow_rounding: bool = False
     drafters: tuple[ProposerSpec, ...] = ()
+    corpora: tuple[str, ...] = ()
     command: str = ""
 
     @property
     def level(self) -> int:
         """The deciding concurrency: the smallest for latency, the largest for throughput."""
         return min(self.concurrency) if self.objective == "latency" else max(self.concurrency)
+
+    @property
+    def retrieval(self) -> tuple[ProposerSpec, ...]:
+        """The method that drafts from the corpora, if there are any."""
+        return (datastore_spec(self.base, self.corpora),) if self.corpora else ()
 
     def fingerprint(self) -> dict[str, Any]:
         """The fingerprint of this machine and model, with those parts that the base profile uses."""
@@ -81,6 +92,7 @@ class Request:
             "concurrency": list(self.concurrency),
             "allow_rounding": self.allow_rounding,
             "drafters": [drafter_key(spec) for spec in self.drafters],
+            "corpora": {ref: read_manifest(place(ref), ref).digest for ref in self.corpora},
         }
 
 
@@ -125,6 +137,10 @@ def check(request: Request) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two drafters are named {name}; leave one out, or rename its file")
+    for ref in request.corpora:
+        check_fits(ref, request.model)
+    if request.retrieval:
+        registry.build_sources(request.retrieval)  # raises for a damaged corpus, before anything is measured
     if request.out.exists() and not request.out.is_file():
         raise UsageError(f"{request.out}: this is not a file; use another --out")
     recordings = cache_folder() / TRACES / "recordings"
@@ -144,7 +160,7 @@ def check_journal(journal: Journal, request: Request) -> None:
         raise UsageError(f"{journal.path}: another version of specplug wrote this journal; run without --resume")
     now = json.loads(json.dumps(request.identity()))
     for key, value in now.items():
-        if begun["request"].get(key) != value:
+        if begun["request"].get(key, type(value)()) != value:  # journals of earlier versions lack some
             raise UsageError(f"{journal.path}: the unfinished tune had another {key}; run without --resume")
     changed = fingerprint.changes(begun["fingerprint"], request.fingerprint())
     if changed:

@@ -1,4 +1,4 @@
-"""The tuning subject for vLLM: the measurements of `tune` on this engine.
+"""The tuning subject for vLLM in its V1 runner, and what both runners share: the measurements of `tune`.
 
 This module does not depend on the budget. Two engines are open at once: one that decodes plainly, with vLLM's defaults,
 and one that drafts with each setting in turn, because starting an engine takes 40 s on two cores. A drafter of vLLM's
@@ -24,7 +24,7 @@ from specplug.core import IntArray, int_array
 from specplug.drafts.chains import ChainProposer
 from specplug.engines.vllm.configure import NAME, PROVIDES, engine_settings, write_profile
 from specplug.engines.vllm.environment import shared_memory
-from specplug.engines.vllm.measure import BATCHES, CONTEXTS, by_batch, passes, rows_of
+from specplug.engines.vllm.measure import BATCHES, CONTEXTS, TimedPass, by_batch, passes, rows_of
 from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.switch import SWITCH
 from specplug.errors import EngineError
@@ -33,8 +33,9 @@ from specplug.machine import fingerprint
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
-from specplug.tune.candidates import LONGEST, Setting
+from specplug.tune.candidates import LONGEST, Setting, grid
 from specplug.tune.cost_curves import Curve, Progress
+from specplug.tune.device_settings import EnginePlanning
 from specplug.tune.expense import Expense, Line, RealClock, TimedChains
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import grouped
@@ -58,8 +59,8 @@ class VllmSubject:
     """A model that vLLM runs with the engine settings of a profile."""
 
     provides = PROVIDES
-    trees = False
     batched = True
+    engine_planning: EnginePlanning | None = None
 
     def __init__(self, model: str, profile: Profile, *, most: int, notify: Callable[[str], None]) -> None:
         """At most `most` sequences run at once. EngineError without vLLM; UsageError for settings that vLLM refuses."""
@@ -92,6 +93,9 @@ class VllmSubject:
         """No settings: vLLM chooses kernels and cache type itself."""
         return {}, self.profile.runtime, []
 
+    def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:
+        return grid(self.provides, trees=False, most_nodes=most_nodes, named=named)
+
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, LONGEST
 
@@ -110,23 +114,32 @@ class VllmSubject:
         self._notify("starting vLLM again, to time its passes")
         most = self.profile.vllm.max_num_seqs or max(levels)
         batches = [*levels, *(size for size in BATCHES if size <= most and size not in levels)]
-        memory = shared_memory(ENGINES, self.profile.vllm.gpu_memory_utilization)
-        settings = engine_settings(plain(self.profile), "") | memory
         prompt_ms = self._prompt_ms()
-        timed = passes(
-            self._model,
-            settings,
-            LONGEST,
-            batches=batches,
-            contexts=CONTEXTS,
-            seconds=seconds,
-            needed=levels,
-            progress=progress,
-        )
+        timed = self._timed(batches, levels, seconds, progress)
         for sequences, contexts, lines in by_batch(timed, CONTEXTS, LONGEST):
             intervals = tuple(tuple(median_interval(times) for times in line) for line in lines)
             rows, rounds = rows_of(sequences, LONGEST), min(len(times) for line in lines for times in line)
             yield Curve(sequences, contexts, rows, intervals, rounds, prompt_ms, change_ms=0.0)
+
+    def _timed(
+        self, batches: Sequence[int], needed: Sequence[int], seconds: float, progress: Progress
+    ) -> list[TimedPass]:
+        """Passes with 0 to LONGEST draft tokens per sequence."""
+        return passes(
+            self._model,
+            self._timing_settings(),
+            LONGEST,
+            batches=batches,
+            contexts=CONTEXTS,
+            seconds=seconds,
+            needed=needed,
+            progress=progress,
+        )
+
+    def _timing_settings(self) -> dict[str, Any]:
+        """The settings of an engine whose passes are timed."""
+        memory = shared_memory(ENGINES, self.profile.vllm.gpu_memory_utilization)
+        return engine_settings(plain(self.profile), "") | memory
 
     def _prompt_ms(self) -> float:
         """Milliseconds to prefill one token of a prompt that is not cached."""
@@ -157,7 +170,7 @@ class VllmSubject:
         """None for every answer: vLLM would have to prefill the complete text for each row."""
         yield from [None] * len(answers)
 
-    def measure_expense(self, trace: Trace, methods: Sequence[str], level: int, seconds: float) -> Expense:
+    def measure_expense(self, trace: Trace, methods: Sequence[ProposerSpec], level: int, seconds: float) -> Expense:
         """Drafting is timed in replays of the recorded answers, because it is the same code there. The cost of the step
         loop is included in the timed passes."""
         free = Costs(_FREE, Expense(), (_FREE,))
@@ -169,8 +182,8 @@ class VllmSubject:
             timed[method] = TimedChains(proposer, clock)
             return timed[method]
 
-        for method in methods:
-            setting = Setting((ProposerSpec(method),), PlannerSettings(max_nodes=LONGEST, trees=False))
+        for spec in methods:
+            setting = Setting((spec,), PlannerSettings(max_nodes=LONGEST, trees=False))
             batch_replay = BatchReplay(setting, free, max_tokens=trace.about["max_tokens"], clock=clock, wrap=wrap)
             began = perf_counter()
             for group in grouped(trace.answers, level):
@@ -210,17 +223,24 @@ class VllmSubject:
             return _OwnArm(profile, self._model)
         return self._switched(profile)
 
-    def idle_arm(self, *, slots: int, costs: Costs) -> Arm:
+    def idle_arm(self, *, slots: int, costs: Costs) -> Arm | None:
         """The drafting engine with drafting disabled; plain decoding has an engine of its own."""
         return self._switched(replace(plain(self.profile), measured=Measured(batch_curves=costs.batch)))
 
     def _switched(self, profile: Profile) -> SwitchedArm:
+        return SwitchedArm(profile.name, self._drafting_engine(), write_profile(profile, self._folder), Sampling())
+
+    def _drafting_engine(self) -> Vllm:
         if self._drafting is None:
             self._notify("starting vLLM with drafting")
-            drafts = replace(self.profile, proposers=(ProposerSpec("ngram"),), planner=PlannerSettings(mode="static"))
-            drafts = replace(drafts, vllm=replace(drafts.vllm, num_speculative_tokens=LONGEST))
-            self._drafting = self._open(drafts, worker_extension_cls=SWITCH)
-        return SwitchedArm(profile.name, self._drafting, write_profile(profile, self._folder), Sampling())
+            profile = self._profile_to_open()
+            profile = replace(profile, vllm=replace(profile.vllm, num_speculative_tokens=LONGEST))
+            self._drafting = self._open(profile, worker_extension_cls=SWITCH)
+        return self._drafting
+
+    def _profile_to_open(self) -> Profile:
+        """A profile with which the drafting engine starts, before it switches to others."""
+        return replace(self.profile, proposers=(ProposerSpec("ngram"),), planner=PlannerSettings(mode="static"))
 
     def close(self) -> None:
         self._stack.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpus_files import write_corpus
 
 from specplug import profile as profiles
 from specplug.engines.vllm.configure import engine_settings
@@ -481,3 +482,13 @@ def test_all_aborted_at_once(engine: Any) -> None:
         core.abort_request(list(BATCH))
         while core.has_unfinished_requests():
             core.step()
+
+
+def test_drafts_from_a_corpus_of_these_answers(plain: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
+    """Most draft tokens are accepted, in a batch in which not every request may look up in every step."""
+    documents = [[*plain[name].prompt_token_ids, *plain[name].outputs[0].token_ids] for name in BATCH]
+    write_corpus(tmp_path / "corpus", documents, 49_152)
+    datastore = f"{{method: datastore, corpora: ['{tmp_path}/corpus/'], lookups: 6}}"
+    with opened(checkpoint, tmp_path / "profile.yaml", (datastore,), {"max_num_seqs": 8}) as llm:
+        increase = check(llm, BATCH[:8], plain)
+    assert increase.draft_tokens > 100 and increase.accepted_tokens > increase.draft_tokens // 2

@@ -8,12 +8,10 @@ import pytest
 
 from specplug.core import IntArray
 from specplug.engines.vllm.measure import rows_of
-from specplug.engines.vllm.offline import folder_of
 from specplug.engines.vllm.serve import engine_flags
-from specplug.errors import UsageError
 from specplug.profile import PlannerSettings, Profile, VllmSettings
 from specplug.registry import ProposerSpec
-from specplug.tune.candidates import LONGEST, PLAIN, Setting, grid
+from specplug.tune.candidates import LONGEST, PLAIN, Setting
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
 from specplug.tune.trace import Answer, Trace
@@ -69,7 +67,7 @@ def test_answers_are_recorded_with_the_targets_top_ids(trace: Trace, subject: Vl
 def test_settings_take_turns_and_answer_as_plain_decoding_does(subject: VllmSubject, trace: Trace) -> None:
     (curve,) = [one for one in subject.measure_costs([2], 1.0, lambda share: None) if one.sequences == 2]
     assert curve.rows == rows_of(2, LONGEST) and min(i.low for i in curve.intervals[0]) > 0 and curve.prompt_ms > 0
-    found = subject.measure_expense(trace, ["suffix", "token_recycling"], 2, 0.5)
+    found = subject.measure_expense(trace, [ProposerSpec("suffix"), ProposerSpec("token_recycling")], 2, 0.5)
     for line in (*found.propose.values(), *found.observe.values(), found.plan, found.topk):
         assert 0 < line.base + line.per < 100_000
     costs = Costs(curve.points, found, (curve.points,))
@@ -105,21 +103,6 @@ def test_settings_take_turns_and_answer_as_plain_decoding_does(subject: VllmSubj
     assert sum(len(tokens) - 1 for tokens in expected) > steps[0]
 
 
-def test_a_models_name_is_a_folder_of_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    kept = tmp_path / "models--org--name"
-    (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text("abc")
-    (kept / "snapshots" / "abc").mkdir(parents=True)
-    (kept / "snapshots" / "abc" / "config.json").write_text("{}")
-    assert folder_of("org/name") == kept / "snapshots" / "abc"
-    assert folder_of(str(tmp_path)) == tmp_path
-    with pytest.raises(UsageError, match="org/none: cannot be downloaded"):
-        folder_of("org/none")
-
-
 def test_costs_are_measured_with_vllms_own_flags() -> None:
     flags = ["--max-num-seqs", "3", "--dtype=float32", "--port", "1", "--enforce-eager", "--api-key", "x"]
     flags += ["--data-parallel-size", "2", "--disable-log-stats", "--served-model-name", "it"]
@@ -128,7 +111,7 @@ def test_costs_are_measured_with_vllms_own_flags() -> None:
 
 
 def test_tuning_tries_chains_and_vllms_own_methods(subject: VllmSubject) -> None:
-    settings = grid(subject.provides, trees=subject.trees, most_nodes=subject.limits(1)[1])
+    settings = subject.settings_to_try(subject.limits(1)[1], ())
     assert not any(one.planner.trees for one in settings)
     assert {"builtin", "suffix + token_recycling"} <= {one.method for one in settings}
     longest = [one.profile(subject.profile, "x").vllm.num_speculative_tokens for one in settings]

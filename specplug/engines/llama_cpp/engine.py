@@ -28,7 +28,7 @@ from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
 from specplug.engines.llama_cpp.stream import Stream
 from specplug.engines.llama_cpp.thread_following import follow, thread_count, threads_now
-from specplug.engines.warm_state import check_tokenizer
+from specplug.engines.tokenizer_check import check_tokenizer
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Answer, Request, Sampling
 from specplug.generation.context_advice import context_advice

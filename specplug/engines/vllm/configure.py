@@ -14,6 +14,7 @@ from typing import Any, cast
 from specplug import profile as profiles
 from specplug import registry
 from specplug.core import Proposer, Requires
+from specplug.engines.vllm.located_model import located_model
 from specplug.errors import SpecplugError, UsageError
 from specplug.models import drafter_folders, references
 from specplug.profile import Profile
@@ -23,6 +24,10 @@ from specplug.proposers.vocab_trim import VocabTrim
 
 NAME = "vllm"
 PROVIDES = Requires(topk=1 << 10, builtin=True, drafter=True)
+
+V2_METHOD: dict[str, Any] = {"method": "ngram_gpu", "prompt_lookup_min": 2, "prompt_lookup_max": 3}
+"""On the V2 runner specplug's speculator takes the place of vLLM's n-gram speculator: of vLLM's methods it alone needs
+no draft model, keeps asynchronous scheduling and has all tokens on the device. The two lengths have no effect."""
 
 PROPOSER = "specplug.engines.vllm.proposer.SpecplugProposer"
 """The value of `speculative_config.model` for `method: custom_class`."""
@@ -34,12 +39,19 @@ with a model only if they are in one."""
 KEY = "specplug"
 """Our key in `additional_config`."""
 
+TIMING = "timing"
+"""A key beside the profile: drafts are made but none is accepted, so that the time of steps can be measured on V2."""
 
-def engine_settings(profile: Profile, profile_ref: str, model: str | None = None) -> dict[str, Any]:
+
+def engine_settings(
+    profile: Profile, profile_ref: str, model: str | None = None, *, v2: bool = False, adaptive: bool = False
+) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM` without the model; the same keys are flags of `vllm serve`.
 
     profile_ref  the profile for the workers: the name of a shipped one, or a path that each of them can read
     model        the target; if it is a folder, a drafter's tokenizer is compared with the target's
+    v2           whether specplug's proposers draft in the V2 runner; `runner_choice` decides that
+    adaptive     whether vLLM can choose the draft tokens to verify, where the profile leaves that open
     UsageError for a profile that is not for vLLM, or whose drafter is missing, damaged or for another target.
     """
     if profile.engine != NAME:
@@ -59,14 +71,16 @@ def engine_settings(profile: Profile, profile_ref: str, model: str | None = None
     if not profile.speculates:
         return found
     length = {"num_speculative_tokens": settings.num_speculative_tokens}
+    config: dict[str, Any]
     if isinstance(proposers[0], Builtin):
-        return found | {"speculative_config": _builtin_settings(proposers[0]) | length}
+        config = _builtin_settings(proposers[0])
+        if proposers[0].runs_model:
+            config |= _verification(profile, adaptive)
+        return found | {"speculative_config": config | length}
     if isinstance(proposers[0], DraftModel):
-        return found | _drafter_settings(proposers[0], model, length)
-    return found | {
-        "speculative_config": {"method": "custom_class", "model": PROPOSER} | length,
-        "additional_config": {KEY: {"profile": profile_ref}},
-    }
+        return found | _drafter_settings(proposers[0], model, length | _verification(profile, adaptive))
+    config = V2_METHOD | _verification(profile, adaptive) if v2 else {"method": "custom_class", "model": PROPOSER}
+    return found | {"speculative_config": config | length, "additional_config": {KEY: {"profile": profile_ref}}}
 
 
 def proposers_of(profile: Profile) -> list[Proposer]:
@@ -90,6 +104,11 @@ def proposers_of(profile: Profile) -> list[Proposer]:
 def is_vllm_method(proposers: Sequence[Proposer]) -> bool:
     """Whether vLLM drafts with its own method or with a model, so that none of our code runs in its steps."""
     return isinstance(proposers[0], Builtin | DraftModel)
+
+
+def runs_model(proposers: Sequence[Proposer]) -> bool:
+    """Whether the drafts are those of a model, or of a head of the target's."""
+    return isinstance(proposers[0], DraftModel) or (isinstance(proposers[0], Builtin) and proposers[0].runs_model)
 
 
 def server_command(
@@ -117,9 +136,9 @@ def server_command(
 def profile_in(additional_config: Any) -> Profile:
     """The profile that `additional_config` gives to a worker. UsageError when it gives none."""
     own = additional_config.get(KEY) if isinstance(additional_config, dict) else None
-    if not isinstance(own, dict) or own.keys() != {"profile"}:
+    if not isinstance(own, dict) or "profile" not in own or not own.keys() <= {"profile", TIMING}:
         raise UsageError(
-            f'additional_config has no profile for method custom_class; add {{"{KEY}": {{"profile": "NAME or PATH"}}}}'
+            f'additional_config has no profile for specplug; add {{"{KEY}": {{"profile": "NAME or PATH"}}}}'
         )
     ref = own["profile"]
     if isinstance(ref, dict):
@@ -144,9 +163,29 @@ def write_profile(profile: Profile, folder: Path) -> str:
     return str(path)
 
 
+def _verification(profile: Profile, adaptive: bool) -> dict[str, Any]:
+    """How vLLM chooses the number of draft tokens to verify; empty for a fixed number."""
+    settings = profile.vllm
+    if profile.planner.mode == "static":
+        return {}
+    if settings.adaptive_verification or (settings.adaptive_verification is None and adaptive):
+        return {"enable_adaptive_verification": True}
+    if settings.tokens_per_batch_size:
+        longest = max(tokens for _, _, tokens in settings.tokens_per_batch_size)
+        if longest > settings.num_speculative_tokens:
+            raise UsageError(
+                f"profile {profile.name}: tokens_per_batch_size has {longest} draft tokens, but num_speculative_tokens "
+                f"is {settings.num_speculative_tokens}; raise it"
+            )
+        return {"num_speculative_tokens_per_batch_size": [list(one) for one in settings.tokens_per_batch_size]}
+    return {}
+
+
 def _builtin_settings(method: Builtin) -> dict[str, Any]:
     config: dict[str, Any] = {"method": method.name}
-    for key in ("model", "prompt_lookup_min", "prompt_lookup_max"):
+    if method.model is not None:
+        config["model"] = str(located_model(method.model))
+    for key in ("prompt_lookup_min", "prompt_lookup_max"):
         if getattr(method, key) is not None:
             config[key] = getattr(method, key)
     return config
@@ -154,7 +193,7 @@ def _builtin_settings(method: Builtin) -> dict[str, Any]:
 
 def _drafter_settings(drafter: DraftModel, target: str | None, length: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(drafter, VocabTrim):
-        return {"speculative_config": {"method": "draft_model", "model": drafter.model, **length}}
+        return {"speculative_config": {"method": "draft_model", "model": str(located_model(drafter.model)), **length}}
     folder = drafter_folders.resolve(drafter.model, drafter.build)
     manifest, _ = drafter_folders.read(folder)
     if manifest.format != "checkpoint":

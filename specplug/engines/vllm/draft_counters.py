@@ -14,6 +14,9 @@ import numpy as np
 
 from specplug.core import FloatArray, IntArray
 
+PUBLISH_SECONDS = 0.2
+"""The least time between two updates of the Prometheus counters."""
+
 AGREED = "agreed"
 """The label `proposer` of a token that several proposers drafted."""
 

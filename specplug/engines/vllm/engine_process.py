@@ -14,6 +14,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from specplug.engines.vllm.environment import METRICS_VARIABLE, QUIET, preload
+from specplug.engines.vllm.v2 import scheduled_lengths
 from specplug.engines.vllm.versions import require
 from specplug.errors import EngineError
 
@@ -30,6 +31,7 @@ def open_llm(model: str, settings: Mapping[str, Any]) -> Iterator[tuple[Any, str
     with temporary_environment({METRICS_VARIABLE: folder, **quiet, **preload(os.environ)}):
         from vllm import LLM
 
+        scheduled_lengths.install()  # a forked engine does not load plugins again
         try:
             llm = LLM(model, **settings, disable_log_stats=False, use_tqdm_on_load=False)
         except Exception as error:

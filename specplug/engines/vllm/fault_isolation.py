@@ -26,6 +26,10 @@ LOG_INTERVAL_SECONDS = 60.0
 """The least time between two log lines about the same proposer."""
 
 
+ADAPTER = "adapter"
+"""The name under which faults of the adapter to vLLM's runner are counted, beside those of proposers."""
+
+
 class Faults:
     """Counts faults by proposer and kind, logs each proposer's at most once a minute, and disables faulty proposers."""
 

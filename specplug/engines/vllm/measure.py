@@ -79,24 +79,43 @@ def with_costs(
             return profile
         notify(f"profile {profile.name} was measured under other conditions ({'; '.join(changed)}); measuring again")
     length = profile.vllm.num_speculative_tokens
-    key = hashlib.sha256(
-        json.dumps([SCHEMA, here, relevant, length], sort_keys=True, default=str).encode()
-    ).hexdigest()[:16]
-    path = cache_folder() / "cost" / f"vllm-{key}.json"
-    curves = _cached_curves(path)
-    if not curves:
-        notify(f"measuring the cost of passes on this machine (once; about {MEASURE_SECONDS:.0f} s after vLLM starts)")
-        busy = hardware.busy_warning()
-        if busy:
-            notify(busy)
+
+    def measured() -> tuple[CostPoints, ...]:
         timed = passes(model, settings, length, batches=BATCHES, contexts=CONTEXTS, seconds=MEASURE_SECONDS)
-        curves = curves_of(timed, CONTEXTS, length)
-        try:
-            write_atomically(path, json.dumps([asdict(curve) for curve in curves]).encode())
-        except SpecplugError as error:
-            notify(f"the measured costs could not be saved and will be measured again next time: {error}")
+        return curves_of(timed, CONTEXTS, length)
+
+    curves = remembered_curves([SCHEMA, here, relevant, length], measured, notify)
     acceptance = profile.measured.acceptance if profile.measured else {}
     return replace(profile, measured=Measured(here, None, acceptance, curves))
+
+
+def remembered_curves(
+    key: Sequence[Any],
+    measure: Callable[[], tuple[CostPoints, ...]],
+    notify: Callable[[str], None],
+    *,
+    starts: int = 1,
+) -> tuple[CostPoints, ...]:
+    """The curves in the user's cache that were measured under `key`; where there are none, new ones.
+
+    starts  how often measuring starts vLLM, each time to measure for MEASURE_SECONDS
+    """
+    digest = hashlib.sha256(json.dumps(list(key), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    path = cache_folder() / "cost" / f"vllm-{digest}.json"
+    curves = _cached_curves(path)
+    if curves:
+        return curves
+    after = "after vLLM starts" if starts == 1 else f"after each of {starts} starts of vLLM"
+    notify(f"measuring the cost of passes on this machine (once; about {MEASURE_SECONDS:.0f} s {after})")
+    busy = hardware.busy_warning()
+    if busy:
+        notify(busy)
+    curves = measure()
+    try:
+        write_atomically(path, json.dumps([asdict(curve) for curve in curves]).encode())
+    except SpecplugError as error:
+        notify(f"the measured costs could not be saved and will be measured again next time: {error}")
+    return curves
 
 
 def curves_of(timed: Sequence[TimedPass], contexts: Sequence[int], length: int) -> tuple[CostPoints, ...]:

@@ -10,30 +10,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from specplug.core import IntArray, int_array
-from specplug.engines.vllm.configure import engine_settings, is_vllm_method, proposers_of, write_profile
+from specplug.engines.tokenizer_check import check_tokenizer
+from specplug.engines.vllm.configure import (
+    engine_settings,
+    is_vllm_method,
+    proposers_of,
+    runs_model,
+    write_profile,
+)
 from specplug.engines.vllm.draft_counters import read_counters
 from specplug.engines.vllm.engine_process import open_llm
 from specplug.engines.vllm.environment import shared_memory
+from specplug.engines.vllm.located_model import located_model
 from specplug.engines.vllm.measure import with_costs
+from specplug.engines.vllm.runner_choice import PLAIN, on_v2, runs_on_v2
+from specplug.engines.vllm.v2.adaptive import is_adaptive
+from specplug.engines.vllm.v2.v2_interface import check_v2_interface
+from specplug.engines.vllm.v2.verified_lengths import with_verified_lengths
 from specplug.engines.vllm.versions import check_interface, require
-from specplug.engines.warm_state import check_tokenizer
 from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Request, Sampling, TokenLogprobs
 from specplug.generation.text import Segment
-from specplug.machine.folders import cache_folder, expanded
-from specplug.models import references
+from specplug.machine import hardware
+from specplug.machine.folders import cache_folder
 from specplug.profile import Profile
-from specplug.registry import ProposerSpec
-
-NONE = (ProposerSpec("none"),)
-
-MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-"""The files that are needed to run a model from the Hugging Face hub."""
 
 VLLM_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens"
 DRAFT_TOKENS, DRAFT_MILLISECONDS = "specplug:draft_tokens", "specplug:draft_milliseconds"
@@ -129,7 +133,8 @@ class Vllm:
 
     def _draft_tokens(self) -> int:
         """Draft tokens so far. For vLLM's own methods, only the engine that was opened last reports them."""
-        ours = read_counters(self._metrics_folder).get(DRAFT_TOKENS)
+        on_v2 = self.llm.llm_engine.vllm_config.use_v2_model_runner  # our counters are up to a step late there
+        ours = None if on_v2 else read_counters(self._metrics_folder).get(DRAFT_TOKENS)
         if ours is not None or not self.profile.speculates:
             return round(ours or 0)
         return sum(int(metric.value) for metric in self.llm.get_metrics() if metric.name == VLLM_DRAFT_TOKENS)
@@ -168,57 +173,51 @@ def prepare(
     notify: Callable[[str], None],
     overrides: Mapping[str, Any],
     measured_with: Mapping[str, Any] | None = None,
+    replicas: int = 1,
 ) -> tuple[str, dict[str, Any], Profile]:
-    """The model reference for vLLM, the settings to open it with, and the profile with costs.
+    """The path of the model, the settings to open it with, and the profile with costs.
 
     Missing costs are measured here.
 
     overrides      settings that override the profile's
     measured_with  further settings for measuring, which the caller passes to vLLM in another way
+    replicas       engines that share the requests
     """
     require()
     if profile.runtime.threads is not None:
         notify("specplug does not set the number of threads for vLLM; set VLLM_CPU_OMP_THREADS_BIND instead")
     proposers = proposers_of(profile)
-    model = model_for(ref)
-    plain = {**engine_settings(replace(profile, proposers=NONE), ""), **overrides}
+    folder = located_model(ref)
+    model = str(folder)
+    plain = {**engine_settings(replace(profile, proposers=PLAIN), ""), **overrides}
     if not profile.speculates:
         return model, plain, profile
-    if not is_vllm_method(proposers):
-        folder = folder_of(model)
+    v2 = adaptive = False
+    opened_with = {**plain, **(measured_with or {})}
+    if is_vllm_method(proposers):
+        # Without a GPU, vLLM need not be imported to know.
+        on_gpu = runs_model(proposers) and bool(hardware.gpus())
+        adaptive = on_gpu and on_v2(model, opened_with) and is_adaptive(profile, opened_with, notify)
+    else:
         check_tokenizer(profile, folder)
-        check_interface()
-        if profile.planner.mode != "static":
-            memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
-            profile = with_costs(profile, model, {**memory, **plain, **(measured_with or {})}, folder, notify=notify)
+        v2 = runs_on_v2(profile, model, opened_with, replicas=replicas, notify=notify)
+        if v2:
+            check_v2_interface()
+            adaptive = is_adaptive(profile, opened_with, notify)
+            if not adaptive and not profile.vllm.tokens_per_batch_size and profile.planner.mode != "static":
+                memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
+                ref = write_profile(profile, cache_folder() / "vllm")
+                profile = with_verified_lengths(profile, model, {**memory, **opened_with}, folder, ref, notify=notify)
+                if not profile.speculates:
+                    return model, plain, profile
+        else:
+            check_interface()
+            if profile.planner.mode != "static":
+                memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
+                profile = with_costs(profile, model, {**memory, **opened_with}, folder, notify=notify)
     path = write_profile(profile, cache_folder() / "vllm")
-    return model, {**engine_settings(profile, path, model), **overrides}, profile
-
-
-def model_for(ref: str) -> str:
-    """A packaged model's folder, written if it is missing; a path unchanged; else a name for vLLM to resolve."""
-    if ref.startswith("demo:"):
-        from specplug.transforms.dequantise import checkpoint_of
-
-        return str(checkpoint_of(ref))
-    if expanded(ref).exists() or ref.startswith((".", "/", "~")) or ref.count("/") != 1:
-        return str(references.resolve(ref))
-    return ref
-
-
-def folder_of(model: str) -> Path:
-    """The folder of a model that `model_for` returned. A name's files are downloaded, as vLLM would do.
-
-    UsageError when they cannot be downloaded.
-    """
-    if Path(model).exists():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=MODEL_FILES))
-    except Exception as error:  # unknown name, no network, no access: each raises its own type
-        raise UsageError(f"{model}: cannot be downloaded ({' '.join(str(error).split())[:300]})") from None
+    settings = engine_settings(profile, path, model, v2=v2, adaptive=adaptive)
+    return model, {**settings, **overrides}, profile
 
 
 def sampling_params(request: Request) -> Any:

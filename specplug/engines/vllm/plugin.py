@@ -1,6 +1,7 @@
 """The entry point that vLLM calls in each of its processes at start (group `vllm.general_plugins`).
 
-It registers model architectures by name: their module is imported only when a checkpoint names one of them.
+What it registers is imported only when it is used: model architectures by a checkpoint that names one, and the
+speculator by a configuration with specplug's key.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ MODULE = "specplug.engines.vllm.trimmed_head"
 
 
 def register() -> None:
-    """Register the architectures that checkpoints with trimmed heads name. Calling it again changes nothing."""
+    """Register the architectures of trimmed heads, and the speculator. Calling it again changes nothing."""
     try:
         from vllm import ModelRegistry
 
@@ -17,7 +18,13 @@ def register() -> None:
 
         for name in TRIMMED.values():
             ModelRegistry.register_model(name, f"{MODULE}:{name}")
+        from specplug.engines.vllm.v2 import runner_hook, scheduled_lengths
+
+        runner_hook.install()
+        scheduled_lengths.install()
     except Exception as error:  # an error here would stop vLLM even for users who do not use specplug
         import logging
 
-        logging.getLogger("vllm.specplug").warning("specplug: drafters with trimmed heads cannot be loaded: %s", error)
+        logging.getLogger("vllm.specplug").warning(
+            "specplug: trimmed heads and the V2 runner cannot be used: %s", error
+        )

@@ -21,9 +21,9 @@ from vllm.logger import init_logger
 from specplug import profile as profiles
 from specplug.drafts.chains import as_chains
 from specplug.engines.vllm.configure import profile_in, proposers_of
-from specplug.engines.vllm.draft_counters import PrometheusCounters
+from specplug.engines.vllm.draft_counters import PUBLISH_SECONDS, PrometheusCounters
 from specplug.engines.vllm.drafting import Drafting, Pass
-from specplug.engines.vllm.fault_isolation import Faults, GuardedProposer
+from specplug.engines.vllm.fault_isolation import ADAPTER, Faults, GuardedProposer
 from specplug.engines.vllm.patches import patch_expand_batch_to_tokens
 from specplug.engines.vllm.top_ids import TopIdsOfPass
 from specplug.engines.vllm.versions import check_interface, require
@@ -31,12 +31,6 @@ from specplug.errors import UsageError
 from specplug.planning.batch_speculator import BatchSpeculator, batch_cost
 from specplug.planning.cost import BatchCost
 from specplug.profile import CostPoints, Profile
-
-ADAPTER = "adapter"
-"""The label `proposer` of faults in this class itself."""
-
-PUBLISH_SECONDS = 0.2
-"""The least time between two updates of the Prometheus counters."""
 
 TICK_NS = 45_000
 """Nanoseconds by which the clock of an engine with several ranks advances at every reading. Real clocks would differ

@@ -5,6 +5,7 @@ It works on arrays of tokens and lengths, and imports no vllm.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,12 @@ import numpy.typing as npt
 from specplug.core import IntArray, int_array
 
 KEY = "specplug"
-"""The key in a request's `extra_args`: "off", or the longest draft in tokens."""
+"""The key in a request's `extra_args` for its options."""
 
 UNLIMITED = 1 << 30
+
+LONGEST_OPTIONS = 200
+"""Characters. Longer options are ignored: they come from clients, and are read in the engine's process."""
 
 
 @dataclass(slots=True)
@@ -88,14 +92,23 @@ def new_tokens(tracked: TrackedRequest, line: npt.NDArray[Any], num_tokens: int)
 def max_draft_of(extra_args: Any) -> int:
     """The longest draft that a request asks for, in tokens.
 
+    The options are a mapping with the keys of a request to specplug's own server, `mode` (off or auto) and `max_draft`,
+    or that mapping as JSON, because vLLM's server passes no mappings on. "off" and a number are short for it.
     A value that cannot be read means no limit: the request is still answered, since drafts do not change the output.
     """
     asked = extra_args.get(KEY) if isinstance(extra_args, dict) else None
+    if isinstance(asked, str) and len(asked) > LONGEST_OPTIONS:
+        return UNLIMITED
+    if isinstance(asked, str) and asked.lstrip().startswith("{"):
+        try:
+            asked = json.loads(asked)
+        except ValueError:
+            return UNLIMITED
+    if isinstance(asked, dict):
+        asked = "off" if asked.get("mode") == "off" else asked.get("max_draft")
     if asked == "off" or asked is False:
         return 0
-    if isinstance(asked, dict):
-        asked = asked.get("max_draft")
-    if isinstance(asked, str) and asked.isdecimal():
+    if isinstance(asked, str) and asked.isdecimal() and len(asked) <= LONGEST_OPTIONS:
         asked = int(asked)
     if isinstance(asked, int) and not isinstance(asked, bool):
         return max(0, asked)

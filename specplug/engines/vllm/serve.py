@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from specplug.engines.vllm.configure import server_command
 from specplug.engines.vllm.environment import METRICS_VARIABLE, preload
+from specplug.engines.vllm.located_model import served_name
 from specplug.engines.vllm.offline import prepare
 from specplug.engines.vllm.versions import require
 from specplug.errors import SpecplugError, UsageError
@@ -27,6 +28,8 @@ METRICS_DAYS = 7
 
 PROFILE_FLAGS = ("--model", "--speculative-config", "-sc", "--additional-config")
 """Flags of vLLM that the profile decides."""
+
+SERVED_NAME = "--served-model-name"
 
 REPLICA_PREFIX = "data_parallel"
 """The start of the names of all arguments about replicas."""
@@ -57,18 +60,37 @@ def command(
     further  vLLM's own flags, which override the profile's
     UsageError for a flag that the profile decides.
     """
-    for flag in further:
-        name = flag.split("=")[0].split(".")[0]
-        if name.replace("_", "-") in PROFILE_FLAGS:
-            raise UsageError(f"{name}: the profile decides that; change the profile, or start vLLM without specplug")
+    check_flags(further)
     environment = dict(environment)  # a copy, because measuring changes the variables temporarily
     distribution, _ = require()
-    model, settings, _ = prepare(ref, profile, notify=notify, overrides={}, measured_with=engine_flags(further))
-    flags = [*(["--host", host] if host else []), *(["--port", str(port)] if port else []), *further]
+    model, settings, profile = prepare(
+        ref,
+        profile,
+        notify=notify,
+        overrides={},
+        measured_with=engine_flags(further),
+        replicas=_given(further).get("data_parallel_size") or 1,
+    )
+    public_name = served_name(ref)
+    own = any(flag.split("=")[0].replace("_", "-") == SERVED_NAME for flag in further)
+    flags = [
+        *(["--host", host] if host else []),
+        *(["--port", str(port)] if port else []),
+        *([SERVED_NAME, public_name] if public_name and not own else []),
+        *further,
+    ]
     added = preload(environment) | ({"VLLM_API_KEY": api_key} if api_key else {})
     if profile.speculates and METRICS_VARIABLE not in environment:
         added[METRICS_VARIABLE] = str(new_metrics_folder())
     return Command(server_command(model, settings, flags, distribution=distribution), added)
+
+
+def check_flags(further: Sequence[str]) -> None:
+    """UsageError for a flag of vLLM that the profile decides."""
+    for flag in further:
+        name = flag.split("=")[0].split(".")[0]
+        if name.replace("_", "-") in PROFILE_FLAGS:
+            raise UsageError(f"{name}: the profile decides that; change the profile, or start vLLM without specplug")
 
 
 def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
@@ -76,6 +98,16 @@ def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
 
     Flags about replicas are left out: each replica runs passes of its own, and `vllm.LLM` has no replicas.
     """
+    without = ("disable_log_stats", "served_model_name")
+    return {
+        name: value
+        for name, value in _given(flags).items()
+        if name not in without and not name.startswith(REPLICA_PREFIX)
+    }
+
+
+def _given(flags: Sequence[str]) -> dict[str, Any]:
+    """The flags that are arguments of an engine, without those at their defaults."""
     if not flags:
         return {}
     from vllm.engine.arg_utils import EngineArgs
@@ -83,8 +115,7 @@ def engine_flags(flags: Sequence[str]) -> dict[str, Any]:
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     defaults, given = vars(parser.parse_args([])), vars(parser.parse_known_args(list(flags))[0])
-    known = {field.name for field in fields(EngineArgs) if not field.name.startswith(REPLICA_PREFIX)}
-    known -= {"disable_log_stats", "served_model_name"}
+    known = {field.name for field in fields(EngineArgs)}
     return {name: value for name, value in given.items() if name in known and value != defaults.get(name)}
 
 

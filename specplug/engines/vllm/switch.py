@@ -14,5 +14,7 @@ class ProfileSwitch:
     model_runner: Any
 
     def specplug_use(self, ref: str, fresh: bool) -> None:
-        """Call `SpecplugProposer.use_profile` of this worker."""
-        self.model_runner.drafter.use_profile(ref, fresh=fresh)
+        """Call `use_profile` of this worker's drafter (V1 runner) or speculator (V2)."""
+        drafter = getattr(self.model_runner, "drafter", None) or self.model_runner.speculator
+        if drafter is not None:  # with pipeline parallelism, only the last ranks draft
+            drafter.use_profile(ref, fresh=fresh)

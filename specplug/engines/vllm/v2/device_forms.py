@@ -1,0 +1,38 @@
+"""Finds the form of a proposer that drafts on the device.
+
+A proposer of a third party may have a method `device_form(num_tokens, device)` that returns a `DeviceProposer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from specplug.core import Proposer
+from specplug.proposers.suffix import Suffix
+from specplug.proposers.token_recycling import TokenRecycling
+from specplug.registry import name_of
+
+METHOD = "device_form"
+
+
+def without_device_form(proposers: Sequence[Proposer]) -> list[str]:
+    """Names of the proposers that draft on the host only."""
+    return [
+        name_of(one) for one in proposers if not isinstance(one, Suffix | TokenRecycling) and not hasattr(one, METHOD)
+    ]
+
+
+def device_form(proposer: Proposer, num_tokens: int, device: Any) -> Any:
+    """The `DeviceProposer` for a proposer that is not in `without_device_form`.
+
+    num_tokens  size of the vocabulary
+    """
+    from specplug.engines.vllm.v2.device_suffix import DeviceSuffix
+    from specplug.engines.vllm.v2.successors import Successors
+
+    if isinstance(proposer, Suffix):
+        return DeviceSuffix(proposer, device)
+    if isinstance(proposer, TokenRecycling):
+        return Successors(proposer, num_tokens, device)
+    return getattr(proposer, METHOD)(num_tokens, device)

@@ -1,0 +1,36 @@
+"""Adds corpora to a profile. This module edits a profile, and opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from specplug.profile.settings import Profile
+from specplug.profile.with_drafter import DRAFTERS
+from specplug.registry import ProposerSpec
+
+DATASTORE = "datastore"
+"""The method that drafts from corpora."""
+
+
+def with_corpora(profile: Profile, corpora: Sequence[str], *, name: str | None = None) -> Profile:
+    """The profile with these corpora, in place of those that it has, and beside its other methods.
+
+    A method of vLLM's own works alone, and so does a drafter on vLLM: corpora replace them.
+
+    name  of the new profile; the old one's where None
+    """
+    left_out = ("none", "builtin", DATASTORE, *(DRAFTERS if profile.engine == "vllm" else ()))
+    others = [one for one in profile.proposers if one.method not in left_out]
+    return replace(profile, name=name or profile.name, proposers=(*others, datastore_spec(profile, corpora)))
+
+
+def datastore_spec(profile: Profile, corpora: Sequence[str]) -> ProposerSpec:
+    """The method for these corpora, with the options that the profile sets."""
+    known = next((spec for spec in profile.proposers if spec.method == DATASTORE), ProposerSpec(DATASTORE))
+    return ProposerSpec(DATASTORE, {**known.options, "corpora": list(corpora)})
+
+
+def corpora_of(profile: Profile) -> list[str]:
+    """The corpora that a profile names."""
+    return [ref for spec in profile.proposers if spec.method == DATASTORE for ref in spec.options.get("corpora", ())]

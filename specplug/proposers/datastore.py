@@ -1,0 +1,225 @@
+"""Retrieval from corpora on disk: it drafts what followed the end of the text in the documents of a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+
+import numpy as np
+
+from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Requires, Step
+from specplug.corpora.folder import Corpus, open_corpus
+from specplug.corpora.matching import LONGEST, Text, longest_match
+from specplug.corpora.shard import Interval, Shard
+from specplug.drafts.chains import NODES_PER_TOKEN, Chains, ChainSteps, likeliest_chain
+
+_PRIORS: dict[str, dict[int, float]] = {
+    "one": {2: 0.04, 3: 0.16, 4: 0.24, 6: 0.34, 8: 0.45, 12: 0.55, 16: 0.62, 24: 0.70},
+    "few": {2: 0.14, 3: 0.30, 4: 0.48, 6: 0.62, 8: 0.75, 12: 0.82, 16: 0.88},
+    "many": {2: 0.45, 3: 0.58, 4: 0.68, 6: 0.78, 8: 0.86, 12: 0.92},
+    "most": {2: 0.27, 3: 0.35, 4: 0.38, 6: 0.40, 8: 0.45, 12: 0.50},
+    "some": {2: 0.10, 3: 0.13, 4: 0.15, 6: 0.12, 8: 0.13},
+    "rare": {2: 0.01, 4: 0.02, 8: 0.03},
+}
+"""Share of draft tokens that are accepted, by two properties. They follow the counts on Python code in
+docs/lab-book/corpora.md; where few were counted, they lie between their neighbours, or continue them.
+
+Support: all of 1, of 2 to 7, or of 8 or more occurrences continue with this token (`one`, `few`, `many`), or more than
+half of them (`most`), a fifth or more (`some`), fewer (`rare`).
+Effective match length, from each key to below the next: the match at the root plus one per draft token before this one.
+"""
+
+_MOST = 3
+"""The index of the support `most`; `some` and `rare` follow."""
+
+LONGEST_EFFECTIVE = 64
+"""Tokens. Longer effective matches count as this long."""
+
+SAMPLE = 64
+"""Occurrences per shard whose continuations are read."""
+
+
+class Datastore:
+    """Drafts a tree: the merged continuations of up to 64 occurrences of the longest match, over all corpora.
+
+    Source: REST (arXiv 2311.08252) for the datastore and the tree. Its first 5,000 occurrences in the order of their
+    continuations prefer small ids; this takes an evenly spaced sample of all. It ranks draft tokens by counts; this
+    one by how often tokens of the same support and match length were accepted, and these are its buckets.
+    State: 32 tokens per running sequence, and four numbers per sequence and shard. `shared_corpora`: maps of files, and
+    4 bytes per token of the vocabulary and shard. Requires: nothing.
+    Cost per step: see docs/lab-book/corpora.md.
+
+    corpora    names of corpora, or paths with a slash
+    max_draft  longest path of a draft, tokens
+    min_match  fewest tokens that have to match
+    min_prob   least probability of a path, by the priors
+    lookups    where many sequences draft chains at once: at most so many look up in one step; they take turns
+    """
+
+    requires = Requires()
+    buckets: tuple[Bucket, ...] = tuple(
+        Bucket(f"{support} {length}", prior) for support, priors in _PRIORS.items() for length, prior in priors.items()
+    )
+
+    def __init__(
+        self,
+        *,
+        corpora: Sequence[str],
+        max_draft: int = 16,
+        min_match: int = 2,
+        min_prob: float = 0.02,
+        lookups: int = 8,
+    ) -> None:
+        """UsageError for a corpus that is missing or damaged, ValueError for an option out of range."""
+        if not corpora or max_draft < 1 or not 1 <= min_match <= LONGEST or lookups < 1 or not 0.0 <= min_prob <= 1.0:
+            raise ValueError(
+                f"corpora {list(corpora)}, max_draft {max_draft}, min_match {min_match}, lookups {lookups}, min_prob "
+                f"{min_prob}: need at least one, >= 1, 1 to {LONGEST}, >= 1 and a probability"
+            )
+        if len(set(corpora)) < len(corpora):
+            raise ValueError(f"corpora: {', '.join(corpora)}: one is named twice")
+        self.max_draft = max_draft
+        self.min_match = min_match
+        self.min_prob = min_prob
+        self.lookups = lookups
+        self.shared_corpora: tuple[Corpus, ...] = tuple(open_corpus(ref) for ref in corpora)
+        if len({corpus.manifest.tokenizer for corpus in self.shared_corpora}) > 1:
+            raise ValueError(f"corpora: {', '.join(corpora)}: they were made with different tokenizers")
+        self._num_tokens = min(corpus.manifest.num_tokens for corpus in self.shared_corpora)
+        self._texts: dict[int, Text] = {}
+        self._asked: dict[int, int] = {}
+        """The step in which each sequence looked up last, where many draft chains at once."""
+        self._step = 0
+        self._asking: tuple[int, ...] = ()
+        self._priors = [bucket.prior for bucket in self.buckets]
+        self._bucket_of = _bucket_rows()
+
+    def begin(self, seq: int, prompt: IntArray) -> None:
+        text = self._texts[seq] = Text(self._num_tokens)
+        text.append(prompt.tolist())
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        if budget <= 0:
+            return EMPTY
+        length, found = self._matches(self._texts[seq])
+        if not found:
+            return EMPTY
+        depth = min(budget, self.max_draft)
+        parts = [shard.following(interval, length, SAMPLE, depth) for shard, interval in found]
+        weights = [
+            np.full(len(part), (high - low) / len(part)) for part, (_, (low, high)) in zip(parts, found, strict=True)
+        ]
+        rows, weight = parts[0], weights[0]
+        if len(parts) > 1:
+            rows, weight = np.concatenate(parts), np.concatenate(weights)
+            order = np.lexsort(rows.T[::-1])
+            rows, weight = rows[order], weight[order]
+        return self._tree(rows.tolist(), weight.tolist(), length, budget)
+
+    def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
+        """Of more than `lookups` sequences, those look up that did so longest ago; the others draft nothing."""
+        tokens: list[list[int]] = [[] for _ in seqs]
+        buckets: list[list[int]] = [[] for _ in seqs]
+        waiting = sorted(range(len(seqs)), key=lambda index: self._asked.get(seqs[index], -1))[: self.lookups]
+        self._asking = tuple(seqs[index] for index in waiting)
+        for index in waiting:
+            draft = self.propose(seqs[index], NODES_PER_TOKEN * k)
+            chain = likeliest_chain(draft, self._priors)
+            tokens[index], buckets[index] = chain.tokens[:k].tolist(), chain.buckets[:k].tolist()
+        return Chains.of(tokens, buckets, k)
+
+    def observe(self, seq: int, step: Step) -> None:
+        self._texts[seq].append(step.emitted)
+
+    def observe_chains(self, steps: ChainSteps) -> None:
+        self._step += 1
+        self._asked.update(dict.fromkeys((seq for seq in self._asking if seq in self._texts), self._step))
+        self._asking = ()
+        for seq, emitted in zip(steps.seqs, steps.emitted, strict=True):
+            self._texts[seq].append(emitted)
+
+    def end(self, seq: int) -> None:
+        del self._texts[seq]
+        self._asked.pop(seq, None)
+
+    def _matches(self, text: Text) -> tuple[int, list[tuple[Shard, Interval]]]:
+        """The length of the longest match, and the suffixes of each shard that start with it."""
+        longest = 0
+        found: list[tuple[Shard, Interval]] = []
+        for corpus in self.shared_corpora:
+            for shard in corpus.shards:
+                length, interval = longest_match(text, shard, self.min_match)
+                if length > longest:
+                    longest, found = length, []
+                if length and length == longest:
+                    found.append((shard, interval))
+        return longest, found
+
+    def _tree(self, rows: list[list[int]], weights: list[float], match: int, budget: int) -> Draft:
+        """The most likely nodes, by the priors along their paths, of the trie of sorted continuations.
+
+        rows     of equal length, with -1 after their ends
+        weights  occurrences that each row stands for
+        """
+        tokens: list[int] = []
+        parents: list[int] = []
+        buckets: list[int] = []
+        waiting: list[tuple[float, int, int, int, int, int, int, int]] = []
+        num_seen, longest = 0, len(rows[0])
+        node, depth, path, first, end = ROOT, 0, 1.0, 0, len(rows)
+        while True:
+            if depth < longest:
+                effective = min(match + depth, LONGEST_EFFECTIVE)
+                children = _children(rows, weights, depth, first, end)
+                total = sum(child[1] for child in children)
+                for token, weight, child_first, child_end in children:
+                    bucket = self._bucket_of[_support(weight, total)][effective]
+                    likely = path * self._priors[bucket]
+                    if likely >= self.min_prob:
+                        num_seen += 1
+                        heappush(waiting, (-likely, num_seen, token, node, bucket, depth + 1, child_first, child_end))
+            if not waiting or len(tokens) == budget:
+                return Draft.of(tokens, parents, buckets)
+            negative, _, token, parent, bucket, depth, first, end = heappop(waiting)
+            path, node = -negative, len(tokens)
+            tokens.append(token)
+            parents.append(parent)
+            buckets.append(bucket)
+
+
+def _children(
+    rows: list[list[int]], weights: list[float], depth: int, first: int, end: int
+) -> list[tuple[int, float, int, int]]:
+    """(token, weight, first row, end) of every token at a depth of the rows from `first` to before `end`."""
+    if end - first == 1:
+        token = rows[first][depth]
+        return [(token, weights[first], first, end)] if token >= 0 else []
+    children = []
+    begin, weight, current = first, 0.0, rows[first][depth]
+    for at in range(first, end):
+        token = rows[at][depth]
+        if token != current:
+            if current >= 0:
+                children.append((current, weight, begin, at))
+            begin, weight, current = at, 0.0, token
+        weight += weights[at]
+    if current >= 0:
+        children.append((current, weight, begin, end))
+    return children
+
+
+def _support(weight: float, total: float) -> int:
+    """The index of the support in _PRIORS where `weight` of `total` occurrences continue with a token."""
+    if weight >= total:
+        return 0 if total < 2 else 1 if total < 8 else 2
+    return _MOST if 2 * weight > total else _MOST + 1 if 5 * weight >= total else _MOST + 2
+
+
+def _bucket_rows() -> list[list[int]]:
+    """[support][effective match length] -> bucket."""
+    rows, first = [], 0
+    for priors in _PRIORS.values():
+        starts = list(priors)
+        rows.append([first + max(0, sum(s <= n for s in starts) - 1) for n in range(LONGEST_EFFECTIVE + 1)])
+        first += len(priors)
+    return rows
