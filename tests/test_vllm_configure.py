@@ -17,7 +17,7 @@ from specplug.core import int_array
 from specplug.engines.vllm import plugin, versions
 from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_in, server_command, write_profile
 from specplug.engines.vllm.draft_counters import AGREED, METRICS, DraftCounters
-from specplug.engines.vllm.engine_process import temporary_environment
+from specplug.engines.vllm.environment import temporary_environment
 from specplug.engines.vllm.measure import WARMUP_ROUNDS, curves_of
 from specplug.errors import EngineError, UsageError
 from specplug.models import drafter_folders

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from specplug.bench.arms import plain
 from specplug.engines.vllm.configure import engine_settings
+from specplug.engines.vllm.environment import quiet
 from specplug.engines.vllm.located_model import located_model
 from specplug.engines.vllm.runner_choice import runs_on_v2
 from specplug.engines.vllm.versions import require
@@ -16,6 +17,7 @@ from specplug.tune.vllm import VllmSubject
 from specplug.tune.vllm_v2 import ON_DEVICE, V2Subject
 
 
+@quiet()
 def vllm_subject(
     model: str, profile: Profile, *, named: Sequence[ProposerSpec], most: int, notify: Callable[[str], None]
 ) -> VllmSubject:

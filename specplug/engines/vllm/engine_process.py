@@ -13,7 +13,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
-from specplug.engines.vllm.environment import METRICS_VARIABLE, QUIET, preload
+from specplug.engines.vllm.environment import METRICS_VARIABLE, preload, quiet, temporary_environment
 from specplug.engines.vllm.v2 import scheduled_lengths
 from specplug.engines.vllm.versions import require
 from specplug.errors import EngineError
@@ -27,8 +27,7 @@ def open_llm(model: str, settings: Mapping[str, Any]) -> Iterator[tuple[Any, str
     """
     require()
     folder = _temporary_metrics_folder()
-    quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
-    with temporary_environment({METRICS_VARIABLE: folder, **quiet, **preload(os.environ)}):
+    with quiet(), temporary_environment({METRICS_VARIABLE: folder, **preload(os.environ)}):
         from vllm import LLM
 
         scheduled_lengths.install()  # a forked engine does not load plugins again
@@ -43,21 +42,6 @@ def open_llm(model: str, settings: Mapping[str, Any]) -> Iterator[tuple[Any, str
             yield llm, folder
         finally:
             llm.llm_engine.engine_core.shutdown()
-
-
-@contextmanager
-def temporary_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes that are started inside, and restore them afterwards."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _temporary_metrics_folder() -> str:

