@@ -17,13 +17,15 @@ from rich.console import Console
 
 from specplug.bench.workloads import load_workload
 from specplug.engines.open_profile import open_engine
+from specplug.engines.remembering import remembering
 from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Sampling
 from specplug.generation.answers import Request as AnswerRequest
 from specplug.generation.text import Segment
 
-from .options import Request, note, shared_options
+from .options import Request, model_path, note, shared_options
 from .preparation import prepare
+from .remember_options import remember_options, with_remember
 from .terminal_text import for_terminal
 
 VLLM_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -60,6 +62,7 @@ def _one_prompt(ctx: click.Context, parameter: click.Parameter, words: tuple[str
 @click.command(epilog='\b\nExample: specplug run --model some.gguf --stats "Why is the sky blue?"')
 @click.argument("prompt", nargs=-1, type=_Utf8(), metavar="[PROMPT]", callback=_one_prompt)
 @shared_options(max_tokens=512, draft="one")
+@remember_options
 @click.option(
     "--input", "input_file", type=_FILE, help="Answer every line of a JSONL file, an object with `prompt` or `turns`."
 )
@@ -124,6 +127,8 @@ def run(
     logit_bias: tuple[str, ...],
     grammar: Path | None,
     json_schema: Path | None,
+    remember: str | None,
+    private: bool,
     **sampling: Any,
 ) -> None:
     """Answer PROMPT, the text on stdin, or every prompt of a file.
@@ -162,7 +167,11 @@ def run(
     documents = []
     answer_number = 0
     prepare(request.profiles, yes=request.yes)
-    with open_engine(request.profile, note) as engine:
+    chosen = with_remember(request.profile, remember, private=private)
+    with (
+        remembering(chosen, lambda: model_path(chosen), note) as remembered,
+        open_engine(remembered.profile, note, learned=remembered.learned()) as engine,
+    ):
         for turns in conversations:
             messages = [{"role": "system", "content": system}] if system else []
             for turn in turns:
@@ -177,6 +186,7 @@ def run(
                         _print(released, terminal.is_terminal, coloured)
                 if prints_text:
                     click.echo()
+                remembered.take(tokens, answer.tokens, engine.learned())
                 messages.append({"role": "assistant", "content": answer.text})
                 named = {"model": request.profile.model, "profile": request.profile.name}
                 document = ({"answer": answer_number} if several else {}) | named | _document(turn, len(tokens), answer)

@@ -41,10 +41,14 @@ SECTIONS = {
     "planner": (profile.PlannerSettings, "`planner`: how many draft tokens to verify"),
     "runtime": (profile.Runtime, "`runtime`: how llama.cpp opens the model"),
     "vllm": (profile.VllmSettings, "`vllm`: how vLLM opens the model"),
+    "remember": (profile.Remember, "`remember`: what `run` and `serve` remember from one process to the next"),
     "measured": (profile.Measured, "`measured`: measurements on one machine"),
     "measured.cost_curve": (profile.CostPoints, "`measured.cost_curve` and each of `measured.batch_curves`"),
 }
 """Dataclass and heading of each part of a profile."""
+
+REQUIRED = {"remember": "corpus: a, "}
+"""What a part cannot be without."""
 
 INTRODUCTIONS = {
     "vllm": "These keys are vLLM's own flags of the same names, except those from `runner` to `tokens_per_batch_size`. "
@@ -68,6 +72,7 @@ MEANINGS = {
     "certain, at a measured cost ([rounding](../explanation/rounding.md)).",
     "runtime": "See below.",
     "vllm": "See below.",
+    "remember": "See below. A text is the name of the corpus alone. Other commands ignore it.",
     "measured": "See below.",
     "evidence": "The measurements from which `specplug tune` chose the settings. `specplug profiles plot` draws them.",
     "planner.mode": "`measured` verifies the draft tokens that save time by the measured costs. `static` always "
@@ -112,6 +117,10 @@ MEANINGS = {
     "at once divide it among them.",
     "vllm.dtype": "Number format of weights and activations.",
     "vllm.enforce_eager": "Run without compilation and without CUDA graphs.",
+    "remember.corpus": "Name of the corpus that gets the answers; it is drafted from as soon as it holds some "
+    "([corpora](../how-to/corpora.md#memory-between-runs)). Required.",
+    "remember.prompts": "Add the prompts, too. Otherwise the corpus gets the last 8 tokens of each.",
+    "remember.max_tokens": "Tokens that the corpus holds at most; the oldest answers are dropped.",
     "measured.hardware": "Fingerprint of the machine and of the versions.",
     "measured.cost_curve": "Cost of a pass for one sequence. See below.",
     "measured.acceptance": "For each bucket, how many draft tokens were accepted and rejected: `[hits, misses]`.",
@@ -314,7 +323,7 @@ def _value(key: str, hint: Any) -> str:
 
 def _range(key: str) -> tuple[int, int]:
     """The smallest and the largest integer that the key takes, found by trying."""
-    inside = next(value for value in (1, 16, 64) if _accepts(key, value))
+    inside = next(value for value in (1, 16, 64, 1024) if _accepts(key, value))
 
     def furthest(sign: int) -> int:
         near, far = inside, inside + sign * 2**40
@@ -337,7 +346,8 @@ def _accepts(key: str, value: object) -> bool:
 
 def _yaml(key: str, value: object) -> str:
     section, _, name = key.rpartition(".")
-    return "schema: 1\nname: a\n" + (f"{section}: {{{name}: {value}}}\n" if section else f"{name}: {value}\n")
+    required = REQUIRED.get(section, "")
+    return "schema: 1\nname: a\n" + (f"{section}: {{{required}{name}: {value}}}\n" if section else f"{name}: {value}\n")
 
 
 def _method(name: str) -> str:

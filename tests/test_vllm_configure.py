@@ -17,7 +17,7 @@ from specplug.core import int_array
 from specplug.engines.vllm import plugin, versions
 from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_in, server_command, write_profile
 from specplug.engines.vllm.draft_counters import AGREED, METRICS, DraftCounters
-from specplug.engines.vllm.environment import temporary_environment
+from specplug.engines.vllm.environment import quiet, temporary_environment
 from specplug.engines.vllm.measure import WARMUP_ROUNDS, curves_of
 from specplug.errors import EngineError, UsageError
 from specplug.models import drafter_folders
@@ -297,6 +297,15 @@ def test_environment_variables_of_an_engine_are_restored(monkeypatch: pytest.Mon
         assert os.environ["SPECPLUG_TEST_KEPT"] == os.environ["SPECPLUG_TEST_NEW"] == "in"
         raise RuntimeError
     assert os.environ["SPECPLUG_TEST_KEPT"] == "before" and "SPECPLUG_TEST_NEW" not in os.environ
+
+
+def test_vllms_log_stays_off_stdout_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)
+    with quiet():
+        assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+        assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert "VLLM_LOGGING_STREAM" not in os.environ
 
 
 def test_curves_are_medians_of_complete_rounds_after_the_warmup() -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from specplug.build.documents import STANDARD_INPUT, Skipped, Text, reads_ignore_files, texts
 from specplug.core import IntArray
+from specplug.corpora.answer_memory import answer_document, is_memory
 from specplug.corpora.folder import Manifest, ShardEntry, described, exists, read_manifest
 from specplug.corpora.suffix_order import LIBRARY, has_library
 from specplug.corpora.writing import (
@@ -42,9 +41,6 @@ SHARD_TOKENS = 32 << 20
 
 BATCH_CHARACTERS = 1 << 20
 """Characters of the documents that are tokenized at once."""
-
-PROMPT_TOKENS = 8
-"""Tokens at the end of a prompt that are kept before a recorded answer: with one chat template they match at once."""
 
 ANSWERS = "recorded answers"
 """What the manifest's sources say of answers that `tune` recorded."""
@@ -116,6 +112,8 @@ def _earlier(request: Request, tokenizer: str) -> Manifest | None:
             )
         return None
     manifest = read_manifest(request.out, request.ref)
+    if is_memory(manifest):
+        raise UsageError(f"corpus {request.ref}: it holds remembered answers, not documents; name another corpus")
     if manifest.tokenizer != tokenizer:
         raise UsageError(
             f"corpus {request.ref}: its tokenizer is {manifest.tokenizer[:12]}, that of {request.model} "
@@ -316,7 +314,7 @@ def _recorded_answers(model: Path) -> Iterator[Document]:
         if trace is None or trace.about.get("model") != identity:
             continue
         for answer in trace.answers:
-            tokens = np.concatenate((answer.prompt[-PROMPT_TOKENS:], answer.tokens)).astype(np.int32)
+            tokens = answer_document(answer.prompt, answer.tokens.tolist(), prompts=False)
             digest = sha256(tokens.tobytes()).hexdigest()[:32]
             yield Document.complete(f"answer:{answer.prompt_id}:{answer.turn}", digest, tokens)
 

@@ -32,6 +32,9 @@ ENDINGS = (TOKENS, ORDER, STARTS)
 DOCUMENTS = "documents"
 """Ending of the list of a shard's documents."""
 
+LEARNED = "learned.json"
+"""What was learned from the answers in a memory (`answer_memory`)."""
+
 STEM = re.compile(r"[0-9a-f]{16}")
 SHARD_FILE = re.compile(rf"{STEM.pattern}\.({'|'.join((*ENDINGS, DOCUMENTS))})")
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -122,6 +125,24 @@ def names() -> list[str]:
         return []
     named = (path for path in folders if NAME.fullmatch(path.name))
     return sorted(path.name for path in named if exists(path) or is_file(path / JOURNAL))
+
+
+def check_tokenizer(manifest: Manifest, ref: str, tokenizer: str, num_tokens: int | None, model: object) -> None:
+    """UsageError unless a corpus was made with this tokenizer, and holds ids of the vocabulary alone.
+
+    num_tokens  size of the vocabulary; None where it is not known
+    model       how the message names the model
+    """
+    if manifest.tokenizer != tokenizer:
+        raise UsageError(
+            f"corpus {ref}: its tokenizer is {manifest.tokenizer[:12]}, that of {model} {tokenizer[:12]}; build a "
+            "corpus with this model"
+        )
+    if num_tokens is not None and manifest.num_tokens > num_tokens:
+        raise UsageError(
+            f"corpus {ref}: its vocabulary has {manifest.num_tokens} tokens, that of {model} {num_tokens}; build a "
+            "corpus with this model"
+        )
 
 
 def exists(folder: Path) -> bool:
@@ -245,7 +266,7 @@ def _file_hash(path: Path) -> str:
 
 def own_files(folder: Path) -> list[Path]:
     """All files in the folder that have names of a corpus's files, those of interrupted writing included."""
-    names = (MANIFEST, JOURNAL)
+    names = (MANIFEST, JOURNAL, LEARNED)
     return [
         path
         for path in folder.iterdir()

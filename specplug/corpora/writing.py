@@ -23,6 +23,7 @@ from specplug.corpora.folder import (
     AGAIN,
     DOCUMENTS,
     JOURNAL,
+    LEARNED,
     MANIFEST,
     Manifest,
     ShardEntry,
@@ -112,7 +113,7 @@ class CorpusWriter:
         path = self._folder / MANIFEST
         write_atomically(path, manifest_text(self._manifest))
         os.chmod(path, PRIVATE_FILE)
-        _remove_files(self._folder, kept=self._manifest.shards)
+        _remove_files(self._folder, kept=self._manifest.shards, others=(MANIFEST, LEARNED))
         return self._manifest
 
 
@@ -236,16 +237,16 @@ def remove(folder: Path) -> None:
         raise UsageError(f"{folder}: no corpus is there")
     try:
         (folder / MANIFEST).unlink(missing_ok=True)  # first, so that nobody opens a part of it
-        _remove_files(folder, kept=())
+        _remove_files(folder, kept=(), others=())
         if not any(folder.iterdir()):
             folder.resolve().rmdir()
     except OSError as error:
         raise SpecplugError(f"{folder}: cannot be removed ({error.strerror or error})") from None
 
 
-def _remove_files(folder: Path, kept: Iterable[ShardEntry]) -> None:
-    """Remove the journal, what interrupted writing left, and the files of all shards but those that are kept."""
-    names = {MANIFEST, *(name for entry in kept for name in entry.file_names())}
+def _remove_files(folder: Path, kept: Iterable[ShardEntry], others: Iterable[str]) -> None:
+    """Remove the corpus's files, and what interrupted writing left, but for `others` and the files of `kept`."""
+    names = {*others, *(name for entry in kept for name in entry.file_names())}
     for path in own_files(folder):
         if path.name not in names:
             path.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ An engine's modules are imported only when a profile chooses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -28,10 +28,18 @@ class OpenEngine(Protocol):
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
         """Fill `answer` step by step; yields the text that each step completed."""
 
+    def learned(self) -> Mapping[str, Sequence[float]]:
+        """(hits, misses) by bucket, as learned so far; empty for an engine that does not tell."""
+
 
 @contextmanager
-def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[OpenEngine]:
-    """Raises UsageError for a model or profile that cannot be used, EngineError where the engine is missing."""
+def open_engine(
+    profile: Profile, notify: Callable[[str], None], *, learned: Mapping[str, Sequence[float]] | None = None
+) -> Iterator[OpenEngine]:
+    """UsageError for a model or profile that cannot be used, EngineError where the engine is missing.
+
+    learned  (hits, misses) by bucket to start from, on llama.cpp; those of the profile where None
+    """
     if profile.model is None:
         raise UsageError(f"profile {profile.name}: engine {profile.engine} has no model; name one with --model")
     if profile.engine == "vllm":
@@ -49,6 +57,6 @@ def open_engine(profile: Profile, notify: Callable[[str], None]) -> Iterator[Ope
 
     with (
         open_target(path, [profile], profile.runtime, notify) as model,
-        LlamaCpp(model, profile, remember=True, follow_free_cores=True, notify=notify) as llama,
+        LlamaCpp(model, profile, remember=True, learned=learned, follow_free_cores=True, notify=notify) as llama,
     ):
         yield llama

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specplug.corpora.folder import place, read_manifest
-from specplug.errors import UsageError
+from specplug.corpora.folder import check_tokenizer, place, read_manifest
 from specplug.models.references import tokenizer_hash, vocabulary_size
 
 
@@ -14,15 +13,4 @@ def check_fits(ref: str, model: Path) -> None:
 
     model  a GGUF file or a folder
     """
-    manifest, tokenizer = read_manifest(place(ref), ref), tokenizer_hash(model)
-    if manifest.tokenizer != tokenizer:
-        raise UsageError(
-            f"corpus {ref}: its tokenizer is {manifest.tokenizer[:12]}, that of {model} {tokenizer[:12]}; build a "
-            "corpus with this model"
-        )
-    num_tokens = vocabulary_size(model)
-    if num_tokens is not None and manifest.num_tokens > num_tokens:
-        raise UsageError(
-            f"corpus {ref}: its vocabulary has {manifest.num_tokens} tokens, that of {model} {num_tokens}; build a "
-            "corpus with this model"
-        )
+    check_tokenizer(read_manifest(place(ref), ref), ref, tokenizer_hash(model), vocabulary_size(model), model)

@@ -27,6 +27,7 @@ from specplug.profile.settings import (
     Measured,
     PlannerSettings,
     Profile,
+    Remember,
     Runtime,
     VllmSettings,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Measured",
     "PlannerSettings",
     "Profile",
+    "Remember",
     "Runtime",
     "VllmSettings",
     "as_mapping",

@@ -22,6 +22,7 @@ from specplug.profile.settings import (
     Measured,
     PlannerSettings,
     Profile,
+    Remember,
     Runtime,
     VllmSettings,
 )
@@ -236,6 +237,14 @@ def _tokens_per_batch_size(value: object, where: str) -> tuple[tuple[int, int, i
     return tuple(ranges)
 
 
+def _remember(value: object, where: str) -> Remember:
+    """A mapping, or the name of the corpus alone."""
+    named = {"corpus": value} if isinstance(value, str) else value
+    if isinstance(named, dict) and "corpus" not in named:
+        raise Invalid(f"{where}.corpus: missing; name a corpus")
+    return _section(Remember, _REMEMBER, named, where)
+
+
 _COST_POINTS: dict[str, Check] = {
     "contexts": _items(_integer(0, 1 << 24)),
     "rows": _items(_integer(1, 1 << 16)),
@@ -279,6 +288,11 @@ _VLLM: dict[str, Check] = {
     "dtype": _choice(DTYPES),
     "enforce_eager": _flag,
 }
+_REMEMBER: dict[str, Check] = {
+    "corpus": _name,
+    "prompts": _flag,
+    "max_tokens": _integer(1 << 10, 1 << 28),
+}
 _PROFILE: dict[str, Check] = {
     "name": _name,
     "description": _text,
@@ -289,6 +303,7 @@ _PROFILE: dict[str, Check] = {
     "exact": _flag,
     "runtime": lambda value, where: _section(Runtime, _RUNTIME, value, where),
     "vllm": lambda value, where: _section(VllmSettings, _VLLM, value, where),
+    "remember": _optional(_remember),
     "measured": _optional(lambda value, where: _section(Measured, _MEASURED, value, where)),
     "evidence": _plain_mapping,
 }

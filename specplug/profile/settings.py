@@ -121,6 +121,20 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """What `run` and `serve` remember from one process to the next.
+
+    corpus      name of the corpus that the answers are added to
+    prompts     whether it also gets the prompts, which drafting then finds as well
+    max_tokens  of all answers together; the oldest are dropped
+    """
+
+    corpus: str
+    prompts: bool = False
+    max_tokens: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """The only configuration object. Command-line flags edit a copy of it."""
 
@@ -133,6 +147,7 @@ class Profile:
     exact: bool = False
     runtime: Runtime = Runtime()
     vllm: VllmSettings = VllmSettings()
+    remember: Remember | None = None
     measured: Measured | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
 

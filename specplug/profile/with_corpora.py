@@ -20,9 +20,14 @@ def with_corpora(profile: Profile, corpora: Sequence[str], *, name: str | None =
 
     name  of the new profile; the old one's where None
     """
-    left_out = ("none", "builtin", DATASTORE, *(DRAFTERS if profile.engine == "vllm" else ()))
+    left_out = (DATASTORE, *_works_alone(profile))
     others = [one for one in profile.proposers if one.method not in left_out]
     return replace(profile, name=name or profile.name, proposers=(*others, datastore_spec(profile, corpora)))
+
+
+def may_add_corpora(profile: Profile) -> bool:
+    """Whether corpora can be added without replacing another method."""
+    return not any(spec.method in _works_alone(profile) for spec in profile.proposers)
 
 
 def datastore_spec(profile: Profile, corpora: Sequence[str]) -> ProposerSpec:
@@ -34,3 +39,8 @@ def datastore_spec(profile: Profile, corpora: Sequence[str]) -> ProposerSpec:
 def corpora_of(profile: Profile) -> list[str]:
     """The corpora that a profile names."""
     return [ref for spec in profile.proposers if spec.method == DATASTORE for ref in spec.options.get("corpora", ())]
+
+
+def _works_alone(profile: Profile) -> tuple[str, ...]:
+    """Methods that corpora replace."""
+    return ("none", "builtin", *(DRAFTERS if profile.engine == "vllm" else ()))

@@ -6,7 +6,7 @@ files beside the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ class LlamaCpp:
         kv_tokens: int | None = None,
         cost: CostPoints | None = None,
         remember: bool = False,
+        learned: Mapping[str, Sequence[float]] | None = None,
         follow_free_cores: bool = False,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -66,6 +67,7 @@ class LlamaCpp:
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or learned from passes, where None
         remember   continue what was learned of costs and drafters from the user's cache folder, and keep it there
+        learned    (hits, misses) by bucket to start from; those of the profile where None
         follow_free_cores
                    compute with fewer threads while other programs keep cores busy
         """
@@ -91,6 +93,7 @@ class LlamaCpp:
             num_ids=ids_needed(slots, max_nodes),
             max_rows=max_rows,
         )
+        self._learned = learned or (profile.measured.acceptance if profile.measured else None)
         self._drafters = Drafters()
         self._experience: dict[int, Experience] = {}
         self._experience_paths: dict[int, Path] = {}
@@ -166,9 +169,8 @@ class LlamaCpp:
         fusion = Fusion(self._drafters.in_place(sources))
         self._costs.forget()
         curve = self._costs.curve(*threads_now(self._threads, profile.runtime))
-        learned = profile.measured.acceptance if profile.measured else None
         self.speculator = Speculator(
-            fusion, curve, profile, limits=self._rollback.limits, learned=learned, experience=self._experience
+            fusion, curve, profile, limits=self._rollback.limits, learned=self._learned, experience=self._experience
         )
         self.context.clear()
         parts = (profile.runtime, self.context, self._drafters, self._costs, self.speculator)
@@ -180,6 +182,10 @@ class LlamaCpp:
             exact=self._exact,
             before_pass=partial(follow, self._threads, *parts) if self._threads else None,
         )
+
+    def learned(self) -> dict[str, tuple[float, float]]:
+        """(hits, misses) by bucket, as learned so far."""
+        return self.speculator.table.learned()
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """A sampler, which the sequence that begins with it will own. Raises UsageError for values out of range."""

@@ -24,7 +24,7 @@ from specplug.engines.vllm.configure import (
 )
 from specplug.engines.vllm.draft_counters import read_counters
 from specplug.engines.vllm.engine_process import open_llm
-from specplug.engines.vllm.environment import shared_memory
+from specplug.engines.vllm.environment import quiet, shared_memory
 from specplug.engines.vllm.located_model import located_model
 from specplug.engines.vllm.measure import with_costs
 from specplug.engines.vllm.runner_choice import PLAIN, on_v2, runs_on_v2
@@ -60,6 +60,9 @@ class Vllm:
         runner = "V2" if config.use_v2_model_runner else "V1"
         scheduling = "async" if config.scheduler_config.async_scheduling else "synchronous"
         return f"vLLM, {config.model_config.dtype}, {runner} runner, {scheduling} scheduling"
+
+    def learned(self) -> dict[str, tuple[float, float]]:
+        return {}
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> IntArray:
         """int32[n]: a conversation in the model's chat template, up to the start of the answer."""
@@ -166,6 +169,7 @@ def open_vllm(
         yield Vllm(llm, profile, metrics_folder)
 
 
+@quiet()
 def prepare(
     ref: str,
     profile: Profile,
