@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from corpus_files import write_corpus
 
 pytest.importorskip("llama_cpp")
 
@@ -298,3 +299,36 @@ def test_drafters_that_do_not_fit_are_refused(formats: dict[str, Path], tmp_path
             model = [q8_0] if command == "serve" else ["--model", q8_0]
             done = call(command, *model, "--profile", "quick", "--draft", ref, *(["x"] if command == "run" else []))
             assert message in refused(done, 2).split("specplug: ", 1)[1], command
+
+
+def test_answers_are_remembered_until_they_are_forgotten(
+    tmp_path: Path, own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run drafts from the first one's answer, so that its passes emit more; the text is the same. Every step
+    drafts, whatever it costs on this machine."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    text = (own_folders / "quick.yaml").read_text().replace("max_nodes: 6", "mode: static, max_nodes: 6")
+    (own_folders / "always.yaml").write_text(text.replace("name: quick", "name: always"))
+    arguments = ["run", "--profile", "always", "--max-tokens", "96", "--json", "Describe a small harbour town at dawn."]
+    before = json.loads(call(*arguments).stdout)
+    runs = [call(*arguments, "--remember", "towns") for _ in range(2)]
+    first, second = (json.loads(done.stdout) for done in runs)
+    assert [done.stderr.decode().count("remembering answers in corpus towns") for done in runs] == [1, 1]
+    assert first["text"] == second["text"] == before["text"]
+    assert second["mean_acceptance_length"] > 1.5 * first["mean_acceptance_length"]
+    shown = json.loads(call("corpus", "show", "towns", "--json").stdout)
+    assert shown["documents"] == 1 and shown["tokens"] == 96 + 8 + 1
+    private = call(*arguments[:-1], "--remember", "towns", "--private", "Name three rivers.")
+    assert private.stderr == b"" and json.loads(call("corpus", "show", "towns", "--json").stdout) == shown
+    assert call("corpus", "remove", "towns").returncode == 0
+    assert "corpus towns: no corpus is there" in refused(call("corpus", "show", "towns"), 2)
+
+
+def test_a_memory_of_another_model_is_refused_before_anything_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    write_corpus(tmp_path / "data" / "specplug" / "corpora" / "towns", [[1, 2, 3]], 100)
+    arguments = ("run", "--profile", "quick", "--max-tokens", "4", "--remember")
+    assert "built from documents" in refused(call(*arguments, "towns", "Hello"), 2)
+    assert "no name of a corpus" in refused(call(*arguments, "../towns", "Hello"), 2)
