@@ -22,6 +22,7 @@ import numpy as np
 from specplug import registry
 from specplug.drafts.chains import as_chains
 from specplug.engines.vllm.drafting import Drafting, Pass
+from specplug.engines.vllm.request_table import RequestTable
 from specplug.planning.batch_speculator import BatchSpeculator
 from specplug.planning.cost import BatchCost, CostCurve
 from specplug.registry import ProposerSpec
@@ -53,7 +54,7 @@ def measure(batch: int, steps: int, *, static: bool, top: bool) -> tuple[list[fl
     points = [1, batch, rows] if batch > 1 else [1, rows]
     cost = BatchCost({1: CostCurve([0], points, [[*[PLAIN_MS] * (len(points) - 1), PLAIN_MS * (K + 1)]])})
     drafting = Drafting(
-        BatchSpeculator(proposers, METHODS, cost, k=K, static=static), cost, max_model_len=1 << 20, adaptive=False
+        BatchSpeculator(proposers, METHODS, cost, k=K, static=static), cost, RequestTable(1 << 20), adaptive=False
     )
     text = texts(batch, PROMPT + ANSWER + (K + 1) * steps)
     names = [f"request {row}" for row in range(batch)]

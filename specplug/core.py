@@ -207,6 +207,29 @@ class Proposer(Protocol):
         """Forget `seq`."""
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceOptions:
+    """What the request of a sequence asks for.
+
+    corpora  names of the corpora to draft from; None leaves the choice to the profile
+    private  nothing of the sequence may be kept when the process ends
+    """
+
+    corpora: tuple[str, ...] | None = None
+    private: bool = False
+
+
+NO_OPTIONS = SequenceOptions()
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """A proposer that drafts otherwise for a sequence whose request asks for it. It is optional."""
+
+    def configure(self, seq: int, options: SequenceOptions) -> None:
+        """Called right before `begin` of the same sequence. Where it is not called, the options are NO_OPTIONS."""
+
+
 @runtime_checkable
 class BatchProposer(Protocol):
     """A proposer that can also draft for several sequences in one call.

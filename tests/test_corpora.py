@@ -96,7 +96,7 @@ def test_matches_are_those_of_a_brute_force_search(
         patch.setattr(writing, "suffix_order", partial(suffix_order, library=library))
         corpus = write_corpus(tmp_path_factory.mktemp("c") / "c", named, num_tokens, shard_tokens=shard_tokens)
     running = Text(num_tokens)
-    where = Path(corpus.name)
+    where = corpus.folder
     held = [
         [d.tokens.tolist() for d in writing.documents_of(where, entry, num_tokens)] for entry in corpus.manifest.shards
     ]

@@ -1,12 +1,18 @@
 """Drafting from corpora."""
 
+import weakref
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from corpus_files import write_corpus
+from hypothesis import given
+from hypothesis import strategies as st
 
-from specplug.core import EMPTY, Draft, Proposer, Step, int_array
+from specplug.core import EMPTY, Draft, Proposer, SequenceOptions, Step, int_array
 from specplug.corpora import writing
+from specplug.corpora.folder import Corpus
 from specplug.drafts.chains import ChainSteps
 from specplug.errors import UsageError
 from specplug.proposers.datastore import Datastore
@@ -126,7 +132,13 @@ def test_state_of_a_sequence_is_bounded_and_gone_with_it(toy_corpus: str) -> Non
 
 @pytest.mark.parametrize(
     "options",
-    [{"corpora": []}, {"corpora": ["x"], "max_draft": 0}, {"corpora": ["x"], "min_prob": 2.0}, {"corpora": ["x", "x"]}],
+    [
+        {"corpora": [], "max_draft": 0},
+        {"corpora": [], "min_prob": 2.0},
+        {"corpora": ["x", "x"]},
+        {"corpora": [], "corpora_for": "some"},
+        {},
+    ],
 )
 def test_bad_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="proposer datastore"):
@@ -137,6 +149,12 @@ def test_a_missing_corpus_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     with pytest.raises(UsageError, match="no corpus is there; build it with: specplug build corpus MODEL"):
         build_sources([ProposerSpec("datastore", {"corpora": ["nothing"]})])
+
+
+def test_two_corpora_of_one_name_are_refused(tmp_path: Path) -> None:
+    refs = [corpus_of(tmp_path / folder / "same", [A, B]) for folder in "ab"]
+    with pytest.raises(UsageError, match="same, same: two have one name"):
+        build_sources([ProposerSpec("datastore", {"corpora": refs})])
 
 
 def test_corpora_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
@@ -154,3 +172,136 @@ def test_a_corpus_that_is_removed_while_it_is_used_still_drafts(tmp_path: Path) 
     writing.remove(Path(ref))
     proposer.observe(0, Step([B], EMPTY, []))
     assert proposer.propose(0, 4).tokens.tolist() == [C]
+
+
+# -- corpora that change, and sequences that choose -------------------------------------------------------------------
+
+
+def drafted(proposer: Datastore, seq: int = 0) -> list[int]:
+    return sorted(proposer.propose(seq, 8).tokens.tolist())
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Corpus, Corpus]:
+    """After A and B, the corpus `x` has X and the corpus `y` has Y."""
+    return write_corpus(tmp_path / "x", [[A, B, X]], 64), write_corpus(tmp_path / "y", [[A, B, Y]], 64)
+
+
+def test_without_corpora_nothing_is_drafted() -> None:
+    proposer = started(Datastore(corpora=[]), A, 1_000_000, B)
+    assert drafted(proposer) == [] and proposer.offered == []
+    assert proposer.propose_chains([0], 4).tokens.tolist() == [[-1] * 4]
+
+
+def test_running_sequences_follow_a_change_of_corpora(two: tuple[Corpus, Corpus]) -> None:
+    x, y = two
+    proposer = started(Datastore(corpora=[]), A, B)
+    proposer.use_corpora([x])
+    assert drafted(proposer) == [X]
+    proposer.use_corpora([x, y])
+    assert drafted(proposer) == [X, Y]
+    proposer.observe(0, Step([Y], EMPTY, []))
+    proposer.observe(0, Step([A, B], EMPTY, []))
+    proposer.use_corpora([y])
+    assert drafted(proposer) == [Y] and drafted(started(proposer, A, B, seq=1), seq=1) == [Y]
+    assert len(proposer._texts[0].places) == 1
+    proposer.use_corpora([])
+    assert drafted(proposer) == [] and not proposer._texts[0].places
+
+
+def test_a_change_that_is_refused_changes_nothing(two: tuple[Corpus, Corpus]) -> None:
+    x, y = two
+    proposer = started(Datastore(corpora=[]), A, B)
+    proposer.use_corpora([x])
+    other = replace(y, manifest=replace(y.manifest, tokenizer="1" * 64))
+    for wrong in ([x, x], [x, other]):
+        with pytest.raises(ValueError, match="corpora: x"):
+            proposer.use_corpora(wrong)
+    assert proposer.shared_corpora == (x,) and drafted(proposer) == [X]
+
+
+def test_the_maps_of_a_removed_corpus_are_closed(tmp_path: Path) -> None:
+    proposer = started(Datastore(corpora=[corpus_of(tmp_path / "x", [A, B, X])]), A, B)
+    assert drafted(proposer) == [X]
+    shard = weakref.ref(proposer.shared_corpora[0].shards[0])
+    proposer.use_corpora([])
+    assert shard() is None
+
+
+def test_a_corpus_of_a_smaller_vocabulary_can_be_added(tmp_path: Path) -> None:
+    """Ids that it does not have end what is searched for; they are in the texts of running sequences already."""
+    large = write_corpus(tmp_path / "large", [[A, B, 60, A, B, X]], 64)
+    small = write_corpus(tmp_path / "small", [[A, B, Y]], 32)
+    proposer = started(Datastore(corpora=[], min_match=1, min_prob=0.0), A, B, 60, seq=0)
+    started(proposer, 60, A, B, seq=1)
+    proposer.use_corpora([large])
+    assert [drafted(proposer, seq)[-1] for seq in (0, 1)] == [X, X]
+    proposer.use_corpora([small])
+    assert [drafted(proposer, seq) for seq in (0, 1)] == [[], [Y]]
+    proposer.observe(0, Step([A, 60, B], EMPTY, []))
+    assert drafted(proposer) == [Y]
+
+
+def asking(proposer: Datastore, seq: int, corpora: tuple[str, ...] | None) -> Datastore:
+    proposer.configure(seq, SequenceOptions(corpora))
+    return started(proposer, A, B, seq=seq)
+
+
+def test_each_sequence_drafts_from_the_corpora_that_it_names(two: tuple[Corpus, Corpus]) -> None:
+    proposer = Datastore(corpora=[])
+    proposer.use_corpora(two)
+    for seq, names in enumerate((None, ("x",), ("y",), ("x", "y"), (), ("z",))):
+        asking(proposer, seq, names)
+    assert [drafted(proposer, seq) for seq in range(6)] == [[X, Y], [X], [Y], [X, Y], [], []]
+    proposer.use_corpora(two[1:])
+    assert [drafted(proposer, seq) for seq in range(6)] == [[Y], [], [Y], [Y], [], []]
+    proposer.end(1)
+    assert drafted(started(proposer, A, B, seq=1), seq=1) == [Y], "its choice has ended with it"
+
+
+def test_sequences_that_name_nothing_get_nothing_where_tenants_share(two: tuple[Corpus, Corpus]) -> None:
+    proposer = Datastore(corpora=[], corpora_for="asking")
+    proposer.use_corpora(two)
+    asking(proposer, 0, None)
+    asking(proposer, 1, ("y",))
+    started(proposer, A, B, seq=2)
+    assert [drafted(proposer, seq) for seq in range(3)] == [[], [Y], []]
+
+
+def test_only_allowed_corpora_can_be_named(two: tuple[Corpus, Corpus]) -> None:
+    proposer = Datastore(corpora=[], request_corpora=["y", "later"])
+    proposer.use_corpora(two)
+    assert proposer.offered == ["y"]
+    assert drafted(asking(proposer, 0, ("x", "y")), 0) == [Y]
+    assert drafted(asking(proposer, 1, None), 1) == [X, Y]
+
+
+def test_sequences_without_corpora_take_no_turns(two: tuple[Corpus, Corpus]) -> None:
+    proposer = Datastore(corpora=[], lookups=2)
+    proposer.use_corpora(two)
+    for seq in range(6):
+        asking(proposer, seq, ("x",) if seq > 3 else ())
+    assert proposer.propose_chains(range(6), 1).tokens.tolist() == [[-1]] * 4 + [[X]] * 2
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> list[Corpus]:
+    folder = tmp_path_factory.mktemp("pool")
+    return [write_corpus(folder / f"c{n}", [TOY.greedy([seed, 5 + n], 40) for seed in range(4)], 64) for n in range(3)]
+
+
+@given(st.data())
+def test_any_order_of_changes_drafts_as_a_fresh_proposer(pool: list[Corpus], data: Any) -> None:
+    """After every change, drafts equal those of a proposer that never knew other corpora."""
+    seed = data.draw(st.integers(0, 3))
+    changing = Datastore(corpora=[], min_prob=0.0)
+    tokens = TOY.greedy([seed, 5], 40)
+    started(changing, *tokens[:2])
+    for at in range(2, 20):
+        if data.draw(st.booleans()):
+            changing.use_corpora(data.draw(st.lists(st.sampled_from(pool), unique_by=lambda corpus: corpus.name)))
+        fresh = Datastore(corpora=[], min_prob=0.0)
+        fresh.use_corpora(changing.shared_corpora)
+        started(fresh, *tokens[:at])
+        assert nodes(changing, changing.propose(0, 8)) == nodes(fresh, fresh.propose(0, 8))
+        changing.observe(0, Step([tokens[at]], EMPTY, []))

@@ -1,20 +1,29 @@
 """Drafting for vLLM's batch, tested without vLLM: every answer is the target's own, and no request state is left."""
 
 import json
+from collections import Counter
 from itertools import count
+from logging import getLogger
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from corpus_files import write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_batch import ToyBatch, ToyRequest
 
 from specplug import registry
+from specplug.core import SequenceOptions
 from specplug.drafts.chains import as_chains
 from specplug.engines.vllm.drafting import Drafting
-from specplug.engines.vllm.request_table import max_draft_of
+from specplug.engines.vllm.fault_isolation import Faults, GuardedProposer
+from specplug.engines.vllm.request_options import RequestOptions, request_options
+from specplug.engines.vllm.request_table import RequestTable
 from specplug.planning.batch_speculator import BatchSpeculator
 from specplug.planning.cost import BatchCost, CostCurve
+from specplug.proposers.datastore import Datastore
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 
@@ -30,7 +39,7 @@ def drafting(
     cost = BatchCost({1: CostCurve([0], [1, 64], [[50.0, 50.0 + 50.0 * 63 * ms]])})
     clock = count(step=20_000).__next__
     speculator = BatchSpeculator(proposers, methods, cost, k=K, static=static, uniform=uniform, clock=clock)
-    return Drafting(speculator, cost, max_model_len=max_len, adaptive=False, clock=clock)
+    return Drafting(speculator, cost, RequestTable(max_len), adaptive=False, clock=clock)
 
 
 def requests(n: int, *, tokens: int = 40, length: int = 30) -> list[ToyRequest]:
@@ -119,25 +128,83 @@ def test_a_request_can_limit_or_disable_its_drafts(extra: object, max_draft: int
     assert longest == max_draft and is_correct(one)
 
 
+def asked(options: object) -> RequestOptions:
+    return request_options({"specplug": options}, ["a", "b"])
+
+
 def test_invalid_draft_limits_of_a_request_are_ignored() -> None:
-    assert max_draft_of({"specplug": "off"}) == 0
-    assert max_draft_of({"specplug": "3"}) == 3
-    assert max_draft_of({"specplug": -5}) == 0
+    assert asked("off").max_draft == 0
+    assert asked("3").max_draft == 3
+    assert asked(-5).max_draft == 0
     for mapping, most in (({"mode": "off"}, 0), ({"mode": "off", "max_draft": 3}, 0), ({"max_draft": 3}, 3)):
-        assert max_draft_of({"specplug": mapping}) == max_draft_of({"specplug": json.dumps(mapping)}) == most
-    for hostile in ('{"a":' * 100_000, "9" * 5000, {"max_draft": "9" * 5000}, "{" * 150):
-        assert max_draft_of({"specplug": hostile}) > 1000
-    assert max_draft_of({"specplug": {"mode": "auto"}}) > 1000 < max_draft_of({"specplug": "{broken"})
-    for invalid in (
-        None,
-        {},
-        {"specplug": [1]},
-        {"specplug": "fast"},
-        {"specplug": True},
-        {"specplug": {"max": 1}},
-        "off",
-    ):
-        assert max_draft_of(invalid) > 1000
+        assert asked(mapping).max_draft == asked(json.dumps(mapping)).max_draft == most
+    for hostile in ('{"a":' * 100_000, '{"a":' * 800, "9" * 5000, {"max_draft": "9" * 5000}, "{" * 150):
+        assert asked(hostile).max_draft > 1000
+    assert asked({"mode": "auto"}).max_draft > 1000 < asked("{broken").max_draft
+    for invalid in (None, {}, {"specplug": [1]}, {"specplug": "fast"}, {"specplug": True}, {"specplug": {"max": 1}}):
+        assert request_options(invalid).max_draft > 1000
+    assert request_options("off").max_draft > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "corpora", "private"),
+    [
+        ({}, None, False),
+        ("off", None, False),
+        ({"corpora": ["b"]}, ("b",), False),
+        ({"corpora": [], "private": True}, (), True),
+        ({"private": 1, "max_draft": 2}, None, True),
+    ],
+)
+def test_a_request_names_its_corpora_and_whether_it_is_private(options: Any, corpora: Any, private: bool) -> None:
+    found = {asked(options), asked(json.dumps(options) if options != "off" else options)}
+    assert [(one.sequence, one.problem) for one in found] == [(SequenceOptions(corpora, private), None)]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"corpora": "a"}, "no list of names"),
+        ({"corpora": ["a", 3]}, "no list of names"),
+        ({"corpora": ["a", "c"]}, "not open to requests"),
+        ("{broken", "cannot be read"),
+        ("[" * 4000, "cannot be read"),
+        ('{"corpora": ' + "[" * 4000, "cannot be read"),
+        (json.dumps({"corpora": ["a"] * 2000}), "cannot be read"),
+        ("fast", "cannot be read"),
+        (True, "cannot be read"),
+    ],
+)
+def test_options_that_cannot_be_met_are_those_of_no_corpora(options: Any, problem: str) -> None:
+    found = asked(options)
+    assert found.sequence.corpora == () and problem in str(found.problem)
+    assert found.sequence.private == ("read" in problem), "what cannot be read may have said so"
+
+
+def test_requests_draft_from_the_corpora_that_they_name(tmp_path: Path) -> None:
+    """Of two corpora, only one holds the answers; a problem is logged once per kind."""
+    prompts = [TARGET.prompt(30, key).tolist() for key in range(6)]
+    write_corpus(tmp_path / "answers", [[*prompt, *TARGET.greedy(prompt, 30)] for prompt in prompts], 48)
+    write_corpus(tmp_path / "other", [[47] * 20], 48)
+    datastore = Datastore(corpora=[f"{tmp_path}/answers/", f"{tmp_path}/other/"], request_corpora=["answers", "other"])
+    cost = BatchCost({1: CostCurve([0], [1, 64], [[50.0, 50.0]])})
+    warnings: list[str] = []
+    table = RequestTable(400, offered=lambda: datastore.offered, warn=warnings.append)
+    guarded = GuardedProposer(datastore, "datastore", Faults(getLogger("test")), num_tokens=48)
+    drafts = Drafting(BatchSpeculator([guarded], ["datastore"], cost, k=K, static=True), cost, table, adaptive=False)
+    batch = ToyBatch(drafts, TARGET, K)
+    asking: list[Any] = [None, {"corpora": ["answers"]}, {"corpora": ["other"]}, '{"corpora": []}', {"corpora": ["x"]}]
+    asking.append({"corpora": ["/etc"]})
+    batch.waiting += [
+        ToyRequest(f"r{n}", prompt, 30, {"specplug": options})
+        for n, (prompt, options) in enumerate(zip(prompts, asking, strict=True))
+    ]
+    drafted = Counter[str]()
+    while batch.running or batch.waiting:
+        batch.step()
+        drafted.update(request.id for request in batch.running if request.draft)
+    assert drafted.keys() == {"r0", "r1"} and all(map(is_correct, batch.finished))
+    assert len(warnings) == 1 and "not open to requests" in warnings[0] and "/etc" not in warnings[0]
 
 
 @pytest.mark.parametrize("room", [1, 2, 3, 9])
@@ -185,7 +252,7 @@ def test_long_prompts_are_passed_on_over_several_steps() -> None:
     begun: list[int] = []
     drafts = drafting("suffix")
     begin = drafts.speculator.begin
-    drafts.speculator.begin = lambda seq, prompt: (begun.append(len(prompt)), begin(seq, prompt))[1]  # type: ignore[method-assign]
+    drafts.speculator.begin = lambda seq, prompt, options: (begun.append(len(prompt)), begin(seq, prompt))[1]  # type: ignore[method-assign]
     batch = ToyBatch(drafts, TARGET, K, max_len=8000)
     batch.waiting += [ToyRequest(f"r{key}", [key % 48] * 5000, 10) for key in range(3)]
     counts = []
@@ -199,7 +266,7 @@ def test_costs_are_learned_from_passes_without_prompts() -> None:
     now = iter(range(0, 10**12, 30_000_000)).__next__
     cost = BatchCost({1: CostCurve([0], [1, 64], [[50.0, 50.0]])})
     proposers = [as_chains(registry.build([ProposerSpec("none")]))]
-    drafts = Drafting(BatchSpeculator(proposers, ["none"], cost, k=K), cost, max_model_len=400, clock=now)
+    drafts = Drafting(BatchSpeculator(proposers, ["none"], cost, k=K), cost, RequestTable(400), clock=now)
     batch = ToyBatch(drafts, TARGET, K)
     batch.run(requests(2, tokens=100))
     # Every pass takes one tick of the clock, 30 ms.

@@ -6,6 +6,7 @@ A folder is untrusted input, so everything read from it is checked. Nothing here
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from specplug.corpora.shard import ORDER, STARTS, TOKENS, Shard
 from specplug.errors import UsageError
@@ -97,9 +98,15 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A corpus that is open for searching."""
+    """A corpus that is open for searching.
+
+    name      of its folder
+    folder    an absolute path
+    manifest  as it was when the corpus was opened
+    """
 
     name: str
+    folder: Path
     manifest: Manifest
     shards: tuple[Shard, ...]
 
@@ -215,7 +222,18 @@ def open_corpus(ref: str) -> Corpus:
         shards = _open_shards(folder, manifest)
     for shard in shards:
         shard.warm()
-    return Corpus(ref, manifest, tuple(shards))
+    folder = Path(os.path.abspath(folder))
+    return Corpus(folder.name, folder, manifest, tuple(shards))
+
+
+def on_disk(corpus: Corpus) -> Literal["same", "changed", "deleted"]:
+    """What has become of the files of an open corpus, which keeps the contents that it was opened with."""
+    if not exists(corpus.folder):
+        return "deleted"
+    try:
+        return "same" if read_manifest(corpus.folder) == corpus.manifest else "changed"
+    except UsageError:
+        return "changed"
 
 
 def _open_shards(folder: Path, manifest: Manifest) -> list[Shard]:

@@ -7,7 +7,7 @@ are searched for. State: 32 tokens per text, and four numbers per text and shard
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from specplug.corpora.shard import Interval, Shard, encoded
@@ -52,6 +52,16 @@ class Text:
                 self.tail.append(token)
             else:
                 self.tail.clear()
+
+    def use_shards(self, numbers: Collection[int], num_tokens: int) -> None:
+        """Search in these shards alone from now on, with a vocabulary of `num_tokens`."""
+        self.num_tokens = num_tokens
+        self.places = {number: place for number, place in self.places.items() if number in numbers}
+        tail = list(self.tail)
+        outside = [at for at, token in enumerate(tail) if token >= num_tokens]
+        if outside:
+            self.tail.clear()
+            self.tail.extend(tail[outside[-1] + 1 :])
 
 
 def longest_match(text: Text, shard: Shard, least: int) -> tuple[int, Interval]:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from specplug.core import EMPTY, Bucket, Draft, IntArray, Proposer, Requires, Step
+from specplug.core import EMPTY, Bucket, Configurable, Draft, IntArray, Proposer, Requires, SequenceOptions, Step
 from specplug.drafts.trees import likeliest_path, path_probabilities
 
 NOTHING = -1
@@ -109,6 +109,10 @@ class TreeAdapter:
         self.begin = proposer.begin
         self.end = proposer.end
         self._prior = [bucket.prior for bucket in proposer.buckets]
+
+    def configure(self, seq: int, options: SequenceOptions) -> None:
+        if isinstance(self.proposer, Configurable):
+            self.proposer.configure(seq, options)
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
         chains = [self._chain(seq, NODES_PER_TOKEN * k) for seq in seqs]

@@ -16,7 +16,7 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import FloatArray, IntArray
+from specplug.core import NO_OPTIONS, Configurable, FloatArray, IntArray, SequenceOptions
 from specplug.drafts.chains import NOTHING, ChainProposer, Chains, ChainSteps
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import MIN_SPEEDUP, TOPK_COST_WEIGHT
@@ -84,6 +84,7 @@ class BatchSpeculator:
         self.selection = ProposerSelection(sources, clock, static=static)
         self.wants_topk = 0
         """How many top ids per row the next pass should provide; 0 for none."""
+        self._configurable = [source for source in self.sources if isinstance(source, Configurable)]
         self._last_chains: dict[int, tuple[list[int], list[int]]] = {}
         self._topk_ns = 0.0
         self._has_room: IntArray = np.zeros(0, dtype=np.int32)
@@ -99,7 +100,9 @@ class BatchSpeculator:
         self.wants_topk = 0
         return False
 
-    def begin(self, seq: int, prompt: IntArray) -> None:
+    def begin(self, seq: int, prompt: IntArray, options: SequenceOptions = NO_OPTIONS) -> None:
+        for configurable in self._configurable:
+            configurable.configure(seq, options)
         for source in self.sources:
             source.begin(seq, prompt)
 

@@ -15,7 +15,19 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.core import EMPTY, ROOT, BatchProposer, Draft, IntArray, Proposer, Requires, Step
+from specplug.core import (
+    EMPTY,
+    NO_OPTIONS,
+    ROOT,
+    BatchProposer,
+    Configurable,
+    Draft,
+    IntArray,
+    Proposer,
+    Requires,
+    SequenceOptions,
+    Step,
+)
 from specplug.drafts.trees import likeliest
 from specplug.planning.fused_buckets import fused_buckets
 
@@ -61,12 +73,15 @@ class Fusion:
         self.probability = [bucket.prior for bucket in table.buckets]
         # Looked up once, as checking for a protocol takes a microsecond.
         self._in_batches = [source if isinstance(source, BatchProposer) else None for source in self.sources]
+        self._configurable = [source for source in self.sources if isinstance(source, Configurable)]
 
     def first(self, index: int) -> int:
         """The index of a proposer's first bucket among those of the fusion."""
         return self._firsts[index]
 
-    def begin(self, seq: int, prompt: IntArray) -> None:
+    def begin(self, seq: int, prompt: IntArray, options: SequenceOptions = NO_OPTIONS) -> None:
+        for configurable in self._configurable:
+            configurable.configure(seq, options)
         for source in self.sources:
             source.begin(seq, prompt)
 

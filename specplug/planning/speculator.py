@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from specplug.core import EMPTY, NO_LIMITS, Draft, DraftLimits, IntArray, ModelBased, Requires, Step
+from specplug.core import (
+    EMPTY,
+    NO_LIMITS,
+    NO_OPTIONS,
+    Draft,
+    DraftLimits,
+    IntArray,
+    ModelBased,
+    Requires,
+    SequenceOptions,
+    Step,
+)
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import LEARNING_RESERVE, LEARNING_SHARE, TOPK_COST_WEIGHT
 from specplug.planning.cost import CostCurve
@@ -89,12 +100,12 @@ class Speculator:
         self.cost = self.planner.cost = cost
         self.note_other_pass()
 
-    def begin(self, seq: int, prompt: IntArray) -> None:
+    def begin(self, seq: int, prompt: IntArray, options: SequenceOptions = NO_OPTIONS) -> None:
         self.note_other_pass()  # reading the prompt
         if not self._running:  # beside other sequences a back-off goes on
             self.selection.start_text()
         self._running += 1
-        self.fusion.begin(seq, prompt)
+        self.fusion.begin(seq, prompt, options)
         for use in self.drafter_uses.values():
             use.begin(seq, prompt)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
+from typing import Literal
 
 import numpy as np
 
-from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Requires, Step
+from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Proposer, Requires, SequenceOptions, Step
 from specplug.corpora.folder import Corpus, open_corpus
 from specplug.corpora.matching import LONGEST, Text, longest_match
 from specplug.corpora.shard import Interval, Shard
@@ -38,6 +39,9 @@ LONGEST_EFFECTIVE = 64
 SAMPLE = 64
 """Occurrences per shard whose continuations are read."""
 
+ANY_TOKENS = 1 << 31
+"""The size of the vocabulary where no corpus limits it."""
+
 
 class Datastore:
     """Drafts a tree: the merged continuations of up to 64 occurrences of the longest match, over all corpora.
@@ -49,11 +53,13 @@ class Datastore:
     4 bytes per token of the vocabulary and shard. Requires: nothing.
     Cost per step: see docs/lab-book/corpora.md.
 
-    corpora    names of corpora, or paths with a slash
-    max_draft  longest path of a draft, tokens
-    min_match  fewest tokens that have to match
-    min_prob   least probability of a path, by the priors
-    lookups    where many sequences draft chains at once: at most so many look up in one step; they take turns
+    corpora          names of corpora, or paths with a slash; none is possible, as they can be opened later
+    max_draft        longest path of a draft, tokens
+    min_match        fewest tokens that have to match
+    min_prob         least probability of a path, by the priors
+    lookups          where many sequences draft chains at once: at most so many look up in one step; they take turns
+    corpora_for      asking: a sequence whose request names no corpora drafts from none. all: it drafts from all
+    request_corpora  names that requests may ask for; None for those that are open
     """
 
     requires = Requires()
@@ -69,30 +75,62 @@ class Datastore:
         min_match: int = 2,
         min_prob: float = 0.02,
         lookups: int = 8,
+        corpora_for: Literal["all", "asking"] = "all",
+        request_corpora: Sequence[str] | None = None,
     ) -> None:
         """UsageError for a corpus that is missing or damaged, ValueError for an option out of range."""
-        if not corpora or max_draft < 1 or not 1 <= min_match <= LONGEST or lookups < 1 or not 0.0 <= min_prob <= 1.0:
+        if max_draft < 1 or not 1 <= min_match <= LONGEST or lookups < 1 or not 0.0 <= min_prob <= 1.0:
             raise ValueError(
-                f"corpora {list(corpora)}, max_draft {max_draft}, min_match {min_match}, lookups {lookups}, min_prob "
-                f"{min_prob}: need at least one, >= 1, 1 to {LONGEST}, >= 1 and a probability"
+                f"max_draft {max_draft}, min_match {min_match}, lookups {lookups}, min_prob {min_prob}: need >= 1, "
+                f"1 to {LONGEST}, >= 1 and a probability"
             )
-        if len(set(corpora)) < len(corpora):
-            raise ValueError(f"corpora: {', '.join(corpora)}: one is named twice")
         self.max_draft = max_draft
         self.min_match = min_match
         self.min_prob = min_prob
         self.lookups = lookups
-        self.shared_corpora: tuple[Corpus, ...] = tuple(open_corpus(ref) for ref in corpora)
-        if len({corpus.manifest.tokenizer for corpus in self.shared_corpora}) > 1:
-            raise ValueError(f"corpora: {', '.join(corpora)}: they were made with different tokenizers")
-        self._num_tokens = min(corpus.manifest.num_tokens for corpus in self.shared_corpora)
+        self.corpora_for = corpora_for
+        self.request_corpora = request_corpora
+        self.shared_corpora: tuple[Corpus, ...] = ()
+        self._num_tokens = ANY_TOKENS
         self._texts: dict[int, Text] = {}
+        self._chosen: dict[int, frozenset[str]] = {}
+        """By sequence, the names that its request asks for; the others have `_unasked`."""
+        self._unasked = None if corpora_for == "all" else frozenset[str]()
+        """What a sequence drafts from whose request names no corpora; None for all."""
         self._asked: dict[int, int] = {}
         """The step in which each sequence looked up last, where many draft chains at once."""
         self._step = 0
         self._asking: tuple[int, ...] = ()
         self._priors = [bucket.prior for bucket in self.buckets]
         self._bucket_of = _bucket_rows()
+        self.use_corpora([open_corpus(ref) for ref in corpora])
+
+    @property
+    def offered(self) -> list[str]:
+        """The names of the open corpora that a request may ask for."""
+        names = [corpus.name for corpus in self.shared_corpora]
+        return names if self.request_corpora is None else [name for name in names if name in self.request_corpora]
+
+    def use_corpora(self, corpora: Sequence[Corpus]) -> None:
+        """Draft from these corpora from now on, running sequences included. Call it between two steps.
+
+        ValueError where two have one name, or were made with different tokenizers; then nothing changes.
+        """
+        names = [corpus.name for corpus in corpora]
+        if len(set(names)) < len(names):
+            raise ValueError(f"corpora: {', '.join(names)}: two have one name; leave one out, or rename its folder")
+        if len({corpus.manifest.tokenizer for corpus in corpora}) > 1:
+            raise ValueError(f"corpora: {', '.join(names)}: they were made with different tokenizers")
+        self.shared_corpora = tuple(corpora)
+        self._num_tokens = min((corpus.manifest.num_tokens for corpus in corpora), default=ANY_TOKENS)
+        numbers = {shard.number for corpus in corpora for shard in corpus.shards}
+        for text in self._texts.values():
+            text.use_shards(numbers, self._num_tokens)
+
+    def configure(self, seq: int, options: SequenceOptions) -> None:
+        if options.corpora is not None:
+            allowed = options.corpora if self.request_corpora is None else self.request_corpora
+            self._chosen[seq] = frozenset(options.corpora).intersection(allowed)
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         text = self._texts[seq] = Text(self._num_tokens)
@@ -101,7 +139,7 @@ class Datastore:
     def propose(self, seq: int, budget: int) -> Draft:
         if budget <= 0:
             return EMPTY
-        length, found = self._matches(self._texts[seq])
+        length, found = self._matches(seq)
         if not found:
             return EMPTY
         depth = min(budget, self.max_draft)
@@ -120,7 +158,8 @@ class Datastore:
         """Of more than `lookups` sequences, those look up that did so longest ago; the others draft nothing."""
         tokens: list[list[int]] = [[] for _ in seqs]
         buckets: list[list[int]] = [[] for _ in seqs]
-        waiting = sorted(range(len(seqs)), key=lambda index: self._asked.get(seqs[index], -1))[: self.lookups]
+        drafting = [index for index, seq in enumerate(seqs) if self._corpora_of(seq)]
+        waiting = sorted(drafting, key=lambda index: self._asked.get(seqs[index], -1))[: self.lookups]
         self._asking = tuple(seqs[index] for index in waiting)
         for index in waiting:
             draft = self.propose(seqs[index], NODES_PER_TOKEN * k)
@@ -141,12 +180,19 @@ class Datastore:
     def end(self, seq: int) -> None:
         del self._texts[seq]
         self._asked.pop(seq, None)
+        self._chosen.pop(seq, None)
 
-    def _matches(self, text: Text) -> tuple[int, list[tuple[Shard, Interval]]]:
+    def _corpora_of(self, seq: int) -> Sequence[Corpus]:
+        """The open corpora that a sequence drafts from."""
+        names = self._chosen.get(seq, self._unasked)
+        return self.shared_corpora if names is None else [one for one in self.shared_corpora if one.name in names]
+
+    def _matches(self, seq: int) -> tuple[int, list[tuple[Shard, Interval]]]:
         """The length of the longest match, and the suffixes of each shard that start with it."""
         longest = 0
         found: list[tuple[Shard, Interval]] = []
-        for corpus in self.shared_corpora:
+        text = self._texts[seq]
+        for corpus in self._corpora_of(seq):
             for shard in corpus.shards:
                 length, interval = longest_match(text, shard, self.min_match)
                 if length > longest:
@@ -185,6 +231,11 @@ class Datastore:
             tokens.append(token)
             parents.append(parent)
             buckets.append(bucket)
+
+
+def datastore_of(proposers: Iterable[Proposer]) -> Datastore | None:
+    """The proposer of a profile that drafts from corpora; None where there is none."""
+    return next((one for one in proposers if isinstance(one, Datastore)), None)
 
 
 def _children(

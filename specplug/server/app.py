@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from specplug import __version__
 from specplug.core import IntArray, int_array
 from specplug.errors import UsageError
+from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
 from specplug.server.metrics import Metrics
@@ -48,8 +49,11 @@ PAGE_HEADERS = {
 }
 
 
-def make_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application for a loaded engine. Its lifespan starts and stops the worker thread."""
+def make_app(engine: Engine, settings: Settings, *, has_key: bool = False) -> FastAPI:
+    """The application for a loaded engine. Its lifespan starts and stops the worker thread.
+
+    has_key  True if the layers around it let nobody pass without the server's API key
+    """
     scheduler = Scheduler(
         engine.loop,
         slots=engine.slots,
@@ -59,7 +63,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
         end_tokens=engine.end_tokens,
     )
     metrics = Metrics(engine, scheduler)
-    state = State(engine, settings, Worker(scheduler, metrics.record), metrics)
+    state = State(engine, settings, Worker(scheduler, metrics.record), metrics, has_key)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,6 +80,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
     add_error_handlers(app)
     _add_openai_routes(app, state)
     _add_own_routes(app, state)
+    add_corpus_routes(app, state)
     return app
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from specplug.core import IntArray
+from specplug.corpora.folder import Corpus
 from specplug.generation.answers import Sampling
 from specplug.profile import Profile
+from specplug.proposers.datastore import Datastore
 from specplug.server.scheduler import Loop
 
 
@@ -70,6 +72,16 @@ class Engine(Protocol):
     @property
     def knows_plain_ms(self) -> bool:
         """True if there is a cost curve, so that `plain_ms` is meaningful."""
+
+    @property
+    def datastore(self) -> Datastore | None:
+        """The proposer that drafts from corpora; None where the profile has none. The loop's thread may change it."""
+
+    def open_corpus(self, name: str) -> Corpus:
+        """Check and map the corpus of this name in the user's folder, in any thread.
+
+        Raises UsageError, without a path of this machine, if it is damaged or does not fit the model.
+        """
 
     def sampler(self, sampling: Sampling) -> Any:
         """A sampler for one answer; its `close` must be called. Raises UsageError for options that do not work."""

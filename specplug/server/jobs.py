@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from specplug.core import IntArray
+from specplug.core import NO_OPTIONS, IntArray, SequenceOptions
 from specplug.errors import SpecplugError
 from specplug.generation.answers import TokenLogprobs
 from specplug.generation.counters import Counters
@@ -123,6 +123,7 @@ class Job:
     deadline      time on the scheduler's clock, in seconds; None is no deadline
     streamed      False if the client receives the complete answer at once
     cancelled     may be set from any thread; the scheduler checks it before each step
+    options       what the request asks of the proposers, and whether it is private
     emitted       tokens generated so far
     submitted_s, started_s, first_token_s
                   times on the scheduler's clock
@@ -136,6 +137,7 @@ class Job:
     deadline: float | None = None
     streamed: bool = True
     cancelled: bool = False
+    options: SequenceOptions = NO_OPTIONS
     text: TextStream = field(init=False)
     stream: Stream | None = None
     emitted: int = 0

@@ -83,7 +83,7 @@ def run(
     Raises UsageError if the address is not permitted or not free.
     """
     address.check()
-    app = make_app(engine, settings)
+    app = make_app(engine, settings, has_key=address.key is not None)
     hosts = LOCAL_NAMES | {address.host} if address.is_local and address.key is None else None
     guard = Guard(app, key=address.key, hosts=hosts, limits=limits)
     listening = _listen(address)

@@ -15,14 +15,15 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from specplug.core import IntArray
+from specplug.core import IntArray, SequenceOptions
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
+from specplug.proposers.datastore import Datastore
 from specplug.server.error_responses import ContextExceeded
 from specplug.server.event_stream import EventStream, unless_disconnected
 from specplug.server.jobs import Delta, Job
 from specplug.server.openai_format import Choice, Json, OpenAIFormat
-from specplug.server.request_schema import CommonRequest
+from specplug.server.request_schema import CommonRequest, SpecplugOptions
 from specplug.server.scheduler import QueueFull
 from specplug.server.state import State
 from specplug.server.worker import Mailbox
@@ -114,6 +115,7 @@ def _make_jobs(
 ) -> list[Job]:
     """`body.n` jobs per prompt. Call it in a thread, because parsing a grammar takes time."""
     engine, options = state.engine, body.specplug
+    asked = _sequence_options(engine.datastore, options)
     max_draft = 0 if options.mode == "off" else NO_LIMIT if options.max_draft is None else options.max_draft
     seconds = options.deadline or state.settings.deadline
     deadline = monotonic() + seconds if seconds is not None else None
@@ -132,12 +134,23 @@ def _make_jobs(
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
                 limit = min(max_tokens or room, room)
                 sampler = engine.sampler(replace(sampling, seed=seed, penalty_last_n=limit))
-                jobs.append(Job(prompt, sampler, limit, max_draft, body.stops, deadline, bool(body.stream)))
+                job = Job(prompt, sampler, limit, max_draft, body.stops, deadline, bool(body.stream), options=asked)
+                jobs.append(job)
     except BaseException:
         for job in jobs:
             job.sampler.close()
         raise
     return jobs
+
+
+def _sequence_options(datastore: Datastore | None, asked: SpecplugOptions) -> SequenceOptions:
+    """What a request asks of the proposers. UsageError for a corpus that is not open, or not for requests."""
+    offered = datastore.offered if datastore is not None else []
+    for name in asked.corpora or ():
+        if name not in offered:
+            choice = f"use {', '.join(offered)}" if offered else "this server has none"
+            raise UsageError(f"specplug.corpora: {name[:100]!r} is not open to requests; {choice}")
+    return SequenceOptions(None if asked.corpora is None else tuple(asked.corpora), asked.private)
 
 
 async def _events(

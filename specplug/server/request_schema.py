@@ -13,12 +13,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from specplug.corpora.folder import NAME
+
 MAX_CHOICES = 16
 MAX_PROMPTS = 16
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
 MAX_BIASES = 300
 MAX_STOPS = 16
+MAX_CORPORA = 64
 MAX_STOP_CHARS = 256
 MAX_GRAMMAR_BYTES = 16 * 1024
 MAX_GRAMMAR_DEPTH = 32
@@ -44,12 +47,16 @@ class SpecplugOptions(StrictModel):
     max_draft  largest number of draft tokens per step
     deadline   seconds for the complete answer
     details    each chunk of a stream says which text was drafted, and by which proposer
+    corpora    names of the corpora to draft from; none where empty
+    private    nothing of the request may be kept when the server ends
     """
 
     mode: Literal["off", "auto"] = "auto"
     max_draft: Annotated[int, Field(ge=0, le=256)] | None = None
     deadline: Seconds | None = None
     details: bool = False
+    corpora: Annotated[list[Annotated[str, Field(max_length=255)]], Field(max_length=MAX_CORPORA)] | None = None
+    private: bool = False
 
 
 class StreamOptions(StrictModel):
@@ -248,6 +255,10 @@ class CompletionRequest(CommonRequest):
         if self.prompt and isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)  # type: ignore[arg-type]
+
+
+class AddCorpusRequest(StrictModel):
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 
 
 class TokenizeRequest(StrictModel):

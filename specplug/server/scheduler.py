@@ -16,7 +16,7 @@ from math import ceil
 from time import monotonic
 from typing import Any, Protocol
 
-from specplug.core import IntArray
+from specplug.core import IntArray, SequenceOptions
 from specplug.errors import SpecplugError
 from specplug.server.jobs import Delta, Job, Report
 
@@ -33,7 +33,7 @@ class Loop(Protocol):
     All methods are called from one thread.
     """
 
-    def begin(self, prompt: IntArray, sampler: Any, max_tokens: int, max_draft: int) -> Any:
+    def begin(self, prompt: IntArray, sampler: Any, max_tokens: int, max_draft: int, options: SequenceOptions) -> Any:
         """Start an answer and return its stream (see `jobs.Stream`).
 
         A slot must be free. The stream owns the sampler from now on. `prompt` is int32[n] with n >= 1.
@@ -194,7 +194,7 @@ class Scheduler:
                 self._queue.popleft()
                 self.active.append(job)
             job.started_s = self.clock()
-            job.stream = self.loop.begin(job.prompt, job.sampler, job.max_tokens, job.max_draft)
+            job.stream = self.loop.begin(job.prompt, job.sampler, job.max_tokens, job.max_draft, job.options)
             reserved += job.reserved_tokens
 
     def _collect(self, job: Job) -> Delta:

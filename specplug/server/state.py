@@ -27,10 +27,15 @@ class Settings:
 
 @dataclass(slots=True)
 class State:
-    """The objects that the routes share. `closing` is True once the server accepts no new requests."""
+    """The objects that the routes share.
+
+    has_key  True if every request has sent the server's API key
+    closing  True once the server accepts no new requests
+    """
 
     engine: Engine
     settings: Settings
     worker: Worker
     metrics: Metrics
+    has_key: bool = False
     closing: bool = False

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from time import monotonic
+from typing import Any, TypeVar
 
 from specplug.errors import SpecplugError
 from specplug.server.jobs import Delta, Job
@@ -24,11 +27,15 @@ next step is assumed to take as long as the last one."""
 log = logging.getLogger(__name__)
 
 
+CLOSING = "the server is shutting down; retry later"
+
+
 class ShuttingDown(SpecplugError):
     """The server shuts down before the answer is complete."""
 
 
 Mailbox = asyncio.Queue[tuple[Job, Delta]]
+Result = TypeVar("Result")
 
 
 class Worker:
@@ -41,6 +48,7 @@ class Worker:
         self._wake = threading.Condition()
         self._stopping = False
         self._mailboxes: dict[Job, Mailbox] = {}
+        self._changes: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._thread = threading.Thread(target=self._run, name="specplug-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -76,11 +84,24 @@ class Worker:
             job.cancelled = True
             self._mailboxes.pop(job, None)
 
+    async def between_steps(self, change: Callable[[], Result]) -> Result:
+        """Run `change` in the engine's thread before its next step; return its result, or raise its exception.
+
+        Raises ShuttingDown once the thread ends.
+        """
+        future: Future[Result] = Future()
+        with self._wake:
+            if self._stopping or not self.alive:
+                raise ShuttingDown(CLOSING)
+            self._changes.append((change, future))
+            self._wake.notify()
+        return await asyncio.wrap_future(future)
+
     def abort_all(self) -> None:
         """Cancel every job and send ShuttingDown to its mailbox."""
         for job, mailbox in self._mailboxes.items():
             job.cancelled = True
-            mailbox.put_nowait((job, Delta(error=ShuttingDown("the server is shutting down; retry later"))))
+            mailbox.put_nowait((job, Delta(error=ShuttingDown(CLOSING))))
         self._mailboxes.clear()
 
     # -- the engine's thread --------------------------------------------------------------------------------------
@@ -91,11 +112,15 @@ class Worker:
         delivered_at = 0.0
         while True:
             with self._wake:
-                while not self.scheduler.has_work and not self._stopping:
+                while not (self.scheduler.has_work or self._changes or self._stopping):
                     self._wake.wait()
-            if self._stopping:
+            stopping = self._stopping  # read first: afterwards no change is added
+            self._make_changes()
+            if stopping:
                 self.scheduler.drop_all()
                 return
+            if not self.scheduler.has_work:
+                continue
             began = monotonic()
             try:
                 deltas = self.scheduler.step()
@@ -110,6 +135,16 @@ class Worker:
             if held and (streams_wait or not self.scheduler.has_work or any(delta.is_last for _, delta in deltas)):
                 self._loop.call_soon_threadsafe(self._deliver, held)
                 held, delivered_at = [], now
+
+    def _make_changes(self) -> None:
+        while self._changes:
+            change, future = self._changes.popleft()
+            if not future.set_running_or_notify_cancel():  # nobody waits for it any longer
+                continue
+            try:
+                future.set_result(change())
+            except Exception as error:
+                future.set_exception(error)
 
     def _deliver(self, deltas: Sequence[tuple[Job, Delta]]) -> None:
         for job, delta in _merged(deltas):

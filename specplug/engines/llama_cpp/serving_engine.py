@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from specplug.core import IntArray
+from specplug.corpora.folder import NAME, Corpus, check_files, corpora_folder, open_corpus, place
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.rollback import rollback_of
@@ -13,7 +15,9 @@ from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
+from specplug.models.corpus_fit import check_fits
 from specplug.profile import CostPoints, Profile
+from specplug.proposers.datastore import Datastore, datastore_of
 
 
 def open_serving_engine(
@@ -118,6 +122,26 @@ class ServingEngine:
     def knows_plain_ms(self) -> bool:
         """Whether there is a cost curve; plain decoding needs none."""
         return self.profile.speculates
+
+    @property
+    def datastore(self) -> Datastore | None:
+        """The proposer that drafts from corpora."""
+        return datastore_of(self.loop.speculator.fusion.sources)
+
+    def open_corpus(self, name: str) -> Corpus:
+        """Check all files of a corpus in the user's folder, and map it. It may run beside the loop.
+
+        UsageError, without a path of this machine, where it is missing or damaged, or does not fit the model.
+        """
+        if not NAME.fullmatch(name):
+            raise UsageError(f"corpus {name!r}: no name of a corpus")
+        try:
+            check_fits(name, self.model.path)
+            check_files(place(name), name)
+            return open_corpus(name)
+        except UsageError as error:
+            text = str(error).replace(f"{corpora_folder()}{os.sep}", "")
+            raise UsageError(text.replace(str(self.model.path), "the model")) from error
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """A sampler, which the sequence that begins with it will own. Raises UsageError for values out of range."""

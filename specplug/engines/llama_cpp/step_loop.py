@@ -14,7 +14,7 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import ROOT, Draft, IntArray, Step
+from specplug.core import NO_OPTIONS, ROOT, Draft, IntArray, SequenceOptions, Step
 from specplug.engines.llama_cpp.cells import SPARE_SHARE, Cells
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.draft_counts import DraftCounts
@@ -91,14 +91,16 @@ class StepLoop:
 
     # -- life of a sequence ---------------------------------------------------------------------------------------
 
-    def begin(self, prompt: IntArray, sampler: Sampler, max_tokens: int, max_draft: int) -> Stream:
+    def begin(
+        self, prompt: IntArray, sampler: Sampler, max_tokens: int, max_draft: int, options: SequenceOptions = NO_OPTIONS
+    ) -> Stream:
         """Give a prompt (int32[n], n >= 1) a slot, with the longest beginning of it that any slot has cached.
 
         The sequence owns the sampler from now on. Raises UsageError where no slot is free.
         """
         began = perf_counter_ns()
         seq, cached = self._slots.take(prompt)
-        stream = Stream(seq, prompt, sampler, max_tokens, max_draft, cached, began, position=cached)
+        stream = Stream(seq, prompt, sampler, max_tokens, max_draft, cached, began, position=cached, options=options)
         stream.counters.prompt_tokens = len(prompt)
         return stream
 
@@ -363,7 +365,7 @@ class StepLoop:
     def _hand_to_proposers(self, stream: Stream) -> None:
         """Pass the prompt and its first token to the proposers; the sequence no longer reads."""
         began = perf_counter_ns()
-        self.speculator.begin(stream.seq, np.append(stream.prompt, np.int32(stream.root)))
+        self.speculator.begin(stream.seq, np.append(stream.prompt, np.int32(stream.root)), stream.options)
         if stream.sampler is not None:
             for proposer in self.speculator.fusion.sources:
                 if isinstance(proposer, DrawsWithSampler):

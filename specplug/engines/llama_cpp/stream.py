@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from specplug.core import IntArray
+from specplug.core import NO_OPTIONS, IntArray, SequenceOptions
 from specplug.engines.llama_cpp.context import Logits
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.tree_batch import Tree
@@ -23,6 +23,7 @@ class Stream:
     left       tokens that it may still emit
     max_draft  most draft tokens in a step
     cached     tokens of the prompt that were in the cache already
+    options    what its request asks of the proposers
     root       the last emitted token: known, not yet in the KV cache
     position   tokens of the sequence in the KV cache
     reading    whether its prompt is still being read
@@ -52,6 +53,7 @@ class Stream:
     counters: Counters = field(default_factory=Counters)
     decode_ms: float = 0.0
     plain_ms: float = 0.0
+    options: SequenceOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,8 @@ class Drafting:
         self,
         speculator: BatchSpeculator,
         cost: BatchCost,
+        requests: RequestTable,
         *,
-        max_model_len: int,
         adaptive: bool = True,
         clock: Callable[[], int] = perf_counter_ns,
     ) -> None:
@@ -73,7 +73,7 @@ class Drafting:
         self.speculator = speculator
         self.cost = cost
         self.counters = DraftCounters(speculator.names)
-        self.requests = RequestTable(max_model_len)
+        self.requests = requests
         self._adaptive = adaptive
         self._clock = clock
         self._returned = 0
@@ -141,7 +141,7 @@ class Drafting:
                 tracked = self.requests.add(request_id, int(done.num_prompt[row]), done.params(request_id))
                 if not tracked.max_draft:
                     continue
-                self.speculator.begin(tracked.seq, prompt_of(line, length))
+                self.speculator.begin(tracked.seq, prompt_of(line, length), tracked.options)
                 new_tokens(tracked, line, length)
             elif length > tracked.num_seen:
                 to_observe.append((row, tracked))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from math import isfinite
 from time import monotonic, perf_counter_ns
 
-from specplug.core import IntArray
+from specplug.core import Configurable, IntArray, SequenceOptions
 from specplug.drafts.chains import ChainProposer, Chains, ChainSteps
 from specplug.errors import UsageError
 
@@ -89,6 +89,10 @@ class GuardedProposer:
     @property
     def disabled(self) -> bool:
         return self.name in self.faults.disabled
+
+    def configure(self, seq: int, options: SequenceOptions) -> None:
+        if isinstance(self.proposer, Configurable):
+            self._call(self.proposer.configure, seq, options)
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         self._call(self.proposer.begin, seq, prompt)

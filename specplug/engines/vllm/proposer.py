@@ -25,12 +25,14 @@ from specplug.engines.vllm.draft_counters import PUBLISH_SECONDS, PrometheusCoun
 from specplug.engines.vllm.drafting import Drafting, Pass
 from specplug.engines.vllm.fault_isolation import ADAPTER, Faults, GuardedProposer
 from specplug.engines.vllm.patches import patch_expand_batch_to_tokens
+from specplug.engines.vllm.request_table import RequestTable
 from specplug.engines.vllm.top_ids import TopIdsOfPass
 from specplug.engines.vllm.versions import check_interface, require
 from specplug.errors import UsageError
 from specplug.planning.batch_speculator import BatchSpeculator, batch_cost
 from specplug.planning.cost import BatchCost
 from specplug.profile import CostPoints, Profile
+from specplug.proposers.datastore import datastore_of
 
 TICK_NS = 45_000
 """Nanoseconds by which the clock of an engine with several ranks advances at every reading. Real clocks would differ
@@ -108,9 +110,11 @@ class SpecplugProposer:
         clock = count(step=TICK_NS).__next__ if self._several_ranks else perf_counter_ns
         names = [spec.method for spec in profile.proposers]
         num_tokens = self._config.model_config.get_vocab_size()
+        proposers = proposers_of(profile)
+        datastore = datastore_of(proposers)
         guarded = [
             GuardedProposer(as_chains(proposer), name, faults, num_tokens=num_tokens)
-            for name, proposer in zip(names, proposers_of(profile), strict=True)
+            for name, proposer in zip(names, proposers, strict=True)
         ]
         cost = cost_of(profile)
         speculator = BatchSpeculator(
@@ -123,10 +127,15 @@ class SpecplugProposer:
             learned=profile.measured.acceptance if profile.measured else None,
             clock=clock,
         )
+        requests = RequestTable(
+            self._config.model_config.max_model_len,
+            offered=lambda: datastore.offered if datastore is not None else (),
+            warn=lambda text: logger.warning("specplug: %s", text),
+        )
         drafting = Drafting(
             speculator,
             cost,
-            max_model_len=self._config.model_config.max_model_len,
+            requests,
             adaptive=not self._several_ranks,
             clock=clock,
         )

@@ -5,23 +5,15 @@ It works on arrays of tokens and lengths, and imports no vllm.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import IntArray, int_array
-
-KEY = "specplug"
-"""The key in a request's `extra_args` for its options."""
-
-UNLIMITED = 1 << 30
-
-LONGEST_OPTIONS = 200
-"""Characters. Longer options are ignored: they come from clients, and are read in the engine's process."""
+from specplug.core import NO_OPTIONS, IntArray, SequenceOptions, int_array
+from specplug.engines.vllm.request_options import request_options
 
 
 @dataclass(slots=True)
@@ -32,6 +24,7 @@ class TrackedRequest:
     num_seen      tokens that the proposers have received
     max_draft     the longest draft that it asks for, in tokens; at 0 the proposers never receive the request
     max_length    the most tokens that prompt and answer can have together
+    options       what it asks of the proposers
     last_token    the last token that the proposers have received
     draft_owners  the proposer of each token of its latest draft, by index; -1 where several proposed it
     """
@@ -40,6 +33,7 @@ class TrackedRequest:
     num_seen: int
     max_draft: int
     max_length: int
+    options: SequenceOptions = NO_OPTIONS
     last_token: int = -1
     draft_owners: list[int] = field(default_factory=list)
 
@@ -47,8 +41,21 @@ class TrackedRequest:
 class RequestTable:
     """Running requests by id. A sequence id is never used twice."""
 
-    def __init__(self, max_model_len: int) -> None:
+    def __init__(
+        self,
+        max_model_len: int,
+        *,
+        offered: Callable[[], Collection[str]] = tuple,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """
+        offered  returns the names of the corpora that a request may ask for
+        warn     receives, once per kind, why a request does not get what it asks for
+        """
         self.max_model_len = max_model_len
+        self._offered = offered
+        self._warn = warn
+        self._warned: set[str] = set()
         self._tracked: dict[str, TrackedRequest] = {}
         self._next_seq = 0
 
@@ -62,8 +69,12 @@ class RequestTable:
         """Add a new request; `params` are its sampling parameters, or None."""
         max_tokens = getattr(params, "max_tokens", None)
         max_length = self.max_model_len if max_tokens is None else min(self.max_model_len, num_prompt + max_tokens)
-        max_draft = max_draft_of(getattr(params, "extra_args", None))
-        tracked = self._tracked[request_id] = TrackedRequest(self._next_seq, 0, max_draft, max_length)
+        asked = request_options(getattr(params, "extra_args", None), self._offered())
+        if asked.problem is not None and asked.problem not in self._warned:
+            self._warned.add(asked.problem)
+            self._warn(f"a request gets no drafts from corpora: {asked.problem}; its answer is not affected")
+        tracked = TrackedRequest(self._next_seq, 0, asked.max_draft, max_length, asked.sequence)
+        self._tracked[request_id] = tracked
         self._next_seq += 1
         return tracked
 
@@ -87,32 +98,6 @@ def new_tokens(tracked: TrackedRequest, line: npt.NDArray[Any], num_tokens: int)
     if tokens:
         tracked.last_token = tokens[-1]
     return tokens
-
-
-def max_draft_of(extra_args: Any) -> int:
-    """The longest draft that a request asks for, in tokens.
-
-    The options are a mapping with the keys of a request to specplug's own server, `mode` (off or auto) and `max_draft`,
-    or that mapping as JSON, because vLLM's server passes no mappings on. "off" and a number are short for it.
-    A value that cannot be read means no limit: the request is still answered, since drafts do not change the output.
-    """
-    asked = extra_args.get(KEY) if isinstance(extra_args, dict) else None
-    if isinstance(asked, str) and len(asked) > LONGEST_OPTIONS:
-        return UNLIMITED
-    if isinstance(asked, str) and asked.lstrip().startswith("{"):
-        try:
-            asked = json.loads(asked)
-        except ValueError:
-            return UNLIMITED
-    if isinstance(asked, dict):
-        asked = "off" if asked.get("mode") == "off" else asked.get("max_draft")
-    if asked == "off" or asked is False:
-        return 0
-    if isinstance(asked, str) and asked.isdecimal() and len(asked) <= LONGEST_OPTIONS:
-        asked = int(asked)
-    if isinstance(asked, int) and not isinstance(asked, bool):
-        return max(0, asked)
-    return UNLIMITED
 
 
 def prompt_of(line: npt.NDArray[Any], num_tokens: int) -> IntArray:

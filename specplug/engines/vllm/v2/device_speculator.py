@@ -19,7 +19,7 @@ from specplug import profile as profiles
 from specplug.engines.vllm.configure import KEY, TIMING, profile_in, proposers_of
 from specplug.engines.vllm.draft_counters import AGREED, PUBLISH_SECONDS, PrometheusCounters
 from specplug.engines.vllm.fault_isolation import ADAPTER, MAX_FAULTS, Faults
-from specplug.engines.vllm.request_table import max_draft_of
+from specplug.engines.vllm.request_options import request_options
 from specplug.engines.vllm.v2.device_chains import DeviceTexts
 from specplug.engines.vllm.v2.device_counters import DeviceCounters
 from specplug.engines.vllm.v2.device_drafting import DeviceDrafting, LogitRows
@@ -237,7 +237,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
     def limit_request(self, slot: int, params: Any) -> None:
         """Read from its sampling parameters how long drafts a new request asks for."""
         try:
-            self._limits[slot] = max_draft_of(getattr(params, "extra_args", None))
+            self._limits[slot] = request_options(getattr(params, "extra_args", None)).max_draft
         except Exception as error:
             self.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
 
