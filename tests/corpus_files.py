@@ -13,10 +13,15 @@ def manifest_of(num_tokens: int, tokenizer: str = "0" * 64) -> Manifest:
 
 
 def write_corpus(
-    folder: Path, documents: Sequence[Sequence[int]], num_tokens: int, *, shard_tokens: int = 1 << 20
+    folder: Path,
+    documents: Sequence[Sequence[int]],
+    num_tokens: int = 64,
+    *,
+    shard_tokens: int = 1 << 20,
+    manifest: Manifest | None = None,
 ) -> Corpus:
     """A corpus of these documents, as many to a shard as fit."""
-    with writing(folder, manifest_of(num_tokens), shard_tokens=shard_tokens) as writer:
+    with writing(folder, manifest or manifest_of(num_tokens), shard_tokens=shard_tokens) as writer:
         for number, tokens in enumerate(documents):
             writer.add(Document.complete(f"d{number}", f"{number}", int_array(list(tokens))))
         writer.publish(["test"])

@@ -36,12 +36,12 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, model: Path, *flags: str, wait: bool = True) -> Iterator[Served]:
+def served(folder: Path, model: Path, *flags: str, wait: bool = True, profile: str = PROFILE) -> Iterator[Served]:
     """A server on a free port, killed at the end. With `wait` it responds to /health before the body runs.
 
     model  a GGUF file; log and profile are written to `folder`
     """
-    (folder / "served.yaml").write_text(PROFILE)
+    (folder / "served.yaml").write_text(profile)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

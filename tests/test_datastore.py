@@ -15,6 +15,10 @@ from specplug.corpora import writing
 from specplug.corpora.folder import Corpus
 from specplug.drafts.chains import ChainSteps
 from specplug.errors import UsageError
+from specplug.planning.cost import CostCurve
+from specplug.planning.fusion import Fusion
+from specplug.planning.speculator import Speculator
+from specplug.profile import PlannerSettings, Profile
 from specplug.proposers.datastore import Datastore
 from specplug.registry import ProposerSpec, build_sources
 from specplug.testing import ProposerContract, ToyTarget, replay
@@ -305,3 +309,22 @@ def test_any_order_of_changes_drafts_as_a_fresh_proposer(pool: list[Corpus], dat
         started(fresh, *tokens[:at])
         assert nodes(changing, changing.propose(0, 8)) == nodes(fresh, fresh.propose(0, 8))
         changing.observe(0, Step([tokens[at]], EMPTY, []))
+
+
+def test_a_change_of_corpora_keeps_what_was_learned_of_acceptance(two: tuple[Corpus, Corpus]) -> None:
+    proposer = Datastore(corpora=[])
+    proposer.use_corpora(two[:1])
+    cost = CostCurve([0], [1, 64], [[50.0, 51.0]])
+    speculator = Speculator(Fusion([proposer]), cost, Profile("p", planner=PlannerSettings(mode="static")))
+    for seq in range(8):
+        speculator.begin(seq, int_array([A, B]))
+        draft = speculator.plan([seq], 2, [4])[0]
+        assert draft.tokens.tolist() == [X]
+        speculator.observe([seq], [Step([X, A], draft, [0])], target_ms=51.0)
+        speculator.end(seq)
+    learned = list(speculator.table.probability)
+    assert learned != [bucket.prior for bucket in proposer.buckets]
+    proposer.use_corpora(two[1:])
+    speculator.begin(9, int_array([A, B]))
+    assert speculator.plan([9], 2, [4])[0].tokens.tolist() == [Y]
+    assert speculator.table.probability == learned

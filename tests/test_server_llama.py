@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -17,7 +20,11 @@ pytest.importorskip("fastapi")
 pytest.importorskip("openai")
 
 import openai
+from corpus_files import write_corpus
 from serving import Served, served
+
+from specplug.corpora.folder import Manifest, corpora_folder
+from specplug.models.references import tokenizer_hash
 
 pytestmark = pytest.mark.llama
 
@@ -236,3 +243,70 @@ def test_a_long_prompt_does_not_block_running_streams(client: Any) -> None:
             thread.start()
     thread.join()
     assert sum(prefill_times[0] < at < prefill_times[1] for at in chunk_times) >= 5
+
+
+# -- corpora ----------------------------------------------------------------------------------------------------------
+
+FROM_CORPORA = """schema: 1
+name: from-corpora
+proposers: [{method: datastore, corpora: []}]
+planner: {mode: static, max_nodes: 8}
+runtime: {kv_type: bf16, context: 1024, threads: 1}
+"""
+
+
+def change(server: Served, method: str, name: str) -> tuple[int, dict[str, Any]]:
+    """Add a corpus (POST) or remove it (DELETE); status and body."""
+    path, body = ("", json.dumps({"name": name}).encode()) if method == "POST" else (f"/{name}", None)
+    headers = {"content-type": "application/json", "authorization": "Bearer s3cret"}
+    try:
+        with urlopen(Request(f"{server.url}/v1/corpora{path}", body, headers, method=method)) as response:
+            return response.status, json.load(response)
+    except HTTPError as error:
+        return error.code, json.load(error)["error"]
+
+
+def test_answers_draft_from_corpora_that_are_added_while_it_serves(
+    formats: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus of an earlier answer drafts it again, in requests that may and want to use it, until it is removed."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    manifest = Manifest(tokenizer_hash(formats["q8_0"]), 49_152, "smollm2", (), "", {})
+    with served(tmp_path, formats["q8_0"], "--api-key", "s3cret", profile=FROM_CORPORA) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="s3cret", max_retries=0, timeout=120)
+
+        def drafted(**options: Any) -> int:
+            answer = ask(client, TEXTS[1], extra_body={"specplug": options})
+            assert content(answer) == text
+            return answer.specplug["draft_tokens"]
+
+        text = content(ask(client, TEXTS[1]))
+        body = json.dumps({"content": text}).encode()
+        headers = {"content-type": "application/json", "authorization": "Bearer s3cret"}
+        tokens = json.load(urlopen(Request(f"{server.url}/tokenize", body, headers)))["tokens"]
+        write_corpus(corpora_folder() / "answers", [tokens], manifest=manifest)
+        write_corpus(corpora_folder() / "other", [[1, 2, 3]], manifest=manifest)
+        assert drafted() == 0
+        assert [change(server, "POST", name)[0] for name in ("answers", "other", "answers")] == [201, 201, 200]
+        assert drafted() > 20 < drafted(corpora=["answers"])
+        assert drafted(corpora=["other"]) == drafted(corpora=[]) == 0
+        with pytest.raises(openai.BadRequestError, match="'nothing' is not open to requests; use answers, other"):
+            drafted(corpora=["nothing"])
+        shutil.rmtree(corpora_folder() / "answers")
+        assert drafted() > 20
+        assert [change(server, "DELETE", "answers")[0] for _ in range(2)] == [200, 404]
+        assert drafted() == 0
+
+        foreign = replace(manifest, tokenizer="5" * 64)
+        write_corpus(corpora_folder() / "foreign", [[1, 2, 3]], manifest=foreign)
+        write_corpus(corpora_folder() / "large", [[1, 2, 3]], manifest=replace(manifest, num_tokens=60_000))
+        damaged = write_corpus(corpora_folder() / "damaged", [[1, 2, 3]], manifest=manifest).folder
+        next(damaged.glob("*.order")).write_bytes(b"damaged")
+        for name, expected in (
+            ("foreign", f"its tokenizer is {foreign.tokenizer[:12]}, that of the model {manifest.tokenizer[:12]}"),
+            ("large", "its vocabulary has 60000 tokens, that of the model 49152"),
+            ("damaged", ".order: its SHA-256 is"),
+        ):
+            status, error = change(server, "POST", name)
+            assert status == 400 and expected in error["message"] and str(tmp_path) not in error["message"]
+            assert str(formats["q8_0"].parent) not in error["message"]

@@ -12,10 +12,11 @@ pytest.importorskip("schemathesis")
 import schemathesis
 from toy_serving import ToyEngine, serving
 
-POSTS = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
-GETS = ["/v1/models", "/v1/models/{model}", "/health", "/metrics", "/specplug/stats"]
+POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/corpora", "/tokenize", "/detokenize"]
+GETS = ["/v1/models", "/v1/models/{model}", "/v1/corpora", "/health", "/metrics", "/specplug/stats"]
 CASES = [(path, "POST", mode) for path in POSTS for mode in ("positive", "negative")]
 CASES += [(path, "GET", "positive") for path in GETS]
+CASES += [("/v1/corpora/{name}", "DELETE", "positive")]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_the_document_has_every_route(document: Any) -> None:
     assert found == {(path, method) for path, method, _ in CASES}
 
 
-@pytest.mark.parametrize(("path", "method", "mode"), CASES, ids=[f"{mode} {path}" for path, _, mode in CASES])
+@pytest.mark.parametrize(("path", "method", "mode"), CASES, ids=[" ".join(case[::-1]) for case in CASES])
 def test_no_generated_request_causes_a_server_error(document: Any, url: str, path: str, method: str, mode: str) -> None:
     generation_mode = schemathesis.GenerationMode(mode)
 

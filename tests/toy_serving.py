@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from specplug.core import IntArray, int_array
+from specplug.core import IntArray, SequenceOptions, int_array
+from specplug.corpora.folder import Corpus, check_files, open_corpus, place
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.generation.counters import Counters
 from specplug.profile import Profile
+from specplug.proposers.datastore import Datastore
 from specplug.server.app import make_app
 from specplug.server.middleware import Guard, Limits
 from specplug.server.state import Settings
@@ -55,6 +57,7 @@ class ToyLoop:
     """Emits two tokens per step with drafting and one without; a prompt takes one step.
 
     begun              the prompts of all answers so far, as text
+    options            what their requests ask of the proposers
     open               number of streams that have begun and not finished
     fail               raised by the next step, once
     prefixes_shared    True makes equal prompts wait for each other
@@ -63,6 +66,7 @@ class ToyLoop:
     def __init__(self, step_s: float = 0.0) -> None:
         self.step_s = step_s
         self.begun: list[str] = []
+        self.options: list[SequenceOptions] = []
         self.open = 0
         self.resets = 0
         self.steps = 0
@@ -72,7 +76,10 @@ class ToyLoop:
         self.accepted = np.zeros((1, 16), dtype=np.int64)
         self.prefixes_shared = False
 
-    def begin(self, prompt: IntArray, sampler: ToySampler, max_tokens: int, max_draft: int) -> ToyStream:
+    def begin(
+        self, prompt: IntArray, sampler: ToySampler, max_tokens: int, max_draft: int, options: SequenceOptions
+    ) -> ToyStream:
+        self.options.append(options)
         self.begun.append(bytes(prompt.tolist()).decode("utf-8", "replace"))
         self.open += 1
         return ToyStream(prompt.tolist(), sampler, max_tokens, max_draft)
@@ -122,11 +129,21 @@ class ToyEngine:
     source_names = ["suffix"]  # noqa: RUF012
     knows_plain_ms = True
 
-    def __init__(self, *, slots: int = 2, max_context: int = 4096, step_s: float = 0.0) -> None:
+    def __init__(
+        self, *, slots: int = 2, max_context: int = 4096, step_s: float = 0.0, datastore: Datastore | None = None
+    ) -> None:
+        """Corpora of the vocabulary and of a tokenizer that is all zeros fit."""
         self.slots = slots
         self.max_context = max_context
         self.kv_tokens = slots * max_context
         self.loop = ToyLoop(step_s)
+        self.datastore = datastore
+
+    def open_corpus(self, name: str) -> Corpus:
+        manifest = check_files(place(name), name)
+        if manifest.tokenizer != "0" * 64:
+            raise UsageError(f"corpus {name}: another tokenizer")
+        return open_corpus(name)
 
     def sampler(self, sampling: Sampling) -> ToySampler:
         if sampling.grammar == "wrong":
@@ -151,7 +168,7 @@ def serving(
     engine: Any, settings: Settings | None = None, *, key: str | None = None, limits: Limits | None = None
 ) -> Iterator[str]:
     """Run the server in a thread, on a free port; yields its URL."""
-    app = make_app(engine, settings or Settings("toy"))
+    app = make_app(engine, settings or Settings("toy"), has_key=key is not None)
     guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
     config = uvicorn.Config(guard, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
