@@ -9,6 +9,7 @@ from importlib import import_module
 
 import click
 
+from specplug.engines.remembering import remembering
 from specplug.errors import EngineError, UsageError
 from specplug.models.references import model_name
 from specplug.profile import Profile
@@ -30,6 +31,7 @@ from .options import (
     yes_option,
 )
 from .preparation import needs_of, prepare
+from .remember_options import remember_options, with_remember
 
 LLAMA_CPP_OPTIONS = (
     *("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name"),
@@ -46,6 +48,7 @@ SERVE_PROFILE = "serve"
 @model_option
 @draft_option()
 @corpus_option
+@remember_options
 @runtime_options
 @yes_option
 @click.option("--host", envvar="SPECPLUG_HOST", show_envvar=True, help="Address to listen on (default: 127.0.0.1).")
@@ -118,6 +121,8 @@ def serve(
     model: str | None,
     draft: str | None,
     corpora: tuple[str, ...],
+    remember: str | None,
+    private: bool,
     engine: str | None,
     threads: int | None,
     context: int | None,
@@ -161,7 +166,10 @@ def serve(
         chosen = with_drafter(chosen, drafter_spec(draft))
     if corpora:
         chosen = with_corpora(chosen, corpora)
+    chosen = with_remember(chosen, remember, private=private)
     if chosen.engine == "vllm":
+        if remember is not None and not private:
+            raise UsageError("--remember: vLLM's own server does not remember answers; leave it out")
         default = click.core.ParameterSource.DEFAULT
         given = [option for option in LLAMA_CPP_OPTIONS if ctx.get_parameter_source(option) is not default]
         if given:
@@ -198,10 +206,19 @@ def serve(
     path = model_path(chosen)
     settings = Settings(name or model_name(chosen.model or "", path), queue, deadline, log_prompts)
     with (
-        open_target(path, [chosen], chosen.runtime, note) as opened,
-        open_serving_engine(opened, chosen, slots=slots, kv_tokens=kv_tokens, notify=note) as serving,
+        remembering(chosen, lambda: path, note, reopened=True) as remembered,
+        open_target(path, [remembered.profile], chosen.runtime, note) as opened,
+        open_serving_engine(
+            opened,
+            remembered.profile,
+            slots=slots,
+            kv_tokens=kv_tokens,
+            learned=remembered.learned(),
+            notify=note,
+        ) as serving,
     ):
-        run(serving, settings, address, Limits(max_body), grace=grace, notify=note)
+        memory = remembered if remembered.name else None
+        run(serving, settings, address, Limits(max_body), grace=grace, memory=memory, notify=note)
 
 
 def _require_server() -> None:

@@ -17,6 +17,7 @@ from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.generation.counters import Counters
 from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
+from specplug.server.answer_recorder import Memory
 from specplug.server.app import make_app
 from specplug.server.middleware import Guard, Limits
 from specplug.server.state import Settings
@@ -139,6 +140,9 @@ class ToyEngine:
         self.loop = ToyLoop(step_s)
         self.datastore = datastore
 
+    def learned(self) -> dict[str, tuple[float, float]]:
+        return {"toy": (3.0, 1.0)}
+
     def open_corpus(self, name: str) -> Corpus:
         manifest = check_files(place(name), name)
         if manifest.tokenizer != "0" * 64:
@@ -165,10 +169,15 @@ class ToyEngine:
 
 @contextmanager
 def serving(
-    engine: Any, settings: Settings | None = None, *, key: str | None = None, limits: Limits | None = None
+    engine: Any,
+    settings: Settings | None = None,
+    *,
+    key: str | None = None,
+    limits: Limits | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[str]:
     """Run the server in a thread, on a free port; yields its URL."""
-    app = make_app(engine, settings or Settings("toy"), has_key=key is not None)
+    app = make_app(engine, settings or Settings("toy"), has_key=key is not None, memory=memory)
     guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
     config = uvicorn.Config(guard, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from specplug.core import IntArray
 from specplug.corpora.answer_memory import Acceptance, Memory, answer_document
@@ -27,10 +28,18 @@ class Remembered:
     memory   None where the profile remembers nothing: then no method does anything
     """
 
-    def __init__(self, profile: Profile, find_model: Callable[[], Path], notify: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        find_model: Callable[[], Path],
+        notify: Callable[[str], None],
+        *,
+        reopened: bool = False,
+    ) -> None:
         """UsageError where the memory is of another tokenizer, or the folder holds something else.
 
         find_model  the file or folder of the profile's model
+        reopened    whether what is written is opened again while the engine runs
         """
         self.profile = profile
         self.memory: Memory | None = None
@@ -38,16 +47,23 @@ class Remembered:
         self._notify = notify
         self._answers: list[IntArray] = []
         self._learned: Acceptance = {}
+        self._lock = Lock()
+        """Guards these two, as a server takes answers in one thread and writes them in another."""
         if profile.remember is not None:
             self.memory = _memory(profile.remember, find_model())
-            self._draft_from(self.memory)
+            self._draft_from(self.memory, reopened)
 
-    def _draft_from(self, memory: Memory) -> None:
-        size = 0
-        if memory.check():
-            size = read_manifest(memory.folder, memory.ref).size
+    @property
+    def name(self) -> str:
+        """The name of the corpus; empty where nothing is remembered."""
+        return self.memory.ref if self.memory is not None else ""
+
+    def _draft_from(self, memory: Memory, reopened: bool) -> None:
+        size = read_manifest(memory.folder, memory.ref).size if memory.check() else 0
+        if size or reopened:
             if may_add_corpora(self.profile):
-                self.profile = with_corpora(self.profile, [*corpora_of(self.profile), memory.ref])
+                known = [ref for ref in corpora_of(self.profile) if ref != memory.ref]
+                self.profile = with_corpora(self.profile, [*known, *([memory.ref] if size else [])])
             elif self.profile.speculates:
                 self._notify(
                     f"profile {self.profile.name} cannot draft from corpora beside its method: answers are only kept"
@@ -62,17 +78,20 @@ class Remembered:
     def take(self, prompt: IntArray, answer: Sequence[int], learned: Acceptance) -> None:
         """Remember an answer (token ids) and the acceptance learned so far when `write` is called."""
         if self.memory is not None:
-            self._answers.append(answer_document(prompt, answer, prompts=self._prompts))
-            self._learned = learned
+            document = answer_document(prompt, answer, prompts=self._prompts)
+            with self._lock:
+                self._answers.append(document)
+                self._learned = learned
 
     def write(self) -> bool:
         """Keep what was taken; whether there was something, and it was kept. A problem is reported."""
-        if self.memory is None or not self._answers:
+        with self._lock:
+            answers, self._answers, learned = self._answers, [], self._learned
+        if self.memory is None or not answers:
             return False
-        answers, self._answers = self._answers, []
         try:
             self.memory.add(answers)
-            self.memory.keep_learned(self._learned)
+            self.memory.keep_learned(learned)
         except SpecplugError as error:
             self._notify(f"not remembered: {error}")
             return False
@@ -81,10 +100,10 @@ class Remembered:
 
 @contextmanager
 def remembering(
-    profile: Profile, find_model: Callable[[], Path], notify: Callable[[str], None]
+    profile: Profile, find_model: Callable[[], Path], notify: Callable[[str], None], *, reopened: bool = False
 ) -> Iterator[Remembered]:
     """Answers that are taken inside are written at the end, also after an error or an interruption."""
-    remembered = Remembered(profile, find_model, notify)
+    remembered = Remembered(profile, find_model, notify, reopened=reopened)
     try:
         yield remembered
     finally:

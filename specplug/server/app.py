@@ -21,9 +21,11 @@ from starlette.exceptions import HTTPException
 from specplug import __version__
 from specplug.core import IntArray, int_array
 from specplug.errors import UsageError
+from specplug.server.answer_recorder import AnswerRecorder, Memory
 from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
+from specplug.server.jobs import Delta, Job
 from specplug.server.metrics import Metrics
 from specplug.server.openai_format import ChatFormat, CompletionFormat, Json
 from specplug.server.request_handler import handle
@@ -49,10 +51,11 @@ PAGE_HEADERS = {
 }
 
 
-def make_app(engine: Engine, settings: Settings, *, has_key: bool = False) -> FastAPI:
+def make_app(engine: Engine, settings: Settings, *, has_key: bool = False, memory: Memory | None = None) -> FastAPI:
     """The application for a loaded engine. Its lifespan starts and stops the worker thread.
 
     has_key  True if the layers around it let nobody pass without the server's API key
+    memory   remembers the answers
     """
     scheduler = Scheduler(
         engine.loop,
@@ -63,15 +66,26 @@ def make_app(engine: Engine, settings: Settings, *, has_key: bool = False) -> Fa
         end_tokens=engine.end_tokens,
     )
     metrics = Metrics(engine, scheduler)
-    state = State(engine, settings, Worker(scheduler, metrics.record), metrics, has_key)
+    answers = AnswerRecorder(memory, engine) if memory is not None else None
+
+    def record(deltas: Sequence[tuple[Job, Delta]]) -> None:
+        metrics.record(deltas)
+        if answers is not None:
+            answers.record(deltas)
+
+    worker = Worker(scheduler, record)
+    state = State(engine, settings, worker, metrics, has_key)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.worker.start()
+        writing = asyncio.create_task(answers.run(worker)) if answers is not None else None
         try:
             yield
         finally:
             state.closing = True
+            if writing is not None:
+                writing.cancel()
             await state.worker.stop()
 
     app = FastAPI(title="specplug", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

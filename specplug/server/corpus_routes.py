@@ -45,7 +45,7 @@ def add_corpus_routes(app: FastAPI, state: State) -> None:
             advice = f"build it with: specplug build corpus MODEL FILES... --out {body.name}"
             raise HTTPException(404, f"corpus {body.name}: no corpus is there; {advice}")
         corpus = await asyncio.to_thread(engine.open_corpus, body.name)
-        is_new = await state.worker.between_steps(lambda: _put(datastore, corpus))
+        is_new = await state.worker.between_steps(lambda: put_corpus(datastore, corpus))
         described = await asyncio.to_thread(_described, corpus, datastore)
         return JSONResponse(described, 201 if is_new else 200)
 
@@ -71,7 +71,7 @@ def _changeable(state: State) -> Datastore:
     return datastore
 
 
-def _put(datastore: Datastore, corpus: Corpus) -> bool:
+def put_corpus(datastore: Datastore, corpus: Corpus) -> bool:
     """Open a corpus to drafting, in place of one of the same name; whether there was none. In the engine's thread."""
     known = {one.name: one for one in datastore.shared_corpora}
     before = known.get(corpus.name)

@@ -77,6 +77,9 @@ class Engine(Protocol):
     def datastore(self) -> Datastore | None:
         """The proposer that drafts from corpora; None where the profile has none. The loop's thread may change it."""
 
+    def learned(self) -> Mapping[str, Sequence[float]]:
+        """(hits, misses) by bucket, as the planner has learned them so far. Call it in the loop's thread."""
+
     def open_corpus(self, name: str) -> Corpus:
         """Check and map the corpus of this name in the user's folder, in any thread.
 

@@ -124,7 +124,7 @@ class Job:
     streamed      False if the client receives the complete answer at once
     cancelled     may be set from any thread; the scheduler checks it before each step
     options       what the request asks of the proposers, and whether it is private
-    emitted       tokens generated so far
+    tokens        generated so far
     submitted_s, started_s, first_token_s
                   times on the scheduler's clock
     """
@@ -140,7 +140,7 @@ class Job:
     options: SequenceOptions = NO_OPTIONS
     text: TextStream = field(init=False)
     stream: Stream | None = None
-    emitted: int = 0
+    tokens: list[int] = field(default_factory=list)
     submitted_s: float = 0.0
     started_s: float = 0.0
     first_token_s: float = 0.0

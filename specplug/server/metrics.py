@@ -87,7 +87,7 @@ class Metrics:
             {
                 "state": "reading" if job.stream is None or job.stream.reading else "answering",
                 "prompt_tokens": len(job.prompt),
-                "tokens": job.emitted,
+                "tokens": len(job.tokens),
                 "speculates": job.max_draft > 0,
             }
             for job in running

@@ -171,7 +171,7 @@ class Scheduler:
         deltas = [(job, Delta(error=DeadlinePassed(queued))) for job in removed if not job.cancelled]
         for job in [job for job in self.active if job.cancelled or _is_late(job, now)]:
             if not job.cancelled:
-                if job.emitted:
+                if job.tokens:
                     report = self._report(job, deadline_passed=True)
                     deltas.append((job, Delta(job.text.close(), finish="length", report=report)))
                 else:
@@ -204,7 +204,7 @@ class Scheduler:
         if stream.failure is not None:
             self._end(job)
             return Delta(error=stream.failure)
-        if not job.emitted:
+        if not job.tokens:
             job.first_token_s = self.clock()
         fresh, sources = stream.fresh, [*stream.drafters, None]
         segments, count = [], 0
@@ -214,7 +214,7 @@ class Scheduler:
                 segments += job.text.feed(self._piece(token), source is not None, source)
             if job.text.stopped:
                 break
-        job.emitted += count
+        job.tokens += fresh[:count]
         finish = "stop" if job.text.stopped else stream.finish or ""
         report = None
         if finish:
@@ -231,7 +231,7 @@ class Scheduler:
             len(job.prompt),
             job.stream.cached,
             job.stream.counters,
-            job.emitted,
+            len(job.tokens),
             queued_ms=(job.started_s - job.submitted_s) * 1000,
             prompt_ms=(job.first_token_s - job.started_s) * 1000,
             decode_ms=(now - job.first_token_s) * 1000,

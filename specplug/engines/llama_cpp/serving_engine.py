@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from specplug.core import IntArray
@@ -21,7 +21,13 @@ from specplug.proposers.datastore import Datastore, datastore_of
 
 
 def open_serving_engine(
-    model: Model, profile: Profile, *, slots: int, kv_tokens: int | None, notify: Callable[[str], None]
+    model: Model,
+    profile: Profile,
+    *,
+    slots: int,
+    kv_tokens: int | None,
+    learned: Mapping[str, Sequence[float]] | None = None,
+    notify: Callable[[str], None],
 ) -> ServingEngine:
     """A ServingEngine whose loop will run in another thread than this one.
 
@@ -37,6 +43,7 @@ def open_serving_engine(
             slots=slots,
             kv_tokens=kv_tokens,
             remember=True,
+            learned=learned,
             follow_free_cores=True,
             notify=notify,
         ).result()
@@ -58,6 +65,7 @@ class ServingEngine:
         kv_tokens: int | None = None,
         cost: CostPoints | None = None,
         remember: bool = False,
+        learned: Mapping[str, Sequence[float]] | None = None,
         follow_free_cores: bool = False,
         notify: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -65,7 +73,7 @@ class ServingEngine:
 
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or learned, where None
-        remember, follow_free_cores
+        remember, learned, follow_free_cores
                    see `LlamaCpp`
         """
         # Prompts share cached tokens, with or without drafts.
@@ -77,6 +85,7 @@ class ServingEngine:
             kv_tokens=kv_tokens,
             cost=cost,
             remember=remember,
+            learned=learned,
             follow_free_cores=follow_free_cores,
             notify=notify,
         )
@@ -127,6 +136,9 @@ class ServingEngine:
     def datastore(self) -> Datastore | None:
         """The proposer that drafts from corpora."""
         return datastore_of(self.loop.speculator.fusion.sources)
+
+    def learned(self) -> dict[str, tuple[float, float]]:
+        return self._engine.learned()
 
     def open_corpus(self, name: str) -> Corpus:
         """Check all files of a corpus in the user's folder, and map it. It may run beside the loop.
