@@ -195,7 +195,7 @@ def test_an_update_keeps_what_it_does_not_name(request_: Request, monkeypatch: p
     build(replace(request_, include=("?.txt",)))
     build(replace(request_, update=True))
     assert held(request_.out) == {"a.txt": "text"}, "the patterns of the earlier version hold"
-    monkeypatch.setattr(building, "_recorded_answers", lambda model: [])
+    monkeypatch.setattr(building, "_recorded_answers", lambda model, notify: [])
     document = build(replace(request_, update=True, sources=(), answers=True))
     assert held(request_.out) == {"a.txt": "text"} and document["sources"] == (str(source), building.ANSWERS)
 
@@ -329,7 +329,9 @@ def test_answers_that_tune_recorded_are_documents(request_: Request, monkeypatch
     for name, model in (("mine", identity), ("other", {"bytes": 2, "sample_sha256": "y"})):
         traces.save(Trace({"model": model, "max_tokens": 2}, (answer,)), cache / f"{name}.npz")
     (cache / "damaged.npz").write_bytes(b"nothing")
-    document = build(replace(request_, sources=(), answers=True))
+    said: list[str] = []
+    document = build(replace(request_, sources=(), answers=True), notify=said.append)
+    assert [line for line in said if line.startswith("left out:") and "damaged.npz" in line]
     assert document["documents"] == 1 and document["sources"] == (building.ANSWERS,)
     (entry,) = folder.read_manifest(request_.out).shards
     (one,) = writing.documents_of(request_.out, entry, 128)

@@ -173,7 +173,8 @@ class _Build:
             notify("pathspec is not installed: .gitignore files are not read; pip install 'specplug[corpus]'")
         self._progress("reading", 0.0)
         wanted = {_key(text): len(text.text) for text in self._read(self._skipped)}
-        recorded = {document.key: document for document in _recorded_answers(request.model)} if request.answers else {}
+        answers = _recorded_answers(request.model, notify) if request.answers else ()
+        recorded = {document.key: document for document in answers}
         tokenize, num_tokens = _open_tokenizer(request.model)
         settings = {key: getattr(request, key) for key in ("shard_tokens", "include", "exclude", "max_tokens")}
         manifest = Manifest(self._tokenizer, num_tokens, request.model_name, (), request.licence, settings)
@@ -302,14 +303,15 @@ def _remembering_input() -> Callable[[], bytes]:
     return read
 
 
-def _recorded_answers(model: Path) -> Iterator[Document]:
-    """The answers of exactly this model that `tune` has recorded on this machine; damaged files are left out."""
+def _recorded_answers(model: Path, notify: Callable[[str], None]) -> Iterator[Document]:
+    """The answers of exactly this model that `tune` has recorded on this machine. Damaged files are named."""
     identity = {key: fingerprint.model_identity(model)[key] for key in ("bytes", "sample_sha256")}
     folder = cache_folder() / traces.TRACES
     for path in sorted(folder.glob("*.npz")) if folder.is_dir() else ():
         try:
             trace = traces.load(path)
-        except traces.Damaged:
+        except traces.Damaged as error:
+            notify(f"left out: {error}")
             continue
         if trace is None or trace.about.get("model") != identity:
             continue
