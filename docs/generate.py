@@ -173,11 +173,15 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "A tree of what followed the end of the text in corpora on disk (REST; [how to build "
         "one](../how-to/corpora.md)).",
         {
-            "corpora": "Names of corpora; one with a slash is the path of its folder.",
+            "corpora": "Names of corpora; one with a slash is the path of its folder. `[]` opens none: `serve` can add "
+            "some while it runs.",
             "max_draft": "Longest path of a draft.",
             "min_match": "Fewest tokens at the end of the text that have to occur in a corpus.",
             "min_prob": "Paths that are less probable by the bucket priors are left out.",
             "lookups": "On vLLM, most requests that look up in one step; they take turns.",
+            "corpora_for": "`all`: a request that names no corpora drafts from all that are open. `asking`: it drafts "
+            "from none, for a server that several tenants share. This holds in `run`, `bench` and `tune`, too.",
+            "request_corpora": "Names of corpora that requests may ask for. `null`: those that are open.",
         },
     ),
     "draft_model": (

@@ -6,7 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.core import EMPTY, ROOT, BatchProposer, Bucket, Draft, IntArray, Proposer, Requires, Step, int_array
+from specplug.core import (
+    EMPTY,
+    NO_OPTIONS,
+    ROOT,
+    BatchProposer,
+    Bucket,
+    Draft,
+    IntArray,
+    Proposer,
+    Requires,
+    SequenceOptions,
+    Step,
+    int_array,
+)
+from specplug.drafts.chains import TreeAdapter
+from specplug.planning.batch_speculator import BatchSpeculator
+from specplug.planning.cost import BatchCost, CostCurve
 from specplug.planning.fusion import Drafts, Fusion
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
@@ -296,3 +312,23 @@ def test_accepts_at_least_as_much_as_either_proposer() -> None:
     alone = max(length(Suffix(), 8), length(TokenRecycling(), 8))
     fused = length(Fusion([Suffix(), TokenRecycling()]), 16)
     assert fused >= alone >= 1.5
+
+
+class Configured(Scripted):
+    def configure(self, seq: int, options: SequenceOptions) -> None:
+        self.calls.append(("configure", seq, options))
+
+
+def test_options_reach_the_proposers_that_take_them_before_a_sequence_begins() -> None:
+    asked = SequenceOptions(("a",), private=True)
+    plain, configured, chains = (kind(EMPTY) for kind in (Scripted, Configured, Configured))
+    fusion = Fusion([plain, configured])
+    fusion.begin(3, int_array([5]), asked)
+    fusion.begin(4, int_array([6]))
+    adapters = [TreeAdapter(plain), TreeAdapter(chains)]
+    speculator = BatchSpeculator(adapters, ["plain", "chains"], BatchCost({1: CostCurve([0], [1], [[1.0]])}), k=1)
+    speculator.begin(3, int_array([5]), asked)
+    speculator.begin(4, int_array([6]))
+    begun = [("begin", 3, [5]), ("begin", 4, [6])]
+    both = [("configure", 3, asked), begun[0], ("configure", 4, NO_OPTIONS), begun[1]]
+    assert configured.calls == chains.calls == both and plain.calls == begun * 2

@@ -4,6 +4,7 @@ Every expected output comes from one plain engine in the same environment.
 """
 
 import gc
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ import pytest
 from corpus_files import write_corpus
 
 from specplug import profile as profiles
+from specplug.core import SequenceOptions
 from specplug.engines.vllm.configure import engine_settings
+from specplug.engines.vllm.request_options import RequestOptions, request_options
 
 pytestmark = pytest.mark.vllm
 
@@ -491,4 +494,19 @@ def test_drafts_from_a_corpus_of_these_answers(plain: dict[str, Any], checkpoint
     datastore = f"{{method: datastore, corpora: ['{tmp_path}/corpus/'], lookups: 6}}"
     with opened(checkpoint, tmp_path / "profile.yaml", (datastore,), {"max_num_seqs": 8}) as llm:
         increase = check(llm, BATCH[:8], plain)
+        none: list[Any] = [json.dumps({"corpora": []}), {"corpora": ["other"]}, {"corpora": 5}, "{"]
+        for asked, drafts in (({"corpora": ["corpus"], "private": True}, True), *((one, False) for one in none)):
+            with watched(llm) as asking:
+                [output] = outputs_of(llm, BATCH[:1], extra_args={"specplug": asked})
+            assert result_of(output) == result_of(plain[BATCH[0]])
+            assert (asking.drafts > 5) == bool(asking.drafts) == drafts
     assert increase.draft_tokens > 100 and increase.accepted_tokens > increase.draft_tokens // 2
+
+
+def test_the_options_of_a_request_to_vllms_server_can_be_read() -> None:
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    options = json.dumps({"corpora": ["a"], "max_draft": 3, "private": True})
+    request = CompletionRequest(model="m", prompt="hi", vllm_xargs={"specplug": options})
+    found = request_options(request.to_sampling_params(8, {}).extra_args, ["a"])
+    assert found == RequestOptions(3, SequenceOptions(("a",), private=True))
