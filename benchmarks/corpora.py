@@ -32,7 +32,7 @@ import numpy as np
 from specplug.bench.statistics import paired_ratio
 from specplug.build import corpus as building
 from specplug.core import IntArray, Step
-from specplug.corpora.folder import ENDINGS, place, read_manifest
+from specplug.corpora.folder import ENDINGS, Manifest, place, read_manifest
 from specplug.corpora.suffix_order import suffix_order
 from specplug.corpora.writing import Document, writing
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
@@ -219,14 +219,9 @@ def cost_of(arguments: argparse.Namespace) -> None:
         tracemalloc.stop()
         name = "pydivsufsort" if library else "NumPy"
         print(f"sorting with {name}: {rate:.1f} M tokens/s, {memory:.0f} bytes of memory per token", flush=True)
-    from specplug.corpora.folder import Manifest
-
     folder = place("cost")
     documents = np.split(tokens, np.arange(800, len(tokens), 800))
-    with writing(folder, Manifest("0" * 64, arguments.vocabulary, "", (), "", {}), shard_tokens=64 << 20) as writer:
-        for number, document in enumerate(documents):
-            writer.add(Document.complete(str(number), "", document))
-        manifest = writer.publish([])
+    manifest = write_documents(folder, documents, arguments.vocabulary)
     size = sum((folder / f"{entry.stem}.{ending}").stat().st_size for entry in manifest.shards for ending in ENDINGS)
     print(f"{manifest.size} tokens; shards: {len(manifest.shards)}; {size / manifest.size:.1f} bytes per token")
     before = _anonymous()
@@ -260,6 +255,14 @@ def cost_of(arguments: argparse.Namespace) -> None:
         ("search", searching), ("search and draft", drafting), ("the same, 64 occurrences or more", many),
     ):  # fmt: skip
         print(f"| {name} | {np.median(values):.0f} | {np.percentile(values, 99):.0f} |")
+
+
+def write_documents(folder: Path, documents: Sequence[IntArray], vocabulary: int) -> Manifest:
+    """A corpus without a tokenizer."""
+    with writing(folder, Manifest("0" * 64, vocabulary, "", (), "", {}), shard_tokens=64 << 20) as writer:
+        for number, document in enumerate(documents):
+            writer.add(Document.complete(str(number), "", document))
+        return writer.publish([])
 
 
 def phrases(count: int, vocabulary: int) -> IntArray:

@@ -64,8 +64,9 @@ class Shard:
         """`num_tokens` is the size of the vocabulary. OSError or ValueError for files that do not fit one another."""
         self.number = next(self._numbers)
         """Of no other shard of this process."""
+        self.stem = stem
         self.how = widths(num_tokens)
-        self._num_tokens = num_tokens
+        self.num_tokens = num_tokens
         self._bytes, self._order_bytes = _mapped(stem.with_suffix(f".{TOKENS}")), _mapped(stem.with_suffix(f".{ORDER}"))
         self.tokens: npt.NDArray[Any] = np.frombuffer(self._bytes, dtype=self.how.dtype)
         self.order: npt.NDArray[np.uint32] = np.frombuffer(self._order_bytes, dtype="<u4")
@@ -124,7 +125,7 @@ class Shard:
             places = self.order[low + (2 * np.arange(most) + 1) * (high - low) // (2 * most)].astype(np.int64)
         at = np.minimum(places[:, None] + (length + np.arange(depth)), len(self.tokens) - 1)
         rows = self.tokens[at].astype(np.int64)
-        rows[np.logical_or.accumulate(rows >= self._num_tokens, axis=1)] = -1
+        rows[np.logical_or.accumulate(rows >= self.num_tokens, axis=1)] = -1
         found: IntArray = rows.astype(np.int32)
         return found
 

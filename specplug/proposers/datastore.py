@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from specplug.core import EMPTY, ROOT, Bucket, Draft, IntArray, Proposer, Requir
 from specplug.corpora.folder import Corpus, open_corpus
 from specplug.corpora.matching import LONGEST, Text, longest_match
 from specplug.corpora.shard import Interval, Shard
-from specplug.drafts.chains import NODES_PER_TOKEN, Chains, ChainSteps, likeliest_chain
+from specplug.drafts.chains import Chains, ChainSteps
 
 _PRIORS: dict[str, dict[int, float]] = {
     "one": {2: 0.04, 3: 0.16, 4: 0.24, 6: 0.34, 8: 0.45, 12: 0.55, 16: 0.62, 24: 0.70},
@@ -30,7 +31,10 @@ half of them (`most`), a fifth or more (`some`), fewer (`rare`).
 Effective match length, from each key to below the next: the match at the root plus one per draft token before this one.
 """
 
-_MOST = 3
+FEW, MANY = 2, 8
+"""Occurrences from which their support is `few`, and `many`, where all continue with one token."""
+
+MOST = 3
 """The index of the support `most`; `some` and `rare` follow."""
 
 LONGEST_EFFECTIVE = 64
@@ -58,6 +62,7 @@ class Datastore:
     min_match        fewest tokens that have to match
     min_prob         least probability of a path, by the priors
     lookups          where many sequences draft chains at once: at most so many look up in one step; they take turns
+    device_memory    in vLLM's V2 runner: MiB of the device's memory that shards may take; there all sequences look up
     corpora_for      asking: a sequence whose request names no corpora drafts from none. all: it drafts from all
     request_corpora  names that requests may ask for; None for those that are open
     """
@@ -75,19 +80,22 @@ class Datastore:
         min_match: int = 2,
         min_prob: float = 0.02,
         lookups: int = 8,
+        device_memory: int = 1024,
         corpora_for: Literal["all", "asking"] = "all",
         request_corpora: Sequence[str] | None = None,
     ) -> None:
         """UsageError for a corpus that is missing or damaged, ValueError for an option out of range."""
-        if max_draft < 1 or not 1 <= min_match <= LONGEST or lookups < 1 or not 0.0 <= min_prob <= 1.0:
+        positive = min(max_draft, lookups, device_memory) >= 1
+        if not positive or not 1 <= min_match <= LONGEST or not 0.0 <= min_prob <= 1.0:
             raise ValueError(
-                f"max_draft {max_draft}, min_match {min_match}, lookups {lookups}, min_prob {min_prob}: need >= 1, "
-                f"1 to {LONGEST}, >= 1 and a probability"
+                f"max_draft {max_draft}, min_match {min_match}, lookups {lookups}, min_prob {min_prob}, device_memory "
+                f"{device_memory}: need >= 1, 1 to {LONGEST}, >= 1, a probability and >= 1"
             )
         self.max_draft = max_draft
         self.min_match = min_match
         self.min_prob = min_prob
         self.lookups = lookups
+        self.device_memory = device_memory
         self.corpora_for = corpora_for
         self.request_corpora = request_corpora
         self.shared_corpora: tuple[Corpus, ...] = ()
@@ -102,7 +110,7 @@ class Datastore:
         self._step = 0
         self._asking: tuple[int, ...] = ()
         self._priors = [bucket.prior for bucket in self.buckets]
-        self._bucket_of = _bucket_rows()
+        self.bucket_rows = _bucket_rows()
         self.use_corpora([open_corpus(ref) for ref in corpora])
 
     @property
@@ -139,20 +147,8 @@ class Datastore:
     def propose(self, seq: int, budget: int) -> Draft:
         if budget <= 0:
             return EMPTY
-        length, found = self._matches(seq)
-        if not found:
-            return EMPTY
-        depth = min(budget, self.max_draft)
-        parts = [shard.following(interval, length, SAMPLE, depth) for shard, interval in found]
-        weights = [
-            np.full(len(part), (high - low) / len(part)) for part, (_, (low, high)) in zip(parts, found, strict=True)
-        ]
-        rows, weight = parts[0], weights[0]
-        if len(parts) > 1:
-            rows, weight = np.concatenate(parts), np.concatenate(weights)
-            order = np.lexsort(rows.T[::-1])
-            rows, weight = rows[order], weight[order]
-        return self._tree(rows.tolist(), weight.tolist(), length, budget)
+        found = self._continuations(seq, min(budget, self.max_draft))
+        return EMPTY if found is None else self._tree(*found, budget)
 
     def propose_chains(self, seqs: Sequence[int], k: int) -> Chains:
         """Of more than `lookups` sequences, those look up that did so longest ago; the others draft nothing."""
@@ -162,9 +158,9 @@ class Datastore:
         waiting = sorted(drafting, key=lambda index: self._asked.get(seqs[index], -1))[: self.lookups]
         self._asking = tuple(seqs[index] for index in waiting)
         for index in waiting:
-            draft = self.propose(seqs[index], NODES_PER_TOKEN * k)
-            chain = likeliest_chain(draft, self._priors)
-            tokens[index], buckets[index] = chain.tokens[:k].tolist(), chain.buckets[:k].tolist()
+            found = self._continuations(seqs[index], min(k, self.max_draft))
+            if found is not None:
+                tokens[index], buckets[index] = self._chain(*found)
         return Chains.of(tokens, buckets, k)
 
     def observe(self, seq: int, step: Step) -> None:
@@ -201,11 +197,50 @@ class Datastore:
                     found.append((shard, interval))
         return longest, found
 
+    def _continuations(self, seq: int, depth: int) -> tuple[list[list[int]], list[float], int] | None:
+        """What follows a sample of the occurrences of the longest match, sorted, with -1 after its end; the occurrences
+        that each stands for; and the length of the match. None where nothing matches."""
+        length, found = self._matches(seq)
+        if not found:
+            return None
+        parts = [shard.following(interval, length, SAMPLE, depth) for shard, interval in found]
+        weights = [
+            np.full(len(part), (high - low) / len(part)) for part, (_, (low, high)) in zip(parts, found, strict=True)
+        ]
+        rows, weight = parts[0], weights[0]
+        if len(parts) > 1:
+            rows, weight = np.concatenate(parts), np.concatenate(weights)
+            order = np.lexsort(rows.T[::-1])
+            rows, weight = rows[order], weight[order]
+        return rows.tolist(), weight.tolist(), length
+
+    def _chain(self, rows: list[list[int]], weights: list[float], match: int) -> tuple[list[int], list[int]]:
+        """The tokens that most occurrences have next, of several the one with the smallest id; and their buckets. It
+        ends where its probability, by the priors, is too small.
+
+        rows, weights, match  as `_continuations` returns them
+        """
+        tokens: list[int] = []
+        buckets: list[int] = []
+        path, first, end = 1.0, 0, len(rows)
+        for depth in range(len(rows[0])):
+            children = _children(rows, weights, depth, first, end)
+            if not children:
+                break
+            total = sum(child[1] for child in children)
+            token, weight, first, end = max(children, key=itemgetter(1))
+            bucket = self.bucket_rows[_support(weight, total)][min(match + depth, LONGEST_EFFECTIVE)]
+            path *= self._priors[bucket]
+            if path < self.min_prob:
+                break
+            tokens.append(token)
+            buckets.append(bucket)
+        return tokens, buckets
+
     def _tree(self, rows: list[list[int]], weights: list[float], match: int, budget: int) -> Draft:
         """The most likely nodes, by the priors along their paths, of the trie of sorted continuations.
 
-        rows     of equal length, with -1 after their ends
-        weights  occurrences that each row stands for
+        rows, weights, match  as `_continuations` returns them
         """
         tokens: list[int] = []
         parents: list[int] = []
@@ -219,7 +254,7 @@ class Datastore:
                 children = _children(rows, weights, depth, first, end)
                 total = sum(child[1] for child in children)
                 for token, weight, child_first, child_end in children:
-                    bucket = self._bucket_of[_support(weight, total)][effective]
+                    bucket = self.bucket_rows[_support(weight, total)][effective]
                     likely = path * self._priors[bucket]
                     if likely >= self.min_prob:
                         num_seen += 1
@@ -262,8 +297,8 @@ def _children(
 def _support(weight: float, total: float) -> int:
     """The index of the support in _PRIORS where `weight` of `total` occurrences continue with a token."""
     if weight >= total:
-        return 0 if total < 2 else 1 if total < 8 else 2
-    return _MOST if 2 * weight > total else _MOST + 1 if 5 * weight >= total else _MOST + 2
+        return 0 if total < FEW else 1 if total < MANY else 2
+    return MOST if 2 * weight > total else MOST + 1 if 5 * weight >= total else MOST + 2
 
 
 def _bucket_rows() -> list[list[int]]:

@@ -22,7 +22,7 @@ from specplug.engines.vllm.v2.device_drafting import DeviceDrafting, LogitRows  
 from specplug.engines.vllm.v2.device_suffix import LONGEST_MATCH, DeviceSuffix  # noqa: E402
 from specplug.engines.vllm.v2.last_writer import LastWriter  # noqa: E402
 from specplug.engines.vllm.v2.successors import Successors  # noqa: E402
-from specplug.engines.vllm.v2.text_lookup import own_match, repeated, tails  # noqa: E402
+from specplug.engines.vllm.v2.text_lookup import own_match, repeated  # noqa: E402
 
 pytestmark = pytest.mark.vllm
 
@@ -114,7 +114,8 @@ def test_the_longest_match_in_the_own_text_is_found() -> None:
         rows = torch.full((5, 64), 7, dtype=torch.int32)
         for row, text in zip(rows, texts, strict=True):
             row[: len(text)] = torch.tensor(text)
-        found = own_match(rows, lengths, tails(rows, lengths, LONGEST_MATCH))
+        tail = DeviceTexts(torch.arange(5), rows, lengths.int(), 64).tail(LONGEST_MATCH)
+        found = own_match(rows, lengths, tail)
         chains = repeated(rows, lengths, found.end, K)
         for n, text in enumerate(texts):
             ends = {end: common_end(text[:end], text) for end in range(1, len(text))}

@@ -57,6 +57,12 @@ class DeviceTexts:
         places = start[:, None] + torch.arange(most, device=start.device)
         return self.tokens[self.slots[:, None], places], lengths - start
 
+    def tail(self, count: int) -> Tensor:
+        """int64[n, count]: the last tokens of each text, the last one first; -1 before its start."""
+        places = self._row_lengths[:, None] - 1 - torch.arange(count, device=self.slots.device)
+        found = self.tokens[self.slots[:, None], places.clamp(min=0)].long()
+        return found.masked_fill(places < 0, -1)
+
     def last(self) -> Tensor:
         """int64[n]: the last token of each text."""
         return self.tokens[self.slots, (self.row_lengths() - 1).clamp(min=0)].long()

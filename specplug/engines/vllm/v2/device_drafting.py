@@ -17,6 +17,7 @@ import torch
 from specplug.engines.vllm.fault_isolation import STALL_NS, Faults
 from specplug.engines.vllm.v2.device_acceptance import DeviceAcceptance
 from specplug.engines.vllm.v2.device_chains import NONE, DeviceChains, DeviceProposer, DeviceStep, DeviceTexts
+from specplug.engines.vllm.v2.device_datastore import DeviceDatastore
 from specplug.engines.vllm.v2.device_suffix import DeviceSuffix
 from specplug.engines.vllm.v2.successors import Successors
 from specplug.planning.fused_buckets import fused_buckets
@@ -69,8 +70,8 @@ class DeviceDrafting:
         self.proposers = tuple(proposers)
         self.names = tuple(names)
         self.k = k
-        # A proposer of a third party may read them; suffix lookup does not.
-        self.reads_logits = not all(isinstance(one, DeviceSuffix) for one in self.proposers)
+        # A proposer of a third party may read them; lookups in texts do not.
+        self.reads_logits = not all(isinstance(one, DeviceSuffix | DeviceDatastore) for one in self.proposers)
         """Whether `step` is to be given the rows of logits."""
         self._faults = faults
         self._clock = clock
@@ -263,7 +264,7 @@ class DeviceDrafting:
             return None
         taken = self._clock() - began
         # The time to start operations depends on what the device is doing; specplug's own take none of their own.
-        if taken > STALL_NS and not isinstance(self.proposers[index], DeviceSuffix | Successors):
+        if taken > STALL_NS and not isinstance(self.proposers[index], DeviceSuffix | DeviceDatastore | Successors):
             self._faults.record(name, "stalled", f"{taken / 1e6:.0f} ms")
             return None
         return result

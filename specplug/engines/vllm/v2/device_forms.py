@@ -9,28 +9,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from specplug.core import Proposer
+from specplug.proposers.datastore import Datastore
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
 from specplug.registry import name_of
 
 METHOD = "device_form"
 
+OWN = Suffix | TokenRecycling | Datastore
+"""specplug's proposers that have such a form."""
+
 
 def without_device_form(proposers: Sequence[Proposer]) -> list[str]:
     """Names of the proposers that draft on the host only."""
-    return [
-        name_of(one) for one in proposers if not isinstance(one, Suffix | TokenRecycling) and not hasattr(one, METHOD)
-    ]
+    return [name_of(one) for one in proposers if not isinstance(one, OWN) and not hasattr(one, METHOD)]
 
 
 def device_form(proposer: Proposer, num_tokens: int, device: Any) -> Any:
     """The `DeviceProposer` for a proposer that is not in `without_device_form`.
 
     num_tokens  size of the vocabulary
+    UsageError for corpora that do not fit into their memory, or that are damaged.
     """
+    from specplug.engines.vllm.v2.device_datastore import DeviceDatastore
     from specplug.engines.vllm.v2.device_suffix import DeviceSuffix
     from specplug.engines.vllm.v2.successors import Successors
 
+    if isinstance(proposer, Datastore):
+        return DeviceDatastore(proposer, device)
     if isinstance(proposer, Suffix):
         return DeviceSuffix(proposer, device)
     if isinstance(proposer, TokenRecycling):

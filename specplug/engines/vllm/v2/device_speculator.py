@@ -7,6 +7,7 @@ Source: vllm/v1/worker/gpu/model_runner.py and vllm/v1/worker/gpu/spec_decode of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -16,12 +17,14 @@ from vllm.logger import init_logger
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from specplug import profile as profiles
+from specplug.core import Proposer
 from specplug.engines.vllm.configure import KEY, TIMING, profile_in, proposers_of
 from specplug.engines.vllm.draft_counters import AGREED, PUBLISH_SECONDS, PrometheusCounters
 from specplug.engines.vllm.fault_isolation import ADAPTER, MAX_FAULTS, Faults
 from specplug.engines.vllm.request_options import request_options
 from specplug.engines.vllm.v2.device_chains import DeviceTexts
 from specplug.engines.vllm.v2.device_counters import DeviceCounters
+from specplug.engines.vllm.v2.device_datastore import DeviceDatastore
 from specplug.engines.vllm.v2.device_drafting import DeviceDrafting, LogitRows
 from specplug.engines.vllm.v2.device_forms import device_form
 from specplug.engines.vllm.versions import require
@@ -44,10 +47,12 @@ class _LoadedProfile:
     """The state of drafting with one profile.
 
     profile  what was loaded
+    sources  its proposers in the form for the host
     invalid  per proposer, invalid chains up to the last update
     """
 
     profile: Profile
+    sources: Sequence[Proposer]
     drafting: DeviceDrafting | None
     faults: Faults
     counters: DeviceCounters = field(default_factory=DeviceCounters)
@@ -85,7 +90,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         self._tokens = torch.zeros((slots, self._k), dtype=torch.int64, device=device)
         self._drafts = self._group is None or self._group.rank_in_group == 0
         self._started = False
-        self._loaded = self._load(profile)
+        self._loaded = self._load(profile, proposers_of(profile))
         self._ref = ""
         self._others: dict[str, _LoadedProfile] = {}
         self._starting: dict[int, int] = {}
@@ -101,6 +106,9 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             self._k,
             _planning(spec),
         )
+        for one in self.drafting.proposers if self.drafting is not None else ():
+            if isinstance(one, DeviceDatastore):
+                logger.info("specplug: %s", one.summary)
 
     @property
     def drafting(self) -> DeviceDrafting | None:
@@ -118,15 +126,16 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         """
         self._others[self._ref] = self._loaded
         if fresh or ref not in self._others:
-            self._others[ref] = self._load(profiles.load(ref))
+            profile = profiles.load(ref)
+            self._others[ref] = self._load(profile, proposers_of(profile))
         self._ref, self._loaded = ref, self._others.pop(ref)
 
-    def _load(self, profile: Profile) -> _LoadedProfile:
+    def _load(self, profile: Profile, sources: Sequence[Proposer]) -> _LoadedProfile:
         faults = Faults(logger)
         if not self._drafts:
-            return _LoadedProfile(profile, None, faults)
+            return _LoadedProfile(profile, sources, None, faults)
         drafting = DeviceDrafting(
-            [device_form(one, self._num_tokens, self._device) for one in proposers_of(profile)],
+            [device_form(one, self._num_tokens, self._device) for one in sources],
             [one.method for one in profile.proposers],
             k=self._k,
             slots=len(self._tokens),
@@ -135,7 +144,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             faults=faults,
             learned=profile.measured.acceptance if profile.measured else None,
         )
-        return _LoadedProfile(profile, drafting, faults)
+        return _LoadedProfile(profile, sources, drafting, faults)
 
     # -- what the runner calls -----------------------------------------------------------------------------------
 
@@ -254,7 +263,8 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             add(req_id, prompt_len, all_token_ids, num_computed_tokens, max_tokens)
             if not self._started and not req_id.startswith(WARM_UP):
                 self._started = True
-                self._loaded = self._load(self._loaded.profile)  # without what was learned from warming up
+                # Without what was learned from warming up.
+                self._loaded = self._load(self._loaded.profile, self._loaded.sources)
             slot = states.req_id_to_index[req_id]
             self._starting[slot] = len(all_token_ids)
             self._prompts[slot] = prompt_len

@@ -13,7 +13,7 @@ import torch
 
 from specplug.engines.vllm.v2.answer_ring import AnswerRing
 from specplug.engines.vllm.v2.device_chains import NONE, DeviceChains, DeviceStep, DeviceTexts
-from specplug.engines.vllm.v2.text_lookup import own_match, repeated, tails
+from specplug.engines.vllm.v2.text_lookup import own_match, repeated
 from specplug.proposers.suffix import CONTEXT_TOKENS, LOCAL, MOST, SHARED, Suffix
 
 Tensor = Any
@@ -43,7 +43,7 @@ class DeviceSuffix:
 
     def propose(self, texts: DeviceTexts, k: int) -> DeviceChains:
         rows, lengths = texts.window()
-        tail = tails(rows, lengths, LONGEST_MATCH)
+        tail = texts.tail(LONGEST_MATCH)
         own = own_match(rows, lengths, tail)
         depth = torch.arange(k, device=rows.device)
         tokens = repeated(rows, lengths, own.end, k).masked_fill((own.length == 0)[:, None], NONE)

@@ -33,23 +33,12 @@ class OwnMatch:
     total: Tensor
 
 
-def tails(rows: Tensor, lengths: Tensor, count: int) -> Tensor:
-    """int64[n, count]: the last tokens of each text, the last one first; -1 before its start.
-
-    rows     int32[n, w]
-    lengths  int64[n]
-    """
-    places = lengths[:, None] - 1 - torch.arange(count, device=rows.device)
-    found = rows.gather(1, places.clamp(min=0)).long()
-    return found.masked_fill(places < 0, -1)
-
-
 def own_match(rows: Tensor, lengths: Tensor, tail: Tensor) -> OwnMatch:
     """Find the end of each text in its earlier part.
 
     rows     int32[n, w]
     lengths  int64[n]
-    tail     int64[n, m], from `tails`: the longest match is m tokens, at most 24
+    tail     int64[n, m], from `DeviceTexts.tail`: the longest match is m tokens, at most 24
     """
     width = rows.shape[1]
     places = torch.arange(width, dtype=torch.int32, device=rows.device)
