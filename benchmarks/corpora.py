@@ -242,7 +242,7 @@ def cost_of(arguments: argparse.Namespace) -> None:
         for token in text[40:].tolist():
             proposer.observe(seq, Step([token], None, []))  # type: ignore[arg-type]
             began = time.thread_time_ns()
-            _, found = proposer._matches(proposer._texts[seq])
+            _, found = proposer._matches(seq)
             searching.append((time.thread_time_ns() - began) / 1000)
             began = time.thread_time_ns()
             proposer.propose(seq, 24)

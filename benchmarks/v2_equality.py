@@ -4,8 +4,8 @@
 
 Triton's interpreter runs vLLM's kernels, so this shows that answers are equal, and nothing about speed. The model is
 tiny and random; the run with a JSON schema uses the packaged model. Each run is a process of its own. Prints, per
-setting, how many of the answers are equal to those without drafts at the same number of requests at once; and for
-sampled text a permutation test of tokens against the plain engine's.
+setting, how many of the answers are equal to those without drafts at the same number of requests at once, also with a
+corpus of every second answer; and for sampled text a permutation test of tokens against the plain engine's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from corpora import write_documents
+
+from specplug.core import int_array
 
 INTERPRETED = Path(__file__).parents[1] / "tests" / "vllm_v2"
 PROPOSERS = "suffix, token_recycling"
@@ -39,6 +43,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "4 at once, tensor parallel 2": {"max_num_seqs": 4, "tensor_parallel_size": 2},
 }
 
+WITH_CORPUS = ("4 at once", "4 at once, tensor parallel 2")
+"""Runs that are repeated with a corpus of every second answer."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,9 +60,16 @@ def main() -> None:
         model = os.fspath(Path(folder) / "tiny")
         run(folder, {"make": model})
         print("| run | scheduling | answers | equal | accepted draft tokens |\n|---|---|---|---|---|")
+        corpus = f"{folder}/corpus/"
+        with_corpus = f"{PROPOSERS}, {{method: datastore, corpora: ['{corpus}']}}"
         for name, settings in RUNS.items():
             task = {"model": model, "settings": settings, "prompts": arguments.prompts}
-            report(name, run(folder, task), run(folder, task | {"proposers": PROPOSERS}))
+            plain = run(folder, task)
+            report(name, plain, run(folder, task | {"proposers": PROPOSERS}))
+            if not Path(corpus).exists():
+                write_documents(Path(corpus), list(map(int_array, plain["answers"][::2])), 64)
+            if name in WITH_CORPUS:
+                report(f"{name}, a corpus", plain, run(folder, task | {"proposers": with_corpus}))
         task = {"packaged": True, "settings": {"max_num_seqs": 4}, "prompts": 6}
         plain = run(folder, task)
         report("SmolLM2", plain, run(folder, task | {"proposers": PROPOSERS}))

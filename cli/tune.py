@@ -27,7 +27,7 @@ from specplug.profile.with_drafter import drafters_of, with_drafter
 from specplug.registry import ProposerSpec, nearest
 from specplug.reports import html_page
 from specplug.tune import budget as budgets
-from specplug.tune.candidates import LONGEST, grid
+from specplug.tune.candidates import grid
 from specplug.tune.document import (
     errors,
     evidence,
@@ -222,10 +222,12 @@ def _target(out: str | None, label: str) -> Path:
 
 
 def _plan(request: Request) -> dict[str, Any]:
-    vllm = request.base.engine == "vllm"
-    provides = Requires(topk=1 << 30, builtin=vllm)
-    most = LONGEST if vllm else 1 << 20
-    settings = grid(provides, trees=not vllm, most_nodes=most, named=(*request.drafters, *request.retrieval))
+    if request.base.engine == "vllm":
+        from specplug.tune.vllm_runner import vllm_settings
+
+        settings = vllm_settings(str(request.model), request.base, named=request.retrieval)
+    else:
+        settings = grid(Requires(topk=1 << 30), named=(*request.drafters, *request.retrieval))
     shares = {stage: share for stage, share in budgets.SHARES.items() if stage != "drafters" or request.drafters}
     return {
         "profile": str(request.out),

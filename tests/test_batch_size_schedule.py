@@ -31,6 +31,7 @@ def test_nothing_is_drafted_where_not_speculating_is_as_fast() -> None:
 
 def test_other_proposers_are_expected_to_draft_no_better_than_token_recycling() -> None:
     assert expected_tokens(["token_recycling", "suffix"], 2) == [1.0, 1.42, 1.62]
+    assert expected_tokens(["datastore", "suffix", "third_party"], 10) == expected_tokens(["suffix"], 10)
     assert expected_tokens(["third_party"], 10) == expected_tokens(["token_recycling"], 10)
     lines = [expected_tokens(methods, 10) for methods in (["suffix", "token_recycling"], ["suffix"], [])]
     for better, worse in pairwise(lines):

@@ -32,6 +32,7 @@ def costs(*curves: tuple[int, tuple[float, ...]], expense: Expense | None = None
     return Costs(batch[-1], expense or Expense(), batch)
 
 
+SUFFIX = ProposerSpec("suffix")
 FLAT = costs((1, (10.0,) * 64))
 
 
@@ -144,12 +145,16 @@ def test_a_tune_of_an_engine_that_plans_for_a_batch(asked: Request, concurrency:
 
 
 def test_every_number_of_draft_tokens_is_replayed_where_the_batch_size_decides() -> None:
-    settings = device_grid(["suffix", "token_recycling"], "batch_size", 8)
+    settings = device_grid([SUFFIX, ProposerSpec("token_recycling")], "batch_size", 8)
     own = [one for one in settings if one.lengths]
     assert len({one.name for one in settings}) == len(settings) and len(own) == 3 * 8
     assert {one.method for one in own} == {"suffix", "token_recycling", "suffix + token_recycling"}
     assert {one.proposers[0].options["name"] for one in settings if not one.lengths} == {"ngram_gpu"}
-    assert not any(one.lengths for one in device_grid(["suffix"], "adaptive", 8))
+    assert not any(one.lengths for one in device_grid([SUFFIX], "adaptive", 8))
+    corpus = ProposerSpec("datastore", {"corpora": ["x"]})
+    with_corpus = device_grid([SUFFIX, corpus], "batch_size", 2)
+    assert {one.method for one in with_corpus if one.lengths} == {"suffix", "datastore", "suffix + datastore"}
+    assert all(spec == corpus for one in with_corpus for spec in one.proposers if spec.method == "datastore")
 
 
 def test_filler_is_verified_where_a_sequence_has_no_draft() -> None:
@@ -180,7 +185,7 @@ def test_the_best_number_of_draft_tokens_is_combined_by_batch_size() -> None:
     curves += [CostPoints((0,), (1, *(4 * (1 + n) for n in range(9))), ((dear[0], *dear),), 4)]
     predicted = {
         one: replay(one, trace, Costs(curves[0], Expense(), tuple(curves)))
-        for one in device_grid(["suffix"], "batch_size", 8)
+        for one in device_grid([SUFFIX], "batch_size", 8)
     }
     (found,) = by_batch_size(dict(reversed(predicted.items())), curves)
     assert [(first, last) for first, last, _ in found.lengths] == [(1, 1), (2, 1024)]

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,6 +129,43 @@ def test_the_runner_decides_which_subject_is_opened(opened: list[FakeEngine], mo
     assert corpus in asked[1].proposers
     first.close()
     second.close()
+
+
+def test_a_corpus_is_tried_and_drafts_while_steps_are_timed(
+    opened: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = ProposerSpec("datastore", {"corpora": ["x"]})
+    one = vllm_v2.V2Subject("model", BASE, named=(corpus,), most=2, notify=lambda text: None)
+    timed: list[str] = []
+
+    def steps(model: str, settings: Any, ref: str, *rest: Any, **further: Any) -> list[Any]:
+        timed.append(Path(ref).read_text())
+        return [(1, n, 64.0, 10.0) for n in range(LONGEST + 1) for _ in range(3)]
+
+    monkeypatch.setattr(vllm_v2, "steps_by_length", steps)
+    with closing(one):
+        own = {setting.method for setting in one.settings_to_try(2, (corpus,)) if setting.lengths}
+        assert own == {
+            "suffix", "token_recycling", "datastore", "suffix + token_recycling", "suffix + datastore",
+            "token_recycling + datastore",
+        }  # fmt: skip
+        one._timed([1], [1], 1.0, lambda share: None)
+        setting = one.settings_to_try(2, (corpus,))[0]
+        one.arm(setting.profile(one.profile, "x"), slots=1, costs=FREE).answer([], 1)
+        assert corpus in opened[1].profile.proposers and "datastore" in timed[0]
+
+
+def test_a_plan_counts_the_settings_of_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_runner, "require", lambda: ("vllm", "0.32.0"))
+    monkeypatch.setattr(vllm_runner, "located_model", lambda ref: ref)
+    monkeypatch.setattr(adaptive, "gpu_capability", lambda: None)
+    counts = []
+    for v2 in (True, False):
+        monkeypatch.setattr(vllm_runner, "runs_on_v2", lambda *rest, v2=v2, **further: v2)
+        settings = vllm_runner.vllm_settings("model", BASE, named=(ProposerSpec("datastore", {"corpora": ["x"]}),))
+        assert any(setting.method == "suffix + datastore" for setting in settings)
+        counts.append((len(settings), sum(bool(setting.lengths) for setting in settings)))
+    assert counts[0] == (6 * LONGEST + 6, 6 * LONGEST) and counts[1][0] > 100 and not counts[1][1]
 
 
 def test_a_scheduler_in_another_process_is_reached_by_a_method_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,8 @@ class ToySubject:
 
     def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:
         if self.engine_planning is not None:
-            return device_grid(["suffix", "token_recycling"], self.engine_planning, most_nodes)
+            methods = [ProposerSpec("suffix"), ProposerSpec("token_recycling"), *named]
+            return device_grid(methods, self.engine_planning, most_nodes)
         return grid(self.provides, trees=not self.batched, most_nodes=most_nodes, named=named)
 
     def limits(self, sequences: int) -> tuple[bool, int]:

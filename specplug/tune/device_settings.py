@@ -18,18 +18,18 @@ EnginePlanning = Literal["adaptive", "batch_size"]
 """How vLLM chooses the draft tokens to verify: by its adaptive verification, or by a table of batch sizes."""
 
 
-def device_grid(methods: Sequence[str], planning: EnginePlanning, most: int) -> list[Setting]:
+def device_grid(methods: Sequence[ProposerSpec], planning: EnginePlanning, most: int) -> list[Setting]:
     """Every setting to replay, most promising first, without plain decoding.
 
-    most  tokens of the longest chain
+    methods  tried alone and in pairs
+    most     tokens of the longest chain
     With planning by batch size, each number of draft tokens is one setting; `by_batch_size` combines them.
     """
-    combined = alone_and_in_pairs(list(map(ProposerSpec, methods)))[::-1]  # pairs first
+    combined = alone_and_in_pairs(methods)[::-1]  # pairs first
     if planning == "adaptive":
         own = [Setting(specs, PlannerSettings(max_nodes=most, trees=False)) for specs in combined]
     else:
-        names = [[spec.method for spec in specs] for specs in combined]
-        own = [with_lengths(each, [(1, MOST_SEQUENCES, n)]) for n in range(1, most + 1) for each in names]
+        own = [with_lengths(specs, [(1, MOST_SEQUENCES, n)]) for n in range(1, most + 1) for specs in combined]
     first = len(combined)
     return own[:first] + builtin_settings(most) + own[first:]
 
@@ -48,25 +48,26 @@ def by_batch_size(predicted: Mapping[Setting, Prediction], curves: Iterable[Cost
     curves     of steps with 0, 1, 2 ... draft tokens per sequence, by number of sequences
     A combination of which no number of draft tokens pays anywhere is left out.
     """
-    tokens: dict[tuple[str, ...], dict[int, float]] = {}
+    specs_of: dict[str, tuple[ProposerSpec, ...]] = {}
+    tokens: dict[str, dict[int, float]] = {}
     for setting, prediction in predicted.items():
         if setting.lengths:
-            methods = tuple(spec.method for spec in setting.proposers)
-            tokens.setdefault(methods, {})[setting.planner.max_nodes] = prediction.total.mean_acceptance_length
+            specs_of[setting.method] = setting.proposers
+            tokens.setdefault(setting.method, {})[setting.planner.max_nodes] = prediction.total.mean_acceptance_length
     curves = list(curves)
     found = []
-    for methods, by_length in tokens.items():
+    for method, by_length in tokens.items():
         known = [1.0]
         while len(known) in by_length:  # replays may have ended early, for lack of time
             known.append(by_length[len(known)])
         ranges = ranges_of(lengths_of(curves, known), MOST_SEQUENCES)
         if any(length for _, _, length in ranges):
-            found.append(with_lengths(methods, ranges))
+            found.append(with_lengths(specs_of[method], ranges))
     return found
 
 
-def with_lengths(methods: Sequence[str], ranges: Iterable[Sequence[int]]) -> Setting:
+def with_lengths(methods: Sequence[ProposerSpec], ranges: Iterable[Sequence[int]]) -> Setting:
     """The setting of these methods with so many draft tokens by batch size."""
     lengths: tuple[Range, ...] = tuple((first, last, length) for first, last, length in ranges)
     planner = PlannerSettings(max_nodes=max(length for _, _, length in lengths), trees=False)
-    return Setting(tuple(map(ProposerSpec, methods)), planner, lengths)
+    return Setting(tuple(methods), planner, lengths)

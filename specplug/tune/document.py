@@ -144,8 +144,6 @@ def tuned_profile(
     if findings.busy and not findings.batched:  # the planner will learn what passes cost
         measured = replace(measured, cost_curve=None)
     chosen = findings.chosen.profile(request.base, request.name)
-    if chosen.engine == "vllm" and chosen.speculates and request.corpora:  # all was measured there
-        chosen = replace(chosen, vllm=replace(chosen.vllm, runner="v1"))
     profile = replace(
         chosen,
         proposers=tuple(map(_with_absolute_path, chosen.proposers)),

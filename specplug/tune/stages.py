@@ -310,7 +310,11 @@ class Stages:
         most_nodes = min(most_nodes, costs.points.rows[-1] - costs.points.sequences)
         combined = self._journal.last("combined")
         if combined is not None:
-            settings = [with_lengths(one["methods"], one["lengths"]) for one in combined["settings"]]
+            specs = {spec.method: spec for spec in self._methods()}
+            settings = [
+                with_lengths([specs[method] for method in one["methods"]], one["lengths"])
+                for one in combined["settings"]
+            ]
             return self._replayed([*settings, *builtin_settings(most_nodes)], path, costs, None)
         settings = self.subject.settings_to_try(most_nodes, (*self.request.drafters, *self.request.retrieval))
         known = self._journal.last("finalists")

@@ -1,4 +1,4 @@
-"""Opens the subject of tuning for the model runner that vLLM uses for a model."""
+"""Chooses the model runner of vLLM in which a tune measures, and what is tried there."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from specplug.bench.arms import plain
-from specplug.engines.vllm.configure import engine_settings
+from specplug.engines.vllm.configure import PROVIDES, engine_settings
 from specplug.engines.vllm.environment import quiet
 from specplug.engines.vllm.located_model import located_model
 from specplug.engines.vllm.runner_choice import runs_on_v2
 from specplug.engines.vllm.versions import require
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
+from specplug.tune.candidates import LONGEST, Setting, grid
+from specplug.tune.device_settings import device_grid
 from specplug.tune.vllm import VllmSubject
-from specplug.tune.vllm_v2 import ON_DEVICE, V2Subject
+from specplug.tune.vllm_v2 import ON_DEVICE, V2Subject, engine_planning, methods_by_place
 
 
 @quiet()
@@ -25,8 +27,25 @@ def vllm_subject(
 
     named  further methods that are to be tried
     """
+    v2 = _on_v2(model, profile, named, notify)
+    profile = replace(profile, vllm=replace(profile.vllm, runner="v2" if v2 else "v1"))
+    if v2:
+        return V2Subject(model, profile, named=named, most=most, notify=notify)
+    return VllmSubject(model, profile, most=most, notify=notify)
+
+
+def vllm_settings(model: str, profile: Profile, *, named: Sequence[ProposerSpec]) -> list[Setting]:
+    """The settings that a tune would try, without starting vLLM. Errors as for `vllm_subject`."""
+
+    def unsaid(text: str) -> None:
+        """The tune itself will say it."""
+
+    if _on_v2(model, profile, named, unsaid):
+        return device_grid([*methods_by_place()[0], *named], engine_planning(profile, unsaid), LONGEST)
+    return grid(PROVIDES, trees=False, most_nodes=LONGEST, named=named)
+
+
+def _on_v2(model: str, profile: Profile, named: Sequence[ProposerSpec], notify: Callable[[str], None]) -> bool:
     require()
     drafting = replace(profile, proposers=(*ON_DEVICE, *named))
-    v2 = runs_on_v2(drafting, str(located_model(model)), engine_settings(plain(profile), ""), notify=notify)
-    profile = replace(profile, vllm=replace(profile.vllm, runner="v2" if v2 else "v1"))
-    return (V2Subject if v2 else VllmSubject)(model, profile, most=most, notify=notify)
+    return runs_on_v2(drafting, str(located_model(model)), engine_settings(plain(profile), ""), notify=notify)

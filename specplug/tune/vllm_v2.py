@@ -12,7 +12,7 @@ from dataclasses import replace
 from specplug import registry
 from specplug.bench.arms import Arm, plain
 from specplug.bench.vllm_stage import ScheduledArm
-from specplug.engines.vllm.configure import engine_settings, write_profile
+from specplug.engines.vllm.configure import PROVIDES, engine_settings, write_profile
 from specplug.engines.vllm.measure import CONTEXTS, TimedPass, by_batch
 from specplug.engines.vllm.v2.adaptive import is_adaptive
 from specplug.engines.vllm.v2.device_forms import without_device_form
@@ -24,7 +24,7 @@ from specplug.profile import PlannerSettings, Profile
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import BUILTIN_METHOD, LONGEST, Setting, usable_methods
 from specplug.tune.cost_curves import Progress
-from specplug.tune.device_settings import device_grid
+from specplug.tune.device_settings import EnginePlanning, device_grid
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Costs
 from specplug.tune.trace import Trace
@@ -37,21 +37,29 @@ ON_DEVICE = (ProposerSpec("suffix"), ProposerSpec("token_recycling"))
 class V2Subject(VllmSubject):
     """A model that vLLM runs in its V2 runner with the engine settings of a profile."""
 
-    def __init__(self, model: str, profile: Profile, *, most: int, notify: Callable[[str], None]) -> None:
-        """As for the V1 runner."""
-        drafting = replace(profile, proposers=ON_DEVICE, planner=PlannerSettings())
-        adaptive = is_adaptive(drafting, engine_settings(plain(profile), ""), notify)
-        self.engine_planning = "adaptive" if adaptive else "batch_size"
-        methods = [name for name in usable_methods(self.provides) if name != BUILTIN_METHOD]
-        on_host = without_device_form(registry.build_sources(list(map(ProposerSpec, methods))))
-        self._methods = [name for name in methods if name not in on_host]
+    def __init__(
+        self,
+        model: str,
+        profile: Profile,
+        *,
+        named: Sequence[ProposerSpec] = (),
+        most: int,
+        notify: Callable[[str], None],
+    ) -> None:
+        """As for the V1 runner.
+
+        named  further methods that are to be tried: they draft, too, while steps are timed
+        """
+        self.engine_planning = engine_planning(profile, notify)
+        self._proposers = (*ON_DEVICE, *named)
+        self._methods, on_host = methods_by_place()
         if on_host:
             notify(f"not tried, because it drafts on the host: {', '.join(on_host)} (runner: v1 in a profile tries it)")
         super().__init__(model, profile, most=most, notify=notify)
 
     def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:
         assert self.engine_planning is not None
-        return device_grid(self._methods, self.engine_planning, min(most_nodes, LONGEST))
+        return device_grid([*self._methods, *named], self.engine_planning, min(most_nodes, LONGEST))
 
     def measure_expense(self, trace: Trace, methods: Sequence[ProposerSpec], level: int, seconds: float) -> Expense:
         """Nothing: the timed steps include drafting."""
@@ -61,7 +69,7 @@ class V2Subject(VllmSubject):
         self, batches: Sequence[int], needed: Sequence[int], seconds: float, progress: Progress
     ) -> list[TimedPass]:
         """Steps of an engine that does not speculate, and of one with 1 to LONGEST draft tokens."""
-        ref = write_profile(replace(self.profile, name="timed", proposers=ON_DEVICE), self._folder)
+        ref = write_profile(replace(self.profile, name="timed", proposers=self._proposers), self._folder)
         timed = steps_by_length(
             self._model,
             self._timing_settings(),
@@ -92,9 +100,23 @@ class V2Subject(VllmSubject):
 
     def _profile_to_open(self) -> Profile:
         """A profile whose table has every number of draft tokens, 0 included: vLLM captures graphs for those alone."""
-        profile = replace(self.profile, proposers=ON_DEVICE, planner=PlannerSettings())
+        profile = replace(self.profile, proposers=self._proposers, planner=PlannerSettings())
         every = [*((size, size, size) for size in range(1, LONGEST + 1)), (LONGEST + 1, MOST_SEQUENCES, 0)]
         return profile if self.engine_planning == "adaptive" else _scheduled(profile, every)
+
+
+def engine_planning(profile: Profile, notify: Callable[[str], None]) -> EnginePlanning:
+    """How vLLM chooses the draft tokens to verify with the engine settings of a profile."""
+    drafting = replace(profile, proposers=ON_DEVICE, planner=PlannerSettings())
+    adaptive = is_adaptive(drafting, engine_settings(plain(profile), ""), notify)
+    return "adaptive" if adaptive else "batch_size"
+
+
+def methods_by_place() -> tuple[list[ProposerSpec], list[str]]:
+    """The methods that draft on the device, and the names of those that draft on the host only."""
+    specs = [ProposerSpec(name) for name in usable_methods(PROVIDES) if name != BUILTIN_METHOD]
+    on_host = without_device_form(registry.build_sources(specs))
+    return [spec for spec in specs if spec.method not in on_host], on_host
 
 
 def _scheduled(profile: Profile, lengths: Sequence[tuple[int, int, int]]) -> Profile:

@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from corpus_files import write_corpus
 
 from specplug import profile as profiles
+from specplug.corpora import writing
 from specplug.engines.vllm.fault_isolation import MAX_FAULTS
 from specplug.engines.vllm.runner_choice import settings_for
 from specplug.engines.vllm.v2.scheduled_lengths import use_lengths
@@ -148,6 +151,23 @@ def check_faults(llm: Any, expected: list[list[int]]) -> None:
     speculator.drafting.step = fails
     assert answers(llm, PROMPTS[:4]) == expected[:4]
     assert speculator.faults.counts["adapter", "raised"] == MAX_FAULTS and "adapter" in speculator.faults.disabled
+
+
+def test_a_corpus_drafts_also_when_it_is_removed_meanwhile(
+    plain: dict[str, list[list[int]]], open_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the answers are in the corpus, in two shards. It is removed before the first request."""
+    texts = [[*prompt, *answer] for prompt, answer in zip(PROMPTS[::2], plain["greedy"][::2], strict=True)]
+    write_corpus(tmp_path / "corpus", texts, 64, shard_tokens=256)
+    monkeypatch.setattr("specplug.engines.vllm.v2.device_speculator.logger", logger := Mock())
+    llm = open_engine(**settings_of(tmp_path, f'suffix, {{method: datastore, corpora: ["{tmp_path}/corpus/"]}}'))
+    assert any("2 of 2 shards" in str(call) for call in logger.info.call_args_list)
+    writing.remove(tmp_path / "corpus")
+    assert answers(llm) == plain["greedy"]
+    speculator = speculator_of(llm)
+    assert not speculator.faults.counts, speculator.faults.counts
+    suffix, datastore, _ = zip(speculator.drafting.drafted.tolist(), speculator.drafting.accepted.tolist(), strict=True)
+    assert datastore[0] >= datastore[1] > 2 * suffix[1]
 
 
 def test_stock_methods_are_left_alone(plain: dict[str, list[list[int]]], open_engine: Callable[..., Any]) -> None:
