@@ -1,9 +1,11 @@
 """Which of vLLM's model runners a profile leads to, and the settings for it; without vLLM, which is replaced here."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from corpus_files import write_corpus
 
 from specplug import registry
 from specplug.bench.vllm_stage import with_shared_settings
@@ -15,6 +17,7 @@ from specplug.engines.vllm.v2.adaptive import reason_against
 from specplug.errors import UsageError
 from specplug.profile import Profile, VllmSettings
 from specplug.profile import loads as load_profile
+from specplug.proposers.datastore import Datastore
 from specplug.registry import ProposerSpec
 
 BOTH = (ProposerSpec("suffix"), ProposerSpec("token_recycling"))
@@ -101,6 +104,18 @@ def test_which_proposers_have_a_form_on_the_device() -> None:
     named = registry.build_sources((*BOTH, ProposerSpec("ngram")))
     assert without_device_form(named) == ["ngram"]
     assert without_device_form([OnDevice()]) == []  # type: ignore[list-item]
+
+
+def test_corpora_that_requests_choose_are_looked_up_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specplug.engines.vllm.v2.device_forms import without_device_form
+
+    write_corpus(tmp_path / "docs", [[1, 2, 3]], 100)
+    corpora = [f"{tmp_path / 'docs'}/"]
+    assert without_device_form([Datastore(corpora=corpora)]) == []
+    for proposer in (Datastore(corpora=corpora, corpora_for="asking"), Datastore(corpora=[])):
+        assert without_device_form([proposer]) == ["datastore with corpora that requests choose"]
 
 
 def test_settings_for_v2() -> None:

@@ -114,6 +114,11 @@ class Datastore:
         self.use_corpora([open_corpus(ref) for ref in corpora])
 
     @property
+    def by_request(self) -> bool:
+        """Whether requests have to decide what they draft from: none is open, or only to those that ask for it."""
+        return self.corpora_for == "asking" or not self.shared_corpora
+
+    @property
     def offered(self) -> list[str]:
         """The names of the open corpora that a request may ask for."""
         names = [corpus.name for corpus in self.shared_corpora]

@@ -21,8 +21,12 @@ OWN = Suffix | TokenRecycling | Datastore
 
 
 def without_device_form(proposers: Sequence[Proposer]) -> list[str]:
-    """Names of the proposers that draft on the host only."""
-    return [name_of(one) for one in proposers if not isinstance(one, OWN) and not hasattr(one, METHOD)]
+    """What drafts on the host only, by name. On the device, all requests draft from the same corpora."""
+    return [
+        f"{name_of(one)} with corpora that requests choose" if isinstance(one, Datastore) else name_of(one)
+        for one in proposers
+        if not hasattr(one, METHOD) and (not isinstance(one, OWN) or (isinstance(one, Datastore) and one.by_request))
+    ]
 
 
 def device_form(proposer: Proposer, num_tokens: int, device: Any) -> Any:
