@@ -1,7 +1,7 @@
 """What memory gains: of related calls of `specplug run`, and of answers to earlier questions of the same kinds.
 
     python benchmarks/remembering.py calls MODEL [--calls 30] [--tokens 96]
-    python benchmarks/remembering.py answers MODEL.gguf PROMPTS.jsonl [--tokens 128] [--nodes 4 8]
+    python benchmarks/remembering.py answers MODEL PROMPTS.jsonl [--tokens 128] [--nodes 4 8]
 
 `calls` starts `specplug run` once per prompt, as a shell loop does: each prompt asks for the same kind of answer about
 another line of a log. Every call is made with --remember and without, in turn. Prints tokens per pass and the speed
@@ -29,7 +29,7 @@ from specplug.bench.statistics import paired_ratio
 from specplug.bench.workloads import load_workload
 from specplug.core import IntArray
 from specplug.corpora.answer_memory import Memory, answer_document
-from specplug.models.references import tokenizer_hash
+from specplug.models.references import resolve, tokenizer_hash
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import Setting
@@ -60,7 +60,7 @@ def main() -> None:
     calls.add_argument("--calls", type=int, default=30)
     calls.add_argument("--tokens", type=int, default=96)
     answers = commands.add_parser("answers")
-    answers.add_argument("model", type=Path)
+    answers.add_argument("model", type=lambda ref: resolve(ref, "gguf"))
     answers.add_argument("prompts", type=Path)
     answers.add_argument("--tokens", type=int, default=128)
     answers.add_argument("--nodes", type=int, nargs="+", default=[4, 8])
@@ -133,7 +133,7 @@ def of_answers(arguments: argparse.Namespace) -> None:
     def done(index: int, tokens: IntArray, topk: IntArray) -> None:
         found[index] = Answer(entries[index].id, 0, entries[index].category, prompts[index], tokens, topk)
 
-    subject.record(prompts, arguments.tokens, 8, 1, done)
+    subject.record(prompts, arguments.tokens, 8, 8, done)
     subject.close()
     even, odd = ([found[index] for index in range(first, len(prompts), 2)] for first in (0, 1))
     memory = Memory("answers", arguments.model.name, "", tokenizer_hash(arguments.model), model.num_tokens, 1 << 20)
