@@ -1,12 +1,17 @@
 """What drafting from a corpus gains on code, and what it costs.
 
     python benchmarks/corpora.py code MODEL.gguf TREE [--held-out click,networkx] [--live]
+    python benchmarks/corpora.py chains MODEL.gguf TREE [--held-out click,networkx]
     python benchmarks/corpora.py cost [--tokens 10000000] [--vocabulary 151936]
 
 `code` builds a corpus of the Python files below TREE, such as a folder of installed packages, without the held-out
 packages and without copies of packages inside others. The model continues beginnings of functions greedily: of packages
 in the corpus, and of those held out. Prints the tokens per pass of each combination of methods in a replay with a fixed
 number of draft tokens; with --live also the speed against the same profile without the corpus, answer by answer.
+
+`chains` follows the text of files, in the corpus and held out, and compares two ways to choose a chain among what
+follows the matches: the token that most have next, again and again, which `datastore` takes; and the likeliest path of
+its tree.
 
 `cost` writes a synthetic corpus of phrases and follows texts of it in which one token in twelve is another. Prints
 microseconds of thread CPU time per token, and how fast suffixes are sorted.
@@ -23,6 +28,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,10 +37,11 @@ import numpy as np
 
 from specplug.bench.statistics import paired_ratio
 from specplug.build import corpus as building
-from specplug.core import IntArray, Step
+from specplug.core import EMPTY, IntArray, Step
 from specplug.corpora.folder import ENDINGS, Manifest, place, read_manifest
 from specplug.corpora.suffix_order import suffix_order
 from specplug.corpora.writing import Document, writing
+from specplug.drafts.chains import NODES_PER_TOKEN, likeliest_chain, num_agreeing
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.proposers.datastore import Datastore
 from specplug.registry import ProposerSpec
@@ -53,13 +60,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     code = commands.add_parser("code")
-    code.add_argument("model", type=Path)
-    code.add_argument("tree", type=Path)
-    code.add_argument("--held-out", default="click,jinja2,networkx,sympy")
+    chains = commands.add_parser("chains")
+    for command in (code, chains):
+        command.add_argument("model", type=Path)
+        command.add_argument("tree", type=Path)
+        command.add_argument("--held-out", default="click,jinja2,networkx,sympy")
+        command.add_argument("--corpus-tokens", type=int, default=15_000_000)
+    chains.add_argument("--files", type=int, default=60, help="of each kind")
     code.add_argument("--included", default="", help="take functions of these packages alone")
     code.add_argument("--functions", type=int, default=40, help="of each kind")
     code.add_argument("--tokens", type=int, default=96, help="of an answer")
-    code.add_argument("--corpus-tokens", type=int, default=15_000_000)
     code.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16])
     code.add_argument("--learned", action="store_true", help="print how often draft tokens of a kind were accepted")
     code.add_argument("--live", action="store_true")
@@ -69,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         os.environ["XDG_DATA_HOME"] = folder
-        (on_code if arguments.command == "code" else cost_of)(arguments)
+        {"code": on_code, "chains": on_chains, "cost": cost_of}[arguments.command](arguments)
 
 
 # -- code ------------------------------------------------------------------------------------------------------------
@@ -78,23 +88,10 @@ def main() -> None:
 def on_code(arguments: argparse.Namespace) -> None:
     from specplug.tune.llama_cpp import LlamaCppSubject
 
-    held_out = arguments.held_out.split(",")
-    excluded = (*COPIES, *(f"{name}/*" for name in held_out))
-    request = building.Request(
-        arguments.model, arguments.model.name, (str(arguments.tree),), place("code"), "code",
-        include=("*.py",), exclude=excluded, max_tokens=arguments.corpus_tokens,
-    )  # fmt: skip
-    began = time.perf_counter()
-    document = building.build(request)
-    print(
-        f"corpus: {document['tokens']} tokens of {document['documents']} files in {time.perf_counter() - began:.0f} s\n"
-    )
-    names = {Path(name) for name in _names(place("code"))}
-    kinds = {
-        "included": [path for path in sorted(names) if not arguments.included or _package(path, arguments.tree)
-                     in arguments.included.split(",")],
-        "held out": [path for name in held_out for path in sorted((arguments.tree / name).rglob("*.py"))],
-    }  # fmt: skip
+    kinds = build_corpus(arguments)
+    if arguments.included:
+        packages = arguments.included.split(",")
+        kinds["included"] = [path for path in kinds["included"] if _package(path, arguments.tree) in packages]
     base = Profile("base", proposers=(ProposerSpec("none"),), runtime=Runtime(context=2048))
     subject = LlamaCppSubject(arguments.model, base)
     texts: list[tuple[str, str]] = []
@@ -130,6 +127,56 @@ def on_code(arguments: argparse.Namespace) -> None:
     if arguments.live:
         live(subject, trace, (suffix, recycling), corpus, list(kinds))
     subject.close()
+
+
+def on_chains(arguments: argparse.Namespace) -> None:
+    tokenize, _ = building._open_tokenizer(arguments.model)
+    kinds = build_corpus(arguments)
+    texts = {kind: [text[:600] for text in tokenize(_some(paths, arguments.files))] for kind, paths in kinds.items()}
+    datastore = Datastore(corpora=["code"])
+    priors = [bucket.prior for bucket in datastore.buckets]
+    print("| files | K | places | other chains | accepted: most frequent, likeliest | drafted: the same |")
+    print("|---|---|---|---|---|---|")
+    for kind, k in product(kinds, (4, 8)):
+        counts = np.zeros(6, dtype=np.int64)
+        line = "| {} | {} | {} | {} | {}, {} | {}, {} |"
+        for text in texts[kind]:
+            datastore.begin(0, text[:40])
+            for at in range(40, len(text) - k):
+                frequent = [token for token in datastore.propose_chains([0], k).tokens[0].tolist() if token >= 0]
+                tree = datastore.propose(0, NODES_PER_TOKEN * k)
+                likeliest = likeliest_chain(tree, priors).tokens[:k].tolist()
+                following = text[at:].tolist()
+                accepted = [num_agreeing(chain, following) for chain in (frequent, likeliest)]
+                counts += (1, frequent != likeliest, *accepted, len(frequent), len(likeliest))
+                datastore.observe(0, Step(following[:1], EMPTY, []))
+            datastore.end(0)
+        print(line.format(kind, k, *counts.tolist()), flush=True)
+
+
+def build_corpus(arguments: argparse.Namespace) -> dict[str, list[Path]]:
+    """Build the corpus `code`; the files that are in it, and those that are held out."""
+    held_out = arguments.held_out.split(",")
+    excluded = (*COPIES, *(f"{name}/*" for name in held_out))
+    request = building.Request(
+        arguments.model, arguments.model.name, (str(arguments.tree),), place("code"), "code",
+        include=("*.py",), exclude=excluded, max_tokens=arguments.corpus_tokens,
+    )  # fmt: skip
+    began = time.perf_counter()
+    document = building.build(request)
+    print(
+        f"corpus: {document['tokens']} tokens of {document['documents']} files in {time.perf_counter() - began:.0f} s\n"
+    )
+    return {
+        "included": sorted({Path(name) for name in _names(place("code"))}),
+        "held out": [path for name in held_out for path in sorted((arguments.tree / name).rglob("*.py"))],
+    }
+
+
+def _some(paths: Sequence[Path], count: int) -> list[str]:
+    """The texts of some files of 2 to 60 KB."""
+    paths = [path for path in paths if 2000 < path.stat().st_size < 60_000]
+    return [path.read_text(errors="replace") for path in random.Random(0).sample(paths, min(count, len(paths)))]
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -3,25 +3,28 @@
 The texts are recorded with llama-cpp-python, and replayed in the environment with vLLM, on the CPU:
 
     python benchmarks/suffix_vs_arctic.py --record MODEL.gguf --workload specplug/bench/builtin.jsonl texts.jsonl
-    python benchmarks/v2_acceptance.py texts.jsonl
+    python benchmarks/v2_acceptance.py texts.jsonl [--corpus]
 
 Greedy texts: the target's likeliest id after every token is the next one of the text. All draft tokens are verified
-(`mode: static` on V1), several texts are answered at once, and finished ones are kept. Prints per proposer and per K
-the tokens per step of both, their ratio with a bootstrap interval over texts, and how the probabilities of V2 compare
-with what was accepted.
+(`mode: static` on V1), several texts are answered at once, and finished ones are kept. With --corpus, `datastore`
+drafts from a corpus of every second answer, alone and with both others. Prints per proposer and per K the tokens per
+step of both, their ratio with a bootstrap interval over texts, and how the probabilities of V2 compare with what was
+accepted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from corpora import write_documents
 
 from specplug import registry
 from specplug.bench.statistics import paired_ratio
@@ -63,18 +66,36 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("--k", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--corpus", action="store_true")
     arguments = parser.parse_args()
     lines = [json.loads(line) for line in arguments.texts.read_text().splitlines()]
     texts = [(line["prompt"], line["out"]) for line in lines if len(line["out"]) > 1]
     emitted = np.array([len(out) - 1 for _, out in texts])
     num_tokens = 1 + max(max(*prompt, *out) for prompt, out in texts)
     print(f"{len(texts)} texts, {emitted.sum()} tokens, {arguments.at_once} at once; tokens per step")
+    with TemporaryDirectory() as folder:
+        arms = ARMS
+        if arguments.corpus:
+            write_documents(Path(folder), [int_array(out) for _, out in texts[::2]], num_tokens)
+            datastore = ProposerSpec("datastore", {"corpora": [f"{folder}/"]})
+            arms = {"datastore": (datastore,), "all three": (*ARMS["suffix + token_recycling"], datastore)}
+        compare(texts, arms, arguments.k, arguments.at_once, num_tokens)
+
+
+def compare(
+    texts: Sequence[tuple[list[int], list[int]]],
+    arms: Mapping[str, Sequence[ProposerSpec]],
+    lengths: Sequence[int],
+    at_once: int,
+    num_tokens: int,
+) -> None:
+    emitted = np.array([len(out) - 1 for _, out in texts])
     print("| proposers | K | V1 | V2 | V2 / V1 |\n|---|---|---|---|---|")
     calibration = ""
-    for name, specs in ARMS.items():
-        for k in arguments.k:
-            host = replay_host(texts, specs, k, arguments.at_once)
-            device = replay_device(texts, specs, k, arguments.at_once, num_tokens)
+    for name, specs in arms.items():
+        for k in lengths:
+            host = replay_host(texts, specs, k, at_once)
+            device = replay_device(texts, specs, k, at_once, num_tokens)
             ratio = paired_ratio(emitted, device.steps, emitted, host.steps)
             one, other = emitted.sum() / host.steps.sum(), emitted.sum() / device.steps.sum()
             interval = f"{other / one:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"

@@ -178,9 +178,9 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "max_draft": "Longest path of a draft.",
             "min_match": "Fewest tokens at the end of the text that have to occur in a corpus.",
             "min_prob": "Paths that are less probable by the bucket priors are left out.",
-            "lookups": "On vLLM, most requests that look up in one step; they take turns.",
-            "device_memory": "In vLLM's V2 runner, MiB of the device's memory that corpora may take; shards that do "
-            "not fit are left out.",
+            "lookups": "In vLLM's V1 runner, most requests that look up in one step; they take turns.",
+            "device_memory": "In vLLM's V2 runner, MiB of the device's memory for corpora, at 16 bytes per token; "
+            "shards that do not fit are left out.",
             "corpora_for": "`all`: a request that names no corpora drafts from all that are open. `asking`: it drafts "
             "from none, for a server that several tenants share. This holds in `run`, `bench` and `tune`, too.",
             "request_corpora": "Names of corpora that requests may ask for. `null`: those that are open.",

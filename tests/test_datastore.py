@@ -70,6 +70,21 @@ def test_the_draft_is_the_trie_of_what_followed_the_longest_match(tmp_path: Path
     assert sorted(nodes(proposer, proposer.propose(0, 64))) == [(23, -1, "some 4"), (24, -1, "some 4")]
 
 
+def test_a_chain_takes_the_token_that_most_occurrences_have_next(tmp_path: Path) -> None:
+    """Of equally frequent ones the smallest id, also where the tree has a likelier path."""
+    ref = corpus_of(tmp_path / "c", [A, B, X, 20, 21], [A, B, X, 22, 23], [A, B, Y, 30, 31], [A, B, Y, 30, 31])
+    proposer = started(Datastore(corpora=[ref], min_prob=0.0), A, B)
+    chains = proposer.propose_chains([0], 4)
+    assert chains.tokens.tolist() == [[X, 20, 21, -1]]
+    names = [proposer.buckets[bucket].name for bucket in chains.buckets[0].tolist()[:3]]
+    assert names == ["some 2", "some 3", "one 4"]
+    assert proposer.propose_chains([0], 0).tokens.shape == (1, 0)
+    corpus_of(tmp_path / "d", [A, B, Y])
+    both = started(Datastore(corpora=[ref, f"{tmp_path}/d/"], min_prob=0.0), A, B)
+    assert both.propose_chains([0], 4).tokens.tolist() == [[Y, 30, 31, -1]]
+    assert not (started(Datastore(corpora=[ref], min_prob=0.5), A, B).propose_chains([0], 4).tokens >= 0).any()
+
+
 def test_nothing_is_drafted_after_the_end_of_a_document(tmp_path: Path) -> None:
     ref = corpus_of(tmp_path / "c", [A, B, C], [X, Y])
     proposer = started(Datastore(corpora=[ref]), A, B)

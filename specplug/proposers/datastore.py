@@ -62,7 +62,7 @@ class Datastore:
     min_match        fewest tokens that have to match
     min_prob         least probability of a path, by the priors
     lookups          where many sequences draft chains at once: at most so many look up in one step; they take turns
-    device_memory    in vLLM's V2 runner: MiB of the device's memory that shards may take; there all sequences look up
+    device_memory    in vLLM's V2 runner, where all sequences look up: MiB of its memory that shards may take
     corpora_for      asking: a sequence whose request names no corpora drafts from none. all: it drafts from all
     request_corpora  names that requests may ask for; None for those that are open
     """
@@ -150,8 +150,6 @@ class Datastore:
         text.append(prompt.tolist())
 
     def propose(self, seq: int, budget: int) -> Draft:
-        if budget <= 0:
-            return EMPTY
         found = self._continuations(seq, min(budget, self.max_draft))
         return EMPTY if found is None else self._tree(*found, budget)
 
@@ -205,6 +203,8 @@ class Datastore:
     def _continuations(self, seq: int, depth: int) -> tuple[list[list[int]], list[float], int] | None:
         """What follows a sample of the occurrences of the longest match, sorted, with -1 after its end; the occurrences
         that each stands for; and the length of the match. None where nothing matches."""
+        if depth <= 0:
+            return None
         length, found = self._matches(seq)
         if not found:
             return None
