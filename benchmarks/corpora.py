@@ -14,7 +14,8 @@ follows the matches: the token that most have next, again and again, which `data
 its tree.
 
 `cost` writes a synthetic corpus of phrases and follows texts of it in which one token in twelve is another. Prints
-microseconds of thread CPU time per token, and how fast suffixes are sorted.
+microseconds of thread CPU time per token, and how fast suffixes are sorted; and the time of lookups after the corpus
+was dropped from the system's memory.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ from specplug.bench.statistics import paired_ratio
 from specplug.build import corpus as building
 from specplug.core import EMPTY, IntArray, Step
 from specplug.corpora.folder import ENDINGS, Manifest, place, read_manifest
+from specplug.corpora.shard import Shard
 from specplug.corpora.suffix_order import suffix_order
 from specplug.corpora.writing import Document, writing
-from specplug.drafts.chains import NODES_PER_TOKEN, likeliest_chain, num_agreeing
+from specplug.drafts.chains import NODES_PER_TOKEN, ChainSteps, likeliest_chain, num_agreeing
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.proposers.datastore import Datastore
 from specplug.registry import ProposerSpec
@@ -52,6 +54,9 @@ from specplug.tune.replay import replay
 from specplug.tune.trace import Answer, Trace
 
 COPIES = ("*/_vendor/*", "*/vendor/*", "*/vendored/*", "*/third_party/*", "*/site-packages/pip/*")
+SEQUENCES = 64
+"""At once, where many draft chains."""
+
 LINES_BEFORE, LINES_OF_FUNCTION, FEWEST_LINES = 20, 3, 12
 """Lines of a prompt before the function and of its beginning, and lines of the shortest function."""
 
@@ -277,14 +282,10 @@ def cost_of(arguments: argparse.Namespace) -> None:
         for shard in corpus.shards:  # read everything once: what is measured is warm
             int(shard.tokens.astype(np.int64).sum() + shard.order.astype(np.int64).sum())
     print(f"memory beside the maps: {max(0, _anonymous() - before) / 1e6:.1f} MB")
-    chooser = np.random.default_rng(1)
     searching: list[float] = []
     drafting: list[float] = []
     many: list[float] = []
-    for seq in range(100):
-        text = documents[int(chooser.integers(len(documents) - 1))][:160].copy()
-        wrong = chooser.random(len(text)) < 1 / 12
-        text[wrong] = chooser.integers(0, arguments.vocabulary, int(wrong.sum()))
+    for seq, text in enumerate(changed_texts(documents, arguments.vocabulary, 100)):
         proposer.begin(seq, text[:40])
         for token in text[40:].tolist():
             proposer.observe(seq, Step([token], None, []))  # type: ignore[arg-type]
@@ -302,6 +303,69 @@ def cost_of(arguments: argparse.Namespace) -> None:
         ("search", searching), ("search and draft", drafting), ("the same, 64 occurrences or more", many),
     ):  # fmt: skip
         print(f"| {name} | {np.median(values):.0f} | {np.percentile(values, 99):.0f} |")
+    texts = list(changed_texts(documents, arguments.vocabulary, SEQUENCES))
+    values = steps_of_many(proposer, texts)
+    share = min(1.0, proposer.lookups / SEQUENCES)
+    name = f"a step of {SEQUENCES} sequences that draft chains, of which {share:.1%} look up"
+    print(f"| {name} | {np.median(values):.0f} | {np.percentile(values, 99):.0f} |")
+    del proposer, corpus, shard
+    print("\n| pages not in memory, elapsed microseconds | median | 99 of 100 below | longest |\n|---|---|---|---|")
+    for name, warm in (("not asked for", False), ("asked for, one second before", True)):
+        values = cold_lookups(folder, manifest, texts, warm=warm)
+        print(f"| {name} | {np.median(values):.0f} | {np.percentile(values, 99):.0f} | {max(values):.0f} |")
+
+
+def changed_texts(documents: Sequence[IntArray], vocabulary: int, count: int) -> Iterator[IntArray]:
+    """Beginnings of documents in which one token in twelve is another."""
+    chooser = np.random.default_rng(1)
+    for _ in range(count):
+        text = documents[int(chooser.integers(len(documents) - 1))][:160].copy()
+        wrong = chooser.random(len(text)) < 1 / 12
+        text[wrong] = chooser.integers(0, vocabulary, int(wrong.sum()))
+        yield text
+
+
+def steps_of_many(proposer: Datastore, texts: Sequence[IntArray]) -> list[float]:
+    """Microseconds of thread CPU time per step in which all texts draft chains."""
+    seqs = range(len(texts))
+    for seq, text in enumerate(texts):
+        proposer.begin(seq, text[:40])
+    spent = []
+    for at in range(40, 160):
+        began = time.thread_time_ns()
+        proposer.propose_chains(seqs, 4)
+        emitted = [[int(text[at])] for text in texts]
+        after = np.array([tokens[0] for tokens in emitted], dtype=np.int32)
+        proposer.observe_chains(ChainSteps(seqs, emitted, after, after, after[:0], None))
+        spent.append((time.thread_time_ns() - began) / 1000)
+    for seq in seqs:
+        proposer.end(seq)
+    return spent
+
+
+def cold_lookups(folder: Path, manifest: Manifest, texts: Sequence[IntArray], *, warm: bool) -> list[float]:
+    """Elapsed microseconds per lookup and draft after the corpus's pages were dropped from memory."""
+    for entry in manifest.shards:
+        for name in entry.file_names():
+            with open(folder / name, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    asked, Shard.warm = Shard.warm, (Shard.warm if warm else lambda self: None)  # type: ignore[method-assign]
+    try:
+        proposer = Datastore(corpora=["cost"])
+    finally:
+        Shard.warm = asked  # type: ignore[method-assign]
+    if warm:
+        time.sleep(1.0)
+    spent = []
+    for seq, text in enumerate(texts):
+        proposer.begin(seq, text[:40])
+        for token in text[40:60].tolist():
+            proposer.observe(seq, Step([token], None, []))  # type: ignore[arg-type]
+            began = time.perf_counter_ns()
+            proposer.propose(seq, 24)
+            spent.append((time.perf_counter_ns() - began) / 1000)
+    return spent
 
 
 def write_documents(folder: Path, documents: Sequence[IntArray], vocabulary: int) -> Manifest:
