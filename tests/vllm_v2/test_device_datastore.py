@@ -17,6 +17,7 @@ from specplug.corpora import writing
 from specplug.corpora.folder import open_corpus
 from specplug.corpora.matching import LONGEST, Text, longest_match
 from specplug.engines.vllm.fault_isolation import Faults
+from specplug.engines.vllm.v2.device_memory import BYTES_PER_TOKEN, MIB, shards_within
 from specplug.errors import UsageError
 from specplug.proposers.datastore import Datastore
 
@@ -24,8 +25,8 @@ torch = pytest.importorskip("torch")
 
 from specplug.engines.vllm.v2 import device_corpora  # noqa: E402
 from specplug.engines.vllm.v2.device_chains import DeviceTexts  # noqa: E402
-from specplug.engines.vllm.v2.device_corpora import BYTES_PER_TOKEN, DeviceCorpora  # noqa: E402
-from specplug.engines.vllm.v2.device_datastore import MIB, DeviceDatastore, shards_within  # noqa: E402
+from specplug.engines.vllm.v2.device_corpora import DeviceCorpora  # noqa: E402
+from specplug.engines.vllm.v2.device_datastore import DeviceDatastore  # noqa: E402
 from specplug.engines.vllm.v2.device_drafting import DeviceDrafting  # noqa: E402
 
 pytestmark = pytest.mark.vllm
@@ -162,8 +163,8 @@ def test_what_exceeds_the_memory_is_left_out_and_said(tmp_path: Path) -> None:
     form = DeviceDatastore(host, "cpu")
     taken = 2 * MIB // BYTES_PER_TOKEN // 40_000
     assert taken == 3 and form.summary == (
-        f"corpora: 4 of 7 shards with 0.1 M tokens lie on the device, 2 of 2 MiB (device_memory); left out: "
-        f"{refs[0]} 4 (0.0 M tokens), {refs[0]} 5 (0.0 M tokens), {refs[0]} 6 (0.0 M tokens)"
+        "corpora: 4 of 7 shards with 120,008 tokens lie on the device, 2 of 2 MiB (device_memory); left out: "
+        "c 4 (40,000 tokens), c 5 (40,000 tokens), c 6 (40,000 tokens)"
     )
     held = sum(value.numel() * value.element_size() for value in vars(form.shared_corpora).values() if is_tensor(value))
     assert held < 2 * MIB
@@ -171,9 +172,12 @@ def test_what_exceeds_the_memory_is_left_out_and_said(tmp_path: Path) -> None:
     drafted = (form.propose(texts_of([*texts, [1, 2, 3, 4]]), 4).tokens[:, 0] >= 0).tolist()
     assert drafted[:3] == [True] * 3 and drafted[6], "the smaller corpus fits, too"
     everything = DeviceDatastore(Datastore(corpora=refs), "cpu")
-    assert everything.summary.endswith("0.2 M tokens lie on the device, 4 of 1024 MiB (device_memory)")
+    assert everything.summary.endswith(
+        "7 of 7 shards with 240,008 tokens lie on the device, 4 of 1024 MiB (device_memory)"
+    )
     with pytest.raises(UsageError, match=r"device_memory: 1 MiB hold no shard of .*; raise it, or set runner: v1$"):
-        shards_within([write_corpus(tmp_path / "e", [random.integers(0, 9, 70_000).tolist()], 64)], 1)
+        write_corpus(tmp_path / "e", [random.integers(0, 9, 70_000).tolist()], 64)
+        shards_within(Datastore(corpora=[f"{tmp_path}/e/"], device_memory=1))
 
 
 def is_tensor(value: Any) -> bool:

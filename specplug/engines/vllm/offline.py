@@ -29,6 +29,7 @@ from specplug.engines.vllm.located_model import located_model
 from specplug.engines.vllm.measure import with_costs
 from specplug.engines.vllm.runner_choice import PLAIN, on_v2, runs_on_v2
 from specplug.engines.vllm.v2.adaptive import is_adaptive
+from specplug.engines.vllm.v2.device_memory import shards_within
 from specplug.engines.vllm.v2.v2_interface import check_v2_interface
 from specplug.engines.vllm.v2.verified_lengths import with_verified_lengths
 from specplug.engines.vllm.versions import check_interface, require
@@ -38,6 +39,7 @@ from specplug.generation.text import Segment
 from specplug.machine import hardware
 from specplug.machine.folders import cache_folder
 from specplug.profile import Profile
+from specplug.proposers.datastore import Datastore
 
 VLLM_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens"
 DRAFT_TOKENS, DRAFT_MILLISECONDS = "specplug:draft_tokens", "specplug:draft_milliseconds"
@@ -207,6 +209,9 @@ def prepare(
         v2 = runs_on_v2(profile, model, opened_with, replicas=replicas, notify=notify)
         if v2:
             check_v2_interface()
+            for one in proposers:
+                if isinstance(one, Datastore):
+                    notify(shards_within(one)[1])
             adaptive = is_adaptive(profile, opened_with, notify)
             if not adaptive and not profile.vllm.tokens_per_batch_size and profile.planner.mode != "static":
                 memory = shared_memory(1, profile.vllm.gpu_memory_utilization)

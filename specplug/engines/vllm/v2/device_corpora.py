@@ -6,7 +6,7 @@ suffixes that begin with cP are those that begin with c and go on with a suffix 
 follows from two binary searches in one ascending array of numbers. This is the backward search of Ferragina and Manzini
 (FOCS 2000), with the array of Grossi and Vitter (STOC 2000) in place of counts. It gives the intervals of all lengths
 of matches without comparing tokens, and every search takes the same number of steps.
-State: BYTES_PER_TOKEN.
+State: `device_memory.BYTES_PER_TOKEN`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,14 @@ import torch
 from specplug.corpora.folder import AGAIN
 from specplug.corpora.matching import LONGEST
 from specplug.corpora.shard import Shard
+from specplug.engines.vllm.v2.device_memory import RANK_BITS
 from specplug.errors import UsageError
 from specplug.proposers.datastore import SAMPLE
 
 Tensor = Any
 
-BYTES_PER_TOKEN = 16
-"""Bytes: 4 for the token, 4 for the suffix order, and 8 for the array that is searched."""
-
 MOST_DRAFT = 64
 """Tokens. What follows a match is read up to this length."""
-
-RANK_BITS = 31
-"""Bits for the place of a suffix in the order of all shards."""
-
-MOST_TOKENS = 1 << RANK_BITS
-"""All shards have fewer tokens."""
 
 CHUNK = 1 << 22
 """Suffixes that are loaded at a time, to bound the memory that loading takes beside the arrays."""

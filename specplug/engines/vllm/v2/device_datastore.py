@@ -7,25 +7,20 @@ State: the shards, of which one copy serves all proposers with the same corpora.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import inf, nextafter
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-from specplug.corpora.folder import Corpus
 from specplug.corpora.matching import LONGEST
-from specplug.corpora.shard import Shard
 from specplug.engines.vllm.v2.device_chains import NONE, DeviceChains, DeviceStep, DeviceTexts
-from specplug.engines.vllm.v2.device_corpora import BYTES_PER_TOKEN, MOST_DRAFT, MOST_TOKENS, DeviceCorpora
+from specplug.engines.vllm.v2.device_corpora import MOST_DRAFT, DeviceCorpora
+from specplug.engines.vllm.v2.device_memory import shards_within
 from specplug.engines.vllm.v2.frequent_chain import frequent_chain, sorted_rows
-from specplug.errors import UsageError
 from specplug.proposers.datastore import FEW, LONGEST_EFFECTIVE, MANY, MOST, SAMPLE, Datastore
 
 Tensor = Any
-
-MIB = 1 << 20
 
 _loaded: WeakValueDictionary[tuple[object, ...], DeviceCorpora] = WeakValueDictionary()
 """By contents, budget and device: what proposers of this process use."""
@@ -37,7 +32,7 @@ class DeviceDatastore:
     def __init__(self, proposer: Datastore, device: Any) -> None:
         """UsageError where the budget holds no shard, or a shard is damaged."""
         self.buckets = proposer.buckets
-        shards, self.summary = shards_within(proposer.shared_corpora, proposer.device_memory)
+        shards, self.summary = shards_within(proposer)
         key = (str(device), proposer.device_memory, *(corpus.manifest.digest for corpus in proposer.shared_corpora))
         self.shared_corpora = _loaded.get(key) or _loaded.setdefault(key, DeviceCorpora(shards, device))
         rows = proposer.bucket_rows
@@ -80,35 +75,3 @@ class DeviceDatastore:
 
     def end(self, text: Tensor, num_prompt: int, length: Tensor) -> None:
         """Nothing is kept per request."""
-
-
-def shards_within(corpora: Sequence[Corpus], mib: int) -> tuple[list[Shard], str]:
-    """The shards that lie on the device, and a line that says so: in the order of the corpora, all that fit into what
-    is left of the budget.
-
-    mib  the budget
-    UsageError where none fits.
-    """
-    taken: list[Shard] = []
-    left_out: list[str] = []
-    size = 0
-    for corpus in corpora:
-        for number, shard in enumerate(corpus.shards, start=1):
-            if (size + len(shard)) * BYTES_PER_TOKEN <= mib * MIB and size + len(shard) < MOST_TOKENS:
-                size += len(shard)
-                taken.append(shard)
-            else:
-                left_out.append(f"{corpus.name} {number} ({_millions(len(shard))})")
-    of = sum(len(corpus.shards) for corpus in corpora)
-    used = f"{size * BYTES_PER_TOKEN / MIB:.0f} of {mib} MiB (device_memory)"
-    if not taken:
-        raise UsageError(
-            f"device_memory: {mib} MiB hold no shard of {', '.join(corpus.name for corpus in corpora)}: "
-            f"{', '.join(left_out)}, {BYTES_PER_TOKEN} bytes per token; raise it, or set runner: v1"
-        )
-    kept = f"{len(taken)} of {of} shards with {_millions(size)} lie on the device, {used}"
-    return taken, f"corpora: {kept}" + (f"; left out: {', '.join(left_out)}" if left_out else "")
-
-
-def _millions(tokens: int) -> str:
-    return f"{tokens / 1e6:.1f} M tokens"
