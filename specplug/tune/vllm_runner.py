@@ -34,6 +34,7 @@ def vllm_subject(
     return VllmSubject(model, profile, most=most, notify=notify)
 
 
+@quiet()
 def vllm_settings(model: str, profile: Profile, *, named: Sequence[ProposerSpec]) -> list[Setting]:
     """The settings that a tune would try, without starting vLLM. Errors as for `vllm_subject`."""
 
