@@ -22,6 +22,7 @@ from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Sampling
 from specplug.generation.answers import Request as AnswerRequest
 from specplug.generation.text import Segment
+from specplug.profile.with_corpora import for_one_user
 
 from .options import Request, model_path, note, shared_options
 from .preparation import prepare
@@ -167,7 +168,7 @@ def run(
     documents = []
     answer_number = 0
     prepare(request.profiles, yes=request.yes)
-    chosen = with_remember(request.profile, remember, private=private)
+    chosen = with_remember(for_one_user(request.profile), remember, private=private)
     with (
         remembering(chosen, lambda: model_path(chosen), note) as remembered,
         open_engine(remembered.profile, note, learned=remembered.learned()) as engine,
@@ -181,12 +182,12 @@ def run(
                 answer_number += 1
                 if prints_text and answer_number > 1:
                     click.echo()
-                for released in engine.stream(AnswerRequest(tokens, request.max_tokens, settings, stop), answer):
+                asked = AnswerRequest(tokens, request.max_tokens, settings, stop, private)
+                for released in engine.stream(asked, answer):
                     if prints_text:
                         _print(released, terminal.is_terminal, coloured)
                 if prints_text:
                     click.echo()
-                remembered.take(tokens, answer.tokens, engine.learned())
                 messages.append({"role": "assistant", "content": answer.text})
                 named = {"model": request.profile.model, "profile": request.profile.name}
                 document = ({"answer": answer_number} if several else {}) | named | _document(turn, len(tokens), answer)
@@ -196,6 +197,8 @@ def run(
                     documents.append(document)
                 if stats:
                     note(_stats(answer))
+                remembered.take(tokens, answer.tokens, engine.learned())
+                remembered.write_now_and_then()
     if request.json:
         click.echo(json.dumps(documents[0] if len(documents) == 1 else documents))
 

@@ -168,8 +168,10 @@ def serve(
         chosen = with_corpora(chosen, corpora)
     chosen = with_remember(chosen, remember, private=private)
     if chosen.engine == "vllm":
-        if remember is not None and not private:
-            raise UsageError("--remember: vLLM's own server does not remember answers; leave it out")
+        if chosen.remember is not None:
+            if ctx.get_parameter_source("remember") is click.core.ParameterSource.COMMANDLINE:
+                raise UsageError("--remember: vLLM's own server does not remember answers; leave it out")
+            note("vLLM's own server does not remember answers: remember and SPECPLUG_REMEMBER have no effect")
         default = click.core.ParameterSource.DEFAULT
         given = [option for option in LLAMA_CPP_OPTIONS if ctx.get_parameter_source(option) is not default]
         if given:
@@ -204,7 +206,7 @@ def serve(
     address.check()  # before a model is downloaded or loaded
     prepare([chosen], yes=yes)
     path = model_path(chosen)
-    settings = Settings(name or model_name(chosen.model or "", path), queue, deadline, log_prompts)
+    settings = Settings(name or model_name(chosen.model or "", path), queue, deadline, log_prompts, private)
     with (
         remembering(chosen, lambda: path, note, reopened=True) as remembered,
         open_target(path, [remembered.profile], chosen.runtime, note) as opened,
@@ -217,8 +219,8 @@ def serve(
             notify=note,
         ) as serving,
     ):
-        memory = remembered if remembered.name else None
-        run(serving, settings, address, Limits(max_body), grace=grace, memory=memory, notify=note)
+        store = remembered if remembered.name else None
+        run(serving, settings, address, Limits(max_body), grace=grace, answer_store=store, notify=note)
 
 
 def _require_server() -> None:

@@ -182,7 +182,8 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "device_memory": "In vLLM's V2 runner, MiB of the device's memory for corpora, at 16 bytes per token; "
             "shards that do not fit are left out.",
             "corpora_for": "`all`: a request that names no corpora drafts from all that are open. `asking`: it drafts "
-            "from none, for a server that several tenants share. This holds in `run`, `bench` and `tune`, too.",
+            "from none, for a server that several tenants share, and in `bench`, `verify` and `tune`. `run` drafts "
+            "from all.",
             "request_corpora": "Names of corpora that requests may ask for. `null`: those that are open.",
         },
     ),

@@ -20,7 +20,7 @@ from specplug.core import int_array
 from specplug.corpora import folder
 from specplug.corpora.answer_memory import LARGEST_SHARD, Memory, answer_document
 from specplug.corpora.folder import LEARNED, check_files, place, read_manifest
-from specplug.corpora.writing import documents_of, remove
+from specplug.corpora.writing import documents_of, folder_lock, remove
 from specplug.engines import remembering as module
 from specplug.engines.remembering import Remembered, remembering
 from specplug.errors import SpecplugError, UsageError
@@ -61,7 +61,7 @@ def test_answers_come_back_in_order_and_only_once(tmp_path: Path) -> None:
     assert not memory.check()
     added(memory, [1, 2, 3], [4, 5], [1, 2, 3], [])
     added(memory, [4, 5], [6])
-    assert memory.check() and kept(memory) == [[1, 2, 3], [4, 5], [6]]
+    assert memory.check() and kept(memory) == [[4, 5], [1, 2, 3], [6]]
     check_files(memory.folder)
 
 
@@ -99,6 +99,85 @@ def test_the_newest_answers_stay_within_the_bound(
     flat = [token for one in kept(memory) for token in one]
     wanted = [token for one in newest for token in one]
     assert flat[len(flat) - len(wanted) :] == wanted
+
+
+@settings(max_examples=30, deadline=None)
+@given(batches=st.lists(st.lists(st.integers(1, 1500), min_size=1, max_size=12), min_size=1, max_size=5))
+def test_batches_stay_within_the_bound_and_end_with_the_newest(
+    batches: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    memory = memory_at(tmp_path_factory.mktemp("m") / "m", max_tokens=2048)
+    for number, lengths in enumerate(batches):
+        answers = [some_answer(50 * number + place, length) for place, length in enumerate(lengths)]
+        added(memory, *answers)
+        manifest = read_manifest(memory.folder)
+        assert manifest.size <= 2048 and len(manifest.shards) <= 16
+        flat = [token for one in kept(memory) for token in one]
+        assert flat[-len(answers[-1]) :] == answers[-1]
+
+
+def test_an_answer_that_is_longer_than_the_bound_leaves_its_end(tmp_path: Path) -> None:
+    memory = memory_at(tmp_path / "m", max_tokens=1024)
+    answer = some_answer(1, 3000)
+    added(memory, [1, 2, 3], answer)
+    flat = [token for one in kept(memory) for token in one]
+    assert read_manifest(memory.folder).size <= 1024 and len(flat) > 1000 and answer[-len(flat) :] == flat
+
+
+def test_an_answer_that_is_repeated_as_its_shard_is_dropped_stays(tmp_path: Path) -> None:
+    memory = memory_at(tmp_path / "m", max_tokens=1024)
+    for number in range(6):
+        added(memory, some_answer(number, 200))
+        oldest = kept(memory)[0]
+    added(memory, oldest, some_answer(99, 400))
+    assert oldest in kept(memory)
+
+
+@pytest.mark.parametrize(("first", "second"), [(100, 120), (120, 100), (60_000, 70_000)])
+def test_models_with_one_tokenizer_and_other_vocabularies_share_a_memory_or_are_refused(
+    tmp_path: Path, first: int, second: int
+) -> None:
+    one, two = (memory_at(tmp_path / "m", num_tokens=size, identity=f"{size}") for size in (first, second))
+    added(one, [1, 2, first - 1])
+    if second < first:
+        with pytest.raises(UsageError, match="its vocabulary has"):
+            added(two, [3])
+        return
+    added(two, [4, 5], [6, second - 1])  # the second one has an id that the memory cannot hold
+    manifest = read_manifest(one.folder)
+    assert manifest.num_tokens == first
+    found = [d.tokens.tolist() for entry in manifest.shards for d in documents_of(one.folder, entry, first)]
+    assert found == [[1, 2, first - 1], [4, 5]]
+    folder.open_corpus(one.ref)
+
+
+def test_a_build_that_was_interrupted_is_left_alone(tmp_path: Path) -> None:
+    memory = memory_at(tmp_path / "m")
+    write_corpus(memory.folder, [[1, 2, 3]], NUM_TOKENS)
+    (memory.folder / folder.MANIFEST).rename(memory.folder / folder.JOURNAL)
+    before = {path.name for path in memory.folder.iterdir()}
+    with pytest.raises(UsageError, match="was interrupted"):
+        added(memory, [4])
+    assert {path.name for path in memory.folder.iterdir()} == before
+
+
+def test_damage_is_found_at_the_start_and_says_what_can_be_done(tmp_path: Path) -> None:
+    memory = memory_at(tmp_path / "m")
+    added(memory, [1, 2])
+    (entry,) = read_manifest(memory.folder).shards
+    (memory.folder / f"{entry.stem}.documents").write_text("[]")
+    with pytest.raises(UsageError, match=r"specplug corpus remove .* forgets the answers"):
+        memory.check()
+
+
+def test_another_process_is_waited_for_a_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specplug.corpora.answer_memory.LOCK_SECONDS", 0.1)
+    memory, waited = memory_at(tmp_path / "m"), []
+    with folder_lock(memory.folder, lambda: None), pytest.raises(SpecplugError, match="another process has held"):
+        memory.add([int_array([1])], lambda: waited.append(True))
+    assert waited == [True]
+    added(memory, [1])
+    assert kept(memory) == [[1]]
 
 
 def test_few_shards_hold_many_answers(tmp_path: Path) -> None:
@@ -299,12 +378,35 @@ def test_answers_are_kept_after_an_interruption(model: Path) -> None:
 def test_a_problem_of_the_disk_is_reported_and_ends_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
-    def full(self: Memory, answers: object) -> None:
-        raise SpecplugError("the disk is full")
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Memory, "add", full)
-    remember_in(Profile("p", remember=Remember("notes")), model, said, [1], [2])
-    assert said[-1] == "not remembered: the disk is full"
+    with (
+        remembering(Profile("p", remember=Remember("notes")), lambda: model, said.append) as remembered,
+        monkeypatch.context() as patched,
+    ):
+        remembered.take(int_array([1]), [2], {})
+        patched.setattr("specplug.corpora.writing._write", full)
+        assert [remembered.write() for _ in range(3)] == [False] * 3
+        problem = f"{place('notes')}: cannot be written (No space left on device); the answers before are kept"
+        assert said[1:] == [f"not remembered: {problem}"]
+        patched.undo()
+        remembered.take(int_array([1]), [3], {})
+        assert remembered.write() and kept(memory_at(place("notes"))) == [[1, 2], [1, 3]]
+
+
+def test_a_corpus_of_the_same_name_elsewhere_is_refused(model: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "notes", [[1, 2, 3]], NUM_TOKENS)
+    spec = ProposerSpec("datastore", {"corpora": [f"{tmp_path / 'notes'}/"]})
+    with pytest.raises(UsageError, match=r"remember notes: corpus .* has the same name"):
+        Remembered(Profile("p", proposers=(spec,), remember=Remember("notes")), lambda: model, lambda text: None)
+
+
+def test_a_memory_that_is_named_as_a_corpus_too_may_be_new(model: Path) -> None:
+    spec = ProposerSpec("datastore", {"corpora": ["notes"]})
+    profile = Profile("p", proposers=(ProposerSpec("suffix"), spec), remember=Remember("notes"))
+    assert remember_in(profile, model, [], [1], [2]).proposers == (ProposerSpec("suffix"),)
+    assert corpora_of(remember_in(profile, model, [], [1], [2])) == ["notes"]
 
 
 def test_a_model_without_the_size_of_its_vocabulary_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def said() -> list[str]:
 @pytest.fixture
 def url(model: Path, said: list[str]) -> Iterator[tuple[str, ToyEngine]]:
     remembered, engine = started(model, said)
-    with serving(engine, memory=remembered) as server_url:
+    with serving(engine, answer_store=remembered) as server_url:
         yield server_url, engine
 
 
@@ -127,24 +127,64 @@ def test_an_answer_that_fails_is_not_kept(url: tuple[str, ToyEngine]) -> None:
 
 def test_where_tenants_share_a_server_only_those_that_name_the_memory_are_kept(model: Path, said: list[str]) -> None:
     remembered, engine = started(model, said, corpora_for="asking")
-    with serving(engine, memory=remembered) as server:
+    with serving(engine, answer_store=remembered) as server:
         complete(server, "of one tenant")
-        remembered.take(int_array([1, 2]), [3], {})  # so that there is a memory to ask for
-        wait_for(lambda: engine.datastore is not None and engine.datastore.offered == ["notes"])
-        complete(server, "also not kept")
         complete(server, "kept text", specplug={"corpora": ["notes"]})
-        wait_for(lambda: len(kept()) > 1)
-    assert kept()[1:] == ["ept textkept text"]
+        wait_for(lambda: kept() != [])
+    assert kept() == ["ept textkept text"]
+    assert remembered.learned() is None  # the counts are of the other request, too
 
 
 def test_a_new_server_starts_with_what_the_last_one_remembered(model: Path, said: list[str]) -> None:
     remembered, engine = started(model, said)
     assert corpora_of(remembered.profile) == []
-    with serving(engine, memory=remembered) as server:
+    with serving(engine, answer_store=remembered) as server:
         complete(server, "something long to keep")
     remembered.write()  # as at the end of the process
     again, _ = started(model, said)
     assert corpora_of(again.profile) == ["notes"] and again.learned() == {"toy": (3.0, 1.0)}
+
+
+def test_a_fault_in_one_round_does_not_end_the_others(
+    url: tuple[str, ToyEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, engine = url
+
+    def fails(name: str) -> None:
+        raise ValueError("once")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "open_corpus", fails)
+        complete(server, "the first one")
+        wait_for(lambda: kept() != [])
+        sleep(0.1)
+    complete(server, "the second one")
+    wait_for(lambda: engine.datastore is not None and len(engine.datastore.shared_corpora) == 1)
+
+
+def test_a_corpus_that_was_closed_is_written_and_stays_closed(model: Path, said: list[str]) -> None:
+    remembered, engine = started(model, said)
+    with serving(engine, answer_store=remembered) as server:
+        complete(server, "the first one")
+        wait_for(lambda: engine.datastore is not None and len(engine.datastore.shared_corpora) == 1)
+        assert engine.datastore is not None and engine.datastore.close("notes")
+        complete(server, "the second one")
+        wait_for(lambda: len(kept()) == 2)
+        sleep(0.1)
+        assert engine.datastore.shared_corpora == () and engine.datastore.offered == []
+
+
+def test_acceptance_that_counts_a_private_request_is_not_kept(model: Path, said: list[str]) -> None:
+    remembered, engine = started(model, said)
+    with serving(engine, answer_store=remembered) as server:
+        complete(server, "the first one")
+        wait_for(lambda: remembered.learned() is not None)
+        engine.learned = lambda: {"toy": (9.0, 9.0)}  # type: ignore[method-assign]
+        complete(server, "not to be kept", specplug={"private": True})
+        complete(server, "the second one")
+        wait_for(lambda: len(kept()) == 2)
+    remembered.write()
+    assert remembered.learned() == {"toy": (3.0, 1.0)}
 
 
 def test_a_memory_that_is_removed_while_served_starts_again(url: tuple[str, ToyEngine]) -> None:

@@ -11,7 +11,7 @@ from specplug import registry
 from specplug.bench.vllm_stage import with_shared_settings
 from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step
 from specplug.engines.vllm import runner_choice
-from specplug.engines.vllm.configure import engine_settings
+from specplug.engines.vllm.configure import engine_settings, proposers_of
 from specplug.engines.vllm.runner_choice import expected_runner, runs_on_v2
 from specplug.engines.vllm.v2.adaptive import reason_against
 from specplug.errors import UsageError
@@ -106,16 +106,19 @@ def test_which_proposers_have_a_form_on_the_device() -> None:
     assert without_device_form([OnDevice()]) == []  # type: ignore[list-item]
 
 
-def test_corpora_that_requests_choose_are_looked_up_on_the_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_corpora_that_requests_choose_are_looked_up_on_the_host(tmp_path: Path) -> None:
     from specplug.engines.vllm.v2.device_forms import without_device_form
 
     write_corpus(tmp_path / "docs", [[1, 2, 3]], 100)
     corpora = [f"{tmp_path / 'docs'}/"]
     assert without_device_form([Datastore(corpora=corpora)]) == []
-    for proposer in (Datastore(corpora=corpora, corpora_for="asking"), Datastore(corpora=[])):
+    for proposer in (Datastore(corpora=corpora, corpora_for="asking"), Datastore(corpora=corpora, request_corpora=[])):
         assert without_device_form([proposer]) == ["datastore with corpora that requests choose"]
+
+
+def test_an_empty_list_of_corpora_is_refused_where_none_can_be_added() -> None:
+    with pytest.raises(UsageError, match="no corpora; name some"):
+        proposers_of(profile_of(ProposerSpec("datastore", {"corpora": []})))
 
 
 def test_settings_for_v2() -> None:

@@ -17,7 +17,7 @@ from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.generation.counters import Counters
 from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
-from specplug.server.answer_recorder import Memory
+from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
 from specplug.server.middleware import Guard, Limits
 from specplug.server.state import Settings
@@ -174,10 +174,10 @@ def serving(
     *,
     key: str | None = None,
     limits: Limits | None = None,
-    memory: Memory | None = None,
+    answer_store: AnswerStore | None = None,
 ) -> Iterator[str]:
     """Run the server in a thread, on a free port; yields its URL."""
-    app = make_app(engine, settings or Settings("toy"), has_key=key is not None, memory=memory)
+    app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
     guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
     config = uvicorn.Config(guard, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -134,7 +134,14 @@ def names() -> list[str]:
     return sorted(path.name for path in named if exists(path) or is_file(path / JOURNAL))
 
 
-def check_tokenizer(manifest: Manifest, ref: str, tokenizer: str, num_tokens: int | None, model: object) -> None:
+def check_tokenizer(
+    manifest: Manifest,
+    ref: str,
+    tokenizer: str,
+    num_tokens: int | None,
+    model: object,
+    advice: str = "build a corpus with this model",
+) -> None:
     """UsageError unless a corpus was made with this tokenizer, and holds ids of the vocabulary alone.
 
     num_tokens  size of the vocabulary; None where it is not known
@@ -142,13 +149,11 @@ def check_tokenizer(manifest: Manifest, ref: str, tokenizer: str, num_tokens: in
     """
     if manifest.tokenizer != tokenizer:
         raise UsageError(
-            f"corpus {ref}: its tokenizer is {manifest.tokenizer[:12]}, that of {model} {tokenizer[:12]}; build a "
-            "corpus with this model"
+            f"corpus {ref}: its tokenizer is {manifest.tokenizer[:12]}, that of {model} {tokenizer[:12]}; {advice}"
         )
     if num_tokens is not None and manifest.num_tokens > num_tokens:
         raise UsageError(
-            f"corpus {ref}: its vocabulary has {manifest.num_tokens} tokens, that of {model} {num_tokens}; build a "
-            "corpus with this model"
+            f"corpus {ref}: its vocabulary has {manifest.num_tokens} tokens, that of {model} {num_tokens}; {advice}"
         )
 
 
@@ -197,29 +202,32 @@ def manifest_text(manifest: Manifest) -> bytes:
 def described(manifest: Manifest, folder: Path) -> dict[str, Any]:
     """Plain data about a corpus, for `--json`; `bytes` are those of its files."""
     num_bytes = 0
-    for path in (folder / MANIFEST, *(folder / name for entry in manifest.shards for name in entry.file_names())):
+    for name in (MANIFEST, LEARNED, *(name for entry in manifest.shards for name in entry.file_names())):
         with suppress(OSError):
-            num_bytes += path.stat().st_size
+            num_bytes += (folder / name).stat().st_size
     plain = asdict(manifest)
     return {"path": str(folder), **plain, "tokens": manifest.size, "documents": manifest.documents, "bytes": num_bytes}
 
 
-def open_corpus(ref: str) -> Corpus:
-    """Map a corpus, and ask the system to load it. Hashes are not compared, since that reads everything: `check_files`
-    does.
+def open_corpus(ref: str, *, check: bool = False) -> Corpus:
+    """Map a corpus, and ask the system to load it.
 
-    UsageError where there is none, or its files do not fit one another.
+    check  compare all files with their hashes, which reads them
+    UsageError where there is none, its files do not fit one another, or one differs from its hash.
     """
     folder = place(ref)
     manifest = read_manifest(folder, ref)
-    try:
-        shards = _open_shards(folder, manifest)
-    except UsageError:
-        again = read_manifest(folder, ref)
-        if again == manifest:
-            raise
-        manifest = again  # it was replaced just now
-        shards = _open_shards(folder, manifest)
+    while True:
+        try:
+            if check:
+                _check_hashes(folder, manifest)
+            shards = _open_shards(folder, manifest)
+            break
+        except UsageError:
+            again = read_manifest(folder, ref)
+            if again == manifest:
+                raise
+            manifest = again  # it was replaced just now
     for shard in shards:
         shard.warm()
     folder = Path(os.path.abspath(folder))
@@ -253,10 +261,14 @@ def _open_shards(folder: Path, manifest: Manifest) -> list[Shard]:
 def check_files(folder: Path, ref: str | None = None) -> Manifest:
     """Compare every file with its hash, which reads all of them. UsageError names the first one that differs."""
     manifest = read_manifest(folder, ref)
+    _check_hashes(folder, manifest)
+    return manifest
+
+
+def _check_hashes(folder: Path, manifest: Manifest) -> None:
     for entry in manifest.shards:
         for ending, expected in entry.hashes.items():
             _check_hash(folder / f"{entry.stem}.{ending}", expected)
-    return manifest
 
 
 def read_checked(folder: Path, entry: ShardEntry, ending: str) -> bytes:

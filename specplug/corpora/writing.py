@@ -102,7 +102,7 @@ class CorpusWriter:
         entry = write_shard(self._folder, self._waiting, self._manifest.num_tokens)
         self._waiting, self._waiting_tokens = [], 0
         self._manifest = replace(self._manifest, shards=(*self._manifest.shards, entry))
-        write_atomically(self._folder / JOURNAL, manifest_text(self._manifest))
+        write_atomically(self._folder / JOURNAL, manifest_text(self._manifest), PRIVATE_FILE)
 
     def publish(self, sources: Sequence[str]) -> Manifest:
         """Write what waits, and replace the manifest. UsageError for a corpus without a token."""
@@ -111,20 +111,26 @@ class CorpusWriter:
             raise UsageError(f"{self._folder}: nothing to keep: the documents hold no tokens; name other files")
         self._manifest = replace(self._manifest, sources=tuple(sources))
         path = self._folder / MANIFEST
-        write_atomically(path, manifest_text(self._manifest))
-        os.chmod(path, PRIVATE_FILE)
+        write_atomically(path, manifest_text(self._manifest), PRIVATE_FILE)
         _remove_files(self._folder, kept=self._manifest.shards, others=(MANIFEST, LEARNED))
         return self._manifest
 
 
 @contextmanager
 def writing(
-    folder: Path, manifest: Manifest, *, shard_tokens: int, kept: Iterable[ShardEntry] = ()
+    folder: Path,
+    manifest: Manifest,
+    *,
+    shard_tokens: int,
+    kept: Iterable[ShardEntry] = (),
+    after_failure: str = "complete shards are kept for --resume",
 ) -> Iterator[CorpusWriter]:
     """A writer of shards in this folder, whose lock (`folder_lock`) the caller holds.
 
     manifest  without shards
     kept      shards that the folder has already, and that stay
+    after_failure
+              what the message about a full disk says of what was written
     UsageError for a folder that holds something else. SpecplugError where the disk is full or the folder cannot be
     written; what was published stays, and complete shards remain for a later build.
     """
@@ -132,9 +138,7 @@ def writing(
         _prepare(folder)
         yield CorpusWriter(folder, replace(manifest, shards=tuple(kept)), shard_tokens)
     except OSError as error:
-        raise SpecplugError(
-            f"{folder}: cannot be written ({reason(folder, error)}); complete shards are kept for --resume"
-        ) from error
+        raise SpecplugError(f"{folder}: cannot be written ({reason(folder, error)}); {after_failure}") from error
 
 
 def check_out(folder: Path) -> None:
@@ -145,18 +149,21 @@ def check_out(folder: Path) -> None:
 
 def _prepare(folder: Path) -> None:
     check_out(folder)
-    if not folder.exists():
-        folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not exists(folder):
         os.chmod(folder, PRIVATE_FOLDER)
 
 
 @contextmanager
-def folder_lock(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time changes a corpus. `waiting` is called where another one does."""
+def folder_lock(folder: Path, waiting: Callable[[], None], timeout: float | None = None) -> Iterator[None]:
+    """Only one process at a time changes a corpus. `waiting` is called where another one does.
+
+    timeout  seconds to wait for it at most; then SpecplugError is raised
+    """
     try:
         folder = folder.resolve()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = locked(folder.parent / f".{folder.name}.lock", waiting)
+        lock = locked(folder.parent / f".{folder.name}.lock", waiting, timeout)
         lock.__enter__()
     except OSError as error:
         raise SpecplugError(f"{folder}: cannot be written ({reason(folder, error)})") from None

@@ -68,12 +68,16 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One prompt (int32[n], n >= 1) and how to answer it. Generation ends at any of the strings in `stop`."""
+    """One prompt (int32[n], n >= 1) and how to answer it. Generation ends at any of the strings in `stop`.
+
+    private  nothing of it may be kept when the process ends
+    """
 
     prompt: IntArray
     max_tokens: int = 128
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
+    private: bool = False
 
 
 @dataclass(slots=True)

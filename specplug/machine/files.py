@@ -22,7 +22,7 @@ def keep(path: Path, content: bytes) -> None:
         tell_that_nothing_is_kept(path, str(error))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write `content` to `path`. No reader finds half of it. SpecplugError on a full disk; the old file remains."""
     temporary = None
     try:
@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError as error:
         raise SpecplugError(f"{path}: cannot be written ({reason(path, error)}); nothing was changed") from error
@@ -42,14 +42,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a file while the block runs. `waiting` is called once where another process holds it."""
+def locked(path: Path, waiting: Callable[[], None], timeout: float | None = None) -> Iterator[None]:
+    """Hold the lock of a file while the block runs. `waiting` is called once where another process holds it.
+
+    timeout  seconds to wait at most; then SpecplugError is raised
+    """
     lock = FileLock(path, mode=0o664)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         waiting()
-        lock.acquire()
+        try:
+            lock.acquire(timeout=-1 if timeout is None else timeout)
+        except Timeout:
+            raise SpecplugError(f"{path}: another process has held this lock for {timeout:g} s") from None
     try:
         yield
     finally:

@@ -47,6 +47,7 @@ class _Text:
     emitted  tokens so far
     scored   `emitted` when the drafter was last scored on it
     read     whether the drafter has read it
+    private  whether nothing of it is kept in the experience
     """
 
     kind: str
@@ -55,6 +56,7 @@ class _Text:
     emitted: int = 1
     scored: int = 0
     read: bool = False
+    private: bool = False
 
     @property
     def rate(self) -> float:
@@ -96,14 +98,17 @@ class DrafterUse:
         self._least_rate = 0.0
         source.advice = self
 
-    def begin(self, seq: int, prompt: IntArray) -> None:
+    def begin(self, seq: int, prompt: IntArray, *, private: bool = False) -> None:
+        """private  keep nothing of this text in the experience"""
         # The mean of FIRST_RATE and the rate of earlier texts: this text may be of another kind.
         rate = (self._rate + FIRST_RATE) / 2
-        self._texts[seq] = _Text(self.experience.kind_of(prompt), rate * RATE_WEIGHT, RATE_WEIGHT)
+        kind = self.experience.kind_of(prompt)
+        self._texts[seq] = _Text(kind, rate * RATE_WEIGHT, RATE_WEIGHT, private=private)
 
     def end(self, seq: int) -> None:
         text = self._texts.pop(seq)
-        self.experience.learn_length(text.kind, text.emitted)
+        if not text.private:
+            self.experience.learn_length(text.kind, text.emitted)
 
     def places(
         self,
@@ -171,7 +176,7 @@ class DrafterUse:
             text.right, text.tested = text.right * kept, text.tested * kept
         if saved_ms is not None:
             self._charge(-saved_ms)
-            self.experience.learn_saving(text.kind, max(saved_ms / plain_ms, GREATEST_LOSS), tokens)
+            self._learn_saving(text, max(saved_ms / plain_ms, GREATEST_LOSS), tokens)
 
     def learn_pass(self, plain_ms: float) -> None:
         """A step was made in which plain decoding takes so many milliseconds: the drafter may cost a share of it."""
@@ -254,7 +259,11 @@ class DrafterUse:
         if not compared:
             return
         self.learn(seq, right, compared)
-        self.experience.learn_saving(text.kind, self._saved_share((right + 0.5) / (compared + 1)), compared)
+        self._learn_saving(text, self._saved_share((right + 0.5) / (compared + 1)), compared)
+
+    def _learn_saving(self, text: _Text, share: float, tokens: int) -> None:
+        if not text.private:
+            self.experience.learn_saving(text.kind, share, tokens)
 
     def _timed(self, work: Callable[[], object]) -> None:
         began_ns = self._clock()

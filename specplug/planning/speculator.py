@@ -107,7 +107,7 @@ class Speculator:
         self._running += 1
         self.fusion.begin(seq, prompt, options)
         for use in self.drafter_uses.values():
-            use.begin(seq, prompt)
+            use.begin(seq, prompt, private=options.private)
 
     def end(self, seq: int) -> None:
         self._running -= 1

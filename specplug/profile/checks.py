@@ -291,7 +291,7 @@ _VLLM: dict[str, Check] = {
 _REMEMBER: dict[str, Check] = {
     "corpus": _name,
     "prompts": _flag,
-    "max_tokens": _integer(1 << 10, 1 << 28),
+    "max_tokens": _integer(1 << 10, 1 << 24),
 }
 _PROFILE: dict[str, Check] = {
     "name": _name,

@@ -30,6 +30,18 @@ def may_add_corpora(profile: Profile) -> bool:
     return not any(spec.method in _works_alone(profile) for spec in profile.proposers)
 
 
+def for_one_user(profile: Profile) -> Profile:
+    """The profile for a command with one user, who drafts from all corpora, whatever requests to a server may name."""
+    keys = ("corpora_for", "request_corpora")
+    proposers = tuple(
+        replace(spec, options={key: value for key, value in spec.options.items() if key not in keys})
+        if spec.method == DATASTORE
+        else spec
+        for spec in profile.proposers
+    )
+    return replace(profile, proposers=proposers)
+
+
 def datastore_spec(profile: Profile, corpora: Sequence[str]) -> ProposerSpec:
     """The method for these corpora, with the options that the profile sets."""
     known = next((spec for spec in profile.proposers if spec.method == DATASTORE), ProposerSpec(DATASTORE))

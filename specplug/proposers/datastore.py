@@ -14,6 +14,7 @@ from specplug.corpora.folder import Corpus, open_corpus
 from specplug.corpora.matching import LONGEST, Text, longest_match
 from specplug.corpora.shard import Interval, Shard
 from specplug.drafts.chains import Chains, ChainSteps
+from specplug.errors import UsageError
 
 _PRIORS: dict[str, dict[int, float]] = {
     "one": {2: 0.04, 3: 0.16, 4: 0.24, 6: 0.34, 8: 0.45, 12: 0.55, 16: 0.62, 24: 0.70},
@@ -99,29 +100,33 @@ class Datastore:
         self.corpora_for = corpora_for
         self.request_corpora = request_corpora
         self.shared_corpora: tuple[Corpus, ...] = ()
+        self.expected: str | None = None
+        """The name of a corpus that is opened as soon as it holds something."""
         self._num_tokens = ANY_TOKENS
         self._texts: dict[int, Text] = {}
         self._chosen: dict[int, frozenset[str]] = {}
-        """By sequence, the names that its request asks for; the others have `_unasked`."""
-        self._unasked = None if corpora_for == "all" else frozenset[str]()
+        """By sequence, the names that its request asks for; the others have `_default_names`."""
+        self._default_names = None if corpora_for == "all" else frozenset[str]()
         """What a sequence drafts from whose request names no corpora; None for all."""
-        self._asked: dict[int, int] = {}
+        self._last_lookup: dict[int, int] = {}
         """The step in which each sequence looked up last, where many draft chains at once."""
         self._step = 0
-        self._asking: tuple[int, ...] = ()
+        self._looking_up: tuple[int, ...] = ()
         self._priors = [bucket.prior for bucket in self.buckets]
         self.bucket_rows = _bucket_rows()
         self.use_corpora([open_corpus(ref) for ref in corpora])
 
     @property
     def by_request(self) -> bool:
-        """Whether requests have to decide what they draft from: none is open, or only to those that ask for it."""
-        return self.corpora_for == "asking" or not self.shared_corpora
+        """Whether requests decide what they draft from."""
+        return self.corpora_for == "asking" or self.request_corpora is not None
 
     @property
     def offered(self) -> list[str]:
-        """The names of the open corpora that a request may ask for."""
+        """The names of the open corpora, and of the one that is expected, that a request may ask for."""
         names = [corpus.name for corpus in self.shared_corpora]
+        if self.expected is not None and self.expected not in names:
+            names.append(self.expected)
         return names if self.request_corpora is None else [name for name in names if name in self.request_corpora]
 
     def use_corpora(self, corpora: Sequence[Corpus]) -> None:
@@ -140,7 +145,36 @@ class Datastore:
         for text in self._texts.values():
             text.use_shards(numbers, self._num_tokens)
 
+    def open(self, corpus: Corpus) -> bool:
+        """Draft from a corpus, too, in place of an open one of its name; whether there was none. Call it between
+        steps.
+
+        UsageError where one from another folder is open by this name, or they do not fit together.
+        """
+        known = {one.name: one for one in self.shared_corpora}
+        before = known.get(corpus.name)
+        if before is not None and before.folder != corpus.folder:
+            raise UsageError(f"corpus {corpus.name}: one from another folder is open by this name; remove it first")
+        if before is None or before.manifest != corpus.manifest:
+            try:
+                self.use_corpora([*(known | {corpus.name: corpus}).values()])
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+        return before is None
+
+    def close(self, name: str) -> bool:
+        """Draft no longer from the corpus of this name; whether there was one. Call it between steps."""
+        kept = [one for one in self.shared_corpora if one.name != name]
+        was_expected = self.expected == name
+        if was_expected:
+            self.expected = None
+        if len(kept) == len(self.shared_corpora):
+            return was_expected
+        self.use_corpora(kept)
+        return True
+
     def configure(self, seq: int, options: SequenceOptions) -> None:
+        self._chosen.pop(seq, None)
         if options.corpora is not None:
             allowed = options.corpora if self.request_corpora is None else self.request_corpora
             self._chosen[seq] = frozenset(options.corpora).intersection(allowed)
@@ -158,8 +192,8 @@ class Datastore:
         tokens: list[list[int]] = [[] for _ in seqs]
         buckets: list[list[int]] = [[] for _ in seqs]
         drafting = [index for index, seq in enumerate(seqs) if self._corpora_of(seq)]
-        waiting = sorted(drafting, key=lambda index: self._asked.get(seqs[index], -1))[: self.lookups]
-        self._asking = tuple(seqs[index] for index in waiting)
+        waiting = sorted(drafting, key=lambda index: self._last_lookup.get(seqs[index], -1))[: self.lookups]
+        self._looking_up = tuple(seqs[index] for index in waiting)
         for index in waiting:
             found = self._continuations(seqs[index], min(k, self.max_draft))
             if found is not None:
@@ -171,19 +205,19 @@ class Datastore:
 
     def observe_chains(self, steps: ChainSteps) -> None:
         self._step += 1
-        self._asked.update(dict.fromkeys((seq for seq in self._asking if seq in self._texts), self._step))
-        self._asking = ()
+        self._last_lookup.update(dict.fromkeys((seq for seq in self._looking_up if seq in self._texts), self._step))
+        self._looking_up = ()
         for seq, emitted in zip(steps.seqs, steps.emitted, strict=True):
             self._texts[seq].append(emitted)
 
     def end(self, seq: int) -> None:
-        del self._texts[seq]
-        self._asked.pop(seq, None)
+        self._last_lookup.pop(seq, None)
         self._chosen.pop(seq, None)
+        del self._texts[seq]
 
     def _corpora_of(self, seq: int) -> Sequence[Corpus]:
         """The open corpora that a sequence drafts from."""
-        names = self._chosen.get(seq, self._unasked)
+        names = self._chosen.get(seq, self._default_names)
         return self.shared_corpora if names is None else [one for one in self.shared_corpora if one.name in names]
 
     def _matches(self, seq: int) -> tuple[int, list[tuple[Shard, Interval]]]:

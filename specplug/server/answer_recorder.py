@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from specplug.core import IntArray
-from specplug.errors import SpecplugError
-from specplug.server.corpus_routes import put_corpus
 from specplug.server.engine_protocol import Engine
 from specplug.server.jobs import Delta, Job
 from specplug.server.worker import ShuttingDown, Worker
@@ -24,8 +22,11 @@ INTERVAL_S = 5.0
 log = logging.getLogger(__name__)
 
 
-class Memory(Protocol):
-    """Where answers go; `specplug.engines.remembering.Remembered` implements it. `take` and `write` may run at once."""
+class AnswerStore(Protocol):
+    """Where answers go; `specplug.engines.remembering.Remembered` implements it.
+
+    `take` and `write` are called in two threads.
+    """
 
     @property
     def name(self) -> str:
@@ -39,41 +40,46 @@ class Memory(Protocol):
 
 
 class AnswerRecorder:
-    """Takes answers for a memory, and writes them."""
+    """Takes the answers that may be kept, and has them written."""
 
-    def __init__(self, memory: Memory, engine: Engine) -> None:
-        self._memory = memory
+    def __init__(self, store: AnswerStore, engine: Engine) -> None:
+        self._store = store
         self._engine = engine
+        self._others_ran = False
+        """Whether a request ran that may not be kept: the learned acceptance counts its draft tokens, too."""
+        if engine.datastore is not None:
+            engine.datastore.expected = store.name
 
     def record(self, deltas: Sequence[tuple[Job, Delta]]) -> None:
-        """Take the answers that ended with these deltas. Called in the engine's thread."""
-        for job, delta in deltas:
-            if delta.report is not None and self._may_keep(job):
-                self._memory.take(job.prompt, job.tokens, self._engine.learned())
+        """Take the answers that ended with these deltas. Called in the engine's thread; it raises nothing."""
+        try:
+            self._others_ran |= not all(self._may_keep(job) for job, _ in deltas)
+            for job, delta in deltas:
+                if delta.report is not None and self._may_keep(job):
+                    self._store.take(job.prompt, job.tokens, {} if self._others_ran else self._engine.learned())
+        except Exception:  # answers go on
+            log.exception("answers are not remembered")
 
     def _may_keep(self, job: Job) -> bool:
-        """Not a private one; where several tenants share the server, only one whose request names the memory."""
+        """Not a private one; where several tenants share the server, only one whose request names the corpus."""
         asked, datastore = job.options.corpora, self._engine.datastore
         shared = datastore is not None and datastore.corpora_for == "asking"
-        return not job.options.private and (not shared or self._memory.name in (asked or ()))
+        return not job.options.private and (not shared or self._store.name in (asked or ()))
 
     async def run(self, worker: Worker) -> None:
-        """Write regularly, until it is cancelled."""
+        """Write regularly, until it is cancelled or the engine's thread ends."""
         while True:
             await asyncio.sleep(INTERVAL_S)
-            await self._write(worker)
+            try:
+                await self._write(worker)
+            except ShuttingDown:
+                return
+            except Exception as error:
+                log.warning("remembered answers cannot be drafted from: %s", error)
 
     async def _write(self, worker: Worker) -> None:
-        """Write what was taken, and draft from it."""
-        if not await asyncio.to_thread(self._memory.write):
-            return
-        datastore = self._engine.datastore
-        if datastore is None:
-            return
-        try:
-            corpus = await asyncio.to_thread(self._engine.open_corpus, self._memory.name)
-            await worker.between_steps(lambda: put_corpus(datastore, corpus))
-        except ShuttingDown:
-            pass
-        except SpecplugError as error:
-            log.warning("remembered answers cannot be opened: %s", error)
+        """Write what was taken, and draft from it, unless the corpus was closed."""
+        datastore, name = self._engine.datastore, self._store.name
+        if await asyncio.to_thread(self._store.write) and datastore is not None and datastore.expected == name:
+            corpus = await asyncio.to_thread(self._engine.open_corpus, name)
+            await worker.between_steps(lambda: datastore.expected == name and datastore.open(corpus))

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from specplug import __version__
 from specplug.core import IntArray, int_array
 from specplug.errors import UsageError
-from specplug.server.answer_recorder import AnswerRecorder, Memory
+from specplug.server.answer_recorder import AnswerRecorder, AnswerStore
 from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
@@ -51,11 +51,13 @@ PAGE_HEADERS = {
 }
 
 
-def make_app(engine: Engine, settings: Settings, *, has_key: bool = False, memory: Memory | None = None) -> FastAPI:
+def make_app(
+    engine: Engine, settings: Settings, *, has_key: bool = False, answer_store: AnswerStore | None = None
+) -> FastAPI:
     """The application for a loaded engine. Its lifespan starts and stops the worker thread.
 
-    has_key  True if the layers around it let nobody pass without the server's API key
-    memory   remembers the answers
+    has_key       True if the layers around it let nobody pass without the server's API key
+    answer_store  remembers the answers
     """
     scheduler = Scheduler(
         engine.loop,
@@ -66,7 +68,7 @@ def make_app(engine: Engine, settings: Settings, *, has_key: bool = False, memor
         end_tokens=engine.end_tokens,
     )
     metrics = Metrics(engine, scheduler)
-    answers = AnswerRecorder(memory, engine) if memory is not None else None
+    answers = AnswerRecorder(answer_store, engine) if answer_store is not None else None
 
     def record(deltas: Sequence[tuple[Job, Delta]]) -> None:
         metrics.record(deltas)

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from specplug.corpora.folder import Corpus, exists, on_disk, place
+from specplug.errors import UsageError
 from specplug.proposers.datastore import Datastore
 from specplug.server.openai_format import Json
 from specplug.server.request_schema import AddCorpusRequest
@@ -45,14 +46,17 @@ def add_corpus_routes(app: FastAPI, state: State) -> None:
             advice = f"build it with: specplug build corpus MODEL FILES... --out {body.name}"
             raise HTTPException(404, f"corpus {body.name}: no corpus is there; {advice}")
         corpus = await asyncio.to_thread(engine.open_corpus, body.name)
-        is_new = await state.worker.between_steps(lambda: put_corpus(datastore, corpus))
+        try:
+            is_new = await state.worker.between_steps(lambda: datastore.open(corpus))
+        except UsageError as error:
+            raise HTTPException(409, str(error)) from None
         described = await asyncio.to_thread(_described, corpus, datastore)
         return JSONResponse(described, 201 if is_new else 200)
 
     @app.delete("/v1/corpora/{name}", responses={key: errors[key] for key in (403, 404, 409)})
     async def remove_corpus(name: str) -> Json:
         datastore = _changeable(state)
-        if not await state.worker.between_steps(lambda: _remove(datastore, name)):
+        if not await state.worker.between_steps(lambda: datastore.close(name)):
             raise HTTPException(404, f"corpus {name[:100]!r}: not open; GET /v1/corpora lists the open ones")
         return {"id": name, "object": "corpus", "removed": True}
 
@@ -69,26 +73,6 @@ def _changeable(state: State) -> Datastore:
             "a profile that has {method: datastore, corpora: []}",
         )
     return datastore
-
-
-def put_corpus(datastore: Datastore, corpus: Corpus) -> bool:
-    """Open a corpus to drafting, in place of one of the same name; whether there was none. In the engine's thread."""
-    known = {one.name: one for one in datastore.shared_corpora}
-    before = known.get(corpus.name)
-    if before is not None and before.folder != corpus.folder:
-        raise HTTPException(409, f"corpus {corpus.name}: one from another folder is open by this name; remove it first")
-    if before is None or before.manifest != corpus.manifest:
-        datastore.use_corpora([*(known | {corpus.name: corpus}).values()])
-    return before is None
-
-
-def _remove(datastore: Datastore, name: str) -> bool:
-    """Whether a corpus of this name was open. In the engine's thread."""
-    kept = [one for one in datastore.shared_corpora if one.name != name]
-    was_open = len(kept) < len(datastore.shared_corpora)
-    if was_open:
-        datastore.use_corpora(kept)
-    return was_open
 
 
 def _all_described(datastore: Datastore) -> list[Json]:

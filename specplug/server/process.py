@@ -20,7 +20,7 @@ import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 
 from specplug.errors import SpecplugError, UsageError
-from specplug.server.answer_recorder import Memory
+from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
 from specplug.server.engine_protocol import Engine
 from specplug.server.middleware import LOCAL_NAMES, Guard, Limits
@@ -77,7 +77,7 @@ def run(
     limits: Limits,
     *,
     grace: float,
-    memory: Memory | None = None,
+    answer_store: AnswerStore | None = None,
     notify: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; unfinished answers then have `grace` seconds to complete.
@@ -85,7 +85,7 @@ def run(
     Raises UsageError if the address is not permitted or not free.
     """
     address.check()
-    app = make_app(engine, settings, has_key=address.key is not None, memory=memory)
+    app = make_app(engine, settings, has_key=address.key is not None, answer_store=answer_store)
     hosts = LOCAL_NAMES | {address.host} if address.is_local and address.key is None else None
     guard = Guard(app, key=address.key, hosts=hosts, limits=limits)
     listening = _listen(address)

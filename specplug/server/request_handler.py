@@ -115,7 +115,7 @@ def _make_jobs(
 ) -> list[Job]:
     """`body.n` jobs per prompt. Call it in a thread, because parsing a grammar takes time."""
     engine, options = state.engine, body.specplug
-    asked = _sequence_options(engine.datastore, options)
+    asked = _sequence_options(engine.datastore, options, private=state.settings.private)
     max_draft = 0 if options.mode == "off" else NO_LIMIT if options.max_draft is None else options.max_draft
     seconds = options.deadline or state.settings.deadline
     deadline = monotonic() + seconds if seconds is not None else None
@@ -143,14 +143,14 @@ def _make_jobs(
     return jobs
 
 
-def _sequence_options(datastore: Datastore | None, asked: SpecplugOptions) -> SequenceOptions:
+def _sequence_options(datastore: Datastore | None, asked: SpecplugOptions, *, private: bool) -> SequenceOptions:
     """What a request asks of the proposers. UsageError for a corpus that is not open, or not for requests."""
     offered = datastore.offered if datastore is not None else []
     for name in asked.corpora or ():
         if name not in offered:
             choice = f"use {', '.join(offered)}" if offered else "this server has none"
             raise UsageError(f"specplug.corpora: {name[:100]!r} is not open to requests; {choice}")
-    return SequenceOptions(None if asked.corpora is None else tuple(asked.corpora), asked.private)
+    return SequenceOptions(None if asked.corpora is None else tuple(asked.corpora), asked.private or private)
 
 
 async def _events(

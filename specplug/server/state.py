@@ -17,12 +17,14 @@ class Settings:
     queue_limit  how many answers may wait for a slot
     deadline     seconds per answer if the request sets none; None is no limit
     log_prompts  True writes prompts and answers to the log
+    private      True if nothing of any request may be kept when the server ends
     """
 
     name: str
     queue_limit: int = 64
     deadline: float | None = None
     log_prompts: bool = False
+    private: bool = False
 
 
 @dataclass(slots=True)

@@ -38,11 +38,11 @@ def vllm_subject(
 def vllm_settings(model: str, profile: Profile, *, named: Sequence[ProposerSpec]) -> list[Setting]:
     """The settings that a tune would try, without starting vLLM. Errors as for `vllm_subject`."""
 
-    def unsaid(text: str) -> None:
+    def say_nothing(text: str) -> None:
         """The tune itself will say it."""
 
-    if _on_v2(model, profile, named, unsaid):
-        return device_grid([*methods_by_place()[0], *named], engine_planning(profile, unsaid), LONGEST)
+    if _on_v2(model, profile, named, say_nothing):
+        return device_grid([*methods_by_place()[0], *named], engine_planning(profile, say_nothing), LONGEST)
     return grid(PROVIDES, trees=False, most_nodes=LONGEST, named=named)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 from specplug import registry
-from specplug.core import IntArray, Proposer, Requires
+from specplug.core import IntArray, Proposer, Requires, SequenceOptions
 from specplug.engines.llama_cpp.cells import SPARE_SHARE
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.drafters import remembered_experience
@@ -67,7 +67,7 @@ class LlamaCpp:
         kv_tokens  a full context for every slot where None
         cost       T(rows, context) of this machine; taken from the profile, or learned from passes, where None
         remember   continue what was learned of costs and drafters from the user's cache folder, and keep it there
-        learned    (hits, misses) by bucket to start from; those of the profile where None
+        learned    (hits, misses) by bucket to start from, instead of those of the profile
         follow_free_cores
                    compute with fewer threads while other programs keep cores busy
         """
@@ -93,7 +93,7 @@ class LlamaCpp:
             num_ids=ids_needed(slots, max_nodes),
             max_rows=max_rows,
         )
-        self._learned = learned or (profile.measured.acceptance if profile.measured else None)
+        self._learned = {**(profile.measured.acceptance if profile.measured else {}), **(learned or {})}
         self._drafters = Drafters()
         self._experience: dict[int, Experience] = {}
         self._experience_paths: dict[int, Path] = {}
@@ -267,7 +267,8 @@ class LlamaCpp:
         if request.max_tokens < 1:
             raise UsageError(f"max_tokens is {request.max_tokens}; use at least 1")
         most = min(request.max_tokens, context - length)
-        stream = self.loop.start(request.prompt, self.sampler(request.sampling), most)
+        options = SequenceOptions(private=request.private)
+        stream = self.loop.start(request.prompt, self.sampler(request.sampling), most, options)
         return _Writer(self.model, stream, request.stop, answer)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from specplug.core import IntArray
-from specplug.corpora.folder import NAME, Corpus, check_files, corpora_folder, open_corpus, place
+from specplug.corpora.folder import NAME, Corpus, corpora_folder, open_corpus
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.rollback import rollback_of
@@ -149,8 +149,7 @@ class ServingEngine:
             raise UsageError(f"corpus {name!r}: no name of a corpus")
         try:
             check_fits(name, self.model.path)
-            check_files(place(name), name)
-            return open_corpus(name)
+            return open_corpus(name, check=True)
         except UsageError as error:
             text = str(error).replace(f"{corpora_folder()}{os.sep}", "")
             raise UsageError(text.replace(str(self.model.path), "the model")) from error

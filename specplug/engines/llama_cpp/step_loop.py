@@ -104,10 +104,12 @@ class StepLoop:
         stream.counters.prompt_tokens = len(prompt)
         return stream
 
-    def start(self, prompt: IntArray, sampler: Sampler, max_tokens: int) -> Stream:
+    def start(
+        self, prompt: IntArray, sampler: Sampler, max_tokens: int, options: SequenceOptions = NO_OPTIONS
+    ) -> Stream:
         """As `begin`, and read the prompt at once: the sequence has emitted its first token. Raises its failure."""
         try:
-            stream = self.begin(prompt, sampler, max_tokens, max_tokens)
+            stream = self.begin(prompt, sampler, max_tokens, max_tokens, options)
         except UsageError:
             sampler.close()
             raise

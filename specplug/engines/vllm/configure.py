@@ -19,6 +19,7 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.models import drafter_folders, references
 from specplug.profile import Profile
 from specplug.proposers.builtin import Builtin
+from specplug.proposers.datastore import Datastore
 from specplug.proposers.draft_model import DraftModel
 from specplug.proposers.vocab_trim import VocabTrim
 
@@ -90,6 +91,8 @@ def proposers_of(profile: Profile) -> list[Proposer]:
     """
     proposers = registry.build_sources(profile.proposers)
     registry.check_requirements(proposers, PROVIDES, NAME)
+    if any(isinstance(one, Datastore) and not one.shared_corpora for one in proposers):
+        raise UsageError(f"profile {profile.name}: datastore: no corpora; name some, as vLLM's server cannot add them")
     draft_models = [registry.name_of(one) for one in proposers if isinstance(one, DraftModel)]
     if draft_models and len(proposers) > 1:
         raise UsageError(

@@ -1,9 +1,10 @@
 """Reads what a request asks of specplug from the `extra_args` of its sampling parameters. It imports no vllm.
 
 The options are a mapping with keys of a request to specplug's own server: `mode` (off or auto), `max_draft`, `corpora`
-and `private`. They may be that mapping as JSON, because vLLM's server passes no mappings on. "off" and a number are
-short for the longest draft. The engine's process cannot refuse a request, and drafts do not change its answer: one
-whose options cannot be read is answered without drafts from corpora, as a private one.
+and `private` (anything but false, null and 0 means yes). They may be that mapping as JSON, because vLLM's server passes
+no mappings on. "off" and a number are short for the longest draft. The engine's process cannot refuse a request, and
+drafts do not change its answer: one whose options cannot be read is answered without drafts from corpora, as a private
+one.
 """
 
 from __future__ import annotations

@@ -39,4 +39,4 @@ def load(path: Path) -> Experience:
 
 def save(experience: Experience, path: Path) -> None:
     """Raises SpecplugError where it cannot be written."""
-    write_atomically(path, json.dumps(experience.as_mapping()).encode())
+    write_atomically(path, json.dumps(experience.as_mapping()).encode(), 0o600)

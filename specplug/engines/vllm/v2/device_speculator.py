@@ -96,6 +96,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         self._starting: dict[int, int] = {}
         self._prompts: dict[int, int] = {}
         self._limits: dict[int, int] = {}
+        self._warned_of_corpora = False
         self._rows: LogitRows | None = None
         self._publish_at = 0.0
         self._follow_requests()
@@ -246,7 +247,14 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
     def limit_request(self, slot: int, params: Any) -> None:
         """Read from its sampling parameters how long drafts a new request asks for."""
         try:
-            self._limits[slot] = request_options(getattr(params, "extra_args", None)).max_draft
+            options = request_options(getattr(params, "extra_args", None))
+            self._limits[slot] = options.max_draft
+            if options.sequence.corpora is not None and not self._warned_of_corpora:
+                self._warned_of_corpora = True
+                logger.warning(
+                    "specplug: a request names corpora, but in this runner all requests draft from the same ones; "
+                    "corpora_for: asking in the profile leaves the choice to requests"
+                )
         except Exception as error:
             self.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
 
