@@ -26,6 +26,7 @@ from specplug.bench.arms import plain
 from specplug.core import int_array
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.drafters.opening import open_target
+from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.measure import cost_points
 from specplug.engines.llama_cpp.settings_choice import with_settings
@@ -73,8 +74,8 @@ def predict(args: argparse.Namespace, document: dict[str, Any]) -> None:
             asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
             answer = target.generate(Request(asked, args.max_tokens))
             tokens = int_array(answer.tokens)
-            guesses, _ = drafter.guesses(asked, tokens)
-            right[kind] += (guesses == tokens[1:]).tolist()
+            guesses = recorded_guesses(drafter, asked, tokens, 1)
+            right[kind] += (guesses.tokens == tokens[1:]).tolist()
             lengths[kind].append(len(asked))
             print(f"{number} of {len(work)}", file=sys.stderr)
         planner, ms = engine.speculator.planner, engine.speculator.cost.at(CONTEXT)

@@ -80,6 +80,9 @@ MEANINGS = {
     "planner.max_nodes": "Draft tokens that one pass verifies at most, over all sequences.",
     "planner.trees": "Verify token trees. With `false`, each draft is cut to its likeliest chain. vLLM always verifies "
     "chains.",
+    "planner.prune_top_k": "Where a draft model has drafted, drop the drafts of other methods whose first token is not "
+    "among so many of its likeliest ones; tokens that its trimmed head lacks are kept. `null` drops none: how far such "
+    "tokens are trusted is then learned. llama.cpp only.",
     "runtime.threads": "CPU threads of passes over one row: a token without drafts. `null` uses all usable cores.",
     "runtime.threads_batch": "CPU threads of passes over several rows: prompts and drafts. `null` uses as many as "
     "`threads`.",

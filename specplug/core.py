@@ -291,6 +291,40 @@ class ModelBased(Protocol):
         """Time one pass, in case the cost of drafting has fallen."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Likeliest:
+    """The tokens that a model expects most at one place.
+
+    tokens         int32[k], likeliest first
+    probabilities  float64[k]
+    """
+
+    tokens: IntArray
+    probabilities: FloatArray
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A model-based proposer that also tells how likely tokens are that it did not draft.
+
+    It is optional. A fusion judges the draft tokens of other proposers by it.
+
+    judged_top  how many tokens per place `likeliest` returns; the fusion sets it. 0, the initial value, for none
+    """
+
+    judged_top: int
+
+    def likeliest(self, seq: int) -> Sequence[Likeliest]:
+        """The likeliest tokens at each place of its latest draft of `seq`, without another pass.
+
+        The first place is the root, and each other one follows the first draft token of the place before, the likeliest
+        in the chain. Empty where nothing was drafted since the last `observe`.
+        """
+
+    def knows(self, token: int) -> bool:
+        """Whether it can draft the token: a trimmed head lacks most of the vocabulary, and says nothing about it."""
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """A proposer whose learned `shared_*` state can be kept between processes."""

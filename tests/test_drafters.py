@@ -27,6 +27,7 @@ from specplug.engines.llama_cpp.drafters.drafter_times import LEAST_PASS_RATIO
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import SCORED_ROWS, ModelDrafter
 from specplug.engines.llama_cpp.drafters.opening import open_target
+from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
 from specplug.engines.llama_cpp.drafters.slot_cells import SLACK
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.memory_need import memory_need
@@ -228,12 +229,19 @@ def test_a_draft_model_in_another_format_changes_no_token(q8_0: Model, formats: 
             assert answer.counters.mean_acceptance_length > 2
 
 
-def test_a_drafter_and_another_proposer_together_change_no_token(q8_0: Model, folder: Path) -> None:
-    profile = trimmed(folder, always(8))
-    both = replace(profile, proposers=(ProposerSpec("suffix"), *profile.proposers))
+@pytest.mark.parametrize("name", ["greedy", "sampled"])
+@pytest.mark.parametrize("top", [None, 2])
+def test_a_drafter_and_another_proposer_together_change_no_token(
+    top: int | None, name: str, q8_0: Model, folder: Path
+) -> None:
+    """The drafter judges the draft tokens of the other, by probabilities that it has anyway."""
+    profile = trimmed(folder, replace(always(8), prune_top_k=top))
+    both = replace(profile, proposers=(ProposerSpec("token_recycling"), *profile.proposers))
     with LlamaCpp(q8_0, plain(profile)) as base, LlamaCpp(q8_0, both, cost=FREE_ROWS) as engine:
         for prompt in chats(q8_0):
-            assert engine.generate(Request(prompt, 40)).tokens == base.generate(Request(prompt, 40)).tokens
+            request = Request(prompt, 40, SETTINGS[name])
+            assert engine.generate(request).tokens == base.generate(request).tokens
+        assert any("judged" in name for name in engine.speculator.table.learned())
 
 
 def test_a_conversation_continues_from_both_caches(q8_0: Model, folder: Path) -> None:
@@ -707,14 +715,47 @@ def test_guesses_of_one_pass_are_the_drafts_of_single_calls(q8_0: Model, folder:
     with LlamaCpp(q8_0, plain(trimmed(folder, always(4)))) as base:
         tokens = np.asarray(base.generate(Request(prompt, 40)).tokens, dtype=np.int32)
     with opened(q8_0, folder) as drafter:
-        guesses, buckets = drafter.guesses(prompt, tokens)
+        found = recorded_guesses(drafter, prompt, tokens, 4)
+        guesses, buckets = found.tokens, found.buckets
         assert len(guesses) == len(buckets) == len(tokens) - 1
         drafter.begin(0, np.append(prompt, tokens[0]))
+        drafter.judged_top = 4
         for place, token in enumerate(tokens[1:].tolist()):
+            assert drafter.likeliest(0) == []
             draft = drafter.propose(0, 1)
+            ((root,), (recorded,)) = drafter.likeliest(0), found.at(place, 1, 4)
+            assert root.tokens[0] == recorded.tokens[0] == guesses[place]
+            assert root.probabilities == pytest.approx(recorded.probabilities, abs=0.05)
             assert draft.tokens.tolist() == [guesses[place]]
             assert abs(int(draft.buckets[0]) - int(buckets[place])) <= 1, "passes of other shapes may round differently"
             drafter.observe(0, Step([token], Draft.of([], [], []), []))
+
+
+def test_a_drafter_judges_at_each_place_of_its_chain_by_all_rows_of_its_head(
+    q8_0: Model, folder: Path, kept: IntArray
+) -> None:
+    """That takes no pass of its own, and nothing is kept where no fusion wants it."""
+    prompt = chats(q8_0)[0]
+    with opened(q8_0, folder) as drafter:
+        (logits,) = drafter.logits_along(prompt, prompt[-1:].repeat(2))
+        expected = np.exp(logits.astype(np.float64) - logits.max())
+        expected /= expected.sum()
+        passes = []
+        for top in (0, 5):
+            drafter.judged_top = top
+            drafter.begin(0, np.append(prompt, prompt[-1]))
+            before = drafter.passes
+            draft = drafter.propose(0, 3)
+            passes.append(drafter.passes - before)
+            places = drafter.likeliest(0)
+            assert len(places) == (3 if top else 0)
+            drafter.end(0)
+        assert passes == [3, 3]
+        assert drafter.knows(int(kept[5])) and not drafter.knows(next(t for t in range(12_000) if t not in kept))
+        order = np.argsort(-expected, kind="stable")[:5]
+        assert places[0].tokens.tolist() == kept[order].tolist()
+        assert places[0].probabilities == pytest.approx(expected[order], rel=0.05)
+        assert [place.tokens[0] for place in places] == draft.tokens.tolist()
 
 
 def test_guesses_with_a_window_are_those_after_its_tokens(q8_0: Model, folder: Path) -> None:
@@ -722,11 +763,11 @@ def test_guesses_with_a_window_are_those_after_its_tokens(q8_0: Model, folder: P
     with opened(q8_0, folder, window=(16, 64), max_tokens=4096) as one, opened(q8_0, folder) as other:
         short = np.concatenate((long[:16], long[-63:]))  # the first token of the answer is the 64th
         for tokens in (long[:20], long[:200]):  # the longer one goes beyond the window
-            assert len(one.guesses(long, tokens)[0]) == len(tokens) - 1
+            assert len(recorded_guesses(one, long, tokens, 4)) == len(tokens) - 1
         tokens = long[:20]
-        assert [part.tolist() for part in one.guesses(long, tokens)] == [
-            part.tolist() for part in other.guesses(short, tokens)
-        ]
+        with_window, without = recorded_guesses(one, long, tokens, 4), recorded_guesses(other, short, tokens, 4)
+        for name in ("tokens", "buckets", "top", "probabilities"):
+            assert getattr(with_window, name).tolist() == getattr(without, name).tolist()
 
 
 # -- checks before anything is loaded ----------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from specplug.core import (
     BatchProposer,
     Bucket,
     Draft,
+    DraftAdvice,
     IntArray,
+    Likeliest,
     Proposer,
     Requires,
     SequenceOptions,
@@ -23,6 +25,7 @@ from specplug.core import (
 from specplug.drafts.chains import TreeAdapter
 from specplug.planning.batch_speculator import BatchSpeculator
 from specplug.planning.cost import BatchCost, CostCurve
+from specplug.planning.fused_buckets import BANDS
 from specplug.planning.fusion import Drafts, Fusion
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
@@ -218,7 +221,7 @@ def propose_all(
     found: list[Drafts] = [[] for _ in seqs]
     for index in reversed(range(len(active))):
         fusion.ask(index, seqs, budgets, active[index], found, spent_ns)
-    return fusion.merge(found, budgets)
+    return fusion.merge(seqs, found, budgets)
 
 
 def test_only_active_proposers_are_asked() -> None:
@@ -332,3 +335,175 @@ def test_options_reach_the_proposers_that_take_them_before_a_sequence_begins() -
     begun = [("begin", 3, [5]), ("begin", 4, [6])]
     both = [("configure", 3, asked), begun[0], ("configure", 4, NO_OPTIONS), begun[1]]
     assert configured.calls == chains.calls == both and plain.calls == begun * 2
+
+
+# -- tokens that a model has judged -----------------------------------------------------------------------------------
+
+
+class Judging(Scripted):
+    """A model-based proposer that finds tokens likely, by place of its chain; None answers nothing."""
+
+    retry_ms = 0.0
+
+    def __init__(
+        self, draft: Draft, likely: Sequence[dict[int, float]] | None, priors: Sequence[float] = (0.5,)
+    ) -> None:
+        super().__init__(draft, priors)
+        self.likely = likely
+        self.passes = 0
+        self.advice: DraftAdvice | None = None
+        self.judged_top = 0
+        self.unknown: set[int] = set()
+
+    def knows(self, token: int) -> bool:
+        return token not in self.unknown
+
+    def likeliest(self, seq: int) -> list[Likeliest]:
+        found = []
+        for place in self.likely or ():
+            ranked = sorted(place.items(), key=lambda one: -one[1])[: self.judged_top]
+            found.append(Likeliest(int_array([token for token, _ in ranked]), np.array([p for _, p in ranked])))
+        return found
+
+    def pass_ms(self, rows: int) -> float:
+        return 0.0
+
+    def reading_ms(self, seq: int) -> float:
+        return 0.0
+
+    def read(self, seqs: Sequence[int], ms: float) -> None: ...
+
+    def score(self, seq: int) -> tuple[int, int]:
+        return 0, 0
+
+    def time_pass(self) -> None: ...
+
+
+def bucket_names(fusion: Fusion, draft: Draft) -> dict[Path, str]:
+    return {
+        path: fusion.buckets[bucket].name for path, bucket in zip(paths(draft), draft.buckets.tolist(), strict=True)
+    }
+
+
+def test_tokens_that_the_model_did_not_draft_have_buckets_by_how_likely_it_finds_them() -> None:
+    """At the root, and after each token of its chain; what follows a judged token, or the chain, is not judged."""
+    likely = [{1: 0.6, 3: 0.25, 4: 0.02}, {2: 0.5, 9: 0.1}]
+    retrieved = trie([(3, 7), (5, 8), (1, 9, 6), (4,), (1, 2, 5)])
+    fusion = Fusion([Scripted(retrieved, [0.3]), Judging(trie([(1, 2)]), likely, [0.9])])
+    assert bucket_names(fusion, fusion.propose(0, 20)) == {
+        (1,): "Judging bucket 0, agreed",
+        (1, 2): "Judging bucket 0, agreed",
+        (1, 2, 5): "Scripted bucket 0",
+        (1, 9): "Scripted unlikely, judged 0.05-0.2",
+        (1, 9, 6): "Scripted bucket 0",
+        (3,): "Scripted unlikely, judged 0.2-1",
+        (3, 7): "Scripted bucket 0",
+        (4,): "Scripted unlikely, judged 0-0.05",
+        (5,): "Scripted unlikely, judged outside of the top 8",
+        (5, 8): "Scripted bucket 0",
+    }
+
+
+@pytest.mark.parametrize("top", [None, 1])
+def test_what_a_model_cannot_draft_is_neither_judged_nor_dropped(top: int | None) -> None:
+    judge = Judging(trie([(1,)]), [{1: 0.9}], [0.9])
+    judge.unknown = {3}
+    fusion = Fusion([Scripted(trie([(3, 4)]), [0.3]), judge])
+    fusion.prune_top_k = top
+    names = bucket_names(fusion, fusion.propose(0, 20))
+    assert names == {(3,): "Scripted bucket 0", (3, 4): "Scripted bucket 0", (1,): "Judging bucket 0"}
+
+
+def test_beside_a_runner_up_the_chain_goes_on_after_the_likelier_token() -> None:
+    drafted = Draft.of([1, 3, 2], [ROOT, ROOT, 0], [0, 0, 0])
+    likely = [{1: 0.6, 3: 0.25}, {2: 0.9}]
+    fusion = Fusion([Judging(drafted, likely, [0.9]), Scripted(trie([(1, 4), (3, 4)]), [0.3])])
+    names = bucket_names(fusion, fusion.propose(0, 20))
+    assert names[1, 4] == "Scripted unlikely, judged outside of the top 8"
+    assert names[3, 4] == "Scripted bucket 0" and names[3,].endswith("agreed")
+
+
+def test_judged_priors_fall_with_the_models_probability() -> None:
+    fusion = Fusion([Suffix(), Judging(EMPTY, [], [0.9])])
+    by_group: dict[str, list[float]] = {}
+    for bucket in fusion.buckets:
+        name, _, band = bucket.name.partition(", judged ")
+        if band:
+            by_group.setdefault(name, []).append(bucket.prior)
+    assert by_group.keys() == {"Suffix unlikely", "Suffix likely", "Suffix agreed"}
+    for priors in by_group.values():
+        assert priors == sorted(priors, reverse=True) and len(set(priors)) == len(BANDS)
+
+
+judgements = st.lists(st.dictionaries(st.integers(0, 3), st.floats(0.0, 1.0), max_size=4), min_size=1, max_size=3)
+
+
+@given(st.lists(some_paths, min_size=1, max_size=3), st.lists(st.integers(0, 3), max_size=4), judgements)
+def test_judging_changes_nothing_but_tokens_beside_those_that_the_model_drafted(
+    sources: list[list[Path]], own: list[int], likely: list[dict[int, float]]
+) -> None:
+    def merged(likely: list[dict[int, float]] | None) -> tuple[Fusion, Draft]:
+        fusion = Fusion([*(Scripted(trie(wanted)) for wanted in sources), Judging(trie([tuple(own)]), likely)])
+        return fusion, fusion.propose(0, 1000)
+
+    fusion, draft = merged(likely)
+    _, without = merged(None)
+    assert paths(draft) == paths(without)
+    for path, name in bucket_names(fusion, draft).items():
+        place = len(path) - 1
+        judged = bool(own) and place < len(likely) and path[:-1] == tuple(own[:place])
+        assert ("judged" in name) == (judged and path[-1:] != tuple(own[place : place + 1]))
+    same = draft.buckets == without.buckets
+    assert same.tolist() == ["judged" not in name for name in bucket_names(fusion, draft).values()]
+
+
+@given(st.lists(some_paths, min_size=1, max_size=3), some_paths, st.integers(0, 20))
+def test_without_an_answer_of_the_model_nothing_differs(
+    sources: list[list[Path]], own: list[Path], budget: int
+) -> None:
+    """From a fusion in which no proposer is model-based."""
+    parts = [Scripted(trie(wanted), [0.3]) for wanted in sources]
+    silent = Fusion([*parts, Judging(trie(own), None, [0.6])])
+    silent.prune_top_k = 1
+    before = Fusion([*parts, Scripted(trie(own), [0.6])], names=[*["Scripted"] * len(parts), "Judging"])
+    assert silent.buckets[: len(before.buckets)] == before.buckets
+    assert silent.bucket_source[: len(before.buckets)].tolist() == before.bucket_source.tolist()
+    one, two = silent.propose(0, budget), before.propose(0, budget)
+    for name in ("tokens", "parents", "buckets"):
+        assert getattr(one, name).tolist() == getattr(two, name).tolist()
+
+
+@given(st.lists(some_paths, min_size=1, max_size=3), some_paths, judgements, st.integers(1, 4))
+def test_pruning_drops_exactly_the_paths_whose_first_token_is_not_among_the_likeliest(
+    sources: list[list[Path]], own: list[Path], likely: list[dict[int, float]], top: int
+) -> None:
+    judge = Judging(trie(own), likely)
+    fusion = Fusion([*(Scripted(trie(wanted)) for wanted in sources), judge])
+    fusion.prune_top_k = top
+    kept = {*judge.likeliest(0)[0].tokens[:top].tolist(), *(path[0] for path in own)}
+    wanted = {path[:end] for paths_ in sources for path in paths_ for end in range(1, len(path) + 1)}
+    if own:
+        wanted = {path for path in wanted if path[0] in kept}
+    wanted |= {path[:end] for path in own for end in range(1, len(path) + 1)}
+    draft = fusion.propose(0, 1000)
+    draft.check(num_buckets=len(fusion.buckets))
+    assert set(paths(draft)) == wanted
+
+
+@given(st.lists(some_paths, min_size=2, max_size=3), some_paths, judgements)
+def test_what_only_one_proposer_drafted_has_no_descendants_of_others(
+    sources: list[list[Path]], own: list[Path], likely: list[dict[int, float]]
+) -> None:
+    fusion = Fusion([*(Scripted(trie(wanted)) for wanted in sources), Judging(trie(own), likely)])
+    draft = fusion.propose(0, 1000)
+    for own_buckets in fusion.own_buckets:
+        mine = [bucket in own_buckets for bucket in draft.buckets.tolist()]
+        for node, parent in enumerate(draft.parents.tolist()):
+            assert parent == ROOT or not mine[parent] or mine[node]
+
+
+def test_a_model_alone_or_beside_models_judges_nothing() -> None:
+    for sources in ([Judging(EMPTY, [])], [Judging(EMPTY, []), Judging(EMPTY, [])]):
+        fusion = Fusion(sources)
+        assert not any("judged" in bucket.name for bucket in fusion.buckets)
+        assert [source.judged_top for source in sources] == [0] * len(sources)

@@ -138,6 +138,7 @@ def test_a_fusion_is_the_list_of_its_parts(written: str) -> None:
         (HEAD + "planner: fast", "planner: 'fast' is not a mapping"),
         (HEAD + "planner: {max_nods: 1}", "planner.max_nods: unknown key; did you mean max_nodes"),
         (HEAD + "planner: {max_nodes: 0}", "planner.max_nodes: 0 is out of range; use 1 to"),
+        (HEAD + "planner: {prune_top_k: 9}", "planner.prune_top_k: 9 is out of range; use 1 to 8"),
         (HEAD + "planner: {max_nodes: 2.0}", "planner.max_nodes: 2.0 is not a whole number"),
         (HEAD + "planner: {max_nodes: true}", "planner.max_nodes: True is not a whole number"),
         (HEAD + "planner: {mode: dynamic}", "planner.mode: 'dynamic' is not one of measured, static"),
@@ -253,6 +254,7 @@ profiles = st.builds(
         mode=st.sampled_from(["measured", "static"]),
         max_nodes=st.integers(1, 1024),
         trees=st.booleans(),
+        prune_top_k=st.none() | st.integers(1, 8),
     ),
     exact=st.booleans(),
     runtime=st.builds(

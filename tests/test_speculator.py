@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+import numpy as np
 import pytest
 
 from specplug.core import (
@@ -15,6 +16,7 @@ from specplug.core import (
     DraftAdvice,
     DraftLimits,
     IntArray,
+    Likeliest,
     Proposer,
     Requires,
     Step,
@@ -275,6 +277,47 @@ class ToyDrafter(Recorder):
     def propose(self, seq: int, budget: int) -> Draft:
         self.passes += 1
         return super().propose(seq, budget)
+
+
+class JudgingDrafter(ToyDrafter):
+    """Drafts 5. It finds 7, which another proposer drafts, likely where 7 is the next token of `text`."""
+
+    judged_top = 0
+
+    def __init__(self, text: Sequence[int], *, judges: bool = True) -> None:
+        super().__init__([5], draft_token_ms=0.001)
+        self.text = text
+        self.judges = judges
+        self.at = 0
+
+    def knows(self, token: int) -> bool:
+        return True
+
+    def likeliest(self, seq: int) -> list[Likeliest]:
+        likely = {5: 0.6, 7: 0.3} if self.text[self.at : self.at + 1] == [7] else {5: 0.9}
+        return [Likeliest(int_array(list(likely)), np.array(list(likely.values())))] if self.judges else []
+
+    def observe(self, seq: int, step: Step) -> None:
+        self.at += len(step.emitted)
+
+
+@pytest.mark.parametrize("judges", [True, False])
+def test_what_a_drafter_finds_unlikely_is_no_longer_verified_once_it_was_never_right(judges: bool) -> None:
+    """A lookup drafts 7 everywhere, and half of these are right: those that the drafter finds likely. A row costs a
+    quarter of a plain pass, so that a draft token with a chance of a half pays."""
+    text = [5 if chance < 0.5 else 7 for chance in np.random.default_rng(0).random(600)]
+    ms = [40.0 + 10.0 * rows for rows in range(8)]
+    one = speculator([Recorder([7]), JudgingDrafter(text, judges=judges)], ms, max_nodes=2)
+    log = generate(one, ms, {0: [1]}, {0: text})
+    assert log.texts == {0: text}
+    verified = {5: 0, 7: 0}
+    at = 0
+    for number, (draft,) in enumerate(log.drafts):
+        if number >= len(log.drafts) // 2 and 7 in draft.tokens.tolist():
+            verified[text[at]] += 1
+        at += 1 + (len(draft) > 0 and text[at] in draft.tokens.tolist() and at + 1 < len(text))
+    assert verified[7] > 50
+    assert verified[5] <= 5 if judges else verified[5] > 50
 
 
 @pytest.mark.parametrize(("ms", "drafts"), [([20.0 * rows for rows in range(1, 17)], False), ([200.0] * 16, True)])

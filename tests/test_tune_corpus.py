@@ -17,7 +17,7 @@ from specplug.errors import UsageError
 from specplug.profile import Profile
 from specplug.profile.with_corpora import corpora_of, with_corpora
 from specplug.registry import ProposerSpec
-from specplug.tune.candidates import grid
+from specplug.tune.candidates import PRUNED, grid
 from specplug.tune.session import tune
 from specplug.tune.tune_request import SCHEMA, Request, check_journal
 
@@ -38,6 +38,9 @@ def test_a_corpus_is_tried_alone_and_with_every_other_method() -> None:
     methods = {setting.method for setting in grid(Requires(topk=64), named=[corpus])}
     assert {"datastore", "suffix + datastore", "token_recycling + datastore", "ngram + datastore"} <= methods
     assert not any("datastore" in setting.method for setting in grid(Requires(topk=64)))
+    drafter = ProposerSpec("draft_model", {"model": "small.gguf"})
+    both = [setting for setting in grid(Requires(topk=64, drafter=True), named=[drafter, corpus])]
+    assert {s.planner.prune_top_k for s in both if s.method == "suffix + datastore + draft_model"} == {None, *PRUNED}
 
 
 @pytest.fixture

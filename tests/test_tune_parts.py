@@ -14,12 +14,13 @@ from toy_subject import ToyTimer
 from specplug.bench.arms import Result
 from specplug.bench.statistics import median_interval
 from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step, int_array
+from specplug.drafts.guesses import Guesses
 from specplug.errors import UsageError
 from specplug.profile import PlannerSettings, Profile
 from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
 from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_record, parse
-from specplug.tune.candidates import PLAIN, Setting, grid
+from specplug.tune.candidates import PLAIN, PRUNED, Setting, grid
 from specplug.tune.confirm import IDLE, confirm
 from specplug.tune.cost_curves import Curve, choose_threads, measure_curve
 from specplug.tune.drafter_trace import DrafterTrace, RecordedDrafter
@@ -470,12 +471,15 @@ def test_drafters_are_in_the_grid_alone_and_with_lookups() -> None:
     chains = {s.planner.max_nodes for s in added if s.method == "draft_model" and s.planner.mode == "static"}
     assert chains == {1, 2, 3, 4, 6, 8}
     assert sum("one.gguf" in setting.name for setting in added) == len(added) / 2
+    pruned = [setting for setting in settings if setting.planner.prune_top_k is not None]
+    assert {setting.planner.prune_top_k for setting in pruned} == {*PRUNED}
+    assert {setting.method for setting in pruned} == {s.method for s in added} - {"draft_model"}
 
 
 def recorded(**changes: Any) -> tuple[RecordedDrafter, SimulatedClock]:
     """A drafter of one answer 10 11 12 13 14 15, with wrong guesses for 12 and 15; a pass takes 2 ms for one sequence
     and 3 for two, reading a token 1 ms."""
-    guesses = {("a", 0): (int_array([11, 99, 13, 14, 98]), int_array([0, 1, 0, 0, 1]))}
+    guesses = {("a", 0): Guesses(int_array([11, 99, 13, 14, 98]), int_array([0, 1, 0, 0, 1]))}
     trace = DrafterTrace((Bucket("sure", 0.9), Bucket("unsure", 0.2)), (2.0, 3.0), 1.0, 5.0, 8, guesses=guesses)
     clock = SimulatedClock()
     return RecordedDrafter(replace(trace, **changes), clock, Expense(), 1), clock
@@ -506,6 +510,32 @@ def test_a_recorded_drafter_drafts_its_guesses_in_the_time_that_they_took() -> N
         emitted(drafter, 0, token)
     drafter.read([0], 100.0)
     assert drafter.reading_ms(0) == 0.0
+
+
+def test_a_recorded_drafter_judges_by_what_was_recorded() -> None:
+    top = np.arange(15, dtype=np.int32).reshape(5, 3)
+    known = Guesses(int_array([11, 99, 13, 14, 98]), int_array([0, 1, 0, 0, 1]), top, top / 100)
+    drafter, _ = recorded(guesses={("a", 0): known})
+    followed(drafter, 0)
+    drafter.judged_top = 2
+    assert drafter.knows(7) and not recorded(ids=int_array([11, 98]))[0].knows(7)
+    assert drafter.likeliest(0) == [], "nothing was drafted"
+    drafter.propose(0, 3)
+    assert [one.tokens.tolist() for one in drafter.likeliest(0)] == [[0, 1], [3, 4], [6, 7]]
+    assert drafter.likeliest(0)[1].probabilities.tolist() == [0.03, 0.04]
+    emitted(drafter, 0, 11, 12)
+    assert drafter.likeliest(0) == []
+    drafter.propose(0, 0)
+    assert drafter.likeliest(0) == []
+    drafter.propose(0, 8)
+    assert [one.tokens.tolist() for one in drafter.likeliest(0)] == [[6, 7], [9, 10], [12, 13]]
+
+
+def test_a_recorded_drafter_without_probabilities_judges_nothing() -> None:
+    drafter, _ = recorded()
+    followed(drafter, 0)
+    drafter.judged_top = 2
+    assert len(drafter.propose(0, 3)) == 3 and drafter.likeliest(0) == []
 
 
 def test_a_recorded_drafter_shares_passes_and_reads_in_pieces() -> None:

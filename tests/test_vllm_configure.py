@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from specplug.engines.vllm.environment import quiet, temporary_environment
 from specplug.engines.vllm.measure import WARMUP_ROUNDS, curves_of
 from specplug.errors import EngineError, UsageError
 from specplug.models import drafter_folders
-from specplug.profile import Profile, VllmSettings
+from specplug.profile import PlannerSettings, Profile, VllmSettings
 from specplug.registry import ProposerSpec
 from specplug.transforms.checkpoint_head import TRIMMED
 
@@ -198,6 +199,12 @@ def test_a_drafter_beside_other_proposers_is_refused(method: str) -> None:
     both = profile_of(ProposerSpec("suffix"), ProposerSpec(method, {"model": "m"}))
     with pytest.raises(UsageError, match=f"profile p: {method} is listed beside other proposers"):
         engine_settings(both, "x")
+
+
+def test_pruning_by_a_draft_model_is_refused_by_name() -> None:
+    pruning = replace(profile_of(ProposerSpec("suffix")), planner=PlannerSettings(prune_top_k=4))
+    with pytest.raises(UsageError, match=r"profile p: planner\.prune_top_k: it drops drafts .*; remove it"):
+        engine_settings(pruning, "x")
 
 
 def test_the_plugin_registers_classes_without_importing_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from specplug.bench.arms import Result
 from specplug.bench.statistics import Interval
 from specplug.core import Bucket, IntArray, Requires, int_array
+from specplug.drafts.guesses import Guesses
 from specplug.engines.vllm.measure import rows_of
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
@@ -203,7 +204,7 @@ class ToySubject:
             self.named[answer.prompt.tobytes()] = answer.prompt_id, answer.turn
             wrong = np.arange(len(answer.tokens) - 1) % every == every - 1
             tokens = np.where(wrong, answer.tokens[1:] + 1, answer.tokens[1:])
-            guesses[answer.prompt_id, answer.turn] = int_array(tokens), int_array(wrong.astype(np.int32))
+            guesses[answer.prompt_id, answer.turn] = Guesses(int_array(tokens), int_array(wrong.astype(np.int32)))
         buckets = (Bucket("sure", 0.95), Bucket("unsure", 0.2))
         return DrafterTrace(buckets, (self.drafter_ms,) * level, 0.1, 1.0, 8, None, guesses)
 

@@ -40,6 +40,21 @@ ALONE_ODDS = 0.6
 """Factor on the odds of a bucket's prior where no other of several proposers drafts the same token. Chosen; learned
 acceptance replaces it."""
 
+JUDGED_TOP = 8
+"""Number of a model-based proposer's likeliest tokens at a place of its draft, by which tokens of others are judged.
+Measured with benchmarks/rasd.py: of lookups' tokens outside of them, two in a thousand or fewer were right."""
+
+JUDGED_EDGES = (0.2, 0.05)
+"""The boundaries between the bands of judged tokens: the probability that the model assigns to the token. Below the
+last one are two bands, of tokens that are among its likeliest ones and of others. Measured as JUDGED_TOP."""
+
+JUDGED_ODDS = (1.0, 0.3, 0.05, 0.01)
+"""Per band, the factor on the odds of the prior of a bucket; learned acceptance replaces it. Measured as JUDGED_TOP,
+and rounded."""
+
+LIKELY_PRIOR = 0.5
+"""Prior. Judged tokens have two buckets per band, for less and for more likely buckets of the lookup. Chosen."""
+
 # -- How often a proposer is asked: back_off.py ----------------------------------------------------------------------
 
 MAX_COOLDOWN = 64

@@ -3,7 +3,7 @@
 It merges by buckets and the acceptance learned for them, and does not depend on how a proposer drafts.
 Source: the tree fusion of RASD (arXiv 2503.03434), which inserts every path into the tree of the first proposer along
 their longest common prefix. This one merges any number of trees of any shape, marks nodes that several proposers agree
-on, and cuts by path probability; RASD's pruning by the draft model's top ids has no counterpart.
+on, and cuts by path probability. RASD drops retrieved paths by their first token; see `judgement.py`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from specplug.core import (
     Configurable,
     Draft,
     IntArray,
+    Judge,
+    ModelBased,
     Proposer,
     Requires,
     SequenceOptions,
     Step,
 )
 from specplug.drafts.trees import likeliest
+from specplug.planning.constants import JUDGED_TOP
 from specplug.planning.fused_buckets import fused_buckets
+from specplug.planning.judgement import DROPPED, Judgement
 
 Drafts = list[tuple[int, Draft]]
 """Drafts for one sequence, with the indices of the proposers that made them; none is empty."""
@@ -39,10 +43,12 @@ class Fusion:
     """Every proposer drafts with the full budget; the merged tree is cut to its likeliest nodes.
 
     Buckets: those of `fused_buckets`. A node that several proposers agree on belongs to the one whose bucket is
-    likelier. Proposers receive the Step of the merged draft, whose bucket ids are those of the fusion: they must not
-    read them. Requires: everything that any of its proposers requires.
+    likelier. Where a model-based proposer has drafted, the other proposers' tokens beside its own have buckets by how
+    likely it finds them. Proposers receive the Step of the merged draft, whose bucket ids are those of the fusion: they
+    must not read them. Requires: everything that any of its proposers requires.
     State: one probability per bucket.
-    Cost per step: that of the proposers; 20 us to merge two drafts of 16 nodes, 1 us for a single proposer.
+    Cost per step: that of the proposers; 20 us to merge two drafts of 16 nodes, 40 us where one judges the other, 1 us
+    for a single proposer.
     """
 
     def __init__(
@@ -59,8 +65,12 @@ class Fusion:
         """
         assert sources, "a fusion needs at least one proposer"
         self.sources = tuple(sources)
+        self.prune_top_k: int | None = None
+        """Where a model-based proposer has drafted, drop other drafts whose first token it can draft, but does not find
+        among so many likeliest ones; None drops none."""
+        models = frozenset(index for index, source in enumerate(sources) if isinstance(source, ModelBased))
         table = fused_buckets(
-            [source.buckets for source in sources], names or [type(source).__name__ for source in sources]
+            [source.buckets for source in sources], names or [type(source).__name__ for source in sources], models
         )
         self.clock = clock
         self.requires = Requires()
@@ -70,6 +80,15 @@ class Fusion:
         self.bucket_source = table.source
         self.own_buckets = table.own
         self._firsts = table.firsts
+        self._agreed = table.agreed
+        self._judged = table.judged
+        self._models = models
+        self._judges: dict[int, Judge] = {}
+        for index in models if len(models) < len(sources) else ():
+            source = sources[index]
+            if isinstance(source, Judge):
+                source.judged_top = JUDGED_TOP
+                self._judges[index] = source
         self.probability = [bucket.prior for bucket in table.buckets]
         # Looked up once, as checking for a protocol takes a microsecond.
         self._in_batches = [source if isinstance(source, BatchProposer) else None for source in self.sources]
@@ -89,7 +108,7 @@ class Fusion:
         found: list[Drafts] = [[]]
         for index in range(len(self.sources)):
             self.ask(index, [seq], [budget], (0,), found, [0] * len(self.sources))
-        return self.merge(found, [budget])[0]
+        return self.merge([seq], found, [budget])[0]
 
     def ask(
         self,
@@ -120,9 +139,12 @@ class Fusion:
             if len(draft):
                 insort(found[place], (index, draft), key=itemgetter(0))
 
-    def merge(self, found: Sequence[Drafts], budgets: Sequence[int]) -> list[Draft]:
-        """One draft per sequence out of those that the proposers have made."""
-        return [self._merge(drafts, budget) for drafts, budget in zip(found, budgets, strict=True)]
+    def merge(self, seqs: Sequence[int], found: Sequence[Drafts], budgets: Sequence[int]) -> list[Draft]:
+        """One draft for each of `seqs` out of those that the proposers have made."""
+        return [
+            self._merge(drafts, budget, self._judgement(seq, drafts) if self._judges and len(drafts) > 1 else None)
+            for seq, drafts, budget in zip(seqs, found, budgets, strict=True)
+        ]
 
     def observe(self, seq: int, step: Step) -> None:
         for source in self.sources:
@@ -132,7 +154,15 @@ class Fusion:
         for source in self.sources:
             source.end(seq)
 
-    def _merge(self, drafts: Drafts, budget: int) -> Draft:
+    def _judgement(self, seq: int, drafts: Drafts) -> Judgement | None:
+        """That of the first model-based proposer that has drafted; None where none has."""
+        for index, draft in drafts:
+            judge = self._judges.get(index)
+            if judge is not None and (places := judge.likeliest(seq)):
+                return Judgement(draft, places, judge.knows, self.prune_top_k)
+        return None
+
+    def _merge(self, drafts: Drafts, budget: int, judgement: Judgement | None) -> Draft:
         """One tree out of the proposers' drafts, none of which is empty."""
         if not drafts:
             return EMPTY
@@ -140,33 +170,39 @@ class Fusion:
             index, draft = drafts[0]
             first = self._firsts[index]
             return Draft(draft.tokens, draft.parents, draft.buckets + np.int32(first)) if first else draft
-        probability = self.probability
+        probability, agreed_of = self.probability, self._agreed
         tokens: list[int] = []
         parents: list[int] = []
         buckets: list[int] = []
-        agreed: set[int] = set()
         node_at: dict[tuple[int, int], int] = {}
         for index, draft in drafts:
-            first, num_own = self._firsts[index], len(self.sources[index].buckets)
+            first = self._firsts[index]
+            judging = judgement if index not in self._models else None
             node_of: list[int] = []
+            places: list[int | None] = []
+            """Per node, the place of the judgement that its children are at."""
             for token, parent, bucket in zip(
                 draft.tokens.tolist(), draft.parents.tolist(), draft.buckets.tolist(), strict=True
             ):
-                place = (ROOT if parent == ROOT else node_of[parent], token)
-                node = node_at.get(place)
                 bucket += first
+                position = (ROOT if parent == ROOT else node_of[parent], token)
+                if judging is not None:
+                    at = 0 if parent == ROOT else places[parent]
+                    band, following = judging.of(at, token)
+                    places.append(following)
+                    if position[0] == DROPPED or band == DROPPED:
+                        node_of.append(DROPPED)
+                        continue
+                    if band is not None:
+                        bucket = self._judged[band][bucket]
+                node = node_at.get(position)
                 if node is None:
-                    node = node_at[place] = len(tokens)
+                    node = node_at[position] = len(tokens)
                     tokens.append(token)
-                    parents.append(place[0])
+                    parents.append(position[0])
                     buckets.append(bucket)
                 else:
-                    known = buckets[node]
-                    if node not in agreed:
-                        agreed.add(node)
-                        owner = drafts[0][0] if len(drafts) == 2 else int(self.bucket_source[known])
-                        known += len(self.sources[owner].buckets)
-                    bucket += num_own
+                    known, bucket = agreed_of[buckets[node]], agreed_of[bucket]
                     buckets[node] = bucket if probability[bucket] > probability[known] else known
                 node_of.append(node)
         draft = Draft.of(tokens, parents, buckets)

@@ -58,6 +58,7 @@ class Speculator:
         self.table = AcceptanceTable(fusion.buckets, learned)
         fusion.probability = self.table.probability  # the same list: the fusion merges by what was learned
         settings = profile.planner
+        fusion.prune_top_k = settings.prune_top_k
         self._static = settings.mode == "static"
         self.planner = Planner(
             self.table,
@@ -219,7 +220,7 @@ class Speculator:
             if index not in self.drafter_uses:
                 fusion.ask(index, seqs, budgets, every, found, self.selection.spent_ns)
         self.wants_topk = self.selection.topk()
-        self._plan_candidates(fusion.merge(found, budgets))
+        self._plan_candidates(fusion.merge(seqs, found, budgets))
         for index in self._asked_drafters() if seqs else []:
             if not self._static:
                 use = self.drafter_uses[index]
@@ -230,7 +231,7 @@ class Speculator:
                 )
             fusion.ask(index, seqs, budgets, self._active[index], found, self.selection.spent_ns)
             if self._active[index]:
-                self._plan_candidates(fusion.merge(found, budgets))
+                self._plan_candidates(fusion.merge(seqs, found, budgets))
 
     def _plan_candidates(self, candidates: list[Draft]) -> None:
         self._candidates = candidates

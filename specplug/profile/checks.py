@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from specplug import registry
 from specplug.errors import UsageError
+from specplug.planning.constants import JUDGED_TOP
 from specplug.profile.settings import (
     DTYPES,
     ENGINES,
@@ -262,6 +263,7 @@ _PLANNER: dict[str, Check] = {
     "mode": _choice(("measured", "static")),
     "max_nodes": _integer(1, 1024),
     "trees": _flag,
+    "prune_top_k": _optional(_integer(1, JUDGED_TOP)),
 }
 _RUNTIME: dict[str, Check] = {
     "threads": _optional(_integer(1, 1024)),

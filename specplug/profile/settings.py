@@ -25,14 +25,17 @@ def as_name(text: str, default: str) -> str:
 class PlannerSettings:
     """The planner's settings: how many draft tokens it verifies.
 
-    mode       measured: as many as are fastest by the cost curve, down to none. static: the likeliest `max_nodes`
-    max_nodes  draft tokens of one step, at most
-    trees      whether a draft may branch
+    mode         measured: as many as are fastest by the cost curve, down to none. static: the likeliest `max_nodes`
+    max_nodes    draft tokens of one step, at most
+    trees        whether a draft may branch
+    prune_top_k  where a draft model has drafted: drop other drafts whose first token it can draft, but does not find
+                 among so many likeliest ones. None drops none: how far such tokens are trusted is then learned
     """
 
     mode: str = "measured"
     max_nodes: int = 24
     trees: bool = True
+    prune_top_k: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

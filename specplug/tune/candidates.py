@@ -43,7 +43,11 @@ LONGEST = 8
 save."""
 
 WITH_DRAFTERS = (("suffix", "token_recycling"), ("suffix",), ("ngram",))
-"""The methods that are tried together with a drafter."""
+"""The methods that are tried together with a drafter; suffix lookup is tried with corpora beside it, too."""
+
+PRUNED = (1, 2)
+"""Values of `prune_top_k` that are tried where a drafter is combined with other methods. With larger ones as many
+tokens are accepted as with what is learned (benchmarks/rasd.py)."""
 
 BUILTIN_METHOD = "builtin"
 """The method that names a drafter of the engine's own."""
@@ -86,7 +90,9 @@ class Setting:
             return "none"
         if self.lengths:
             return f"{' + '.join(methods)}, {in_words(self.lengths)}"
-        return f"{' + '.join(methods)}, {planner.mode} {planner.max_nodes}{'' if planner.trees else ' chain'}"
+        shape = f"{planner.mode} {planner.max_nodes}{'' if planner.trees else ' chain'}"
+        pruned = f", top {planner.prune_top_k}" if planner.prune_top_k is not None else ""
+        return f"{' + '.join(methods)}, {shape}{pruned}"
 
     @property
     def speculates(self) -> bool:
@@ -134,15 +140,21 @@ def _all_settings(
 ) -> Iterator[Setting]:
     """All settings, most promising first, so that a replay that runs out of time has tried those."""
     drafters = drafters_of(named)
-    combined = alone_and_in_pairs([*map(ProposerSpec, methods), *(spec for spec in named if spec not in drafters)])
+    corpora = [spec for spec in named if spec not in drafters]
+    combined = alone_and_in_pairs([*map(ProposerSpec, methods), *corpora])
     for nodes in reversed(MAX_NODES):
         for specs in combined:
             yield Setting(specs, PlannerSettings(max_nodes=nodes, trees=trees))
     lookups = [tuple(ProposerSpec(method) for method in found) for found in WITH_DRAFTERS if set(found) <= {*methods}]
+    lookups += [(ProposerSpec("suffix"), spec) for spec in corpora if "suffix" in methods]
     for drafter in drafters:
         for specs in (*lookups, ()):
             for nodes in reversed(MAX_NODES):
                 yield Setting((*specs, drafter), PlannerSettings(max_nodes=nodes, trees=trees))
+            for top in PRUNED if specs else ():
+                yield Setting(
+                    (*specs, drafter), PlannerSettings(max_nodes=max(MAX_NODES), trees=trees, prune_top_k=top)
+                )
         for nodes in CHAINS:
             if nodes <= LONGEST:
                 yield Setting((drafter,), PlannerSettings(mode="static", max_nodes=nodes, trees=False))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from specplug.core import EMPTY, Bucket, Draft, DraftAdvice, IntArray, Requires, Step
+from specplug.core import EMPTY, Bucket, Draft, DraftAdvice, IntArray, Likeliest, Requires, Step
 from specplug.drafts.chains import num_agreeing
+from specplug.drafts.guesses import Guesses
 from specplug.planning.constants import READING_PIECE, RETRY_TOKENS
 from specplug.registry import ProposerSpec
 from specplug.tune.expense import Expense, Line, SimulatedClock
@@ -29,7 +30,8 @@ class DrafterTrace:
     retry_ms       time to score it
     max_draft      longest chain
     window         number of first and of recent tokens that it reads; None for all
-    guesses        by prompt and turn int32[n - 1] twice: the token after each of the answer's tokens, and its bucket
+    guesses        by prompt and turn: those after each of the answer's n tokens but the last
+    ids            the tokens that its head has; None for all
     """
 
     buckets: tuple[Bucket, ...]
@@ -38,7 +40,8 @@ class DrafterTrace:
     retry_ms: float
     max_draft: int
     window: tuple[int, int] | None = None
-    guesses: Mapping[tuple[str, int], tuple[IntArray, IntArray]] = field(default_factory=dict)
+    guesses: Mapping[tuple[str, int], Guesses] = field(default_factory=dict)
+    ids: IntArray | None = None
 
 
 def drafter_key(spec: ProposerSpec) -> str:
@@ -48,12 +51,16 @@ def drafter_key(spec: ProposerSpec) -> str:
 
 @dataclass(slots=True)
 class _Text:
-    """A running answer: the drafter's guesses, and how many tokens are known, emitted and read."""
+    """A running answer: the drafter's guesses, and how many tokens are known, emitted and read.
+
+    recorded  the guesses with what was likeliest at each place; None where the drafter was not recorded
+    """
 
     tokens: list[int]
     guesses: list[int]
     buckets: list[int]
     num_known: int
+    recorded: Guesses | None
     emitted: int = 0
     read: int = 0
     drafted: list[int] = field(default_factory=list)
@@ -73,6 +80,8 @@ class RecordedDrafter:
         self.buckets = trace.buckets
         self.passes = 0
         self.advice: DraftAdvice | None = None
+        self.judged_top = 0
+        self._known = None if trace.ids is None else frozenset(trace.ids.tolist())
         self._trace = trace
         self._clock = clock
         self._plan = Line(expense.plan.base / sharing, expense.plan.per)
@@ -86,8 +95,9 @@ class RecordedDrafter:
 
     def begin(self, seq: int, prompt: IntArray) -> None:
         answer = self._following.pop(seq)
-        tokens, buckets = self._trace.guesses.get((answer.prompt_id, answer.turn), ([], []))
-        self._texts[seq] = _Text(answer.tokens.tolist(), list(map(int, tokens)), list(map(int, buckets)), len(prompt))
+        found = self._trace.guesses.get((answer.prompt_id, answer.turn))
+        tokens, buckets = (found.tokens.tolist(), found.buckets.tolist()) if found is not None else ([], [])
+        self._texts[seq] = _Text(answer.tokens.tolist(), tokens, buckets, len(prompt), found)
 
     def propose(self, seq: int, budget: int) -> Draft:
         return self.propose_batch([seq], [budget])[0]
@@ -135,6 +145,13 @@ class RecordedDrafter:
 
     def end(self, seq: int) -> None:
         del self._texts[seq]
+
+    def likeliest(self, seq: int) -> list[Likeliest]:
+        text = self._texts[seq]
+        return [] if text.recorded is None else text.recorded.at(text.emitted, len(text.drafted), self.judged_top)
+
+    def knows(self, token: int) -> bool:
+        return self._known is None or token in self._known
 
     @property
     def retry_ms(self) -> float:

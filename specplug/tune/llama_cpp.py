@@ -21,6 +21,7 @@ from specplug.engines.llama_cpp import settings_table
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import hardware
 from specplug.machine.memory import available_memory
+from specplug.planning.constants import JUDGED_TOP
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
@@ -298,6 +299,7 @@ class LlamaCppSubject:
     ) -> DrafterTrace:
         """Chains are drafted beside the target first, so that a draft token costs what it costs in use."""
         from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+        from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
         from specplug.engines.llama_cpp.engine import LlamaCpp
         from specplug.generation.answers import Request
 
@@ -312,7 +314,9 @@ class LlamaCppSubject:
             engine.generate_all([Request(prompt, TIMED_TOKENS) for prompt in shortest])
             guesses = {}
             for answer in answers:
-                guesses[answer.prompt_id, answer.turn] = drafter.guesses(answer.prompt, answer.tokens)
+                guesses[answer.prompt_id, answer.turn] = recorded_guesses(
+                    drafter, answer.prompt, answer.tokens, JUDGED_TOP
+                )
                 progress(min(1.0, max(len(guesses) / len(answers), (perf_counter() - began) / max(seconds, 1e-9))))
                 if perf_counter() - began > seconds:
                     break
@@ -324,6 +328,7 @@ class LlamaCppSubject:
                 drafter.max_draft,
                 drafter.window,
                 guesses,
+                drafter.ids,
             )
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:

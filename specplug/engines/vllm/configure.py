@@ -87,7 +87,7 @@ def engine_settings(
 def proposers_of(profile: Profile) -> list[Proposer]:
     """New instances of the profile's proposers. EngineError when one requires what vLLM does not provide.
 
-    UsageError for a draft model beside other proposers, or with a window.
+    UsageError for a draft model beside other proposers or with a window, and for `planner.prune_top_k`.
     """
     proposers = registry.build_sources(profile.proposers)
     registry.check_requirements(proposers, PROVIDES, NAME)
@@ -98,6 +98,11 @@ def proposers_of(profile: Profile) -> list[Proposer]:
         raise UsageError(
             f"profile {profile.name}: {draft_models[0]} is listed beside other proposers, but vLLM drafts either with "
             "a model or with specplug's proposers; list it alone, or remove it"
+        )
+    if profile.planner.prune_top_k is not None:
+        raise UsageError(
+            f"profile {profile.name}: planner.prune_top_k: it drops drafts of other methods by what a draft model "
+            "finds likely, but vLLM does not combine the two; remove it"
         )
     if any(isinstance(one, DraftModel) and one.window is not None for one in proposers):
         raise UsageError(f"profile {profile.name}: context: vLLM's draft models read the complete text; remove it")

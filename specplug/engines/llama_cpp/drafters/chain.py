@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specplug.core import ROOT, Bucket, Draft
+from specplug.core import ROOT, Bucket, Draft, IntArray, Likeliest
 from specplug.engines.llama_cpp.context import Logits
 from specplug.engines.llama_cpp.sampling import SamplerCopy
+from specplug.generation.topk import top_ids
 
 EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 """The boundaries between buckets: the probability that the drafter assigns to the token it drafts."""
@@ -71,9 +72,25 @@ def buckets_of(branches: int) -> tuple[Bucket, ...]:
     )
 
 
-def bucket_of(logits: Logits, row: int) -> int:
-    """The bucket of a row of the head: by its probability."""
-    return bisect_right(EDGES, float(1.0 / np.exp(logits - logits[row]).sum()))
+def probability_of(logits: Logits, row: int) -> float:
+    """The probability of a row of the head."""
+    return float(1.0 / np.exp(logits - logits[row]).sum())
+
+
+def bucket_of(probability: float) -> int:
+    """The bucket of a token that was drafted with this probability."""
+    return bisect_right(EDGES, probability)
+
+
+def likeliest_tokens(logits: Logits, ids: IntArray | None, k: int, row: int, probability: float) -> Likeliest:
+    """The k likeliest tokens.
+
+    ids          int32[rows of the head]: the token of each row; None if row i belongs to token i
+    probability  that of `row`, from which the others follow
+    """
+    top = top_ids(logits[None], min(k, len(logits)))[0]
+    probabilities = probability * np.exp(logits[top].astype(np.float64) - logits[row])
+    return Likeliest(top if ids is None else ids[top], probabilities)
 
 
 def runner_up(logits: Logits, best: int) -> tuple[int, int]:
@@ -81,4 +98,4 @@ def runner_up(logits: Logits, best: int) -> tuple[int, int]:
     rest = logits.copy()
     rest[best] = -np.inf
     second = int(rest.argmax())
-    return second, len(EDGES) + 1 + bucket_of(logits, second)
+    return second, len(EDGES) + 1 + bucket_of(probability_of(logits, second))

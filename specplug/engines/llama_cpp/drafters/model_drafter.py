@@ -6,17 +6,24 @@ read, and draw with a copy of the target's sampler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Requires, Step, int_array
+from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Likeliest, Requires, Step
 from specplug.drafts.chains import num_agreeing
 from specplug.engines.llama_cpp.context import Context, Logits
-from specplug.engines.llama_cpp.drafters.chain import Chain, bucket_of, buckets_of, runner_up
+from specplug.engines.llama_cpp.drafters.chain import (
+    Chain,
+    bucket_of,
+    buckets_of,
+    likeliest_tokens,
+    probability_of,
+    runner_up,
+)
 from specplug.engines.llama_cpp.drafters.drafter_times import DrafterTimes
 from specplug.engines.llama_cpp.drafters.slot_cells import SLACK, SlotCells
 from specplug.engines.llama_cpp.sampling import Sampler
@@ -74,10 +81,12 @@ class ModelDrafter:
         """Passes run so far in order to draft."""
         self.advice: DraftAdvice | None = None
         """Tells how far to draft."""
+        self.judged_top = 0
         self.shared_cells = [SlotCells(context, slot, window) for slot in range(slots)]
         """The cells of each slot; their tokens are kept for a prompt that begins alike."""
         self._context = context
-        self._ids = ids
+        self.ids = ids
+        self._known = frozenset(ids.tolist()) if ids is not None else frozenset()
         self._max_tokens = max_tokens
         self._branches = branches
         self._end_tokens = end_tokens
@@ -116,6 +125,7 @@ class ModelDrafter:
             cells.clear()
         self._texts.clear()
         self.advice = None
+        self.judged_top = 0
         self.times.forget_copies()
 
     def use_threads(self, threads: int) -> None:
@@ -143,10 +153,10 @@ class ModelDrafter:
         chains = {}
         for seq, budget in zip(seqs, budgets, strict=True):
             text = self._texts[seq]
-            text.drafted = []
+            text.drafted, text.likeliest = [], []
             most = min(budget, self.max_draft, self._max_tokens - len(text.tokens))
             if most > 0:
-                draws = text.sampler.copy(self._ids) if text.sampler is not None else None
+                draws = text.sampler.copy(self.ids) if text.sampler is not None else None
                 chains[seq] = Chain(seq, budget, most, draws)
         try:
             self._draft(list(chains.values()))
@@ -164,12 +174,18 @@ class ModelDrafter:
         if text.drafted and self.advice is not None:
             right = num_agreeing(text.drafted, step.emitted)
             self.advice.learn(seq, right, min(len(text.drafted), len(step.emitted), right + 1))
-        text.drafted = []
+        text.drafted, text.likeliest = [], []
 
     def end(self, seq: int) -> None:
         del self._texts[seq]
         cells = self.shared_cells[seq]
         cells.cut(cells.valid)
+
+    def likeliest(self, seq: int) -> list[Likeliest]:
+        return self._texts[seq].likeliest
+
+    def knows(self, token: int) -> bool:
+        return self.ids is None or token in self._known
 
     # -- the contract of a model-based proposer -------------------------------------------------------------------
 
@@ -230,41 +246,35 @@ class ModelDrafter:
         best = context.logits(scored).argmax(axis=1)
         context.drop(id_)
         self.times.scored(len(part) - 1, _ms_since(began))
-        tokens = best if self._ids is None else self._ids[best]
+        tokens = best if self.ids is None else self.ids[best]
         return int((tokens == np.asarray(part[-scored:])).sum()), scored
 
     def time_pass(self) -> None:
         self.times.timed(self._time_rows(1))
 
-    def guesses(self, prompt: IntArray, tokens: IntArray) -> tuple[IntArray, IntArray]:
-        """Its likeliest token after a prompt and each of the answer's `tokens` (int32[n]) but the last, given the right
-        tokens before it; int32[n - 1], and int32[n - 1] with their buckets. No sequence may run."""
+    def logits_along(self, prompt: IntArray, answer: IntArray) -> Iterator[Logits]:
+        """float32[rows of the head] after a prompt and each token of `answer` (int32[n]) but the last, given the tokens
+        before it; each is overwritten by later passes. No sequence may run."""
         for used in self.shared_cells:
             used.clear()
         context, id_ = self._context, self._scoring_id
         context.drop(id_)
         cells = SlotCells(context, id_, self.window)
-        text = [*prompt.tolist(), int(tokens[0])]
+        text = [*prompt.tolist(), int(answer[0])]
         while cells.read < len(prompt):
             piece = cells.prepare(text, context.num_batch, with_last=False)
             context.clear_batch()
             context.add_span(piece, cells.next_position, id_, wanted=False, last=True)
             context.decode()
             cells.append(piece, of_text=True)
-        found: list[int] = []
-        buckets: list[int] = []
-        for at in range(0, len(tokens) - 1, SCORED_ROWS):
-            part = tokens[at : min(at + SCORED_ROWS, len(tokens) - 1)].tolist()
+        for at in range(0, len(answer) - 1, SCORED_ROWS):
+            part = answer[at : min(at + SCORED_ROWS, len(answer) - 1)].tolist()
             context.clear_batch()
             context.add_span(part, cells.next_position, id_, wanted=True)
             context.decode()
             cells.append(part, of_text=True)
-            for logits in context.logits(len(part)):
-                best = int(logits.argmax())
-                found.append(self._token(best))
-                buckets.append(bucket_of(logits, best))
+            yield from context.logits(len(part))
         context.drop(id_)
-        return int_array(found), int_array(buckets)
 
     # -- drafting -------------------------------------------------------------------------------------------------
 
@@ -290,18 +300,21 @@ class ModelDrafter:
         best = int(logits.argmax()) if chain.draws is None else chain.draws.draw(logits)
         if best is None:
             return False
-        token = self._token(best)
-        chain.add_last(token, bucket_of(logits, best))
-        self._texts[chain.seq].drafted.append(token)
+        token, text, probability = self.token_of(best), self._texts[chain.seq], probability_of(logits, best)
+        if self.judged_top:
+            text.likeliest.append(likeliest_tokens(logits, self.ids, self.judged_top, best, probability))
+        chain.add_last(token, bucket_of(probability))
+        text.drafted.append(token)
         if self._branches > 1 and len(chain.tokens) < chain.budget:
             second, bucket = runner_up(logits, best)
-            chain.add_runner_up(self._token(second), bucket)
+            chain.add_runner_up(self.token_of(second), bucket)
         if chain.is_full or token in self._end_tokens:
             return False
         return self.advice is None or self.advice.another_pays(chain.seq, chain.path, rows)
 
-    def _token(self, row: int) -> int:
-        return row if self._ids is None else int(self._ids[row])
+    def token_of(self, row: int) -> int:
+        """The token of a row of the head."""
+        return row if self.ids is None else int(self.ids[row])
 
     # -- passes of the drafter ------------------------------------------------------------------------------------
 
@@ -358,7 +371,7 @@ class ModelDrafter:
             self._context.add_span([0], 0, id_, wanted=True)
         self._context.decode()
         for row in self._context.logits(rows):
-            bucket_of(row, int(row.argmax()))
+            probability_of(row, int(row.argmax()))
         ms = _ms_since(began)
         for id_ in ids:
             self._context.drop(id_)
@@ -367,12 +380,13 @@ class ModelDrafter:
 
 @dataclass(slots=True)
 class _Text:
-    """One sequence: its tokens, the length of its prompt, and the chain that was drafted last."""
+    """One sequence: its tokens, the length of its prompt, and its latest chain, with the likeliest at each place."""
 
     tokens: list[int]
     num_prompt: int
     sampler: Sampler | None = None
     drafted: list[int] = field(default_factory=list)
+    likeliest: list[Likeliest] = field(default_factory=list)
 
 
 def cells_per_slot(max_tokens: int, max_draft: int, window: tuple[int, int] | None) -> int:
