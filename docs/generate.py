@@ -138,8 +138,9 @@ MEANINGS = {
 MODEL_DRAFT = "Longest chain of draft tokens, 1 to 64. On llama.cpp the drafter stops earlier where one more does not "
 MODEL_DRAFT += "pay; on vLLM `vllm.num_speculative_tokens` applies instead."
 WINDOW = (
-    "`{first: 64, recent: 512}` lets the drafter read only so many first and recent tokens of a text, in a KV cache of "
-    "that size; llama.cpp only. null: all of them."
+    "llama.cpp only: `{first: 64, recent: 512}` reads only the first and the recent tokens of a text; with `retrieved: "
+    "2048` also the chunks, of `chunk: 256` tokens, that match its end ([more](../how-to/short-context.md)). Without "
+    "it the drafter reads all."
 )
 BRANCHES = "`1` drafts a chain. `2` adds the second most likely token at every depth, where the engine verifies trees."
 
@@ -207,6 +208,18 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
             "context": WINDOW,
+        },
+    ),
+    "short_context": (
+        "The target's own weights, with a second KV cache that holds a part of the text (RAPID; [when to use "
+        "it](../how-to/short-context.md)). llama.cpp only.",
+        {
+            "first": "Tokens that are kept at the beginning of the text, >= 1.",
+            "recent": "Tokens that are kept at its end, >= 32.",
+            "retrieved": "Tokens of chunks between them that match the end of the text; a multiple of `chunk`, or 0.",
+            "chunk": "Tokens of a chunk, >= 16.",
+            "max_draft": MODEL_DRAFT,
+            "branches": BRANCHES,
         },
     ),
     "builtin": (

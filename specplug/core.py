@@ -250,6 +250,9 @@ class DraftAdvice(Protocol):
         rows  sequences for which a token is drafted in the same pass of the drafter
         """
 
+    def reading_pays(self, seq: int, price_ms: float) -> bool:
+        """Whether drafting is expected to save more over the rest of `seq` than reading for so many milliseconds."""
+
     def learn(self, seq: int, right: int, tested: int) -> None:
         """Of the latest chain of `seq`, `tested` tokens were compared with the target's; `right` of them agreed."""
 

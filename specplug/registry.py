@@ -26,6 +26,7 @@ PROPOSERS = {
     "datastore": "specplug.proposers.datastore:Datastore",
     "draft_model": "specplug.proposers.draft_model:DraftModel",
     "vocab_trim": "specplug.proposers.vocab_trim:VocabTrim",
+    "short_context": "specplug.proposers.short_context:ShortContext",
     "builtin": "specplug.proposers.builtin:Builtin",
 }
 FUSION = "specplug.planning.fusion:Fusion"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from test_step_loop import answer_all
 from specplug.bench.arms import plain
 from specplug.bench.prove import GRAMMAR
 from specplug.core import Draft, IntArray, Step
+from specplug.drafts.retrieval import Window
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters import opening
@@ -507,7 +509,7 @@ def test_a_drafter_is_scored_without_reading_the_text(q8_0: Model, folder: Path,
 def test_a_window_reads_the_first_and_the_recent_tokens(ms: float, q8_0: Model, folder: Path) -> None:
     """In a cache of its own size; the draft is that after a text of these tokens alone."""
     long = np.concatenate([*chats(q8_0)] * 4)
-    window = (16, 64)
+    window = Window(16, 64)
     with opened(q8_0, folder, window=window, max_tokens=4096) as one, opened(q8_0, folder) as other:
         one.warm_up()
         other.warm_up()
@@ -524,7 +526,7 @@ def test_a_window_stays_small_while_the_text_grows(q8_0: Model, folder: Path) ->
     """The oldest recent tokens are removed, after which drafts go on; a long text without drafts is skipped."""
     long = np.concatenate([*chats(q8_0)] * 4)
     empty = Draft.of([], [], [])
-    with opened(q8_0, folder, window=(16, 64), max_tokens=4096, end_tokens=frozenset()) as drafter:
+    with opened(q8_0, folder, window=Window(16, 64), max_tokens=4096, end_tokens=frozenset()) as drafter:
         drafter.begin(0, long[:200])
         sizes = []
         for at in range(200, len(long), 5):
@@ -591,6 +593,7 @@ class Opened(ModelDrafter):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+        self._context.model.close()
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -699,7 +702,7 @@ def test_copying_cells_stops_after_its_time(q8_0: Model, folder: Path) -> None:
             target.clear_batch()
             target.add_span(prompt[:-1], 0, seq, wanted=False, last=True)
             target.decode()
-        with opened(q8_0, folder, target_cells=target.state, cell_bytes=1000) as drafter:
+        with opened(q8_0, folder, target_cells=partial(target.state_of, spare=2), cell_bytes=1000) as drafter:
             drafter.warm_up()
             for seq, prompt in enumerate(prompts[:2]):
                 drafter.begin(seq, prompt)
@@ -760,7 +763,7 @@ def test_a_drafter_judges_at_each_place_of_its_chain_by_all_rows_of_its_head(
 
 def test_guesses_with_a_window_are_those_after_its_tokens(q8_0: Model, folder: Path) -> None:
     long = np.concatenate([*chats(q8_0)] * 4)
-    with opened(q8_0, folder, window=(16, 64), max_tokens=4096) as one, opened(q8_0, folder) as other:
+    with opened(q8_0, folder, window=Window(16, 64), max_tokens=4096) as one, opened(q8_0, folder) as other:
         short = np.concatenate((long[:16], long[-63:]))  # the first token of the answer is the 64th
         for tokens in (long[:20], long[:200]):  # the longer one goes beyond the window
             assert len(recorded_guesses(one, long, tokens, 4)) == len(tokens) - 1

@@ -18,7 +18,7 @@ SHIPPED = {
     "default", "none", "ngram", "suffix", "recycling", "exact", "serve",
     "recycling-paper", "ngram-static", "suffix-static", "recycling-static",
     "vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix",
-    "llama3-vocabtrim", "llama3-vocabtrim-cpu", "gemma3-vocabtrim-self", "qwen-coder-pair",
+    "llama3-vocabtrim", "llama3-vocabtrim-cpu", "gemma3-vocabtrim-self", "qwen-coder-pair", "rapid",
 }  # fmt: skip
 
 

@@ -15,8 +15,10 @@ from specplug.bench.arms import Result
 from specplug.bench.statistics import median_interval
 from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step, int_array
 from specplug.drafts.guesses import Guesses
+from specplug.drafts.retrieval import Window
 from specplug.errors import UsageError
 from specplug.profile import PlannerSettings, Profile
+from specplug.profile.with_drafter import drafter_name
 from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
 from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_record, parse
@@ -25,6 +27,7 @@ from specplug.tune.confirm import IDLE, confirm
 from specplug.tune.cost_curves import Curve, choose_threads, measure_curve
 from specplug.tune.drafter_trace import DrafterTrace, RecordedDrafter
 from specplug.tune.expense import Expense, Line, PricedProposer, SimulatedClock, TimedProposer
+from specplug.tune.own_drafters import drafters_to_try
 from specplug.tune.selection import Pairs, is_decided, select_finalists, select_winners, undecided
 from specplug.tune.trace import Answer, Trace
 
@@ -476,6 +479,38 @@ def test_drafters_are_in_the_grid_alone_and_with_lookups() -> None:
     assert {setting.method for setting in pruned} == {s.method for s in added} - {"draft_model"}
 
 
+def test_a_model_drafts_for_itself_where_it_is_named() -> None:
+    """The engine provides what it requires, and it has no option without a default."""
+    provides = Requires(topk=1 << 30, drafter=True)
+    assert not any("short_context" in setting.method for setting in grid(provides))
+    spec = ProposerSpec("short_context")
+    assert any(setting.method == "suffix + short_context" for setting in grid(provides, named=[spec]))
+
+
+@pytest.mark.parametrize(
+    ("length", "context", "tried"),
+    [(8000, 9000, ["one.gguf", "short_context"]), (5000, 6000, ["one.gguf"]), (300, 600, ["one.gguf"])],
+)
+def test_long_texts_let_the_model_draft_for_itself(length: int, context: int, tried: list[str]) -> None:
+    """From twice the tokens that it keeps, which are 2,624; unless it is named, and then in every context that has room
+    for them."""
+    answers = [Answer("a", 0, "x", int_array([1] * length), int_array([2, 3]), np.zeros((1, 1), np.int32))] * 3
+    model, own = ProposerSpec("draft_model", {"model": "/m/one.gguf"}), ProposerSpec("short_context")
+    found, said = drafters_to_try([model], [own], answers, context)
+    assert [drafter_name(spec) for spec in found] == tried and not said
+    named, said = drafters_to_try([ProposerSpec("short_context", {"recent": 256})], [own], answers, context)
+    assert len(named) == (context > 2368) and len(said) == (context <= 2368)
+    assert drafters_to_try([model], [], answers, context) == ([model], [])
+
+
+def test_a_window_with_chunks_is_read_once_and_then_its_recent_tokens() -> None:
+    drafter, clock = recorded(window=Window(2, 4, 6, 2))
+    followed(drafter, 0)
+    assert drafter.reading_ms(0) == 2 + 6 + 4 - 1
+    drafter.read([0], 1000.0)
+    assert drafter.reading_ms(0) == 0 and clock() == 11e6
+
+
 def recorded(**changes: Any) -> tuple[RecordedDrafter, SimulatedClock]:
     """A drafter of one answer 10 11 12 13 14 15, with wrong guesses for 12 and 15; a pass takes 2 ms for one sequence
     and 3 for two, reading a token 1 ms."""
@@ -550,7 +585,7 @@ def test_a_recorded_drafter_shares_passes_and_reads_in_pieces() -> None:
 
 
 def test_a_recorded_drafter_with_a_window_reads_no_more_than_that() -> None:
-    drafter, _ = recorded(window=(4, 8))
+    drafter, _ = recorded(window=Window(4, 8))
     followed(drafter, 0, prompt=100)
     assert drafter.reading_ms(0) == 4 + 8 - 1
 

@@ -98,6 +98,7 @@ class ToySubject:
         self.provides = Requires(topk=64, builtin=batched)
         self.batched = batched
         self.engine_planning: EnginePlanning | None = None
+        self.own_drafters: tuple[ProposerSpec, ...] = ()
         self.ms = ms
         self.target = target or ToyTarget(vocab=128, seed=4, order=2)
         self.noise = np.random.default_rng(0)

@@ -131,7 +131,7 @@ def _gguf_facts(path: Path) -> ModelFacts:
     name = FILE_TYPES.get(-1 if header.file_type is None else header.file_type)
     if name is None and header.most_used is not None:
         name = TENSOR_TYPES.get(header.most_used)
-    memory = _gguf_memory(header.numbers)
+    memory = memory_kind(header.numbers)
     return ModelFacts(
         bytes=num_bytes,
         format=f"GGUF {name}" if name else "GGUF",
@@ -145,8 +145,11 @@ def _gguf_facts(path: Path) -> ModelFacts:
     )
 
 
-def _gguf_memory(numbers: Mapping[str, int | tuple[int, ...]]) -> str:
-    """By the keys that describe layers, so that an architecture that is not known here is attention."""
+def memory_kind(numbers: Mapping[str, int | tuple[int, ...]]) -> str:
+    """The memory of a GGUF file, as in ModelFacts.
+
+    By the keys that describe layers, so that an architecture that is not known here is attention.
+    """
     heads = _largest(numbers.get("attention.head_count"))
     if any(key.startswith(STATE_KEYS) and _largest(value) for key, value in numbers.items()):
         return "hybrid" if heads and _largest(numbers.get("attention.head_count_kv", 1)) else "recurrent"

@@ -46,6 +46,7 @@ class _Text:
     tested   draft tokens that were compared with the target's, decayed
     emitted  tokens so far
     scored   `emitted` when the drafter was last scored on it
+    left     most tokens that it may still emit
     read     whether the drafter has read it
     private  whether nothing of it is kept in the experience
     """
@@ -55,6 +56,7 @@ class _Text:
     tested: float
     emitted: int = 1
     scored: int = 0
+    left: int = 0
     read: bool = False
     private: bool = False
 
@@ -95,6 +97,8 @@ class DrafterUse:
         self._since_retry_ms = 0.0
         self._context = 0
         self._num_sequences = 1
+        self._token_ms = 0.0
+        """Time of plain decoding per token."""
         self._least_rate = 0.0
         source.advice = self
 
@@ -129,6 +133,9 @@ class DrafterUse:
         """
         source = self.source
         self._context, self._num_sequences = context, len(seqs)
+        self._token_ms = plain_ms / len(seqs)
+        for seq, left in zip(seqs, remaining, strict=True):
+            self._texts[seq].left = left
         if self._balance_ms is None:
             self._balance_ms = DRAFTER_RESERVE * plain_ms
         if self._balance_ms < 0:
@@ -141,7 +148,6 @@ class DrafterUse:
         # draft of this proposer may be better.
         alone = len(seqs) == 1
         self._least_rate = self._planner.rate(plan, context) if alone and plan.rows > 1 else 0.0
-        token_ms = plain_ms / len(seqs)
         free_ms = source.pass_ms(1)
         ready, unread = [], []
         for place, seq in enumerate(seqs):
@@ -150,7 +156,7 @@ class DrafterUse:
                 self._texts[seq].read = True
                 if self._may_save(seq) and (alone or not len(plan.drafts[place])):
                     ready.append(place)
-            elif self._is_worth(seq, remaining[place], token_ms, price_ms):
+            elif self.reading_pays(seq, price_ms):
                 unread.append(place)
         if unread and may_read:
             steps = READING_STEPS_ALONE if len(seqs) == 1 else READING_STEPS_BESIDE
@@ -185,9 +191,12 @@ class DrafterUse:
         if self._balance_ms is not None:
             self._balance_ms = min(self._balance_ms, DRAFTER_RESERVE * plain_ms)
 
-    def can_pay(self) -> bool:
-        """Whether a draft of mostly right tokens would save time at the current context and number of sequences."""
-        return self._first_pays(BEST_RATE, 0.0)
+    def can_pay(self, context: int | None = None) -> bool:
+        """Whether a draft of mostly right tokens would save time with the current number of sequences.
+
+        context  tokens in the cache of each; the current number where None
+        """
+        return self._first_pays(BEST_RATE, 0.0, context)
 
     def _may_save(self, seq: int) -> bool:
         """Whether a draft for a sequence may save time, and more than those of the other proposers, if as many of its
@@ -195,10 +204,11 @@ class DrafterUse:
         text = self._texts[seq]
         return self._first_pays(min(BEST_RATE, text.rate + 1 / sqrt(text.tested)), self._least_rate)
 
-    def _first_pays(self, rate: float, least_rate: float) -> bool:
+    def _first_pays(self, rate: float, least_rate: float, context: int | None = None) -> bool:
         rows = self._num_sequences
         draft_token_ms = self.source.pass_ms(rows) / rows
-        return self._planner.another_pays([], rate, draft_token_ms, self._context, rows, least_rate)
+        context = self._context if context is None else context
+        return self._planner.another_pays([], rate, draft_token_ms, context, rows, least_rate)
 
     # -- the advice for the proposer ------------------------------------------------------------------------------
 
@@ -210,6 +220,16 @@ class DrafterUse:
             path, rate, draft_token_ms, self._context, self._num_sequences, self._least_rate
         )
 
+    def reading_pays(self, seq: int, price_ms: float) -> bool:
+        """A kind of text without experience is tried as long as the balance covers the price."""
+        text = self._texts[seq]
+        prior = self._saved_share(FIRST_RATE)
+        share = self.experience.saving(text.kind, prior)
+        if self._balance_ms is not None and self._balance_ms >= price_ms and not self.experience.knows(text.kind):
+            share = max(share, prior)
+        rest = self.experience.remaining(text.kind, text.emitted, text.left)
+        return share * self._token_ms * rest >= READING_MARGIN * price_ms
+
     def learn(self, seq: int, right: int, tested: int) -> None:
         text = self._texts[seq]
         kept = RATE_DECAY**tested
@@ -218,19 +238,6 @@ class DrafterUse:
             self._rate += (right / tested - self._rate) * (1 - kept)
 
     # -- what asking is worth -------------------------------------------------------------------------------------
-
-    def _is_worth(self, seq: int, most: int, token_ms: float, price_ms: float) -> bool:
-        """Whether reading a text is expected to save more than its price over the rest of the answer.
-
-        A kind of text without experience is tried as long as the balance covers the price.
-        """
-        text = self._texts[seq]
-        prior = self._saved_share(FIRST_RATE)
-        share = self.experience.saving(text.kind, prior)
-        if self._balance_ms is not None and self._balance_ms >= price_ms and not self.experience.knows(text.kind):
-            share = max(share, prior)
-        rest = self.experience.remaining(text.kind, text.emitted, most)
-        return share * token_ms * rest >= READING_MARGIN * price_ms
 
     def _saved_share(self, rate: float) -> float:
         n = self._num_sequences

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from specplug.profile.settings import Profile
 from specplug.registry import ProposerSpec
 
-DRAFTERS = ("draft_model", "vocab_trim")
-"""The methods that name a model to draft with."""
+DRAFTERS = ("draft_model", "vocab_trim", "short_context")
+"""The methods that draft with a model."""
 
 
 def with_drafter(profile: Profile, drafter: ProposerSpec, *, name: str | None = None) -> Profile:
@@ -25,5 +26,10 @@ def with_drafter(profile: Profile, drafter: ProposerSpec, *, name: str | None = 
 
 
 def drafters_of(proposers: Iterable[ProposerSpec]) -> list[ProposerSpec]:
-    """Those proposers that name a model to draft with."""
+    """Those proposers that draft with a model."""
     return [spec for spec in proposers if spec.method in DRAFTERS]
+
+
+def drafter_name(spec: ProposerSpec) -> str:
+    """A word for a drafter: the file of its model, or the method of one that has no model of its own."""
+    return Path(str(spec.options["model"])).name if "model" in spec.options else spec.method

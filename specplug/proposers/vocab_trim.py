@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specplug.proposers.draft_model import MAX_DRAFT, DraftModel
+from specplug.proposers.draft_model import DraftModel
+from specplug.proposers.model_options import MAX_DRAFT
 
 
 class VocabTrim(DraftModel):

@@ -15,7 +15,7 @@ from specplug import registry
 from specplug.core import Requires
 from specplug.planning.batch_size_schedule import Range, in_words
 from specplug.profile import PlannerSettings, Profile
-from specplug.profile.with_drafter import drafters_of
+from specplug.profile.with_drafter import DRAFTERS, drafters_of
 from specplug.registry import ProposerSpec
 
 OPTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
@@ -194,8 +194,11 @@ def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
 
 
 def usable_methods(provides: Requires) -> list[str]:
-    """The methods that can be built without options, and of which the engine provides everything that they require."""
-    return [name for name in registry.names() if name != "none" and is_usable(name, provides)]
+    """The methods that can be built without options, and of which the engine provides everything that they require.
+
+    Those that draft with a model are tried where they are named.
+    """
+    return [name for name in registry.names() if name not in ("none", *DRAFTERS) and is_usable(name, provides)]
 
 
 def alone_and_in_pairs(specs: Sequence[ProposerSpec]) -> list[tuple[ProposerSpec, ...]]:

@@ -19,7 +19,7 @@ from specplug.machine.folders import expanded
 from specplug.planning.cost import CostCurve, oracle_speedup
 from specplug.planning.request_time import ALL_ROWS
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps, user_folder
-from specplug.profile.with_drafter import drafters_of
+from specplug.profile.with_drafter import drafter_name, drafters_of
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
@@ -362,7 +362,7 @@ def _line(findings: Findings, setting: Setting) -> dict[str, Any]:
         "name": setting.name,
         "method": setting.method,
         "mode": setting.planner.mode,
-        "drafters": [Path(spec.options["model"]).name for spec in drafters_of(setting.proposers)],
+        "drafters": [drafter_name(spec) for spec in drafters_of(setting.proposers)],
         "predicted": {
             **_sums(prediction.total),
             "categories": {category: _sums(sums) for category, sums in categories.items()},

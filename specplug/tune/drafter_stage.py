@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from specplug.profile.with_drafter import drafter_name
 from specplug.registry import ProposerSpec
 from specplug.tune.drafter_trace import DrafterTrace, drafter_key
 from specplug.tune.subject import Subject
@@ -36,10 +36,9 @@ def trace_drafters(
 
         traced = subject.trace_drafter(spec, trace.answers, level, seconds / len(drafters), progress)
         if len(traced.guesses) < len(trace.answers):
-            name = Path(str(spec.options["model"])).name
             note(
-                f"{name}: {len(traced.guesses)} of {len(trace.answers)} answers were read, the budget allows no more; "
-                "for the others it counts as not drafting"
+                f"{drafter_name(spec)}: {len(traced.guesses)} of {len(trace.answers)} answers were read, the budget "
+                "allows no more; for the others it counts as not drafting"
             )
         found[drafter_key(spec)] = traced
     return found

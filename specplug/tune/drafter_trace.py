@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from specplug.core import EMPTY, Bucket, Draft, DraftAdvice, IntArray, Likeliest, Requires, Step
 from specplug.drafts.chains import num_agreeing
 from specplug.drafts.guesses import Guesses
+from specplug.drafts.retrieval import Window
 from specplug.planning.constants import READING_PIECE, RETRY_TOKENS
 from specplug.registry import ProposerSpec
 from specplug.tune.expense import Expense, Line, SimulatedClock
@@ -26,10 +27,10 @@ class DrafterTrace:
 
     buckets        those of the drafter
     pass_ms        time to draft one token for each of 1, 2, ... sequences in one pass, milliseconds
-    read_token_ms  time to read one token
+    read_token_ms  time to read one token, or to copy its cell
     retry_ms       time to score it
     max_draft      longest chain
-    window         number of first and of recent tokens that it reads; None for all
+    window         the tokens that it keeps of a text; None for all. Chunks are not chosen again in a replay
     guesses        by prompt and turn: those after each of the answer's n tokens but the last
     ids            the tokens that its head has; None for all
     """
@@ -39,7 +40,7 @@ class DrafterTrace:
     read_token_ms: float
     retry_ms: float
     max_draft: int
-    window: tuple[int, int] | None = None
+    window: Window | None = None
     guesses: Mapping[tuple[str, int], Guesses] = field(default_factory=dict)
     ids: IntArray | None = None
 
@@ -165,8 +166,7 @@ class RecordedDrafter:
         unread = text.num_known - text.read
         if self._skips(text):
             assert self._trace.window is not None
-            first, recent = self._trace.window
-            unread = max(first - text.read, 0) + recent
+            unread = max(self._trace.window.size - self._trace.window.recent - text.read, 0) + self._trace.window.recent
         if not text.guesses:  # it was not recorded for this answer: it is never asked
             return 1e12
         return max(unread - 1, 0) * self._trace.read_token_ms
@@ -179,11 +179,11 @@ class RecordedDrafter:
                 stop = text.num_known - 1
                 if self._skips(text):
                     assert self._trace.window is not None
-                    first, recent = self._trace.window
-                    if text.read < first:
-                        stop = first
+                    before = self._trace.window.size - self._trace.window.recent
+                    if text.read < before:
+                        stop = before
                     else:
-                        text.read = text.num_known - recent
+                        text.read = text.num_known - self._trace.window.recent
                 piece = min(stop - text.read, max(READING_PIECE, int(ms / token_ms)))
                 text.read += piece
                 self._advance(piece * token_ms)
@@ -203,7 +203,9 @@ class RecordedDrafter:
     def _skips(self, text: _Text) -> bool:
         """Whether the text is read on after a part that the window leaves out."""
         window = self._trace.window
-        return window is not None and text.num_known > sum(window) and text.num_known - text.read > window[1]
+        if window is None or text.num_known <= window.size:
+            return False
+        return text.num_known - text.read > window.recent
 
     def _advance(self, ms: float) -> None:
         self._clock.advance(round(ms * 1e6))

@@ -67,6 +67,7 @@ class LlamaCppSubject:
 
     batched = False
     engine_planning: EnginePlanning | None = None
+    own_drafters: Sequence[ProposerSpec] = ()
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp import require
 
         require()
-        from specplug.engines.llama_cpp.drafters.opening import open_target
+        from specplug.engines.llama_cpp.drafters.opening import copies_spans, open_target
         from specplug.engines.llama_cpp.engine import PROVIDES
         from specplug.engines.llama_cpp.rollback import rollback_of
         from specplug.engines.llama_cpp.settings_choice import with_settings
@@ -90,6 +91,8 @@ class LlamaCppSubject:
         drafting = [replace(profile, proposers=(spec,)) for spec in drafters]
         model = open_target(model_path, drafting, profile.runtime, notify)
         rollback_of(model)  # raises for a model that cannot take draft tokens back
+        if copies_spans(model_path):
+            self.own_drafters = (ProposerSpec("short_context"),)
         self.profile = with_settings(profile, model)
         runtime = self.profile.runtime
         self._opened = {(runtime.repack, runtime.mmap, runtime.gpu_layers): model}
@@ -314,8 +317,9 @@ class LlamaCppSubject:
             engine.generate_all([Request(prompt, TIMED_TOKENS) for prompt in shortest])
             guesses = {}
             for answer in answers:
+                copied = engine.cached_in(answer.prompt) if spec.method == "short_context" else None
                 guesses[answer.prompt_id, answer.turn] = recorded_guesses(
-                    drafter, answer.prompt, answer.tokens, JUDGED_TOP
+                    drafter, answer.prompt, answer.tokens, JUDGED_TOP, copied
                 )
                 progress(min(1.0, max(len(guesses) / len(answers), (perf_counter() - began) / max(seconds, 1e-9))))
                 if perf_counter() - began > seconds:
@@ -323,7 +327,7 @@ class LlamaCppSubject:
             return DrafterTrace(
                 drafter.buckets,
                 tuple(drafter.pass_ms(rows) for rows in range(1, level + 1)),
-                drafter.times.read_token_ms,
+                drafter.read_token_ms,
                 drafter.retry_ms,
                 drafter.max_draft,
                 drafter.window,

@@ -33,6 +33,7 @@ from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.engine_choice import EngineChoice, choose_with_drafts, first_choice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.journal import Journal
+from specplug.tune.own_drafters import drafters_to_try
 from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.recording import (
     known_trace,
@@ -92,6 +93,7 @@ class Stages:
         self._notify = notify
         self._progress = progress
         self._best = ""
+        self._drafters: Sequence[ProposerSpec] = request.drafters
 
     def begin(self) -> dict[str, Any]:
         """The fingerprint of the machine and of the model, as at the beginning of the tune."""
@@ -292,13 +294,17 @@ class Stages:
 
     def trace_drafters(self, trace: Trace) -> dict[str, DrafterTrace]:
         """Run every drafter over the recorded answers. The journal does not keep this: a continued tune repeats it."""
-        request = self.request
-        seconds = self.budget.of("drafters") if request.drafters else 0.0
+        context = self.subject.profile.runtime.context
+        named, own = self.request.drafters, self.subject.own_drafters
+        self._drafters, notes = drafters_to_try(named, own, trace.answers, context)
+        for note in notes:
+            self.note(note)
+        seconds = self.budget.of("drafters") if self._drafters else 0.0
         return trace_drafters(
             self.subject,
-            request.drafters,
+            self._drafters,
             trace,
-            request.level,
+            self.request.level,
             seconds,
             report=lambda share: self._report("drafters", share),
             note=self.note,
@@ -316,7 +322,7 @@ class Stages:
                 for one in combined["settings"]
             ]
             return self._replayed([*settings, *builtin_settings(most_nodes)], path, costs, None)
-        settings = self.subject.settings_to_try(most_nodes, (*self.request.drafters, *self.request.retrieval))
+        settings = self.subject.settings_to_try(most_nodes, (*self._drafters, *self.request.retrieval))
         known = self._journal.last("finalists")
         seconds = self.budget.of("replay")
         if known is not None:

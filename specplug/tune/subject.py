@@ -26,12 +26,14 @@ class Subject(Protocol):
     provides  what the engine provides to proposers
     batched   whether there is one plan for a batch that changes at every step (`BatchSpeculator`)
     engine_planning  how the engine itself chooses the draft tokens to verify; None where specplug's planner does
+    own_drafters  those that need no model beside the target's, to try on long texts
     """
 
     profile: Profile
     provides: Requires
     batched: bool
     engine_planning: EnginePlanning | None
+    own_drafters: Sequence[ProposerSpec]
 
     def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:
         """Every setting to try, most promising first, without plain decoding.

@@ -24,6 +24,7 @@ from specplug.models.corpus_fit import check_fits
 from specplug.models.references import drafters_beside
 from specplug.profile import Profile
 from specplug.profile.with_corpora import datastore_spec
+from specplug.profile.with_drafter import drafter_name
 from specplug.registry import ProposerSpec
 from specplug.tune.budget import FEWEST_TOKENS
 from specplug.tune.drafter_trace import drafter_key
@@ -109,7 +110,7 @@ def workload_hash(prompts: Sequence[Prompt]) -> str:
 
 def beside(request: Request) -> list[str]:
     """The files beside the model that could draft for it and are not tried, on llama.cpp."""
-    tried = {Path(str(spec.options["model"])).name for spec in request.drafters}
+    tried = {drafter_name(spec) for spec in request.drafters}
     found = drafters_beside(request.model) if request.base.engine == "llama-cpp" else []
     return [path.name for path in found if path.name not in tried]
 
@@ -133,7 +134,7 @@ def check(request: Request) -> None:
         raise UsageError(
             f"tune tries drafters on llama.cpp; on {base.engine}, compare profiles that name them in bench"
         )
-    names = [Path(str(spec.options["model"])).name for spec in request.drafters]
+    names = [drafter_name(spec) for spec in request.drafters]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two drafters are named {name}; leave one out, or rename its file")

@@ -61,6 +61,7 @@ class VllmSubject:
     provides = PROVIDES
     batched = True
     engine_planning: EnginePlanning | None = None
+    own_drafters: Sequence[ProposerSpec] = ()
 
     def __init__(self, model: str, profile: Profile, *, most: int, notify: Callable[[str], None]) -> None:
         """At most `most` sequences run at once. EngineError without vLLM; UsageError for settings that vLLM refuses."""

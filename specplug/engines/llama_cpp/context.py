@@ -239,6 +239,18 @@ class Context:
         written = ll.llama_state_seq_get_data(self.handle, buffer, size, seq_id)
         return bytes(buffer)[:written]
 
+    def state_of(self, seq_id: int, spans: Sequence[tuple[int, int]], spare: int) -> bytes:
+        """As `state`, of the cells at the positions [start, stop) of `spans`, which the attention of a model allows.
+
+        spare  a sequence id without cells; it has none afterwards
+        """
+        try:
+            for start, stop in spans:
+                self.copy(seq_id, spare, start, stop)
+            return self.state(spare)
+        finally:
+            self.drop(spare)
+
     def restore(self, seq_id: int, state: bytes) -> None:
         """Load what `state` returned into an empty sequence. Raises SpecplugError when it does not fit."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)

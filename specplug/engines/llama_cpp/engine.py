@@ -17,6 +17,7 @@ from specplug.core import IntArray, Proposer, Requires, SequenceOptions
 from specplug.engines.llama_cpp.cells import SPARE_SHARE
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.drafters import remembered_experience
+from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.exact_passes import ExactPasses, measure_exact_passes
 from specplug.engines.llama_cpp.measure import own_cost_points
@@ -145,10 +146,13 @@ class LlamaCpp:
         if speculator.cost.is_unscaled:
             return
         for index, use in speculator.drafter_uses.items():
-            if self.profile.planner.mode == "measured" and not use.can_pay():
-                ms = speculator.cost.at(0)
+            source = use.source
+            windowed = isinstance(source, ModelDrafter) and source.window is not None
+            context = self.profile.runtime.context if windowed else 0  # long texts are what a window is for
+            if self.profile.planner.mode == "measured" and not use.can_pay(context):
+                ms = speculator.cost.at(context)
                 rows = min(4, len(ms))
-                name, token_ms = self._drafters.files[index].name, use.source.pass_ms(1)
+                name, token_ms = self._drafters.files[index].name, source.pass_ms(1)
                 notify(
                     f"the drafter {name} takes {token_ms:.1f} ms per token, the model {ms[0]:.1f} ms for one token and "
                     f"{ms[rows - 1]:.1f} ms for {rows} at once: no draft of it would save time, so it is not asked"
@@ -182,6 +186,15 @@ class LlamaCpp:
             exact=self._exact,
             before_pass=partial(follow, self._threads, *parts) if self._threads else None,
         )
+
+    def cached_in(self, prompt: IntArray) -> int:
+        """Read a prompt (int32[n], n >= 1) without answering it, and return the slot that holds it.
+
+        No sequence may run.
+        """
+        self.loop.forget_prompts()
+        self.loop.preload(prompt)
+        return next(slot for slot, tokens in enumerate(self.loop.cells.tokens) if tokens)
 
     def learned(self) -> dict[str, tuple[float, float]]:
         """(hits, misses) by bucket, as learned so far."""

@@ -119,6 +119,15 @@ class Model:
         """Whether some layers keep a state instead of cells, so that tokens cannot be taken back."""
         return bool(ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle))
 
+    @property
+    def attends_to_window(self) -> bool:
+        """Whether some layers attend to recent tokens only, or to those of the same chunk."""
+        return bool(ll.llama_model_n_swa(self.handle) > 0)
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token prints nothing and separates turns or documents."""
+        return bool(ll.llama_vocab_is_control(self.vocab, token))
+
     def meta(self, key: str) -> str | None:
         """A metadata value of the GGUF file as text; None where the key is missing."""
         size = ll.llama_model_meta_val_str(self.handle, key.encode(), ctypes.create_string_buffer(1), 1)

@@ -13,8 +13,9 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Likeliest, Requires, Step
+from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Likeliest, Requires, Step, int_array
 from specplug.drafts.chains import num_agreeing
+from specplug.drafts.retrieval import Span, Window
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.drafters.chain import (
     Chain,
@@ -25,7 +26,9 @@ from specplug.engines.llama_cpp.drafters.chain import (
     runner_up,
 )
 from specplug.engines.llama_cpp.drafters.drafter_times import DrafterTimes
-from specplug.engines.llama_cpp.drafters.slot_cells import SLACK, SlotCells
+from specplug.engines.llama_cpp.drafters.pass_timing import PassTiming
+from specplug.engines.llama_cpp.drafters.slot_cells import SlotCells
+from specplug.engines.llama_cpp.drafters.text_logits import likeliest_at_end, logits_of, read
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.planning.constants import READING_PIECE, RETRY_TOKENS
 
@@ -35,13 +38,17 @@ SCORE_CONTEXT = 64
 SCORED_ROWS = RETRY_TOKENS
 """Most tokens on which it is scored: rows with logits of one pass."""
 
+FEWEST_BEFORE_CHOICE = 64
+"""Fewest tokens that are emitted before the parts of a text that a window keeps are chosen again. Chosen."""
+
 
 class ModelDrafter:
     """Drafts with a model of its own, for any number of sequences in one pass.
 
     Source: speculative decoding (arXiv 2211.17192); trimmed heads, VocabTrim (arXiv 2506.22694). A draft ends where the
     next token no longer pays, as in SpecDec++ (arXiv 2405.19715), by measured costs instead of a trained threshold. A
-    window of first and recent tokens follows StreamingLLM (arXiv 2309.17453).
+    window of first, retrieved and recent tokens: see `drafts/retrieval.py`. The retrieved ones are chosen again once
+    rejected draft tokens have taken as long as reading others would, and reading is expected to pay.
     A token's bucket is the probability that the drafter assigns to it, so the planner learns how far to trust it.
     State: the tokens of running sequences, and per slot the KV cells of the tokens that the drafter has read, which a
     prompt with the same beginning uses again.
@@ -61,8 +68,9 @@ class ModelDrafter:
         max_draft: int,
         branches: int,
         end_tokens: Set[int] = frozenset(),
-        window: tuple[int, int] | None = None,
-        target_cells: Callable[[int], bytes] | None = None,
+        is_control: Callable[[int], bool] = lambda token: False,
+        window: Window | None = None,
+        target_cells: Callable[[int, Sequence[Span]], bytes] | None = None,
         cell_bytes: int = 0,
     ) -> None:
         """
@@ -70,10 +78,14 @@ class ModelDrafter:
         ids           int32[rows of the head]: the token of each row; None if row i belongs to token i
         max_tokens    longest text of one sequence
         end_tokens    tokens after which nothing is drafted
-        window        number of first and of recent tokens that the drafter reads of a text; None for all
-        target_cells  returns the target's cells of a sequence, without its last token; None if they do not fit
+        is_control    tells the tokens that separate the turns of a conversation
+        window        the tokens that the drafter reads of a text; None for all
+        target_cells  returns the target's cells of parts of a sequence, which lacks its last token; None if they do not
+                      fit
         cell_bytes    size of one such cell
         """
+        self._context = context
+        self._is_control = is_control
         self.buckets = buckets_of(branches)
         self.max_draft = max_draft
         self.window = window
@@ -82,16 +94,16 @@ class ModelDrafter:
         self.advice: DraftAdvice | None = None
         """Tells how far to draft."""
         self.judged_top = 0
-        self.shared_cells = [SlotCells(context, slot, window) for slot in range(slots)]
+        self.shared_cells = [self._new_cells(slot) for slot in range(slots)]
         """The cells of each slot; their tokens are kept for a prompt that begins alike."""
-        self._context = context
         self.ids = ids
         self._known = frozenset(ids.tolist()) if ids is not None else frozenset()
         self._max_tokens = max_tokens
         self._branches = branches
         self._end_tokens = end_tokens
-        self._target_cells = target_cells if window is None else None
+        self._target_cells = target_cells
         self._scoring_id = slots
+        self._timing = PassTiming(context, slots, self._scoring_id)
         self._score_rows = min(SCORE_CONTEXT + SCORED_ROWS, context.num_batch)
         self._texts: dict[int, _Text] = {}
         self.times = DrafterTimes(slots, cell_bytes)
@@ -99,24 +111,12 @@ class ModelDrafter:
     def warm_up(self) -> None:
         """Time passes and reading on the empty context, so that the first decision knows what they cost."""
         self.time_passes(16)
-        times = []
-        for _ in range(2):
-            began = perf_counter_ns()
-            self._context.clear_batch()
-            self._context.add_span([0] * self._score_rows, 0, self._scoring_id, wanted=False, last=True)
-            self._context.decode()
-            times.append(_ms_since(began) / self._score_rows)
-            self._context.drop(self._scoring_id)
-        self.times.set_reading(min(times))
+        self.times.set_reading(min(self._timing.read_ms(self._score_rows) / self._score_rows for _ in range(2)))
 
     def time_passes(self, count: int) -> None:
-        """Time so many passes of one row, and of a row for each slot.
-
-        It takes the lower quartile: disturbances make passes longer, and a cost that is too high is corrected late.
-        """
-        rows = (1, len(self.shared_cells))
-        one, all_ = (float(np.quantile([self._time_rows(n) for _ in range(count)], 0.25)) for n in rows)
-        self.times.set_passes(one, all_)
+        """Time so many passes of one row, after a window's tokens, and of a row for each slot, on the empty context."""
+        filled = 0 if self.window is None else min(self.window.size, self._max_tokens)
+        self.times.set_passes(*self._timing.typical(filled, count))
 
     def forget(self) -> None:
         """Return to the state after opening, except for measured costs."""
@@ -132,8 +132,8 @@ class ModelDrafter:
         self._context.use_threads(threads)
 
     def close(self) -> None:
+        """Close the context, and not its model."""
         self._context.close()
-        self._context.model.close()
 
     def use_sampler(self, seq: int, sampler: Sampler) -> None:
         """Draw draft tokens as the sequence's own tokens are drawn: same random numbers, penalties and grammar."""
@@ -142,7 +142,7 @@ class ModelDrafter:
     # -- the contract of a proposer -------------------------------------------------------------------------------
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        self._texts[seq] = _Text(prompt.tolist(), len(prompt))
+        self._texts[seq] = _Text(prompt.tolist(), len(prompt), len(prompt))
         self.shared_cells[seq].start(prompt)
 
     def propose(self, seq: int, budget: int) -> Draft:
@@ -174,7 +174,10 @@ class ModelDrafter:
         if text.drafted and self.advice is not None:
             right = num_agreeing(text.drafted, step.emitted)
             self.advice.learn(seq, right, min(len(text.drafted), len(step.emitted), right + 1))
+            text.lost_ms += (len(text.drafted) - right) * self.pass_ms(1)
         text.drafted, text.likeliest = [], []
+        if self.window is not None and self.window.retrieved:
+            self._choose_again(seq)
 
     def end(self, seq: int) -> None:
         del self._texts[seq]
@@ -200,11 +203,19 @@ class ModelDrafter:
         """The time to read the text before the last token, or to copy its cells from the target's cache."""
         return min(self._reading_ms(seq), self._copying_ms(seq))
 
+    @property
+    def read_token_ms(self) -> float:
+        """Time to read one of many tokens, or to copy its cell, milliseconds."""
+        times = self.times
+        return times.read_token_ms if self._target_cells is None else min(times.read_token_ms, times.copied_token_ms)
+
     def _reading_ms(self, seq: int) -> float:
         return (self.shared_cells[seq].num_unread(len(self._texts[seq].tokens)) - 1) * self.times.read_token_ms
 
     def _copying_ms(self, seq: int) -> float:
-        return inf if self._target_cells is None else (len(self._texts[seq].tokens) - 1) * self.times.copied_token_ms
+        if self._target_cells is None:
+            return inf
+        return self.shared_cells[seq].num_kept(len(self._texts[seq].tokens) - 1) * self.times.copied_token_ms
 
     def read(self, seqs: Sequence[int], ms: float) -> None:
         began = perf_counter_ns()
@@ -214,9 +225,7 @@ class ModelDrafter:
                 return
             text, cells = self._texts[seq].tokens, self.shared_cells[seq]
             if self._target_cells is not None and self._copying_ms(seq) < self._reading_ms(seq):
-                copying = perf_counter_ns()
-                cells.restore(text[:-1], self._target_cells(seq))
-                self.times.copied(len(text) - 1, _ms_since(copying))
+                self._copy(cells, seq, text[:-1])
                 done = True
             while cells.read < len(text) - 1:
                 left = ms - _ms_since(began)
@@ -234,46 +243,33 @@ class ModelDrafter:
         # Drafts of a sampled text are drawn, too: agreement with the likeliest tokens says little about them.
         if not scored or (text.sampler is not None and text.sampler.sampling.temperature):
             return 0, 0
-        part = text.tokens[-self._score_rows - 1 :]
-        before = len(part) - 1 - scored
         began = perf_counter_ns()
-        context, id_ = self._context, self._scoring_id
-        context.drop(id_)  # what an interrupted pass may have left
-        context.clear_batch()
-        context.add_span(part[:before], 0, id_, wanted=False)
-        context.add_span(part[before:-1], before, id_, wanted=True)
-        context.decode()
-        best = context.logits(scored).argmax(axis=1)
-        context.drop(id_)
-        self.times.scored(len(part) - 1, _ms_since(began))
+        rows, best = self._scored(seq, scored)
+        self.times.scored(rows, _ms_since(began))
         tokens = best if self.ids is None else self.ids[best]
-        return int((tokens == np.asarray(part[-scored:])).sum()), scored
+        return int((tokens == np.asarray(text.tokens[-scored:])).sum()), scored
 
     def time_pass(self) -> None:
-        self.times.timed(self._time_rows(1))
+        slot = max(range(len(self.shared_cells)), key=lambda slot: len(self.shared_cells[slot].tokens))
+        self.times.timed(self._timing.one_row_ms(slot, self.shared_cells[slot].next_position))
 
-    def logits_along(self, prompt: IntArray, answer: IntArray) -> Iterator[Logits]:
+    def logits_along(self, prompt: IntArray, answer: IntArray, target_slot: int | None = None) -> Iterator[Logits]:
         """float32[rows of the head] after a prompt and each token of `answer` (int32[n]) but the last, given the tokens
-        before it; each is overwritten by later passes. No sequence may run."""
+        before it; each is overwritten by later passes. No sequence may run.
+
+        target_slot  the target's slot that holds the prompt, whose cells are copied; None reads it
+        """
         for used in self.shared_cells:
             used.clear()
         context, id_ = self._context, self._scoring_id
-        context.drop(id_)
-        cells = SlotCells(context, id_, self.window)
-        text = [*prompt.tolist(), int(answer[0])]
-        while cells.read < len(prompt):
-            piece = cells.prepare(text, context.num_batch, with_last=False)
-            context.clear_batch()
-            context.add_span(piece, cells.next_position, id_, wanted=False, last=True)
-            context.decode()
-            cells.append(piece, of_text=True)
-        for at in range(0, len(answer) - 1, SCORED_ROWS):
-            part = answer[at : min(at + SCORED_ROWS, len(answer) - 1)].tolist()
-            context.clear_batch()
-            context.add_span(part, cells.next_position, id_, wanted=True)
-            context.decode()
-            cells.append(part, of_text=True)
-            yield from context.logits(len(part))
+        cells = self._new_cells(id_)
+        cells.clear()
+        text = prompt.tolist()
+        cells.start(prompt)
+        if target_slot is not None:
+            self._copy(cells, target_slot, text)
+        read(context, cells, id_, [*text, int(answer[0])])
+        yield from logits_of(context, cells, id_, answer[:-1].tolist(), SCORED_ROWS)
         context.drop(id_)
 
     # -- drafting -------------------------------------------------------------------------------------------------
@@ -315,6 +311,21 @@ class ModelDrafter:
     def token_of(self, row: int) -> int:
         """The token of a row of the head."""
         return row if self.ids is None else int(self.ids[row])
+
+    def _scored(self, seq: int, scored: int) -> tuple[int, IntArray]:
+        """The likeliest rows of the head at the last `scored` tokens of a text, and the rows of the pass."""
+        text, context, id_ = self._texts[seq].tokens, self._context, self._scoring_id
+        if self.window is not None and self._target_cells is not None:  # what it keeps of a text is cheap to copy
+            cells = self.shared_cells[seq]
+            try:
+                self._copy(cells, seq, text[: -scored - 1])
+                found = logits_of(context, cells, seq, text[-scored - 1 : -1], SCORED_ROWS)
+                return scored, int_array([int(logits.argmax()) for logits in found])
+            except BaseException:  # also an interrupt: some cells may have been filled
+                cells.clear()
+                raise
+        part = text[-self._score_rows - 1 :]
+        return len(part) - 1, likeliest_at_end(context, id_, part, scored)
 
     # -- passes of the drafter ------------------------------------------------------------------------------------
 
@@ -361,39 +372,47 @@ class ModelDrafter:
             raise
         return context.logits(len(parts))
 
-    def _time_rows(self, rows: int) -> float:
-        """Milliseconds of drafting one arbitrary token for each of so many empty sequences."""
+    def _copy(self, cells: SlotCells, target_slot: int, text: Sequence[int]) -> None:
+        """Copy the target's cells of the parts of a text that are kept."""
+        assert self._target_cells is not None
         began = perf_counter_ns()
-        self._context.clear_batch()
-        ids = [self._scoring_id] if rows == 1 else range(rows)
-        for id_ in ids:
-            self._context.drop(id_)
-            self._context.add_span([0], 0, id_, wanted=True)
-        self._context.decode()
-        for row in self._context.logits(rows):
-            probability_of(row, int(row.argmax()))
-        ms = _ms_since(began)
-        for id_ in ids:
-            self._context.drop(id_)
-        return ms
+        spans = cells.spans(text)
+        cells.restore(text, spans, self._target_cells(target_slot, spans))
+        self.times.copied(max(cells.valid, 1), _ms_since(began))
+
+    def _choose_again(self, seq: int) -> None:
+        """Choose the retrieved parts of a text again, where that is due and is expected to pay."""
+        text, cells = self._texts[seq], self.shared_cells[seq]
+        known = len(text.tokens)
+        price_ms = min(cells.num_kept(known) * self.times.read_token_ms, self._copying_ms(seq))
+        if text.lost_ms < price_ms or known - text.chosen_at < FEWEST_BEFORE_CHOICE:
+            return
+        if self.advice is None or self.advice.reading_pays(seq, price_ms):
+            text.lost_ms, text.chosen_at = 0.0, known
+            cells.choose_again(text.tokens[:-1])
+
+    def _new_cells(self, id_: int) -> SlotCells:
+        return SlotCells(self._context, id_, self.window, self._is_control)
 
 
 @dataclass(slots=True)
 class _Text:
-    """One sequence: its tokens, the length of its prompt, and its latest chain, with the likeliest at each place."""
+    """One sequence.
+
+    num_prompt  tokens of its prompt
+    drafted     the chain that was drafted last
+    likeliest   the likeliest tokens at each place of that chain
+    chosen_at   its length when the parts that a window keeps were last chosen
+    lost_ms     time since then that rejected draft tokens took
+    """
 
     tokens: list[int]
     num_prompt: int
+    chosen_at: int
     sampler: Sampler | None = None
     drafted: list[int] = field(default_factory=list)
     likeliest: list[Likeliest] = field(default_factory=list)
-
-
-def cells_per_slot(max_tokens: int, max_draft: int, window: tuple[int, int] | None) -> int:
-    """KV cells that one sequence needs at most."""
-    # Recent tokens are removed after others were added, which are no more than the window has.
-    text = max_tokens if window is None else min(max_tokens, window[0] + 2 * window[1] + SLACK)
-    return text + max_draft + 1
+    lost_ms: float = 0.0
 
 
 def _ms_since(began_ns: int) -> float:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from specplug import registry
 from specplug.core import IntArray, Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, cache_bytes, open_context
-from specplug.engines.llama_cpp.drafters.model_drafter import (
-    SCORE_CONTEXT,
-    SCORED_ROWS,
-    ModelDrafter,
-    cells_per_slot,
-)
+from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
+from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.engine_settings import can_offload
 from specplug.engines.llama_cpp.memory_need import MemoryNeed, check_memory, memory_need
 from specplug.engines.llama_cpp.model import Model, open_model
@@ -27,10 +24,20 @@ from specplug.errors import UsageError
 from specplug.machine import fingerprint
 from specplug.machine.memory import available_memory, gib
 from specplug.models import drafter_folders, references
+from specplug.models.gguf_header import read_header
+from specplug.models.model_facts import memory_kind
 from specplug.profile import Profile, Runtime
 from specplug.proposers.draft_model import DraftModel
+from specplug.proposers.model_options import ModelOptions
+from specplug.proposers.short_context import ShortContext
 from specplug.proposers.vocab_trim import VocabTrim
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
+
+NO_SPANS = (
+    "it drafts only for models whose layers all attend to the complete text, since parts of other caches cannot be "
+    "copied; leave it out, or name a small model with draft_model"
+)
+"""Why a model cannot draft for itself from a part of the text."""
 
 
 class Drafters:
@@ -38,8 +45,9 @@ class Drafters:
 
     def __init__(self) -> None:
         self.files: dict[int, Path] = {}
-        """The model file of each drafter."""
+        """The model file of each drafter; the target's own where it drafts itself."""
         self._opened: dict[int, ModelDrafter] = {}
+        self._models: list[Model] = []
 
     def open(
         self,
@@ -55,10 +63,16 @@ class Drafters:
         runtime  that of the target; a drafter runs with the same one, so that it can copy the target's cells
         """
         for place, source in enumerate(sources):
+            if not isinstance(source, ModelOptions):
+                continue
+            found = _find(source, target.model.path)
+            _check_window(source, runtime.context)
+            self.files[place] = found.path
+            model = target.model
             if isinstance(source, DraftModel):
-                found = _find(source, target.model.path)
-                self.files[place] = found.path
-                self._opened[place] = _open(source, found, target, runtime, slots, notify)
+                model = open_model(found.path, runtime, notify)
+                self._models.append(model)
+            self._opened[place] = _open(source, found, model, target, runtime, slots)
 
     def in_place(self, sources: Sequence[Proposer]) -> list[Proposer]:
         """The proposers, with the open drafter in place of each one that names a model; drafters are reset."""
@@ -73,7 +87,10 @@ class Drafters:
     def close(self) -> None:
         for drafter in self._opened.values():
             drafter.close()
+        for model in self._models:
+            model.close()
         self._opened.clear()
+        self._models.clear()
 
 
 def open_target(path: Path, profiles: Iterable[Profile], runtime: Runtime, notify: Callable[[str], None]) -> Model:
@@ -94,8 +111,9 @@ def check_drafters(
     runtime: Runtime | None = None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Raise UsageError, before anything is loaded, for a drafter that is missing, damaged or of another tokenizer, and
-    where the memory does not hold the model and its drafters. `notify` receives a warning about one that is too large.
+    """Raise UsageError, before anything is loaded, for a drafter that is missing, damaged or of another tokenizer,
+    for a window that does not fit the context or the model, and where the memory does not hold the model and its
+    drafters. `notify` receives a warning about a drafter that is too large.
 
     offloads  whether layers are on a GPU, so that the memory of the machine does not decide
     runtime   that of the target's context; None where weights alone are compared with the memory
@@ -108,12 +126,14 @@ def check_drafters(
     for profile in profiles:
         tried.append([])
         for source in registry.build_sources(profile.proposers):
-            if not isinstance(source, DraftModel):
+            if not isinstance(source, ModelOptions):
                 continue
             found = _find(source, target)
+            _check_window(source, context)
             own = memory_need(found.path, runtime, _cells(source, context, slots=1) if context else 0)
             table = found.table[0].stat().st_size if found.table is not None else 0
-            tried[-1].append((found.path, replace(own, weights=own.weights + table)))
+            own = replace(own, weights=0 if isinstance(source, ShortContext) else own.weights + table)
+            tried[-1].append((found.path, own))
             if own.weights >= needed.weights and found.path not in warned:
                 warned.add(found.path)
                 notify(
@@ -127,6 +147,11 @@ def check_drafters(
                 notify(warning)
 
 
+def copies_spans(target: Path) -> bool:
+    """Whether a model's cells of parts of a text can be copied: all of its layers attend to the complete text."""
+    return memory_kind(read_header(target).numbers) == "attention"
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """The files of a drafter.
@@ -134,17 +159,24 @@ class _Found:
     path   its model
     ids    int32[rows of the head]: the token of each row; None if row i belongs to token i
     table  its embeddings and their scale; None where the model has them
-    same   whether it was made from the target's own file, so that both compute the same keys and values
+    same   whether it is, or was made from, the target's own file, so that both compute the same keys and values
+    spans  whether the target's cells of parts of a text can be copied: all layers attend to the complete text
     """
 
     path: Path
     ids: IntArray | None = None
     table: tuple[Path, float] | None = None
     same: bool = False
+    spans: bool = False
 
 
-def _find(source: DraftModel, target: Path) -> _Found:
+def _find(source: ModelOptions, target: Path) -> _Found:
     """The files of a drafter. Raises UsageError where they are missing, damaged or of another tokenizer."""
+    if isinstance(source, ShortContext):
+        if not copies_spans(target):
+            kind = memory_kind(read_header(target).numbers)
+            raise UsageError(f"short_context: {target}: its memory is {kind}; {NO_SPANS}")
+        return _Found(target, same=True, spans=True)
     if isinstance(source, VocabTrim):
         folder = drafter_folders.resolve(source.model, source.build)
         manifest, ids = drafter_folders.read(folder)
@@ -152,7 +184,9 @@ def _find(source: DraftModel, target: Path) -> _Found:
             raise UsageError(f"{folder}: this is a drafter for vLLM; build one from a GGUF model")
         drafter_folders.check_target(manifest, folder, references.tokenizer_hash(target), target.name)
         same = _same_model(manifest.source, target)
-        return _Found(folder / MODEL, ids, (folder / EMBEDDINGS, manifest.input_scale), same)
+        spans = same and copies_spans(target)
+        return _Found(folder / MODEL, ids, (folder / EMBEDDINGS, manifest.input_scale), same, spans)
+    assert isinstance(source, DraftModel)
     path = references.resolve(source.model, "gguf")
     if path.is_dir():
         raise UsageError(f"{path}: a folder; a drafter for llama.cpp is a .gguf file")
@@ -165,40 +199,45 @@ def _find(source: DraftModel, target: Path) -> _Found:
     return _Found(path)
 
 
-def _cells(source: DraftModel, max_tokens: int, slots: int) -> int:
+def _check_window(source: ModelOptions, context: int) -> None:
+    """Raise UsageError for a window that leaves out nothing; `context` is 0 where it is not known."""
+    window = source.window
+    if window is None or not (window.retrieved or isinstance(source, ShortContext)):
+        return
+    if context and window.size >= context:
+        raise UsageError(
+            f"{registry.name_of(source)}: first, recent and retrieved are {window.size} tokens together, the context "
+            f"has {context}; make them smaller, or raise --context"
+        )
+
+
+def _cells(source: ModelOptions, max_tokens: int, slots: int) -> int:
     """KV cells of a drafter for `slots` sequences of up to `max_tokens` tokens."""
     cells = slots * cells_per_slot(max_tokens, source.max_draft, source.window) + SCORE_CONTEXT + SCORED_ROWS
     return -(-cells // 256) * 256
 
 
 def _open(
-    source: DraftModel,
-    found: _Found,
-    target: Context,
-    runtime: Runtime,
-    slots: int,
-    notify: Callable[[str], None] | None,
+    source: ModelOptions, found: _Found, model: Model, target: Context, runtime: Runtime, slots: int
 ) -> ModelDrafter:
     table: Inputs | None = None
     if found.table is not None:
         from specplug.engines.llama_cpp.drafters.input_table import InputTable
 
         table = InputTable(*found.table)
-    model = open_model(found.path, runtime, notify)
-    try:
-        rollback_of(model)  # raises for a model that cannot take draft tokens back
-        context = open_context(
-            model,
-            runtime,
-            cells=_cells(source, runtime.context, slots),
-            num_ids=slots + 1,
-            max_rows=max(slots, SCORED_ROWS),
-            inputs=table,
-        )
-    except BaseException:
-        model.close()
-        raise
-    drafter = ModelDrafter(  # which closes both
+    rollback_of(model)  # raises for a model that cannot take draft tokens back
+    if isinstance(source, ShortContext) and model.attends_to_window:  # as some architectures do without a key for it
+        raise UsageError(f"short_context: {model.path}: its memory is sliding window; {NO_SPANS}")
+    context = open_context(
+        model,
+        runtime,
+        cells=_cells(source, runtime.context, slots),
+        num_ids=slots + 1,
+        max_rows=max(slots, SCORED_ROWS),
+        inputs=table,
+    )
+    copied = found.same if source.window is None else found.spans and not target.model.attends_to_window
+    drafter = ModelDrafter(  # which closes the context
         context,
         found.ids,
         slots=slots,
@@ -206,8 +245,10 @@ def _open(
         max_draft=source.max_draft,
         branches=source.branches,
         end_tokens=target.model.end_tokens,
+        is_control=target.model.is_control,
         window=source.window,
-        target_cells=target.state if found.same else None,
+        # The id after that of retained cells is used within a pass only.
+        target_cells=partial(target.state_of, spare=slots + 1) if copied else None,
         cell_bytes=cache_bytes(model, runtime, 1),
     )
     try:

@@ -10,17 +10,20 @@ from specplug.engines.llama_cpp.drafters.chain import bucket_of, likeliest_token
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 
 
-def recorded_guesses(drafter: ModelDrafter, prompt: IntArray, answer: IntArray, top: int) -> Guesses:
+def recorded_guesses(
+    drafter: ModelDrafter, prompt: IntArray, answer: IntArray, top: int, target_slot: int | None = None
+) -> Guesses:
     """The drafter's guesses after a prompt and each token of `answer` (int32[n]) but the last: n - 1 places.
 
     No sequence may run.
 
-    top  how many of the likeliest tokens at each place are recorded
+    top          how many of the likeliest tokens at each place are recorded
+    target_slot  the target's slot that holds the prompt, whose cells are copied; None reads it
     """
     found: list[int] = []
     buckets: list[int] = []
     likeliest = []
-    for logits in drafter.logits_along(prompt, answer):
+    for logits in drafter.logits_along(prompt, answer, target_slot):
         best = int(logits.argmax())
         probability = probability_of(logits, best)
         found.append(drafter.token_of(best))

@@ -1,0 +1,40 @@
+"""The proposer `short_context`: the target's own weights draft from a part of the text.
+
+This module checks the options; the engine opens the drafter.
+"""
+
+from __future__ import annotations
+
+from specplug.drafts.retrieval import CHUNK, Window
+from specplug.proposers.model_options import MAX_DRAFT, ModelOptions
+
+
+class ShortContext(ModelOptions):
+    """The target itself, with a second KV cache that holds a part of the text: a pass reads fewer keys and values.
+
+    Source: RAPID (arXiv 2502.20330) with one model for both roles. It copies the target's cells of the parts that it
+    keeps, so that it reads nothing and positions stay.
+    State: none here. Requires: a drafter that the engine opens. llama.cpp only, and models whose layers all attend to
+    the complete text.
+    Cost per step: one pass of the target over the short context per draft token.
+
+    first      tokens that are kept at the beginning of the text
+    recent     tokens that are kept at its end
+    retrieved  tokens of the chunks that match the end of the text, a multiple of `chunk`; 0 keeps none
+    chunk      tokens of a chunk
+    max_draft, branches  as in DraftModel
+    """
+
+    def __init__(
+        self,
+        *,
+        first: int = 64,
+        recent: int = 512,
+        retrieved: int = 2048,
+        chunk: int = CHUNK,
+        max_draft: int = MAX_DRAFT,
+        branches: int = 1,
+    ) -> None:
+        window = Window(first, recent, retrieved, chunk)
+        window.check()
+        super().__init__(max_draft, branches, window)
