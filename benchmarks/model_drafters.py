@@ -83,7 +83,8 @@ class Sums:
 def compare(args: argparse.Namespace, document: dict[str, Any]) -> None:
     base = profile.load(args.profile)
     base = replace(base, runtime=replace(base.runtime, threads=args.threads or base.runtime.threads))
-    window = dict(zip(("first", "recent"), map(int, args.window.split(",")), strict=True)) if args.window else None
+    names = ("first", "recent", "retrieved", "chunk")
+    window = dict(zip(names, map(int, args.window.split(",")), strict=False)) if args.window else None
     name = f"{base.name}-drafter"
     profiles = {WITHOUT: base, WITH: with_drafter(base, drafter(args.method, args.draft, window), name=name)}
     if args.whole:

@@ -20,6 +20,7 @@ from specplug import registry
 from specplug.bench.arms import plain
 from specplug.core import Draft, IntArray, Step, int_array
 from specplug.drafts.retrieval import Span, Window
+from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import Context, Logits, open_context
 from specplug.engines.llama_cpp.drafters.model_drafter import FEWEST_BEFORE_CHOICE, SCORED_ROWS, ModelDrafter
 from specplug.engines.llama_cpp.drafters.opening import check_drafters
@@ -29,7 +30,7 @@ from specplug.engines.llama_cpp.memory_need import memory_need
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.errors import UsageError
 from specplug.generation.answers import Request, Sampling
-from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
+from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.tune.llama_cpp import LlamaCppSubject
 from specplug.tune.trace import Answer
@@ -107,6 +108,45 @@ def test_with_all_of_the_text_every_draft_token_is_right(model: Model) -> None:
         assert answer.counters.steps == 8 and answer.counters.accepted_tokens == 32
     else:
         assert answer.counters.accepted_tokens == answer.counters.draft_tokens
+
+
+def test_speculative_llama_drafts_from_a_part_of_its_own_cache(model: Model) -> None:
+    import llama_cpp
+
+    options = {
+        "model_path": str(model.path), "n_ctx": 512, "n_batch": 128, "n_threads": 1, "n_threads_batch": 1,
+        "type_k": 30, "type_v": 30, "flash_attn": True, "verbose": False,
+    }  # fmt: skip
+    profile = replace(profile_of(4, **SMALL, max_draft=4), measured=Measured(cost_curve=FREE_ROWS))
+    base, llama = llama_cpp.Llama(**options), SpeculativeLlama(profile=profile, **options)
+    prompt = texts(1, 130)[0].tolist()
+    try:
+        how = {"max_tokens": 40, "temperature": 0.0}
+        assert llama(prompt, **how)["choices"] == base(prompt, **how)["choices"]
+        assert llama.counters.draft_tokens > 20
+    finally:
+        base.close()
+        llama.close()
+
+
+def test_chunks_are_chosen_again_live(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in 64 tokens at most; copying other chunks costs next to nothing beside a pass of this curve."""
+    chosen: list[int] = []
+    again = SlotCells.choose_again
+
+    def choose_again(cells: SlotCells, text: Sequence[int]) -> bool:
+        chosen.append(len(text))
+        return again(cells, text)
+
+    monkeypatch.setattr(SlotCells, "choose_again", choose_again)
+    profile = replace(profile_of(8, **SMALL, max_draft=4), planner=PlannerSettings(max_nodes=8))
+    slow = CostPoints((128,), (1, 64), ((1000.0, 1001.0),))
+    request = Request(texts(1, 150)[0], 250, Sampling(temperature=1.5, seed=2))
+    with LlamaCpp(model, plain(profile)) as base, LlamaCpp(model, profile, cost=slow) as engine:
+        answer = engine.generate(request)
+        assert answer.tokens == base.generate(request).tokens
+    assert len(answer.tokens) > 200 and 1 <= len(chosen) <= 3
+    assert all(later - earlier >= FEWEST_BEFORE_CHOICE for earlier, later in pairwise(chosen))
 
 
 def only_drafter(engine: LlamaCpp) -> ModelDrafter:

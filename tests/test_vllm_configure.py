@@ -194,6 +194,11 @@ def test_a_window_is_refused(method: str) -> None:
         engine_settings(profile_of(spec), "x")
 
 
+def test_a_model_that_drafts_for_itself_is_refused() -> None:
+    with pytest.raises(UsageError, match="profile p: short_context drafts on llama.cpp only; remove it"):
+        engine_settings(profile_of(ProposerSpec("short_context")), "x")
+
+
 @pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])
 def test_a_drafter_beside_other_proposers_is_refused(method: str) -> None:
     both = profile_of(ProposerSpec("suffix"), ProposerSpec(method, {"model": "m"}))
