@@ -357,7 +357,7 @@ def test_copied_cells_give_the_same_draft_as_reading_the_prompt(q8_0: Model, fol
         target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
         target.decode()
         drafts = []
-        for target_cells in (None, target.state):
+        for target_cells in (None, partial(target.state_of, spare=1)):
             with opened(q8_0, folder, target_cells=target_cells) as drafter:
                 drafter.begin(0, prompt)
                 drafts.append(drafter.propose(0, 6).tokens.tolist())
@@ -382,7 +382,7 @@ def test_the_price_of_reading_is_known_before_the_text_is_read(q8_0: Model, fold
     with open_context(q8_0, replace(RUNTIME, flash_attention=True), cells=512, num_ids=2, max_rows=4) as target:
         target.add_span(prompt[:-1], 0, 0, wanted=False, last=True)
         target.decode()
-        for target_cells in (None, target.state):
+        for target_cells in (None, partial(target.state_of, spare=1)):
             with opened(q8_0, folder, target_cells=target_cells, cell_bytes=1000) as drafter:
                 drafter.warm_up()
                 drafter.begin(0, prompt)

@@ -195,7 +195,7 @@ def test_a_window_is_refused(method: str) -> None:
 
 
 def test_a_model_that_drafts_for_itself_is_refused() -> None:
-    with pytest.raises(UsageError, match="profile p: short_context drafts on llama.cpp only; remove it"):
+    with pytest.raises(UsageError, match=r"profile p: short_context drafts on llama\.cpp only; remove it"):
         engine_settings(profile_of(ProposerSpec("short_context")), "x")
 
 
