@@ -37,6 +37,7 @@ from specplug.drafts.retrieval import CHUNK, Window
 from specplug.engines.llama_cpp.cache_fill import CacheFill
 from specplug.engines.llama_cpp.context import Context, cache_bytes, open_context
 from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
+from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
 from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.settings_choice import with_settings
@@ -189,8 +190,8 @@ def agrees(
             target_cells=partial(target.state_of, spare=2),
             cell_bytes=cache_bytes(model, runtime, 1),
         )
-        guesses, _ = drafter.guesses(prompt, tokens, target_slot=0)
-    return np.asarray(guesses == tokens[1:])
+        guesses = recorded_guesses(drafter, prompt, tokens, 1, target_slot=0)
+    return np.asarray(guesses.tokens == tokens[1:])
 
 
 def answer(

@@ -24,6 +24,7 @@ from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import Context, Logits, open_context
 from specplug.engines.llama_cpp.drafters.model_drafter import FEWEST_BEFORE_CHOICE, SCORED_ROWS, ModelDrafter
 from specplug.engines.llama_cpp.drafters.opening import check_drafters
+from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
 from specplug.engines.llama_cpp.drafters.slot_cells import SlotCells, cells_per_slot
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.memory_need import memory_need
@@ -332,8 +333,8 @@ def test_guesses_of_copied_cells_are_right_with_all_of_the_text(model: Model) ->
         assert engine.loop.cells.tokens[slot] == prompt.tolist()
         with reader(model, Window(8, 400), None) as whole:
             whole._target_cells = partial(engine.context.state_of, spare=3)
-            guesses, _ = whole.guesses(prompt, tokens, slot)
-        fewer, _ = only_drafter(engine).guesses(prompt, tokens, slot)
+            guesses = recorded_guesses(whole, prompt, tokens, 1, slot).tokens
+        fewer = recorded_guesses(only_drafter(engine), prompt, tokens, 1, slot)
     assert guesses.tolist() == tokens[1:].tolist()
     assert len(fewer) == len(guesses)
 
@@ -353,7 +354,7 @@ def test_tune_records_what_it_drafts_and_what_copying_takes(model: Model) -> Non
     finally:
         subject.close()
     assert traced.window == Window(8, 32, 32, 16)
-    assert [len(guesses) for guesses, _ in traced.guesses.values()] == [len(one.tokens) - 1 for one in answers]
+    assert [len(guesses) for guesses in traced.guesses.values()] == [len(one.tokens) - 1 for one in answers]
     assert 0 < traced.read_token_ms < traced.pass_ms[0]
 
 
