@@ -28,13 +28,11 @@ from specplug.profile.settings import as_name
 from specplug.reports import html_page
 from specplug.tune.document import interval_text
 
+from .build_exits import early_exit
 from .completion import model_references
 from .missing_models import duration, fetch, in_words, looked_up, missing
-from .options import html_option, json_option, note, threads_option, yes_option
+from .options import DRAFTER_FORMATS, html_option, json_option, note, threads_option, yes_option
 from .progress import stage_bar
-
-FORMATS = ("q4_0", "iq4_nl", "q8_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
-"""Weight formats of a drafter: first those in which passes of one row are fastest, then K-quants."""
 
 EXAMPLE = "\b\nExample: specplug build vocab-trim some.gguf --auto --out mine"
 
@@ -81,7 +79,9 @@ def build() -> None:
     help="Model that the drafter will draft for (default: MODEL itself).",
 )
 @click.option(
-    "--quantize", type=click.Choice(FORMATS), help="Weight format of the drafter (default: the format of MODEL)."
+    "--quantize",
+    type=click.Choice(DRAFTER_FORMATS),
+    help="Weight format of the drafter (default: that of MODEL).",
 )
 @click.option(
     "--tokens", type=click.IntRange(1), default=256, show_default=True, help="Maximum number of tokens per answer."
@@ -184,6 +184,9 @@ def corpus(model: str, sources: tuple[str, ...], out: str | None, json: bool, **
     )
 
 
+build.add_command(early_exit)
+
+
 def _corpus_name(sources: Sequence[str]) -> str:
     """The name of a corpus where the user gives none."""
     if not sources or sources[0] == "-":
@@ -206,7 +209,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     Selection(parameters["size"], parameters["coverage"], parameters["auto"])
     out = parameters["out"]
     check_settings(
-        None if out is None else _place(out),
+        None if out is None else drafter_folders.place_named(out),
         *(parameters[key] for key in ("calibrate", "counted", "tokens")),
     )
 
@@ -222,21 +225,11 @@ def trim_request(parameters: Mapping[str, Any], kind: Kind | None = None, *, com
     return Request(
         model=path,
         target=path if target is None else references.resolve(target, kind),
-        out=_place(out or default_name(references.model_name(parameters["model"], path))),
+        out=drafter_folders.place_named(out or default_name(references.model_name(parameters["model"], path))),
         selection=Selection(parameters["size"], parameters["coverage"], parameters["auto"]),
         command=command or shlex.join(["specplug", *sys.argv[1:]]),
         **{key: parameters[key] for key in ("calibrate", "counted", "quantize", "tokens", "measure", "threads")},
     )
-
-
-def _place(out: str) -> Path:
-    """The folder of --out: a name in the user's data, or, with a slash, a path. UsageError for an invalid name."""
-    if "/" in out or out in (".", "..", "~") or out.startswith(drafter_folders.PREFIX):
-        return drafter_folders.place(out)
-    try:
-        return drafter_folders.place(drafter_folders.PREFIX + out)
-    except UsageError:
-        raise UsageError(f"--out {out}: no name; use a-z, 0-9, '.', '_' and '-', or a path, such as ./{out}") from None
 
 
 def built(request: Request) -> dict[str, Any]:

@@ -288,6 +288,10 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return engine(threads_option(context(gpu_layers(command))))
 
 
+DRAFTER_FORMATS = ("q4_0", "iq4_nl", "q8_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
+"""Weight formats of a drafter: first those in which passes of one row are fastest, then K-quants."""
+
+
 def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
     flag = click.option(
         "--threads",

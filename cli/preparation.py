@@ -14,6 +14,7 @@ from specplug.machine.files import locked
 from specplug.models import drafter_folders, packaged_models, references
 from specplug.models.hub_reference import Kind
 from specplug.profile import Profile
+from specplug.profile.with_drafter import BUILT
 
 from .build import built, check_parameters, trim_parameters, trim_request
 from .missing_models import Download, duration, get, missing
@@ -100,7 +101,7 @@ def needs_of(profiles: Iterable[Profile]) -> Needs:
             ref = spec.options.get("model")
             if not isinstance(ref, str):
                 continue
-            if spec.method != "vocab_trim":
+            if spec.method not in BUILT:
                 models.append(ref)
                 continue
             folder = drafter_folders.place(ref)

@@ -6,6 +6,7 @@ from specplug import profile
 from specplug.engines.vllm import versions
 from specplug.errors import SpecplugError
 from specplug.models import drafter_folders
+from specplug.profile.with_drafter import BUILT
 
 from .preparation import needs_of
 
@@ -20,7 +21,7 @@ def lacking(name: str) -> str | None:
         return "needs vLLM"
     try:
         needs = needs_of([chosen])
-        drafters = [spec.options["model"] for spec in chosen.proposers if spec.method == "vocab_trim"]
+        drafters = [spec.options["model"] for spec in chosen.proposers if spec.method in BUILT]
         unbuilt = [ref for ref in drafters if not drafter_folders.is_built(drafter_folders.place(ref))]
     except SpecplugError as error:  # a reference or the arguments of a build are invalid
         return str(error)

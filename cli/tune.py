@@ -38,6 +38,7 @@ from specplug.tune.document import (
     verdict,
 )
 from specplug.tune.session import tune as run_tune
+from specplug.tune.single_exits import single_exits
 from specplug.tune.tune_request import OBJECTIVES, Request, beside, check
 
 from . import options
@@ -191,7 +192,8 @@ def _drafters(request: options.Request) -> tuple[ProposerSpec, ...]:
     """The drafters of the profile, and those of --draft."""
     if request.profile.engine == "vllm" and not request.drafts:
         return ()
-    return (*drafters_of(request.profile.proposers), *map(options.drafter_spec, request.drafts))
+    own = [one for spec in drafters_of(request.profile.proposers) for one in single_exits(spec)]
+    return (*own, *map(options.drafter_spec, request.drafts))
 
 
 def _model(profile: Profile) -> tuple[Path, str]:

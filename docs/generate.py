@@ -222,6 +222,16 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "branches": BRANCHES,
         },
     ),
+    "early_exit": (
+        "The target's own first layers with a trimmed head ([which models](../how-to/early-exit.md)). llama.cpp only.",
+        {
+            "model": "`drafter:NAME`, or the folder.",
+            "exit": "`auto` chooses among the exits and plain decoding; a number of layers uses that exit alone.",
+            "rule": "`layers` follows the rules of DEL instead of measured time; for comparisons.",
+            "max_draft": MODEL_DRAFT,
+            "branches": BRANCHES,
+        },
+    ),
     "builtin": (
         "A method of vLLM's own. Its draft length is `vllm.num_speculative_tokens`.",
         {

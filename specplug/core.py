@@ -258,6 +258,21 @@ class DraftAdvice(Protocol):
 
 
 @runtime_checkable
+class ChoiceAdvice(DraftAdvice, Protocol):
+    """Advice for a proposer that can draft in several ways, such as with more or with fewer layers."""
+
+    def saved_ms(self, rate: float, draft_ms: float) -> float:
+        """Time that drafting saves per emitted token with chains of the best length; negative where all lose.
+
+        rate      share of draft tokens that are right, given that those before them were
+        draft_ms  time to draft one token for each running sequence in one pass, milliseconds
+        """
+
+    def expect(self, rate: float) -> None:
+        """From now on this share of draft tokens is expected to be right, as the proposer drafts in another way."""
+
+
+@runtime_checkable
 class ModelBased(Protocol):
     """A proposer that runs passes of a model to draft, so that each draft token is expensive.
 

@@ -27,6 +27,7 @@ PROPOSERS = {
     "draft_model": "specplug.proposers.draft_model:DraftModel",
     "vocab_trim": "specplug.proposers.vocab_trim:VocabTrim",
     "short_context": "specplug.proposers.short_context:ShortContext",
+    "early_exit": "specplug.proposers.early_exit:EarlyExit",
     "builtin": "specplug.proposers.builtin:Builtin",
 }
 FUSION = "specplug.planning.fusion:Fusion"

@@ -44,6 +44,7 @@ REPEATED_NAMES = {
     "measure": "one per engine: the cost of its passes",
     "rounding": "one per engine: its rule for rounding",
     "vocab_trim": "the proposer, and building its drafter",
+    "early_exit": "the proposer, and building its drafters",
 }
 """Module and folder names that may occur more than once, each with the role that its places share."""
 

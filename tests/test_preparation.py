@@ -15,7 +15,6 @@ from specplug.machine import hardware
 from specplug.models import drafter_folders, packaged_models
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
-from specplug_cli.build import _place
 from specplug_cli.missing_models import Download, duration, get, in_words, missing
 from specplug_cli.preparation import needs_of
 
@@ -140,9 +139,9 @@ def test_a_text_without_a_slash_is_a_name(
     out: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert _place(out).absolute() == tmp_path / folder
+    assert drafter_folders.place_named(out).absolute() == tmp_path / folder
     with pytest.raises(UsageError, match=r"--out My Drafter: no name; use a-z, .*, or a path, such as \./My Drafter"):
-        _place("My Drafter")
+        drafter_folders.place_named("My Drafter")
 
 
 def test_a_profiles_drafter_without_a_slash_is_a_folder_as_before(tmp_path: Path) -> None:

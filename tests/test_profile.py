@@ -15,7 +15,7 @@ from specplug.registry import ProposerSpec
 
 HEAD = "schema: 1\nname: mine\n"
 SHIPPED = {
-    "default", "none", "ngram", "suffix", "recycling", "exact", "serve",
+    "default", "none", "ngram", "suffix", "recycling", "early-exit", "exact", "serve",
     "recycling-paper", "ngram-static", "suffix-static", "recycling-static",
     "vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix",
     "llama3-vocabtrim", "llama3-vocabtrim-cpu", "gemma3-vocabtrim-self", "qwen-coder-pair", "rapid",

@@ -7,7 +7,7 @@ that of the next smaller one or among the ids that it adds. The module does not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -177,10 +177,20 @@ def mbsu(block_efficiency: float, byte_ratio: float, gamma: int) -> float:
 
 def predicted(answers: Sequence[Hits], costs: Costs, rows: int) -> tuple[int, float]:
     """The fastest number of tokens per draft, and its speed over plain decoding's."""
+    return best_length(lambda guesses: emitted_per_pass(answers, guesses), costs.target_ms, costs.draft_ms(rows))
+
+
+def best_length(tokens: Callable[[int], float], target_ms: Sequence[float], draft_ms: float) -> tuple[int, float]:
+    """The fastest number of tokens per draft, up to LONGEST, and its speed over plain decoding's.
+
+    tokens     emitted per target pass, by the tokens of a draft
+    target_ms  milliseconds of a target pass over 1, 2, ... rows
+    draft_ms   of one draft token
+    """
     speeds = []
-    for guesses in range(1, min(LONGEST, len(costs.target_ms) - 1) + 1):
-        ms = costs.target_ms[guesses] + guesses * costs.draft_ms(rows)
-        speeds.append((emitted_per_pass(answers, guesses) * costs.target_ms[0] / ms, -guesses))
+    for guesses in range(1, min(LONGEST, len(target_ms) - 1) + 1):
+        ms = target_ms[guesses] + guesses * draft_ms
+        speeds.append((tokens(guesses) * target_ms[0] / ms, -guesses))
     speed, guesses = max(speeds)
     return -guesses, speed
 

@@ -126,11 +126,29 @@ class GgufSource:
     def hits(
         self, answers: Sequence[Answer], nested: Sequence[IntArray], workplace: Path, progress: Progress
     ) -> list[list[Hits]]:
+        drafter = self._full_drafter(workplace)
+        return self.drafter_hits(drafter, None, self.ids_with_rows(), answers, nested, progress)
+
+    def drafter_hits(
+        self,
+        drafter: Path,
+        file: str | None,
+        ids: IntArray,
+        answers: Sequence[Answer],
+        nested: Sequence[IntArray],
+        progress: Progress,
+    ) -> list[list[Hits]]:
+        """As `hits`, of a drafter that is a GGUF file, or the file `file` in a folder.
+
+        ids     int32[rows of its head]: the token of each row
+        nested  sets of rows
+        """
         from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 
         parts = added(nested)
         all_hits: list[list[Hits]] = [[] for _ in nested]
-        with self._context(self._full_drafter(workplace), cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
+        cells = _longest(answers) + ROWS
+        with self._context(drafter, cells=cells, max_rows=ROWS, file=file) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
                 rows = [
@@ -138,31 +156,39 @@ class GgufSource:
                 ]
                 best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
                 for column, hits in enumerate(all_hits):
-                    hits.append(best[:, column] == answer.tokens[1:])
+                    hits.append(ids[best[:, column]] == answer.tokens[1:])
                 progress(done / len(answers))
         return all_hits
 
     def costs(self, ids: IntArray, workplace: Path) -> Costs:
-        from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
-        from specplug.engines.llama_cpp.measure import PassTimer
-
         folders = {self._target_model.num_tokens: self._full_drafter(workplace)}
         if len(ids) < self._target_model.num_tokens:
             self.trim(ids, workplace / SAMPLE, {})
             folders[len(ids)] = workplace / SAMPLE
+        target_ms, step_ms = self.times([(folder, None) for folder in folders.values()])
+        return Costs(target_ms, list(zip(folders, step_ms, strict=True)))
+
+    def times(self, drafters: Sequence[tuple[Path, str | None]]) -> tuple[list[float], list[float]]:
+        """Milliseconds of a target pass over 1, 2, ... rows, and of a draft step of each drafter.
+
+        drafters  GGUF files, or folders with the name of a file in them
+        """
+        from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+        from specplug.engines.llama_cpp.measure import PassTimer
+
         with ExitStack() as stack:
             timer = PassTimer(stack.enter_context(self._context(self._target, cells=CELLS, max_rows=LONGEST + 1)))
             timer.fill(CELLS // 2)
             drafting = [
                 ModelDrafter(
-                    stack.enter_context(self._context(folder, cells=CELLS, max_rows=1)),
+                    stack.enter_context(self._context(folder, cells=CELLS, max_rows=1, file=file)),
                     None,
                     slots=1,
                     max_tokens=CELLS,
                     max_draft=LONGEST,
                     branches=1,
                 )
-                for folder in folders.values()
+                for folder, file in drafters
             ]
             passes: list[list[float]] = []
             steps: list[list[float]] = []
@@ -173,7 +199,7 @@ class GgufSource:
                     drafter.time_passes(STEPS)
                 steps.append([drafter.pass_ms(1) for drafter in drafting])
         target_ms, step_ms = ([median(line) for line in zip(*times, strict=True)] for times in (passes, steps))
-        return Costs(target_ms, list(zip(folders, step_ms, strict=True)))
+        return target_ms, step_ms
 
     def measure(self, ids: IntArray, prompts: Sequence[Prompt], max_tokens: int, workplace: Path) -> dict[str, Any]:
         from specplug.engines.llama_cpp.rounding import explain
@@ -221,8 +247,11 @@ class GgufSource:
         return folder
 
     @contextmanager
-    def _context(self, path: Path, *, cells: int, max_rows: int) -> Iterator[Context]:
-        """A context of a GGUF file, or of a drafter's folder, whose input is embeddings."""
+    def _context(self, path: Path, *, cells: int, max_rows: int, file: str | None = None) -> Iterator[Context]:
+        """A context of a GGUF file, or of a drafter's folder, whose input is embeddings.
+
+        file  the drafter in the folder; MODEL where None
+        """
         from specplug.engines.llama_cpp.context import open_context
         from specplug.engines.llama_cpp.drafters.input_table import InputTable
         from specplug.engines.llama_cpp.model import open_model
@@ -233,7 +262,7 @@ class GgufSource:
             inputs = InputTable(path / EMBEDDINGS, read_drafter(path)[0].input_scale)
         cells = -(-cells // 256) * 256
         with (
-            open_model(path / MODEL if inputs else path) as model,
+            open_model(path / (file or MODEL) if inputs else path) as model,
             open_context(
                 model, self.profile.runtime, cells=cells, num_ids=2, max_rows=max_rows, inputs=inputs
             ) as context,

@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import date
-from math import inf
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
@@ -25,21 +23,20 @@ from specplug.build import head_sizes
 from specplug.build.calibration import SELF, is_text, material
 from specplug.build.frequencies import Frequencies, count, held_out
 from specplug.build.head_sizes import GAMMA, Costs, Hits, Selection, Size
+from specplug.build.recorded_answers import Stages, answers_of
 from specplug.build.source import Source
+from specplug.build.workplace import workplace_beside
 from specplug.core import IntArray
-from specplug.errors import SpecplugError, UsageError
+from specplug.errors import UsageError
 from specplug.machine import fingerprint, hardware
+from specplug.models import drafter_folders
 from specplug.models.references import tokenizer_hash
 from specplug.transforms.kept_ids import Weights, coverage
-from specplug.tune.recording import known_trace, record, trace_about, trace_path
 from specplug.tune.trace import Answer
 
 SCHEMA = 1
 MIN_TOKENS = 8
 """Tokens per answer at least; shorter answers are too few tokens to evaluate drafts on."""
-
-Progress = Callable[[str, float], None]
-"""Receives the name of the stage, and the share of it that is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +103,8 @@ def check_settings(out: Path | None, calibrate: str, counted: str | None, tokens
 
     out  None where its name is made of the model's
     """
-    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out}: exists already; name a new folder, or remove it")
+    if out is not None:
+        drafter_folders.check_new(out)
     if is_text(calibrate) and counted == "target":
         raise UsageError(f"--calibrate {calibrate}: a text has no prompts to answer; use --from raw, or a .jsonl")
     if tokens < MIN_TOKENS:
@@ -118,7 +115,7 @@ def build(
     request: Request,
     *,
     notify: Callable[[str], None] = lambda text: None,
-    progress: Progress = lambda stage, share: None,
+    progress: Stages = lambda stage, share: None,
     opener: Callable[[Request], Source] | None = None,
 ) -> dict[str, Any]:
     """Write the drafter and return the document of `build vocab-trim --json`.
@@ -143,7 +140,7 @@ def build(
         always = np.flatnonzero(np.isin(ids, vocabulary.always_kept())).astype(np.int32)
         uniform = np.ones(len(ids), dtype=np.int64)
         request.selection.rows(uniform, always, uniform)  # refuses an impossible size before the target answers
-        workplace = _workplace(stack, request.out)
+        workplace = workplace_beside(stack, request.out)
         counted = _counted(request, source, pieces, len(vocabulary.pieces), notify, progress)
         weights = counted.weights[ids]
         wanted = request.selection.rows(weights, always, counted.frequencies.calibration[ids])
@@ -213,15 +210,6 @@ def open_source(request: Request, notify: Callable[[str], None]) -> Source:
     return GgufSource(request.model, request.target, quantize=request.quantize, threads=request.threads)
 
 
-def _workplace(stack: ExitStack, out: Path) -> Path:
-    """A temporary folder beside the drafter's, where there must be disk space anyway."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.tried.")))
-    except OSError as error:
-        raise SpecplugError(f"{out}: cannot be written ({error.strerror or error}); name another folder") from error
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Counted:
     """Token frequencies, and held-out answers of the target.
@@ -242,7 +230,7 @@ def _counted(
     material: Sequence[str] | Sequence[Prompt],
     num_tokens: int,
     notify: Callable[[str], None],
-    progress: Progress,
+    progress: Stages,
 ) -> _Counted:
     prompts = [one for one in material if isinstance(one, Prompt)]
     if request.is_raw:
@@ -255,11 +243,15 @@ def _counted(
             held = held_out(list(texts))
             others = [prompt for prompt in prompts if prompt.id in held]
         frequencies = count({name: source.tokenize(parts) for name, parts in texts.items()}, num_tokens)
-        answers = _answers(request, source, others, notify, progress) if source.why_not_judged() is None else []
+        answers = (
+            answers_of(source, request.target, others, others, request.tokens, notify, progress)
+            if source.why_not_judged() is None
+            else []
+        )
         return _Counted(frequencies, frequencies.calibration, answers, others)
     if len(prompts) < 2:
         raise UsageError(f"--calibrate {request.calibrate}: holds 1 prompt; give at least 2, because one is held out")
-    answers = _answers(request, source, prompts, notify, progress)
+    answers = answers_of(source, request.target, prompts, prompts, request.tokens, notify, progress)
     documents: dict[str, list[IntArray]] = {}
     for answer in answers:
         documents.setdefault(answer.prompt_id, []).append(answer.tokens)
@@ -276,44 +268,13 @@ def _counted(
     )
 
 
-def _answers(
-    request: Request,
-    source: Source,
-    prompts: Sequence[Prompt],
-    notify: Callable[[str], None],
-    progress: Progress,
-) -> list[Answer]:
-    """The target's greedy answers to all turns; those that an earlier build or `specplug tune` recorded are reused."""
-    engine = source.profile.engine
-    here = fingerprint.of(request.target, engine=engine, threads=None, gpu=engine == "vllm")
-    about = trace_about(here, source.profile, prompts, request.tokens, batched=source.batched)
-    path = trace_path(about)
-    trace = known_trace(path, about, notify)
-    known = {(answer.prompt_id, answer.turn) for answer in trace.answers}
-    if any((prompt.id, turn) not in known for prompt in prompts for turn in range(len(prompt.turns))):
-        progress("answers", 0.0)
-        with source.answering() as subject:
-            try:
-                trace = record(
-                    subject, trace, prompts, path, seconds=inf, progress=lambda share: progress("answers", share)
-                )
-            except KeyboardInterrupt:
-                notify("the answers so far are saved: the same command goes on from there")
-                raise
-    wanted = {prompt.id for prompt in prompts}
-    answers = [answer for answer in trace.answers if answer.prompt_id in wanted and len(answer.tokens) > 1]
-    if not answers:
-        raise UsageError(f"{request.target}: its answers to these prompts are empty; calibrate on other prompts")
-    return answers
-
-
 def _table(
     request: Request,
     source: Source,
     counted: _Counted,
     nested: Sequence[IntArray],
     workplace: Path,
-    progress: Progress,
+    progress: Stages,
 ) -> tuple[list[Size], Costs | None]:
     """The figures of every nested set of ids, and the measured costs behind them.
 

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import file_digest
 from pathlib import Path
 from shutil import rmtree
@@ -39,12 +39,31 @@ FORMATS = ("gguf", "checkpoint")
 """The first is loaded by llama.cpp, the second by vLLM."""
 
 
+EARLY_EXIT = "early-exit"
+"""The kind of a folder with several drafters, each of which has the first layers of one model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A drafter that ends after the first layers of the source model.
+
+    layers  its layers
+    file    its name in the folder
+    copied  layers, from the first one on, whose KV cells equal the target's. A drafter with trained layers of its own
+            has fewer than `layers`, and has to read the text itself
+    """
+
+    layers: int
+    file: str
+    copied: int
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The contents of a drafter's folder.
 
     format       one of FORMATS
-    kind         model: a complete model; eagle3: a head that reads the target's hidden states
+    kind         model: a complete model; eagle3: a head that reads the target's hidden states; EARLY_EXIT
     tokenizer    `references.tokenizer_hash` of the source model, hence of every target that the drafter fits
     num_tokens   size of the full vocabulary, which is also that of the drafter's input
     rows         number of tokens that the head can propose; the file IDS lists them, ascending
@@ -52,6 +71,7 @@ class Manifest:
     source       `fingerprint.model_identity` of the model that the drafter was made from
     files        name to SHA-256; IDS is among them
     built        how it was built, for people: calibration, coverage, format of the weights
+    exits        of the kind EARLY_EXIT, by ascending layers
     """
 
     format: str
@@ -64,20 +84,21 @@ class Manifest:
     source: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     built: Mapping[str, Any] = field(default_factory=dict)
+    exits: Sequence[Exit] = ()
 
 
-def resolve(ref: str, build: Sequence[str] = ()) -> Path:
+def resolve(ref: str, build: Sequence[str] = (), what: str = "vocab-trim") -> Path:
     """The folder of a drafter: a path, or `drafter:NAME`.
 
-    build  arguments of `specplug build vocab-trim` that build it, for the error message
+    build  arguments of `specplug build` for `what` that build it, for the error message
     UsageError where the folder is missing or holds no manifest.
     """
     folder = place(ref)
     if not is_built(folder):
         out = ref.removeprefix(PREFIX)
-        advice = f"specplug build vocab-trim {shlex.join([*build, '--out', out])}" if build else "build it first"
-        what = "no drafter is there" if folder.exists() else "not built yet"
-        raise UsageError(f"{ref}: {what}; run: {advice}" if build else f"{ref}: {what}; {advice}")
+        advice = f"specplug build {what} {shlex.join([*build, '--out', out])}" if build else "build it first"
+        found = "no drafter is there" if folder.exists() else "not built yet"
+        raise UsageError(f"{ref}: {found}; run: {advice}" if build else f"{ref}: {found}; {advice}")
     return folder
 
 
@@ -94,17 +115,31 @@ def place(ref: str) -> Path:
     return data_folder() / "drafters" / name
 
 
+def place_named(out: str) -> Path:
+    """The folder that --out names: a name in the user's data, or, with a slash, a path.
+
+    UsageError for an invalid name.
+    """
+    if "/" in out or out in (".", "..", "~") or out.startswith(PREFIX):
+        return place(out)
+    try:
+        return place(PREFIX + out)
+    except UsageError:
+        raise UsageError(f"--out {out}: no name; use a-z, 0-9, '.', '_' and '-', or a path, such as ./{out}") from None
+
+
 def is_built(folder: Path) -> bool:
     """Whether the folder has a manifest, which is written last."""
     return (folder / MANIFEST).is_file()
 
 
-def default_name(model: str) -> str:
+def default_name(model: str, suffix: str = "vocabtrim") -> str:
     """The name of a drafter made from a model, where the user gives none.
 
-    model  the name of its file or folder
+    model   the name of its file or folder
+    suffix  how it is made
     """
-    return f"{as_name(model, 'model')}-vocabtrim"
+    return f"{as_name(model, 'model')}-{suffix}"
 
 
 def read(folder: Path) -> tuple[Manifest, IntArray]:
@@ -139,14 +174,19 @@ def check_target(manifest: Manifest, folder: Path, tokenizer: str, target: str) 
         )
 
 
+def check_new(folder: Path) -> None:
+    """UsageError where `folder` exists and is not empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists already; name a new folder, or remove it")
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """A temporary folder to write to, which is renamed to `folder` if the block succeeds; otherwise it is removed.
 
     UsageError where `folder` exists and is not empty, SpecplugError where it cannot be written.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"{folder}: exists already; name a new folder, or remove it")
+    check_new(folder)
     partial = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -166,10 +206,13 @@ def finish(folder: Path, manifest: Manifest, ids: IntArray) -> Manifest:
     with open(folder / IDS, "wb") as file:
         np.save(file, ids.astype(np.int32), allow_pickle=False)
     files = {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST}
-    complete = asdict(manifest) | {"files": files}
-    text = json.dumps({"schema": SCHEMA, **complete}, indent=1)
+    complete = replace(manifest, files=files)
+    document = asdict(complete)
+    if not complete.exits:
+        del document["exits"]
+    text = json.dumps({"schema": SCHEMA, **document}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return Manifest(**complete)
+    return complete
 
 
 def _manifest(folder: Path) -> Manifest:
@@ -184,7 +227,7 @@ def _manifest(folder: Path) -> Manifest:
     if problem or data is None:
         raise UsageError(f"{path}: {problem}; build the drafter again")
     del data["schema"]
-    return Manifest(**data)
+    return Manifest(**data | {"exits": tuple(Exit(**one) for one in data.get("exits", ()))})
 
 
 def _problem(data: object) -> str | None:
@@ -197,8 +240,9 @@ def _problem(data: object) -> str | None:
     for key, expected in types.items():
         if not isinstance(data.get(key), expected) or isinstance(data[key], bool):
             return f"{key} is missing or has the wrong type"
-    if data.keys() != {"schema", *types}:
-        return f"unknown keys: {', '.join(sorted(data.keys() - types.keys() - {'schema'}))}"
+    unknown = data.keys() - types.keys() - {"schema", "exits"}
+    if unknown:
+        return f"unknown keys: {', '.join(sorted(unknown))}"
     if data["format"] not in FORMATS:
         return f"format {data['format']!r} is none of {', '.join(FORMATS)}"
     for name, value in data["files"].items():
@@ -206,6 +250,22 @@ def _problem(data: object) -> str | None:
             return f"{name!r} is no name of a file in the folder"
     if IDS not in data["files"] or not 0 < data["rows"] <= data["num_tokens"]:
         return "its ids are missing"
+    if (data["kind"] == EARLY_EXIT) != ("exits" in data):
+        return f"exits belong to the kind {EARLY_EXIT}"
+    return _problem_of_exits(data.get("exits", []), data["files"])
+
+
+def _problem_of_exits(exits: object, files: Mapping[str, str]) -> str | None:
+    if not isinstance(exits, list):
+        return "exits is no list"
+    before = 0
+    for one in exits:
+        if not isinstance(one, dict) or one.keys() != {"layers", "file", "copied"} or one["file"] not in files:
+            return "an exit lacks its layers, its file or the layers to copy"
+        layers, copied = one["layers"], one["copied"]
+        if not isinstance(layers, int) or not isinstance(copied, int) or not 0 <= copied <= layers or layers <= before:
+            return "the layers of its exits do not ascend, or more are copied than there are"
+        before = layers
     return None
 
 

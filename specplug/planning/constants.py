@@ -153,6 +153,25 @@ READING_PIECE = 8
 RETRY_TOKENS = 32
 """Emitted tokens after which a drafter can be scored on a text. Chosen."""
 
+EXIT_DECAY = 0.95
+"""Factor on the counts of an exit per round: about the last twenty rounds matter. As in DEL (arXiv 2504.05598)."""
+
+EXIT_PRIOR_WEIGHT = 2.0
+"""Draft tokens. FIRST_RATE counts as this many in the expected rate of an exit. Chosen."""
+
+EXIT_FADING = 0.998
+"""Factor on the counts of an exit per round in which another one drafts: an exit that is not scored is tried again
+after some hundred rounds. Chosen."""
+
+EXIT_HORIZON = 32.0
+"""Emitted tokens over which a change to another exit has to save what it costs. Chosen."""
+
+EXIT_SCORING_SHARE = 0.005
+"""Share of the time of target passes that scoring exits by the hidden states of the target may take. Chosen."""
+
+EXIT_SCORING_RESERVE = 1.0
+"""Target passes. Time that scoring exits may take at first, and save up for later. Chosen."""
+
 KIND_TOKENS = 3
 """Tokens at which texts of one kind begin alike, after those with which all prompts begin. Chosen."""
 

@@ -230,6 +230,16 @@ class DrafterUse:
         rest = self.experience.remaining(text.kind, text.emitted, text.left)
         return share * self._token_ms * rest >= READING_MARGIN * price_ms
 
+    def saved_ms(self, rate: float, draft_ms: float) -> float:
+        n = self._num_sequences
+        plain_ms = self._planner.cost.at(self._context)[min(n, self._planner.cost.limit) - 1]
+        return self._planner.saved_share(rate, draft_ms, self._context, n) * plain_ms / n
+
+    def expect(self, rate: float) -> None:
+        self._rate = rate
+        for text in self._texts.values():
+            text.right, text.tested = rate * RATE_WEIGHT, RATE_WEIGHT
+
     def learn(self, seq: int, right: int, tested: int) -> None:
         text = self._texts[seq]
         kept = RATE_DECAY**tested

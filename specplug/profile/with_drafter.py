@@ -9,7 +9,10 @@ from pathlib import Path
 from specplug.profile.settings import Profile
 from specplug.registry import ProposerSpec
 
-DRAFTERS = ("draft_model", "vocab_trim", "short_context")
+BUILT = ("vocab_trim", "early_exit")
+"""The methods that name a folder that `specplug build` wrote."""
+
+DRAFTERS = ("draft_model", *BUILT, "short_context")
 """The methods that draft with a model."""
 
 
@@ -31,5 +34,7 @@ def drafters_of(proposers: Iterable[ProposerSpec]) -> list[ProposerSpec]:
 
 
 def drafter_name(spec: ProposerSpec) -> str:
-    """A word for a drafter: the file of its model, or the method of one that has no model of its own."""
-    return Path(str(spec.options["model"])).name if "model" in spec.options else spec.method
+    """A word for a drafter: the file of its model, and the exit where there are several; or the method of one that has
+    no model of its own."""
+    name = Path(str(spec.options["model"])).name if "model" in spec.options else spec.method
+    return f"{name}, exit {spec.options['exit']}" if "exit" in spec.options else name

@@ -101,30 +101,39 @@ def trim(
     built     facts about the build, for the manifest
     UsageError for a damaged file, an unknown architecture or invalid ids; SpecplugError where writing fails.
     """
+    reader = open_reader(source)
+    with drafter_folders.writing(out) as partial:
+        manifest = manifest_of(reader, source, ids, built)
+        write_model(reader, ids, partial / MODEL, quantize=quantize, threads=threads)
+        write_table(reader, partial / EMBEDDINGS)
+        return drafter_folders.finish(partial, manifest, ids)
+
+
+def open_reader(source: Path) -> Any:
+    """A gguf.GGUFReader of a model whose head can be trimmed. UsageError for a damaged file or another architecture."""
     check_gguf(source)
     reader = _open(source)
-    architecture = _architecture(reader, source)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    num_tokens, width = int(tensors[TABLE].shape[1]), int(tensors[TABLE].shape[0])
+    _architecture(reader, source)
+    return reader
+
+
+def manifest_of(reader: Any, source: Path, ids: IntArray, built: Mapping[str, Any] | None) -> Manifest:
+    """The manifest of a drafter with the rows `ids`, before its files are known. UsageError for invalid ids."""
+    (table,) = (tensor for tensor in reader.tensors if tensor.name == TABLE)
+    num_tokens, width = int(table.shape[1]), int(table.shape[0])
     check_ids(ids, num_tokens, source)
-    with drafter_folders.writing(out) as partial:
-        model = partial / MODEL
-        _write_model(reader, architecture, ids, model)
-        if quantize is not None:
-            requantise(model, model, quantize, threads=threads, head=_head_format(quantize), least_squares=True)
-        _write_table(tensors[TABLE], partial / EMBEDDINGS)
-        manifest = Manifest(
-            format="gguf",
-            kind="model",
-            architecture=architecture,
-            tokenizer=tokenizer_hash(source),
-            num_tokens=num_tokens,
-            rows=len(ids),
-            input_scale=sqrt(width) if architecture in SCALED else 1.0,
-            source=fingerprint.model_identity(source),
-            built=dict(built or {}),
-        )
-        return drafter_folders.finish(partial, manifest, ids)
+    architecture = _architecture(reader, source)
+    return Manifest(
+        format="gguf",
+        kind="model",
+        architecture=architecture,
+        tokenizer=tokenizer_hash(source),
+        num_tokens=num_tokens,
+        rows=len(ids),
+        input_scale=sqrt(width) if architecture in SCALED else 1.0,
+        source=fingerprint.model_identity(source),
+        built=dict(built or {}),
+    )
 
 
 def trimmed_bytes(path: Path, rows: int | None, quantize: str | None) -> int:
@@ -157,42 +166,105 @@ def _head_format(quantize: str) -> str:
     return quantize if quantize in LARGE_FORMATS else EIGHT_BITS
 
 
-def _write_model(reader: Any, architecture: str, ids: IntArray, path: Path) -> None:
-    from gguf import GGUFValueType, GGUFWriter
+def check_architecture(architecture: str | None, path: Path, name: str | None = None) -> None:
+    """UsageError unless heads of this architecture can be trimmed.
 
+    name  of the architecture for the message, where it differs
+    """
+    known = (*UNSCALED, *SCALED)
+    if architecture not in known:
+        found = name or architecture
+        raise UsageError(f"{path}: the head of architecture {found} is not known; known: {', '.join(known)}")
+
+
+def num_layers(reader: Any) -> int:
+    """Number of layers of a model."""
+    return int(_value(reader, f"{_value(reader, 'general.architecture')}.block_count"))
+
+
+def write_model(
+    reader: Any,
+    ids: IntArray,
+    path: Path,
+    *,
+    layers: int | None = None,
+    quantize: str | None = None,
+    threads: int = 2,
+) -> None:
+    """Write the model with the rows `ids` in its head.
+
+    layers  number of first layers to keep; all where None
+    """
+    from gguf import GGUFWriter
+
+    architecture, every = _value(reader, "general.architecture"), num_layers(reader)
+    kept = every if layers is None else layers
     writer = GGUFWriter(path, architecture)
+    copy_tokenizer(reader, ids, writer)
+    for key, field in reader.fields.items():
+        if key.startswith(("GGUF.", "tokenizer.")) or key == "general.architecture":
+            continue
+        value = field.contents()
+        if key == f"{architecture}.vocab_size":
+            value = len(ids)
+        elif key == f"{architecture}.block_count":
+            value = kept
+        elif key.startswith(f"{architecture}.") and isinstance(value, list) and len(value) == every:
+            value = value[:kept]  # one value per layer
+        _add(writer, key, field, value)
+    for tensor in reader.tensors:
+        layer = _layer_of(tensor.name)
+        if layer is None or layer < kept:
+            data = tensor.data[ids] if tensor.name in (TABLE, HEAD, "output.bias") else tensor.data
+            writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
+    flush(writer)
+    if quantize is not None:
+        requantise(path, path, quantize, threads=threads, head=_head_format(quantize), least_squares=True)
+
+
+def copy_tokenizer(reader: Any, ids: IntArray, writer: Any) -> None:
+    """Add the tokenizer of the model, with the tokens `ids` alone, to a file."""
     lists = {f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type")}
     row_of = {id: row for row, id in enumerate(ids.tolist())}
     token_ids = _token_ids(reader)
     for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key in ("general.architecture", "tokenizer.chat_template"):
+        if not key.startswith("tokenizer.") or key == "tokenizer.chat_template":
             continue
-        value, kind = field.contents(), field.types[0]
+        value = field.contents()
         if key in token_ids:
             if value not in row_of:
                 continue
             value = row_of[value]
-        elif key == f"{architecture}.vocab_size":
-            value = len(ids)
         elif key in lists:
             value = [value[id] for id in ids.tolist()]
-        sub = field.types[-1] if kind == GGUFValueType.ARRAY else None
-        writer.add_key_value(key, value, kind, sub_type=sub)
-    for tensor in reader.tensors:
-        data = tensor.data[ids] if tensor.name in (TABLE, HEAD, "output.bias") else tensor.data
-        writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
-    _flush(writer)
+        _add(writer, key, field, value)
 
 
-def _write_table(table: Any, path: Path) -> None:
+def write_table(reader: Any, path: Path) -> None:
+    """Write the full embedding table."""
     from gguf import GGUFWriter
 
+    (table,) = (tensor for tensor in reader.tensors if tensor.name == TABLE)
     writer = GGUFWriter(path, "embeddings")
     writer.add_tensor(TABLE, table.data, raw_dtype=table.tensor_type)
-    _flush(writer)
+    flush(writer)
 
 
-def _flush(writer: Any) -> None:
+def _add(writer: Any, key: str, field: Any, value: Any) -> None:
+    from gguf import GGUFValueType
+
+    kind = field.types[0]
+    writer.add_key_value(key, value, kind, sub_type=field.types[-1] if kind == GGUFValueType.ARRAY else None)
+
+
+def _layer_of(tensor: str) -> int | None:
+    """The layer that a tensor belongs to; None for those of the complete model."""
+    parts = tensor.split(".")
+    return int(parts[1]) if parts[0] == "blk" else None
+
+
+def flush(writer: Any) -> None:
+    """Write a file whose metadata and tensors were added."""
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -210,10 +282,9 @@ def _open(path: Path) -> Any:
 
 def _architecture(reader: Any, path: Path) -> str:
     architecture = str(_value(reader, "general.architecture"))
-    known = (*UNSCALED, *SCALED)
     scaled_otherwise = _value(reader, f"{architecture}.embedding_scale") is not None
-    if architecture not in known or scaled_otherwise or all(tensor.name != TABLE for tensor in reader.tensors):
-        raise UsageError(f"{path}: the head of architecture {architecture} is not known; known: {', '.join(known)}")
+    has_table = any(tensor.name == TABLE for tensor in reader.tensors)
+    check_architecture(None if scaled_otherwise or not has_table else architecture, path, architecture)
     return architecture
 
 

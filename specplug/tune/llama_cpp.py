@@ -81,7 +81,8 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp import require
 
         require()
-        from specplug.engines.llama_cpp.drafters.opening import copies_spans, open_target
+        from specplug.engines.llama_cpp.drafters.finding import copies_spans
+        from specplug.engines.llama_cpp.drafters.opening import open_target
         from specplug.engines.llama_cpp.engine import PROVIDES
         from specplug.engines.llama_cpp.rollback import rollback_of
         from specplug.engines.llama_cpp.settings_choice import with_settings

@@ -185,6 +185,7 @@ class LlamaCpp:
             rollback=self._rollback,
             exact=self._exact,
             before_pass=partial(follow, self._threads, *parts) if self._threads else None,
+            after_pass=self._drafters.after_pass if self._drafters.files else None,
         )
 
     def cached_in(self, prompt: IntArray) -> int:

@@ -277,6 +277,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             rollback=rollback,
             exact=exact,
             before_pass=None if fitting.exact else follows,
+            after_pass=drafters.after_pass if drafters.files else None,
         )
 
     def _check_exact(self, options: dict[str, Any]) -> None:

@@ -45,10 +45,12 @@ class StepLoop:
         rollback: Rollback | None = None,
         exact: ExactPasses | None = None,
         before_pass: Callable[[], None] | None = None,
+        after_pass: Callable[[Pass], None] | None = None,
     ) -> None:
         """
         rollback     AnyTail, that of an attention cache, where None
         before_pass  called before each pass is planned; may change threads and cost curve
+        after_pass   called when the tokens of a pass are emitted, while the context still holds its results
         """
         self.context = context
         self.speculator = speculator
@@ -67,6 +69,7 @@ class StepLoop:
         self._rollback = rollback or AnyTail()
         self._exact = exact
         self._before_pass = before_pass
+        self._after_pass = after_pass
         self._pad_id = slots + 1
         self._leaf_ids = range(slots + 2, ids_needed(slots, speculator.planner.max_nodes))
         self._roomy = context.cells - context.cells // SPARE_SHARE
@@ -234,6 +237,8 @@ class StepLoop:
         self._keep(passed)
         self.interrupted = False
         verified = perf_counter_ns()
+        if self._after_pass is not None:
+            self._after_pass(passed)
         self._learn(passed)
         learned = perf_counter_ns()
         if passed.pieces:

@@ -1,18 +1,21 @@
 """Opens the draft models that a profile's proposers name.
 
-Resolves drafter folders and GGUF files, and does not depend on the planner or on how a draft is made.
+Does not depend on the planner or on how a draft is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from specplug import registry
-from specplug.core import IntArray, Proposer
+from specplug.core import Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, cache_bytes, open_context
+from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
+from specplug.engines.llama_cpp.drafters.exit_opening import num_layers, open_scoring, target_cells
+from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring
+from specplug.engines.llama_cpp.drafters.finding import NO_SPANS, Found, find
 from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
 from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.engine_settings import can_offload
@@ -20,24 +23,14 @@ from specplug.engines.llama_cpp.memory_need import MemoryNeed, check_memory, mem
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.engines.llama_cpp.setting_warnings import setting_warnings
+from specplug.engines.llama_cpp.stream import Pass
 from specplug.errors import UsageError
-from specplug.machine import fingerprint
 from specplug.machine.memory import available_memory, gib
-from specplug.models import drafter_folders, references
-from specplug.models.gguf_header import read_header
-from specplug.models.model_facts import memory_kind
 from specplug.profile import Profile, Runtime
 from specplug.proposers.draft_model import DraftModel
+from specplug.proposers.early_exit import EarlyExit
 from specplug.proposers.model_options import ModelOptions
 from specplug.proposers.short_context import ShortContext
-from specplug.proposers.vocab_trim import VocabTrim
-from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
-
-NO_SPANS = (
-    "it drafts only for models whose layers all attend to the complete text, since parts of other caches cannot be "
-    "copied; leave it out, or name a small model with draft_model"
-)
-"""Why a model cannot draft for itself from a part of the text."""
 
 
 class Drafters:
@@ -45,8 +38,9 @@ class Drafters:
 
     def __init__(self) -> None:
         self.files: dict[int, Path] = {}
-        """The model file of each drafter; the target's own where it drafts itself."""
-        self._opened: dict[int, ModelDrafter] = {}
+        """The model file of each drafter: the target's own where it drafts itself, the first of several exits."""
+        self._opened: dict[int, ModelDrafter | ExitDrafter] = {}
+        self._scoring: list[ExitScoring] = []
         self._models: list[Model] = []
 
     def open(
@@ -65,14 +59,29 @@ class Drafters:
         for place, source in enumerate(sources):
             if not isinstance(source, ModelOptions):
                 continue
-            found = _find(source, target.model.path)
+            found = find(source, target.model.path)
             _check_window(source, runtime.context)
-            self.files[place] = found.path
-            model = target.model
-            if isinstance(source, DraftModel):
-                model = open_model(found.path, runtime, notify)
-                self._models.append(model)
-            self._opened[place] = _open(source, found, model, target, runtime, slots)
+            self.files[place] = found[0].path
+            table: Inputs | None = None
+            if found[0].table is not None:
+                from specplug.engines.llama_cpp.drafters.input_table import InputTable
+
+                table = InputTable(*found[0].table)
+            opened: list[ModelDrafter] = []
+            try:
+                for one in found:
+                    model = target.model
+                    if isinstance(source, (DraftModel, EarlyExit)):
+                        model = open_model(one.path, runtime, notify)
+                        self._models.append(model)
+                    opened.append(_open(source, one, table, model, target, runtime, slots))
+            except BaseException:
+                for drafter in opened:
+                    drafter.close()
+                raise
+            self._opened[place] = opened[0]
+            if len(opened) > 1 and isinstance(source, EarlyExit):
+                self._opened[place] = self._exits(source, found, opened, target, runtime)
 
     def in_place(self, sources: Sequence[Proposer]) -> list[Proposer]:
         """The proposers, with the open drafter in place of each one that names a model; drafters are reset."""
@@ -80,17 +89,40 @@ class Drafters:
             drafter.forget()
         return [self._opened.get(place, source) for place, source in enumerate(sources)]
 
+    def after_pass(self, passed: Pass) -> None:
+        """Let drafters learn from a pass of the target whose tokens are emitted, before the proposers observe them."""
+        for scoring in self._scoring:
+            scoring(passed)
+
     def use_threads(self, threads: int) -> None:
-        for drafter in self._opened.values():
-            drafter.use_threads(threads)
+        for one in (*self._opened.values(), *self._scoring):
+            one.use_threads(threads)
 
     def close(self) -> None:
-        for drafter in self._opened.values():
-            drafter.close()
+        for one in (*self._opened.values(), *self._scoring):
+            one.close()
         for model in self._models:
             model.close()
         self._opened.clear()
+        self._scoring.clear()
         self._models.clear()
+
+    def _exits(
+        self,
+        source: EarlyExit,
+        found: Sequence[Found],
+        opened: Sequence[ModelDrafter],
+        target: Context,
+        runtime: Runtime,
+    ) -> ExitDrafter:
+        """The drafter that uses one of several exits, which are scored by the target's hidden states if possible."""
+        layers = [one.layers for one in found if one.layers is not None]
+        total = num_layers(target.model)
+        drafter = ExitDrafter(layers, opened, total=total, by_layers=source.rule == "layers")
+        scoring = open_scoring(drafter, found[0], target, runtime)
+        if scoring is not None:
+            self._scoring.append(scoring)
+        return drafter
 
 
 def open_target(path: Path, profiles: Iterable[Profile], runtime: Runtime, notify: Callable[[str], None]) -> Model:
@@ -128,75 +160,24 @@ def check_drafters(
         for source in registry.build_sources(profile.proposers):
             if not isinstance(source, ModelOptions):
                 continue
-            found = _find(source, target)
+            every = find(source, target)
             _check_window(source, context)
-            own = memory_need(found.path, runtime, _cells(source, context, slots=1) if context else 0)
-            table = found.table[0].stat().st_size if found.table is not None else 0
-            own = replace(own, weights=0 if isinstance(source, ShortContext) else own.weights + table)
-            tried[-1].append((found.path, own))
-            if own.weights >= needed.weights and found.path not in warned:
-                warned.add(found.path)
-                notify(
-                    f"the model {target.name} has {gib(needed.weights)} GiB, the drafter {found.path.name} "
-                    f"{gib(own.weights)} GiB: a drafter that is as large as its target can hardly save time"
-                )
+            for place, found in enumerate(every):
+                own = memory_need(found.path, runtime, _cells(source, context, slots=1) if context else 0)
+                table = found.table[0].stat().st_size if found.table is not None and not place else 0
+                own = replace(own, weights=0 if isinstance(source, ShortContext) else own.weights + table)
+                tried[-1].append((found.path, own))
+                if own.weights >= needed.weights and found.path not in warned:
+                    warned.add(found.path)
+                    notify(
+                        f"the model {target.name} has {gib(needed.weights)} GiB, the drafter {found.path.name} "
+                        f"{gib(own.weights)} GiB: a drafter that is as large as its target can hardly save time"
+                    )
     if not offloads:
         for drafters in tried:
             warning = check_memory(target, needed, drafters, available, runtime.kv_type)
             if warning is not None and not drafters:
                 notify(warning)
-
-
-def copies_spans(target: Path) -> bool:
-    """Whether a model's cells of parts of a text can be copied: all of its layers attend to the complete text."""
-    return memory_kind(read_header(target).numbers) == "attention"
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The files of a drafter.
-
-    path   its model
-    ids    int32[rows of the head]: the token of each row; None if row i belongs to token i
-    table  its embeddings and their scale; None where the model has them
-    same   whether it is, or was made from, the target's own file, so that both compute the same keys and values
-    spans  whether the target's cells of parts of a text can be copied: all layers attend to the complete text
-    """
-
-    path: Path
-    ids: IntArray | None = None
-    table: tuple[Path, float] | None = None
-    same: bool = False
-    spans: bool = False
-
-
-def _find(source: ModelOptions, target: Path) -> _Found:
-    """The files of a drafter. Raises UsageError where they are missing, damaged or of another tokenizer."""
-    if isinstance(source, ShortContext):
-        if not copies_spans(target):
-            kind = memory_kind(read_header(target).numbers)
-            raise UsageError(f"short_context: {target}: its memory is {kind}; {NO_SPANS}")
-        return _Found(target, same=True, spans=True)
-    if isinstance(source, VocabTrim):
-        folder = drafter_folders.resolve(source.model, source.build)
-        manifest, ids = drafter_folders.read(folder)
-        if manifest.format != "gguf":
-            raise UsageError(f"{folder}: this is a drafter for vLLM; build one from a GGUF model")
-        drafter_folders.check_target(manifest, folder, references.tokenizer_hash(target), target.name)
-        same = _same_model(manifest.source, target)
-        spans = same and copies_spans(target)
-        return _Found(folder / MODEL, ids, (folder / EMBEDDINGS, manifest.input_scale), same, spans)
-    assert isinstance(source, DraftModel)
-    path = references.resolve(source.model, "gguf")
-    if path.is_dir():
-        raise UsageError(f"{path}: a folder; a drafter for llama.cpp is a .gguf file")
-    own, required = references.tokenizer_hash(path), references.tokenizer_hash(target)
-    if own != required:
-        raise UsageError(
-            f"{path}: its tokenizer is {own[:12]}, that of {target.name} is {required[:12]}; "
-            "choose a drafter of the target's family"
-        )
-    return _Found(path)
 
 
 def _check_window(source: ModelOptions, context: int) -> None:
@@ -218,13 +199,14 @@ def _cells(source: ModelOptions, max_tokens: int, slots: int) -> int:
 
 
 def _open(
-    source: ModelOptions, found: _Found, model: Model, target: Context, runtime: Runtime, slots: int
+    source: ModelOptions,
+    found: Found,
+    table: Inputs | None,
+    model: Model,
+    target: Context,
+    runtime: Runtime,
+    slots: int,
 ) -> ModelDrafter:
-    table: Inputs | None = None
-    if found.table is not None:
-        from specplug.engines.llama_cpp.drafters.input_table import InputTable
-
-        table = InputTable(*found.table)
     rollback_of(model)  # raises for a model that cannot take draft tokens back
     if isinstance(source, ShortContext) and model.attends_to_window:  # as some architectures do without a key for it
         raise UsageError(f"short_context: {model.path}: its memory is sliding window; {NO_SPANS}")
@@ -248,7 +230,7 @@ def _open(
         is_control=target.model.is_control,
         window=source.window,
         # The id after that of retained cells is used within a pass only.
-        target_cells=partial(target.state_of, spare=slots + 1) if copied else None,
+        target_cells=target_cells(found, target, context, spare=slots + 1) if copied else None,
         cell_bytes=cache_bytes(model, runtime, 1),
     )
     try:
@@ -257,9 +239,3 @@ def _open(
         drafter.close()
         raise
     return drafter
-
-
-def _same_model(source: object, target: Path) -> bool:
-    """Whether a drafter was made from the target's own file."""
-    identity = fingerprint.model_identity(target)
-    return isinstance(source, dict) and all(source.get(key) == identity[key] for key in ("bytes", "sample_sha256"))

@@ -1,0 +1,70 @@
+"""Opens what lets early exits share the target's work: its cached cells, and its hidden states.
+
+Does not depend on how an exit is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from specplug.drafts.retrieval import Span
+from specplug.engines.llama_cpp.context import Context, open_context
+from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
+from specplug.engines.llama_cpp.drafters.exit_scoring import MOST_ROWS, ExitScoring, GivenStates
+from specplug.engines.llama_cpp.drafters.finding import Found
+from specplug.engines.llama_cpp.drafters.first_layers import cut, layers_per_cache
+from specplug.engines.llama_cpp.layer_taps import LayerTaps, why_not
+from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.errors import SpecplugError
+from specplug.profile import Runtime
+
+
+def num_layers(model: Model) -> int:
+    """The number of layers of a model."""
+    return int(model.meta(f"{model.meta('general.architecture')}.block_count") or 0)
+
+
+def target_cells(
+    found: Found, target: Context, own: Context, *, spare: int
+) -> Callable[[int, Sequence[Span]], bytes] | None:
+    """Returns the target's cells of parts of a sequence in the form that a drafter loads; None where their form is not
+    known.
+
+    own    the empty context of the drafter
+    spare  a sequence id of the target that is used within a pass only
+    """
+    if found.layers is None:
+        return partial(target.state_of, spare=spare)
+    try:
+        layers = _layers_of(own)
+    except SpecplugError:
+        return None
+    return lambda seq, spans: cut(target.state_of(seq, spans, spare), layers)
+
+
+def open_scoring(drafter: ExitDrafter, found: Found, target: Context, runtime: Runtime) -> ExitScoring | None:
+    """Scoring of the exits by the target's hidden states; None where these cannot be read."""
+    if found.head is None or found.ids is None or why_not(target.model) is not None:
+        return None
+    taps = LayerTaps(target, drafter.exits)
+    model = open_model(found.head, runtime)
+    try:
+        states = GivenStates(taps.width)
+        rows = MOST_ROWS * len(drafter.exits)
+        head = open_context(model, runtime, cells=-(-rows // 256) * 256, num_ids=1, max_rows=rows, inputs=states)
+    except BaseException:
+        model.close()
+        raise
+    return ExitScoring(taps, drafter.exits, head, states, found.ids, drafter.learn_shadow, drafter.choose)
+
+
+def _layers_of(context: Context) -> tuple[int, ...]:
+    """The number of layers in each of the caches of an empty context."""
+    context.clear_batch()
+    context.add_span([0], 0, 0, wanted=True)
+    context.decode()
+    try:
+        return layers_per_cache(context.state(0))
+    finally:
+        context.drop(0)

@@ -1,0 +1,129 @@
+"""Scores the exits that are not drafting by the target's own hidden states, without a pass of theirs.
+
+The output of the target's first layers, through the norm and the trimmed head, is what a drafter with these layers
+would draft after the same text. Only a small share of passes is scored. Does not depend on how the exit is chosen.
+Source: shadow tokens of DEL (arXiv 2504.05598).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
+
+import numpy as np
+import numpy.typing as npt
+
+from specplug.core import IntArray
+from specplug.engines.llama_cpp.context import Context
+from specplug.engines.llama_cpp.layer_taps import HiddenStates, LayerTaps
+from specplug.engines.llama_cpp.stream import Pass
+from specplug.planning.constants import EXIT_SCORING_RESERVE, EXIT_SCORING_SHARE
+
+MOST_ROWS = 16
+"""Most tokens of a pass that are scored."""
+
+
+class GivenStates:
+    """Hidden states as the input of a context, whose tokens are their numbers."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.states: HiddenStates = np.zeros((0, width), dtype=np.float32)
+
+    def rows(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
+        taken: HiddenStates = self.states[np.asarray(tokens)]
+        return taken
+
+
+class ExitScoring:
+    """Scores exits after a pass of the target. State: a context without a text."""
+
+    def __init__(
+        self,
+        taps: LayerTaps,
+        exits: Sequence[int],
+        head: Context,
+        states: GivenStates,
+        ids: IntArray,
+        learn: Callable[[int, list[float], list[float]], None],
+        choose: Callable[[], None],
+    ) -> None:
+        """
+        exits   layers of each exit, all of which are tapped
+        head    the norm and the head as a model, whose input is `states`; it takes MOST_ROWS rows for each exit
+        ids     int32[rows of the head]: the token of each row
+        learn   receives the index of an exit, and the probabilities that it gave to its right and to its wrong tokens
+        choose  called after all exits have learned
+        """
+        self._taps = taps
+        self._exits = tuple(exits)
+        self._head = head
+        self._states = states
+        self._ids = ids
+        self._learn = learn
+        self._choose = choose
+        self._owed_ms: float | None = None
+        """Time that scoring has taken beyond its share; None before the first pass."""
+
+    def __call__(self, passed: Pass) -> None:
+        """Score the exits on the tokens that a pass has emitted, if the passes since the last time allow it."""
+        if self._owed_ms is None:
+            self._owed_ms = -EXIT_SCORING_RESERVE * passed.target_ms
+        self._owed_ms = max(self._owed_ms, -EXIT_SCORING_RESERVE * passed.target_ms)
+        self._owed_ms -= EXIT_SCORING_SHARE * passed.target_ms
+        if self._owed_ms > 0:
+            return
+        began = perf_counter_ns()
+        rows, tokens = _tested(passed)
+        if rows:
+            for index, (right, wrong) in enumerate(self.scores(rows, tokens)):
+                self._learn(index, right, wrong)
+            self._choose()
+        self._owed_ms += (perf_counter_ns() - began) / 1e6
+
+    def scores(self, rows: Sequence[int], tokens: Sequence[int]) -> list[tuple[list[float], list[float]]]:
+        """For each exit, the probabilities that it gave to its right and to its wrong tokens.
+
+        rows    of the target's last pass
+        tokens  the token that followed each of them
+        """
+        found = []
+        for guesses, confidence in self._guesses(rows):
+            right = guesses == np.asarray(tokens)
+            found.append((confidence[right].tolist(), confidence[~right].tolist()))
+        return found
+
+    def _guesses(self, rows: Sequence[int]) -> list[tuple[IntArray, npt.NDArray[np.float32]]]:
+        """For each exit, int32[n] the likeliest token after each row, and float32[n] its probability."""
+        head, count = self._head, len(rows)
+        self._states.states = np.concatenate([self._taps.rows(layers, rows) for layers in self._exits])
+        head.clear()
+        head.clear_batch()
+        for at in range(len(self._states.states)):
+            head.add_span((at,), at, 0, wanted=True)
+        head.decode()
+        logits = head.logits(count * len(self._exits))
+        best = logits.argmax(axis=1)
+        top = logits[np.arange(len(best)), best]
+        confidence = 1.0 / np.exp(logits - top[:, None]).sum(axis=1)
+        return [(self._ids[best[at : at + count]], confidence[at : at + count]) for at in range(0, len(best), count)]
+
+    def use_threads(self, threads: int) -> None:
+        self._head.use_threads(threads)
+
+    def close(self) -> None:
+        self._head.close()
+        self._head.model.close()
+
+
+def _tested(passed: Pass) -> tuple[list[int], list[int]]:
+    """The rows after which a token was emitted, and these tokens, of texts whose tokens are the likeliest ones."""
+    rows: list[int] = []
+    tokens: list[int] = []
+    for stream, tree in zip(passed.running, passed.trees, strict=True):
+        if stream.sampler is not None and stream.sampler.sampling.temperature:
+            continue
+        kept = [tree.first, *(tree.row_of[node] for node in tree.accepted)][: len(stream.fresh)]
+        rows += kept
+        tokens += stream.fresh[: len(kept)]
+    return rows[:MOST_ROWS], tokens[:MOST_ROWS]
