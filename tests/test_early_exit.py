@@ -143,8 +143,14 @@ def test_an_exit_copies_what_the_target_has_read(target: Model, folder: Path, mo
         copies.append(len(state))
         return cut(state, layers)
 
+    read_piece = ModelDrafter._read_piece
+
+    def reading(self: ModelDrafter, seq: int, text: list[int], most: int) -> None:
+        pieces.append(most)
+        read_piece(self, seq, text, most)
+
     monkeypatch.setattr(exit_opening, "cut", counting)
-    monkeypatch.setattr(ModelDrafter, "_read_piece", lambda self, seq, text, most: pieces.append(most))
+    monkeypatch.setattr(ModelDrafter, "_read_piece", reading)
     prompt = np.arange(1000, 1150, dtype=np.int32)
     with LlamaCpp(target, profile(folder, 4, static=True, exit=5), cost=FLAT) as engine:
         answer = engine.generate(Request(prompt, 20))

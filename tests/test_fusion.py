@@ -24,6 +24,7 @@ from specplug.core import (
 )
 from specplug.drafts.chains import TreeAdapter
 from specplug.planning.batch_speculator import BatchSpeculator
+from specplug.planning.constants import JUDGED_TOP
 from specplug.planning.cost import BatchCost, CostCurve
 from specplug.planning.fused_buckets import BANDS
 from specplug.planning.fusion import Drafts, Fusion
@@ -435,6 +436,15 @@ def test_judged_priors_fall_with_the_models_probability() -> None:
         assert priors == sorted(priors, reverse=True) and len(set(priors)) == len(BANDS)
 
 
+def test_nothing_is_judged_where_no_other_proposer_has_drafted() -> None:
+    judge = Judging(trie([(1,)]), [{1: 0.9}], [0.9])
+    fusion = Fusion([Scripted(EMPTY), judge])
+    fusion.propose(0, 20)
+    assert judge.judged_top == 0
+    Fusion([Scripted(trie([(2,)])), judge]).propose(0, 20)
+    assert judge.judged_top == JUDGED_TOP
+
+
 judgements = st.lists(st.dictionaries(st.integers(0, 3), st.floats(0.0, 1.0), max_size=4), min_size=1, max_size=3)
 
 
@@ -480,6 +490,7 @@ def test_pruning_drops_exactly_the_paths_whose_first_token_is_not_among_the_like
     judge = Judging(trie(own), likely)
     fusion = Fusion([*(Scripted(trie(wanted)) for wanted in sources), judge])
     fusion.prune_top_k = top
+    judge.judged_top = JUDGED_TOP
     kept = {*judge.likeliest(0)[0].tokens[:top].tolist(), *(path[0] for path in own)}
     wanted = {path[:end] for paths_ in sources for path in paths_ for end in range(1, len(path) + 1)}
     if own:

@@ -314,8 +314,7 @@ def test_it_is_scored_on_copied_cells(model: Model) -> None:
     prompt = texts(1, 150)[0]
     with LlamaCpp(model, plain(profile_of(4))) as base:
         tokens = base.generate(Request(prompt, 40)).tokens
-    if len(tokens) < 20:
-        pytest.skip("the random model ended its answer")
+    assert len(tokens) >= 20
     with contexts(model) as (target, _), reader(model, Window(8, 400), target) as drafter:
         drafter.begin(0, np.append(prompt, np.int32(tokens[0])))
         drafter.observe(0, Step(tokens[1:], EMPTY, []))

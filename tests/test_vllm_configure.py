@@ -195,8 +195,9 @@ def test_a_window_is_refused(method: str) -> None:
 
 
 def test_a_model_that_drafts_for_itself_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"profile p: short_context drafts on llama\.cpp only; remove it"):
-        engine_settings(profile_of(ProposerSpec("short_context")), "x")
+    for spec in (ProposerSpec("short_context"), ProposerSpec("early_exit", {"model": "x"})):
+        with pytest.raises(UsageError, match=rf"profile p: {spec.method} drafts on llama\.cpp only; remove it"):
+            engine_settings(profile_of(spec), "x")
 
 
 @pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])

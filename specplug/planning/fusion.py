@@ -87,7 +87,6 @@ class Fusion:
         for index in models if len(models) < len(sources) else ():
             source = sources[index]
             if isinstance(source, Judge):
-                source.judged_top = JUDGED_TOP
                 self._judges[index] = source
         self.probability = [bucket.prior for bucket in table.buckets]
         # Looked up once, as checking for a protocol takes a microsecond.
@@ -106,7 +105,7 @@ class Fusion:
 
     def propose(self, seq: int, budget: int) -> Draft:
         found: list[Drafts] = [[]]
-        for index in range(len(self.sources)):
+        for index in sorted(range(len(self.sources)), key=self._models.__contains__):  # models judge the others
             self.ask(index, [seq], [budget], (0,), found, [0] * len(self.sources))
         return self.merge([seq], found, [budget])[0]
 
@@ -129,6 +128,9 @@ class Fusion:
         if not places:
             return
         source, in_batches = self.sources[index], self._in_batches[index]
+        judge = self._judges.get(index)
+        if judge is not None:
+            judge.judged_top = JUDGED_TOP if any(found[place] for place in places) else 0
         began_ns = self.clock()
         if in_batches is not None:
             own = in_batches.propose_batch([seqs[place] for place in places], [budgets[place] for place in places])

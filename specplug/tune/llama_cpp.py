@@ -314,6 +314,7 @@ class LlamaCppSubject:
         with LlamaCpp(self._model, profile, slots=level, cost=free) as engine:
             (drafter,) = engine.speculator.fusion.sources
             assert isinstance(drafter, ModelDrafter)
+            drafter.judged_top = JUDGED_TOP  # as beside lookups, so that it is timed, too
             shortest = sorted((answer.prompt for answer in answers), key=len)[: max(level, 2)]
             engine.generate_all([Request(prompt, TIMED_TOKENS) for prompt in shortest])
             guesses = {}

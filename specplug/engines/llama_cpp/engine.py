@@ -38,6 +38,7 @@ from specplug.planning.experience import Experience
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import CostPoints, Profile
+from specplug.proposers.model_options import ModelOptions
 
 NAME = "llama-cpp"
 PROVIDES = Requires(topk=1 << 30, drafter=True)
@@ -325,6 +326,11 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
     sources = registry.build_sources(profile.proposers)
     registry.check_requirements(sources, PROVIDES, NAME)
     check_tokenizer(profile, model_path)
+    if profile.planner.prune_top_k is not None and not any(isinstance(one, ModelOptions) for one in sources):
+        raise UsageError(
+            f"profile {profile.name}: planner.prune_top_k drops drafts by what a draft model finds likely, and there "
+            "is none; add one, or remove the key"
+        )
     most = MAX_SEQUENCE_IDS - ids_needed(slots, 0)
     if profile.speculates and most < profile.planner.max_nodes:
         raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")

@@ -20,7 +20,7 @@ from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.model import Model
 
 ARCHITECTURES = ("llama", "qwen3")
-"""Architectures, by `general.architecture`, in which this was run (tests/test_layer_taps.py)."""
+"""Architectures, by `general.architecture`, in which this was run (tests/test_early_exit.py)."""
 
 SET_NAMES = ("llama_set_embeddings_layer_inp", "_Z30llama_set_embeddings_layer_inpP13llama_contextjb")
 GET_NAMES = ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj")
@@ -51,7 +51,7 @@ class LayerTaps:
         functions = _functions()
         assert functions is not None
         self._context = context
-        self.width = int(ll.llama_model_n_embd(context.model.handle))
+        self.width = context.model.width
         set_tap, self._get = functions
         for layer in layers:
             set_tap(context.handle, layer, True)

@@ -103,7 +103,12 @@ class Model:
     @property
     def attention_width(self) -> int:
         """Numbers of all attention heads of all layers: the work per cached token."""
-        return self.num_layers * int(ll.llama_model_n_embd(self.handle))
+        return self.num_layers * self.width
+
+    @property
+    def width(self) -> int:
+        """Numbers of a hidden state."""
+        return int(ll.llama_model_n_embd(self.handle))
 
     @property
     def num_layers(self) -> int:

@@ -21,7 +21,7 @@ from specplug.profile import Profile
 from specplug.proposers.builtin import Builtin
 from specplug.proposers.datastore import Datastore
 from specplug.proposers.draft_model import DraftModel
-from specplug.proposers.short_context import ShortContext
+from specplug.proposers.model_options import ModelOptions
 from specplug.proposers.vocab_trim import VocabTrim
 
 NAME = "vllm"
@@ -88,15 +88,16 @@ def engine_settings(
 def proposers_of(profile: Profile) -> list[Proposer]:
     """New instances of the profile's proposers. EngineError when one requires what vLLM does not provide.
 
-    UsageError for a draft model beside other proposers or with a window, for short_context, and for
-    `planner.prune_top_k`.
+    UsageError for a draft model beside other proposers or with a window, for drafters of llama.cpp, and
+    for `planner.prune_top_k`.
     """
     proposers = registry.build_sources(profile.proposers)
     registry.check_requirements(proposers, PROVIDES, NAME)
     if any(isinstance(one, Datastore) and not one.shared_corpora for one in proposers):
         raise UsageError(f"profile {profile.name}: datastore: no corpora; name some, as vLLM's server cannot add them")
-    if any(isinstance(one, ShortContext) for one in proposers):
-        raise UsageError(f"profile {profile.name}: short_context drafts on llama.cpp only; remove it")
+    for one in proposers:
+        if isinstance(one, ModelOptions) and not isinstance(one, DraftModel):
+            raise UsageError(f"profile {profile.name}: {registry.name_of(one)} drafts on llama.cpp only; remove it")
     draft_models = [registry.name_of(one) for one in proposers if isinstance(one, DraftModel)]
     if draft_models and len(proposers) > 1:
         raise UsageError(

@@ -15,14 +15,9 @@ from specplug.engines.llama_cpp.drafters.exit_scoring import MOST_ROWS, ExitScor
 from specplug.engines.llama_cpp.drafters.finding import Found
 from specplug.engines.llama_cpp.drafters.first_layers import cut, layers_per_cache
 from specplug.engines.llama_cpp.layer_taps import LayerTaps, why_not
-from specplug.engines.llama_cpp.model import Model, open_model
-from specplug.errors import SpecplugError
+from specplug.engines.llama_cpp.model import open_model
+from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Runtime
-
-
-def num_layers(model: Model) -> int:
-    """The number of layers of a model."""
-    return int(model.meta(f"{model.meta('general.architecture')}.block_count") or 0)
 
 
 def target_cells(
@@ -47,15 +42,17 @@ def open_scoring(drafter: ExitDrafter, found: Found, target: Context, runtime: R
     """Scoring of the exits by the target's hidden states; None where these cannot be read."""
     if found.head is None or found.ids is None or why_not(target.model) is not None:
         return None
-    taps = LayerTaps(target, drafter.exits)
     model = open_model(found.head, runtime)
     try:
-        states = GivenStates(taps.width)
+        if model.width != target.model.width or model.num_tokens != len(found.ids):
+            raise UsageError(f"{found.head}: made for another model; build the exits again")
+        states = GivenStates(model.width)
         rows = MOST_ROWS * len(drafter.exits)
         head = open_context(model, runtime, cells=-(-rows // 256) * 256, num_ids=1, max_rows=rows, inputs=states)
     except BaseException:
         model.close()
         raise
+    taps = LayerTaps(target, drafter.exits)
     return ExitScoring(taps, drafter.exits, head, states, found.ids, drafter.learn_shadow, drafter.choose)
 
 

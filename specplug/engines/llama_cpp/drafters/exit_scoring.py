@@ -121,7 +121,7 @@ def _tested(passed: Pass) -> tuple[list[int], list[int]]:
     rows: list[int] = []
     tokens: list[int] = []
     for stream, tree in zip(passed.running, passed.trees, strict=True):
-        if stream.sampler is not None and stream.sampler.sampling.temperature:
+        if stream.sampler is None or stream.sampler.sampling.temperature:  # without one, its caller samples
             continue
         kept = [tree.first, *(tree.row_of[node] for node in tree.accepted)][: len(stream.fresh)]
         rows += kept

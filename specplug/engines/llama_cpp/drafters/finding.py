@@ -102,6 +102,9 @@ def _exits(source: EarlyExit, target: Path) -> list[Found]:
             f"{folder}: its exits were made from {_described(manifest.source)}, the target is "
             f"{_described(fingerprint.model_identity(target))}; build exits of the target's own file"
         )
+    for one in manifest.exits:
+        if not read_header(folder / one.file).num_layers == one.layers < layers:
+            raise UsageError(f"{folder / one.file}: not the first {one.layers} layers of a model with {layers}")
     chosen = [one for one in manifest.exits if source.exit in (AUTO, one.layers)]
     if not chosen:
         known = ", ".join(str(one.layers) for one in manifest.exits)

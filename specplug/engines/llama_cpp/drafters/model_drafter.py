@@ -7,7 +7,6 @@ read, and draw with a copy of the target's sampler.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter_ns
 
@@ -25,6 +24,7 @@ from specplug.engines.llama_cpp.drafters.chain import (
     probability_of,
     runner_up,
 )
+from specplug.engines.llama_cpp.drafters.drafted_text import DraftedText
 from specplug.engines.llama_cpp.drafters.drafter_times import DrafterTimes
 from specplug.engines.llama_cpp.drafters.pass_timing import PassTiming
 from specplug.engines.llama_cpp.drafters.slot_cells import SlotCells
@@ -105,7 +105,7 @@ class ModelDrafter:
         self._scoring_id = slots
         self._timing = PassTiming(context, slots, self._scoring_id)
         self._score_rows = min(SCORE_CONTEXT + SCORED_ROWS, context.num_batch)
-        self._texts: dict[int, _Text] = {}
+        self._texts: dict[int, DraftedText] = {}
         self.times = DrafterTimes(slots, cell_bytes)
 
     def warm_up(self) -> None:
@@ -142,7 +142,7 @@ class ModelDrafter:
     # -- the contract of a proposer -------------------------------------------------------------------------------
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        self._texts[seq] = _Text(prompt.tolist(), len(prompt), len(prompt))
+        self._texts[seq] = DraftedText(prompt.tolist(), len(prompt), len(prompt))
         self.shared_cells[seq].start(prompt)
 
     def propose(self, seq: int, budget: int) -> Draft:
@@ -393,26 +393,6 @@ class ModelDrafter:
 
     def _new_cells(self, id_: int) -> SlotCells:
         return SlotCells(self._context, id_, self.window, self._is_control)
-
-
-@dataclass(slots=True)
-class _Text:
-    """One sequence.
-
-    num_prompt  tokens of its prompt
-    drafted     the chain that was drafted last
-    likeliest   the likeliest tokens at each place of that chain
-    chosen_at   its length when the parts that a window keeps were last chosen
-    lost_ms     time since then that rejected draft tokens took
-    """
-
-    tokens: list[int]
-    num_prompt: int
-    chosen_at: int
-    sampler: Sampler | None = None
-    drafted: list[int] = field(default_factory=list)
-    likeliest: list[Likeliest] = field(default_factory=list)
-    lost_ms: float = 0.0
 
 
 def _ms_since(began_ns: int) -> float:

@@ -13,7 +13,7 @@ from specplug import registry
 from specplug.core import Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, cache_bytes, open_context
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
-from specplug.engines.llama_cpp.drafters.exit_opening import num_layers, open_scoring, target_cells
+from specplug.engines.llama_cpp.drafters.exit_opening import open_scoring, target_cells
 from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring
 from specplug.engines.llama_cpp.drafters.finding import NO_SPANS, Found, find
 from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
@@ -24,7 +24,7 @@ from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.engines.llama_cpp.setting_warnings import setting_warnings
 from specplug.engines.llama_cpp.stream import Pass
-from specplug.errors import UsageError
+from specplug.errors import SpecplugError, UsageError
 from specplug.machine.memory import available_memory, gib
 from specplug.profile import Profile, Runtime
 from specplug.proposers.draft_model import DraftModel
@@ -75,13 +75,14 @@ class Drafters:
                         model = open_model(one.path, runtime, notify)
                         self._models.append(model)
                     opened.append(_open(source, one, table, model, target, runtime, slots))
+                self._opened[place] = opened[0]
+                if len(opened) > 1 and isinstance(source, EarlyExit):
+                    self._opened[place] = self._exits(source, found, opened, target, runtime)
             except BaseException:
+                self._opened.pop(place, None)
                 for drafter in opened:
                     drafter.close()
                 raise
-            self._opened[place] = opened[0]
-            if len(opened) > 1 and isinstance(source, EarlyExit):
-                self._opened[place] = self._exits(source, found, opened, target, runtime)
 
     def in_place(self, sources: Sequence[Proposer]) -> list[Proposer]:
         """The proposers, with the open drafter in place of each one that names a model; drafters are reset."""
@@ -91,8 +92,12 @@ class Drafters:
 
     def after_pass(self, passed: Pass) -> None:
         """Let drafters learn from a pass of the target whose tokens are emitted, before the proposers observe them."""
-        for scoring in self._scoring:
-            scoring(passed)
+        for scoring in list(self._scoring):
+            try:
+                scoring(passed)
+            except (SpecplugError, ValueError):  # it is not needed: the step goes on, and later ones without it
+                self._scoring.remove(scoring)
+                scoring.close()
 
     def use_threads(self, threads: int) -> None:
         for one in (*self._opened.values(), *self._scoring):
@@ -117,7 +122,7 @@ class Drafters:
     ) -> ExitDrafter:
         """The drafter that uses one of several exits, which are scored by the target's hidden states if possible."""
         layers = [one.layers for one in found if one.layers is not None]
-        total = num_layers(target.model)
+        total = target.model.num_layers
         drafter = ExitDrafter(layers, opened, total=total, by_layers=source.rule == "layers")
         scoring = open_scoring(drafter, found[0], target, runtime)
         if scoring is not None:
@@ -231,7 +236,7 @@ def _open(
         window=source.window,
         # The id after that of retained cells is used within a pass only.
         target_cells=target_cells(found, target, context, spare=slots + 1) if copied else None,
-        cell_bytes=cache_bytes(model, runtime, 1),
+        cell_bytes=cache_bytes(target.model if found.layers is not None else model, runtime, 1),
     )
     try:
         drafter.warm_up()
