@@ -65,6 +65,8 @@ class ExitDrafter:
         self._chains: dict[int, tuple[int, list[int], list[int]]] = {}
         """The exit that drafted for a sequence in this step, its draft tokens and their buckets, without runners-up."""
         self._next_trial = 0
+        self._choice_due = False
+        """Whether something was learned since the last choice. The choice is made once, in the next step."""
         for index, drafter in enumerate(drafters):
             drafter.advice = _OneExit(self, index)
 
@@ -83,6 +85,7 @@ class ExitDrafter:
         self.advice = None
         self._lengths.clear()
         self._chains.clear()
+        self._choice_due = False
         for index, drafter in enumerate(self.drafters):
             drafter.forget()
             drafter.advice = _OneExit(self, index)
@@ -110,7 +113,7 @@ class ExitDrafter:
         return self.propose_batch([seq], [budget])[0]
 
     def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
-        index = self.choice.current
+        index = self._chosen()
         if index is None:
             for seq in seqs:
                 self._lengths[seq]  # raises for a sequence that does not run
@@ -130,13 +133,15 @@ class ExitDrafter:
             drafter.observe(seq, step)
         index, tokens, buckets = self._chains.pop(seq, (0, [], []))
         if not tokens:
+            if self.choice.current is None:  # then nothing else may ask for the choice
+                self._chosen()
             return
         right = num_agreeing(tokens, step.emitted)
         tested = min(len(tokens), len(step.emitted), right + 1)
         confidence = [self.drafters[index].buckets[bucket].prior for bucket in buckets]
         self.choice.learn(index, confidence[:right], confidence[right:tested])
         self.choice.fade()
-        self.choose()
+        self._choice_due = True
 
     def end(self, seq: int) -> None:
         for drafter in self.drafters:
@@ -155,11 +160,13 @@ class ExitDrafter:
         return NEVER_MS if index is None else self.drafters[index].pass_ms(rows)
 
     def reading_ms(self, seq: int) -> float:
-        return 0.0 if self.choice.current is None else self.drafters[self.choice.current].reading_ms(seq)
+        index = self._chosen()
+        return 0.0 if index is None else self.drafters[index].reading_ms(seq)
 
     def read(self, seqs: Sequence[int], ms: float) -> None:
-        if self.choice.current is not None:
-            self.drafters[self.choice.current].read(seqs, ms)
+        index = self._chosen()
+        if index is not None:
+            self.drafters[index].read(seqs, ms)
 
     def score(self, seq: int) -> tuple[int, int]:
         return self._score(self._trial(), seq)
@@ -169,7 +176,10 @@ class ExitDrafter:
         if self.choice.current is not None:
             self.drafters[self.choice.current].time_pass()
         elif self._lengths:
-            self._score(self._trial(), max(self._lengths, key=self._lengths.__getitem__))
+            longest = max(self._lengths, key=self._lengths.__getitem__)
+            if not self._score(self._trial(), longest)[1]:  # a sampled text
+                self.choice.fade()
+                self._choice_due = True
             self._next_trial = (self._next_trial + 1) % len(self.exits)
 
     # -- the choice -----------------------------------------------------------------------------------------------
@@ -182,8 +192,15 @@ class ExitDrafter:
         if all(exit_ != index or not tokens for exit_, tokens, _ in self._chains.values()):
             self.choice.learn(index, right, wrong)
 
+    def _chosen(self) -> int | None:
+        """The exit of this step, by index."""
+        if self._choice_due:
+            self.choose()
+        return self.choice.current
+
     def choose(self) -> None:
         """Choose the exit for the next step."""
+        self._choice_due = False
         advice, before = self.advice, self.choice.current
         if not isinstance(advice, ChoiceAdvice):
             return
@@ -220,7 +237,7 @@ class ExitDrafter:
         if compared:
             rate = right / compared
             self.choice.learn(index, [rate] * right, [rate] * (compared - right))
-            self.choose()
+            self._choice_due = True
         return right, compared
 
 
