@@ -85,7 +85,7 @@ class Retrieval:
     """Chooses the chunks of one text at a time.
 
     State: the chunks chosen for the text, and the tokens of the prompt that are looked for.
-    Cost: 0.4 ms for a text of 8,000 tokens, where chunks are chosen.
+    Cost: one pass of NumPy over the text where chunks are chosen, and nothing between.
     """
 
     def __init__(self, window: Window, is_control: Callable[[int], bool] = lambda token: False) -> None:

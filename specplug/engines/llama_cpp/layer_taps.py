@@ -39,8 +39,7 @@ def why_not(model: Model) -> str | None:
 class LayerTaps:
     """Records the input of some layers in every pass of a context: that of layer n is the output of the first n layers.
 
-    State: in llama.cpp, float32[n_batch, width] per layer. Cost: a copy of so many numbers per row; within the noise of
-    a pass for three layers.
+    State: in llama.cpp, float32[n_batch, width] per layer. Cost: a copy of so many numbers per row.
     """
 
     def __init__(self, context: Context, layers: Sequence[int]) -> None:
