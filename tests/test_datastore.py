@@ -3,6 +3,7 @@
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 from specplug.core import EMPTY, Draft, Proposer, SequenceOptions, Step, int_array
 from specplug.corpora import writing
 from specplug.corpora.folder import Corpus
+from specplug.corpora.shard import Shard
 from specplug.drafts.chains import ChainSteps
 from specplug.errors import UsageError
 from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import PlannerSettings, Profile
-from specplug.proposers.datastore import Datastore
+from specplug.proposers.datastore import Datastore, wait_for_corpora
 from specplug.registry import ProposerSpec, build_sources
 from specplug.testing import ProposerContract, ToyTarget, replay
 
@@ -343,3 +345,30 @@ def test_a_change_of_corpora_keeps_what_was_learned_of_acceptance(two: tuple[Cor
     speculator.begin(9, int_array([A, B]))
     assert speculator.plan([9], 2, [4])[0].tokens.tolist() == [Y]
     assert speculator.table.probability == learned
+
+
+def test_a_large_shard_is_not_searched_until_its_files_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "a", [[1, 2, 3, 4]], 50)
+    go_on = Event()
+    read = Shard._read
+
+    def slow(self: Shard, done: Event | None = None) -> None:
+        go_on.wait(20)
+        read(self, done)
+
+    monkeypatch.setattr("specplug.corpora.shard.LOADED_AT_ONCE", 0)
+    monkeypatch.setattr(Shard, "_read", slow)
+    proposer, other = (Datastore(corpora=[f"{tmp_path / 'a'}/"]) for _ in range(2))
+    for one in (proposer, other):
+        one.begin(0, int_array([1, 2]))
+        assert not len(one.propose(0, 4))
+    go_on.set()
+    wait_for_corpora([proposer, other])
+    assert [one.propose(0, 1).tokens.tolist() for one in (proposer, other)] == [[3], [3]]
+
+
+def test_a_small_corpus_is_ready_at_once(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "a", [[1, 2, 3, 4]], 50)
+    assert all(shard.loaded.is_set() for shard in corpus.shards)

@@ -210,7 +210,7 @@ def described(manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 def open_corpus(ref: str, *, check: bool = False) -> Corpus:
-    """Map a corpus, and ask the system to load it.
+    """Map a corpus, and have its files read (`Shard.load`).
 
     check  compare all files with their hashes, which reads them
     UsageError where there is none, its files do not fit one another, or one differs from its hash.
@@ -229,7 +229,7 @@ def open_corpus(ref: str, *, check: bool = False) -> Corpus:
                 raise
             manifest = again  # it was replaced just now
     for shard in shards:
-        shard.warm()
+        shard.load()
     folder = Path(os.path.abspath(folder))
     return Corpus(folder.name, folder, manifest, tuple(shards))
 

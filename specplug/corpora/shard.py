@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_left, bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOENT
 from itertools import count
 from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,14 @@ order   u32, lowest byte first: where the suffixes start, in ascending order
 starts  u32, lowest byte first: for every id, and for the separator, how many suffixes begin with a smaller one; and the
         number of all
 """
+
+LOADED_AT_ONCE = 64 << 20
+"""Bytes of a shard's files up to which they are read when it is opened."""
+
+_loading: dict[Path, Event] = {}
+"""What is set when the files of a large shard were read, which one thread does for all that open them."""
+
+_loading_lock = Lock()
 
 Interval = tuple[int, int]
 """The first suffix in the order that starts with a phrase, and the first one after it that does not."""
@@ -76,6 +86,8 @@ class Shard:
         if not sizes or starts[0] or (starts[1:] < starts[:-1]).any():
             raise ValueError(f"{len(self.tokens)} tokens, {len(self.order)} suffixes and their starts do not fit")
         self._starts = memoryview(starts.tobytes()).cast("I")
+        self.loaded = Event()
+        """Set when the files were read, so that a search need not wait for a disk."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -129,11 +141,28 @@ class Shard:
         found: IntArray = rows.astype(np.int32)
         return found
 
-    def warm(self) -> None:
-        """Ask the system to load the files in the background."""
-        for data in (self._order_bytes, self._bytes):
-            if hasattr(mmap, "MADV_WILLNEED"):
-                data.madvise(mmap.MADV_WILLNEED)
+    def load(self) -> None:
+        """Read the files into the system's memory: small ones now, large ones in a thread."""
+        if len(self._bytes) + len(self._order_bytes) <= LOADED_AT_ONCE:
+            self._read()
+            self.loaded.set()
+            return
+        with _loading_lock:
+            known = _loading.get(self.stem)
+            if known is None:
+                _loading[self.stem] = self.loaded
+                Thread(target=self._read, args=(self.loaded,), daemon=True).start()
+            else:
+                self.loaded = known
+
+    def _read(self, done: Event | None = None) -> None:
+        buffer = bytearray(1 << 20)
+        for ending in (ORDER, TOKENS):
+            with suppress(OSError), open(self.stem.with_suffix(f".{ending}"), "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+        if done is not None:
+            done.set()
 
 
 def starts_of(tokens: npt.NDArray[Any], num_tokens: int) -> npt.NDArray[np.uint32]:

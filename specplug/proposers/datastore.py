@@ -227,6 +227,8 @@ class Datastore:
         text = self._texts[seq]
         for corpus in self._corpora_of(seq):
             for shard in corpus.shards:
+                if not shard.loaded.is_set():  # a search could wait for the disk: rather skip a guess
+                    continue
                 length, interval = longest_match(text, shard, self.min_match)
                 if length > longest:
                     longest, found = length, []
@@ -305,6 +307,16 @@ class Datastore:
             tokens.append(token)
             parents.append(parent)
             buckets.append(bucket)
+
+
+def wait_for_corpora(proposers: Iterable[Proposer]) -> None:
+    """Wait until all files were read, where drafts must not depend on how fast a disk is: in comparisons, and where
+    several ranks have to draft alike."""
+    for proposer in proposers:
+        if isinstance(proposer, Datastore):
+            for corpus in proposer.shared_corpora:
+                for shard in corpus.shards:
+                    shard.loaded.wait()
 
 
 def datastore_of(proposers: Iterable[Proposer]) -> Datastore | None:

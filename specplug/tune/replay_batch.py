@@ -16,6 +16,7 @@ from specplug.core import IntArray, int_array
 from specplug.drafts.chains import ChainProposer, ChainSteps, as_chains
 from specplug.planning.batch_size_schedule import MOST_SEQUENCES, Range, length_at
 from specplug.planning.batch_speculator import BatchSpeculator, batch_cost
+from specplug.proposers.datastore import wait_for_corpora
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import BUILTIN, BUILTIN_ON_DEVICE, Setting
 from specplug.tune.expense import Clock, PricedChains, SimulatedClock
@@ -68,10 +69,12 @@ class BatchReplay:
         self._lengths: tuple[Range, ...] = setting.lengths
         if any(spec.options == BUILTIN_ON_DEVICE for spec in setting.proposers):
             self._lengths = ((1, MOST_SEQUENCES, setting.planner.max_nodes),)
+        sources = registry.build_sources(specs)
+        wait_for_corpora(sources)
         self.speculator = BatchSpeculator(
             [
                 self._wrap(as_chains(source), spec.method)
-                for source, spec in zip(registry.build_sources(specs), setting.proposers, strict=True)
+                for source, spec in zip(sources, setting.proposers, strict=True)
             ],
             [spec.method for spec in specs],
             self._cost,

@@ -19,6 +19,7 @@ from specplug.planning.cost import CostCurve
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import Profile
+from specplug.proposers.datastore import wait_for_corpora
 from specplug.tune.candidates import Setting
 from specplug.tune.drafter_trace import NAME as DRAFTER_NAME
 from specplug.tune.drafter_trace import RecordedDrafter, drafter_key
@@ -60,7 +61,9 @@ class Replay:
         self._drafters: list[RecordedDrafter] = []
         sources: list[Proposer] = []
         names = []
-        for spec, source in zip(setting.proposers, registry.build_sources(setting.proposers), strict=True):
+        built = registry.build_sources(setting.proposers)
+        wait_for_corpora(built)
+        for spec, source in zip(setting.proposers, built, strict=True):
             recorded = costs.drafters.get(drafter_key(spec))
             if recorded is not None:
                 self._drafters.append(RecordedDrafter(recorded, self._clock, expense, len(setting.proposers)))

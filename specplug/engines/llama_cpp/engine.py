@@ -38,6 +38,7 @@ from specplug.planning.experience import Experience
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import CostPoints, Profile
+from specplug.proposers.datastore import wait_for_corpora
 from specplug.proposers.model_options import ModelOptions
 
 NAME = "llama-cpp"
@@ -83,6 +84,8 @@ class LlamaCpp:
                 "lower runtime: context"
             )
         sources = fitting_sources(profile, model.path, slots=slots)
+        if not remember:  # a comparison
+            wait_for_corpora(sources)
         self._rollback: Rollback = rollback_of(model) if profile.speculates else AnyTail()
         max_nodes = profile.planner.max_nodes if profile.speculates else 0
         if cost is None:

@@ -19,7 +19,7 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.models import drafter_folders, references
 from specplug.profile import Profile
 from specplug.proposers.builtin import Builtin
-from specplug.proposers.datastore import Datastore
+from specplug.proposers.datastore import Datastore, wait_for_corpora
 from specplug.proposers.draft_model import DraftModel
 from specplug.proposers.model_options import ModelOptions
 from specplug.proposers.vocab_trim import VocabTrim
@@ -93,6 +93,7 @@ def proposers_of(profile: Profile) -> list[Proposer]:
     """
     proposers = registry.build_sources(profile.proposers)
     registry.check_requirements(proposers, PROVIDES, NAME)
+    wait_for_corpora(proposers)
     if any(isinstance(one, Datastore) and not one.shared_corpora for one in proposers):
         raise UsageError(f"profile {profile.name}: datastore: no corpora; name some, as vLLM's server cannot add them")
     for one in proposers:
