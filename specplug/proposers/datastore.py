@@ -80,7 +80,7 @@ class Datastore:
         max_draft: int = 16,
         min_match: int = 2,
         min_prob: float = 0.02,
-        lookups: int = 8,
+        lookups: int = 6,
         device_memory: int = 1024,
         corpora_for: Literal["all", "asking"] = "all",
         request_corpora: Sequence[str] | None = None,
