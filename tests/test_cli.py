@@ -250,7 +250,7 @@ def test_show_prints_the_complete_profile(tmp_path: Path) -> None:
     assert profile.loads(shown, "stdout") == profile.load("none")
     as_json = json.loads(call("profiles", "show", "none", "--json").stdout)
     assert (as_json["schema"], as_json["name"], as_json["proposers"]) == (1, "none", ["none"])
-    assert as_json["planner"] == {"mode": "measured", "max_nodes": 24, "trees": True}
+    assert as_json["planner"] == {"mode": "measured", "max_nodes": 24, "trees": True, "prune_top_k": None}
 
 
 def test_show_of_an_unknown_profile_names_the_nearest() -> None:

@@ -18,7 +18,7 @@ from specplug import profile as profiles
 from specplug.bench.arms import plain
 from specplug.bench.prove import GRAMMAR
 from specplug.engines.llama_cpp.context import open_context
-from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.engine import LlamaCpp, fitting_sources
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rounding import explain
 from specplug.engines.llama_cpp.sampling import Sampler
@@ -337,3 +337,11 @@ def test_profiles_that_do_not_fit(f32: Model) -> None:
         UsageError, match=r"exact for several sequences needs runtime: \{kv_type: bf16\} or q8_0, not f16"
     ):
         opened(f32, replace(TREES, exact=True, runtime=replace(TREES.runtime, kv_type="f16")), slots=2)
+
+
+def test_pruning_by_a_draft_model_is_refused_without_one(tmp_path: Path) -> None:
+    planner = PlannerSettings(prune_top_k=2)
+    with pytest.raises(UsageError, match=r"planner\.prune_top_k drops drafts"):
+        fitting_sources(Profile("p", planner=planner), tmp_path / "no.gguf", slots=1)
+    none = Profile("none", proposers=(ProposerSpec("none"),), planner=planner)
+    assert len(fitting_sources(none, tmp_path / "no.gguf", slots=1)) == 1

@@ -329,7 +329,8 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
     sources = registry.build_sources(profile.proposers)
     registry.check_requirements(sources, PROVIDES, NAME)
     check_tokenizer(profile, model_path)
-    if profile.planner.prune_top_k is not None and not any(isinstance(one, ModelOptions) for one in sources):
+    drafts_with_model = any(isinstance(one, ModelOptions) for one in sources)
+    if profile.planner.prune_top_k is not None and profile.speculates and not drafts_with_model:
         raise UsageError(
             f"profile {profile.name}: planner.prune_top_k drops drafts by what a draft model finds likely, and there "
             "is none; add one, or remove the key"
