@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("llama_cpp")
 
-from specplug.core import EMPTY, ROOT, Draft, int_array
-from specplug.engines.llama_cpp.tree_batch import Tree, _branches, first_branch
+from specplug.core import EMPTY, ROOT, Draft
+from specplug.drafts.trees import first_branch
+from specplug.engines.llama_cpp.tree_batch import Tree, _branches
 
 SLOT, FIRST_LEAF = 3, 100
 
@@ -89,8 +90,7 @@ def test_attention_sees_exactly_the_ancestors(parents: list[int]) -> None:
 
 @given(parent_lists(min_nodes=0))
 def test_the_first_branch_is_laid_out_first_on_the_slots_own_id(parents: list[int]) -> None:
-    n = len(parents)
-    branch = first_branch(Draft(int_array(range(n)), int_array(parents), int_array([0] * n))).tokens.tolist()
+    branch = first_branch(parents)
     order, ids, leaf_of, _ = _branches(parents, SLOT, count(FIRST_LEAF))
     assert order[: len(branch)] == branch
     assert [node for node in order if SLOT in ids[node]] == branch
@@ -101,7 +101,7 @@ def test_the_first_branch_is_laid_out_first_on_the_slots_own_id(parents: list[in
 
 
 def test_an_empty_draft_has_no_branch() -> None:
-    assert len(first_branch(EMPTY)) == 0
+    assert first_branch([]) == []
 
 
 def test_no_more_ids_are_taken_than_used() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from specplug.build.head_sizes import LONGEST, Hits, best_length, emitted_per_pass
 from specplug.core import Step
 from specplug.drafts.chains import num_agreeing
+from specplug.drafts.trees import first_branch
 from specplug.planning.constants import MIN_SPEEDUP
 from specplug.proposers.suffix import Suffix
 from specplug.tune.trace import Answer
@@ -131,7 +132,7 @@ def lookup_line(answers: Iterable[Answer], costs: ExitCosts) -> Line:
         at = 1
         while at < len(tokens):
             draft = suffix.propose(0, min(LONGEST, len(costs.target_ms) - 1))
-            chain = _first_branch(draft.parents.tolist())
+            chain = first_branch(draft.parents.tolist())
             rest = tokens[at:]
             agreed = num_agreeing(draft.tokens[chain].tolist(), rest)
             suffix.observe(0, Step(rest[: agreed + 1], draft, chain[:agreed]))
@@ -147,15 +148,6 @@ def lookup_line(answers: Iterable[Answer], costs: ExitCosts) -> Line:
 def pays(lines: Iterable[Line]) -> bool:
     """Whether one of them is predicted to save time."""
     return any(one.predicted is not None and one.predicted > MIN_SPEEDUP for one in lines)
-
-
-def _first_branch(parents: Sequence[int]) -> list[int]:
-    """The nodes of a tree from the root on, always the first child."""
-    chain: list[int] = []
-    for node, parent in enumerate(parents):
-        if parent == (chain[-1] if chain else -1):
-            chain.append(node)
-    return chain
 
 
 def _rounded(value: Any) -> Any:

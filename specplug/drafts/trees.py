@@ -34,3 +34,12 @@ def likeliest_path(parents: Sequence[int], values: Sequence[float]) -> list[int]
         node = parents[node]
     path.reverse()
     return path
+
+
+def first_branch(parents: Sequence[int]) -> list[int]:
+    """The nodes from the root's first child down to a leaf, always by the first child."""
+    branch: list[int] = []
+    for node, parent in enumerate(parents):
+        if parent == (branch[-1] if branch else ROOT):
+            branch.append(node)
+    return branch

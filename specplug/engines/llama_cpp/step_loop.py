@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from specplug.core import NO_OPTIONS, ROOT, Draft, IntArray, SequenceOptions, Step
+from specplug.drafts.trees import first_branch
 from specplug.engines.llama_cpp.cells import SPARE_SHARE, Cells
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.draft_counts import DraftCounts
@@ -26,7 +27,7 @@ from specplug.engines.llama_cpp.sampling import DrawsWithSampler, Sampler
 from specplug.engines.llama_cpp.slots import Slots
 from specplug.engines.llama_cpp.step_times import add_step, compare
 from specplug.engines.llama_cpp.stream import Pass, Piece, Stream
-from specplug.engines.llama_cpp.tree_batch import Tree, first_branch, lay_out
+from specplug.engines.llama_cpp.tree_batch import Tree, lay_out
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.counters import Counters
 from specplug.generation.topk import top_ids
@@ -270,7 +271,7 @@ class StepLoop:
         seqs, context = [s.seq for s in running], fill // len(running)
         drafts = self.speculator.plan(seqs, context, budgets, left, beside_prompts=beside_prompts)
         if fill + len(running) + sum(map(len, drafts)) > self._roomy:  # few cells are left: chains retain none
-            return [first_branch(draft) for draft in drafts]
+            return [draft.select(first_branch(draft.parents.tolist())) for draft in drafts]
         return drafts
 
     def _prompt_rows(self, reading: Sequence[Stream], sequences: int, tree_rows: int) -> list[tuple[Stream, int]]:

@@ -63,15 +63,6 @@ def lay_out(context: Context, draft: Draft, root: int, position: int, seq: int, 
     return Tree(draft, first, row_of, leaf_of, extra)
 
 
-def first_branch(draft: Draft) -> Draft:
-    """The path from the root's first child down to a leaf, always by the first child: the branch laid out first."""
-    branch: list[int] = []
-    for node, parent in enumerate(draft.parents.tolist()):
-        if parent == (branch[-1] if branch else ROOT):
-            branch.append(node)
-    return draft if len(branch) == len(draft) else draft.select(branch)
-
-
 _NO_NODES: list[int] = []
 
 
