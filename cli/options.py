@@ -26,7 +26,8 @@ from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 from specplug.registry import ProposerSpec
 
-from .completion import corpus_names, model_references, profile_names
+from .completion import model_references, profile_names
+from .corpus_options import corpus_option
 
 DEFAULT_PROFILE = "default"
 
@@ -105,13 +106,6 @@ class _ProfileRef(click.types.StringParamType):
     """The name or path of a profile; in a variable, several are separated as in PATH."""
 
     name = "NAME|PATH"
-    envvar_list_splitter = os.pathsep
-
-
-class _CorpusRef(click.types.StringParamType):
-    """The name or folder of a corpus; in a variable, several are separated as in PATH."""
-
-    name = "NAME"
     envvar_list_splitter = os.pathsep
 
 
@@ -231,21 +225,6 @@ def draft_option(*, several: bool = False) -> Callable[[Callable[..., Any]], Cal
         help="Smaller model with the same tokenizer that drafts, beside the profile's other methods."
         + (" Repeat it to try several." if several else ""),
     )
-
-
-def corpus_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    flag = click.option(
-        "--corpus",
-        "corpora",
-        metavar="NAME",
-        type=_CorpusRef(),
-        shell_complete=corpus_names,
-        multiple=True,
-        envvar="SPECPLUG_CORPUS",
-        show_envvar=True,
-        help="Corpus to draft from, beside the profile's other methods (specplug build corpus). Repeat it for several.",
-    )
-    return flag(command)
 
 
 def model_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,9 +24,9 @@ from specplug.generation.answers import Request as AnswerRequest
 from specplug.generation.text import Segment
 from specplug.profile.with_corpora import for_one_user
 
+from .corpus_options import remember_options, with_remember
 from .options import Request, model_path, note, shared_options
 from .preparation import prepare
-from .remember_options import remember_options, with_remember
 from .terminal_text import for_terminal
 
 VLLM_SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}

@@ -17,10 +17,10 @@ from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 
 from .completion import model_references
+from .corpus_options import corpus_option, remember_options, with_remember
 from .options import (
     Edits,
     chosen_profiles,
-    corpus_option,
     draft_option,
     drafter_spec,
     model_option,
@@ -31,7 +31,6 @@ from .options import (
     yes_option,
 )
 from .preparation import needs_of, prepare
-from .remember_options import remember_options, with_remember
 
 LLAMA_CPP_OPTIONS = (
     *("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name"),

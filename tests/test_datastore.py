@@ -1,5 +1,6 @@
 """Drafting from corpora."""
 
+import os
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -372,3 +373,28 @@ def test_a_large_shard_is_not_searched_until_its_files_were_read(
 def test_a_small_corpus_is_ready_at_once(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "a", [[1, 2, 3, 4]], 50)
     assert all(shard.loaded.is_set() for shard in corpus.shards)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_reads_files_that_its_parent_is_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM forks its engine; threads of the parent do not go on in it."""
+    write_corpus(tmp_path / "a", [[1, 2, 3, 4]], 50)
+    go_on, read = Event(), Shard._read
+
+    def slow(self: Shard, done: Event | None = None) -> None:
+        go_on.wait(20)
+        read(self, done)
+
+    monkeypatch.setattr("specplug.corpora.shard.LOADED_AT_ONCE", 0)
+    monkeypatch.setattr(Shard, "_read", slow)
+    Datastore(corpora=[f"{tmp_path / 'a'}/"])
+    monkeypatch.setattr(Shard, "_read", read)
+    child = os.fork()
+    if not child:
+        proposer = Datastore(corpora=[f"{tmp_path / 'a'}/"])
+        ready = all(shard.loaded.wait(10) for corpus in proposer.shared_corpora for shard in corpus.shards)
+        os._exit(0 if ready else 1)
+    go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -342,18 +342,18 @@ def test_corpora_of_the_profile_stay(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "told"),
+    ("profile", "is_reported"),
     [
         (Profile("p", proposers=(ProposerSpec("none"),)), False),
         (Profile("p", engine="vllm", proposers=(ProposerSpec("draft_model", {"model": "x"}),)), True),
     ],
 )
-def test_a_method_that_works_alone_stays(model: Path, profile: Profile, told: bool) -> None:
+def test_a_method_that_works_alone_stays(model: Path, profile: Profile, is_reported: bool) -> None:
     said: list[str] = []
     profile = replace(profile, remember=Remember("notes"))
     remember_in(profile, model, [], [1], [2])
     assert remember_in(profile, model, said, [1], [3]).proposers == profile.proposers
-    assert any("answers are only kept" in line for line in said) is told
+    assert any("answers are only kept" in line for line in said) is is_reported
     assert read_manifest(place("notes")).documents == 2
 
 

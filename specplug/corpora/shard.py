@@ -7,6 +7,7 @@ one of `bytes`. The files are only read, and what is not searched is not loaded.
 from __future__ import annotations
 
 import mmap
+import os
 from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _loading: dict[Path, Event] = {}
 """What is set when the files of a large shard were read, which one thread does for all that open them."""
 
 _loading_lock = Lock()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_loading.clear)  # the threads that would set them are not in the child
 
 Interval = tuple[int, int]
 """The first suffix in the order that starts with a phrase, and the first one after it that does not."""
@@ -156,13 +160,16 @@ class Shard:
                 self.loaded = known
 
     def _read(self, done: Event | None = None) -> None:
-        buffer = bytearray(1 << 20)
-        for ending in (ORDER, TOKENS):
-            with suppress(OSError), open(self.stem.with_suffix(f".{ending}"), "rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
-        if done is not None:
-            done.set()
+        try:
+            buffer = bytearray(1 << 20)
+            for ending in (ORDER, TOKENS):
+                # A corpus that was removed meanwhile is searched all the same: it is mapped.
+                with suppress(OSError), open(self.stem.with_suffix(f".{ending}"), "rb", buffering=0) as file:
+                    while file.readinto(buffer):
+                        pass
+        finally:
+            if done is not None:
+                done.set()
 
 
 def starts_of(tokens: npt.NDArray[Any], num_tokens: int) -> npt.NDArray[np.uint32]:

@@ -42,6 +42,7 @@ class Drafters:
         self._opened: dict[int, ModelDrafter | ExitDrafter] = {}
         self._scoring: list[ExitScoring] = []
         self._models: list[Model] = []
+        self._notify: Callable[[str], None] | None = None
 
     def open(
         self,
@@ -56,6 +57,7 @@ class Drafters:
 
         runtime  that of the target; a drafter runs with the same one, so that it can copy the target's cells
         """
+        self._notify = notify
         for place, source in enumerate(sources):
             if not isinstance(source, ModelOptions):
                 continue
@@ -95,9 +97,14 @@ class Drafters:
         for scoring in list(self._scoring):
             try:
                 scoring(passed)
-            except (SpecplugError, ValueError):  # it is not needed: the step goes on, and later ones without it
+            except (
+                SpecplugError,
+                ValueError,
+            ) as error:  # the step goes on, and later ones without it
                 self._scoring.remove(scoring)
                 scoring.close()
+                if self._notify is not None:
+                    self._notify(f"exits that do not draft are no longer scored: {error}")
 
     def use_threads(self, threads: int) -> None:
         for one in (*self._opened.values(), *self._scoring):

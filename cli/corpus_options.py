@@ -1,7 +1,8 @@
-"""The options that say what is remembered from one process to the next, and how they edit a profile."""
+"""The options that name corpora: those to draft from, and the one that remembers answers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,28 @@ from specplug.profile import Profile, Remember
 from specplug.profile.settings import NAME
 
 from .completion import corpus_names
+
+
+class _CorpusRef(click.types.StringParamType):
+    """The name or folder of a corpus; in a variable, several are separated as in PATH."""
+
+    name = "NAME"
+    envvar_list_splitter = os.pathsep
+
+
+def corpus_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--corpus",
+        "corpora",
+        metavar="NAME",
+        type=_CorpusRef(),
+        shell_complete=corpus_names,
+        multiple=True,
+        envvar="SPECPLUG_CORPUS",
+        show_envvar=True,
+        help="Corpus to draft from, beside the profile's other methods (specplug build corpus). Repeat it for several.",
+    )
+    return flag(command)
 
 
 def remember_options(command: Callable[..., Any]) -> Callable[..., Any]:
