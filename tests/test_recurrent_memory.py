@@ -200,3 +200,93 @@ def test_streams_that_come_and_go_are_not_mixed_up(models: Callable[..., Model],
 def test_the_stress_finds_what_batches_of_unequal_rows_break(models: Callable[..., Model], name: str) -> None:
     wrong, _ = wrong_texts(models(name), 45, naive=True)
     assert wrong > 0
+
+
+# -- what a slot holds is used again -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "mamba", "granitehybrid"])
+def test_prompts_go_on_from_checkpoints(models: Callable[..., Model], name: str) -> None:
+    model = models(name)
+    first, others = prompt(1, 150), [prompt(seed, 40) for seed in range(2, 6)]
+    (text,) = plain_texts(model, [first], 20, Sampling())
+    longer = np.append(np.array(text, dtype=np.int32), others[0])
+    cut = [np.append(first[:100], other) for other in others[1:]]
+    asked = [first, first, longer, cut[0], cut[1], cut[2], first]
+    known = plain_texts(model, asked, 20, Sampling())
+    cached = []
+    with LlamaCpp(model, FORCED) as engine:
+        engine.reset([Known(known)])
+        for one, expected in zip(asked, known, strict=True):
+            stream = engine.loop.start(one, engine.sampler(Sampling()), 20)
+            said = list(stream.fresh)
+            while stream.finish is None:
+                engine.loop.step([stream])
+                said += stream.fresh
+            engine.loop.finish(stream)
+            cached.append(stream.cached)
+            assert same_but_for_rounding(model, RUNTIME, one, expected[len(one) :], said, Sampling())
+    assert cached == [
+        0,
+        149,  # before its last token
+        len(text) - 1,  # the last token of the answer was not evaluated
+        0,  # it parts from the first at 100, where no state was saved; now there is one
+        100,
+        100,
+        100,  # the states of the first prompt are gone
+    ]
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "mamba"])
+def test_a_slot_is_given_what_a_running_one_holds(models: Callable[..., Model], name: str) -> None:
+    """The running one has a draft token to take back at that time."""
+    model = models(name)
+    one = prompt(1, 150)
+    other = np.append(one[:149], prompt(2, 5))
+    known = plain_texts(model, [one, other], 24, Sampling())
+    with LlamaCpp(model, FORCED, slots=2) as engine:
+        engine.reset([Known(known)])
+        loop = engine.loop
+        streams = [loop.start(one, engine.sampler(Sampling()), 24)]
+        said = [list(streams[0].fresh), []]
+        for _ in range(2):
+            loop.step(streams)
+            said[0] += streams[0].fresh
+        streams.append(loop.start(other, engine.sampler(Sampling()), 24))
+        said[1] += streams[1].fresh
+        assert streams[1].cached == 149
+        while running := [stream for stream in streams if stream.finish is None]:
+            loop.step(running)
+            for stream in running:
+                said[streams.index(stream)] += stream.fresh
+    for text, prompted, tokens in zip(known, (one, other), said, strict=True):
+        assert same_but_for_rounding(model, RUNTIME, prompted, text[len(prompted) :], tokens, Sampling())
+
+
+def test_a_chat_has_checkpoints_before_its_last_messages(models: Callable[..., Model]) -> None:
+    model = models("qwen35")
+    messages = [{"role": "user", "content": "words " * 60}, {"role": "assistant", "content": "yes " * 40}]
+    asked = model.chat_prompt([*messages, {"role": "user", "content": "and " * 40}])
+    marks = np.flatnonzero(asked == model.message_token).tolist()
+    assert len(marks) == 4, "a message begins at each of them, the last one is the answer"
+    with LlamaCpp(model, FORCED) as engine:
+        engine.generate(Request(asked, 8))
+        other = model.chat_prompt([*messages, {"role": "user", "content": "but"}])
+        stream = engine.loop.start(other, engine.sampler(Sampling()), 8)
+        assert stream.cached == marks[2]
+
+
+def test_a_prompt_that_was_read_before_needs_its_last_token_only(models: Callable[..., Model]) -> None:
+    model, one = models("lfm2"), prompt(3, 90)
+    (text,) = plain_texts(model, [one], 16, Sampling())
+    with LlamaCpp(model, FORCED) as engine:
+        state = engine.loop.preload(one)
+    with LlamaCpp(model, FORCED) as engine:
+        engine.loop.preload(one, state)
+        stream = engine.loop.start(one, engine.sampler(Sampling()), 16)
+        assert stream.cached == 89
+        said = list(stream.fresh)
+        while stream.finish is None:
+            engine.loop.step([stream])
+            said += stream.fresh
+    assert said == text[90:]

@@ -200,7 +200,7 @@ class Model:
 
     @cached_property
     def message_token(self) -> int | None:
-        """The control token with which every message of a chat begins; None where the template has none."""
+        """The token with which every message of a chat begins; None where the template has none."""
         messages = [{"role": "user", "content": "a"}]
         with contextlib.suppress(Exception):  # a template can raise any exception
             closed = self._new_formatter(answers=False)
@@ -209,7 +209,7 @@ class Model:
                 text = closed(messages=messages).prompt
                 message = self.tokenize(text, add_special=False, parse_special=True)
                 token = int(asked[len(message)])
-                if np.array_equal(asked[: len(message)], message) and self.is_control(token) and token in message:
+                if np.array_equal(asked[: len(message)], message) and token in message:
                     return token
         return None
 
