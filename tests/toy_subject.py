@@ -9,7 +9,7 @@ import numpy as np
 
 from specplug.bench.arms import Result
 from specplug.bench.statistics import Interval
-from specplug.core import Bucket, IntArray, Requires, int_array
+from specplug.core import NO_LIMITS, Bucket, IntArray, Requires, int_array
 from specplug.drafts.guesses import Guesses
 from specplug.engines.vllm.measure import rows_of
 from specplug.planning.request_time import SettingCosts
@@ -99,6 +99,7 @@ class ToySubject:
         self.batched = batched
         self.engine_planning: EnginePlanning | None = None
         self.own_drafters: tuple[ProposerSpec, ...] = ()
+        self.memory_limits = NO_LIMITS
         self.ms = ms
         self.target = target or ToyTarget(vocab=128, seed=4, order=2)
         self.noise = np.random.default_rng(0)

@@ -85,6 +85,7 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp.drafters.opening import open_target
         from specplug.engines.llama_cpp.engine import PROVIDES
         from specplug.engines.llama_cpp.settings_choice import with_settings
+        from specplug.engines.llama_cpp.state_memory import rollback_for
 
         self.provides: Requires = PROVIDES
         self._path, self._base = model_path, profile.runtime
@@ -94,6 +95,7 @@ class LlamaCppSubject:
             self.own_drafters = (ProposerSpec("short_context"),)
         self.profile = with_settings(profile, model)
         runtime = self.profile.runtime
+        self.memory_limits = rollback_for(model, replace(self.profile, exact=False), slots=1, notify=notify).limits
         self._opened = {(runtime.repack, runtime.mmap, runtime.gpu_layers): model}
         self._most_context = self.profile.runtime.context
         self._prompts: dict[Runtime, PromptStates] = {}
@@ -244,7 +246,8 @@ class LlamaCppSubject:
         """A timer of passes of up to `limit` rows over sequences of up to `tokens` tokens."""
         from specplug.engines.llama_cpp.measure import PassTimer
 
-        with self._context(sequences * tokens + limit, num_ids=sequences + 1, max_rows=limit) as context:
+        num_ids = 2 * sequences if self._model.has_recurrent_memory else sequences + 1
+        with self._context(sequences * tokens + limit, num_ids=num_ids, max_rows=limit) as context:
             yield PassTimer(context, sequences)
 
     def record(
@@ -272,6 +275,9 @@ class LlamaCppSubject:
             )
 
     def record_off_path_rows(self, answers: Sequence[Answer]) -> Iterator[OffPathRows | None]:
+        if self._model.has_recurrent_memory:  # which verifies chains only
+            yield from [None] * len(answers)
+            return
         cells = max((len(answer.prompt) + len(answer.tokens) for answer in answers), default=1) + 2 * OFF_PATH_IDS
         with self._context(cells, num_ids=OFF_PATH_IDS + 1, max_rows=OFF_PATH_IDS) as context:
             for answer in answers:
@@ -355,7 +361,10 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp.context import open_context
 
         cells = -(-(cells + 64) // 256) * 256
-        with open_context(self._model, self.profile.runtime, cells=cells, num_ids=num_ids, max_rows=max_rows) as one:
+        snapshots = self.memory_limits.depth or 0
+        with open_context(
+            self._model, self.profile.runtime, cells=cells, num_ids=num_ids, max_rows=max_rows, snapshots=snapshots
+        ) as one:
             yield one
 
     def _timed(self, prompts: Sequence[IntArray], spec: ProposerSpec, seconds: float) -> _Times:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from specplug.core import NO_LIMITS, DraftLimits
 from specplug.profile import CostPoints
 from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.expense import Expense
@@ -91,6 +92,7 @@ class Costs:
     batch    the cost curves of all measured batch sizes, for engines that plan once for a changing batch
     uniform  whether all sequences of such a batch have drafts of the same length
     drafters  the recorded drafters, by `drafter_key`
+    limits   limits of the target's memory for drafts
     plain_scale  time of plain decoding, which may have engine settings of its own, relative to that of `points`
     """
 
@@ -100,3 +102,4 @@ class Costs:
     uniform: bool = False
     drafters: Mapping[str, DrafterTrace] = field(default_factory=dict)
     plain_scale: float = 1.0
+    limits: DraftLimits = NO_LIMITS

@@ -76,9 +76,9 @@ class Replay:
         points = costs.points
         ms = [list(line) for line in points.ms]
         profile = Profile("replay", proposers=setting.proposers, planner=setting.planner)
-        self.speculator = Speculator(
-            fusion, CostCurve(points.contexts, points.rows, ms, points.change_ms), profile, learned=learned
-        )
+        curve = CostCurve(points.contexts, points.rows, ms, points.change_ms)
+        self._limits = costs.limits
+        self.speculator = Speculator(fusion, curve, profile, limits=costs.limits, learned=learned)
         self._cost = CostCurve(points.contexts, points.rows, ms)
         self._change_ms = points.change_ms
         self._plain_scale = costs.plain_scale
@@ -123,13 +123,16 @@ class Replay:
         left = [self._max_tokens - c.at - 2 for c in running]
         drafts = speculator.plan(seqs, fill, left, [n + 1 for n in left])
         steps = [self._verify(c, draft) for c, draft in zip(running, drafts, strict=True)]
-        rows = len(running) + sum(map(len, drafts))
+        rows = self._limits.rows(drafts)
         line = self._cost.at(fill)
         target_ms = line[min(rows, len(line)) - 1] + (self._change_ms if rows != self._last_rows else 0.0)
         self._last_rows = rows
         topk_ns = self._expense.topk.ns(rows) if speculator.wants_topk else 0
         clock.advance(topk_ns)
         speculator.observe(seqs, steps, target_ms=target_ms, topk_ns=topk_ns)
+        if self._limits.rereads:
+            again = [len(step.accepted) for step in steps if len(step.accepted) < len(step.draft)]
+            clock.advance(round(sum(line[accepted] for accepted in again) * 1e6))
         return target_ms + (clock.now - began) / 1e6 + self._expense.step.ns(rows) / 1e6
 
     def _verify(self, c: _Cursor, draft: Draft) -> Step:

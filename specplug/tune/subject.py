@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from specplug.bench.arms import Arm
-from specplug.core import IntArray, Requires
+from specplug.core import DraftLimits, IntArray, Requires
 from specplug.planning.request_time import SettingCosts
 from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
@@ -25,6 +25,7 @@ class Subject(Protocol):
     profile   the base profile with the engine's defaults filled in
     provides  what the engine provides to proposers
     batched   whether there is one plan for a batch that changes at every step (`BatchSpeculator`)
+    memory_limits    limits of the target's memory for drafts
     engine_planning  how the engine itself chooses the draft tokens to verify; None where specplug's planner does
     own_drafters  those that need no model beside the target's, to try on long texts
     """
@@ -33,6 +34,7 @@ class Subject(Protocol):
     provides: Requires
     batched: bool
     engine_planning: EnginePlanning | None
+    memory_limits: DraftLimits
     own_drafters: Sequence[ProposerSpec]
 
     def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:

@@ -20,7 +20,7 @@ import numpy as np
 from specplug.bench.arms import Arm, plain
 from specplug.bench.statistics import median_interval
 from specplug.bench.vllm_stage import SwitchedArm, VllmArm, is_ours
-from specplug.core import IntArray, int_array
+from specplug.core import NO_LIMITS, IntArray, int_array
 from specplug.drafts.chains import ChainProposer
 from specplug.engines.vllm.configure import NAME, PROVIDES, engine_settings, write_profile
 from specplug.engines.vllm.environment import shared_memory
@@ -62,6 +62,7 @@ class VllmSubject:
     batched = True
     engine_planning: EnginePlanning | None = None
     own_drafters: Sequence[ProposerSpec] = ()
+    memory_limits = NO_LIMITS
 
     def __init__(self, model: str, profile: Profile, *, most: int, notify: Callable[[str], None]) -> None:
         """At most `most` sequences run at once. EngineError without vLLM; UsageError for settings that vLLM refuses."""

@@ -7,7 +7,8 @@ State: batch arrays of n_batch rows; a view of the logits inside llama.cpp, floa
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 import llama_cpp.llama_cpp as ll
@@ -251,6 +252,20 @@ class Context:
     def copy(self, source: int, target: int, start: int = -1, stop: int = -1) -> None:
         """Share the cells of `source` at positions [start, stop) with `target`; no keys or values are copied."""
         ll.llama_memory_seq_cp(self.memory, source, target, start, stop)
+
+    @contextmanager
+    def tried(self, seq_id: int, length: int, copy: int) -> Iterator[int]:
+        """The sequence id on which rows after the first `length` tokens of `seq_id` can be tried; they are then gone.
+
+        copy  an empty sequence id, which is used where a recurrent state cannot be cut
+        """
+        if self.model.has_recurrent_memory:
+            self.copy(seq_id, copy)
+            yield copy
+            self.drop(copy)
+        else:
+            yield seq_id
+            self.drop(seq_id, length)
 
     def state(self, seq_id: int) -> bytes:
         """A sequence's cached keys and values, for `restore` on a context of the same model, KV type and attention."""

@@ -96,13 +96,13 @@ def rows_that_agree(context: Context, filled: int, checked: Sequence[int], base:
     def logits(rows: int, per_pass: int) -> Logits:
         """float32[rows, V]: the logits of the next `rows` tokens, read in passes of `per_pass` rows each."""
         found = []
-        for at in range(0, rows, per_pass):
-            part = tokens[at : at + per_pass]
-            context.clear_batch()
-            context.add_span(part, filled + at, 0, wanted=True)
-            context.decode()
-            found.append(np.array(context.logits(len(part))))
-        context.drop(0, filled)
+        with context.tried(0, filled, 1) as branch:
+            for at in range(0, rows, per_pass):
+                part = tokens[at : at + per_pass]
+                context.clear_batch()
+                context.add_span(part, filled + at, branch, wanted=True)
+                context.decode()
+                found.append(np.array(context.logits(len(part))))
         return np.concatenate(found)[:rows]
 
     few = checked[: min(2, len(checked))]

@@ -6,6 +6,7 @@ Times passes of llama.cpp, and does not depend on drafts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from statistics import median
 from time import perf_counter
 
@@ -144,19 +145,16 @@ class PassTimer:
         self.sequences = sequences
         self.filled = 0
         self._fill = CacheFill(context, sequences)
-        self._copy_ids = sequences if context.model.has_recurrent_memory else 0
 
     def fill(self, tokens: int) -> float:
         """Extend or cut every sequence to `tokens` tokens. Returns the milliseconds taken."""
         began = perf_counter()
         for sequence in range(self.sequences):
-            if tokens < self.filled and not self._copy_ids:
-                self.context.drop(sequence, tokens)
-            elif tokens < self.filled:
-                self.context.drop(sequence)
-                self._fill.extend(sequence, 0, tokens)
-            else:
-                self._fill.extend(sequence, self.filled, tokens)
+            start = self.filled
+            if tokens < start:
+                start = 0 if self.context.model.has_recurrent_memory else tokens
+                self.context.drop(sequence, start)
+            self._fill.extend(sequence, start, tokens)
         self.filled = tokens
         return (perf_counter() - began) * 1000
 
@@ -167,46 +165,30 @@ class PassTimer:
         """
         context = self.context
         context.clear_batch()
-        for sequence in range(self.sequences):
-            share = rows // self.sequences + (sequence < rows % self.sequences)
-            if not share:
-                break
-            context.add_span(self._tokens(share), self.filled, self._branch(sequence), wanted=True)
-        began = perf_counter()
-        context.decode()
-        context.logits(rows)
-        ms = (perf_counter() - began) * 1000
-        for sequence in range(self.sequences):
-            self._take_back(sequence)
-        return ms
+        with ExitStack() as tried:
+            for sequence in range(min(self.sequences, rows)):
+                share = rows // self.sequences + (sequence < rows % self.sequences)
+                branch = tried.enter_context(context.tried(sequence, self.filled, self.sequences + sequence))
+                context.add_span(self._tokens(share), self.filled, branch, wanted=True)
+            began = perf_counter()
+            context.decode()
+            context.logits(rows)
+            return (perf_counter() - began) * 1000
 
     def prompt_ms(self, tokens: int = PROMPT_ROWS) -> float:
         """Milliseconds to read one token of a prompt after what is cached, measured on the next `tokens` tokens."""
         context = self.context
         tokens = min(tokens, context.num_batch, context.cells - self.sequences * self.filled)
         context.clear_batch()
-        context.add_span(self._tokens(tokens), self.filled, self._branch(0), wanted=False, last=True)
-        began = perf_counter()
-        context.decode()
-        context.logits(1)
-        ms = (perf_counter() - began) * 1000
-        self._take_back(0)
-        return ms / tokens
+        with context.tried(0, self.filled, self.sequences) as branch:
+            context.add_span(self._tokens(tokens), self.filled, branch, wanted=False, last=True)
+            began = perf_counter()
+            context.decode()
+            context.logits(1)
+            return (perf_counter() - began) * 1000 / tokens
 
     def use_threads(self, threads: int) -> None:
         self.context.use_threads(threads)
-
-    def _branch(self, sequence: int) -> int:
-        """The sequence id on which rows of a sequence are timed."""
-        if self._copy_ids:
-            self.context.copy(sequence, self._copy_ids + sequence)
-        return self._copy_ids + sequence
-
-    def _take_back(self, sequence: int) -> None:
-        if self._copy_ids:
-            self.context.drop(self._copy_ids + sequence)
-        else:
-            self.context.drop(sequence, self.filled)
 
     def _tokens(self, count: int) -> IntArray:
         return hashed_tokens(self.filled, self.filled + count, self.context.model.num_tokens)
