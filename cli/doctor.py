@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json as json_format
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
+
+from specplug.models.model_facts import model_facts
+from specplug.models.model_stores import sidecars_in
+from specplug.models.references import resolve
 
 from .diagnosis import advise, judge
 from .examination import examine
 from .options import json_option
 
 
-@click.command(epilog="\b\nExample: specplug doctor --json")
+@click.command(epilog="\b\nExamples:\n  specplug doctor --json\n  specplug doctor --model some.gguf")
+@click.option("--model", metavar="REF", help="Report on this model only: its memory, and what drafts for it.")
 @json_option
-def doctor(json: bool) -> None:
+def doctor(model: str | None, json: bool) -> None:
     """Report what this machine has, what works and what to install.
 
     llama.cpp is tried in a process of its own, with a tiny random model. The last line says whether specplug is ready,
     and which command to type next.
     """
+    if model is not None:
+        about = _model(resolve(model))
+        click.echo(json_format.dumps({"schema": 1, **about}, indent=2) if json else _model_lines(about))
+        return
     report = diagnosed()
     click.echo(json_format.dumps(report, indent=2) if json else _in_words(report))
 
@@ -28,6 +39,23 @@ def diagnosed() -> dict[str, Any]:
     """The findings with `advice` and `verdict`."""
     report = examine()
     return report | {"advice": advise(report), "verdict": judge(report)}
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """What a model's files tell, and the files beside it that belong to it."""
+    beside = [str(file) for file in sidecars_in(path if path.is_dir() else path.parent)]
+    return {"path": str(path), **asdict(model_facts(path)), "sidecars": beside}
+
+
+def _model_lines(about: dict[str, Any]) -> str:
+    lines = [
+        f"model      {about['path']}",
+        f"format     {about['format']}, {_size(about['bytes'])}, {about['architecture'] or 'architecture unknown'}",
+        f"memory     {about['memory'] or 'unknown'}; draft tokens are taken back by: {about['rollback'] or 'unknown'}",
+        f"heads      {', '.join(about['heads']) or 'none'}",
+        f"beside it  {', '.join(Path(file).name for file in about['sidecars']) or 'no sidecars'}",
+    ]
+    return "\n".join([*lines, *([f"problem    {about['problem']}"] if about["problem"] else [])])
 
 
 def _in_words(report: dict[str, Any]) -> str:

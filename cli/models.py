@@ -156,7 +156,7 @@ def _cells(row: Row) -> list[str]:
         facts.architecture or "-",
         str(facts.context or "-"),
         facts.memory or "-",
-        "cannot run" if row.problem else "plain only" if facts.no_drafts else _drafts(row),
+        "cannot run" if row.problem else _drafts(row),
     ]
 
 
@@ -192,8 +192,20 @@ def _remarks(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row.problem:
             yield f"{shlex.quote(row.reference)} cannot be used: {row.problem}"
-        elif row.facts is not None and row.facts.no_drafts:
-            yield f"{shlex.quote(row.reference)} runs without drafts: {row.facts.no_drafts}"
+        elif row.facts is not None and (line := described(row.facts)):
+            yield f"{shlex.quote(row.reference)} {line}"
+
+
+def described(facts: ModelFacts) -> str:
+    """What is special about drafting for a model; empty for one with attention only."""
+    parts = []
+    if facts.rollback == "snapshots":
+        parts.append("keeps a state, of which llama.cpp saves snapshots: drafts are chains")
+    elif facts.rollback == "second pass":
+        parts.append("keeps a state: a draft with a wrong token costs a second pass")
+    if facts.heads:
+        parts.append(f"brings layers that draft for it: --profile {facts.heads[0]}")
+    return "; ".join(parts)
 
 
 def _examples(rows: Sequence[Row]) -> Iterator[str]:

@@ -165,10 +165,10 @@ def test_the_memory_follows_from_the_keys_of_the_layers(tmp_path: Path, name: st
     architecture, numbers, memory = MEMORY[name]
     facts = model_facts(write_gguf(tmp_path / "m.gguf", architecture, numbers))
     assert facts.memory == memory
-    refused = memory in ("recurrent", "hybrid")
-    assert facts.problem is None and (facts.no_drafts is not None) == refused
-    if refused:
-        assert "keeps a recurrent state that cannot take tokens back" in str(facts.no_drafts)
+    assert facts.problem is None
+    snapshots = architecture in ("lfm2", "qwen35", "deepseek4")
+    by_state = "snapshots" if snapshots else "second pass"
+    assert facts.rollback == (by_state if memory in ("recurrent", "hybrid") else "any tail")
 
 
 def test_models_that_generate_no_text_of_their_own_cannot_run(tmp_path: Path) -> None:
@@ -565,9 +565,9 @@ def test_the_table_names_models_so_that_they_can_be_pasted(own: Path) -> None:
         "drafted for by small.gguf"
     )
     assert "gemma3" in rows[str(small)] and "4096  sliding window  drafts for large model.gguf" in rows[str(small)]
-    assert "hybrid" in rows[str(broken)] and rows[str(broken)].rstrip().endswith("plain only")
+    assert "hybrid" in rows[str(broken)] and rows[str(broken)].rstrip().endswith("-")
     assert lines[4] == f"beside {small}: mmproj-small.gguf"
-    assert lines[5].startswith(f"{broken} runs without drafts: this architecture keeps a recurrent state")
+    assert lines[5] == f"{broken} keeps a state, of which llama.cpp saves snapshots: drafts are chains"
     plain, drafted = done.stderr.splitlines()
     assert plain == f'specplug: to use one: specplug run --model {shlex.quote(str(large))} "Why is the sky blue?"'
     assert f"--model {shlex.quote(str(large))} --draft {small} " in drafted
@@ -596,7 +596,8 @@ def test_the_json_has_all_fields_and_lists_that_are_not_shortened(own: Path) -> 
         "drafted_by": [str(path) for path in drafters],
         "sidecars": [],
         "problem": None,
-        "no_drafts": None,
+        "rollback": "any tail",
+        "heads": None,
     }
     assert by_name["small1.gguf"]["drafts_for"] == [str(large)]
     assert by_name["none.gguf"].keys() == by_name["large.gguf"].keys()

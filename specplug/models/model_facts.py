@@ -53,8 +53,14 @@ STATE_SETTINGS = ("mamba_", "ssm_", "linear_attn_config", "linear_num_value_head
                   "lru_width", "rescale_every")  # fmt: skip
 """What the keys of a config.json with such layers begin with, where it does not list the types of layers."""
 
-NO_DRAFTS = "this architecture keeps a recurrent state that cannot take tokens back; use --profile none"
-"""What llama.cpp's engine says of such models (`rollback_of`)."""
+SNAPSHOT_ARCHITECTURES = frozenset(
+    ("lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen4exp", "kimi-k3", "deepseek4",
+     "glm5-next", "bailingmoe3")
+)  # fmt: skip
+"""Architectures of which llama.cpp keeps the states before the last rows (llm_arch_supports_rs_rollback)."""
+
+STATEFUL = ("recurrent", "hybrid")
+"""The kinds of memory that keep a state, which nothing can be cut from."""
 
 NO_TEXT = re.compile(r"(MaskedLM|Classification|QuestionAnswering|RewardModel|(Bert|BERT|Roberta|MPNet|Encoder)Model)$")
 """How the names of classes end that generate no text."""
@@ -78,7 +84,9 @@ class ModelFacts:
     tokenizer   `references.tokenizer_hash`
     num_tokens  size of the vocabulary
     problem     why it cannot run, with advice; None where it can
-    no_drafts   why nothing can draft for it, with advice; None where something can
+    rollback    how llama.cpp's engine takes rejected draft tokens back: any tail; snapshots of a state; or a second
+                pass over the tokens that were right
+    heads       layers of the file that draft for it: mtp
     """
 
     bytes: int
@@ -89,7 +97,8 @@ class ModelFacts:
     tokenizer: str | None = None
     num_tokens: int | None = None
     problem: str | None = None
-    no_drafts: str | None = None
+    rollback: str | None = None
+    heads: tuple[str, ...] = ()
 
 
 def model_facts(path: Path) -> ModelFacts:
@@ -108,8 +117,7 @@ def pairs(models: Mapping[str, ModelFacts]) -> list[tuple[str, str]]:
         for drafter, small in models.items()
         if large.problem is None
         and small.problem is None
-        and large.no_drafts is None
-        and small.no_drafts is None
+        and small.memory not in STATEFUL
         and small.tokenizer is not None
         and small.tokenizer == large.tokenizer
         and small.format.split()[0] == large.format.split()[0]
@@ -132,6 +140,9 @@ def _gguf_facts(path: Path) -> ModelFacts:
     if name is None and header.most_used is not None:
         name = TENSOR_TYPES.get(header.most_used)
     memory = memory_kind(header.numbers)
+    rollback = "any tail"
+    if memory in STATEFUL:
+        rollback = "snapshots" if header.architecture in SNAPSHOT_ARCHITECTURES else "second pass"
     return ModelFacts(
         bytes=num_bytes,
         format=f"GGUF {name}" if name else "GGUF",
@@ -141,7 +152,8 @@ def _gguf_facts(path: Path) -> ModelFacts:
         tokenizer=header.tokenizer if header.num_tokens else None,
         num_tokens=header.num_tokens or None,
         problem=problem,
-        no_drafts=NO_DRAFTS if memory in ("recurrent", "hybrid") else None,
+        rollback=rollback,
+        heads=("mtp",) if _largest(header.numbers.get("nextn_predict_layers")) else (),
     )
 
 

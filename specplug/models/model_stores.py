@@ -67,7 +67,7 @@ def stored_models() -> list[StoredModel]:
             seen.add(key)
             found.append(model)
     folders = {model.path.parent for model in found if model.path is not None and model.store != OLLAMA}
-    beside = {folder: _sidecars(folder) for folder in folders}
+    beside = {folder: sidecars_in(folder) for folder in folders}
     return [
         model if model.path is None else replace(model, sidecars=beside.get(model.path.parent, ())) for model in found
     ]
@@ -200,7 +200,8 @@ def _problem(path: Path, num_parts: int, missing: Sequence[str]) -> str | None:
     return None
 
 
-def _sidecars(folder: Path) -> tuple[Path, ...]:
+def sidecars_in(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that belong to a model beside them, such as heads and image encoders."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
