@@ -105,6 +105,8 @@ MEANINGS = {
     "runtime.coupled": "Above temperature 0, draw tokens with random numbers that a draft model can share, so that "
     "more of its draft tokens are accepted. A seed then gives another text than llama.cpp's own sampler, and the same "
     "text with and without drafts.",
+    "runtime.snapshot_mib": "MiB at most for snapshots of the states of a recurrent or hybrid model, which its drafts "
+    "need to be taken back: one for each token of the longest draft and each sequence.",
     "vllm.num_speculative_tokens": "Draft tokens for one sequence at most.",
     "vllm.runner": "The model runner of vLLM in which specplug's proposers draft. `auto`: V2 where vLLM without "
     "specplug would use it and all proposers can draft on the device, else V1.",
