@@ -14,11 +14,12 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import NO_OPTIONS, ROOT, Draft, IntArray, SequenceOptions, Step
+from specplug.core import NO_OPTIONS, Draft, IntArray, SequenceOptions, Step
 from specplug.drafts.trees import first_branch
 from specplug.engines.llama_cpp.cells import SPARE_SHARE
-from specplug.engines.llama_cpp.context import Context, Logits
+from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.draft_counts import DraftCounts
+from specplug.engines.llama_cpp.emission import emit, emit_along
 from specplug.engines.llama_cpp.exact_passes import ExactPasses
 from specplug.engines.llama_cpp.prefill_budget import PrefillBudget
 from specplug.engines.llama_cpp.prefill_order import shares
@@ -200,7 +201,9 @@ class StepLoop:
             others = len(running) - len(together)
             passed = self.evaluate(together, prompts, beside_prompts=bool(reading), others=others)
             for stream, tree in zip(together, passed.trees, strict=True):
-                self._verify(stream, tree, passed.logits)
+                emit_along(stream, tree, self.context, passed.logits, self._end_tokens)
+                if len(tree.draft):
+                    stream.drafters = self._draft_counts.add(tree, self.speculator.fusion.bucket_source)
             self.settle(passed)
 
     def evaluate(
@@ -310,38 +313,6 @@ class StepLoop:
         self.context.add_span(tokens, at, stream.seq, wanted=False, last=last)
         return Piece(stream, tokens, first, last)
 
-    def _verify(self, stream: Stream, tree: Tree, logits: Logits) -> None:
-        """Walk the tree along the target's own tokens; fills fresh, logprobs, drafters and tree.accepted."""
-        stream.fresh, stream.logprobs, stream.drafters = [], [], []
-        try:
-            token = self._emit(stream, logits, tree.first)
-            child = tree.children()
-            node = child.get((ROOT, token))
-            while node is not None and stream.finish is None:
-                tree.accepted.append(node)
-                token = self._emit(stream, logits, tree.row_of[node])
-                node = child.get((node, token))
-        except SpecplugError as error:  # raised by this sequence's sampler: the other sequences go on
-            stream.failure = error
-        if len(tree.draft):
-            stream.drafters = self._draft_counts.add(tree, self.speculator.fusion.bucket_source)
-
-    def _emit(self, stream: Stream, logits: Logits, row: int) -> int:
-        """The target's own token after `row`, added to stream.fresh; sets stream.finish where it is the last one."""
-        assert stream.sampler is not None
-        token = stream.sampler.pick(self.context, logits, row)
-        if stream.sampler.sampling.logprobs is not None:
-            report = stream.sampler.logprobs(logits, row, token)
-            if report is not None:
-                stream.logprobs.append(report)
-        stream.fresh.append(token)
-        stream.left -= 1
-        if token in self._end_tokens:
-            stream.finish = "stop"
-        elif stream.left <= 0:
-            stream.finish = "length"
-        return token
-
     def _keep(self, passed: Pass) -> None:
         """Keep roots, accepted nodes and prompts in the cache; all cells before the last one kept stay taken."""
         rows = self.context.rows if passed.pieces else 0
@@ -387,7 +358,7 @@ class StepLoop:
             stream = piece.stream
             stream.fresh, stream.logprobs = [], []
             try:
-                stream.root = self._emit(stream, passed.logits, row)
+                stream.root = emit(stream, self.context, passed.logits, row, self._end_tokens)
             except SpecplugError as error:
                 stream.failure = error
             row += 1
