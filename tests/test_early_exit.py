@@ -318,10 +318,15 @@ def test_nothing_is_drafted_where_all_exits_lose(
         assert answer.counters.draft_tokens == 0, "of the last answer"
 
 
-def test_one_exit_is_one_drafter(target: Model, folder: Path) -> None:
-    with LlamaCpp(target, profile(folder, exit=5), cost=FLAT) as engine:
+@pytest.mark.parametrize("static", [True, False])
+def test_one_exit_drafts_or_not_and_always_drafts_where_all_is_verified(
+    static: bool, target: Model, folder: Path
+) -> None:
+    with LlamaCpp(target, profile(folder, exit=1, static=static), cost=FLAT) as engine:
         (drafter,) = engine.speculator.fusion.sources
-        assert isinstance(drafter, ModelDrafter)
+        assert isinstance(drafter, ModelDrafter if static else ExitDrafter)
+        answer = engine.generate(requests(target, 1, tokens=60)[0])
+    assert (answer.counters.draft_tokens > 100) == static, "it is always wrong"
 
 
 def test_the_rule_of_the_paper_drafts_by_layers_and_confidence(target: Model, folder: Path) -> None:

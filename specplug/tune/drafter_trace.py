@@ -18,7 +18,7 @@ from specplug.tune.expense import Expense, Line, SimulatedClock
 from specplug.tune.trace import Answer
 
 NAME = "ModelDrafter"
-"""The class that drafts live. Buckets are named after it, so that what a replay learns holds live."""
+"""The class that drafts live, unless a trace names another one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +33,7 @@ class DrafterTrace:
     window         the tokens that it keeps of a text; None for all. Chunks are not chosen again in a replay
     guesses        by prompt and turn: those after each of the answer's n tokens but the last
     ids            the tokens that its head has; None for all
+    name           of the class that drafts live. Buckets are named after it, so that what a replay learns holds live
     """
 
     buckets: tuple[Bucket, ...]
@@ -43,6 +44,7 @@ class DrafterTrace:
     window: Window | None = None
     guesses: Mapping[tuple[str, int], Guesses] = field(default_factory=dict)
     ids: IntArray | None = None
+    name: str = NAME
 
 
 def drafter_key(spec: ProposerSpec) -> str:

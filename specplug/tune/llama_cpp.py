@@ -302,6 +302,7 @@ class LlamaCppSubject:
         self, spec: ProposerSpec, answers: Sequence[Answer], level: int, seconds: float, progress: Progress
     ) -> DrafterTrace:
         """Chains are drafted beside the target first, so that a draft token costs what it costs in use."""
+        from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter, exit_buckets
         from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
         from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
         from specplug.engines.llama_cpp.engine import LlamaCpp
@@ -326,8 +327,11 @@ class LlamaCppSubject:
                 progress(min(1.0, max(len(guesses) / len(answers), (perf_counter() - began) / max(seconds, 1e-9))))
                 if perf_counter() - began > seconds:
                     break
+            buckets, name = drafter.buckets, ModelDrafter.__name__
+            if "exit" in spec.options:
+                buckets, name = exit_buckets(int(spec.options["exit"]), buckets), ExitDrafter.__name__
             return DrafterTrace(
-                drafter.buckets,
+                buckets,
                 tuple(drafter.pass_ms(rows) for rows in range(1, level + 1)),
                 drafter.read_token_ms,
                 drafter.retry_ms,
@@ -335,6 +339,7 @@ class LlamaCppSubject:
                 drafter.window,
                 guesses,
                 drafter.ids,
+                name,
             )
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:

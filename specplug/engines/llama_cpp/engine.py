@@ -107,7 +107,8 @@ class LlamaCpp:
             self._exact: ExactPasses | None = None
             if profile.exact:
                 self._exact, self.profile = measure_exact_passes(self.context, profile, slots=slots, notify=notify)
-            self._drafters.open(sources, self.context, profile.runtime, slots=slots, notify=notify)
+            static = profile.planner.mode == "static"
+            self._drafters.open(sources, self.context, profile.runtime, slots=slots, static=static, notify=notify)
             if remember:
                 conditions = self.profile.runtime, self.profile.proposers, self.profile.planner, slots > 1
                 for index, path in self._drafters.files.items():

@@ -22,6 +22,11 @@ LIKELIEST = len(EDGES) + 1
 """Buckets of an exit for its likeliest tokens; those of runners-up follow."""
 
 
+def exit_buckets(layers: int, buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
+    """The buckets of an exit among those of several: `buckets` of its drafter, named after its layers."""
+    return tuple(Bucket(f"exit {layers} {bucket.name}", bucket.prior) for bucket in buckets)
+
+
 class ExitDrafter:
     """Drafts with one of several exits of the target, or with none.
 
@@ -51,9 +56,9 @@ class ExitDrafter:
         self.exits = tuple(exits)
         self.drafters = tuple(drafters)
         self.buckets = tuple(
-            Bucket(f"exit {layers} {bucket.name}", bucket.prior)
+            bucket
             for layers, drafter in zip(exits, drafters, strict=True)
-            for bucket in drafter.buckets
+            for bucket in exit_buckets(layers, drafter.buckets)
         )
         self.choice = ExitChoice(len(exits))
         self._total = total
@@ -64,7 +69,11 @@ class ExitDrafter:
         """Tokens of each running sequence."""
         self._chains: dict[int, tuple[int, list[int], list[int]]] = {}
         """The exit that drafted for a sequence in this step, its draft tokens and their buckets, without runners-up."""
+        self.scored_beside = False
+        """Whether exits that do not draft are scored by the target's hidden states, so that none has to be tried."""
         self._next_trial = 0
+        self._hopeful = [True] * len(exits)
+        """For each exit, whether it might save time by what was known at the last choice."""
         self._choice_due = False
         """Whether something was learned since the last choice. The choice is made once, in the next step."""
         for index, drafter in enumerate(drafters):
@@ -86,6 +95,7 @@ class ExitDrafter:
         self._lengths.clear()
         self._chains.clear()
         self._choice_due = False
+        self._hopeful = [True] * len(self.exits)
         for index, drafter in enumerate(self.drafters):
             drafter.forget()
             drafter.advice = _OneExit(self, index)
@@ -153,10 +163,11 @@ class ExitDrafter:
 
     @property
     def retry_ms(self) -> float:
-        return self.drafters[self._trial()].retry_ms
+        index = self.choice.current
+        return self.drafters[self._next_trial if index is None else index].retry_ms
 
     def pass_ms(self, rows: int) -> float:
-        index = self.choice.current
+        index = self._chosen()
         return NEVER_MS if index is None else self.drafters[index].pass_ms(rows)
 
     def reading_ms(self, seq: int) -> float:
@@ -169,18 +180,25 @@ class ExitDrafter:
             self.drafters[index].read(seqs, ms)
 
     def score(self, seq: int) -> tuple[int, int]:
-        return self._score(self._trial(), seq)
+        index = self.choice.current
+        return self._score(self._next_trial if index is None else index, seq)
 
     def time_pass(self) -> None:
-        """With an exit chosen, time its pass; else score an exit on the longest text, in case it would pay now."""
+        """With an exit chosen, time its pass; else score an exit on the longest text, in case it would pay now.
+
+        Where nothing can be learned of any, what is known becomes less certain, until one is worth a trial.
+        """
         if self.choice.current is not None:
             self.drafters[self.choice.current].time_pass()
-        elif self._lengths:
+            return
+        trial, compared = self._trial(), 0
+        if trial is not None and self._lengths:
             longest = max(self._lengths, key=self._lengths.__getitem__)
-            if not self._score(self._trial(), longest)[1]:  # a sampled text
-                self.choice.fade()
-                self._choice_due = True
-            self._next_trial = (self._next_trial + 1) % len(self.exits)
+            _, compared = self._score(trial, longest)  # nothing of a sampled text
+            self._next_trial = (trial + 1) % len(self.exits)
+        if not compared:
+            self.choice.age()
+            self._choice_due = True
 
     # -- the choice -----------------------------------------------------------------------------------------------
 
@@ -198,12 +216,12 @@ class ExitDrafter:
             self.choose()
         return self.choice.current
 
-    def choose(self) -> None:
-        """Choose the exit for the next step."""
+    def choose(self) -> bool:
+        """Choose the exit for the next step; returns whether any may save time."""
         self._choice_due = False
         advice, before = self.advice, self.choice.current
         if not isinstance(advice, ChoiceAdvice):
-            return
+            return True
         if self._by_layers:
             self.choice.choose_by_layers(self.exits, self._total)
         else:
@@ -211,9 +229,12 @@ class ExitDrafter:
             draft_ms = [drafter.pass_ms(rows) for drafter in self.drafters]
             change_ms = [sum(map(drafter.reading_ms, self._lengths)) for drafter in self.drafters]
             self.choice.choose(advice.saved_ms, draft_ms, change_ms)
+            hoped = map(self.choice.hopeful_rate, range(len(self.exits)))
+            self._hopeful = [advice.saved_ms(rate, ms) > 0 for rate, ms in zip(hoped, draft_ms, strict=True)]
         now = self.choice.current
         if now is not None and now != before:
             advice.expect(self.choice.rate(now))
+        return any(self._hopeful)
 
     def another_pays(self, index: int, seq: int, chain: Sequence[int], rows: int) -> bool:
         """Whether an exit should draft one more token after a chain with these buckets of its own."""
@@ -228,9 +249,12 @@ class ExitDrafter:
         if self.advice is not None:
             self.advice.learn(seq, right, tested)
 
-    def _trial(self) -> int:
-        """The exit to score next: the one that drafts, or one after the other."""
-        return self._next_trial if self.choice.current is None else self.choice.current
+    def _trial(self) -> int | None:
+        """The next exit to try of those that might save time; None where there is none, or no trial is needed."""
+        if self.scored_beside:
+            return None
+        turn = (*range(self._next_trial, len(self.exits)), *range(self._next_trial))
+        return next((exit_ for exit_ in turn if self._hopeful[exit_]), None)
 
     def _score(self, index: int, seq: int) -> tuple[int, int]:
         right, compared = self.drafters[index].score(seq)
