@@ -85,12 +85,13 @@ class ExitScoring:
         """
         if not passed.running or passed.pieces:
             return
-        if self._owed_ms is None:
-            self._owed_ms = -EXIT_SCORING_RESERVE * passed.target_ms
-        self._owed_ms = max(self._owed_ms, -EXIT_SCORING_RESERVE * passed.target_ms)
-        self._owed_ms -= self._share * passed.target_ms
-        if self._owed_ms > 0:
+        pass_ms = passed.target_ms
+        owed_ms = 0.0 if self._owed_ms is None else self._owed_ms - self._share * pass_ms
+        if owed_ms > 0:
+            self._owed_ms = owed_ms
             return
+        saved_up = EXIT_SCORING_RESERVE * pass_ms
+        self._owed_ms = -saved_up if self._owed_ms is None else max(owed_ms, -saved_up)
         began = perf_counter_ns()
         rows, tokens = _tested(passed)
         if rows:
