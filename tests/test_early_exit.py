@@ -19,13 +19,14 @@ from specplug.bench.arms import plain
 from specplug.core import IntArray
 from specplug.engines.llama_cpp import layer_taps
 from specplug.engines.llama_cpp.context import Context, open_context
-from specplug.engines.llama_cpp.drafters import exit_opening, exit_scoring
+from specplug.engines.llama_cpp.drafters import exit_opening, exit_scoring, opening
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
 from specplug.engines.llama_cpp.drafters.first_layers import cut, layers_per_cache
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.layer_taps import LayerTaps
+from specplug.engines.llama_cpp.memory_need import MemoryNeed
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
 from specplug.errors import SpecplugError, UsageError
@@ -36,7 +37,7 @@ from specplug.profile.with_drafter import drafter_name
 from specplug.registry import ProposerSpec
 from specplug.transforms.gguf_exits import check_exits, write_exits
 from specplug.transforms.gguf_head import EMBEDDINGS
-from specplug.tune.single_exits import single_exits
+from specplug.tune.exits import exits_to_try
 
 pytestmark = pytest.mark.llama
 
@@ -280,12 +281,50 @@ def test_while_nothing_is_drafted_exits_are_tried_on_the_text(
         assert answer.counters.accepted_tokens > 10
 
 
-def test_tune_tries_each_exit_alone(folder: Path) -> None:
-    specs = single_exits(ProposerSpec("early_exit", {"model": str(folder), "max_draft": 4, "rule": "measured"}))
-    assert [spec.options for spec in specs] == [{"model": str(folder), "max_draft": 4, "exit": n} for n in EXITS]
-    assert len({drafter_name(spec) for spec in specs}) == len(EXITS)
+def test_tune_tries_each_exit_alone_and_both_rules_of_choosing(folder: Path, padded: Path) -> None:
+    asked = ProposerSpec("early_exit", {"model": str(folder), "max_draft": 4, "rule": "measured"})
+    specs = exits_to_try(asked, padded)
+    own = {"model": str(folder), "max_draft": 4}
+    alone = [{**own, "exit": n} for n in EXITS]
+    assert [spec.options for spec in specs] == [*alone, own, {**own, "max_draft": 18, "rule": "layers"}]
+    assert len({drafter_name(spec) for spec in specs}) == len(EXITS) + 2
     for spec in (specs[0], ProposerSpec("draft_model", {"model": "x.gguf"})):
-        assert single_exits(spec) == [spec]
+        assert exits_to_try(spec, padded) == [spec]
+    missing = ProposerSpec("early_exit", {"model": "drafter:no-such-exits"})
+    with pytest.raises(
+        UsageError, match=r"run: specplug build early-exit .*padded.gguf --exits 2,4 --out no-such-exits"
+    ):
+        exits_to_try(missing, padded)
+
+
+def test_a_file_is_hashed_once_unless_it_changes(
+    folder: Path, padded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = copytree(folder, tmp_path / "own")
+    hashed: list[str] = []
+    digest = drafter_folders.file_digest
+    monkeypatch.setattr(
+        drafter_folders, "file_digest", lambda file, name: hashed.append(Path(file.name).name) or digest(file, name)
+    )
+    for _ in range(3):
+        drafter_folders.read(own)
+    assert len(hashed) == len(set(hashed)) == len(list(own.iterdir())) - 1
+    content = bytearray((own / "exit-5.gguf").read_bytes())
+    content[-1] ^= 1
+    (own / "exit-5.gguf").write_bytes(content)
+    with pytest.raises(UsageError, match=r"exit-5.gguf: its SHA-256"):
+        drafter_folders.read(own)
+
+
+def test_the_head_that_scores_counts_as_memory(folder: Path, padded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+
+    def check(target: Path, needed: object, drafters: list[tuple[Path, MemoryNeed]], *further: object) -> None:
+        counted.extend(path.name for path, own in drafters if own.weights)
+
+    monkeypatch.setattr(opening, "check_memory", check)
+    opening.check_drafters(padded, [profile(folder)], offloads=False, runtime=RUNTIME)
+    assert sorted(counted) == sorted(["norm-and-head.gguf", *(f"exit-{layers}.gguf" for layers in EXITS)])
 
 
 def test_an_architecture_without_taps_is_not_tapped(target: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,10 @@ TOKENS = 256
 """Most tokens of an answer: as many as `build vocab-trim` records, so that both share answers."""
 
 
+TRIED = "tried"
+"""Name of the folder of the exits while their agreement is measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request to build early exits of a GGUF model.
@@ -136,7 +140,10 @@ def build(
         if built:
             assert ids is not None
             kept = {key: document[key] for key in BUILT} | {"specplug": __version__}
-            _write(request, request.exits, ids, request.out, kept, lambda share: progress("writing", share))
+            if request.measure:  # then they are written already
+                drafter_folders.move(workplace / TRIED, request.out, kept)
+            else:
+                _write(request, request.exits, ids, request.out, kept, lambda share: progress("writing", share))
     size_of = sum(path.stat().st_size for path in request.out.iterdir()) if built else 0
     return document | {"bytes": size_of, "seconds": round(monotonic() - began, 1)}
 
@@ -207,7 +214,7 @@ def _measured(
     """The figures of every exit by the answers, and those of the drafters that need no exit."""
     lines = []
     rows = np.arange(len(ids), dtype=np.int32)
-    folder = workplace / "tried"
+    folder = workplace / TRIED
     _write(request, request.exits, ids, folder)
     for done, layers in enumerate(request.exits):
 

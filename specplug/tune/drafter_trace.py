@@ -18,7 +18,24 @@ from specplug.tune.expense import Expense, Line, SimulatedClock
 from specplug.tune.trace import Answer
 
 NAME = "ModelDrafter"
-"""The class that drafts live, unless a trace names another one."""
+"""The class that drafts live. Buckets are named after it, so that what a replay learns holds live."""
+
+EXITS_NAME = "ExitDrafter"
+"""The same of exits that may stop drafting."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedExit:
+    """One of several exits.
+
+    folder  that it belongs to, as settings name it
+    layers  of the exit
+    total   layers of the target
+    """
+
+    folder: str
+    layers: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +50,7 @@ class DrafterTrace:
     window         the tokens that it keeps of a text; None for all. Chunks are not chosen again in a replay
     guesses        by prompt and turn: those after each of the answer's n tokens but the last
     ids            the tokens that its head has; None for all
-    name           of the class that drafts live. Buckets are named after it, so that what a replay learns holds live
+    exit           which of several exits it is; None for another drafter
     """
 
     buckets: tuple[Bucket, ...]
@@ -44,7 +61,7 @@ class DrafterTrace:
     window: Window | None = None
     guesses: Mapping[tuple[str, int], Guesses] = field(default_factory=dict)
     ids: IntArray | None = None
-    name: str = NAME
+    exit: TracedExit | None = None
 
 
 def drafter_key(spec: ProposerSpec) -> str:

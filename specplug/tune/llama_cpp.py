@@ -28,7 +28,7 @@ from specplug.registry import ProposerSpec
 from specplug.tune.candidates import Setting, grid
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
 from specplug.tune.device_settings import EnginePlanning
-from specplug.tune.drafter_trace import DrafterTrace
+from specplug.tune.drafter_trace import DrafterTrace, TracedExit
 from specplug.tune.engine_choice import with_setting
 from specplug.tune.expense import Expense, Line, TimedProposer
 from specplug.tune.off_path import OFF_PATH_IDS, off_path_rows
@@ -302,7 +302,6 @@ class LlamaCppSubject:
         self, spec: ProposerSpec, answers: Sequence[Answer], level: int, seconds: float, progress: Progress
     ) -> DrafterTrace:
         """Chains are drafted beside the target first, so that a draft token costs what it costs in use."""
-        from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter, exit_buckets
         from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
         from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
         from specplug.engines.llama_cpp.engine import LlamaCpp
@@ -327,11 +326,9 @@ class LlamaCppSubject:
                 progress(min(1.0, max(len(guesses) / len(answers), (perf_counter() - began) / max(seconds, 1e-9))))
                 if perf_counter() - began > seconds:
                     break
-            buckets, name = drafter.buckets, ModelDrafter.__name__
-            if "exit" in spec.options:
-                buckets, name = exit_buckets(int(spec.options["exit"]), buckets), ExitDrafter.__name__
+            named = spec.options.get("exit")
             return DrafterTrace(
-                buckets,
+                drafter.buckets,
                 tuple(drafter.pass_ms(rows) for rows in range(1, level + 1)),
                 drafter.read_token_ms,
                 drafter.retry_ms,
@@ -339,7 +336,7 @@ class LlamaCppSubject:
                 drafter.window,
                 guesses,
                 drafter.ids,
-                name,
+                None if named is None else TracedExit(str(spec.options["model"]), named, self._model.num_layers),
             )
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:

@@ -92,8 +92,7 @@ def find(source: ModelOptions, target: Path) -> list[Found]:
 
 def _exits(source: EarlyExit, target: Path) -> list[Found]:
     layers = read_header(target).num_layers
-    example = str(target), "--exits", f"{max(layers // 4, 1)},{max(layers // 2, 2)}"
-    folder = drafter_folders.resolve(source.model, example, "early-exit")
+    folder = drafter_folders.resolve_exits(source.model, target)
     manifest, ids = _read(folder, target)
     if manifest.kind != EARLY_EXIT:
         raise UsageError(f"{folder}: not a folder of early exits; build one: specplug build early-exit {target.name}")

@@ -13,7 +13,7 @@ from specplug import registry
 from specplug.core import Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, cache_bytes, open_context
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
-from specplug.engines.llama_cpp.drafters.exit_opening import open_scoring, target_cells
+from specplug.engines.llama_cpp.drafters.exit_opening import open_scoring, scoring_cells, target_cells
 from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring
 from specplug.engines.llama_cpp.drafters.finding import NO_SPANS, Found, find
 from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
@@ -180,6 +180,9 @@ def check_drafters(
                 table = found.table[0].stat().st_size if found.table is not None and not place else 0
                 own = replace(own, weights=0 if isinstance(source, ShortContext) else own.weights + table)
                 tried[-1].append((found.path, own))
+                if found.head is not None and not place:
+                    cells = scoring_cells(len(every)) if context else 0
+                    tried[-1].append((found.head, memory_need(found.head, runtime, cells)))
                 if own.weights >= needed.weights and found.path not in warned:
                     warned.add(found.path)
                     notify(
