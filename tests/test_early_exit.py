@@ -291,9 +291,7 @@ def test_tune_tries_each_exit_alone_and_both_rules_of_choosing(folder: Path, pad
     for spec in (specs[0], ProposerSpec("draft_model", {"model": "x.gguf"})):
         assert exits_to_try(spec, padded) == [spec]
     missing = ProposerSpec("early_exit", {"model": "drafter:no-such-exits"})
-    with pytest.raises(
-        UsageError, match=r"run: specplug build early-exit .*padded.gguf --exits 2,4 --out no-such-exits"
-    ):
+    with pytest.raises(UsageError, match=r"specplug build early-exit .*padded.gguf --exits 2,4 --out no-such-exits"):
         exits_to_try(missing, padded)
 
 

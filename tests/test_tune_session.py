@@ -509,31 +509,6 @@ def test_a_drafter_that_was_not_run_over_all_answers_does_not_draft_for_the_othe
     assert 1.0 < line["predicted"]["mean_acceptance_length"] < 2.0
 
 
-EXITS = [ProposerSpec("early_exit", {"model": "/models/exits", "exit": layers}) for layers in (2, 4)]
-CHOICE = ProposerSpec("early_exit", {"model": "/models/exits"})
-RULE = ProposerSpec("early_exit", {"model": "/models/exits", "rule": "layers", "max_draft": 18})
-
-
-@pytest.mark.parametrize("pays", [True, False])
-def test_exits_are_tried_alone_and_with_both_rules_of_choosing(request_: Request, pays: bool) -> None:
-    """Only the second exit is right, if any. The choice finds it, or stops; the rule of DEL, which compares layers and
-    always drafts, loses where none is right."""
-    subject = ToySubject(request_.base, CHEAP, ToyTarget(vocab=4096, order=64, branches=64))
-    subject.exits = {2: (0.01, 0.4), 4: (0.95 if pays else 0.01, 0.5)}
-    document = run(replace(request_, drafters=(*EXITS, CHOICE, RULE)), subject=subject).document
-    speeds = {
-        line["drafters"][0]: line["predicted"]["speedup"]
-        for line in reversed(document["settings"])
-        if line["method"] == "early_exit" and (line["mode"] == "measured" or "rule" in line["drafters"][0])
-    }
-    assert speeds.keys() == {"exits, exit 2", "exits, exit 4", "exits", "exits, rule layers"}
-    alone, chosen, by_layers = speeds["exits, exit 4"], speeds["exits"], speeds["exits, rule layers"]
-    if pays:
-        assert chosen > 0.9 * alone > 1.2 and by_layers > 1.2
-    else:
-        assert min(chosen, alone) > 0.97 > by_layers
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

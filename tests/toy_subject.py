@@ -19,7 +19,7 @@ from specplug.testing import ToyTarget
 from specplug.tune.candidates import PLAIN, Setting, grid
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
 from specplug.tune.device_settings import EnginePlanning, device_grid
-from specplug.tune.drafter_trace import DrafterTrace, TracedExit
+from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs
 from specplug.tune.replay_batch import BatchReplay
@@ -112,8 +112,6 @@ class ToySubject:
         """The prompt and turn of every answer for which a drafter was recorded."""
         self.drafter_rate, self.drafter_ms = 0.9, 1.0
         """The share of a drafter's tokens that are right, and the milliseconds of each."""
-        self.exits: dict[int, tuple[float, float]] = {}
-        """The same of early exits, by their layers, of 8 in the target."""
         self.idle_speed: float | None = None
         """Speed of the drafting engine with drafting disabled, relative to plain decoding's engine."""
 
@@ -201,9 +199,7 @@ class ToySubject:
         self, spec: ProposerSpec, answers: Sequence[Answer], level: int, seconds: float, progress: Progress
     ) -> DrafterTrace:
         """Every n-th token is wrong, by which the drafter knows that it is unsure."""
-        layers = spec.options.get("exit")
-        rate, ms = (self.drafter_rate, self.drafter_ms) if layers is None else self.exits[layers]
-        every = round(1 / (1 - rate))
+        every = round(1 / (1 - self.drafter_rate))
         guesses = {}
         for answer in answers:
             self.named[answer.prompt.tobytes()] = answer.prompt_id, answer.turn
@@ -211,8 +207,7 @@ class ToySubject:
             tokens = np.where(wrong, answer.tokens[1:] + 1, answer.tokens[1:])
             guesses[answer.prompt_id, answer.turn] = Guesses(int_array(tokens), int_array(wrong.astype(np.int32)))
         buckets = (Bucket("sure", 0.95), Bucket("unsure", 0.2))
-        traced = DrafterTrace(buckets, (ms,) * level, 0.1, 1.0, 8, None, guesses)
-        return traced if layers is None else replace(traced, exit=TracedExit(spec.options["model"], layers, 8))
+        return DrafterTrace(buckets, (self.drafter_ms,) * level, 0.1, 1.0, 8, None, guesses)
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> ToyArm:
         return ToyArm(self, profile, costs, self.idle_speed or 1.0 if profile.speculates else 1.0)

@@ -163,6 +163,15 @@ class RecordedDrafter:
             text.read = text.num_known
         text.drafted = []
 
+    def scores(self, seq: int, tokens: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Of its guesses for the next tokens of a text: the probabilities of the right and of the wrong ones."""
+        text = self._texts[seq]
+        found: tuple[list[float], list[float]] = [], []
+        guesses = zip(text.guesses[text.emitted :], text.buckets[text.emitted :], strict=True)
+        for token, (guess, bucket) in zip(tokens, guesses, strict=False):
+            found[guess != token].append(self.buckets[bucket].prior)
+        return found
+
     def end(self, seq: int) -> None:
         del self._texts[seq]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from specplug.core import Step
 from specplug.models import drafter_folders
 from specplug.planning.choosing_drafter import ChoosingDrafter
 from specplug.planning.exit_choice import LAYER_LIMIT
@@ -17,6 +18,9 @@ from specplug.registry import ProposerSpec
 from specplug.tune.drafter_trace import DrafterTrace, RecordedDrafter, drafter_key
 
 METHOD = "early_exit"
+
+SCORED_EVERY = 8
+"""Steps of a replay, of all sequences together, in one of which all exits are scored. Chosen."""
 
 
 def exits_to_try(drafter: ProposerSpec, target: Path) -> list[ProposerSpec]:
@@ -57,16 +61,29 @@ def recorded_for(spec: ProposerSpec, recorded: Mapping[str, DrafterTrace]) -> li
     return [] if found is None else [found]
 
 
-def choosing(
-    spec: ProposerSpec, recorded: Sequence[DrafterTrace], drafters: Sequence[RecordedDrafter]
-) -> ChoosingDrafter[RecordedDrafter] | None:
-    """The drafter that uses one of the recorded exits, or none, as it does live where the target's hidden states cannot
-    be read; None for a drafter that is no exit."""
-    exits = [one.exit for one in recorded if one.exit is not None]
-    if not exits:
-        return None
-    layers = [one.layers for one in exits]
-    return ChoosingDrafter(layers, drafters, total=exits[0].total, by_layers=chooses_by_layers(spec))
+class RecordedExits(ChoosingDrafter[RecordedDrafter]):
+    """Drafts with one of several recorded exits, or with none. Every few steps all exits are scored, as they are live
+    by the hidden states of the target; what that costs, which is little, is left out."""
+
+    def __init__(
+        self, recorded: Sequence[DrafterTrace], drafters: Sequence[RecordedDrafter], *, by_layers: bool
+    ) -> None:
+        """
+        recorded   those of the exits, ascending by layers
+        by_layers  as in `ChoosingDrafter`
+        """
+        exits = [one.exit for one in recorded if one.exit is not None]
+        super().__init__([one.layers for one in exits], drafters, total=exits[0].total, by_layers=by_layers)
+        self.scored_beside = True
+        self._observed = 0
+
+    def observe(self, seq: int, step: Step) -> None:
+        if self._observed % SCORED_EVERY == 0:
+            for index, drafter in enumerate(self.drafters):
+                self.learn_shadow(index, *drafter.scores(seq, step.emitted))
+            self.choose()
+        self._observed += 1
+        super().observe(seq, step)
 
 
 def _layers(trace: DrafterTrace) -> int:

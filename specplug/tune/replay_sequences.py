@@ -23,7 +23,7 @@ from specplug.proposers.datastore import wait_for_corpora
 from specplug.tune.candidates import Setting
 from specplug.tune.drafter_trace import EXITS_NAME, RecordedDrafter
 from specplug.tune.drafter_trace import NAME as DRAFTER_NAME
-from specplug.tune.exits import choosing, is_choosing, recorded_for
+from specplug.tune.exits import RecordedExits, chooses_by_layers, is_choosing, recorded_for
 from specplug.tune.expense import PricedProposer, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
 from specplug.tune.trace import ALONE, Answer
@@ -70,9 +70,12 @@ class Replay:
                 own = [RecordedDrafter(one, self._clock, expense, len(setting.proposers)) for one in recorded]
                 self._drafters += own
                 always = setting.planner.mode == "static" and not is_choosing(spec)
-                exits = None if always else choosing(spec, recorded, own)
-                sources.append(own[0] if exits is None else exits)
-                names.append(DRAFTER_NAME if exits is None else EXITS_NAME)
+                if recorded[0].exit is None or always:
+                    sources.append(own[0])
+                    names.append(DRAFTER_NAME)
+                else:
+                    sources.append(RecordedExits(recorded, own, by_layers=chooses_by_layers(spec)))
+                    names.append(EXITS_NAME)
             else:
                 sources.append(PricedProposer(source, self._clock, expense, spec.method, len(setting.proposers)))
                 names.append(type(source).__name__)
