@@ -233,6 +233,34 @@ def test_eight_streams_equal_their_single_runs(sampling: Sampling, target: Model
     assert sum(stream.counters.accepted_tokens for stream in streams) > 20
 
 
+def test_exits_of_an_architecture_whose_heads_are_not_trimmed_have_complete_heads(
+    demo_path: Path, tmp_path: Path
+) -> None:
+    """They embed tokens themselves, copy the target's cells, and are right after the last layer that adds something."""
+    source, out = tmp_path / "other.gguf", tmp_path / "out"
+    write_gguf(
+        source,
+        demo_path,
+        width=WIDTH,
+        layers=LAYERS,
+        identity_from=REAL,
+        first_tokens=NUM_TOKENS,
+        architecture="internlm2",
+    )
+    with pytest.raises(UsageError, match="heads of architecture internlm2 are not trimmed; keep all rows"):
+        write_exits(source, (1, 3), np.arange(100, dtype=np.int32), out)
+    write_exits(source, (1, 3), np.arange(NUM_TOKENS, dtype=np.int32), out)
+    assert sorted(path.name for path in out.glob("*.gguf")) == ["exit-1.gguf", "exit-3.gguf"]
+    with open_model(source) as model:
+        with_exits = profile(out, 4, static=True, exit=3)
+        asked = requests(model, 2)
+        with LlamaCpp(model, plain(with_exits)) as base, LlamaCpp(model, with_exits, cost=FLAT) as engine:
+            answers = [engine.generate(request) for request in asked]
+            assert [answer.tokens for answer in answers] == [base.generate(request).tokens for request in asked]
+        counters = [answer.counters for answer in answers]
+        assert sum(one.accepted_tokens for one in counters) == sum(one.draft_tokens for one in counters) > 40
+
+
 # -- which exit drafts ------------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.machine import fingerprint, hardware
 from specplug.models import drafter_folders
-from specplug.transforms.gguf_exits import check_exits, file_of, layers_of, write_exits
+from specplug.transforms.gguf_exits import check_exits, file_of, layers_of, trims_head, write_exits
 from specplug.transforms.kept_ids import by_size
 from specplug.tune.trace import Answer
 
@@ -73,7 +73,12 @@ class Request:
 def check(request: Request) -> None:
     """Raise the errors that would otherwise occur only after something was measured."""
     if request.model.is_dir():
-        raise UsageError(f"{request.model}: a folder; early exits are built of a .gguf file, for llama.cpp")
+        raise UsageError(
+            f"{request.model}: a folder; exits are built of a .gguf file, for llama.cpp: convert the checkpoint to "
+            "GGUF and name that file; on vLLM exits need no files: a profile names them as exits: [4, 8]"
+        )
+    if request.size is not None and not trims_head(request.model):
+        raise UsageError(f"{request.model}: heads of its architecture are not trimmed; leave --size out")
     check_exits(request.exits, layers_of(request.model), request.model)
     drafter_folders.check_new(request.out)
 
@@ -95,11 +100,12 @@ def build(
         notify(busy)
     with ExitStack() as stack:
         source = stack.enter_context(
-            closing(GgufSource(request.model, request.model, quantize=None, threads=request.threads))
+            closing(GgufSource(request.model, request.model, quantize=None, threads=request.threads, any_head=True))
         )
         vocabulary, num_tokens = source.vocabulary(), len(source.ids_with_rows())
         always = vocabulary.always_kept()
-        size = min(request.size or ROWS, num_tokens) if request.size is None else request.size
+        most = ROWS if trims_head(request.model) else num_tokens
+        size = min(most, num_tokens) if request.size is None else request.size
         any_ids = by_size(np.ones(num_tokens, dtype=np.int64), always, size)  # refuses an impossible size
         workplace = workplace_beside(stack, request.out)
         progress("costs", 0.0)

@@ -108,10 +108,19 @@ def _exits(source: EarlyExit, target: Path) -> list[Found]:
     if not chosen:
         known = ", ".join(str(one.layers) for one in manifest.exits)
         raise UsageError(f"{folder}: it has no exit after {source.exit} layers; use auto, or one of {known}")
-    table = folder / EMBEDDINGS, manifest.input_scale
+    trimmed = EMBEDDINGS in manifest.files
+    table = (folder / EMBEDDINGS, manifest.input_scale) if trimmed else None
     head = folder / NORM_AND_HEAD if NORM_AND_HEAD in manifest.files else None
     return [
-        Found(folder / one.file, ids, table, one.copied == one.layers, layers=one.layers, head=head) for one in chosen
+        Found(
+            folder / one.file,
+            ids if trimmed else None,
+            table,
+            one.copied == one.layers,
+            layers=one.layers,
+            head=head,
+        )
+        for one in chosen
     ]
 
 
