@@ -232,8 +232,8 @@ def _measured(
     # A drafter with all layers computes the target's own logits, of the rows that its head has.
     kept = [np.isin(answer.tokens[1:], ids) for answer in answers]
     every = layers_of(request.model)
-    own = line("vocab-trim of itself", None, costs, costs.draft_ms(every), kept)
-    return lines, [own, lookup_line(answers, costs)]
+    own = [line("vocab-trim of itself", None, costs, costs.draft_ms(every), kept)] if trims_head(request.model) else []
+    return lines, [*own, lookup_line(answers, costs)]
 
 
 def _write(
