@@ -99,14 +99,23 @@ EMPTY = Draft.of([], [], [])
 class DraftLimits:
     """The limits of a target's memory for drafts. Attention can discard any tokens; a recurrent state cannot.
 
-    trees     whether a draft may branch
-    depth     longest chain that can be taken back, tokens; None for any length
-    price_ms  additional cost of a pass with a draft, to be able to take the draft back, milliseconds
+    trees    whether a draft may branch
+    depth    longest chain that can be taken back, tokens; None for any length
+    even     whether all sequences of a pass need equally many rows: shorter chains are filled up with rows that are
+             rejected
+    rereads  whether, after a draft that was not accepted to its end, the rows that were right are evaluated once more
     """
 
     trees: bool = True
     depth: int | None = None
-    price_ms: float = 0.0
+    even: bool = False
+    rereads: bool = False
+
+    def rows(self, drafts: Sequence[Draft]) -> int:
+        """Rows of a pass that verifies these drafts, one for each sequence."""
+        if self.even:
+            return len(drafts) * (1 + max(map(len, drafts), default=0))
+        return len(drafts) + sum(map(len, drafts))
 
 
 NO_LIMITS = DraftLimits()

@@ -1,6 +1,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from specplug.core import EMPTY, NO_LIMITS, ROOT, Bucket, Draft, DraftLimits
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import MIN_SPEEDUP
 from specplug.planning.cost import CostCurve
+from specplug.planning.even_chains import best_length
 from specplug.planning.planner import Plan, Planner, best_nodes
 
 Node = tuple[int, int]
@@ -412,23 +414,60 @@ def test_a_chain_is_not_drafted_deeper_than_can_be_taken_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("price_ms", "rows", "saved"),
+    ("ms", "rows", "saved"),
     [
-        (0.0, 2, 7.0),  # 1.9 tokens in 12 ms, which plain decoding takes 19 ms for
-        (5.0, 2, 2.0),  # in 17 ms
-        (7.0, 1, 0.0),  # 19 ms: no gain
+        ([10.0, 12.0], 2, 6.0),  # 1.9 tokens in 12 ms and a tenth of 10 ms, which plain decoding takes 19 ms for
+        ([10.0, 17.0], 2, 1.0),
+        ([10.0, 18.5], 1, 0.0),  # 19.5 ms: no gain
     ],
 )
-def test_taking_a_draft_back_has_its_price(price_ms: float, rows: int, saved: float) -> None:
-    one = planner([0.9], [10.0, 12.0], limits=DraftLimits(price_ms=price_ms))
+def test_a_rejected_draft_costs_its_right_rows_again(ms: list[float], rows: int, saved: float) -> None:
+    one = planner([0.9], ms, limits=DraftLimits(trees=False, rereads=True))
     plan = one.plan(forest([[ROOT]]), 0)
-    assert (plan.rows, plan.expected_ms) == (rows, 10.0 if rows == 1 else 12.0 + price_ms)
+    assert (plan.rows, plan.expected_ms) == (rows, 10.0 if rows == 1 else pytest.approx(ms[1] + 1.0))
     assert one.saved_ms(plan, 0, frozenset()) == pytest.approx(saved)
     assert one.another_pays([], 0.9, 0.0, 0, 1) == (rows == 2)
+    assert one.rate(plan, 0) == pytest.approx(plan.expected_tokens / plan.expected_ms)
 
 
-def test_the_price_is_charged_once_per_pass_however_many_rows_have_drafts() -> None:
-    """Two sequences, a sure draft token each: 4 tokens in 10 + 9 ms beat 2 in 10 ms; one of them, 3 in 19 ms, not."""
-    one = planner([1.0, 1.0], FLAT, limits=DraftLimits(price_ms=9.0))
-    assert one.plan(forest([[ROOT], [ROOT]]), 0).rows == 4
-    assert one.plan(forest([[ROOT], []]), 0).rows == 2
+def test_only_long_sure_chains_pay_where_a_rejection_costs_a_pass() -> None:
+    """With rows at no further cost, a chain of k tokens at p each costs 1 + (1 - p^k) passes and gives its tokens."""
+    limits, ms = DraftLimits(trees=False, rereads=True), [10.0] * 9
+    for p, length in [(0.3, 0), (0.6, 8), (0.99, 8)]:
+        one = planner([p] * 8, ms, limits=limits)
+        assert len(one.plan(forest([[ROOT, 0, 1, 2, 3, 4, 5, 6]]), 0).drafts[0]) == length
+
+
+@pytest.mark.parametrize("rereads", [False, True])
+def test_the_common_length_equals_brute_force(rereads: bool) -> None:
+    """Every length is tried by summing over all outcomes of every chain."""
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        n = int(random.integers(1, 4))
+        paths = [np.cumprod(random.uniform(0.3, 1, int(random.integers(0, 5)))).tolist() for _ in range(n)]
+        ms = np.cumsum(random.uniform(0.5, 3, 16)).tolist()
+        rates = {}
+        for length in range(5):
+            rows, tokens, again = n * (1 + length), 0.0, 0.0
+            if rows > len(ms) or (length and not any(len(path) >= length for path in paths)):
+                continue
+            for path in paths:
+                reached = [1.0, *path, *[0.0] * 9]
+                for accepted in range(length + 1):
+                    p = reached[accepted] - (reached[accepted + 1] if accepted < length else 0.0)
+                    tokens += p * (1 + accepted)
+                    again += p * ms[accepted] * (accepted < length)
+            rates[length] = tokens / (ms[rows - 1] + again * rereads)
+        choice = best_length(paths, ms, 99, rereads=rereads)
+        rates[0] *= MIN_SPEEDUP
+        assert rates[choice.length] == pytest.approx(max(rates.values()))
+        if choice.length:
+            assert choice.tokens / (choice.pass_ms + choice.reread_ms) == pytest.approx(rates[choice.length])
+
+
+def test_sequences_of_a_pass_get_equally_many_rows() -> None:
+    one = planner([0.9, 0.5], [10.0, 10.5, 11.0, 11.5, 12.0, 12.5, 13.0], limits=DraftLimits(trees=False, even=True))
+    plan = one.plan(forest([[ROOT, 0], []]), 0)
+    assert [len(draft) for draft in plan.drafts] == [2, 0]
+    assert plan.rows == 6 == one.limits.rows(plan.drafts), "the second sequence has as many rows"
+    assert one.saved_ms(plan, 0, frozenset()) > 0

@@ -176,7 +176,7 @@ class Demo:
         self.threads = arms[0].profile.runtime.threads
         self.settings = label(arms[0].profile.runtime)
         """The engine settings of plain decoding and of the profile."""
-        keeps_prompts = not (arms[1].profile.exact or model.has_recurrent_memory)
+        keeps_prompts = not arms[1].profile.exact
         states = PromptStates()
         self._arms = {
             name: _Answers(engine, states if keeps_prompts else None)

@@ -62,7 +62,7 @@ class GgufSource:
                 f"{model}: trimming needs gguf, which is not installed: pip install 'specplug[llama-cpp]'"
             )
         from specplug.engines.llama_cpp.model import open_model
-        from specplug.engines.llama_cpp.rollback import rollback_of
+        from specplug.engines.llama_cpp.rollback import refuse_recurrent
         from specplug.engines.llama_cpp.settings_choice import with_settings
         from specplug.transforms.gguf_head import head_shape
 
@@ -72,7 +72,7 @@ class GgufSource:
         self._quantize = quantize
         self._costs: CostPoints | None = None
         self._target_model = open_model(target)
-        rollback_of(self._target_model)  # raises for a model that cannot take draft tokens back
+        refuse_recurrent(self._target_model, "a drafter of the same weights")
         base = Profile("target", proposers=(ProposerSpec("none"),), runtime=Runtime(threads=threads))
         self.profile = with_settings(base, self._target_model)
 

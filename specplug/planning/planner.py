@@ -19,6 +19,7 @@ from specplug.core import EMPTY, NO_LIMITS, Draft, DraftLimits
 from specplug.drafts.trees import likeliest_path, path_probabilities
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import MIN_SPEEDUP
+from specplug.planning.even_chains import best_length, reread_costs
 
 
 class Cost(Protocol):
@@ -40,9 +41,10 @@ RankedNode = tuple[float, int, int]
 class Plan:
     """The subtrees to verify, one per sequence (often EMPTY), and the candidates that they were chosen from.
 
-    rows             rows of the target pass: one per sequence and one per chosen node
+    rows             rows of the target pass: one per sequence and one per chosen node, and those that fill chains up
     expected_tokens  accepted draft tokens plus one token of the target's own per sequence
-    expected_ms      time of the pass, without drafting
+    expected_ms      time of the pass, without drafting, and of `reread_ms`
+    reread_ms        expected time in which rows are evaluated once more after rejections (`DraftLimits.rereads`)
     candidates       the drafts that the subtrees were chosen from
     ranked           the nodes of all candidates, likeliest first
     ms               the costs by which they were chosen; `ms[r - 1]` is that of r rows
@@ -59,6 +61,7 @@ class Plan:
     ms: Sequence[float] = ()
     change_ms: float = 0.0
     last_rows: int = 0
+    reread_ms: float = 0.0
 
 
 class Planner:
@@ -86,6 +89,7 @@ class Planner:
         self.trees = trees and limits.trees
         self.static = static
         self.limits = limits
+        self._even = limits.even or limits.rereads
 
     def plan(
         self,
@@ -111,7 +115,6 @@ class Planner:
             for rows in {sequences, last_rows} - {0}:
                 if rows <= len(ms):
                     ms[rows - 1] -= change_ms
-        ms = self._with_price(ms, sequences)
         if not any(map(len, drafts)) or sequences >= len(ms):
             return Plan([EMPTY] * sequences, sequences, float(sequences), ms[min(sequences, len(ms)) - 1])
         if self.limits.depth is not None:
@@ -123,6 +126,8 @@ class Planner:
         ]
         if not self.trees:
             drafts, paths = _likeliest_chains(drafts, paths)
+        if self._even:
+            return self._even_plan(drafts, paths, ms, change_ms, last_rows)
         ranked, count = best_nodes(drafts, paths, ms, self.max_nodes)
         if self.static:
             count = min(len(ranked), self.max_nodes)
@@ -143,9 +148,34 @@ class Planner:
             last_rows,
         )
 
+    def _even_plan(
+        self,
+        chains: Sequence[Draft],
+        paths: Sequence[Sequence[float]],
+        ms: Sequence[float],
+        change_ms: float,
+        last_rows: int,
+    ) -> Plan:
+        """As `plan`, with chains of one length."""
+        choice = best_length(paths, ms, self.max_nodes, rereads=self.limits.rereads, static=self.static)
+        return Plan(
+            [_subtree(chain, list(range(min(choice.length, len(chain))))) for chain in chains],
+            choice.rows,
+            choice.tokens,
+            choice.pass_ms + choice.reread_ms,
+            chains,
+            _ranked(paths),
+            ms,
+            change_ms,
+            last_rows,
+            choice.reread_ms,
+        )
+
     def best_rows(self, plan: Plan, ms: Sequence[float]) -> int:
         """Rows of the best pass from a plan's candidates, with other costs: `ms[r - 1]` is that of r rows."""
         sequences = len(plan.drafts)
+        if self._even:
+            return best_length(_paths(plan.ranked, sequences), ms, self.max_nodes, rereads=self.limits.rereads).rows
         return sequences + _best_count(plan.ranked, sequences, ms, self.max_nodes)
 
     def another_pays(
@@ -170,27 +200,30 @@ class Planner:
         longest = self.max_nodes if self.limits.depth is None else min(self.max_nodes, self.limits.depth)
         if self.static:
             return len(path) < longest
-        ms = self._with_price(self.cost.at(context), sequences)
+        ms = self.cost.at(context)
         longest = min(longest, len(ms) - sequences)
+        known = list(path[:longest])
+        last = known[-1] if known else 1.0
+        whole = known + [last * acceptance_rate**further for further in range(1, longest - len(known) + 1)]
+        reread_ms = list(reread_costs(whole, ms)) if self.limits.rereads else [0.0] * longest
         spent_ms = len(path) * draft_token_ms
         tokens = float(sequences)
         best = max(least_rate, MIN_SPEEDUP * tokens / (ms[sequences - 1] + spent_ms))
-        for nodes, p in enumerate(path[:longest], start=1):
+        for nodes, p in enumerate(whole, start=1):
             tokens += p
-            best = max(best, tokens / (ms[sequences + nodes - 1] + spent_ms))
-        p = path[-1] if path else 1.0
-        for nodes in range(len(path) + 1, longest + 1):
-            p *= acceptance_rate
-            tokens += p
-            spent_ms += draft_token_ms
-            if tokens / (ms[sequences + nodes - 1] + spent_ms) > best:
+            if nodes > len(known):
+                spent_ms += draft_token_ms
+            rate = tokens / (ms[sequences + nodes - 1] + reread_ms[nodes - 1] + spent_ms)
+            if nodes <= len(known):
+                best = max(best, rate)
+            elif rate > best:
                 return True
         return False
 
     def rate(self, plan: Plan, context: int) -> float:
         """Expected tokens per millisecond of a plan, without reading top ids and without changing the row count, as
         `another_pays` calculates."""
-        return plan.expected_tokens / self._with_price(self.cost.at(context), len(plan.drafts))[plan.rows - 1]
+        return plan.expected_tokens / (self.cost.at(context)[plan.rows - 1] + plan.reread_ms)
 
     def saved_share(self, acceptance_rate: float, pass_ms: float, context: int, sequences: int) -> float:
         """Share of the time of plain decoding that chains of the best fixed length save; negative where all lose.
@@ -198,18 +231,20 @@ class Planner:
         acceptance_rate  share of draft tokens that are accepted, given that those before them were
         pass_ms          time to draft one token for each of the sequences, milliseconds
         """
-        ms = self._with_price(self.cost.at(context), sequences)
+        ms = self.cost.at(context)
         if 2 * sequences > len(ms):
             return -1.0
         plain = ms[sequences - 1]
-        best, tokens, p = -1.0, 1.0, 1.0
+        best, tokens, p, reread_ms = -1.0, 1.0, 1.0, 0.0
         for length in range(1, min(self.max_nodes, len(ms)) // sequences + 1):
             rows = sequences * (1 + length)
             if rows > len(ms):
                 break
+            if self.limits.rereads:
+                reread_ms += sequences * p * (1.0 - acceptance_rate) * ms[length - 1]
             p *= acceptance_rate
             tokens += p
-            best = max(best, 1.0 - (ms[rows - 1] + length * pass_ms) / (tokens * plain))
+            best = max(best, 1.0 - (ms[rows - 1] + reread_ms + length * pass_ms) / (tokens * plain))
         return best
 
     def saved_ms(self, plan: Plan, context: int, without: Set[int]) -> float:
@@ -220,23 +255,26 @@ class Planner:
         if without:
             buckets = [draft.buckets.tolist() for draft in plan.candidates]
             ranked = [entry for entry in ranked if buckets[entry[1]][entry[2]] not in without]
-        count = _best_count(ranked, sequences, plan.ms, self.max_nodes) if ranked else 0
-        if not count:
+        if not ranked:
             return 0.0
-        ms = self._with_price(self.cost.at(context), sequences)
-        accepted = -sum(entry[0] for entry in ranked[:count])
-        change_ms = 0.0 if sequences + count == plan.last_rows else plan.change_ms
-        return ms[sequences - 1] * (1.0 + accepted / sequences) - ms[sequences + count - 1] - change_ms
+        if self._even:
+            paths = _paths(ranked, sequences)
+            choice = best_length(paths, plan.ms, self.max_nodes, rereads=self.limits.rereads)
+            rows, tokens, reread_ms = choice.rows, choice.tokens, choice.reread_ms
+        else:
+            count = _best_count(ranked, sequences, plan.ms, self.max_nodes)
+            rows, reread_ms = sequences + count, 0.0
+            tokens = sequences - sum(entry[0] for entry in ranked[:count])
+        if rows == sequences:
+            return 0.0
+        ms = self.cost.at(context)
+        change_ms = 0.0 if rows == plan.last_rows else plan.change_ms
+        return ms[sequences - 1] * tokens / sequences - ms[rows - 1] - reread_ms - change_ms
 
     def learn(self, draft: Draft, emitted: Sequence[int]) -> None:
         """Compare a complete candidate draft, verified or not, with the emitted tokens."""
         if len(draft):
             self.table.learn(draft, emitted)
-
-    def _with_price(self, ms: list[float], sequences: int) -> list[float]:
-        """Costs by rows; for passes with drafts, with the price of being able to discard a draft."""
-        price_ms = self.limits.price_ms
-        return [*ms[:sequences], *(cost + price_ms for cost in ms[sequences:])] if price_ms else ms
 
 
 def best_nodes(
@@ -248,9 +286,20 @@ def best_nodes(
     all sets of n nodes. So trying every n finds the maximum of (sequences + sum of path probabilities) / T(rows).
     `ms[r - 1]` is the cost of r rows.
     """
-    ranked = [(-p, place, node) for place, path in enumerate(path_probabilities) for node, p in enumerate(path)]
-    ranked.sort()
+    ranked = _ranked(path_probabilities)
     return ranked, _best_count(ranked, len(drafts), ms, max_nodes)
+
+
+def _ranked(paths: Sequence[Sequence[float]]) -> list[RankedNode]:
+    return sorted((-p, place, node) for place, path in enumerate(paths) for node, p in enumerate(path))
+
+
+def _paths(ranked: Sequence[RankedNode], sequences: int) -> list[list[float]]:
+    """The path probabilities of each sequence's chain, from the root on, out of its ranked nodes."""
+    paths: list[list[float]] = [[] for _ in range(sequences)]
+    for negative, place, _ in ranked:
+        paths[place].append(-negative)
+    return paths
 
 
 def _best_count(ranked: Sequence[RankedNode], sequences: int, ms: Sequence[float], max_nodes: int) -> int:

@@ -173,8 +173,8 @@ class Speculator:
     def observe(self, seqs: Sequence[int], steps: Sequence[Step], *, target_ms: float | None, topk_ns: int = 0) -> None:
         """Learn from one target pass.
 
-        target_ms  time of the pass, without the price in `limits`; None if the pass also had other rows, such as those
-                   of a prompt, so that it is no point of the cost curve
+        target_ms  time of the pass, without evaluating rows once more; None if the pass also had other rows, such as
+                   those of a prompt, so that it is no point of the cost curve
         topk_ns    time that reading the top ids took
         """
         if self._never_drafts:
@@ -182,7 +182,7 @@ class Speculator:
         began_ns = self.fusion.clock()
         if self.selection.asked:
             self._let_observe(seqs, steps)
-        rows = len(seqs) + sum(len(step.draft) for step in steps)
+        rows = self.planner.limits.rows([step.draft for step in steps])
         if target_ms is not None:
             self.cost.observe(rows, self._context, target_ms, rows != self._last_rows, len(seqs))
             self._exploration.charge(sum(len(step.emitted) for step in steps), target_ms, self._plain_ms(len(seqs)))
@@ -349,7 +349,11 @@ class Speculator:
             return [0.0] * sequences
         plain_ms, plan = ms[sequences - 1], self._plan
         change_ms = 0.0 if plan.rows == plan.last_rows else plan.change_ms
-        pass_ms = ms[min(sequences + nodes, len(ms)) - 1] + change_ms + self.planner.limits.price_ms
+        limits = self.planner.limits
+        rows = limits.rows([step.draft for step in steps])
+        pass_ms = ms[min(rows, len(ms)) - 1] + change_ms
+        if limits.rereads:
+            pass_ms += sum(ms[len(step.accepted)] for step in steps if len(step.accepted) < len(step.draft))
         node_ms = (pass_ms - plain_ms) / nodes
         return [
             plain_ms / sequences * sum(line[node] == index for node in step.accepted) - node_ms * line.count(index)

@@ -277,6 +277,7 @@ _RUNTIME: dict[str, Check] = {
     "repack": _flag,
     "mmap": _flag,
     "coupled": _flag,
+    "snapshot_mib": _integer(0, 1 << 20),
 }
 _VLLM: dict[str, Check] = {
     "num_speculative_tokens": _integer(1, 64),

@@ -55,6 +55,7 @@ class Runtime:
     coupled          above temperature 0, sample with random numbers that a draft model shares, so that more of its
                      draft tokens are accepted. A seed then yields another text than llama.cpp's own sampling, and the
                      same text with and without drafting
+    snapshot_mib     MiB at most for the states that a recurrent or hybrid model's drafts need to be taken back
     """
 
     threads: int | None = None
@@ -68,6 +69,7 @@ class Runtime:
     repack: bool = True
     mmap: bool = True
     coupled: bool = False
+    snapshot_mib: int = 1024
 
 
 @dataclass(frozen=True, slots=True)

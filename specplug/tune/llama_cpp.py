@@ -84,14 +84,12 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp.drafters.finding import copies_spans
         from specplug.engines.llama_cpp.drafters.opening import open_target
         from specplug.engines.llama_cpp.engine import PROVIDES
-        from specplug.engines.llama_cpp.rollback import rollback_of
         from specplug.engines.llama_cpp.settings_choice import with_settings
 
         self.provides: Requires = PROVIDES
         self._path, self._base = model_path, profile.runtime
         drafting = [replace(profile, proposers=(spec,)) for spec in drafters]
         model = open_target(model_path, drafting, profile.runtime, notify)
-        rollback_of(model)  # raises for a model that cannot take draft tokens back
         if copies_spans(model_path):
             self.own_drafters = (ProposerSpec("short_context"),)
         self.profile = with_settings(profile, model)
@@ -213,9 +211,9 @@ class LlamaCppSubject:
     def limits(self, sequences: int) -> tuple[bool, int]:
         from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS
         from specplug.engines.llama_cpp.engine import LlamaCpp
-        from specplug.engines.llama_cpp.step_loop import ids_needed
+        from specplug.engines.llama_cpp.rollback import AnyTail
 
-        most = MAX_SEQUENCE_IDS - ids_needed(sequences, 0)
+        most = MAX_SEQUENCE_IDS - AnyTail().num_ids(sequences, 0)
         if not self.profile.exact:
             return False, most
         planner = PlannerSettings(max_nodes=min(most, EXACT_NODES))

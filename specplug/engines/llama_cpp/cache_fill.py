@@ -2,8 +2,8 @@
 
 Only the time of passes over such a cache is meaningful, since every stretch of it holds the same keys and values.
 Source: the layout of sequence states in llama.cpp's src/llama-kv-cache.cpp (`state_write_meta`): for each cell its
-position, the number of its sequences, and their ids. The layout is looked for, not assumed: where it is not found, as
-in recurrent models, the cache is filled by reading.
+position, the number of its sequences, and their ids. The layout is looked for, not assumed: where it is not found, and
+in models with a recurrent state, the cache is filled by reading.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CacheFill:
 
     def __init__(self, context: Context, sequences: int = 1) -> None:
         self.context = context
-        self._copies = context.num_ids > sequences
+        self._copies = context.num_ids > sequences and not context.model.has_recurrent_memory
         self._state: bytes | None = None
         self._tables: list[int] = []
 

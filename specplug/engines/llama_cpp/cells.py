@@ -95,6 +95,21 @@ class Cells:
 
     # -- the cached tokens of slots -------------------------------------------------------------------------------
 
+    def places(self, prompt: IntArray, cached: int, parting: int) -> list[int]:
+        """Where to make checkpoints while a prompt is read: nowhere, as any tail can be dropped."""
+        return []
+
+    def make_checkpoint(self, seq: int) -> None:
+        """See `places`."""
+
+    def reusable(self, seq: int, length: int) -> int:
+        """To how many of its first `length` tokens a slot can be cut."""
+        return length
+
+    def shareable(self, seq: int, length: int) -> int:
+        """How many of a slot's first `length` tokens another slot can be given."""
+        return length
+
     def truncate(self, seq: int, start: int = 0) -> None:
         """Drop the cached tokens of a slot from position `start` on."""
         dead = self._cells[seq][start:]

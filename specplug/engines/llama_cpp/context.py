@@ -41,13 +41,22 @@ class Inputs(Protocol):
 
 
 def open_context(
-    model: Model, runtime: Runtime, *, cells: int, num_ids: int, max_rows: int, inputs: Inputs | None = None
+    model: Model,
+    runtime: Runtime,
+    *,
+    cells: int,
+    num_ids: int,
+    max_rows: int,
+    snapshots: int = 0,
+    inputs: Inputs | None = None,
 ) -> Context:
     """Open a context for `model`. Raises UsageError when llama.cpp rejects the parameters.
 
     cells    KV cells in all, shared by all sequences
     num_ids  sequence ids, those of slots and of tree leaves together; at most 256
     max_rows the most rows with logits in one pass
+    snapshots
+             states before the last rows of a pass that are kept for each sequence id, where the model can do so
     inputs   the embeddings of tokens, where the model cannot embed all of them itself
     """
     assert runtime.flash_attention is not None, "the profile was not resolved"
@@ -65,6 +74,8 @@ def open_context(
     params.type_k = params.type_v = KV_TYPES[runtime.kv_type or DEFAULT_KV_TYPE]
     params.no_perf = True
     set_tree_params(params, num_ids, max_rows)
+    if model.has_recurrent_memory:
+        set_state_params(params, snapshots)
     if not runtime.gpu_layers:
         params.n_outputs_max = aligned_rows(model.handle, params, params.n_outputs_max)
     with captured_log() as log:
@@ -92,6 +103,15 @@ def set_tree_params(params: Any, num_ids: int, max_rows: int) -> None:
     params.n_seq_max = num_ids
     params.n_outputs_max = max(max_rows, num_ids)
     params.kv_unified = True
+
+
+def set_state_params(params: Any, snapshots: int) -> None:
+    """Set the parameters that a recurrent state requires: llama.cpp evaluates every batch at once.
+
+    It loses snapshots where it divides a batch, and aborts where it could not hold the rows that they are made of.
+    """
+    params.n_rs_seq = snapshots
+    params.n_batch = params.n_ubatch = max(min(params.n_ubatch or params.n_batch, params.n_batch), snapshots + 2)
 
 
 class Context:
@@ -256,6 +276,22 @@ class Context:
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         if not ll.llama_state_seq_set_data(self.handle, buffer, len(state), seq_id):
             raise SpecplugError(f"llama.cpp cannot load the state of sequence {seq_id}: the contexts differ")
+
+    def recurrent_state(self, seq_id: int) -> bytes:
+        """As `state`, without what grows with the text: what recurrent layers keep of a sequence."""
+        flags = ll.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        size = ll.llama_state_seq_get_size_ext(self.handle, seq_id, flags)
+        buffer = (ctypes.c_uint8 * size)()
+        written = ll.llama_state_seq_get_data_ext(self.handle, buffer, size, seq_id, flags)
+        return bytes(buffer)[:written]
+
+    def return_to(self, seq_id: int, length: int, state: bytes) -> None:
+        """Cut a sequence to its first `length` tokens, after which `recurrent_state` returned `state`."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        flags = ll.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        if not ll.llama_state_seq_set_data_ext(self.handle, buffer, len(state), seq_id, flags):
+            raise SpecplugError(f"llama.cpp cannot load the state of sequence {seq_id}: the contexts differ")
+        self.drop(seq_id, length)  # what attention keeps of the tokens after it
 
     def clear(self) -> None:
         """Drop all cells; the next pass fills them from the first one on."""

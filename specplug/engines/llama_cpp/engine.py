@@ -23,10 +23,11 @@ from specplug.engines.llama_cpp.exact_passes import ExactPasses, measure_exact_p
 from specplug.engines.llama_cpp.measure import own_cost_points
 from specplug.engines.llama_cpp.model import Message, Model
 from specplug.engines.llama_cpp.pass_costs import PassCosts
-from specplug.engines.llama_cpp.rollback import AnyTail, Rollback, rollback_of
+from specplug.engines.llama_cpp.rollback import AnyTail
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.settings_choice import with_settings
-from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
+from specplug.engines.llama_cpp.state_memory import rollback_for
+from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.engines.llama_cpp.stream import Stream
 from specplug.engines.llama_cpp.thread_following import follow, thread_count, threads_now
 from specplug.engines.tokenizer_check import check_tokenizer
@@ -87,17 +88,19 @@ class LlamaCpp:
         sources = fitting_sources(profile, model.path, slots=slots)
         if not remember:  # a comparison
             wait_for_corpora(sources)
-        self._rollback: Rollback = rollback_of(model) if profile.speculates else AnyTail()
+        self._rollback = rollback_for(model, profile, slots=slots, notify=notify)
         max_nodes = profile.planner.max_nodes if profile.speculates else 0
         if cost is None:
             cost = own_cost_points(model, profile, slots=slots, notify=notify)
-        max_rows = max_nodes + 2 * slots  # trees, and the last rows of prompts or the second row of `exact`
+        # Trees, and the last rows of prompts or the second row of `exact`.
+        max_rows = max_nodes + 2 * slots
         self.context = open_context(
             model,
             profile.runtime,
             cells=self._cells_needed(max_rows),
-            num_ids=ids_needed(slots, max_nodes),
+            num_ids=self._rollback.num_ids(slots, max_nodes),
             max_rows=max_rows,
+            snapshots=self._rollback.snapshots,
         )
         self._learned = {**(profile.measured.acceptance if profile.measured else {}), **(learned or {})}
         self._drafters = Drafters()
@@ -337,7 +340,7 @@ def fitting_sources(profile: Profile, model_path: Path, *, slots: int) -> list[P
             f"profile {profile.name}: planner.prune_top_k drops drafts by what a draft model finds likely, and there "
             "is none; add one, or remove the key"
         )
-    most = MAX_SEQUENCE_IDS - ids_needed(slots, 0)
+    most = MAX_SEQUENCE_IDS - AnyTail().num_ids(slots, 0)
     if profile.speculates and most < profile.planner.max_nodes:
         raise UsageError(f"profile {profile.name}: {slots} sequences leave {most} nodes; lower planner: max_nodes")
     return sources

@@ -33,6 +33,10 @@ MOST_ROUNDS = 15
 CONTEXTS = (128, 1024, 4096, 16384)
 """Tokens in the cache when passes are timed, up to the profile's context."""
 
+MOST_READ = 1024
+"""Tokens in the cache at most where it can only be filled by reading, as with a recurrent state. Such a state takes as
+long to use whatever the length of the text; only the layers with attention do not."""
+
 FURTHER_ROWS, FURTHER_ROUNDS = (1, 4, 8), 2
 """Row counts that are timed at every context but the first, besides the largest one, and how often. What a fuller cache
 adds to passes of other row counts is interpolated: attention grows evenly with the rows."""
@@ -51,11 +55,15 @@ def cost_points(
     *,
     contexts: Sequence[int] = CONTEXTS,
     seconds: float = QUICK_SECONDS,
+    snapshots: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> CostPoints:
-    """T(rows, context) as `points_on` measures it, on a context that is opened for the measurement."""
+    """T(rows, context) as `points_on` measures it, on a context that is opened for the measurement.
+
+    snapshots  see `open_context`
+    """
     cells = min(runtime.context, max(contexts)) + limit + 64
-    with open_context(model, runtime, cells=cells, num_ids=2, max_rows=limit) as context:
+    with open_context(model, runtime, cells=cells, num_ids=2, max_rows=limit, snapshots=snapshots) as context:
         return points_on(context, limit, contexts=contexts, seconds=seconds, progress=progress)
 
 
@@ -78,6 +86,8 @@ def points_on(
     """
     timer = PassTimer(context)
     room = context.cells - limit - 1
+    if context.model.has_recurrent_memory:
+        room = min(room, MOST_READ)
     fills = [c for c in contexts if c <= room] or [max(room, 1)]
     lines: list[list[float]] = []
     changes: list[float] = []
@@ -125,7 +135,8 @@ def _further_line(timer: PassTimer, rows: Sequence[int], line: Sequence[float]) 
 class PassTimer:
     """Times passes over `sequences` sequences of equal length, all rows with logits, on an empty context.
 
-    Where the context has a sequence id more than `sequences`, its cache is filled by copying.
+    Where the context has a sequence id more than `sequences`, its cache is filled by copying. With a recurrent state it
+    needs twice as many ids: passes run on copies of the sequences, which are then dropped.
     """
 
     def __init__(self, context: Context, sequences: int = 1) -> None:
@@ -133,13 +144,17 @@ class PassTimer:
         self.sequences = sequences
         self.filled = 0
         self._fill = CacheFill(context, sequences)
+        self._copy_ids = sequences if context.model.has_recurrent_memory else 0
 
     def fill(self, tokens: int) -> float:
         """Extend or cut every sequence to `tokens` tokens. Returns the milliseconds taken."""
         began = perf_counter()
         for sequence in range(self.sequences):
-            if tokens < self.filled:
+            if tokens < self.filled and not self._copy_ids:
                 self.context.drop(sequence, tokens)
+            elif tokens < self.filled:
+                self.context.drop(sequence)
+                self._fill.extend(sequence, 0, tokens)
             else:
                 self._fill.extend(sequence, self.filled, tokens)
         self.filled = tokens
@@ -156,13 +171,13 @@ class PassTimer:
             share = rows // self.sequences + (sequence < rows % self.sequences)
             if not share:
                 break
-            context.add_span(self._tokens(share), self.filled, sequence, wanted=True)
+            context.add_span(self._tokens(share), self.filled, self._branch(sequence), wanted=True)
         began = perf_counter()
         context.decode()
         context.logits(rows)
         ms = (perf_counter() - began) * 1000
         for sequence in range(self.sequences):
-            context.drop(sequence, self.filled)
+            self._take_back(sequence)
         return ms
 
     def prompt_ms(self, tokens: int = PROMPT_ROWS) -> float:
@@ -170,16 +185,28 @@ class PassTimer:
         context = self.context
         tokens = min(tokens, context.num_batch, context.cells - self.sequences * self.filled)
         context.clear_batch()
-        context.add_span(self._tokens(tokens), self.filled, 0, wanted=False, last=True)
+        context.add_span(self._tokens(tokens), self.filled, self._branch(0), wanted=False, last=True)
         began = perf_counter()
         context.decode()
         context.logits(1)
         ms = (perf_counter() - began) * 1000
-        context.drop(0, self.filled)
+        self._take_back(0)
         return ms / tokens
 
     def use_threads(self, threads: int) -> None:
         self.context.use_threads(threads)
+
+    def _branch(self, sequence: int) -> int:
+        """The sequence id on which rows of a sequence are timed."""
+        if self._copy_ids:
+            self.context.copy(sequence, self._copy_ids + sequence)
+        return self._copy_ids + sequence
+
+    def _take_back(self, sequence: int) -> None:
+        if self._copy_ids:
+            self.context.drop(self._copy_ids + sequence)
+        else:
+            self.context.drop(sequence, self.filled)
 
     def _tokens(self, count: int) -> IntArray:
         return hashed_tokens(self.filled, self.filled + count, self.context.model.num_tokens)

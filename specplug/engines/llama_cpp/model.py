@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,6 +126,11 @@ class Model:
         return bool(ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle))
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether all layers keep a state, so that the length of a text costs no memory."""
+        return bool(ll.llama_model_is_recurrent(self.handle))
+
+    @property
     def attends_to_window(self) -> bool:
         """Whether some layers attend to recent tokens only, or to those of the same chunk."""
         return bool(ll.llama_model_n_swa(self.handle) > 0)
@@ -183,19 +189,41 @@ class Model:
         template receives the last message as plain text.
         """
         if self._formatter is None:
-            template = self.meta("tokenizer.chat_template")
-            if template is None:
-                return self.tokenize(messages[-1]["content"])
-            self._formatter = Jinja2ChatFormatter(
-                template=template,
-                eos_token=self._token_text(ll.llama_vocab_eos(self.vocab)),
-                bos_token=self._token_text(ll.llama_vocab_bos(self.vocab)),
-            )
+            self._formatter = self._new_formatter(answers=True)
+        if self._formatter is None:
+            return self.tokenize(messages[-1]["content"])
         try:
             text = self._formatter(messages=list(messages), tools=list(tools) or None).prompt
         except Exception as error:  # a template can raise any exception
             raise UsageError(f"{self.path}: its chat template failed: {error}; use --raw") from error
         return self.tokenize(text, add_special=False, parse_special=True)
+
+    @cached_property
+    def message_token(self) -> int | None:
+        """The token with which every message of a chat begins; None where the template has none."""
+        messages = [{"role": "user", "content": "a"}]
+        with contextlib.suppress(Exception):  # a template can raise any exception
+            closed = self._new_formatter(answers=False)
+            if closed is not None:
+                asked = self.chat_prompt(messages)
+                text = closed(messages=messages).prompt
+                message = self.tokenize(text, add_special=False, parse_special=True)
+                token = int(asked[len(message)])
+                if np.array_equal(asked[: len(message)], message) and token in message:
+                    return token
+        return None
+
+    def _new_formatter(self, *, answers: bool) -> Jinja2ChatFormatter | None:
+        """The model's chat template; None where it has none. `answers`: a prompt ends with the beginning of one."""
+        template = self.meta("tokenizer.chat_template")
+        if template is None:
+            return None
+        return Jinja2ChatFormatter(
+            template=template,
+            eos_token=self._token_text(ll.llama_vocab_eos(self.vocab)),
+            bos_token=self._token_text(ll.llama_vocab_bos(self.vocab)),
+            add_generation_prompt=answers,
+        )
 
     def _token_text(self, token: int) -> str:
         text = ll.llama_vocab_get_text(self.vocab, token) if token >= 0 else b""

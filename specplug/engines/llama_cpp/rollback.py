@@ -6,13 +6,13 @@ Its `limits` are passed to the planner, so that no draft is verified that could 
 
 from __future__ import annotations
 
-from typing import Protocol
-
-import llama_cpp.llama_cpp as ll
+from typing import Any, Protocol
 
 from specplug.core import NO_LIMITS, DraftLimits
 from specplug.engines.llama_cpp.cells import Cells
+from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.model import Model
+from specplug.engines.llama_cpp.state_cells import StateCells
 from specplug.engines.llama_cpp.tree_batch import Tree
 from specplug.errors import UsageError
 
@@ -21,14 +21,31 @@ class Rollback(Protocol):
     """Keeps accepted rows and removes rejected ones, for one kind of memory."""
 
     limits: DraftLimits
+    has_states: bool
+    """Whether the memory keeps states, which cannot be cut; each prompt is then read in passes of its own."""
+    snapshots: int
+    """States that the context keeps for each sequence id (`open_context`)."""
 
-    def keep(self, cells: Cells, tree: Tree, seq: int, root: int, position: int, rows: int) -> int:
+    def num_ids(self, slots: int, max_nodes: int) -> int:
+        """Sequence ids of a context with so many slots."""
+
+    def cells(self, context: Context, slots: int) -> Cells | StateCells:
+        """The record of an empty context."""
+
+    def branch(self, context: Context, seq: int, rows: int) -> int:
+        """The sequence id that the rows of a pass get, of slot `seq`; trees have further ones."""
+
+    def keep(self, cells: Any, tree: Tree, seq: int, root: int, position: int, rows: int) -> int:
         """Keep the root and the accepted nodes of `tree` on sequence id `seq`; forget its other nodes.
 
+        cells     what `cells` has returned
         position  of the root
         rows      of the pass whose cells stay taken: up to the last row that any sequence keeps
         Returns how many tokens the sequence now holds.
         """
+
+    def complete(self, context: Context) -> None:
+        """Bring every sequence to what was kept. Called when the results of a pass are no longer needed."""
 
 
 class AnyTail:
@@ -39,6 +56,18 @@ class AnyTail:
     """
 
     limits = NO_LIMITS
+    has_states = False
+    snapshots = 0
+
+    def num_ids(self, slots: int, max_nodes: int) -> int:
+        """One for each slot, one for retained cells, one for the second row of `exact`, and the leaves of a plan."""
+        return slots + 2 + max_nodes
+
+    def cells(self, context: Context, slots: int) -> Cells:
+        return Cells(context, slots=slots, retained_id=slots)
+
+    def branch(self, context: Context, seq: int, rows: int) -> int:
+        return seq
 
     def keep(self, cells: Cells, tree: Tree, seq: int, root: int, position: int, rows: int) -> int:
         draft, accepted = tree.draft, tree.accepted
@@ -67,14 +96,17 @@ class AnyTail:
             context.drop(leaf)
         return stop
 
+    def complete(self, context: Context) -> None:
+        """Cells need nothing more."""
 
-def rollback_of(model: Model, *, instead: str = "use --profile none") -> Rollback:
-    """The rollback for a model's memory. Raises UsageError if there is none (recurrent and hybrid models).
 
-    instead  the advice in the message
+def refuse_recurrent(model: Model, role: str) -> None:
+    """UsageError for a model with a recurrent state, as a drafter or as what a drafter is built for.
+
+    role  such as `a drafter`
     """
-    if ll.llama_model_is_recurrent(model.handle) or ll.llama_model_is_hybrid(model.handle):
+    if model.has_recurrent_memory:
         raise UsageError(
-            f"{model.path}: this architecture keeps a recurrent state that cannot take tokens back; {instead}"
+            f"{model.path}: {role} takes back what it drafted, which a recurrent state does not allow; "
+            "use a model that has attention only"
         )
-    return AnyTail()

@@ -89,6 +89,12 @@ def _shapes(context: Context, prompt: IntArray, known: IntArray, shared_cache: b
         yield _in_passes(context, prompt, known, iter(sizes))
     if shared_cache:
         yield _interleaved(context, prompt, known)
+    if context.model.has_recurrent_memory:  # whose prompt may have been read in any pieces, up to a checkpoint and on
+        for mixture in range(MIXTURES):
+            random = np.random.default_rng(mixture)
+            first = int(random.integers(1, len(prompt) + 1))
+            rest = np.append(prompt[first:], known)
+            yield _in_passes(context, prompt[:first], rest, iter(random.choice(SHAPES, len(rest) + 1).tolist()))
 
 
 def _worst_case(base: Logits, bound: Logits, a: int, b: int) -> Logits:

@@ -10,7 +10,6 @@ from specplug.core import IntArray
 from specplug.corpora.folder import NAME, Corpus, corpora_folder, open_corpus
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Message, Model
-from specplug.engines.llama_cpp.rollback import rollback_of
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.errors import UsageError
@@ -76,8 +75,6 @@ class ServingEngine:
         remember, learned, follow_free_cores
                    see `LlamaCpp`
         """
-        # Prompts share cached tokens, with or without drafts.
-        rollback_of(model, instead="use specplug run --profile none")
         self._engine = LlamaCpp(
             model,
             profile,

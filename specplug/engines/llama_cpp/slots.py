@@ -8,6 +8,7 @@ import numpy as np
 
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.cells import Cells
+from specplug.engines.llama_cpp.state_cells import StateCells
 from specplug.errors import UsageError
 
 WORTH_WAITING = 64
@@ -17,7 +18,7 @@ WORTH_WAITING = 64
 class Slots:
     """The slots of one context, numbered from 0; a slot's number is its sequence id."""
 
-    def __init__(self, cells: Cells, count: int, *, reuse: bool) -> None:
+    def __init__(self, cells: Cells | StateCells, count: int, *, reuse: bool) -> None:
         """`reuse`: whether a prompt may use cached tokens; without it every prompt is read from its beginning."""
         self.free = list(range(count))
         """The slots without a sequence, the least recently used first."""
@@ -25,8 +26,9 @@ class Slots:
         self._count = count
         self._reuse = reuse
 
-    def take(self, prompt: IntArray) -> tuple[int, int]:
-        """A free slot for a prompt (int32[n], n >= 1), and how many of the prompt's tokens the slot now holds.
+    def take(self, prompt: IntArray) -> tuple[int, int, list[int]]:
+        """A free slot for a prompt (int32[n], n >= 1), how many of the prompt's tokens the slot now holds, and where
+        checkpoints are to be made while the others are read.
 
         Raises UsageError where no slot is free.
         """
@@ -36,21 +38,26 @@ class Slots:
         if not self._reuse:
             seq = self.free.pop(0)
             cells.truncate(seq)
-            return seq, 0
+            return seq, 0, []
         # The last token is always evaluated anew, since its logits are needed.
-        shared = [min(common_prefix(cached, prompt), len(prompt) - 1) for cached in cells.tokens]
-        best = max(range(self._count), key=lambda seq: (shared[seq], seq in self.free))
-        length = shared[best]
+        common = [min(common_prefix(cached, prompt), len(prompt) - 1) for cached in cells.tokens]
+        usable = [
+            cells.reusable(seq, length) if seq in self.free else cells.shareable(seq, length)
+            for seq, length in enumerate(common)
+        ]
+        best = max(range(self._count), key=lambda seq: (usable[seq], seq in self.free))
+        length = usable[best]
         if best in self.free and (2 * length >= len(cells.tokens[best]) or len(self.free) == 1):
             seq = best
             cells.truncate(seq, length)
         else:  # another sequence uses it, or most of it belongs to another conversation
             seq = next(seq for seq in self.free if seq != best)
             cells.truncate(seq)
+            length = cells.shareable(best, common[best])
             if length:
                 cells.share(best, seq, length)
         self.free.remove(seq)
-        return seq, length
+        return seq, length, cells.places(prompt, length, max(common))
 
     def first_empty(self) -> int:
         """The first free slot without cached tokens."""

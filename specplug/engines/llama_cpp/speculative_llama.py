@@ -21,9 +21,9 @@ import numpy as np
 from llama_cpp import Llama
 
 from specplug import profile as profiles
-from specplug.core import ROOT, Proposer
+from specplug.core import ROOT, IntArray, Proposer
 from specplug.engines.llama_cpp.alignment import aligned_rows
-from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_tree_params
+from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_state_params, set_tree_params
 from specplug.engines.llama_cpp.drafters.opening import Drafters, check_drafters
 from specplug.engines.llama_cpp.engine import fitting_sources
 from specplug.engines.llama_cpp.engine_settings import can_offload
@@ -32,8 +32,10 @@ from specplug.engines.llama_cpp.library_check import check_model
 from specplug.engines.llama_cpp.measure import own_cost_points
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.pass_costs import PassCosts
-from specplug.engines.llama_cpp.rollback import rollback_of
-from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
+from specplug.engines.llama_cpp.rollback import Rollback
+from specplug.engines.llama_cpp.slots import common_prefix
+from specplug.engines.llama_cpp.state_memory import rollback_for
+from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.engines.llama_cpp.stream import Stream
 from specplug.engines.llama_cpp.thread_following import follow, thread_count
 from specplug.errors import EngineError, UsageError
@@ -58,6 +60,9 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     State: the proposers learn over all calls; `counters` are sums over all finished generations.
     """
 
+    n_tokens: int
+    """Tokens in the cache, by the base class."""
+
     def __init__(
         self,
         model_path: str,
@@ -80,6 +85,9 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         if self.profile.exact:
             self._check_exact(options)
         self._loop: StepLoop | None = None
+        self._rollback: Rollback | None = None
+        self._parting = 0
+        """Leading tokens of the last prompt that were in the cache."""
         self._under_way: Generator[int, Sequence[int] | None, None] | None = None
         self._aligned = b"", 0
         """The parameters of the context, and the number of rows with logits that aligns its tensors."""
@@ -113,8 +121,13 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         """The base class's parameters of its context, with room for trees."""
         params = self._context_params
         if self._decodes and not hasattr(self, "_ctx"):  # once `_ctx` exists, the parameters describe the open context
-            set_tree_params(params, ids_needed(1, self._max_nodes), self._max_nodes + 2)
-            if hasattr(self, "_model") and not self.model_params.n_gpu_layers:
+            if not hasattr(self, "_model"):
+                return params
+            rollback = self._choose_rollback()
+            set_tree_params(params, rollback.num_ids(1, self._max_nodes), self._max_nodes + 2)
+            if rollback.has_states:
+                set_state_params(params, rollback.snapshots)
+            if not self.model_params.n_gpu_layers:
                 if self._aligned[0] != bytes(params):
                     rows = aligned_rows(self._model.model, params, params.n_outputs_max)
                     self._aligned = bytes(params), rows
@@ -155,13 +168,18 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             cells.follow_truncation(0, self.n_tokens)
         else:  # something else has filled the cache, such as a handler for images
             cells.follow_load(0, self._cached())
-        before = self.n_tokens
-        try:
-            super().eval(tokens)
-        finally:  # if a pass fails, the passes before it have still filled cells
-            read = self.n_tokens - before
-            cells.append(0, list(tokens[:read]), range(read))
-            cells.end_pass(read)
+        text = np.append(self._cached(), np.asarray(list(tokens), dtype=np.int32))
+        places = cells.places(text, self.n_tokens, self._parting)
+        for stop in (*places, len(text)):
+            before = self.n_tokens
+            try:
+                super().eval(text[before:stop].tolist())
+            finally:  # if a pass fails, the passes before it have still filled cells
+                read = self.n_tokens - before
+                cells.append(0, text[before : before + read].tolist(), range(read))
+                cells.end_pass(read)
+            if stop in places:
+                cells.make_checkpoint(0)
 
     def generate(
         self, tokens: Sequence[int], *args: Any, stopping_criteria: Any = None, **options: Any
@@ -171,8 +189,11 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         A generator of an earlier call that was not finished ends here.
         """
         self._leave()
-        if self._loop and self.profile.exact and options.get("reset", True):
-            self.reset()  # every prompt is read from its beginning, in the same passes
+        if self._loop and options.get("reset", True):
+            if self.profile.exact:
+                self.reset()  # every prompt is read from its beginning, in the same passes
+            elif self._choose_rollback().has_states:
+                self._return_to_shared(self._loop, np.asarray(list(tokens), dtype=np.int32))
         base = super().generate(tokens, *args, stopping_criteria=stopping_criteria, **options)
         if self._loop is None:
             yield from base
@@ -240,15 +261,40 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
                 del tree.accepted[len(stream.fresh) - 1 :]
                 loop.settle(passed)
 
+    def _return_to_shared(self, loop: StepLoop, prompt: IntArray) -> None:
+        """Cut a recurrent state to a checkpoint within what it has in common with a prompt.
+
+        The base class would have llama.cpp cut it anywhere, which it reports as done although it is not.
+        """
+        cells = loop.cells
+        self._parting = shared = min(common_prefix(self._cached(), prompt), len(prompt) - 1)
+        length = cells.reusable(0, shared) if len(cells.tokens[0]) == self.n_tokens else 0
+        if length:
+            cells.truncate(0, length)
+            self.n_tokens = length
+        else:
+            self.reset()
+
+    def _choose_rollback(self) -> Rollback:
+        if self._rollback is None:
+            params = self._context_params
+            flash = params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            runtime = replace(self.profile.runtime, threads=1, flash_attention=flash)
+            model = Model(Path(self.model_path), self._model.model)
+            own = replace(self.profile, runtime=runtime)
+            self._rollback = rollback_for(model, own, slots=1, notify=self._notify)
+        return self._rollback
+
     def _cached(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
         """int32[n_tokens]: the tokens in the cache."""
         return np.array(self.input_ids[: self.n_tokens], dtype=np.int32)
 
     def _open_loop(self, sources: Sequence[Proposer]) -> StepLoop:
         model = Model(Path(self.model_path), self._model.model)
-        rollback = rollback_of(model)
+        rollback = self._choose_rollback()
         max_nodes = min(self._max_nodes, self.n_batch - 1)
-        context = Context(model, self._ctx.ctx, num_ids=ids_needed(1, self._max_nodes), max_rows=max_nodes + 2)
+        num_ids = rollback.num_ids(1, self._max_nodes)
+        context = Context(model, self._ctx.ctx, num_ids=num_ids, max_rows=max_nodes + 2)
         runtime = self._runtime()
         # A batch holds the root and all nodes, whatever a profile's own curve covers.
         fitting = replace(self.profile, runtime=runtime, planner=replace(self.profile.planner, max_nodes=max_nodes))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from specplug.core import NO_OPTIONS, ROOT, Draft, IntArray, SequenceOptions, Step
 from specplug.drafts.trees import first_branch
-from specplug.engines.llama_cpp.cells import SPARE_SHARE, Cells
+from specplug.engines.llama_cpp.cells import SPARE_SHARE
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.draft_counts import DraftCounts
 from specplug.engines.llama_cpp.exact_passes import ExactPasses
@@ -35,7 +35,7 @@ from specplug.planning.speculator import Speculator
 
 
 class StepLoop:
-    """Runs up to `slots` sequences on an empty context with `ids_needed` sequence ids."""
+    """Runs up to `slots` sequences on an empty context, which was opened for `rollback`."""
 
     def __init__(
         self,
@@ -56,7 +56,8 @@ class StepLoop:
         self.context = context
         self.speculator = speculator
         self.slots = slots
-        self.cells = Cells(context, slots=slots, retained_id=slots)
+        self._rollback: Rollback = rollback or AnyTail()
+        self.cells = self._rollback.cells(context, slots)
         self.prefill_budget = PrefillBudget()
         self.counters = Counters()
         """Sums over all finished sequences."""
@@ -67,12 +68,11 @@ class StepLoop:
         passes have run recently."""
         self.plain_ms = 0.0
         """Time that plain decoding would have taken for the same tokens, by the cost curve."""
-        self._rollback = rollback or AnyTail()
         self._exact = exact
         self._before_pass = before_pass
         self._after_pass = after_pass
         self._pad_id = slots + 1
-        self._leaf_ids = range(slots + 2, ids_needed(slots, speculator.planner.max_nodes))
+        self._leaf_ids = range(slots + 2, self._rollback.num_ids(slots, speculator.planner.max_nodes))
         self._roomy = context.cells - context.cells // SPARE_SHARE
         self._end_tokens = context.model.end_tokens
         self._slots = Slots(self.cells, slots, reuse=exact is None)
@@ -103,8 +103,10 @@ class StepLoop:
         The sequence owns the sampler from now on. Raises UsageError where no slot is free.
         """
         began = perf_counter_ns()
-        seq, cached = self._slots.take(prompt)
-        stream = Stream(seq, prompt, sampler, max_tokens, max_draft, cached, began, position=cached, options=options)
+        seq, cached, places = self._slots.take(prompt)
+        stream = Stream(
+            seq, prompt, sampler, max_tokens, max_draft, cached, began, position=cached, places=places, options=options
+        )
         stream.counters.prompt_tokens = len(prompt)
         return stream
 
@@ -163,6 +165,8 @@ class StepLoop:
         state  the result of this method on a loop of the same model and settings; if None, the prompt is read here
         """
         seq = self._slots.first_empty()
+        if self._rollback.has_states:  # which could not be cut to evaluate the last token
+            prompt = prompt[:-1]
         if state is not None:
             self.cells.make_room(len(prompt), [])
             self.cells.load(seq, prompt.tolist(), state)
@@ -193,17 +197,24 @@ class StepLoop:
         differently.
         """
         for together, prompts in self._passes(running, reading):
-            passed = self.evaluate(together, prompts, beside_prompts=bool(reading))
+            others = len(running) - len(together)
+            passed = self.evaluate(together, prompts, beside_prompts=bool(reading), others=others)
             for stream, tree in zip(together, passed.trees, strict=True):
                 self._verify(stream, tree, passed.logits)
             self.settle(passed)
 
     def evaluate(
-        self, running: Sequence[Stream], reading: Sequence[Stream] = (), *, beside_prompts: bool = False
+        self,
+        running: Sequence[Stream],
+        reading: Sequence[Stream] = (),
+        *,
+        beside_prompts: bool = False,
+        others: int = 0,
     ) -> Pass:
         """Plan, and run the target. A caller that samples itself fills `fresh` and `accepted`, and calls `settle`.
 
         beside_prompts  whether prompts are read in this step, in this pass or in another one
+        others          sequences that run in other passes of this step
         """
         if self._before_pass is not None:
             self._before_pass()
@@ -212,17 +223,18 @@ class StepLoop:
         if any(len(self.cells.tokens[s.seq]) != s.position for s in (*running, *reading)):
             raise SpecplugError("the KV cache was emptied after an interrupted pass; start the sequence again")
         drafts = self._plan(running, beside_prompts=beside_prompts)
-        tree_rows = len(running) + sum(map(len, drafts))
-        shares_of = self._prompt_rows(reading, len(running), tree_rows) if reading else []
+        tree_rows = self._rollback.limits.rows(drafts)
+        shares_of = self._prompt_rows(reading, len(running) + others, tree_rows) if reading else []
         padded = self.padded and tree_rows == 1 and not shares_of
         self.cells.make_room(tree_rows + sum(rows for _, rows in shares_of) + padded, self._slots.free)
         context.clear_batch()
         self.interrupted = True
         leaf_ids = iter(self._leaf_ids)
-        trees = [
-            lay_out(context, draft, s.root, s.position, s.seq, leaf_ids)
-            for s, draft in zip(running, drafts, strict=True)
-        ]
+        least = tree_rows // len(running) if running and self._rollback.limits.even else 1
+        trees = []
+        for s, draft in zip(running, drafts, strict=True):
+            branch = self._rollback.branch(context, s.seq, max(least, 1 + len(draft)))
+            trees.append(lay_out(context, draft, s.root, s.position, branch, leaf_ids, least))
         pieces = [self._add(stream, rows) for stream, rows in shares_of]
         if padded:
             context.add(running[0].root, 0, (self._pad_id,))
@@ -231,7 +243,7 @@ class StepLoop:
         logits = context.logits(tree_rows + sum(piece.last for piece in pieces) + padded)
         if padded:  # before anything else: no free cell may precede a taken one
             context.drop(self._pad_id)
-        return Pass(running, trees, pieces, tree_rows, logits, began, drafted, perf_counter_ns())
+        return Pass(running, trees, pieces, tree_rows, logits, began, drafted, perf_counter_ns(), others)
 
     def settle(self, passed: Pass) -> None:
         """Keep the accepted branches, let the proposers learn, start the sequences whose prompts are now read."""
@@ -244,8 +256,15 @@ class StepLoop:
         learned = perf_counter_ns()
         if passed.pieces:
             self._begin_decoding(passed)
+        self.interrupted = True
+        self._rollback.complete(self.context)
+        self.interrupted = False
+        ended = perf_counter_ns()
+        if passed.running or passed.others:
+            rows, step_ms = sum(len(piece.tokens) for piece in passed.pieces), (ended - passed.began_ns) / 1e6
+            self.prefill_budget.observe(len(passed.running) + passed.others, passed.tree_rows, rows, step_ms)
         if passed.running:
-            self._count(passed, verified, learned, perf_counter_ns())
+            self._count(passed, verified, learned, ended)
 
     # -- parts of a step ------------------------------------------------------------------------------------------
 
@@ -253,13 +272,14 @@ class StepLoop:
         self, running: Sequence[Stream], reading: Sequence[Stream]
     ) -> Iterator[tuple[Sequence[Stream], Sequence[Stream]]]:
         """The running and the reading sequences of each pass of this step."""
-        if self._exact is None:
+        if self._exact is None and not self._rollback.has_states:
             yield running, reading
             return
         if reading:
             yield (), reading[:1]
-        for at in range(0, len(running), self._exact.sequences):
-            yield running[at : at + self._exact.sequences], ()
+        together = self._exact.sequences if self._exact else max(1, len(running))
+        for at in range(0, len(running), together):
+            yield running[at : at + together], ()
 
     def _plan(self, running: Sequence[Stream], *, beside_prompts: bool) -> list[Draft]:
         if not running:
@@ -270,16 +290,17 @@ class StepLoop:
         left = [s.left for s in running]
         seqs, context = [s.seq for s in running], fill // len(running)
         drafts = self.speculator.plan(seqs, context, budgets, left, beside_prompts=beside_prompts)
-        if fill + len(running) + sum(map(len, drafts)) > self._roomy:  # few cells are left: chains retain none
+        limits = self._rollback.limits
+        if limits.trees and fill + limits.rows(drafts) > self._roomy:  # few cells are left: chains retain none
             return [draft.select(first_branch(draft.parents.tolist())) for draft in drafts]
         return drafts
 
     def _prompt_rows(self, reading: Sequence[Stream], sequences: int, tree_rows: int) -> list[tuple[Stream, int]]:
         """The prompts that get rows in this pass, and how many."""
         room = self._exact.prompt_rows if self._exact else self.context.num_batch - tree_rows
-        if sequences:
+        if sequences and not self._exact:
             room = min(room, self.prefill_budget.rows(sequences, tree_rows))
-        unread = [len(stream.prompt) - stream.position for stream in reading]
+        unread = [(stream.places or [len(stream.prompt)])[0] - stream.position for stream in reading]
         return [(stream, rows) for stream, rows in zip(reading, shares(unread, room), strict=True) if rows]
 
     def _add(self, stream: Stream, rows: int) -> Piece:
@@ -336,6 +357,9 @@ class StepLoop:
             taken = range(piece.first, piece.first + len(piece.tokens))
             self.cells.append(piece.stream.seq, piece.tokens.tolist(), taken)
             piece.stream.position += len(piece.tokens)
+            if piece.stream.places[:1] == [piece.stream.position]:
+                self.cells.make_checkpoint(piece.stream.seq)
+                del piece.stream.places[0]
         self.cells.end_pass(rows)
 
     def _learn(self, passed: Pass) -> None:
@@ -386,18 +410,12 @@ class StepLoop:
     def _count(self, passed: Pass, verified: int, learned: int, ended: int) -> None:
         """Add a step's times and tokens to each sequence's counters, and compare it with plain decoding."""
         n, step_ms = len(passed.running), (ended - passed.began_ns) / 1e6
-        self.prefill_budget.observe(n, passed.tree_rows, sum(len(piece.tokens) for piece in passed.pieces), step_ms)
         add_step(passed, verified, learned)
         cost = self.speculator.cost
         if not passed.pieces and cost.shows_plain(n):
             plain_ms = cost.at(sum(s.position for s in passed.running) // n)[min(n, cost.limit) - 1]
             self.decode_ms += step_ms
             self.plain_ms += compare(passed, step_ms, plain_ms)
-
-
-def ids_needed(slots: int, max_nodes: int) -> int:
-    """Sequence ids for `slots`, for retained cells, for the second row of `exact`, and for the leaves of a plan."""
-    return slots + 2 + max_nodes
 
 
 def _rows_of(topk: IntArray | None, tree: Tree) -> IntArray | None:

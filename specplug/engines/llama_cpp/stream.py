@@ -23,6 +23,7 @@ class Stream:
     left       tokens that it may still emit
     max_draft  most draft tokens in a step
     cached     tokens of the prompt that were in the cache already
+    places     where its prompt's reading pauses for a checkpoint, by the number of tokens
     options    what its request asks of the proposers
     root       the last emitted token: known, not yet in the KV cache
     position   tokens of the sequence in the KV cache
@@ -45,6 +46,7 @@ class Stream:
     root: int = 0
     position: int = 0
     reading: bool = True
+    places: list[int] = field(default_factory=list)
     fresh: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     drafters: list[int] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Pass:
     """One target pass: the trees of `running`, pieces of prompts, the logits, and when its parts ended (nanoseconds).
 
     logits  float32[rows, V]  one row for the root and every node of every tree, then one for each prompt that ends
+    others  sequences that run in other passes of the same step
     """
 
     running: Sequence[Stream]
@@ -81,6 +84,7 @@ class Pass:
     began_ns: int
     drafted_ns: int
     decoded_ns: int
+    others: int = 0
 
     @property
     def target_ms(self) -> float:

@@ -21,6 +21,7 @@ class Tree:
     row_of   batch row of each node
     leaf_of  sequence id that carries each node's branch to a leaf
     extra    the sequence ids used beside the slot's own
+    num_rows rows of the root, of the nodes, and of those that fill a chain up
     accepted the nodes accepted so far, root to leaf
     """
 
@@ -29,6 +30,7 @@ class Tree:
     row_of: list[int]
     leaf_of: list[int]
     extra: list[int]
+    num_rows: int
     accepted: list[int] = field(default_factory=list)
 
     def children(self) -> dict[tuple[int, int], int]:
@@ -40,17 +42,24 @@ class Tree:
         return {place: node for node, place in enumerate(places)}
 
 
-def lay_out(context: Context, draft: Draft, root: int, position: int, seq: int, leaf_ids: Iterator[int]) -> Tree:
-    """Add the rows of the root and of the draft to the batch: the likeliest branch first, on the slot's id `seq`."""
+def lay_out(
+    context: Context, draft: Draft, root: int, position: int, seq: int, leaf_ids: Iterator[int], least_rows: int = 1
+) -> Tree:
+    """Add the rows of the root and of the draft to the batch: the likeliest branch first, on the slot's id `seq`.
+
+    least_rows  a chain with fewer rows is filled up to them, with the root's token; these rows are no nodes
+    """
     first = context.rows
     n = len(draft)
-    if not n:
+    filler = max(0, least_rows - 1 - n)
+    if not n and not filler:
         context.add(root, position, (seq,))
-        return Tree(draft, first, _NO_NODES, _NO_NODES, _NO_NODES)
+        return Tree(draft, first, _NO_NODES, _NO_NODES, _NO_NODES, 1)
     parents = draft.parents.tolist()
     if parents == list(range(-1, n - 1)):
-        context.add_span([root, *draft.tokens.tolist()], position, seq, wanted=True)
-        return Tree(draft, first, list(range(first + 1, first + 1 + n)), [seq] * n, [])
+        context.add_span([root, *draft.tokens.tolist(), *[root] * filler], position, seq, wanted=True)
+        return Tree(draft, first, list(range(first + 1, first + 1 + n)), [seq] * n, [], 1 + n + filler)
+    assert not filler, "only chains are filled up"
     order, ids, leaf_of, extra = _branches(parents, seq, leaf_ids)
     for leaf in extra:
         context.copy(seq, leaf)
@@ -60,7 +69,7 @@ def lay_out(context: Context, draft: Draft, root: int, position: int, seq: int, 
     for node in order:
         row_of[node] = context.rows
         context.add(tokens[node], position + depths[node], ids[node])
-    return Tree(draft, first, row_of, leaf_of, extra)
+    return Tree(draft, first, row_of, leaf_of, extra, 1 + n)
 
 
 _NO_NODES: list[int] = []

@@ -21,7 +21,7 @@ from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.engine_settings import can_offload
 from specplug.engines.llama_cpp.memory_need import MemoryNeed, check_memory, memory_need
 from specplug.engines.llama_cpp.model import Model, open_model
-from specplug.engines.llama_cpp.rollback import rollback_of
+from specplug.engines.llama_cpp.rollback import refuse_recurrent
 from specplug.engines.llama_cpp.setting_warnings import setting_warnings
 from specplug.engines.llama_cpp.stream import Pass
 from specplug.errors import SpecplugError, UsageError
@@ -223,7 +223,7 @@ def _open(
     runtime: Runtime,
     slots: int,
 ) -> ModelDrafter:
-    rollback_of(model)  # raises for a model that cannot take draft tokens back
+    refuse_recurrent(model, "a drafter")
     if isinstance(source, ShortContext) and model.attends_to_window:  # as some architectures do without a key for it
         raise UsageError(f"short_context: {model.path}: its memory is sliding window; {NO_SPANS}")
     context = open_context(
