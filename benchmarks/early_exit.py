@@ -3,11 +3,14 @@
     python benchmarks/early_exit.py agreement --model demo:smollm2 --exits 4,8,12,16,20,24,26,28,29
     python benchmarks/early_exit.py cost --model demo:smollm2 --exits 4,28
     python benchmarks/early_exit.py speed --model demo:smollm2 --exits 4,8,28
+    python benchmarks/early_exit.py overhead --model demo:smollm2 --exits 4,28 --rows 16384
 
 agreement  on the model's own greedy answers: by the hidden states of the target, and by a drafter with these layers
 cost       milliseconds of a draft token over those of a target pass of one row, and the agreement that is needed
 speed      answers beside plain decoding, interleaved: all exits with the choice by measured time, each exit alone, and
            the rules of DEL with drafts of up to 18 tokens that are always verified
+overhead   processor time of a thread, which other programs hardly change: what a step takes besides the target's pass,
+           with exits at hand and without
 
 Drafters have all rows of the head, or the first `--rows`. They are written to a temporary folder.
 """
@@ -20,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import thread_time_ns
 
 import numpy as np
 from reporting import run_benchmark, write
@@ -40,9 +44,9 @@ from specplug.engines.llama_cpp.model import open_model
 from specplug.engines.llama_cpp.rounding import explain
 from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 from specplug.errors import UsageError
-from specplug.generation.answers import GREEDY, Request
+from specplug.generation.answers import GREEDY, Answer, Request
 from specplug.models import drafter_folders, references
-from specplug.profile import PlannerSettings, Profile, load
+from specplug.profile import PlannerSettings, Profile, Runtime, load
 from specplug.registry import ProposerSpec
 from specplug.transforms.gguf_exits import NORM_AND_HEAD, file_of, layers_of, write_exits
 from specplug.transforms.gguf_head import EMBEDDINGS
@@ -55,7 +59,7 @@ Text = tuple[IntArray, list[int]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, run in (("agreement", agreement), ("cost", cost), ("speed", speed)):
+    for name, run in (("agreement", agreement), ("cost", cost), ("speed", speed), ("overhead", overhead)):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
         command.add_argument("--model", required=True)
@@ -174,6 +178,72 @@ def speed(args: argparse.Namespace, document: dict[str, object]) -> None:
                 f"| {right} | {same} |"
             )
     write(args.json, document)
+
+
+def overhead(args: argparse.Namespace, document: dict[str, object]) -> None:
+    path = references.resolve(args.model)
+    with ExitStack() as stack:
+        folder, _ = written(stack, args, path)
+        model = stack.enter_context(open_model(path))
+        base = Profile("none", proposers=(ProposerSpec("none"),), runtime=Runtime(threads=1))
+        with LlamaCpp(model, base) as engine:
+            base = engine.profile
+        points = cost_points(model, base.runtime, 25)
+        profiles = [
+            plain(base),
+            drafter(base, folder, "all exits"),
+            *(drafter(base, folder, f"exit {layers}", exit=layers) for layers in args.exits),
+        ]
+        engines = [stack.enter_context(LlamaCpp(model, profile, cost=points)) for profile in profiles]
+        counted = [Counted(engine) for engine in engines]
+        for prompt in limit(load_workload(args.workload, category="all"), args.limit):
+            asked = model.chat_prompt([{"role": "user", "content": prompt.turns[0]}])
+            for one in counted:
+                one.answer(Request(asked, args.max_tokens, GREEDY))
+        print("| setting | steps | target passes, ms | besides, us per step | of the passes | draft tokens |")
+        print("|---|---|---|---|---|---|")
+        for profile, one in zip(profiles, counted, strict=True):
+            besides_us = one.besides_ns / one.steps / 1e3
+            share = one.besides_ns / one.target_ns
+            passes_ms = one.target_ns / 1e6
+            print(
+                f"| {profile.name} | {one.steps} | {passes_ms:.0f} | {besides_us:.0f} | {share:.4f} | {one.drafted} |"
+            )
+            document[profile.name] = [one.steps, passes_ms, besides_us, share, one.drafted]
+    write(args.json, document)
+
+
+class Counted:
+    """An engine of one thread, and the processor time of its passes and of its steps after the first token.
+
+    target_ns   of the target's passes
+    besides_ns  of everything else in these steps
+    """
+
+    def __init__(self, engine: LlamaCpp) -> None:
+        self.steps = self.target_ns = self.besides_ns = self.drafted = 0
+        self._engine = engine
+        self._decode = engine.context.decode
+        engine.context.decode = self._timed  # type: ignore[method-assign]
+        self._pass_ns = 0
+
+    def answer(self, request: Request) -> None:
+        answer = Answer()
+        self._engine.loop.forget_prompts()
+        steps = self._engine.stream(request, answer)
+        next(steps)
+        while not answer.finish:
+            self._pass_ns, began = 0, thread_time_ns()
+            next(steps)
+            taken = thread_time_ns() - began
+            self.steps, self.target_ns = self.steps + 1, self.target_ns + self._pass_ns
+            self.besides_ns += taken - self._pass_ns
+        self.drafted += answer.counters.draft_tokens
+
+    def _timed(self) -> None:
+        began = thread_time_ns()
+        self._decode()
+        self._pass_ns += thread_time_ns() - began
 
 
 def drafter(base: Profile, folder: Path, name: str, **options: object) -> Profile:

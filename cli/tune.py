@@ -37,8 +37,8 @@ from specplug.tune.document import (
     settings_rows,
     verdict,
 )
+from specplug.tune.exits import exits_to_try
 from specplug.tune.session import tune as run_tune
-from specplug.tune.single_exits import single_exits
 from specplug.tune.tune_request import OBJECTIVES, Request, beside, check
 
 from . import options
@@ -192,7 +192,8 @@ def _drafters(request: options.Request) -> tuple[ProposerSpec, ...]:
     """The drafters of the profile, and those of --draft."""
     if request.profile.engine == "vllm" and not request.drafts:
         return ()
-    own = [one for spec in drafters_of(request.profile.proposers) for one in single_exits(spec)]
+    target = options.model_path(request.profile)
+    own = [one for spec in drafters_of(request.profile.proposers) for one in exits_to_try(spec, target)]
     return (*own, *map(options.drafter_spec, request.drafts))
 
 

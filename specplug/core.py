@@ -210,7 +210,10 @@ class Proposer(Protocol):
         """A draft of at most `budget` nodes after the last known token of `seq`. Changes no visible state."""
 
     def observe(self, seq: int, step: Step) -> None:
-        """Append `step.emitted` to the sequence, and learn from the rest of the step."""
+        """Append `step.emitted` to the sequence, and learn from the rest of the step.
+
+        Steps in which no proposer was asked follow later and in order, before the next `propose` or `end`.
+        """
 
     def end(self, seq: int) -> None:
         """Forget `seq`."""

@@ -186,18 +186,29 @@ def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["{model}", "--exits", "4", "--size", "0"], "size 0: use 1 to 2048"),
         (["{model}", "--exits", "4", "--out", "."], "exists already"),
         (["none.gguf", "--exits", "4"], "no such file"),
-        (["{hybrid}", "--exits", "1"], "the head of architecture lfm2 is not known"),
+        (["{hybrid}", "--exits", "1"], "its memory is hybrid; of architecture lfm2 no first layers can be drafters"),
+        (["{folder}", "--exits", "1"], "a folder; exits are built of a .gguf file"),
+        (["{other}", "--exits", "4", "--size", "64"], "heads of its architecture are not trimmed; leave --size out"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, padded: Path, tmp_path: Path
+    arguments: list[str], message: str, padded: Path, demo_path: Path, tmp_path: Path
 ) -> None:
+    from tiny_models import write_gguf
+
     hybrid = tmp_path / "hybrid.gguf"
     if "{hybrid}" in arguments:
         write_hybrid(hybrid)
+    if "{folder}" in arguments:
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint" / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
+        (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"weights")
+    if "{other}" in arguments:
+        write_gguf(tmp_path / "other.gguf", demo_path, width=64, layers=8, first_tokens=512, architecture="internlm2")
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.iterdir())
-    given = [one.format(model=padded, hybrid=hybrid) for one in arguments]
+    places = {"model": padded, "hybrid": hybrid, "folder": tmp_path / "checkpoint", "other": tmp_path / "other.gguf"}
+    given = [one.format(**places) for one in arguments]
     done = call(*given, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert message in done.stderr.splitlines()[-1]
@@ -210,6 +221,9 @@ def write_hybrid(path: Path) -> None:
 
     writer = GGUFWriter(path, "lfm2")
     writer.add_block_count(2)
+    writer.add_head_count(1)
+    writer.add_head_count_kv([0, 1])
+    writer.add_shortconv_l_cache(3)
     writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

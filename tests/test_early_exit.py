@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,30 +14,38 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from test_step_loop import answer_all
+from tiny_architectures import gemma3
+from tiny_gguf import NUM_TOKENS as TINY_TOKENS
 from tiny_models import write_gguf
 
 from specplug.bench.arms import plain
 from specplug.core import IntArray
 from specplug.engines.llama_cpp import layer_taps
 from specplug.engines.llama_cpp.context import Context, open_context
-from specplug.engines.llama_cpp.drafters import exit_opening, exit_scoring
+from specplug.engines.llama_cpp.drafters import exit_opening, exit_scoring, opening
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
+from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring, GivenStates
 from specplug.engines.llama_cpp.drafters.first_layers import cut, layers_per_cache
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.layer_taps import LayerTaps
+from specplug.engines.llama_cpp.memory_need import MemoryNeed
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Request, Sampling
 from specplug.models import drafter_folders
+from specplug.planning.choosing_drafter import NEVER_MS
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.profile.with_drafter import drafter_name
 from specplug.registry import ProposerSpec
 from specplug.transforms.gguf_exits import check_exits, write_exits
 from specplug.transforms.gguf_head import EMBEDDINGS
-from specplug.tune.single_exits import single_exits
+from specplug.tune.drafter_trace import TracedExit
+from specplug.tune.exits import exits_to_try
+from specplug.tune.llama_cpp import LlamaCppSubject
+from specplug.tune.trace import Answer
 
 pytestmark = pytest.mark.llama
 
@@ -187,12 +196,11 @@ def after(context: Context, length: int, seq: int = 0) -> np.ndarray:
 
 def opened(stack: ExitStack, folder: Path, file: str, runtime: Runtime) -> Context:
     model = stack.enter_context(open_model(folder / file))
-    table = InputTable(folder / EMBEDDINGS, 1.0)
+    table = InputTable(folder / EMBEDDINGS, drafter_folders.read(folder)[0].input_scale)
     return stack.enter_context(open_context(model, runtime, cells=256, num_ids=2, max_rows=64, inputs=table))
 
 
 def given_states(stack: ExitStack, folder: Path, hidden: np.ndarray, runtime: Runtime) -> np.ndarray:
-    from specplug.engines.llama_cpp.drafters.exit_scoring import GivenStates
     from specplug.transforms.gguf_exits import NORM_AND_HEAD
 
     states = GivenStates(hidden.shape[1])
@@ -230,6 +238,75 @@ def test_eight_streams_equal_their_single_runs(sampling: Sampling, target: Model
         tokens, streams = answer_all(engine, asked)
     assert tokens == expected
     assert sum(stream.counters.accepted_tokens for stream in streams) > 20
+
+
+def test_exits_of_an_architecture_whose_heads_are_not_trimmed_have_complete_heads(
+    demo_path: Path, tmp_path: Path
+) -> None:
+    """They embed tokens themselves, copy the target's cells, and are right after the last layer that adds something."""
+    source, out = tmp_path / "other.gguf", tmp_path / "out"
+    write_gguf(
+        source,
+        demo_path,
+        width=WIDTH,
+        layers=LAYERS,
+        identity_from=REAL,
+        first_tokens=NUM_TOKENS,
+        architecture="internlm2",
+    )
+    with pytest.raises(UsageError, match="heads of architecture internlm2 are not trimmed; keep all rows"):
+        write_exits(source, (1, 3), np.arange(100, dtype=np.int32), out)
+    write_exits(source, (1, 3), np.arange(NUM_TOKENS, dtype=np.int32), out)
+    assert sorted(path.name for path in out.glob("*.gguf")) == ["exit-1.gguf", "exit-3.gguf"]
+    with open_model(source) as model:
+        with_exits = profile(out, 4, static=True, exit=3)
+        asked = requests(model, 2)
+        with LlamaCpp(model, plain(with_exits)) as base, LlamaCpp(model, with_exits, cost=FLAT) as engine:
+            answers = [engine.generate(request) for request in asked]
+            assert [answer.tokens for answer in answers] == [base.generate(request).tokens for request in asked]
+        counters = [answer.counters for answer in answers]
+        assert sum(one.accepted_tokens for one in counters) == sum(one.draft_tokens for one in counters) > 40
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six layers, of which every second one attends to a window of 32 tokens: llama.cpp keeps two caches."""
+    path = tmp_path_factory.mktemp("windowed") / "windowed.gguf"
+    gemma3(path, layers=6, window=32)
+    write_exits(path, (1, 3, 5), np.arange(TINY_TOKENS, dtype=np.int32), path.parent / "exits")
+    return path
+
+
+@pytest.mark.parametrize(("layers", "of_each_cache"), [(1, (0, 1)), (3, (1, 2)), (5, (2, 3))])
+def test_the_cells_of_both_caches_are_cut(layers: int, of_each_cache: tuple[int, int], windowed: Path) -> None:
+    """To the last bit, with a text of several windows."""
+    text = np.arange(100, 250, dtype=np.int32)
+    out = windowed.parent / "exits"
+    with ExitStack() as stack:
+        model = stack.enter_context(open_model(windowed))
+        context = stack.enter_context(open_context(model, RUNTIME, cells=256, num_ids=2, max_rows=64))
+        context.read(text)
+        own = opened(stack, out, f"exit-{layers}.gguf", RUNTIME)
+        own.read(text)
+        assert layers_per_cache(own.state(0)) == of_each_cache
+        read = after(own, len(text))
+        own.clear()
+        own.restore(1, cut(context.state(0), of_each_cache))
+        assert np.array_equal(after(own, len(text), seq=1), read)
+
+
+@pytest.mark.parametrize("exit_", ["auto", 3])
+def test_exits_of_a_model_with_two_caches_change_no_token(exit_: object, windowed: Path) -> None:
+    with_exits = profile(windowed.parent / "exits", 8, static=True, exit=exit_)
+    asked = [Request(np.arange(first, first + 100, dtype=np.int32), 40) for first in (100, 200, 300)]
+    with (
+        open_model(windowed) as model,
+        LlamaCpp(model, plain(with_exits)) as base,
+        LlamaCpp(model, with_exits, cost=FLAT) as engine,
+    ):
+        answers = [engine.generate(request) for request in asked]
+        assert [answer.tokens for answer in answers] == [base.generate(request).tokens for request in asked]
+    assert sum(answer.counters.accepted_tokens for answer in answers) > 20
 
 
 # -- which exit drafts ------------------------------------------------------------------------------------------------
@@ -280,12 +357,48 @@ def test_while_nothing_is_drafted_exits_are_tried_on_the_text(
         assert answer.counters.accepted_tokens > 10
 
 
-def test_tune_tries_each_exit_alone(folder: Path) -> None:
-    specs = single_exits(ProposerSpec("early_exit", {"model": str(folder), "max_draft": 4, "rule": "measured"}))
-    assert [spec.options for spec in specs] == [{"model": str(folder), "max_draft": 4, "exit": n} for n in EXITS]
-    assert len({drafter_name(spec) for spec in specs}) == len(EXITS)
+def test_tune_tries_each_exit_alone_and_both_rules_of_choosing(folder: Path, padded: Path) -> None:
+    asked = ProposerSpec("early_exit", {"model": str(folder), "max_draft": 4, "rule": "measured"})
+    specs = exits_to_try(asked, padded)
+    own = {"model": str(folder), "max_draft": 4}
+    alone = [{**own, "exit": n} for n in EXITS]
+    assert [spec.options for spec in specs] == [*alone, own, {**own, "max_draft": 18, "rule": "layers"}]
+    assert len({drafter_name(spec) for spec in specs}) == len(EXITS) + 2
     for spec in (specs[0], ProposerSpec("draft_model", {"model": "x.gguf"})):
-        assert single_exits(spec) == [spec]
+        assert exits_to_try(spec, padded) == [spec]
+    missing = ProposerSpec("early_exit", {"model": "drafter:no-such-exits"})
+    with pytest.raises(UsageError, match=r"specplug build early-exit .*padded.gguf --exits 2,4 --out no-such-exits"):
+        exits_to_try(missing, padded)
+
+
+def test_a_file_is_hashed_once_unless_it_changes(
+    folder: Path, padded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = copytree(folder, tmp_path / "own")
+    hashed: list[str] = []
+    digest = drafter_folders.file_digest
+    monkeypatch.setattr(
+        drafter_folders, "file_digest", lambda file, name: hashed.append(Path(file.name).name) or digest(file, name)
+    )
+    for _ in range(3):
+        drafter_folders.read(own)
+    assert len(hashed) == len(set(hashed)) == len(list(own.iterdir())) - 1
+    content = bytearray((own / "exit-5.gguf").read_bytes())
+    content[-1] ^= 1
+    (own / "exit-5.gguf").write_bytes(content)
+    with pytest.raises(UsageError, match=r"exit-5.gguf: its SHA-256"):
+        drafter_folders.read(own)
+
+
+def test_the_head_that_scores_counts_as_memory(folder: Path, padded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+
+    def check(target: Path, needed: object, drafters: list[tuple[Path, MemoryNeed]], *further: object) -> None:
+        counted.extend(path.name for path, own in drafters if own.weights)
+
+    monkeypatch.setattr(opening, "check_memory", check)
+    opening.check_drafters(padded, [profile(folder)], offloads=False, runtime=RUNTIME)
+    assert sorted(counted) == sorted(["norm-and-head.gguf", *(f"exit-{layers}.gguf" for layers in EXITS)])
 
 
 def test_an_architecture_without_taps_is_not_tapped(target: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,10 +431,15 @@ def test_nothing_is_drafted_where_all_exits_lose(
         assert answer.counters.draft_tokens == 0, "of the last answer"
 
 
-def test_one_exit_is_one_drafter(target: Model, folder: Path) -> None:
-    with LlamaCpp(target, profile(folder, exit=5), cost=FLAT) as engine:
+@pytest.mark.parametrize("static", [True, False])
+def test_one_exit_drafts_or_not_and_always_drafts_where_all_is_verified(
+    static: bool, target: Model, folder: Path
+) -> None:
+    with LlamaCpp(target, profile(folder, exit=1, static=static), cost=FLAT) as engine:
         (drafter,) = engine.speculator.fusion.sources
-        assert isinstance(drafter, ModelDrafter)
+        assert isinstance(drafter, ModelDrafter if static else ExitDrafter)
+        answer = engine.generate(requests(target, 1, tokens=60)[0])
+    assert (answer.counters.draft_tokens > 100) == static, "it is always wrong"
 
 
 def test_the_rule_of_the_paper_drafts_by_layers_and_confidence(target: Model, folder: Path) -> None:
@@ -333,6 +451,72 @@ def test_the_rule_of_the_paper_drafts_by_layers_and_confidence(target: Model, fo
         answers = [engine.generate(request) for request in asked]
         assert [answer.tokens for answer in answers] == [base.generate(request).tokens for request in asked]
         assert drafter.current == REAL
+
+
+class TimedScoring(ExitScoring):
+    """Scores nothing, in half of the time of a pass, and records after how many passes."""
+
+    def __init__(self, hopeful: bool) -> None:
+        super().__init__(None, (1,), None, GivenStates(1), np.zeros(1, np.int32), lambda *args: None, lambda: hopeful)
+        self.passes = 0
+        self.scored: list[int] = []
+        self.clock_ns = 0
+
+    def scores(self, rows: object, tokens: object) -> list[tuple[list[float], list[float]]]:
+        self.scored.append(self.passes)
+        self.clock_ns += 500_000
+        return []
+
+    def after(self, passes: int, *, reading: bool = False) -> None:
+        stream = SimpleNamespace(sampler=SimpleNamespace(sampling=Sampling()), fresh=[1])
+        tree = SimpleNamespace(first=0, accepted=[], row_of=[])
+        for _ in range(passes):
+            self.passes += not reading
+            self(SimpleNamespace(running=[stream], trees=[tree], pieces=[1] if reading else [], target_ms=1.0))
+
+
+@pytest.mark.parametrize("hopeful", [True, False])
+def test_exits_are_scored_ever_more_rarely_while_none_may_pay(hopeful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring takes half a pass. For 0.5% of the time, that is once in a hundred passes; for 0.05%, once in a thousand.
+    Reading prompts saves up nothing."""
+    scoring = TimedScoring(hopeful)
+    monkeypatch.setattr(exit_scoring, "perf_counter_ns", lambda: scoring.clock_ns)
+    for _ in range(100):
+        scoring.after(50)
+        scoring.after(50, reading=True)
+    gaps = np.diff(scoring.scored)
+    if hopeful:
+        assert set(gaps[4:].tolist()) <= {100, 101}
+    else:
+        assert (np.diff(gaps[2:6]) > 0).all() and 999 <= gaps[-1] <= 1001
+
+
+def test_a_score_counts_in_the_step_after_it(target: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The price of a draft token is that of the exit which is then chosen, or of none."""
+    with LlamaCpp(target, profile(folder, exit=1), cost=CostPoints((128,), (1, 64), ((10.0, 11.0),))) as engine:
+        (drafter,) = engine.speculator.fusion.sources
+        assert isinstance(drafter, ExitDrafter)
+        pin_costs(drafter)
+        engine.generate(requests(target, 1, tokens=2)[0])
+        drafter.choice.current = 0
+        assert drafter.pass_ms(1) == 1.0
+        monkeypatch.setattr(drafter.drafters[0], "score", lambda seq: (0, 32))
+        drafter.score(0)
+        assert drafter.pass_ms(1) == NEVER_MS and drafter.current is None
+
+
+def test_tune_records_an_exit_with_its_folder_and_layers(padded: Path, folder: Path, target: Model) -> None:
+    answer = Answer(
+        "a", 0, "x", target.tokenize("Why do leaves"), np.arange(100, 124, dtype=np.int32), np.zeros((23, 1), np.int32)
+    )
+    spec = ProposerSpec("early_exit", {"model": str(folder), "exit": 3})
+    subject = LlamaCppSubject(padded, Profile("base", runtime=RUNTIME), drafters=[spec])
+    try:
+        traced = subject.trace_drafter(spec, [answer], 1, 60.0, lambda share: None)
+    finally:
+        subject.close()
+    assert traced.exit == TracedExit(str(folder), 3, LAYERS)
+    assert len(traced.guesses["a", 0].tokens) == 23
 
 
 def pin_costs(drafter: ExitDrafter) -> None:

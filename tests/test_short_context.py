@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+from tiny_architectures import gemma3
 from tiny_models import write_gguf
 
 from specplug import registry
@@ -412,6 +413,14 @@ def test_models_whose_cells_cannot_be_copied_in_parts_are_refused_by_name(
     path = header_only(tmp_path / "odd.gguf", "jamba", **numbers)
     with pytest.raises(UsageError, match=f"short_context: .*odd.gguf: its memory is {kind}; it drafts only for models"):
         check_drafters(path, [profile_of(4, **SMALL)], offloads=False, runtime=RUNTIME)
+
+
+def test_a_model_with_two_caches_is_refused_by_name(tmp_path: Path) -> None:
+    path = gemma3(tmp_path / "windowed.gguf")
+    with open_model(path) as model:
+        message = r"short_context: .*windowed.gguf: its memory is sliding window"
+        with pytest.raises(UsageError, match=message):
+            LlamaCpp(model, profile_of(4, **SMALL))
 
 
 def test_only_its_cells_need_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,27 @@ def test_where_nothing_pays_proposers_are_asked_ever_more_rarely() -> None:
     assert [seq for seq, _ in source.observed] == [0] * 201
 
 
+class Following(Recorder):
+    """Knows, whenever it is asked, how many tokens it has observed."""
+
+    def __init__(self) -> None:
+        super().__init__([1])
+        self.known: list[int] = []
+
+    def propose(self, seq: int, budget: int) -> Draft:
+        self.known.append(sum(len(step.emitted) for _, step in self.observed))
+        return super().propose(seq, budget)
+
+
+def test_a_proposer_that_was_not_asked_observes_what_it_missed_before_it_is_asked_again() -> None:
+    """Asked in steps 0, 2, 6, 14, ...; every step emits a token. At the end of a sequence it has observed all."""
+    source = Following()
+    text = list(range(100, 220))
+    generate(speculator([source], STEEP), STEEP, {0: [1]}, {0: text})
+    assert source.known[:5] == [0, 2, 6, 14, 30]
+    assert [token for _, step in source.observed for token in step.emitted] == text
+
+
 @pytest.mark.parametrize("source", [Ngram, Suffix, TokenRecycling])
 def test_where_nothing_pays_nothing_is_verified(source: type[Ngram] | type[Suffix] | type[TokenRecycling]) -> None:
     text = REPEATS[:200]
@@ -327,6 +348,7 @@ def test_a_drafter_is_asked_only_where_drafts_can_pay(ms: list[float], drafts: b
     log = generate(speculator([source], ms), ms, {0: [1]}, {0: [1] * 201})
     assert (log.nodes > 0) == drafts
     assert source.asked == source.passes == (len(log.drafts) if drafts else 0)
+    assert sum(len(step.emitted) for _, step in source.observed) == 201
 
 
 @pytest.mark.parametrize("expensive_first", [False, True])

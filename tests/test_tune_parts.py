@@ -503,6 +503,17 @@ def test_long_texts_let_the_model_draft_for_itself(length: int, context: int, tr
     assert drafters_to_try([model], [], answers, context) == ([model], [])
 
 
+def test_drafters_of_one_model_have_names_of_their_own() -> None:
+    """So that two windows can be tried, and each of their notes says which one it is about."""
+    windows = [
+        ProposerSpec("short_context", options) for options in ({}, {"recent": 256}, {"recent": 256, "chunk": 64})
+    ]
+    names = [drafter_name(spec) for spec in windows]
+    assert names == ["short_context", "short_context, recent 256", "short_context, recent 256, chunk 64"]
+    _, said = drafters_to_try(windows, [], [], 600)
+    assert len(set(said)) == 3
+
+
 def test_a_window_with_chunks_is_read_once_and_then_its_recent_tokens() -> None:
     drafter, clock = recorded(window=Window(2, 4, 6, 2))
     followed(drafter, 0)

@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from specplug import registry
-from specplug.core import IntArray, int_array
+from specplug.core import Bucket, IntArray, Requires, int_array
+from specplug.drafts.guesses import Guesses
 from specplug.profile import CostPoints, PlannerSettings
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 from specplug.testing import replay as drive
-from specplug.tune.candidates import PLAIN, Setting
+from specplug.tune.candidates import PLAIN, Setting, grid
+from specplug.tune.drafter_trace import DrafterTrace, TracedExit, drafter_key
 from specplug.tune.expense import Expense, Line
 from specplug.tune.prediction import Costs, Prediction
 from specplug.tune.replay import replay, replay_all
@@ -188,6 +191,52 @@ def test_every_change_of_the_row_count_costs_time() -> None:
     points = CostPoints((0,), (1, 2, 3), ((10.0, 11.0, 13.0),), change_ms=2.0)
     found = replay(setting("ngram", nodes=2, trees=False), trace, Costs(points, Expense())).total
     assert found.ms == pytest.approx(24.0 + 4.0) and found.plain_ms == pytest.approx(50.0 + 2.0)
+
+
+# -- early exits ------------------------------------------------------------------------------------------------------
+
+EXITS = [ProposerSpec("early_exit", {"model": "/models/exits", "exit": layers}) for layers in (2, 4)]
+CHOICE = ProposerSpec("early_exit", {"model": "/models/exits"})
+RULE = ProposerSpec("early_exit", {"model": "/models/exits", "rule": "layers", "max_draft": 18})
+
+
+def traced_exit(trace: Trace, layers: int, *, right: bool, ms: float) -> DrafterTrace:
+    """An exit of a target with 8 layers, whose tokens are all right, or all wrong."""
+    guesses = {
+        (one.prompt_id, one.turn): Guesses(
+            one.tokens[1:] + np.int32(not right), np.full(len(one.tokens) - 1, not right, dtype=np.int32)
+        )
+        for one in trace.answers
+    }
+    buckets = (Bucket("sure", 0.95), Bucket("unsure", 0.2))
+    return DrafterTrace(buckets, (ms,), 0.1, 1.0, 8, None, guesses, exit=TracedExit("/models/exits", layers, 8))
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_both_rules_of_choosing_are_replayed_by_the_records_of_each_exit(pays: bool) -> None:
+    """Only the second exit is right, if any. The choice finds it, or stops; the rule of DEL, which compares layers and
+    always drafts, loses where none is right."""
+    trace = toy_trace(ToyTarget(vocab=4096, order=64, branches=64))
+    line = tuple(10.0 + 0.5 * rows for rows in range(ROWS))
+    traced = [traced_exit(trace, 2, right=False, ms=0.4), traced_exit(trace, 4, right=pays, ms=0.5)]
+    drafters = {drafter_key(spec): one for spec, one in zip(EXITS, traced, strict=True)}
+    measured = replace(costs(line), drafters=drafters)
+
+    def speed(spec: ProposerSpec) -> float:
+        found = [one for one in grid(Requires(), named=[spec]) if one.proposers == (spec,)]
+        return max(replay(one, trace, measured).total.speedup for one in found)
+
+    first, second, chosen, by_layers = map(speed, (*EXITS, CHOICE, RULE))
+    if pays:
+        assert first < 1.0 < 2.0 < 0.8 * second < chosen and by_layers > 2.0
+    else:
+        assert min(first, second, chosen) > 0.95 > 0.8 > by_layers
+
+
+def test_the_rule_of_the_paper_is_tried_with_its_own_planner_alone() -> None:
+    found = [one for one in grid(Requires(), named=[RULE]) if RULE in one.proposers]
+    assert [(one.planner.mode, one.planner.max_nodes, one.planner.trees) for one in found] == [("static", 18, False)]
+    assert all(one.planner.mode == "measured" for one in grid(Requires(), named=[CHOICE]) if CHOICE in one.proposers)
 
 
 def test_turns_of_one_conversation_never_run_at_once() -> None:

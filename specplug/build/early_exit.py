@@ -27,7 +27,7 @@ from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.machine import fingerprint, hardware
 from specplug.models import drafter_folders
-from specplug.transforms.gguf_exits import check_exits, file_of, layers_of, write_exits
+from specplug.transforms.gguf_exits import check_exits, file_of, layers_of, trims_head, write_exits
 from specplug.transforms.kept_ids import by_size
 from specplug.tune.trace import Answer
 
@@ -41,6 +41,10 @@ ANSWERED = 2
 
 TOKENS = 256
 """Most tokens of an answer: as many as `build vocab-trim` records, so that both share answers."""
+
+
+TRIED = "tried"
+"""Name of the folder of the exits while their agreement is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,12 @@ class Request:
 def check(request: Request) -> None:
     """Raise the errors that would otherwise occur only after something was measured."""
     if request.model.is_dir():
-        raise UsageError(f"{request.model}: a folder; early exits are built of a .gguf file, for llama.cpp")
+        raise UsageError(
+            f"{request.model}: a folder; exits are built of a .gguf file, for llama.cpp: convert the checkpoint to "
+            "GGUF and name that file; on vLLM exits need no files: a profile names them as exits: [4, 8]"
+        )
+    if request.size is not None and not trims_head(request.model):
+        raise UsageError(f"{request.model}: heads of its architecture are not trimmed; leave --size out")
     check_exits(request.exits, layers_of(request.model), request.model)
     drafter_folders.check_new(request.out)
 
@@ -91,11 +100,12 @@ def build(
         notify(busy)
     with ExitStack() as stack:
         source = stack.enter_context(
-            closing(GgufSource(request.model, request.model, quantize=None, threads=request.threads))
+            closing(GgufSource(request.model, request.model, quantize=None, threads=request.threads, any_head=True))
         )
         vocabulary, num_tokens = source.vocabulary(), len(source.ids_with_rows())
         always = vocabulary.always_kept()
-        size = min(request.size or ROWS, num_tokens) if request.size is None else request.size
+        most = ROWS if trims_head(request.model) else num_tokens
+        size = min(most, num_tokens) if request.size is None else request.size
         any_ids = by_size(np.ones(num_tokens, dtype=np.int64), always, size)  # refuses an impossible size
         workplace = workplace_beside(stack, request.out)
         progress("costs", 0.0)
@@ -136,7 +146,10 @@ def build(
         if built:
             assert ids is not None
             kept = {key: document[key] for key in BUILT} | {"specplug": __version__}
-            _write(request, request.exits, ids, request.out, kept, lambda share: progress("writing", share))
+            if request.measure:  # then they are written already
+                drafter_folders.move(workplace / TRIED, request.out, kept)
+            else:
+                _write(request, request.exits, ids, request.out, kept, lambda share: progress("writing", share))
     size_of = sum(path.stat().st_size for path in request.out.iterdir()) if built else 0
     return document | {"bytes": size_of, "seconds": round(monotonic() - began, 1)}
 
@@ -207,7 +220,7 @@ def _measured(
     """The figures of every exit by the answers, and those of the drafters that need no exit."""
     lines = []
     rows = np.arange(len(ids), dtype=np.int32)
-    folder = workplace / "tried"
+    folder = workplace / TRIED
     _write(request, request.exits, ids, folder)
     for done, layers in enumerate(request.exits):
 
@@ -219,8 +232,8 @@ def _measured(
     # A drafter with all layers computes the target's own logits, of the rows that its head has.
     kept = [np.isin(answer.tokens[1:], ids) for answer in answers]
     every = layers_of(request.model)
-    own = line("vocab-trim of itself", None, costs, costs.draft_ms(every), kept)
-    return lines, [own, lookup_line(answers, costs)]
+    own = [line("vocab-trim of itself", None, costs, costs.draft_ms(every), kept)] if trims_head(request.model) else []
+    return lines, [*own, lookup_line(answers, costs)]
 
 
 def _write(

@@ -49,8 +49,11 @@ class GgufSource:
 
     batched = False
 
-    def __init__(self, model: Path, target: Path, *, quantize: str | None, threads: int | None) -> None:
-        """EngineError without llama-cpp-python or gguf; UsageError for a model that cannot be trimmed."""
+    def __init__(
+        self, model: Path, target: Path, *, quantize: str | None, threads: int | None, any_head: bool = False
+    ) -> None:
+        """EngineError without llama-cpp-python or gguf; UsageError, unless `any_head`, for a model whose head cannot be
+        trimmed."""
         from specplug.engines.llama_cpp import require
 
         require()
@@ -63,7 +66,8 @@ class GgufSource:
         from specplug.engines.llama_cpp.settings_choice import with_settings
         from specplug.transforms.gguf_head import head_shape
 
-        head_shape(model)  # raises for an architecture that cannot be trimmed
+        if not any_head:
+            head_shape(model)  # raises for an architecture that cannot be trimmed
         self._model, self._target = model, target
         self._quantize = quantize
         self._costs: CostPoints | None = None
@@ -248,7 +252,7 @@ class GgufSource:
 
     @contextmanager
     def _context(self, path: Path, *, cells: int, max_rows: int, file: str | None = None) -> Iterator[Context]:
-        """A context of a GGUF file, or of a drafter's folder, whose input is embeddings.
+        """A context of a GGUF file, or of a drafter's folder, whose input is embeddings if it has a table of them.
 
         file  the drafter in the folder; MODEL where None
         """
@@ -258,11 +262,11 @@ class GgufSource:
         from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
 
         inputs = None
-        if path.is_dir():
+        if (path / EMBEDDINGS).is_file():
             inputs = InputTable(path / EMBEDDINGS, read_drafter(path)[0].input_scale)
         cells = -(-cells // 256) * 256
         with (
-            open_model(path / (file or MODEL) if inputs else path) as model,
+            open_model(path / (file or MODEL) if path.is_dir() else path) as model,
             open_context(
                 model, self.profile.runtime, cells=cells, num_ids=2, max_rows=max_rows, inputs=inputs
             ) as context,

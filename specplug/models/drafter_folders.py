@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from hashlib import file_digest
 from pathlib import Path
 from shutil import rmtree
@@ -24,6 +25,7 @@ import numpy as np
 from specplug.core import IntArray
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine.folders import data_folder, expanded, reason
+from specplug.models.gguf_header import read_header
 from specplug.profile.settings import as_name
 
 PREFIX = "drafter:"
@@ -102,6 +104,13 @@ def resolve(ref: str, build: Sequence[str] = (), what: str = "vocab-trim") -> Pa
     return folder
 
 
+def resolve_exits(ref: str, target: Path) -> Path:
+    """As `resolve`, of early exits of the model `target`, a GGUF file."""
+    layers = read_header(target).num_layers
+    example = str(target), "--exits", f"{max(layers // 4, 1)},{max(layers // 2, 2)}"
+    return resolve(ref, example, "early-exit")
+
+
 def place(ref: str) -> Path:
     """Where the folder of a drafter is, or would be: `drafter:NAME` is in the user's data folder, else it is a path.
 
@@ -145,7 +154,8 @@ def default_name(model: str, suffix: str = "vocabtrim") -> str:
 def read(folder: Path) -> tuple[Manifest, IntArray]:
     """The manifest and the kept ids (int32[rows], ascending), every file checked against its hash.
 
-    It reads all files: 0.1 s per 100 MB. UsageError names the file that is damaged, and what to do.
+    It reads all files, once per process unless they change: 0.1 s per 100 MB. UsageError names the damaged file, and
+    what to do.
     """
     manifest = _manifest(folder)
     for name, expected in manifest.files.items():
@@ -207,12 +217,32 @@ def finish(folder: Path, manifest: Manifest, ids: IntArray) -> Manifest:
         np.save(file, ids.astype(np.int32), allow_pickle=False)
     files = {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST}
     complete = replace(manifest, files=files)
-    document = asdict(complete)
-    if not complete.exits:
+    _write_manifest(folder, complete)
+    return complete
+
+
+def move(folder: Path, out: Path, built: Mapping[str, Any]) -> None:
+    """Move a complete folder to `out` on the same file system, with these facts about the build in its manifest.
+
+    UsageError where `out` exists and is not empty, SpecplugError where it cannot be written.
+    """
+    check_new(out)
+    manifest = replace(_manifest(folder), built=built)
+    try:
+        _write_manifest(folder, manifest)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.chmod(folder, 0o755)
+        os.replace(folder, out)
+    except OSError as error:
+        raise SpecplugError(f"{out}: cannot be written ({reason(out, error)}); nothing was left there") from error
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    document = asdict(manifest)
+    if not manifest.exits:
         del document["exits"]
     text = json.dumps({"schema": SCHEMA, **document}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return complete
 
 
 def _manifest(folder: Path) -> Manifest:
@@ -270,8 +300,15 @@ def _problem_of_exits(exits: object, files: Mapping[str, str]) -> str | None:
 
 
 def _hash(path: Path) -> str:
+    """SHA-256 of a file (hex), remembered for as long as its size and its time of change stay the same."""
     try:
-        with open(path, "rb") as file:
-            return file_digest(file, "sha256").hexdigest()
+        status = path.stat()
+        return _hash_of(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error}); build the drafter again") from None
+
+
+@lru_cache(maxsize=256)
+def _hash_of(path: Path, size: int, changed_ns: int, inode: int) -> str:
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()

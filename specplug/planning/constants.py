@@ -167,7 +167,14 @@ EXIT_HORIZON = 32.0
 """Emitted tokens over which a change to another exit has to save what it costs. Chosen."""
 
 EXIT_SCORING_SHARE = 0.005
-"""Share of the time of target passes that scoring exits by the hidden states of the target may take. Chosen."""
+"""Share of the time of target passes that scoring exits by the hidden states of the target may take, as long as one of
+them may save time. Chosen."""
+
+EXIT_SCORING_FADING = 0.7
+"""Factor on this share each time that scoring leaves no exit that may save time. Chosen."""
+
+EXIT_SCORING_LEAST = 0.0005
+"""The share that remains at least, so that a change of the text is noticed. Chosen."""
 
 EXIT_SCORING_RESERVE = 1.0
 """Target passes. Time that scoring exits may take at first, and save up for later. Chosen."""

@@ -223,7 +223,7 @@ class DrafterUse:
     def reading_pays(self, seq: int, price_ms: float) -> bool:
         """A kind of text without experience is tried as long as the balance covers the price."""
         text = self._texts[seq]
-        prior = self._saved_share(FIRST_RATE)
+        prior = self._saved_share(FIRST_RATE, self.source.pass_ms(self._num_sequences))
         share = self.experience.saving(text.kind, prior)
         if self._balance_ms is not None and self._balance_ms >= price_ms and not self.experience.knows(text.kind):
             share = max(share, prior)
@@ -249,9 +249,8 @@ class DrafterUse:
 
     # -- what asking is worth -------------------------------------------------------------------------------------
 
-    def _saved_share(self, rate: float) -> float:
-        n = self._num_sequences
-        return self._planner.saved_share(rate, self.source.pass_ms(n), self._context, n)
+    def _saved_share(self, rate: float, draft_ms: float) -> float:
+        return self._planner.saved_share(rate, draft_ms, self._context, self._num_sequences)
 
     def _retry(self, seqs: Sequence[int]) -> None:
         """Find out whether the proposer should be asked again, rarely enough that it costs a small share of the time.
@@ -270,13 +269,14 @@ class DrafterUse:
             return
         self._since_retry_ms = 0.0
         text.scored = text.emitted
+        draft_ms = self.source.pass_ms(self._num_sequences)  # of what is scored: afterwards it may draft otherwise
         scores: list[tuple[int, int]] = []
         self._timed(lambda: scores.append(self.source.score(seq)))
         ((right, compared),) = scores
         if not compared:
             return
         self.learn(seq, right, compared)
-        self._learn_saving(text, self._saved_share((right + 0.5) / (compared + 1)), compared)
+        self._learn_saving(text, self._saved_share((right + 0.5) / (compared + 1), draft_ms), compared)
 
     def _learn_saving(self, text: _Text, share: float, tokens: int) -> None:
         if not text.private:

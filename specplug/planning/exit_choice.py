@@ -12,8 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
-from specplug.planning.constants import EXIT_DECAY, EXIT_FADING, EXIT_HORIZON, EXIT_PRIOR_WEIGHT, FIRST_RATE
+from specplug.planning.constants import (
+    BEST_RATE,
+    EXIT_DECAY,
+    EXIT_FADING,
+    EXIT_HORIZON,
+    EXIT_PRIOR_WEIGHT,
+    FIRST_RATE,
+)
 
 LAYER_LIMIT = 18
 """Draft tokens of the longest chain of DEL, which is also the largest number by which it compares exits."""
@@ -61,15 +69,21 @@ class ExitChoice:
             if exit_ != self.current:
                 counts.scale(EXIT_FADING)
 
+    def age(self) -> None:
+        """Make what is known of all exits less certain, by a round in which nothing was learned."""
+        for counts in self._counts:
+            counts.scale(EXIT_DECAY)
+
     def rate(self, exit_: int) -> float:
         """The expected share of right draft tokens, given that those before them were right."""
         counts = self._counts[exit_]
         tested = counts.right + counts.wrong
         return (counts.right + EXIT_PRIOR_WEIGHT * FIRST_RATE) / (tested + EXIT_PRIOR_WEIGHT)
 
-    def weight(self, exit_: int) -> float:
-        """Tokens, discounted, that the rate is based on."""
-        return self._counts[exit_].right + self._counts[exit_].wrong
+    def hopeful_rate(self, exit_: int) -> float:
+        """The share of right draft tokens that can be hoped for after those that were tested."""
+        tested = self._counts[exit_].right + self._counts[exit_].wrong
+        return min(BEST_RATE, self.rate(exit_) + 1 / sqrt(tested + EXIT_PRIOR_WEIGHT))
 
     def choose(
         self,

@@ -64,8 +64,18 @@ class ProposerSelection:
         if not self.asked:
             return False
         self.spent_ns = [0] * len(self._proposers)
-        self._began_ns = self._clock()
+        self.start_clock()
         return True
+
+    def start_clock(self) -> None:
+        """The time since `select` belongs to earlier steps, and is not charged."""
+        self._began_ns = self._clock()
+
+    def decline(self) -> None:
+        """All that are asked are expensive ones that decline: as if none were asked in this step."""
+        for index in self.asked:
+            self.back_offs[index].decline()
+        self.asked = []
 
     def topk(self) -> int:
         """The most top ids per row that those asked require."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from specplug.core import (
     EMPTY,
@@ -90,6 +91,8 @@ class Speculator:
                 own = (experience or {}).get(index) or Experience()
                 self.drafter_uses[index] = self._use(source, fusion.first(index), own)
         self._active: list[Sequence[int]] = []
+        self._unobserved: list[tuple[Sequence[int], Sequence[Step], float]] = []
+        """Steps in which no proposer was asked, which they have yet to observe, with the time of a plain pass."""
         self._running = 0
         self._may_verify = True
         self._learning_ms = 0.0
@@ -103,6 +106,7 @@ class Speculator:
 
     def begin(self, seq: int, prompt: IntArray, options: SequenceOptions = NO_OPTIONS) -> None:
         self.note_other_pass()  # reading the prompt
+        self._hand_over()
         if not self._running:  # beside other sequences a back-off goes on
             self.selection.start_text()
         self._running += 1
@@ -111,6 +115,7 @@ class Speculator:
             use.begin(seq, prompt, private=options.private)
 
     def end(self, seq: int) -> None:
+        self._hand_over()
         self._running -= 1
         self.fusion.end(seq)
         for use in self.drafter_uses.values():
@@ -140,18 +145,21 @@ class Speculator:
         self._exploration.forget_trial()
         if self._never_drafts:
             return [EMPTY] * len(seqs)
-        for use in self.drafter_uses.values():
-            use.reading_ns = 0
         # A plain pass is inserted only if it will probably be timed, as the previous one was; so not beside a prompt.
         self._plain_due = not self._static and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
         unscaled = not self._static and self.cost.is_unscaled
         if not self.selection.select(plain_due=self._plain_due or unscaled):
-            self.wants_topk = 0
-            self._candidates = []
-            self._plan = Plan([EMPTY] * len(seqs), len(seqs), 0.0, 0.0)
-            return self._plan.drafts
+            return self._plan_plain(len(seqs))
+        for use in self.drafter_uses.values():
+            use.reading_ns = 0
+        if self._unobserved:
+            self._hand_over()
+            self.selection.start_clock()
         self._may_verify = self._static or len(seqs) == 1 or self._learning_ms >= 0
         self._propose(seqs, budgets, budgets if remaining is None else remaining, may_read=not beside_prompts)
+        if seqs and not self._candidates:
+            self.selection.decline()
+            return self._plan_plain(len(seqs))
         if not self._may_verify:
             self._plan = replace(self._plan, drafts=[EMPTY] * len(seqs), rows=len(seqs))
         elif not self._static and not beside_prompts:  # else the pass would not be timed
@@ -172,8 +180,8 @@ class Speculator:
         if self._never_drafts:
             return
         began_ns = self.fusion.clock()
-        for seq, step in zip(seqs, steps, strict=True):
-            self.fusion.observe(seq, step)
+        if self.selection.asked:
+            self._let_observe(seqs, steps)
         rows = self.planner.limits.rows([step.draft for step in steps])
         if target_ms is not None:
             self.cost.observe(rows, self._context, target_ms, rows != self._last_rows, len(seqs))
@@ -182,8 +190,9 @@ class Speculator:
         if not self._plain_due or not self._last_rows:
             self._last_planned_rows = self._last_rows
         plain_ms = self._plain_ms(len(seqs))
-        if not self._candidates:
-            self._learn_drafter_uses(seqs, steps, plain_ms, {})
+        if not self.selection.asked:
+            # After a pass, the processor's caches hold weights: code that runs once for many steps is faster.
+            self._unobserved.append((tuple(seqs), steps, plain_ms))
             return
         for candidate, step in zip(self._candidates, steps, strict=True):
             self.planner.learn(candidate, step.emitted)
@@ -207,10 +216,46 @@ class Speculator:
             occupied=[index for index in asked if self.drafter_uses[index].reading_ns],
         )
 
+    def _plan_plain(self, sequences: int) -> list[Draft]:
+        """The plan of a step in which no proposer is asked."""
+        self.wants_topk = 0
+        self._candidates = []
+        self._plan = _plain_plan(sequences)
+        return self._plan.drafts
+
+    def _none_would_draft(self) -> bool:
+        """Whether all proposers that are asked are model-based ones that neither draft nor read.
+
+        A batch has to be charged in every step, so that drafts are verified again later.
+        """
+        uses = self.drafter_uses
+        return (
+            self._num_sequences == 1
+            and not self._static
+            and all(
+                index in uses and not self._active[index] and not uses[index].reading_ns
+                for index in self.selection.asked
+            )
+        )
+
+    def _let_observe(self, seqs: Sequence[int], steps: Sequence[Step]) -> None:
+        for seq, step in zip(seqs, steps, strict=True):
+            self.fusion.observe(seq, step)
+
+    def _hand_over(self) -> None:
+        """Let the proposers observe the steps in which none was asked."""
+        unobserved, self._unobserved = self._unobserved, []
+        for seqs, steps, plain_ms in unobserved:
+            self._let_observe(seqs, steps)
+            self._learn_drafter_uses(seqs, steps, plain_ms, {})
+
     def _propose(
         self, seqs: Sequence[int], budgets: Sequence[int], remaining: Sequence[int], *, may_read: bool
     ) -> None:
-        """Ask the proposers, and plan. Model-based ones are asked last, where they can do better than the others."""
+        """Ask the proposers, and plan; there are no candidates where `_none_would_draft`.
+
+        Model-based proposers are asked last, where they can do better than the others.
+        """
         fusion, asked = self.fusion, self.selection.asked
         budgets = [min(self.planner.max_nodes, budget) for budget in budgets]
         every: Sequence[int] = range(len(seqs))
@@ -220,7 +265,9 @@ class Speculator:
             if index not in self.drafter_uses:
                 fusion.ask(index, seqs, budgets, every, found, self.selection.spent_ns)
         self.wants_topk = self.selection.topk()
-        self._plan_candidates(fusion.merge(seqs, found, budgets))
+        self._candidates, self._plan = [], _plain_plan(len(seqs))
+        if any(index not in self.drafter_uses for index in asked):
+            self._plan_candidates(fusion.merge(seqs, found, budgets))
         for index in self._asked_drafters() if seqs else []:
             if not self._static:
                 use = self.drafter_uses[index]
@@ -232,6 +279,8 @@ class Speculator:
             fusion.ask(index, seqs, budgets, self._active[index], found, self.selection.spent_ns)
             if self._active[index]:
                 self._plan_candidates(fusion.merge(seqs, found, budgets))
+        if not self._candidates and not self._none_would_draft():
+            self._plan_candidates(fusion.merge(seqs, found, budgets))
 
     def _plan_candidates(self, candidates: list[Draft]) -> None:
         self._candidates = candidates
@@ -310,3 +359,9 @@ class Speculator:
             plain_ms / sequences * sum(line[node] == index for node in step.accepted) - node_ms * line.count(index)
             for line, step in zip(owners, steps, strict=True)
         ]
+
+
+@cache  # after a pass of the target, creating one takes ten microseconds
+def _plain_plan(sequences: int) -> Plan:
+    """The plan in which nothing is drafted. It is shared, so nobody may change its list."""
+    return Plan([EMPTY] * sequences, sequences, 0.0, 0.0)

@@ -33,8 +33,12 @@ def drafters_of(proposers: Iterable[ProposerSpec]) -> list[ProposerSpec]:
     return [spec for spec in proposers if spec.method in DRAFTERS]
 
 
+TOLD_APART = ("exit", "rule", "first", "recent", "retrieved", "chunk")
+"""The options in the name of a drafter: with others of them, one model is another drafter."""
+
+
 def drafter_name(spec: ProposerSpec) -> str:
-    """A word for a drafter: the file of its model, and the exit where there are several; or the method of one that has
-    no model of its own."""
+    """Words for a drafter: the file of its model, or the method of one that has no model of its own, and the options by
+    which several drafters of one model differ, such as its exit."""
     name = Path(str(spec.options["model"])).name if "model" in spec.options else spec.method
-    return f"{name}, exit {spec.options['exit']}" if "exit" in spec.options else name
+    return ", ".join([name, *(f"{key} {spec.options[key]}" for key in TOLD_APART if key in spec.options)])

@@ -1,8 +1,10 @@
 """Writes drafters that have the first layers of a GGUF model, each with the model's norm and a trimmed head.
 
 Source: early exit as in LayerSkip (arXiv 2404.16710) and DEL (arXiv 2504.05598), here as files that stock llama.cpp
-loads. A layer is copied unchanged, so the keys and values that it computes are those of the source model. The module
-does not depend on how exits or rows were chosen.
+loads. A layer is copied unchanged, so the keys and values that it computes are those of the source model. Where the
+head cannot be trimmed, exits have all of it, and embed tokens themselves. llama.cpp's quantiser can leave layers out,
+too; here the same code that trims heads does, which also shortens metadata that has a value per layer. The module does
+not depend on how exits or rows were chosen.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ from specplug.errors import UsageError
 from specplug.models import drafter_folders
 from specplug.models.drafter_folders import EARLY_EXIT, Exit, Manifest
 from specplug.models.gguf_header import read_header
+from specplug.models.model_facts import memory_kind
 from specplug.models.references import check_gguf
 from specplug.transforms.gguf_head import (
     EMBEDDINGS,
     HEAD,
+    SCALED,
     TABLE,
-    check_architecture,
+    UNSCALED,
     copy_tokenizer,
     flush,
+    has_known_head,
     manifest_of,
-    num_layers,
     open_reader,
     write_model,
     write_table,
@@ -46,11 +50,24 @@ IDENTITY_WIDTH = 32
 
 
 def layers_of(source: Path) -> int:
-    """The number of layers of a model. UsageError for a model that cannot be cut."""
+    """The number of layers of a model that an exit can follow. UsageError for a model that cannot be cut.
+
+    Where its architecture is not one of those whose heads are trimmed, all layers have to be attention to all tokens.
+    """
     check_gguf(source)
     header = read_header(source)
-    check_architecture(header.architecture, source)
-    return header.num_layers
+    kind = memory_kind(header.numbers)
+    if header.architecture not in (*UNSCALED, *SCALED) and kind != "attention":
+        raise UsageError(
+            f"{source}: its memory is {kind}; of architecture {header.architecture} no first layers can be drafters"
+        )
+    extra = header.numbers.get("nextn_predict_layers") or 0
+    return header.num_layers - (extra if isinstance(extra, int) else 0)
+
+
+def trims_head(source: Path) -> bool:
+    """Whether exits of a model get a head with some of its rows; else they have the complete one."""
+    return has_known_head(open_reader(source, any_head=True))
 
 
 def check_exits(exits: Sequence[int], layers: int, source: Path) -> None:
@@ -72,23 +89,27 @@ def write_exits(
     built: Mapping[str, Any] | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Manifest:
-    """Write the folder `out`: a drafter for each exit, the full embedding table, and the manifest.
+    """Write the folder `out`: a drafter for each exit, the full embedding table if heads are trimmed, the manifest.
 
     exits     numbers of layers, ascending
     ids       int32[n], ascending: the rows of the head
     quantize  weight format of the drafters, one of `requantise.FORMATS`; as in the source where None
     Errors are those of `gguf_head.trim`; UsageError for exits that the model does not have.
     """
-    reader = open_reader(source)
-    check_exits(exits, num_layers(reader), source)
+    reader = open_reader(source, any_head=True)
+    check_exits(exits, layers_of(source), source)
+    trimmed = has_known_head(reader)
     with drafter_folders.writing(out) as partial:
         manifest = manifest_of(reader, source, ids, built)
+        if not trimmed and len(ids) < manifest.num_tokens:
+            raise UsageError(f"{source}: heads of architecture {manifest.architecture} are not trimmed; keep all rows")
         for done, layers in enumerate(exits):
             progress(done / len(exits))
             write_model(reader, ids, partial / file_of(layers), layers=layers, quantize=quantize, threads=threads)
-        if manifest.architecture in RMS_HEADS:
+        if trimmed and manifest.architecture in RMS_HEADS:
             write_norm_and_head(reader, ids, partial / NORM_AND_HEAD)
-        write_table(reader, partial / EMBEDDINGS)
+        if trimmed:
+            write_table(reader, partial / EMBEDDINGS)
         found = tuple(Exit(layers, file_of(layers), layers) for layers in exits)
         return drafter_folders.finish(partial, replace(manifest, kind=EARLY_EXIT, exits=found), ids)
 

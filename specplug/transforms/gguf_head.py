@@ -109,12 +109,22 @@ def trim(
         return drafter_folders.finish(partial, manifest, ids)
 
 
-def open_reader(source: Path) -> Any:
-    """A gguf.GGUFReader of a model whose head can be trimmed. UsageError for a damaged file or another architecture."""
+def open_reader(source: Path, *, any_head: bool = False) -> Any:
+    """A gguf.GGUFReader of a model. UsageError for a damaged file, and, unless `any_head`, for one whose head cannot be
+    trimmed."""
     check_gguf(source)
     reader = _open(source)
-    _architecture(reader, source)
+    if not any_head:
+        _architecture(reader, source)
     return reader
+
+
+def has_known_head(reader: Any) -> bool:
+    """Whether the head of a model can be trimmed."""
+    architecture = str(_value(reader, "general.architecture"))
+    scaled_otherwise = _value(reader, f"{architecture}.embedding_scale") is not None
+    has_table = any(tensor.name == TABLE for tensor in reader.tensors)
+    return architecture in (*UNSCALED, *SCALED) and has_table and not scaled_otherwise
 
 
 def manifest_of(reader: Any, source: Path, ids: IntArray, built: Mapping[str, Any] | None) -> Manifest:
@@ -122,7 +132,7 @@ def manifest_of(reader: Any, source: Path, ids: IntArray, built: Mapping[str, An
     (table,) = (tensor for tensor in reader.tensors if tensor.name == TABLE)
     num_tokens, width = int(table.shape[1]), int(table.shape[0])
     check_ids(ids, num_tokens, source)
-    architecture = _architecture(reader, source)
+    architecture = str(_value(reader, "general.architecture"))
     return Manifest(
         format="gguf",
         kind="model",
@@ -178,7 +188,7 @@ def check_architecture(architecture: str | None, path: Path, name: str | None = 
 
 
 def num_layers(reader: Any) -> int:
-    """Number of layers of a model."""
+    """Number of layers of a model, those that predict further tokens included."""
     return int(_value(reader, f"{_value(reader, 'general.architecture')}.block_count"))
 
 
@@ -209,6 +219,8 @@ def write_model(
             value = len(ids)
         elif key == f"{architecture}.block_count":
             value = kept
+        elif key == f"{architecture}.nextn_predict_layers" and kept < every:
+            value = 0  # these are the last of all layers
         elif key.startswith(f"{architecture}.") and isinstance(value, list) and len(value) == every:
             value = value[:kept]  # one value per layer
         _add(writer, key, field, value)
@@ -282,9 +294,7 @@ def _open(path: Path) -> Any:
 
 def _architecture(reader: Any, path: Path) -> str:
     architecture = str(_value(reader, "general.architecture"))
-    scaled_otherwise = _value(reader, f"{architecture}.embedding_scale") is not None
-    has_table = any(tensor.name == TABLE for tensor in reader.tensors)
-    check_architecture(None if scaled_otherwise or not has_table else architecture, path, architecture)
+    check_architecture(architecture if has_known_head(reader) else None, path, architecture)
     return architecture
 
 

@@ -17,6 +17,7 @@ from specplug.planning.batch_size_schedule import Range, in_words
 from specplug.profile import PlannerSettings, Profile
 from specplug.profile.with_drafter import DRAFTERS, drafters_of
 from specplug.registry import ProposerSpec
+from specplug.tune.exits import chooses_by_layers, is_choosing
 
 OPTIONS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "ngram": {"min_match": (1, 2, 3), "max_match": (3, 6, 12), "max_draft": (4, 10, 24)},
@@ -148,6 +149,10 @@ def _all_settings(
     lookups = [tuple(ProposerSpec(method) for method in found) for found in WITH_DRAFTERS if set(found) <= {*methods}]
     lookups += [(ProposerSpec("suffix"), spec) for spec in corpora if "suffix" in methods]
     for drafter in drafters:
+        if chooses_by_layers(drafter):
+            longest = int(drafter.options["max_draft"])
+            yield Setting((drafter,), PlannerSettings(mode="static", max_nodes=longest, trees=False))
+            continue
         for specs in (*lookups, ()):
             for nodes in reversed(MAX_NODES):
                 yield Setting((*specs, drafter), PlannerSettings(max_nodes=nodes, trees=trees))
@@ -155,7 +160,7 @@ def _all_settings(
                 yield Setting(
                     (*specs, drafter), PlannerSettings(max_nodes=max(MAX_NODES), trees=trees, prune_top_k=top)
                 )
-        for nodes in CHAINS:
+        for nodes in CHAINS if not is_choosing(drafter) else ():
             if nodes <= LONGEST:
                 yield Setting((drafter,), PlannerSettings(mode="static", max_nodes=nodes, trees=False))
     for specs in combined:

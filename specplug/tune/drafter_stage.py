@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from specplug.profile.with_drafter import drafter_name
 from specplug.registry import ProposerSpec
 from specplug.tune.drafter_trace import DrafterTrace, drafter_key
+from specplug.tune.exits import is_choosing
 from specplug.tune.subject import Subject
 from specplug.tune.trace import Trace
 
@@ -21,7 +22,7 @@ def trace_drafters(
     report: Callable[[float], None],
     note: Callable[[str], None],
 ) -> dict[str, DrafterTrace]:
-    """What each drafter drafts for the answers, by `drafter_key`.
+    """What each drafter drafts for the answers, by `drafter_key`; one that chooses among exits has their records.
 
     level    sequences at once for which its costs are measured
     seconds  for all drafters; one that does not read all answers in its share does not draft for the others
@@ -29,6 +30,7 @@ def trace_drafters(
     note     receives sentences for the user
     """
     found: dict[str, DrafterTrace] = {}
+    drafters = [spec for spec in drafters if not is_choosing(spec)]
     for place, spec in enumerate(drafters):
 
         def progress(share: float, place: int = place) -> None:

@@ -20,6 +20,23 @@ from specplug.tune.trace import Answer
 NAME = "ModelDrafter"
 """The class that drafts live. Buckets are named after it, so that what a replay learns holds live."""
 
+EXITS_NAME = "ExitDrafter"
+"""The same of exits that may stop drafting."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedExit:
+    """One of several exits.
+
+    folder  that it belongs to, as settings name it
+    layers  of the exit
+    total   layers of the target
+    """
+
+    folder: str
+    layers: int
+    total: int
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DrafterTrace:
@@ -33,6 +50,7 @@ class DrafterTrace:
     window         the tokens that it keeps of a text; None for all. Chunks are not chosen again in a replay
     guesses        by prompt and turn: those after each of the answer's n tokens but the last
     ids            the tokens that its head has; None for all
+    exit           which of several exits it is; None for another drafter
     """
 
     buckets: tuple[Bucket, ...]
@@ -43,6 +61,7 @@ class DrafterTrace:
     window: Window | None = None
     guesses: Mapping[tuple[str, int], Guesses] = field(default_factory=dict)
     ids: IntArray | None = None
+    exit: TracedExit | None = None
 
 
 def drafter_key(spec: ProposerSpec) -> str:
@@ -143,6 +162,15 @@ class RecordedDrafter:
         if caught_up and text.drafted:  # but for the last token, they are in its cache
             text.read = text.num_known
         text.drafted = []
+
+    def scores(self, seq: int, tokens: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Of its guesses for the next tokens of a text: the probabilities of the right and of the wrong ones."""
+        text = self._texts[seq]
+        found: tuple[list[float], list[float]] = [], []
+        guesses = zip(text.guesses[text.emitted :], text.buckets[text.emitted :], strict=True)
+        for token, (guess, bucket) in zip(tokens, guesses, strict=False):
+            found[guess != token].append(self.buckets[bucket].prior)
+        return found
 
     def end(self, seq: int) -> None:
         del self._texts[seq]

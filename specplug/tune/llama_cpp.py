@@ -28,7 +28,7 @@ from specplug.registry import ProposerSpec
 from specplug.tune.candidates import Setting, grid
 from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_costs
 from specplug.tune.device_settings import EnginePlanning
-from specplug.tune.drafter_trace import DrafterTrace
+from specplug.tune.drafter_trace import DrafterTrace, TracedExit
 from specplug.tune.engine_choice import with_setting
 from specplug.tune.expense import Expense, Line, TimedProposer
 from specplug.tune.off_path import OFF_PATH_IDS, off_path_rows
@@ -330,6 +330,7 @@ class LlamaCppSubject:
                 progress(min(1.0, max(len(guesses) / len(answers), (perf_counter() - began) / max(seconds, 1e-9))))
                 if perf_counter() - began > seconds:
                     break
+            named = spec.options.get("exit")
             return DrafterTrace(
                 drafter.buckets,
                 tuple(drafter.pass_ms(rows) for rows in range(1, level + 1)),
@@ -339,6 +340,7 @@ class LlamaCppSubject:
                 drafter.window,
                 guesses,
                 drafter.ids,
+                None if named is None else TracedExit(str(spec.options["model"]), named, self._model.num_layers),
             )
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:

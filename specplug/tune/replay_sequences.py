@@ -21,8 +21,9 @@ from specplug.planning.speculator import Speculator
 from specplug.profile import Profile
 from specplug.proposers.datastore import wait_for_corpora
 from specplug.tune.candidates import Setting
+from specplug.tune.drafter_trace import EXITS_NAME, RecordedDrafter
 from specplug.tune.drafter_trace import NAME as DRAFTER_NAME
-from specplug.tune.drafter_trace import RecordedDrafter, drafter_key
+from specplug.tune.exits import RecordedExits, chooses_by_layers, is_choosing, recorded_for
 from specplug.tune.expense import PricedProposer, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
 from specplug.tune.trace import ALONE, Answer
@@ -64,11 +65,17 @@ class Replay:
         built = registry.build_sources(setting.proposers)
         wait_for_corpora(built)
         for spec, source in zip(setting.proposers, built, strict=True):
-            recorded = costs.drafters.get(drafter_key(spec))
-            if recorded is not None:
-                self._drafters.append(RecordedDrafter(recorded, self._clock, expense, len(setting.proposers)))
-                sources.append(self._drafters[-1])
-                names.append(DRAFTER_NAME)
+            recorded = recorded_for(spec, costs.drafters)
+            if recorded:
+                own = [RecordedDrafter(one, self._clock, expense, len(setting.proposers)) for one in recorded]
+                self._drafters += own
+                always = setting.planner.mode == "static" and not is_choosing(spec)
+                if recorded[0].exit is None or always:
+                    sources.append(own[0])
+                    names.append(DRAFTER_NAME)
+                else:
+                    sources.append(RecordedExits(recorded, own, by_layers=chooses_by_layers(spec)))
+                    names.append(EXITS_NAME)
             else:
                 sources.append(PricedProposer(source, self._clock, expense, spec.method, len(setting.proposers)))
                 names.append(type(source).__name__)

@@ -39,6 +39,7 @@ from specplug.planning.experience import Experience
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import CostPoints, Profile
+from specplug.profile.with_drafter import drafter_name
 from specplug.proposers.datastore import wait_for_corpora
 from specplug.proposers.model_options import ModelOptions
 
@@ -110,7 +111,8 @@ class LlamaCpp:
             self._exact: ExactPasses | None = None
             if profile.exact:
                 self._exact, self.profile = measure_exact_passes(self.context, profile, slots=slots, notify=notify)
-            self._drafters.open(sources, self.context, profile.runtime, slots=slots, notify=notify)
+            static = profile.planner.mode == "static"
+            self._drafters.open(sources, self.context, profile.runtime, slots=slots, static=static, notify=notify)
             if remember:
                 conditions = self.profile.runtime, self.profile.proposers, self.profile.planner, slots > 1
                 for index, path in self._drafters.files.items():
@@ -159,7 +161,7 @@ class LlamaCpp:
             if self.profile.planner.mode == "measured" and not use.can_pay(context):
                 ms = speculator.cost.at(context)
                 rows = min(4, len(ms))
-                name, token_ms = self._drafters.files[index].name, source.pass_ms(1)
+                name, token_ms = drafter_name(self.profile.proposers[index]), source.pass_ms(1)
                 notify(
                     f"the drafter {name} takes {token_ms:.1f} ms per token, the model {ms[0]:.1f} ms for one token and "
                     f"{ms[rows - 1]:.1f} ms for {rows} at once: no draft of it would save time, so it is not asked"

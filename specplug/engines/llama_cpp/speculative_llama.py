@@ -310,7 +310,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             atexit.register(_keep, ref(costs))  # most scripts end without closing the model
         drafters = Drafters()
         self._stack.callback(drafters.close)
-        drafters.open(sources, context, runtime, slots=1, notify=self._notify_always)
+        static = fitting.planner.mode == "static"
+        drafters.open(sources, context, runtime, slots=1, static=static, notify=self._notify_always)
         fusion = Fusion(drafters.in_place(sources))
         learned = self.profile.measured.acceptance if self.profile.measured else None
         curve = costs.curve(self.n_threads, self.n_threads_batch)

@@ -47,13 +47,18 @@ def open_scoring(drafter: ExitDrafter, found: Found, target: Context, runtime: R
         if model.width != target.model.width or model.num_tokens != len(found.ids):
             raise UsageError(f"{found.head}: made for another model; build the exits again")
         states = GivenStates(model.width)
-        rows = MOST_ROWS * len(drafter.exits)
-        head = open_context(model, runtime, cells=-(-rows // 256) * 256, num_ids=1, max_rows=rows, inputs=states)
+        rows, cells = MOST_ROWS * len(drafter.exits), scoring_cells(len(drafter.exits))
+        head = open_context(model, runtime, cells=cells, num_ids=1, max_rows=rows, inputs=states)
     except BaseException:
         model.close()
         raise
     taps = LayerTaps(target, drafter.exits)
     return ExitScoring(taps, drafter.exits, head, states, found.ids, drafter.learn_shadow, drafter.choose)
+
+
+def scoring_cells(exits: int) -> int:
+    """KV cells of the context that scores so many exits."""
+    return -(-MOST_ROWS * exits // 256) * 256
 
 
 def _layers_of(context: Context) -> tuple[int, ...]:

@@ -17,7 +17,12 @@ from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.layer_taps import HiddenStates, LayerTaps
 from specplug.engines.llama_cpp.stream import Pass
-from specplug.planning.constants import EXIT_SCORING_RESERVE, EXIT_SCORING_SHARE
+from specplug.planning.constants import (
+    EXIT_SCORING_FADING,
+    EXIT_SCORING_LEAST,
+    EXIT_SCORING_RESERVE,
+    EXIT_SCORING_SHARE,
+)
 
 MOST_ROWS = 16
 """Most tokens of a pass that are scored."""
@@ -46,14 +51,14 @@ class ExitScoring:
         states: GivenStates,
         ids: IntArray,
         learn: Callable[[int, list[float], list[float]], None],
-        choose: Callable[[], None],
+        choose: Callable[[], bool],
     ) -> None:
         """
         exits   layers of each exit, all of which are tapped
         head    the norm and the head as a model, whose input is `states`; it takes MOST_ROWS rows for each exit
         ids     int32[rows of the head]: the token of each row
         learn   receives the index of an exit, and the probabilities that it gave to its right and to its wrong tokens
-        choose  called after all exits have learned
+        choose  called after all exits have learned; returns whether one of them may save time
         """
         self._taps = taps
         self._exits = tuple(exits)
@@ -62,23 +67,38 @@ class ExitScoring:
         self._ids = ids
         self._learn = learn
         self._choose = choose
-        self._owed_ms: float | None = None
+        self._owed_ms: float | None
         """Time that scoring has taken beyond its share; None before the first pass."""
+        self._share: float
+        """Share of the time that scoring may take."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Return to the state after opening."""
+        self._owed_ms = None
+        self._share = EXIT_SCORING_SHARE
 
     def __call__(self, passed: Pass) -> None:
-        """Score the exits on the tokens that a pass has emitted, if the passes since the last time allow it."""
-        if self._owed_ms is None:
-            self._owed_ms = -EXIT_SCORING_RESERVE * passed.target_ms
-        self._owed_ms = max(self._owed_ms, -EXIT_SCORING_RESERVE * passed.target_ms)
-        self._owed_ms -= EXIT_SCORING_SHARE * passed.target_ms
-        if self._owed_ms > 0:
+        """Score the exits on the tokens that a pass has emitted, if the passes since the last time allow it.
+
+        Passes that read prompts do not count: they take long, and drafts would not shorten them.
+        """
+        if not passed.running or passed.pieces:
             return
+        pass_ms = passed.target_ms
+        owed_ms = 0.0 if self._owed_ms is None else self._owed_ms - self._share * pass_ms
+        if owed_ms > 0:
+            self._owed_ms = owed_ms
+            return
+        saved_up = EXIT_SCORING_RESERVE * pass_ms
+        self._owed_ms = -saved_up if self._owed_ms is None else max(owed_ms, -saved_up)
         began = perf_counter_ns()
         rows, tokens = _tested(passed)
         if rows:
             for index, (right, wrong) in enumerate(self.scores(rows, tokens)):
                 self._learn(index, right, wrong)
-            self._choose()
+            hopeful = self._choose()
+            self._share = EXIT_SCORING_SHARE if hopeful else max(self._share * EXIT_SCORING_FADING, EXIT_SCORING_LEAST)
         self._owed_ms += (perf_counter_ns() - began) / 1e6
 
     def scores(self, rows: Sequence[int], tokens: Sequence[int]) -> list[tuple[list[float], list[float]]]:

@@ -92,8 +92,7 @@ def find(source: ModelOptions, target: Path) -> list[Found]:
 
 def _exits(source: EarlyExit, target: Path) -> list[Found]:
     layers = read_header(target).num_layers
-    example = str(target), "--exits", f"{max(layers // 4, 1)},{max(layers // 2, 2)}"
-    folder = drafter_folders.resolve(source.model, example, "early-exit")
+    folder = drafter_folders.resolve_exits(source.model, target)
     manifest, ids = _read(folder, target)
     if manifest.kind != EARLY_EXIT:
         raise UsageError(f"{folder}: not a folder of early exits; build one: specplug build early-exit {target.name}")
@@ -109,10 +108,19 @@ def _exits(source: EarlyExit, target: Path) -> list[Found]:
     if not chosen:
         known = ", ".join(str(one.layers) for one in manifest.exits)
         raise UsageError(f"{folder}: it has no exit after {source.exit} layers; use auto, or one of {known}")
-    table = folder / EMBEDDINGS, manifest.input_scale
+    trimmed = EMBEDDINGS in manifest.files
+    table = (folder / EMBEDDINGS, manifest.input_scale) if trimmed else None
     head = folder / NORM_AND_HEAD if NORM_AND_HEAD in manifest.files else None
     return [
-        Found(folder / one.file, ids, table, one.copied == one.layers, layers=one.layers, head=head) for one in chosen
+        Found(
+            folder / one.file,
+            ids if trimmed else None,
+            table,
+            one.copied == one.layers,
+            layers=one.layers,
+            head=head,
+        )
+        for one in chosen
     ]
 
 

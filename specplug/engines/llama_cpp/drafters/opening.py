@@ -13,7 +13,7 @@ from specplug import registry
 from specplug.core import Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, cache_bytes, open_context
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
-from specplug.engines.llama_cpp.drafters.exit_opening import open_scoring, target_cells
+from specplug.engines.llama_cpp.drafters.exit_opening import open_scoring, scoring_cells, target_cells
 from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring
 from specplug.engines.llama_cpp.drafters.finding import NO_SPANS, Found, find
 from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
@@ -40,7 +40,7 @@ class Drafters:
         self.files: dict[int, Path] = {}
         """The model file of each drafter: the target's own where it drafts itself, the first of several exits."""
         self._opened: dict[int, ModelDrafter | ExitDrafter] = {}
-        self._scoring: list[ExitScoring] = []
+        self._scoring: dict[ExitScoring, ExitDrafter] = {}
         self._models: list[Model] = []
         self._notify: Callable[[str], None] | None = None
 
@@ -51,11 +51,13 @@ class Drafters:
         runtime: Runtime,
         *,
         slots: int,
+        static: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         """Open the models that `sources` name. Raises UsageError where one is missing or does not fit the target.
 
         runtime  that of the target; a drafter runs with the same one, so that it can copy the target's cells
+        static   whether all drafts are verified, so that a single exit always drafts
         """
         self._notify = notify
         for place, source in enumerate(sources):
@@ -78,7 +80,7 @@ class Drafters:
                         self._models.append(model)
                     opened.append(_open(source, one, table, model, target, runtime, slots))
                 self._opened[place] = opened[0]
-                if len(opened) > 1 and isinstance(source, EarlyExit):
+                if isinstance(source, EarlyExit) and not (static and len(opened) == 1):
                     self._opened[place] = self._exits(source, found, opened, target, runtime)
             except BaseException:
                 self._opened.pop(place, None)
@@ -88,8 +90,8 @@ class Drafters:
 
     def in_place(self, sources: Sequence[Proposer]) -> list[Proposer]:
         """The proposers, with the open drafter in place of each one that names a model; drafters are reset."""
-        for drafter in self._opened.values():
-            drafter.forget()
+        for one in (*self._opened.values(), *self._scoring):
+            one.forget()
         return [self._opened.get(place, source) for place, source in enumerate(sources)]
 
     def after_pass(self, passed: Pass) -> None:
@@ -97,11 +99,8 @@ class Drafters:
         for scoring in list(self._scoring):
             try:
                 scoring(passed)
-            except (
-                SpecplugError,
-                ValueError,
-            ) as error:  # the step goes on, and later ones without it
-                self._scoring.remove(scoring)
+            except (SpecplugError, ValueError) as error:  # the step goes on, and later ones without it
+                self._scoring.pop(scoring).scored_beside = False
                 scoring.close()
                 if self._notify is not None:
                     self._notify(f"exits that do not draft are no longer scored: {error}")
@@ -127,13 +126,15 @@ class Drafters:
         target: Context,
         runtime: Runtime,
     ) -> ExitDrafter:
-        """The drafter that uses one of several exits, which are scored by the target's hidden states if possible."""
+        """The drafter that uses one of the exits, or none, as they are scored by the target's hidden states if
+        possible."""
         layers = [one.layers for one in found if one.layers is not None]
         total = target.model.num_layers
         drafter = ExitDrafter(layers, opened, total=total, by_layers=source.rule == "layers")
         scoring = open_scoring(drafter, found[0], target, runtime)
         if scoring is not None:
-            self._scoring.append(scoring)
+            self._scoring[scoring] = drafter
+            drafter.scored_beside = True
         return drafter
 
 
@@ -179,6 +180,9 @@ def check_drafters(
                 table = found.table[0].stat().st_size if found.table is not None and not place else 0
                 own = replace(own, weights=0 if isinstance(source, ShortContext) else own.weights + table)
                 tried[-1].append((found.path, own))
+                if found.head is not None and not place:
+                    cells = scoring_cells(len(every)) if context else 0
+                    tried[-1].append((found.head, memory_need(found.head, runtime, cells)))
                 if own.weights >= needed.weights and found.path not in warned:
                     warned.add(found.path)
                     notify(
