@@ -49,16 +49,16 @@ _pools: WeakValueDictionary[tuple[object, ...], KeptCache] = WeakValueDictionary
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What is travelling to the host: per row, the text's number and slot, and copies of what was written and counted.
+    """What is travelling to the host: the number, slot and row of each text, and what was counted and written.
 
     at      the pass
-    counts  int64[3, m]  tokens of the texts, right draft tokens and wrong ones
+    copies  int64[3, m], tokens of the texts, right draft tokens and wrong ones of each row; then of each text, the
+            tokens from the known ones on
     """
 
     at: int
     texts: list[tuple[int, int, int]]
-    counts: HostCopy
-    written: HostCopy
+    copies: HostCopy
 
 
 class DeviceShortContext(ModelProposer):
@@ -74,6 +74,7 @@ class DeviceShortContext(ModelProposer):
         self._num_tokens = num_tokens
         self._device = device
         self._edges = torch.tensor(EDGES, dtype=torch.float32, device=device)
+        self._layers: TargetLayers | None = None
         self._target: TargetModel | None = None
         self._layout: Layout | None = None
         self._cache: KeptCache | None = None
@@ -108,11 +109,13 @@ class DeviceShortContext(ModelProposer):
             rows = rows_within(per_row, most, self._share, kv_bytes, window)
             cache = _pools[key] = KeptCache(rows=rows, dtype=dtype, device=self._device, **sizes)
             logger.info("specplug: %s", in_words(rows, per_row, most, kv_bytes, is_measured))
-        self._cache = cache
+        self._cache, self._layers, self._length = cache, layers, limit
         rows = len(cache.positions)
         self.texts = KeptTexts(window, rows, control_tokens(config.model_config).__contains__)
         self._number = 0
         self._numbers: dict[int, int] = {}
+        self._known_at: dict[int, int] = {}
+        """By slot, the pass up to which the host knows its text."""
         self._slot_of_row = torch.zeros(rows, dtype=torch.int64, device=self._device)
         self._row_of_slot = torch.full((most,), -1, dtype=torch.int64, device=self._device)
         self._chains = torch.full((rows, self._draft), NONE, dtype=torch.int64, device=self._device)
@@ -142,7 +145,7 @@ class DeviceShortContext(ModelProposer):
     def begin_request(self, slot: int, text: Tensor, known: Sequence[int]) -> None:
         if self.texts is not None:
             self._number += 1
-            self._numbers[slot] = self._number
+            self._numbers[slot], self._known_at[slot] = self._number, self._passes
             self.texts.begin(slot, known)
 
     def end_request(self, slot: int) -> None:
@@ -162,6 +165,7 @@ class DeviceShortContext(ModelProposer):
         target, kept = self._target, self.texts
         nothing = torch.full((len(texts.slots), k), NONE, dtype=torch.int64, device=self._device)
         if target is None or kept is None or not target.slots_on_host:
+            self._rehearse(len(texts.slots), min(k, self._draft))
             return DeviceChains(nothing, torch.zeros_like(nothing))
         self._load(kept.start(target.slots_read), texts, are_new=True)
         self._choose_again(texts, k)
@@ -182,34 +186,46 @@ class DeviceShortContext(ModelProposer):
 
         A row without a text gets a chain, too, which nobody looks at.
         """
-        cache, target = self._cache, self._target
-        assert cache is not None and target is not None
+        cache = self._cache
+        assert cache is not None
         slots = self._slot_of_row[:m]
         lengths = texts.lengths.index_select(0, slots).long().clamp(min=1)
         self._count(m, texts, slots, lengths)
         (cache.refresh if self._behind == 1 else cache.catch_up)(lengths, self._read)
         self._behind = 0
         token = texts.tokens[slots, lengths - 1].long().clamp(0, self._num_tokens - 1)
-        chain, confidence = [], []
-        for step in range(depth):
-            at = (lengths - 1 + step).clamp(max=target.max_length - 1)
-            cache.begin_pass(at)
-            logits = target.layers.logits(target.layers.hidden(token, at, len(target.layers), self._attend)).float()
-            best, token = logits.max(-1)
-            chain.append(token)
-            confidence.append((best - logits.logsumexp(-1)).exp())
-        tokens = torch.stack(chain, 1)
+        tokens, confidence = self._passes_of_draft(token, lengths - 1, depth)
         self._chains[:m, :depth] = tokens
         self._chains[:m, depth:].fill_(NONE)
         self._drafted_at[:m] = lengths
-        return tokens, torch.stack(confidence, 1)
+        return tokens, confidence
+
+    def _passes_of_draft(self, token: Tensor, at: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens after each of `token`, int64[m], at positions `at`; as `_draft_rows`."""
+        cache, layers = self._cache, self._layers
+        assert cache is not None and layers is not None
+        chain, confidence = [], []
+        for step in range(depth):
+            place = (at + step).clamp(max=self._length - 1)
+            cache.begin_pass(place)
+            logits = layers.logits(layers.hidden(token, place, len(layers), self._attend)).float()
+            best, token = logits.max(-1)
+            chain.append(token)
+            confidence.append((best - logits.logsumexp(-1)).exp())
+        return torch.stack(chain, 1), torch.stack(confidence, 1)
+
+    def _rehearse(self, n: int, depth: int) -> None:
+        """Draft for rows without a text, as many as there would be: vLLM measures memory and time in dummy runs."""
+        if self._cache is not None:
+            at = torch.zeros(min(n, len(self._cache.positions)), dtype=torch.int64, device=self._device)
+            self._passes_of_draft(at, at, depth)
 
     def _attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        cache, target = self._cache, self._target
-        assert cache is not None and target is not None
+        cache, layers = self._cache, self._layers
+        assert cache is not None and layers is not None
         m, size = len(query), cache.keys.shape[-1]
         heads = (query.view(m, -1, size), key.view(m, -1, size), value.view(m, -1, size))
-        return cache.attend(layer, *heads, target.layers.attention[layer].impl.scale).reshape(m, -1)
+        return cache.attend(layer, *heads, layers.attention[layer].impl.scale).reshape(m, -1)
 
     def _read(self, layer: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of positions of the texts of rows, from the target's KV cache."""
@@ -259,24 +275,37 @@ class DeviceShortContext(ModelProposer):
         assert kept is not None
         if look is not None and self._passes - look.at >= LAG:
             self._look = None
-            lengths, right, wrong = look.counts.wait()
+            counts, *texts_since = look.copies.wait()
+            lengths, right, wrong = counts.tolist()
             choices = []
-            for (number, slot, row), written in zip(look.texts, look.written.wait(), strict=True):
+            for (number, slot, row), written in zip(look.texts, texts_since, strict=True):
                 if self._numbers.get(slot) == number:
-                    known = written[: lengths[row] - kept.known(slot)]
-                    choices.append(kept.learn(slot, known, right[row], wrong[row]))
+                    written = written[: lengths[row] - kept.known(slot)].tolist()
+                    self._known_at[slot] = look.at
+                    choices.append(kept.learn(slot, written, right[row], wrong[row]))
             self._load([one for one in choices if one is not None], texts, are_new=False)
         elif look is None and self._passes % CHECK_PASSES == 0 and (rows := kept.rows()):
-            most = max(rows) + 1
-            held = sorted(rows.items())
-            counts = torch.cat((texts.lengths[self._slot_of_row[:most]].long()[None], self._counts[:, :most]))
-            width = texts.tokens.shape[1]
-            written = [texts.tokens[slot, kept.known(slot) : min(texts.width, width)] for _, slot in held]
+            held, m = sorted(rows.items()), max(rows) + 1
+            counts = torch.cat((texts.lengths[self._slot_of_row[:m]].long()[None], self._counts[:, :m]))
+            since = []
+            for _, slot in held:
+                # No pass emits more than all draft tokens and one.
+                known, most = kept.known(slot), (self._passes - self._known_at[slot] + 1) * (k + 1)
+                since.append(texts.tokens[slot, known : known + most])
             numbers = [(self._numbers[slot], slot, row) for row, slot in held]
-            self._look = _Look(self._passes, numbers, HostCopy([counts]), HostCopy(written))
+            self._look = _Look(self._passes, numbers, HostCopy([counts, *since]))
 
     @property
     def choices(self) -> dict[str, int]:
         """How often parts of a text were chosen: for the first time, and again."""
         kept = self.texts
         return {} if kept is None else {"first": kept.first_choices, "again": kept.repeated_choices}
+
+
+def control_tokens(model_config: Any) -> frozenset[int]:
+    """The ids that separate the turns of a conversation; none where vLLM was told to load no tokenizer."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokenizer = cached_tokenizer_from_config(model_config)
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(id for id, token in added.items() if token.special)
