@@ -7,6 +7,7 @@ first layers, on vLLM it runs the layers of the loaded target.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from specplug.proposers.model_options import MAX_DRAFT, ModelOptions
@@ -61,7 +62,7 @@ class EarlyExit(ModelOptions):
 
 
 def _check_exits(exits: Sequence[int], exit_: int | Literal["auto"]) -> None:
-    if not exits or exits[0] < 1 or any(one >= other for one, other in zip(exits, exits[1:], strict=False)):
+    if not exits or exits[0] < 1 or any(one >= other for one, other in pairwise(exits)):
         raise ValueError(f"exits is {list(exits)}; list numbers of layers from 1 on, in ascending order")
     if isinstance(exit_, int) and exit_ not in exits:
         raise ValueError(f"exit is {exit_}, which is not in exits; use auto, or one of {list(exits)}")
