@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from specplug.engines.vllm.configure import engine_settings, is_vllm_method, proposers_of
-from specplug.engines.vllm.v2.device_forms import without_device_form
+from specplug.engines.vllm.v2.device_forms import running_the_target, without_device_form
 from specplug.engines.vllm.versions import V2_SUPPORTED, installed, release
 from specplug.errors import EngineError, UsageError
 from specplug.profile import Profile
@@ -58,6 +58,11 @@ def runs_on_v2(
     text, is_choice = reason
     if wanted == "v2":
         raise UsageError(f"profile {profile.name} demands vLLM's V2 runner, but {text}; set runner: auto")
+    target_runners = running_the_target(proposers_of(profile))
+    if target_runners:
+        raise UsageError(
+            f"profile {profile.name}: {target_runners[0]} drafts in vLLM's V2 runner alone, but {text}; remove it"
+        )
     if is_choice:
         notify(f"{text}, so vLLM uses its V1 runner without asynchronous scheduling, which is slower than its default")
     return False

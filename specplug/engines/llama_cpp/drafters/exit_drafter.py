@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specplug.core import EMPTY, Bucket, ChoiceAdvice, Draft, DraftAdvice, IntArray, Requires, Step
+from specplug.core import EMPTY, ChoiceAdvice, Draft, DraftAdvice, IntArray, Requires, Step
 from specplug.drafts.chains import num_agreeing
-from specplug.engines.llama_cpp.drafters.chain import EDGES
+from specplug.drafts.confidence import EDGES, exit_buckets
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.planning.exit_choice import ExitChoice
@@ -50,11 +50,7 @@ class ExitDrafter:
         """
         self.exits = tuple(exits)
         self.drafters = tuple(drafters)
-        self.buckets = tuple(
-            Bucket(f"exit {layers} {bucket.name}", bucket.prior)
-            for layers, drafter in zip(exits, drafters, strict=True)
-            for bucket in drafter.buckets
-        )
+        self.buckets = exit_buckets(exits, drafters[0].buckets)
         self.choice = ExitChoice(len(exits))
         self._total = total
         self._by_layers = by_layers

@@ -5,7 +5,8 @@ It depends on torch alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,11 +32,39 @@ class DeviceCounters:
                 return None
             values = {name: copy.tolist() for name, copy in self._copies.items()}
         self._copies = {name: _started_copy(tensor) for name, tensor in counters.items()}
-        self._copied = None
-        if any(tensor.is_cuda for tensor in counters.values()):
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+        self._copied = _recorded_event(counters.values())
         return values
+
+
+class DelayedCounters:
+    """Call `poll` in every step: it returns the values of a fixed number of steps before.
+
+    What a rank decides by them, all ranks decide in the same step. It waits for the device only where the host is more
+    than that many steps ahead of it.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._copies: deque[tuple[Tensor, Any]] = deque()
+
+    def poll(self, counters: Tensor) -> Any | None:
+        """Values as Python lists; None in the first steps."""
+        self._copies.append((_started_copy(counters), _recorded_event([counters])))
+        if len(self._copies) <= self._steps:
+            return None
+        copy, event = self._copies.popleft()
+        if event is not None:
+            event.synchronize()
+        return copy.tolist()
+
+
+def _recorded_event(tensors: Iterable[Tensor]) -> Any:
+    """An event after what was started on the device; None where no tensor is on one."""
+    if not any(tensor.is_cuda for tensor in tensors):
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 def _started_copy(tensor: Tensor) -> Tensor:

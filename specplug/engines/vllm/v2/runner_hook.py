@@ -2,7 +2,8 @@
 
 vLLM has no registry of speculators. It builds them in one function, which is replaced here: for a configuration with
 specplug's key it builds ours, and otherwise it does what it did. The samplers are wrapped once, since a speculator is
-not shown logits. Source: vllm/v1/worker/gpu, releases in versions.V2_SUPPORTED.
+not shown logits, and so is the allocation of the KV cache, after which proposers that run the target's layers get at
+it. Source: vllm/v1/worker/gpu, releases in versions.V2_SUPPORTED.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def _speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
 
     check_v2_interface()
     _wrap_samplers()
+    _wrap_runner()
     speculator = DeviceSpeculator(vllm_config, device, req_states)
     setattr(req_states, ATTRIBUTE, speculator)
     return speculator
@@ -88,6 +90,24 @@ def _wrap_samplers() -> None:
 
     Sampler.__call__, RejectionSampler.__call__, Sampler.add_request = sample_observed, reject_observed, add_limited
     setattr(Sampler, MARK, True)
+
+
+def _wrap_runner() -> None:
+    """Show the speculator the runner when its model is loaded and its KV cache is allocated."""
+    runner: Any = sys.modules[RUNNER].GPUModelRunner
+    if getattr(runner, MARK, False):
+        return
+    initialize = runner.initialize_kv_cache
+
+    @wraps(initialize)
+    def initialize_and_attach(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        speculator = getattr(self.req_states, ATTRIBUTE, None)
+        if speculator is not None:
+            speculator.attach(self)
+
+    runner.initialize_kv_cache = initialize_and_attach
+    setattr(runner, MARK, True)
 
 
 def _observe(req_states: Any, logits: Any, input_batch: Any) -> None:
