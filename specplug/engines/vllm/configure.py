@@ -23,6 +23,7 @@ from specplug.proposers.datastore import Datastore, wait_for_corpora
 from specplug.proposers.draft_model import DraftModel
 from specplug.proposers.early_exit import EarlyExit
 from specplug.proposers.model_options import ModelOptions
+from specplug.proposers.short_context import ShortContext
 from specplug.proposers.vocab_trim import VocabTrim
 
 NAME = "vllm"
@@ -73,7 +74,7 @@ def engine_settings(
     proposers = proposers_of(profile)
     if not profile.speculates:
         return found
-    needing_v2 = [registry.name_of(one) for one in proposers if isinstance(one, EarlyExit)]
+    needing_v2 = [registry.name_of(one) for one in proposers if isinstance(one, EarlyExit | ShortContext)]
     if needing_v2 and not v2:
         raise UsageError(
             f"profile {profile.name}: {needing_v2[0]} drafts in vLLM's V2 runner, which is not used here, or on "
@@ -110,6 +111,9 @@ def proposers_of(profile: Profile) -> list[Proposer]:
                     f"profile {profile.name}: early_exit: model: a folder of exits drafts on llama.cpp; on vLLM name "
                     "layers of the target instead, such as exits: [4, 8]"
                 )
+        elif isinstance(one, ShortContext):
+            if one.branches > 1:
+                raise UsageError(f"profile {profile.name}: short_context: branches: vLLM drafts chains; remove it")
         elif isinstance(one, ModelOptions) and not isinstance(one, DraftModel):
             raise UsageError(f"profile {profile.name}: {registry.name_of(one)} drafts on llama.cpp only; remove it")
     draft_models = [registry.name_of(one) for one in proposers if isinstance(one, DraftModel)]

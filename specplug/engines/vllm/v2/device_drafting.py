@@ -108,25 +108,32 @@ class DeviceDrafting:
         self._depth = torch.arange(k, device=device)
         self._nothing = torch.full((slots, k), NONE, dtype=torch.int64, device=device)
 
-    def begin(self, slot: int, text: Tensor, num_tokens: int, *, limit: int | None = None) -> None:
+    def begin(
+        self, slot: int, text: Tensor, num_tokens: int, *, limit: int | None = None, known: Sequence[int] = ()
+    ) -> None:
         """A request takes a slot.
 
         text        int32[L], of which the first `num_tokens` are its prompt
         num_tokens  known to the host
         limit       the longest draft that the request asks for
+        known       the prompt on the host, for proposers that run the target's layers
         """
         self._buckets[slot].fill_(self.acceptance.nothing)
         self._limits[slot].fill_(self.k if limit is None else min(limit, self.k))
         for index, proposer in enumerate(self.proposers):
             if isinstance(proposer, ModelProposer):
-                self._guarded(index, proposer.begin_request, slot, text, num_tokens)
+                self._guarded(index, proposer.begin_request, slot, known)
             else:
                 self._guarded(index, proposer.begin, text, num_tokens)
 
-    def end(self, text: Tensor, num_prompt: int, length: Tensor) -> None:
+    def end(self, text: Tensor, num_prompt: int, length: Tensor, *, slot: int | None = None) -> None:
         """A request leaves its slot; see `DeviceProposer.end`."""
         for index, proposer in enumerate(self.proposers):
-            self._guarded(index, proposer.end, text, num_prompt, length)
+            if isinstance(proposer, ModelProposer):
+                if slot is not None:
+                    self._guarded(index, proposer.end_request, slot)
+            else:
+                self._guarded(index, proposer.end, text, num_prompt, length)
 
     def step(
         self,

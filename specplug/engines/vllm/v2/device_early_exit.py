@@ -10,6 +10,7 @@ over one row per request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,7 +88,7 @@ class DeviceEarlyExit(ModelProposer):
         self._chains = torch.full((target.num_slots, 1), NONE, dtype=torch.int64, device=self._device)
         self._exit_of = self._no_exit(target.num_slots)
 
-    def begin_request(self, slot: int, text: Tensor, num_tokens: int) -> None:
+    def begin_request(self, slot: int, known: Sequence[int]) -> None:
         """A chain of the request that had the slot before is forgotten."""
         self._exit_of[slot : slot + 1].fill_(len(self.exits))
 

@@ -11,16 +11,17 @@ from typing import Any
 from specplug.core import Proposer
 from specplug.proposers.datastore import Datastore
 from specplug.proposers.early_exit import EarlyExit
+from specplug.proposers.short_context import ShortContext
 from specplug.proposers.suffix import Suffix
 from specplug.proposers.token_recycling import TokenRecycling
 from specplug.registry import name_of
 
 METHOD = "device_form"
 
-OWN = Suffix | TokenRecycling | Datastore | EarlyExit
+OWN = Suffix | TokenRecycling | Datastore | EarlyExit | ShortContext
 """specplug's proposers that have such a form."""
 
-RUN_THE_TARGET = (EarlyExit,)
+RUN_THE_TARGET = (EarlyExit, ShortContext)
 """Those whose form is a `ModelProposer`."""
 
 
@@ -46,6 +47,7 @@ def device_form(proposer: Proposer, num_tokens: int, device: Any) -> Any:
     """
     from specplug.engines.vllm.v2.device_datastore import DeviceDatastore
     from specplug.engines.vllm.v2.device_early_exit import DeviceEarlyExit
+    from specplug.engines.vllm.v2.device_short_context import DeviceShortContext
     from specplug.engines.vllm.v2.device_suffix import DeviceSuffix
     from specplug.engines.vllm.v2.successors import Successors
 
@@ -53,6 +55,8 @@ def device_form(proposer: Proposer, num_tokens: int, device: Any) -> Any:
         return DeviceDatastore(proposer, device)
     if isinstance(proposer, EarlyExit):
         return DeviceEarlyExit(proposer, num_tokens, device)
+    if isinstance(proposer, ShortContext):
+        return DeviceShortContext(proposer, num_tokens, device)
     if isinstance(proposer, Suffix):
         return DeviceSuffix(proposer, device)
     if isinstance(proposer, TokenRecycling):

@@ -142,7 +142,7 @@ class DeviceShortContext(ModelProposer):
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def begin_request(self, slot: int, text: Tensor, known: Sequence[int]) -> None:
+    def begin_request(self, slot: int, known: Sequence[int]) -> None:
         if self.texts is not None:
             self._number += 1
             self._numbers[slot], self._known_at[slot] = self._number, self._passes

@@ -28,6 +28,7 @@ from specplug.engines.vllm.v2.device_drafting import DeviceDrafting, LogitRows
 from specplug.engines.vllm.v2.device_forms import device_form, running_the_target
 from specplug.engines.vllm.v2.loaded_profile import LoadedProfile
 from specplug.engines.vllm.v2.model_proposer import ModelProposer
+from specplug.engines.vllm.v2.target_layers import TargetLayers
 from specplug.engines.vllm.v2.target_model import TargetModel, refuse_target_settings
 from specplug.engines.vllm.versions import require
 from specplug.errors import UsageError
@@ -79,7 +80,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         self._loaded = self._load(profile, proposers_of(profile))
         self._ref = ""
         self._others: dict[str, LoadedProfile] = {}
-        self._starting: dict[int, int] = {}
+        self._starting: dict[int, Sequence[int]] = {}
         self._prompts: dict[int, int] = {}
         self._limits: dict[int, int] = {}
         self._warned_of_corpora = False
@@ -116,6 +117,18 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             profile = profiles.load(ref)
             self._others[ref] = self._load(profile, proposers_of(profile))
         self._ref, self._loaded = ref, self._others.pop(ref)
+
+    def reserve(self, runner: Any) -> None:
+        """The runner's model is loaded, and the size of its KV cache is not chosen yet.
+
+        UsageError where a proposer cannot work with the model, or has not enough memory.
+        """
+        methods, drafting = running_the_target(self._loaded.sources), self.drafting
+        if methods and drafting is not None:
+            layers = TargetLayers(runner.model, methods[0])
+            for one in drafting.proposers:
+                if isinstance(one, ModelProposer):
+                    one.reserve(layers, self._config)
 
     def attach(self, runner: Any) -> None:
         """The runner's model is loaded, and its KV cache allocated; again where it allocates another one.
@@ -300,7 +313,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
                 # Without what was learned from warming up.
                 self._loaded = self._load(self._loaded.profile, self._loaded.sources)
             slot = states.req_id_to_index[req_id]
-            self._starting[slot] = len(all_token_ids)
+            self._starting[slot] = all_token_ids
             self._prompts[slot] = prompt_len
             self._limits.pop(slot, None)
 
@@ -317,9 +330,9 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         assert self.drafting is not None
         starting, self._starting = self._starting, {}
         most = self._loaded.profile.vllm.num_speculative_tokens
-        for slot, num_tokens in starting.items():
+        for slot, known in starting.items():
             text = self._states.all_token_ids.gpu[slot]
-            self.drafting.begin(slot, text, num_tokens, limit=min(most, self._limits.get(slot, most)))
+            self.drafting.begin(slot, text, len(known), known=known, limit=min(most, self._limits.get(slot, most)))
 
     def _end_request(self, slot: int) -> None:
         started = self._starting.pop(slot, None) is None
@@ -331,7 +344,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             # The host's count of tokens includes draft tokens that may have been rejected since.
             width = self._width(int(self._states.num_computed_tokens_np[slot]) + self._k + 2)
             text = self._states.all_token_ids.gpu[slot, :width]
-            self.drafting.end(text, num_prompt, self._states.total_len.gpu[slot])
+            self.drafting.end(text, num_prompt, self._states.total_len.gpu[slot], slot=slot)
         except Exception as error:
             self._record(error)
 

@@ -9,12 +9,14 @@ others waiting, or mix up their messages; there it is raised and stops the engin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from specplug.core import Bucket
 from specplug.engines.vllm.v2.device_chains import DeviceChains, DeviceStep, DeviceTexts
 
 if TYPE_CHECKING:  # it imports vllm
+    from specplug.engines.vllm.v2.target_layers import TargetLayers
     from specplug.engines.vllm.v2.target_model import TargetModel
 
 Tensor = Any
@@ -32,15 +34,18 @@ class ModelProposer:
         """
         raise NotImplementedError
 
+    def reserve(self, layers: TargetLayers, config: Any) -> None:
+        """The model is loaded, and the size of the KV cache is not chosen yet: allocate what stays.
+
+        config  vLLM's `VllmConfig`
+        UsageError where it does not fit.
+        """
+
     def begin(self, text: Tensor, num_tokens: int) -> None:
         """`begin_request` is called instead."""
 
-    def begin_request(self, slot: int, text: Tensor, num_tokens: int) -> None:
-        """A request takes a slot.
-
-        text        int32[L], of which the first `num_tokens` are there
-        num_tokens  known to the host
-        """
+    def begin_request(self, slot: int, known: Sequence[int]) -> None:
+        """A request takes a slot; `known` are its tokens so far, on the host."""
 
     def observe(self, step: DeviceStep) -> None:
         """Learn from the tokens that a pass emitted; `step.slots` tells of which requests."""
@@ -51,4 +56,7 @@ class ModelProposer:
         raise NotImplementedError
 
     def end(self, text: Tensor, num_prompt: int, length: Tensor) -> None:
+        """`end_request` is called instead."""
+
+    def end_request(self, slot: int) -> None:
         """A request leaves its slot."""

@@ -2,8 +2,8 @@
 
 vLLM has no registry of speculators. It builds them in one function, which is replaced here: for a configuration with
 specplug's key it builds ours, and otherwise it does what it did. The samplers are wrapped once, since a speculator is
-not shown logits, and so is the allocation of the KV cache, after which proposers that run the target's layers get at
-it. Source: vllm/v1/worker/gpu, releases in versions.V2_SUPPORTED.
+not shown logits, and so are the loading of the model, after which proposers that run the target's layers take the memory
+that they need, and the allocation of the KV cache, after which they get at it. Source: vllm/v1/worker/gpu, releases in versions.V2_SUPPORTED.
 """
 
 from __future__ import annotations
@@ -93,11 +93,18 @@ def _wrap_samplers() -> None:
 
 
 def _wrap_runner() -> None:
-    """Show the speculator the runner when its model is loaded and its KV cache is allocated."""
+    """Show the speculator the runner when its model is loaded, and when its KV cache is allocated."""
     runner: Any = sys.modules[RUNNER].GPUModelRunner
     if getattr(runner, MARK, False):
         return
-    initialize = runner.initialize_kv_cache
+    load, initialize = runner.load_model, runner.initialize_kv_cache
+
+    @wraps(load)
+    def load_and_reserve(self: Any, *args: Any, **kwargs: Any) -> None:
+        load(self, *args, **kwargs)
+        speculator = getattr(self.req_states, ATTRIBUTE, None)
+        if speculator is not None:
+            speculator.reserve(self)
 
     @wraps(initialize)
     def initialize_and_attach(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -106,7 +113,7 @@ def _wrap_runner() -> None:
         if speculator is not None:
             speculator.attach(self)
 
-    runner.initialize_kv_cache = initialize_and_attach
+    runner.load_model, runner.initialize_kv_cache = load_and_reserve, initialize_and_attach
     setattr(runner, MARK, True)
 
 

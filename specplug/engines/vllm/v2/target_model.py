@@ -66,6 +66,10 @@ class TargetModel:
         self.room = torch.zeros(0, dtype=torch.int64, device=self.device)
         """int64[n]: tokens for which each request of the batch has blocks."""
         self._longest = torch.zeros(0, dtype=torch.int32)
+        self.slots_on_host: list[int] = []
+        """The slots of the requests of the batch; empty for a dummy batch."""
+        self.slots_read: set[int] = set()
+        """Those whose prompts the target has read completely."""
 
     def kv_cache(self, layer: int) -> Tensor:
         """The K/V of a layer, [blocks, ...]: the order of the other dimensions is that of its attention backend."""
@@ -76,10 +80,20 @@ class TargetModel:
         """int32[n, blocks]: of each request of the batch, its blocks; entries beyond `room` are not its own."""
         return self._tables.input_block_tables[0][: self.num_rows]
 
+    @property
+    def block_table_of_slots(self) -> Tensor:
+        """int32[slots, blocks]: as `block_table`, of the request in each slot."""
+        return self._tables.block_tables[0].gpu
+
     def follow(self, input_batch: Any, *, is_dummy: bool = False) -> None:
         """Use the batch that the runner has just passed through the model. A dummy batch owns no blocks."""
         n: int = input_batch.num_reqs
         self.num_rows = n
+        # The tokens of a prompt that the pass before this one and this one have read are known to the host.
+        read = input_batch.num_computed_prefill_tokens_np[:n] + input_batch.num_scheduled_tokens[:n]
+        slots = input_batch.idx_mapping_np[:n]
+        self.slots_on_host = [] if is_dummy else slots.tolist()
+        self.slots_read = set() if is_dummy else set(slots[read >= input_batch.prefill_len_np[:n]].tolist())
         # Read now: in the next step, the row of a slot can belong to another request.
         blocks = self._tables.num_blocks.np[0, input_batch.idx_mapping_np[:n]].astype("int64")
         self.room = async_tensor_h2d(torch.from_numpy(blocks * (0 if is_dummy else self.block_size)), self.device)

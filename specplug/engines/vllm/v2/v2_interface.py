@@ -20,6 +20,7 @@ STATES = ("all_token_ids", "total_len", "num_computed_tokens_np", "req_id_to_ind
 BATCH = (
     *("num_reqs", "idx_mapping", "input_ids", "logits_indices"),
     *("expanded_idx_mapping", "expanded_local_pos", "seq_lens_cpu_upper_bound", "idx_mapping_np"),
+    *("num_computed_prefill_tokens_np", "num_scheduled_tokens", "prefill_len_np"),
 )
 """Fields of a batch that are read."""
 
