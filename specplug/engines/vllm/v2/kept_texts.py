@@ -46,19 +46,24 @@ class Choice:
 class _Kept:
     """A text that has a row.
 
+    wait          tokens of the answer until the next choice
     row           None while all rows are taken
     chosen_at     tokens that the text had when its parts were chosen
     right, wrong  draft tokens up to then
-    wait          tokens of the answer until the next choice
     """
 
     text: list[int]
     retrieval: Retrieval
+    wait: int
     row: int | None = None
     chosen_at: int = 0
     right: int = 0
     wrong: int = 0
-    wait: int = LEAST_EMITTED
+
+
+def needs_row(window: Window, num_tokens: int) -> bool:
+    """Whether a text that begins with so many tokens is drafted for: of a shorter one the window leaves nothing out."""
+    return num_tokens > window.size
 
 
 class KeptTexts:
@@ -75,12 +80,12 @@ class KeptTexts:
         self._texts: dict[int, _Kept] = {}
 
     def begin(self, slot: int, text: Sequence[int]) -> None:
-        """A text takes a slot of the runner. One that is no longer than the window needs no drafter like this."""
-        if len(text) <= self.window.size:
+        """A text takes a slot of the runner."""
+        if not needs_row(self.window, len(text)):
             return
         retrieval = Retrieval(self.window, self._is_control)
         retrieval.start(int_array(text))
-        self._texts[slot] = _Kept(list(text), retrieval)
+        self._texts[slot] = _Kept(list(text), retrieval, wait=LEAST_EMITTED)
 
     def end(self, slot: int) -> None:
         """A text leaves its slot."""
