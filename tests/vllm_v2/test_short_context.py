@@ -44,7 +44,11 @@ SETUPS: dict[str, tuple[str, slice, dict[str, Any]]] = {
     "one at a time": ("short_context", slice(6, 9), {"max_num_seqs": 1}),
     # Three prompts need 14 blocks of 32 tokens, and their answers two more.
     "preempted": ("short_context", slice(8, 12), {"num_gpu_blocks_override": 15, "block_size": 32}),
-    "in pieces, beside others": ("short_context, suffix, token_recycling", slice(6, 10), {"max_num_batched_tokens": 48}),
+    "in pieces, beside others": (
+        "short_context, suffix, token_recycling",
+        slice(6, 10),
+        {"max_num_batched_tokens": 48},
+    ),
 }
 """Proposers, prompts, and settings of vLLM."""
 
@@ -60,7 +64,9 @@ def test_greedy_text_is_that_without_drafts(
     names, part, settings = SETUPS[setup]
     monkeypatch.setattr(device_short_context, "CHECK_PASSES", 2)
     monkeypatch.setattr(kept_texts, "LEAST_EMITTED", 4)
-    llm = open_engine(**settings_of(tmp_path, names.replace("short_context", short_context(WINDOW))) | LENGTH | settings)
+    llm = open_engine(
+        **settings_of(tmp_path, names.replace("short_context", short_context(WINDOW))) | LENGTH | settings
+    )
     preempted = count_preemptions(llm)
     assert greedy(llm, part) == plain["greedy"][part]
     speculator = speculator_of(llm)
@@ -92,7 +98,9 @@ def test_requests_without_a_row_and_those_that_need_none_draft_nothing(
     assert len(proposer._cache.positions) == 1 and proposer.choices["first"] == 2, "one row, one after the other"
 
 
-@pytest.mark.parametrize(("window", "passes"), [("first: 4, recent: 140, retrieved: 0", 99), ("first: 4, recent: 64, retrieved: 64", 3)])
+@pytest.mark.parametrize(
+    ("window", "passes"), [("first: 4, recent: 140, retrieved: 0", 99), ("first: 4, recent: 64, retrieved: 64", 3)]
+)
 def test_with_all_tokens_kept_the_drafter_is_the_target(
     window: str, passes: int, open_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +157,10 @@ def seen_logits(speculator: Any) -> tuple[dict[tuple[int, int], Any], dict[tuple
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        (WINDOW.replace("0.4", "0.0000001"), r"no room for the pool: 68 tokens of one text take 0\.1 MiB, .* raise kv_share"),
+        (
+            WINDOW.replace("0.4", "0.0000001"),
+            r"no room for the pool: 68 tokens of one text take 0\.1 MiB, .* raise kv_share",
+        ),
         ("first: 4, recent: 192", r"are 2244 tokens together, max_model_len is 192; make them smaller"),
     ],
 )

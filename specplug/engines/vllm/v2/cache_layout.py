@@ -59,7 +59,9 @@ def layout_of(layer: Any) -> Layout:
         layer.impl.do_kv_cache_update(layer, keys, values, cache, places)
         for layout in LAYOUTS:
             found = layout(cache[NULL_BLOCK : NULL_BLOCK + 1])
-            if all(torch.equal(one[0].transpose(0, 1), other) for one, other in zip(found, (keys, values), strict=True)):
+            if all(
+                torch.equal(one[0].transpose(0, 1), other) for one, other in zip(found, (keys, values), strict=True)
+            ):
                 return layout
     except (AttributeError, RuntimeError, TypeError, ValueError):
         raise unknown from None
