@@ -58,8 +58,11 @@ def sort_instead_of_triton() -> None:
     topk_topp_sampler.HAS_TRITON = False
 
 
-def write_tiny_model(folder: Path, *, num_tokens: int = 64) -> Path:
-    """A Llama of two layers with random weights, whose greedy answers hardly repeat."""
+def write_tiny_model(folder: Path, *, num_tokens: int = 64, layers: int = 2, identity_from: int | None = None) -> Path:
+    """A Llama with random weights, whose greedy answers hardly repeat.
+
+    identity_from  layers from this one on, counted from 0, add nothing to what they are given
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -68,7 +71,7 @@ def write_tiny_model(folder: Path, *, num_tokens: int = 64) -> Path:
         vocab_size=num_tokens,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=32,
@@ -82,6 +85,9 @@ def write_tiny_model(folder: Path, *, num_tokens: int = 64) -> Path:
         for name, weight in model.named_parameters():
             if "norm" not in name:
                 weight.normal_(0.0, 0.25 if "lm_head" in name else 0.3)
+        for layer in model.model.layers[layers if identity_from is None else identity_from :]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
     model.save_pretrained(folder, safe_serialization=True)
     return folder
 
