@@ -212,12 +212,14 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "short_context": (
         "The target's own weights, with a second KV cache that holds a part of the text (RAPID; [when to use "
-        "it](../how-to/short-context.md)). llama.cpp only.",
+        "it](../how-to/short-context.md)). On vLLM in the V2 runner only.",
         {
             "first": "Tokens that are kept at the beginning of the text, >= 1.",
             "recent": "Tokens that are kept at its end, >= 32.",
             "retrieved": "Tokens of chunks between them that match the end of the text; a multiple of `chunk`, or 0.",
             "chunk": "Tokens of a chunk, >= 16.",
+            "kv_share": "vLLM: the share of the memory for the KV cache that the second caches of all requests take at "
+            "most; up to 0.5.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
         },

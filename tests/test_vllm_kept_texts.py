@@ -17,7 +17,7 @@ def kept_of(choice: Choice) -> set[int]:
 
 
 def text_about(topic: int, *, size: int = 200) -> list[int]:
-    """Tokens that occur once, but for the last eight ones, which also stand in the chunk that begins at 4 + 16 * topic."""
+    """Tokens that occur once, but for the last eight, which also stand in the chunk that begins at 4 + 16 * topic."""
     text = list(range(1000, 1000 + size))
     text[-8:] = text[8 + 16 * topic : 16 + 16 * topic]
     return text

@@ -36,7 +36,8 @@ def short_context(options: str) -> str:
 
 def greedy(llm: Any, part: slice) -> list[list[int]]:
     """The answers to some of the prompts, which are as long as where all are asked."""
-    return [answer[: 24 + n % 5] for n, answer in zip(range(12)[part], answers(llm, PROMPTS[part], max_tokens=28))]
+    found = answers(llm, PROMPTS[part], max_tokens=28)
+    return [answer[: 24 + n % 5] for n, answer in zip(range(12)[part], found, strict=True)]
 
 
 SETUPS: dict[str, tuple[str, slice, dict[str, Any]]] = {
@@ -73,8 +74,9 @@ def test_greedy_text_is_that_without_drafts(
     assert not speculator.faults.counts, speculator.faults.counts
     assert (setup == "preempted") == bool(preempted)
     proposer = speculator.drafting.proposers[0]
+    counts = proposer.values()["context_choices"]
     assert int(speculator.drafting.drafted[0]) > 50 and int(speculator.drafting.accepted[0]) > 0
-    assert proposer.choices["first"] == len(PROMPTS[part][-7:]) + len(preempted) and proposer.choices["again"] > 0
+    assert counts["first",] == len(PROMPTS[part][-7:]) + len(preempted) and counts["again",] > 0
     assert len(proposer.texts.rows()) <= 1, "vLLM's runner forgets the last request with the next one"
     if setup == "four at once":
         abort(llm)
@@ -95,7 +97,9 @@ def test_requests_without_a_row_and_those_that_need_none_draft_nothing(
     assert not int(speculator_of(llm).drafting.drafted.sum()), "none of them is longer than the window"
     assert greedy(llm, slice(8, 10)) == plain["greedy"][8:10]
     proposer = speculator_of(llm).drafting.proposers[0]
-    assert len(proposer._cache.positions) == 1 and proposer.choices["first"] == 2, "one row, one after the other"
+    assert len(proposer._cache.positions) == 1 and proposer.values()["context_choices"]["first",] == 2, (
+        "one row, one after the other"
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,8 +108,8 @@ def test_requests_without_a_row_and_those_that_need_none_draft_nothing(
 def test_with_all_tokens_kept_the_drafter_is_the_target(
     window: str, passes: int, open_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its logits are the target's, and all of its draft tokens are accepted. Of the second window, the last tokens leave
-    the ring after some passes.
+    """Its logits are the target's, and all of its draft tokens are accepted. With the second window, tokens leave the
+    ring after some passes.
     """
     monkeypatch.setattr(kept_texts, "needs_row", lambda window, num_tokens: True)
     llm = open_engine(**settings_of(tmp_path, short_context(f"{window}, chunk: 16, kv_share: 0.4")) | LENGTH)
@@ -178,5 +182,5 @@ def test_a_cache_of_another_type_is_refused(tmp_path: Path) -> None:
     proposer._cache.keys.dtype = torch.float16
     attention = Mock()
     attention.kv_cache.dtype = torch.uint8
-    with pytest.raises(UsageError, match="short_context: the KV cache has torch.uint8 for a model in torch.float16"):
+    with pytest.raises(UsageError, match=r"short_context: the KV cache has torch\.uint8 for a model in torch\.float16"):
         proposer.attach(Mock(layers=Mock(attention=[attention])))

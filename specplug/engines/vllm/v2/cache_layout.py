@@ -1,7 +1,7 @@
 """Where a key and a value lie in the block-wise KV cache of an attention layer of vLLM.
 
-A layer has a cache of [blocks, kv heads, tokens of a block, 2 * head dim], which its kernels divide into keys and values.
-How they do so is not stated anywhere, so each way that is known is tried: a block is written by the layer's own
+A layer has a cache of [blocks, kv heads, tokens of a block, 2 * head dim], which its kernels divide into keys and
+values. How they do so is not stated anywhere, so each way that is known is tried: a block is written by the layer's own
 function and has to be read back equal. Source: `do_kv_cache_update` in vllm/v1/attention/backends, releases in
 versions.V2_SUPPORTED.
 """

@@ -21,6 +21,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from specplug.core import IntArray
 from specplug.drafts.confidence import EDGES, buckets_of
+from specplug.engines.vllm.draft_counters import Values
 from specplug.engines.vllm.v2.cache_layout import Layout, layout_of, read_tokens
 from specplug.engines.vllm.v2.device_chains import NONE, DeviceChains, DeviceStep, DeviceTexts
 from specplug.engines.vllm.v2.device_counters import HostCopy
@@ -295,11 +296,10 @@ class DeviceShortContext(ModelProposer):
             numbers = [(self._numbers[slot], slot, row) for row, slot in held]
             self._look = _Look(self._passes, numbers, HostCopy([counts, *since]))
 
-    @property
-    def choices(self) -> dict[str, int]:
-        """How often parts of a text were chosen: for the first time, and again."""
+    def values(self) -> Values:
         kept = self.texts
-        return {} if kept is None else {"first": kept.first_choices, "again": kept.repeated_choices}
+        counts = (0, 0) if kept is None else (kept.first_choices, kept.repeated_choices)
+        return {"context_choices": {("first",): float(counts[0]), ("again",): float(counts[1])}}
 
 
 def control_tokens(model_config: Any) -> frozenset[int]:

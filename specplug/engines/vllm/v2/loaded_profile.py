@@ -10,6 +10,7 @@ from specplug.engines.vllm.draft_counters import AGREED, PrometheusCounters
 from specplug.engines.vllm.fault_isolation import MAX_FAULTS, Faults
 from specplug.engines.vllm.v2.device_counters import DeviceCounters
 from specplug.engines.vllm.v2.device_drafting import DeviceDrafting
+from specplug.engines.vllm.v2.model_proposer import ModelProposer
 from specplug.profile import Profile
 
 
@@ -55,6 +56,9 @@ class LoadedProfile:
         labels = [(name,) for name in (*drafting.names, AGREED)]
         if self.published is None:
             self.published = PrometheusCounters()
+        for one in drafting.proposers:
+            if isinstance(one, ModelProposer):
+                self.published.update(one.values())
         self.published.update(
             {
                 "steps": {(): float(self.steps)},

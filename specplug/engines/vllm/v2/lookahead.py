@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import Any
 
 from specplug.engines.vllm.configure import KEY, V2_METHOD, profile_in, proposers_of
-from specplug.engines.vllm.v2.device_forms import running_the_target
 from specplug.errors import SpecplugError
+from specplug.proposers.early_exit import EarlyExit
 
 NAME = "num_lookahead_tokens"
 MARK = "wrapped_by_specplug"
@@ -41,7 +41,7 @@ def _own(config: Any) -> int:
     if not isinstance(own, dict) or KEY not in own or speculation is None or speculation.method != V2_METHOD["method"]:
         return 0
     try:
-        writes = running_the_target(proposers_of(profile_in(own)))
+        writes = any(isinstance(one, EarlyExit) for one in proposers_of(profile_in(own)))
     except SpecplugError:
         return 0
     return int(speculation.num_speculative_tokens) if writes else 0

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from specplug.core import Bucket
+from specplug.engines.vllm.draft_counters import Values
 from specplug.engines.vllm.v2.device_chains import DeviceChains, DeviceStep, DeviceTexts
 
 if TYPE_CHECKING:  # it imports vllm
@@ -54,6 +55,10 @@ class ModelProposer:
         """A chain of at most k tokens for each request in `texts.running`, which the batch that the target follows has
         in the same order. K/V may be written for these requests alone."""
         raise NotImplementedError
+
+    def values(self) -> Values:
+        """What it counts on the host, by names and labels of `draft_counters.METRICS`."""
+        return {}
 
     def end(self, text: Tensor, num_prompt: int, length: Tensor) -> None:
         """`end_request` is called instead."""

@@ -28,9 +28,9 @@ def rows_within(bytes_per_row: int, most: int, share: float, kv_bytes: int, wind
     rows = min(most, int(share * kv_bytes) // bytes_per_row)
     if rows < 1:
         raise UsageError(
-            f"short_context: no room for the pool: {window.size} tokens of one text take {bytes_per_row / MIB:.1f} MiB, "
-            f"and kv_share {share:g} of {kv_bytes / MIB:,.0f} MiB for the KV cache is {share * kv_bytes / MIB:.1f} MiB; "
-            "raise kv_share, or make first, recent and retrieved smaller"
+            f"short_context: no room for the pool: {window.size} tokens of one text take {bytes_per_row / MIB:.1f} "
+            f"MiB, and kv_share {share:g} of {kv_bytes / MIB:,.0f} MiB for the KV cache is "
+            f"{share * kv_bytes / MIB:.1f} MiB; raise kv_share, or make first, recent and retrieved smaller"
         )
     return rows
 
@@ -39,8 +39,8 @@ def in_words(rows: int, bytes_per_row: int, most: int, kv_bytes: int, is_measure
     """What the log says about the pool."""
     place = "taken from the memory for the KV cache" if is_measured else "beside the KV cache, whose size is set"
     return (
-        f"short_context: a pool of {rows * bytes_per_row / MIB:,.1f} MiB per rank, {place} ({kv_bytes / MIB:,.0f} MiB), "
-        f"for {rows} of at most {most} requests at once; others draft without it"
+        f"short_context: a pool of {rows * bytes_per_row / MIB:,.1f} MiB per rank, {place} "
+        f"({kv_bytes / MIB:,.0f} MiB), for {rows} of at most {most} requests at once; others draft without it"
     )
 
 
