@@ -43,6 +43,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "4 at once, tensor parallel 2": {"max_num_seqs": 4, "tensor_parallel_size": 2},
 }
 
+SHORT_CONTEXT = "{method: short_context, first: 4, recent: 32, retrieved: 16, chunk: 16, kv_share: 0.3}"
+"""Keeps 52 tokens."""
+
+LONGER = 60
+"""Tokens of the shortest prompt of the runs with a short context."""
+
 WITH_CORPUS = ("4 at once", "4 at once, tensor parallel 2")
 """Runs that are repeated with a corpus of every second answer."""
 
@@ -70,6 +76,9 @@ def main() -> None:
                 write_documents(Path(corpus), list(map(int_array, plain["answers"][::2])), 64)
             if name in WITH_CORPUS:
                 report(f"{name}, a corpus", plain, run(folder, task | {"proposers": with_corpus}))
+        for name, settings in RUNS.items():
+            task = {"model": model, "settings": settings, "prompts": arguments.prompts, "longer": LONGER}
+            report(f"{name}, short context", run(folder, task), run(folder, task | {"proposers": SHORT_CONTEXT}))
         task = {"packaged": True, "settings": {"max_num_seqs": 4}, "prompts": 6}
         plain = run(folder, task)
         report("SmolLM2", plain, run(folder, task | {"proposers": PROPOSERS}))
@@ -158,6 +167,9 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
         {"prompt_token_ids": random.integers(0, 64, 3 + 3 * n % 17).tolist() * (1 + n % 3)}
         for n in range(task["prompts"])
     ]
+    if "longer" in task:
+        sizes = [task["longer"] + n % 32 for n in range(task["prompts"])]
+        prompts = [{"prompt_token_ids": random.integers(0, 64, size).tolist()} for size in sizes]
     if task.get("packaged"):
         from specplug.engines.vllm.located_model import located_model
 

@@ -2,8 +2,9 @@
 
 vLLM has no registry of speculators. It builds them in one function, which is replaced here: for a configuration with
 specplug's key it builds ours, and otherwise it does what it did. The samplers are wrapped once, since a speculator is
-not shown logits. So are the loading of the model and the allocation of the KV cache, for proposers that run the target's
-layers: after the one they take the memory that they need, after the other they get at the cache. Source: vllm/v1/worker/gpu, releases in versions.V2_SUPPORTED.
+not shown logits. So are the loading of the model and the allocation of the KV cache, for proposers that run the
+target's layers: after the one they take the memory that they need, after the other they get at the cache.
+Source: vllm/v1/worker/gpu, releases in versions.V2_SUPPORTED.
 """
 
 from __future__ import annotations
