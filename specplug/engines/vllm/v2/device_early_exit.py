@@ -32,6 +32,10 @@ DELAY = 2
 """Steps. vLLM schedules a step after it has received the tokens of the one two steps before, so waiting for what the
 device counted then takes no time."""
 
+MOST_TESTED = 8
+"""Draft tokens. More of them in one step count as this many, so that a large batch does not make the choice certain for
+thousands of steps. Chosen."""
+
 
 class DeviceEarlyExit(ModelProposer):
     """The exit of a step follows from what was right and wrong up to DELAY steps before, on all ranks alike."""
@@ -139,9 +143,12 @@ class DeviceEarlyExit(ModelProposer):
         if self._is_fixed or counts is None:
             return
         for exit_, ((right, wrong), (before, failed)) in enumerate(zip(counts, self._known, strict=True)):
-            if right + wrong > before + failed:
+            tested = right - before + wrong - failed
+            if tested:
+                counted = min(tested, MOST_TESTED)
+                hits = round(counted * (right - before) / tested)
                 # The choice by cost does not look at probabilities.
-                self.choice.learn(exit_, [1.0] * (right - before), [1.0] * (wrong - failed))
+                self.choice.learn(exit_, [1.0] * hits, [1.0] * (counted - hits))
         self._known = counts
         self.choice.fade()
         self.choice.choose(self._saved, self.draft_costs, [0.0] * len(self.exits))
