@@ -22,12 +22,11 @@ class MadeUpTarget:
 
     def __init__(self) -> None:
         source = torch.Generator().manual_seed(1)
-        self.keys, self.values = torch.randn(2, LAYERS, TEXTS, 200, KV_HEADS, DIM, generator=source)
-        self.reads = 0
+        self.keys, self.values = torch.randn(2, LAYERS, TEXTS, 260, KV_HEADS, DIM, generator=source)
 
-    def read(self, layer: int, rows: Any, positions: Any) -> tuple[Any, Any]:
-        self.reads += positions.numel()
-        return self.keys[layer, rows[:, None], positions], self.values[layer, rows[:, None], positions]
+    def read(self, rows: Any, positions: Any) -> Any:
+        at = rows[:, None], positions
+        return lambda layer: (self.keys[layer][at], self.values[layer][at])
 
 
 def new_pool() -> KeptCache:
@@ -66,7 +65,6 @@ def test_a_pass_attends_to_the_kept_positions_and_to_the_draft_so_far() -> None:
         oldest = check_each_depth(pool, target, chosen, oldest, lengths)
         lengths = [length + int(random.integers(1, DRAFT + 2)) for length in lengths]
         pool.refresh(torch.tensor(lengths), target.read)
-        assert all(length - 1 - first >= RECENT for first, length in zip(oldest, lengths, strict=True) if length > 175)
     assert min(length - 1 - first for first, length in zip(oldest, lengths, strict=True)) >= RECENT
 
 
@@ -150,7 +148,7 @@ def test_the_layout_of_a_cache_is_found_by_writing_to_it(write: Any, layout: Any
     key, value = torch.randn(2, 70, KV_HEADS, 32)
     places = torch.randperm(5 * 32)[:70]
     write(layer, key, value, layer.kv_cache, places)
-    found = read_tokens(layout, layer.kv_cache, places.view(7, 10))
+    found = read_tokens(layout, layer.kv_cache, (places // 32).view(7, 10), (places % 32).view(7, 10))
     for one, other in zip(found, (key, value), strict=True):
         assert torch.equal(one, other.view(7, 10, KV_HEADS, 32))
 

@@ -70,12 +70,10 @@ def layout_of(layer: Any) -> Layout:
     raise unknown
 
 
-def read_tokens(layout: Layout, cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys and values at places int64[...] of a cache, each [..., kv heads, head dim].
+def read_tokens(layout: Layout, cache: Tensor, blocks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values at places of blocks of a cache, each [..., kv heads, head dim].
 
-    A place is the number of the block times the tokens of a block, plus the place in the block.
+    blocks, offsets  int64[...]
     """
     keys, values = layout(cache)
-    tokens = cache.shape[2]
-    blocks, offsets = places // tokens, places % tokens
     return keys[blocks, :, offsets], values[blocks, :, offsets]

@@ -9,7 +9,7 @@ parallel target do the same: nothing depends on a clock, and what travels to the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -228,15 +228,18 @@ class DeviceShortContext(ModelProposer):
         heads = (query.view(m, -1, size), key.view(m, -1, size), value.view(m, -1, size))
         return cache.attend(layer, *heads, layers.attention[layer].impl.scale).reshape(m, -1)
 
-    def _read(self, layer: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of positions of the texts of rows, from the target's KV cache."""
-        target = self._target
-        assert target is not None and self._layout is not None
+    def _read(self, rows: Tensor, positions: Tensor) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """`kept_cache.Read` from the target's KV cache."""
+        target, layout = self._target, self._layout
+        assert target is not None and layout is not None
         table = target.block_table_of_slots
         blocks = (positions // target.block_size).clamp(max=table.shape[1] - 1)
         numbers = table[self._slot_of_row[rows][:, None], blocks].long()
         places = numbers * target.block_size + positions % target.block_size
-        return read_tokens(self._layout, target.kv_cache(layer), places)
+        # The kernels may divide the blocks of the table into smaller ones.
+        tokens = target.kv_cache(0).shape[2]
+        blocks, offsets = places // tokens, places % tokens
+        return lambda layer: read_tokens(layout, target.kv_cache(layer), blocks, offsets)
 
     # -- the choice of parts -------------------------------------------------------------------------------------
 

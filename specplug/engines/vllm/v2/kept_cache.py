@@ -18,8 +18,9 @@ Tensor = Any
 EMPTY = -1
 """The position of a place that holds nothing."""
 
-Read = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(layer, rows int64[r], positions int64[r, p]) to the target's keys and values, each [r, p, kv heads, head dim]."""
+Read = Callable[[Tensor, Tensor], Callable[[int], tuple[Tensor, Tensor]]]
+"""From rows int64[r] and positions int64[r, p] in their texts to a function that gives, for the number of a layer, the
+target's keys and values of these tokens, each [r, p, kv heads, head dim]."""
 
 
 class KeptCache:
@@ -118,9 +119,9 @@ class KeptCache:
 
     def _load(self, rows: Tensor, places: Tensor, positions: Tensor, read: Read) -> None:
         self.positions[rows[:, None], places] = positions
-        known = positions.clamp(min=0)
+        of_layer = read(rows, positions.clamp(min=0))
         for layer in range(len(self.keys)):
-            keys, values = read(layer, rows, known)
+            keys, values = of_layer(layer)
             self.keys[layer].transpose(1, 2)[rows[:, None], places] = keys
             self.values[layer].transpose(1, 2)[rows[:, None], places] = values
 
