@@ -118,10 +118,8 @@ def main() -> None:
             print(f"| {layers} | {n} | {' | '.join(map(str, operations(layers, n)))} |", flush=True)
     window = ShortContext().window
     assert window is not None
-    print(
-        f"\n| model | a row | read per draft token | read per pass of the target at {TOKENS:,} tokens | a choice copies |"
-    )
-    print("|---|---|---|---|---|")
+    titles = f"a row | a draft token reads | a pass of the target at {TOKENS:,} tokens reads | a choice copies"
+    print(f"\n| model | {titles} |\n|---|---|---|---|---|")
     for name, (layers, heads, size) in MODELS.items():
         token = 2 * 2 * layers * heads * size
         places = window.size + K + 1
