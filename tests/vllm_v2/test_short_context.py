@@ -10,8 +10,10 @@ import pytest
 import torch
 from test_v2_same_output import abort, answers, count_preemptions, settings_of, speculator_of
 
-from specplug.engines.vllm.v2 import device_short_context, kept_texts
+from specplug.drafts.retrieval import Window
+from specplug.engines.vllm.v2 import device_short_context, kept_texts, pool_memory
 from specplug.engines.vllm.v2.device_short_context import DeviceShortContext
+from specplug.engines.vllm.v2.kept_cache import KeptCache
 from specplug.errors import UsageError
 from specplug.proposers.short_context import ShortContext
 
@@ -173,6 +175,24 @@ def test_what_does_not_fit_is_one_line(
 ) -> None:
     with pytest.raises(UsageError, match=f"^short_context: .*{message}"):
         open_engine(**settings_of(tmp_path, short_context(window)) | LENGTH)
+
+
+def test_the_pool_takes_a_share_of_the_memory_that_vllm_measures_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM sizes its cache by what its process does not use, and the pool is one of the things that it uses."""
+    window = Window(4, 32)
+    assert pool_memory.rows_within(100, most=8, share=0.1, kv_bytes=5000, window=window) == 5
+    assert pool_memory.rows_within(100, most=3, share=0.1, kv_bytes=5000, window=window) == 3
+    monkeypatch.setattr(pool_memory, "_least_of_ranks", lambda number: number)
+    cache = Mock(kv_cache_memory_bytes=None, gpu_memory_utilization=0.9)
+    before, measured = pool_memory.memory_for_kv(Mock(cache_config=cache), torch.device("cpu"))
+    pool = KeptCache(
+        rows=8, layers=4, lead=512, recent=507, draft=4, kv_heads=8, head_dim=64, dtype=torch.float32, device="cpu"
+    )
+    after, _ = pool_memory.memory_for_kv(Mock(cache_config=cache), torch.device("cpu"))
+    assert measured and 0.9 < (before - after) / (pool.keys.nbytes + pool.values.nbytes) < 1.2
+    cache.kv_cache_memory_bytes = 12345
+    assert pool_memory.memory_for_kv(Mock(cache_config=cache), torch.device("cpu")) == (12345, False)
+    assert "beside the KV cache, whose size is set" in pool_memory.in_words(2, 100, 8, 12345, False)
 
 
 def test_a_cache_of_another_type_is_refused(tmp_path: Path) -> None:
