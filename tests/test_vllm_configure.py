@@ -195,9 +195,19 @@ def test_a_window_is_refused(method: str) -> None:
 
 
 def test_a_model_that_drafts_for_itself_is_refused() -> None:
-    for spec in (ProposerSpec("short_context"), ProposerSpec("early_exit", {"model": "x"})):
-        with pytest.raises(UsageError, match=rf"profile p: {spec.method} drafts on llama\.cpp only; remove it"):
-            engine_settings(profile_of(spec), "x")
+    with pytest.raises(UsageError, match=r"profile p: short_context drafts on llama\.cpp only; remove it"):
+        engine_settings(profile_of(ProposerSpec("short_context")), "x")
+    with pytest.raises(
+        UsageError, match=r"early_exit: model: a folder of exits drafts on llama\.cpp; on vLLM name layers"
+    ):
+        engine_settings(profile_of(ProposerSpec("early_exit", {"model": "x"})), "x", v2=True)
+
+
+def test_layers_of_the_target_draft_in_the_v2_runner() -> None:
+    exits = profile_of(ProposerSpec("early_exit", {"exits": [4, 8]}))
+    assert engine_settings(exits, "x", v2=True)["speculative_config"]["method"] == "ngram_gpu"
+    with pytest.raises(UsageError, match=r"profile p: early_exit drafts in vLLM's V2 runner, which is not used here"):
+        engine_settings(exits, "x")
 
 
 @pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])
