@@ -33,7 +33,7 @@ from specplug.generation.answers import Request, Sampling
 from specplug.models import drafter_folders
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.profile.with_drafter import drafter_name
-from specplug.registry import ProposerSpec
+from specplug.registry import ProposerSpec, build_sources
 from specplug.transforms.gguf_exits import check_exits, write_exits
 from specplug.transforms.gguf_head import EMBEDDINGS
 from specplug.tune.single_exits import single_exits
@@ -284,6 +284,8 @@ def test_tune_tries_each_exit_alone(folder: Path) -> None:
     specs = single_exits(ProposerSpec("early_exit", {"model": str(folder), "max_draft": 4, "rule": "measured"}))
     assert [spec.options for spec in specs] == [{"model": str(folder), "max_draft": 4, "exit": n} for n in EXITS]
     assert len({drafter_name(spec) for spec in specs}) == len(EXITS)
+    specs = single_exits(ProposerSpec("early_exit", {"exits": [4, 8], "max_draft": 4}))
+    assert [spec.options for spec in specs] == [{"exits": [4, 8], "max_draft": 4, "exit": n} for n in (4, 8)]
     for spec in (specs[0], ProposerSpec("draft_model", {"model": "x.gguf"})):
         assert single_exits(spec) == [spec]
 
@@ -378,11 +380,35 @@ def test_a_damaged_exit_is_refused_by_its_name(target: Model, folder: Path, tmp_
         ({"exit": "all"}, "'all' is not a whole number or one of auto"),
         ({"exit": 2, "rule": "layers"}, "rule layers chooses among exits"),
         ({"max_draft": 0}, "max_draft is 0"),
+        ({"exits": [1, 2]}, "name either model, a folder for llama.cpp, or exits, layers of the target on vLLM"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str, target: Model, folder: Path) -> None:
     with pytest.raises(UsageError, match=message):
         LlamaCpp(target, profile(folder, **options), cost=FLAT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "name either model"),
+        ({"exits": []}, r"exits is \[\]; list numbers"),
+        ({"exits": [0, 4]}, r"exits is \[0, 4\]; list numbers of layers from 1 on, in ascending order"),
+        ({"exits": [8, 4]}, "in ascending order"),
+        ({"exits": [4, 8], "exit": 5}, r"exit is 5, which is not in exits; use auto, or one of \[4, 8\]"),
+        ({"exits": [4], "rule": "layers"}, r"rule layers and branches are for llama\.cpp"),
+        ({"exits": [4], "branches": 2}, r"rule layers and branches are for llama\.cpp"),
+    ],
+)
+def test_wrong_layers_of_the_target_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_sources([ProposerSpec("early_exit", options)])
+
+
+def test_layers_of_the_target_are_refused_on_llama_cpp(target: Model, folder: Path) -> None:
+    spec = ProposerSpec("early_exit", {"exits": [1, 2]})
+    with pytest.raises(UsageError, match="early_exit: exits: layers of the loaded model draft on vLLM only; on llama"):
+        LlamaCpp(target, replace(profile(folder), proposers=(spec,)), cost=FLAT)
 
 
 def test_a_folder_under_the_wrong_method_is_refused(target: Model, folder: Path, tmp_path: Path) -> None:

@@ -194,26 +194,26 @@ def test_a_window_is_refused(method: str) -> None:
         engine_settings(profile_of(spec), "x")
 
 
-@pytest.mark.parametrize(
-    ("options", "v2", "message"),
-    [
-        ({}, False, r"short_context drafts in vLLM's V2 runner, which is not used here, or on llama\.cpp; remove it"),
-        ({"branches": 2}, True, "short_context: branches: vLLM drafts chains; remove it"),
-    ],
-)
-def test_what_a_short_context_needs_is_refused_by_name(options: dict[str, int], v2: bool, message: str) -> None:
-    with pytest.raises(UsageError, match=f"profile p: {message}"):
-        engine_settings(profile_of(ProposerSpec("short_context", options)), "x", v2=v2)
-
-
-def test_a_short_context_drafts_in_the_v2_runner() -> None:
-    found = engine_settings(profile_of(ProposerSpec("short_context")), "x", v2=True)
-    assert found["speculative_config"]["method"] == "ngram_gpu"
+def test_branches_of_a_short_context_are_refused() -> None:
+    profile = profile_of(ProposerSpec("short_context", {"branches": 2}))
+    with pytest.raises(UsageError, match="profile p: short_context: branches: vLLM drafts chains; remove it"):
+        engine_settings(profile, "x", v2=True)
 
 
 def test_a_folder_of_exits_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"profile p: early_exit: model: a folder of exits drafts on llama\.cpp"):
-        engine_settings(profile_of(ProposerSpec("early_exit", {"model": "x"})), "x")
+    with pytest.raises(
+        UsageError, match=r"early_exit: model: a folder of exits drafts on llama\.cpp; on vLLM name layers"
+    ):
+        engine_settings(profile_of(ProposerSpec("early_exit", {"model": "x"})), "x", v2=True)
+
+
+def test_layers_of_the_target_draft_in_the_v2_runner() -> None:
+    for spec in (ProposerSpec("early_exit", {"exits": [4, 8]}), ProposerSpec("short_context")):
+        profile = profile_of(spec)
+        assert engine_settings(profile, "x", v2=True)["speculative_config"]["method"] == "ngram_gpu"
+        message = rf"profile p: {spec.method} drafts in vLLM's V2 runner, which is not used here, or on llama\.cpp"
+        with pytest.raises(UsageError, match=message):
+            engine_settings(profile, "x")
 
 
 @pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])

@@ -206,9 +206,13 @@ def test_another_runner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = tmp_path / "profile.yaml"
     text = "schema: 1\nname: test\nengine: vllm\nproposers: [{method: early_exit, exits: [1]}]\n"
     path.write_text(f"{text}vllm: {{runner: v1}}\n")
-    with pytest.raises(UsageError, match=r"early_exit drafts in vLLM's V2 runner, which is not used here"):
+    with pytest.raises(
+        UsageError, match=r"early_exit drafts on vLLM in its V2 runner alone .*; remove it, or runner: v1$"
+    ):
         settings_for(profiles.load(str(path)), str(path))
     path.write_text(text)
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
-    with pytest.raises(UsageError, match=r"early_exit drafts in vLLM's V2 runner alone, but stock vLLM runs V1 here"):
+    with pytest.raises(
+        UsageError, match=r"early_exit drafts on vLLM in its V2 runner alone .*, but stock vLLM runs V1 here"
+    ):
         settings_for(profiles.load(str(path)), str(path))
