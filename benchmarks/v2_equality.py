@@ -2,8 +2,8 @@
 
     python benchmarks/v2_equality.py
     python benchmarks/v2_equality.py --layers 4 --proposers '{method: early_exit, exits: [1, 2, 3]}'
-    python benchmarks/v2_equality.py --layers 4 --least-prompt 60 --proposers '{method: short_context, first: 4, recent: 32,
-        retrieved: 16, chunk: 16}'
+    python benchmarks/v2_equality.py --layers 4 --least-prompt 60 \
+        --proposers '{method: short_context, first: 4, recent: 32, retrieved: 16, chunk: 16}'
 
 Triton's interpreter runs vLLM's kernels, so this shows that answers are equal, and nothing about speed. The model is
 tiny and random; the run with a JSON schema uses the packaged model. Each run is a process of its own. Prints, per

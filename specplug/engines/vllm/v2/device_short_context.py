@@ -45,7 +45,7 @@ LAG = 4
 logger = init_logger("vllm.specplug")
 
 _pools: WeakValueDictionary[tuple[object, ...], KeptCache] = WeakValueDictionary()
-"""By window, sizes and device: a profile that is loaded again uses the same pool, since no request runs meanwhile."""
+"""By target and sizes: a profile that is loaded again uses the same pool, since no request runs meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class DeviceShortContext(ModelProposer):
             "head_dim": attention.head_size,
         }
         dtype, most = config.model_config.dtype, config.scheduler_config.max_num_seqs
-        key = (str(self._device), dtype, most, *sizes.values())
+        key = (id(attention), dtype, most, *sizes.values())
         cache = _pools.get(key)
         if cache is None:
             per_row = row_bytes(**sizes, element_bytes=dtype.itemsize)
