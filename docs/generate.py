@@ -223,8 +223,8 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
     "early_exit": (
-        "The target's own first layers ([which models](../how-to/early-exit.md)): on llama.cpp files with a trimmed head, "
-        "on vLLM's V2 runner the layers of the loaded model. Give `model` or `exits`.",
+        "The target's own first layers ([which models](../how-to/early-exit.md)): on llama.cpp files with a trimmed "
+        "head, on vLLM's V2 runner the layers of the loaded model. Give `model` or `exits`.",
         {
             "model": "llama.cpp: `drafter:NAME`, or the folder.",
             "exits": "vLLM: the exits, as numbers of layers in ascending order, such as `[4, 8]`.",
