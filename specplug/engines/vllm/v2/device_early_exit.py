@@ -112,7 +112,7 @@ class DeviceEarlyExit(ModelProposer):
     def propose(self, texts: DeviceTexts, k: int) -> DeviceChains:
         n = len(texts.slots)
         tokens = torch.full((n, k), NONE, dtype=torch.int64, device=self._device)
-        number, length = self.choice.current, self._length(k)
+        number, length = self.choice.current, self._length(k if texts.wanted is None else min(k, texts.wanted))
         if self._target is None or number is None or not length:
             return DeviceChains(tokens, torch.zeros_like(tokens))
         target, going = self._target, texts.running

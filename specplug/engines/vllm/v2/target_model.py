@@ -2,7 +2,7 @@
 
 A drafter can read the cache, and run one-token passes of the target's layers with the target's own attention, which
 write K/V where the next verification overwrites them. It knows nothing about drafts.
-Source: vllm/v1/worker/gpu/{model_runner,block_table,attn_utils}.py and spec_decode/speculator.py, 0.32 and 0.33.
+Source: vllm/v1/worker/gpu/{model_runner,block_table,attn_utils}.py and spec_decode/speculator.py, 0.32.
 """
 
 from __future__ import annotations
