@@ -225,11 +225,13 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
     "early_exit": (
-        "The target's own first layers with a trimmed head ([which models](../how-to/early-exit.md)). llama.cpp only.",
+        "The target's own first layers ([which models](../how-to/early-exit.md)): on llama.cpp files with a trimmed "
+        "head, on vLLM's V2 runner the layers of the loaded model. Give `model` or `exits`.",
         {
-            "model": "`drafter:NAME`, or the folder.",
+            "model": "llama.cpp: `drafter:NAME`, or the folder.",
+            "exits": "vLLM: the exits, as numbers of layers in ascending order, such as `[4, 8]`.",
             "exit": "`auto` chooses among the exits and plain decoding; a number of layers uses that exit alone.",
-            "rule": "`layers` follows the rules of DEL instead of measured time; for comparisons.",
+            "rule": "llama.cpp: `layers` follows the rules of DEL instead of measured time; for comparisons.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
         },

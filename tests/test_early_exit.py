@@ -380,7 +380,7 @@ def test_a_damaged_exit_is_refused_by_its_name(target: Model, folder: Path, tmp_
         ({"exit": "all"}, "'all' is not a whole number or one of auto"),
         ({"exit": 2, "rule": "layers"}, "rule layers chooses among exits"),
         ({"max_draft": 0}, "max_draft is 0"),
-        ({"exits": [1, 2]}, "name either model, a folder for llama.cpp, or exits, layers of the target on vLLM"),
+        ({"exits": [1, 2]}, "name either model, a folder of exits for llama.cpp, or exits, layers of the"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str, target: Model, folder: Path) -> None:

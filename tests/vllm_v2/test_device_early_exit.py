@@ -1,6 +1,6 @@
 """The choice of an exit on the device, without an engine: layers are scripted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from types import SimpleNamespace
@@ -73,7 +73,7 @@ def drafting_of(target: Target, *, raises: bool = False, **options: Any) -> tupl
 
 
 def steps_of(
-    drafting: DeviceDrafting, count: int, running: tuple[bool, bool] = (True, True), after: Callable[[], None] = int
+    drafting: DeviceDrafting, count: int, running: tuple[bool, bool] = (True, True), most: int | None = None
 ) -> list[Any]:
     """The draft tokens of each step of two texts in slots 3 and 1, all of which are verified."""
     tokens = (torch.arange(2000) % NUM_TOKENS).int().repeat(4, 1)
@@ -84,7 +84,7 @@ def steps_of(
     emitted, drafted = torch.tensor(running).long(), []
     for _ in range(count):
         lengths[slots] += emitted.int()
-        texts = DeviceTexts(slots, tokens, lengths, 2000, torch.tensor(running))
+        texts = DeviceTexts(slots, tokens, lengths, 2000, torch.tensor(running), most)
         found = drafting.step(texts, emitted, K + 1 - emitted)
         assert found is not None
         last = texts.last()
@@ -92,7 +92,6 @@ def steps_of(
         right = (found[0] == wanted).long().cumprod(1).sum(1)
         emitted = (right + 1) * torch.tensor(running)
         drafted.append(found[0])
-        after()
     return drafted
 
 
@@ -120,6 +119,8 @@ def test_a_number_of_layers_drafts_in_every_step() -> None:
     assert proposer.current == 6 and target.passes == 30 * 3
     right, wrong = proposer._counts[0].tolist()
     assert right == 0 and wrong == 2 * 29, "one wrong token of each chain counts, but for the last step"
+    steps_of(drafting, 10, most=1)
+    assert target.passes == 30 * 3 + 10, "no more than are verified"
 
 
 def test_nothing_is_drafted_for_texts_that_emitted_nothing_or_have_no_room() -> None:
@@ -171,4 +172,4 @@ def test_a_target_with_fewer_layers_is_refused() -> None:
     proposer = DeviceEarlyExit(EarlyExit(exits=[3, 12]), NUM_TOKENS, "cpu")
     with pytest.raises(UsageError, match="exits after 12 layers, but this model has 12"):
         proposer.attach(Target(set()))  # type: ignore[arg-type]
-    assert proposer.propose(SimpleNamespace(slots=torch.arange(2)), K).tokens.tolist() == [[-1] * K] * 2  # type: ignore[arg-type]
+    assert proposer.propose(SimpleNamespace(slots=torch.arange(2), wanted=None), K).tokens.tolist() == [[-1] * K] * 2  # type: ignore[arg-type]

@@ -79,6 +79,7 @@ def test_greedy_text_is_that_without_drafts(
     counts = proposer.values()["context_choices"]
     assert int(speculator.drafting.drafted[0]) > 50 and int(speculator.drafting.accepted[0]) > 0
     assert counts["first",] == len(PROMPTS[part][-7:]) + len(preempted) and counts["again",] > 0
+    assert proposer._cache.draft == 4 and proposer._chains.shape[1] == (4 if names == "short_context" else 2)
     assert len(proposer.texts.rows()) <= 1, "vLLM's runner forgets the last request with the next one"
     if setup == "four at once":
         abort(llm)

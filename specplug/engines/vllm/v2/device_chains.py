@@ -35,6 +35,7 @@ class DeviceTexts:
     lengths  int32[S]     tokens of each text
     width    no text of which a pass emitted a token is longer
     running  bool[n]      the requests of which a pass emitted a token; None for all of them
+    wanted   no more draft tokens of a chain are verified; None where that is not known
     """
 
     slots: Tensor
@@ -42,6 +43,7 @@ class DeviceTexts:
     lengths: Tensor
     width: int
     running: Tensor | None = None
+    wanted: int | None = None
     _row_lengths: Tensor = field(init=False)
 
     def __post_init__(self) -> None:

@@ -113,24 +113,27 @@ class DeviceEarlyExit(ModelProposer):
     def propose(self, texts: DeviceTexts, k: int) -> DeviceChains:
         n = len(texts.slots)
         tokens = torch.full((n, k), NONE, dtype=torch.int64, device=self._device)
-        buckets = torch.zeros_like(tokens)
-        number, length = self.choice.current, self._length(k)
+        number, length = self.choice.current, self._length(k if texts.wanted is None else min(k, texts.wanted))
         if self._target is None or number is None or not length:
-            return DeviceChains(tokens, buckets)
+            return DeviceChains(tokens, torch.zeros_like(tokens))
         target, going = self._target, texts.running
         if going is None:
             going = torch.ones(n, dtype=torch.bool, device=self._device)
         token, position = texts.last().clamp(0, self._last_id), texts.row_lengths() - 1
+        drafted, drafts, likelihood = [], [], []
         for depth in range(length):
             going = going & target.has_room(position)
             with target.one_token_pass(position, going, depth + 1) as places:
                 logits = target.layers.logits(target.layers.hidden(token, places, self.exits[number])).float()
-            token = logits.argmax(-1)
-            confidence = (logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)).exp()
-            bucket = torch.bucketize(confidence, self._edges, right=True) + number * self._num_own
-            tokens[:, depth] = token.masked_fill(~going, NONE)
-            buckets[:, depth] = bucket
+            highest, token = logits.max(-1)
+            drafted.append(token)
+            drafts.append(going)
+            likelihood.append(highest - logits.logsumexp(-1))
             position = position + 1
+        tokens[:, :length] = torch.stack(drafted, 1).masked_fill(~torch.stack(drafts, 1), NONE)
+        buckets = torch.zeros_like(tokens)
+        bands = torch.bucketize(torch.stack(likelihood, 1).exp(), self._edges, right=True)
+        buckets[:, :length] = bands + number * self._num_own
         if self._chains.shape[1] < k:
             self._chains = torch.full((target.num_slots, k), NONE, dtype=torch.int64, device=self._device)
         self._chains[texts.slots] = tokens

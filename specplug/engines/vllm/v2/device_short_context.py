@@ -91,13 +91,14 @@ class DeviceShortContext(ModelProposer):
                 f"short_context: first, recent and retrieved are {window.size} tokens together, max_model_len is "
                 f"{limit}; make them smaller, or raise it"
             )
-        self._draft = min(self._draft, config.speculative_config.num_speculative_tokens)
+        verified = config.speculative_config.num_speculative_tokens
+        self._draft = min(self._draft, verified)
         attention = layers.attention[0]
         sizes = {
             "layers": len(layers),
             "lead": window.first + window.retrieved,
             "recent": window.recent,
-            "draft": self._draft,
+            "draft": verified,  # of any proposer: so many tokens and one more are new after a pass
             "kv_heads": attention.num_kv_heads,
             "head_dim": attention.head_size,
         }
@@ -165,8 +166,9 @@ class DeviceShortContext(ModelProposer):
     def propose(self, texts: DeviceTexts, k: int) -> DeviceChains:
         target, kept = self._target, self.texts
         nothing = torch.full((len(texts.slots), k), NONE, dtype=torch.int64, device=self._device)
+        most = min(k, self._draft, k if texts.wanted is None else max(texts.wanted, 1))
         if target is None or kept is None or not target.slots_on_host:
-            self._rehearse(len(texts.slots), min(k, self._draft))
+            self._rehearse(len(texts.slots), most)
             return DeviceChains(nothing, torch.zeros_like(nothing))
         self._load(kept.start(target.slots_read), texts, are_new=True)
         self._choose_again(texts, k)
@@ -174,7 +176,7 @@ class DeviceShortContext(ModelProposer):
         if not rows:
             self._behind -= 1  # the texts with rows have not changed
             return DeviceChains(nothing, torch.zeros_like(nothing))
-        tokens, confidence = self._draft_rows(max(rows) + 1, texts, min(k, self._draft))
+        tokens, confidence = self._draft_rows(max(rows) + 1, texts, most)
         row_of = self._row_of_slot[texts.slots]
         depth = tokens.shape[1]
         nothing[:, :depth] = tokens[row_of.clamp(min=0)].masked_fill(row_of[:, None] < 0, NONE)
@@ -307,8 +309,10 @@ class DeviceShortContext(ModelProposer):
 
 def control_tokens(model_config: Any) -> frozenset[int]:
     """The ids that separate the turns of a conversation; none where vLLM was told to load no tokenizer."""
-    from vllm.tokenizers import cached_tokenizer_from_config
-
+    try:
+        from vllm.tokenizers import cached_tokenizer_from_config
+    except ImportError:  # the end of the text is then looked for, whatever turns it has
+        return frozenset()
     tokenizer = cached_tokenizer_from_config(model_config)
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return frozenset(id for id, token in added.items() if token.special)

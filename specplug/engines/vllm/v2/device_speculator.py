@@ -217,7 +217,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
                 asked = num_speculative_tokens is None or num_speculative_tokens > 0
                 if self._target is not None:
                     self._target.follow(input_batch)
-                texts = self._texts(input_batch, num_sampled > 0)
+                texts = self._texts(input_batch, num_sampled > 0, num_speculative_tokens)
                 drafted = self.drafting.step(texts, num_sampled, num_rejected, rows, drafts=asked)
                 if drafted is not None:
                     tokens.copy_(self._wrong(tokens) if self._timing else drafted[0])
@@ -348,10 +348,11 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         except Exception as error:
             self._record(error)
 
-    def _texts(self, input_batch: Any, running: Tensor) -> DeviceTexts:
+    def _texts(self, input_batch: Any, running: Tensor, wanted: int | None) -> DeviceTexts:
         states, slots = self._states, input_batch.idx_mapping.long()
         longest = int(input_batch.seq_lens_cpu_upper_bound.numpy().max()) + 1
-        return DeviceTexts(slots, states.all_token_ids.gpu, states.total_len.gpu, self._width(longest), running)
+        width = self._width(longest)
+        return DeviceTexts(slots, states.all_token_ids.gpu, states.total_len.gpu, width, running, wanted)
 
     def _width(self, tokens: int) -> int:
         return min(self._length, max(SMALLEST_WIDTH, 1 << (tokens - 1).bit_length()))

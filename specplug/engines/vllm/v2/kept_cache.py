@@ -26,8 +26,8 @@ target's keys and values of these tokens, each [r, p, kv heads, head dim]."""
 class KeptCache:
     """A pool with one row per text. A row has `lead` places for parts that are chosen, and a ring for the last tokens.
 
-    With `draft` draft tokens at most, the ring has a place for each of the `recent` tokens, of the draft tokens and for
-    the token before them, so that no draft token takes the place of a recent one.
+    With `draft` draft tokens at most, of this drafter or another one, the ring has a place for each of the `recent`
+    tokens, of the draft tokens and for the token before them, so that no draft token takes the place of a recent one.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Lets vLLM allocate blocks for draft tokens, where a proposer writes their keys and values to the target's cache.
 
 vLLM does so for its own drafters that are models, and for no others. Without it the chains would end with the last
-block of a request, and nothing else would change. Source: `num_lookahead_tokens` in vllm/config/vllm.py, 0.32 and 0.33.
+block of a request, and nothing else would change. Source: `num_lookahead_tokens` in vllm/config/vllm.py, 0.32.
 """
 
 from __future__ import annotations

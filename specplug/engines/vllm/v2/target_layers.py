@@ -3,7 +3,7 @@
 The modules of the model do the arithmetic, with their quantisation and their communication among tensor-parallel
 ranks. What the attention of a layer does can be replaced for the time of a call, so that no second definition of an
 architecture is needed. It knows the modules of the families in FAMILIES and no KV cache.
-Source: vllm/model_executor/models/{llama,qwen2,qwen3}.py, 0.32 and 0.33.
+Source: vllm/model_executor/models/{llama,qwen2,qwen3}.py, 0.32.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A drafter can read the cache, and run one-token passes of the target's layers with the target's own attention, which
 write K/V where the next verification overwrites them. It knows nothing about drafts.
-Source: vllm/v1/worker/gpu/{model_runner,block_table,attn_utils}.py and spec_decode/speculator.py, 0.32 and 0.33.
+Source: vllm/v1/worker/gpu/{model_runner,block_table,attn_utils}.py and spec_decode/speculator.py, 0.32.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, init_attn_backend
 
 from specplug.engines.vllm.v2.target_layers import TargetLayers
+from specplug.engines.vllm.v2.v2_interface import check_target_interface
 from specplug.errors import UsageError
 
 Tensor = Any
@@ -38,8 +39,10 @@ class TargetModel:
         runner  vLLM's `GPUModelRunner`, with its KV cache allocated
         method  the proposer that needs the target, for errors
 
-        UsageError for a model or a cache with which the layers cannot be run apart.
+        UsageError for a model or a cache with which the layers cannot be run apart; EngineError for a vLLM with another
+        interface.
         """
+        check_target_interface()
         self.config = runner.vllm_config
         self.layers = TargetLayers(runner.model, method)
         self.device = runner.device
