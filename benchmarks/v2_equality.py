@@ -56,6 +56,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--proposers", help="a list as in a profile, without its brackets")
     parser.add_argument("--least-prompt", type=int, help="tokens of the shortest prompt; the longest has 31 more")
+    parser.add_argument(
+        "--run", action="append", choices=RUNS, help="with --proposers: this run alone, greedy text only"
+    )
+    parser.add_argument("--family", choices=("Llama", "Qwen2", "Qwen3"), default="Llama", help="of the tiny model")
     parser.add_argument("--layers", type=int, default=2, help="of the tiny model")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -65,14 +69,16 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         (Path(folder) / "sitecustomize.py").write_text("import interpreted\n")
         model = os.fspath(Path(folder) / "tiny")
-        run(folder, {"make": model, "layers": arguments.layers, "padded": arguments.proposers is not None})
+        shape = {"layers": arguments.layers, "family": arguments.family}
+        run(folder, {"make": model, "padded": arguments.proposers is not None, **shape})
         print("| run | scheduling | answers | equal | accepted draft tokens |\n|---|---|---|---|---|")
         if arguments.proposers is not None:
-            for name, settings in RUNS.items():
-                task = {"model": model, "settings": settings, "prompts": arguments.prompts}
+            for name in arguments.run or RUNS:
+                task = {"model": model, "settings": RUNS[name], "prompts": arguments.prompts}
                 task["least_prompt"] = arguments.least_prompt
                 report(name, run(folder, task), run(folder, task | {"proposers": arguments.proposers}))
-            compare_sampled(folder, model, arguments.proposers, arguments.least_prompt)
+            if not arguments.run:
+                compare_sampled(folder, model, arguments.proposers, arguments.least_prompt)
             return
         corpus = f"{folder}/corpus/"
         with_corpus = f"{PROPOSERS}, {{method: datastore, corpora: ['{corpus}']}}"
@@ -157,7 +163,8 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
 
     if "make" in task:
         identity_from = task["layers"] // 2 if task["padded"] else None
-        interpreted.write_tiny_model(Path(task["make"]), layers=task["layers"], identity_from=identity_from)
+        shape = {"layers": task["layers"], "family": task["family"]}
+        interpreted.write_tiny_model(Path(task["make"]), identity_from=identity_from, **shape)
         return {}
     import numpy as np
     from vllm import LLM, SamplingParams

@@ -284,8 +284,6 @@ def test_tune_tries_each_exit_alone(folder: Path) -> None:
     specs = single_exits(ProposerSpec("early_exit", {"model": str(folder), "max_draft": 4, "rule": "measured"}))
     assert [spec.options for spec in specs] == [{"model": str(folder), "max_draft": 4, "exit": n} for n in EXITS]
     assert len({drafter_name(spec) for spec in specs}) == len(EXITS)
-    specs = single_exits(ProposerSpec("early_exit", {"exits": [4, 8], "max_draft": 4}))
-    assert [spec.options for spec in specs] == [{"exits": [4, 8], "max_draft": 4, "exit": n} for n in (4, 8)]
     for spec in (specs[0], ProposerSpec("draft_model", {"model": "x.gguf"})):
         assert single_exits(spec) == [spec]
 

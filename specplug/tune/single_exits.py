@@ -14,8 +14,6 @@ def single_exits(drafter: ProposerSpec) -> list[ProposerSpec]:
     be read."""
     if drafter.method != "early_exit" or isinstance(drafter.options.get("exit"), int):
         return [drafter]
-    kept = {key: value for key, value in drafter.options.items() if key not in ("exit", "rule")}
-    if "exits" in drafter.options:
-        return [ProposerSpec(drafter.method, {**kept, "exit": layers}) for layers in drafter.options["exits"]]
     manifest, _ = drafter_folders.read(drafter_folders.resolve(str(drafter.options["model"]), what="early-exit"))
+    kept = {key: value for key, value in drafter.options.items() if key not in ("exit", "rule")}
     return [ProposerSpec(drafter.method, {**kept, "exit": one.layers}) for one in manifest.exits]

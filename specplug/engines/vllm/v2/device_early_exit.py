@@ -55,7 +55,7 @@ class DeviceEarlyExit(ModelProposer):
         self.draft_costs: tuple[float, ...] = ()
         """Of a draft token by exit, in passes of the target; see `attach`."""
         self._is_fixed = fixed
-        self._most = proposer.max_draft
+        self._longest = self._most = proposer.max_draft
         self._num_own = len(own)
         self._last_id = num_tokens - 1
         self._device = device
@@ -113,7 +113,8 @@ class DeviceEarlyExit(ModelProposer):
     def propose(self, texts: DeviceTexts, k: int) -> DeviceChains:
         n = len(texts.slots)
         tokens = torch.full((n, k), NONE, dtype=torch.int64, device=self._device)
-        number, length = self.choice.current, self._length(k if texts.wanted is None else min(k, texts.wanted))
+        self._most = min(k, self._longest, k if texts.wanted is None else texts.wanted)
+        number, length = self.choice.current, self._length()
         if self._target is None or number is None or not length:
             return DeviceChains(tokens, torch.zeros_like(tokens))
         target, going = self._target, texts.running
@@ -159,12 +160,12 @@ class DeviceEarlyExit(ModelProposer):
     def _saved(self, rate: float, cost: float) -> float:
         return best_length(rate, cost, self._most)[0]
 
-    def _length(self, k: int) -> int:
+    def _length(self) -> int:
         """Draft tokens of a chain."""
-        number, most = self.choice.current, min(k, self._most)
+        number = self.choice.current
         if self._is_fixed or number is None or not self.draft_costs:
-            return most
-        return best_length(self.choice.rate(number), self.draft_costs[number], most)[1]
+            return self._most
+        return best_length(self.choice.rate(number), self.draft_costs[number], self._most)[1]
 
     def _no_exit(self, count: int) -> Tensor:
         return torch.full((count,), len(self.exits), dtype=torch.int64, device=self._device)
