@@ -1,11 +1,15 @@
 """Compares greedy answers of vLLM's V2 model runner with specplug's drafts and without them, on a CPU.
 
     python benchmarks/v2_equality.py
+    python benchmarks/v2_equality.py --layers 4 --proposers '{method: early_exit, exits: [1, 2, 3]}'
+    python benchmarks/v2_equality.py --layers 4 --least-prompt 60 \
+        --proposers '{method: short_context, first: 4, recent: 32, retrieved: 16, chunk: 16}'
 
 Triton's interpreter runs vLLM's kernels, so this shows that answers are equal, and nothing about speed. The model is
 tiny and random; the run with a JSON schema uses the packaged model. Each run is a process of its own. Prints, per
 setting, how many of the answers are equal to those without drafts at the same number of requests at once, also with a
-corpus of every second answer; and for sampled text a permutation test of tokens against the plain engine's.
+corpus of every second answer; and for sampled text a permutation test of tokens against the plain engine's. With
+--proposers, these draft instead, for the tiny model alone, of which half of the layers add nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +54,13 @@ WITH_CORPUS = ("4 at once", "4 at once, tensor parallel 2")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--proposers", help="a list as in a profile, without its brackets")
+    parser.add_argument("--least-prompt", type=int, help="tokens of the shortest prompt; the longest has 31 more")
+    parser.add_argument(
+        "--run", action="append", choices=RUNS, help="with --proposers: this run alone, greedy text only"
+    )
+    parser.add_argument("--family", choices=("Llama", "Qwen2", "Qwen3"), default="Llama", help="of the tiny model")
+    parser.add_argument("--layers", type=int, default=2, help="of the tiny model")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -58,8 +69,17 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         (Path(folder) / "sitecustomize.py").write_text("import interpreted\n")
         model = os.fspath(Path(folder) / "tiny")
-        run(folder, {"make": model})
+        shape = {"layers": arguments.layers, "family": arguments.family}
+        run(folder, {"make": model, "padded": arguments.proposers is not None, **shape})
         print("| run | scheduling | answers | equal | accepted draft tokens |\n|---|---|---|---|---|")
+        if arguments.proposers is not None:
+            for name in arguments.run or RUNS:
+                task = {"model": model, "settings": RUNS[name], "prompts": arguments.prompts}
+                task["least_prompt"] = arguments.least_prompt
+                report(name, run(folder, task), run(folder, task | {"proposers": arguments.proposers}))
+            if not arguments.run:
+                compare_sampled(folder, model, arguments.proposers, arguments.least_prompt)
+            return
         corpus = f"{folder}/corpus/"
         with_corpus = f"{PROPOSERS}, {{method: datastore, corpora: ['{corpus}']}}"
         for name, settings in RUNS.items():
@@ -76,9 +96,15 @@ def main() -> None:
         report("SmolLM2, trimmed drafter", plain, run(folder, task | {"rows": 16384}))
         task["schema"] = SCHEMA
         report("SmolLM2, JSON schema", run(folder, task), run(folder, task | {"proposers": PROPOSERS}))
-        task = {"model": model, "settings": {"max_num_seqs": 16}, "prompts": SAMPLES, "sampled": True}
-        plain, drafted = run(folder, task), run(folder, task | {"proposers": PROPOSERS})
-        print(f"\nsampled text: {compared(plain['answers'], drafted['answers'])}")
+        compare_sampled(folder, model, PROPOSERS)
+
+
+def compare_sampled(folder: str, model: str, proposers: str, least_prompt: int | None = None) -> None:
+    task = {"model": model, "settings": {"max_num_seqs": 16}, "prompts": SAMPLES, "sampled": True}
+    task["least_prompt"] = least_prompt
+    plain, drafted = run(folder, task), run(folder, task | {"proposers": proposers})
+    accepted = f"{drafted['accepted']} draft tokens accepted"
+    print(f"\nsampled text: {compared(plain['answers'], drafted['answers'])}, {accepted}")
 
 
 def report(name: str, plain: dict[str, Any], drafted: dict[str, Any]) -> None:
@@ -112,8 +138,12 @@ def compared(plain: list[list[int]], drafted: list[list[int]], rounds: int = 200
 
 def run(folder: str, task: dict[str, Any]) -> dict[str, Any]:
     """The result of a task in a process of its own."""
-    paths = os.pathsep.join([folder, os.fspath(INTERPRETED)])
-    environment = os.environ | {"PYTHONPATH": paths, "VLLM_LOGGING_LEVEL": "ERROR", "TRITON_INTERPRET": "1"}
+    paths = [folder, os.fspath(INTERPRETED), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TRITON_INTERPRET": "1",
+    }
     if task.get("settings", {}).get("tensor_parallel_size", 1) == 1:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     done = subprocess.run(
@@ -132,7 +162,9 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
     import interpreted
 
     if "make" in task:
-        interpreted.write_tiny_model(Path(task["make"]))
+        identity_from = task["layers"] // 2 if task["padded"] else None
+        shape = {"layers": task["layers"], "family": task["family"]}
+        interpreted.write_tiny_model(Path(task["make"]), identity_from=identity_from, **shape)
         return {}
     import numpy as np
     from vllm import LLM, SamplingParams
@@ -158,6 +190,9 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
         {"prompt_token_ids": random.integers(0, 64, 3 + 3 * n % 17).tolist() * (1 + n % 3)}
         for n in range(task["prompts"])
     ]
+    if task.get("least_prompt"):
+        sizes = [task["least_prompt"] + n % 32 for n in range(task["prompts"])]
+        prompts = [{"prompt_token_ids": random.integers(0, 64, size).tolist()} for size in sizes]
     if task.get("packaged"):
         from specplug.engines.vllm.located_model import located_model
 

@@ -21,7 +21,9 @@ def lacking(name: str) -> str | None:
         return "needs vLLM"
     try:
         needs = needs_of([chosen])
-        drafters = [spec.options["model"] for spec in chosen.proposers if spec.method in BUILT]
+        drafters = [
+            spec.options["model"] for spec in chosen.proposers if spec.method in BUILT and "model" in spec.options
+        ]
         unbuilt = [ref for ref in drafters if not drafter_folders.is_built(drafter_folders.place(ref))]
     except SpecplugError as error:  # a reference or the arguments of a build are invalid
         return str(error)

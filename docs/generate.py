@@ -214,22 +214,26 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "short_context": (
         "The target's own weights, with a second KV cache that holds a part of the text (RAPID; [when to use "
-        "it](../how-to/short-context.md)). llama.cpp only.",
+        "it](../how-to/short-context.md)). On vLLM in the V2 runner only.",
         {
             "first": "Tokens that are kept at the beginning of the text, >= 1.",
             "recent": "Tokens that are kept at its end, >= 32.",
             "retrieved": "Tokens of chunks between them that match the end of the text; a multiple of `chunk`, or 0.",
             "chunk": "Tokens of a chunk, >= 16.",
+            "kv_share": "vLLM: the share of the memory for the KV cache that the second caches of all requests take at "
+            "most; up to 0.5.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
         },
     ),
     "early_exit": (
-        "The target's own first layers with a trimmed head ([which models](../how-to/early-exit.md)). llama.cpp only.",
+        "The target's own first layers ([which models](../how-to/early-exit.md)): on llama.cpp files with a trimmed "
+        "head, on vLLM's V2 runner the layers of the loaded model. Give `model` or `exits`.",
         {
-            "model": "`drafter:NAME`, or the folder.",
+            "model": "llama.cpp: `drafter:NAME`, or the folder.",
+            "exits": "vLLM: the exits, as numbers of layers in ascending order, such as `[4, 8]`.",
             "exit": "`auto` chooses among the exits and plain decoding; a number of layers uses that exit alone.",
-            "rule": "`layers` follows the rules of DEL instead of measured time; for comparisons.",
+            "rule": "llama.cpp: `layers` follows the rules of DEL instead of measured time; for comparisons.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
         },

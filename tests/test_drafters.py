@@ -20,11 +20,11 @@ from test_step_loop import answer_all
 from specplug.bench.arms import plain
 from specplug.bench.prove import GRAMMAR
 from specplug.core import Draft, IntArray, Step
+from specplug.drafts.confidence import EDGES
 from specplug.drafts.retrieval import Window
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters import opening
-from specplug.engines.llama_cpp.drafters.chain import EDGES
 from specplug.engines.llama_cpp.drafters.drafter_times import LEAST_PASS_RATIO
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import SCORED_ROWS, ModelDrafter

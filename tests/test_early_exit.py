@@ -39,7 +39,7 @@ from specplug.models import drafter_folders
 from specplug.planning.choosing_drafter import NEVER_MS
 from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.profile.with_drafter import drafter_name
-from specplug.registry import ProposerSpec
+from specplug.registry import ProposerSpec, build_sources
 from specplug.transforms.gguf_exits import check_exits, write_exits
 from specplug.transforms.gguf_head import EMBEDDINGS
 from specplug.tune.drafter_trace import TracedExit
@@ -562,11 +562,35 @@ def test_a_damaged_exit_is_refused_by_its_name(target: Model, folder: Path, tmp_
         ({"exit": "all"}, "'all' is not a whole number or one of auto"),
         ({"exit": 2, "rule": "layers"}, "rule layers chooses among exits"),
         ({"max_draft": 0}, "max_draft is 0"),
+        ({"exits": [1, 2]}, "name either model, a folder of exits for llama.cpp, or exits, layers of the"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str, target: Model, folder: Path) -> None:
     with pytest.raises(UsageError, match=message):
         LlamaCpp(target, profile(folder, **options), cost=FLAT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "name either model"),
+        ({"exits": []}, r"exits is \[\]; list numbers"),
+        ({"exits": [0, 4]}, r"exits is \[0, 4\]; list numbers of layers from 1 on, in ascending order"),
+        ({"exits": [8, 4]}, "in ascending order"),
+        ({"exits": [4, 8], "exit": 5}, r"exit is 5, which is not in exits; use auto, or one of \[4, 8\]"),
+        ({"exits": [4], "rule": "layers"}, r"rule layers and branches are for llama\.cpp"),
+        ({"exits": [4], "branches": 2}, r"rule layers and branches are for llama\.cpp"),
+    ],
+)
+def test_wrong_layers_of_the_target_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_sources([ProposerSpec("early_exit", options)])
+
+
+def test_layers_of_the_target_are_refused_on_llama_cpp(target: Model, folder: Path) -> None:
+    spec = ProposerSpec("early_exit", {"exits": [1, 2]})
+    with pytest.raises(UsageError, match="early_exit: exits: layers of the loaded model draft on vLLM only; on llama"):
+        LlamaCpp(target, replace(profile(folder), proposers=(spec,)), cost=FLAT)
 
 
 def test_a_folder_under_the_wrong_method_is_refused(target: Model, folder: Path, tmp_path: Path) -> None:

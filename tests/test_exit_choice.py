@@ -6,7 +6,7 @@ import pytest
 
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.cost import CostCurve
-from specplug.planning.exit_choice import ExitChoice
+from specplug.planning.exit_choice import ExitChoice, best_length
 from specplug.planning.planner import Planner
 
 TARGET = [10.0 + 0.2 * rows for rows in range(1, 25)]
@@ -102,3 +102,15 @@ def test_the_papers_choice_by_tokens_per_layer_and_its_threshold() -> None:
     assert choice.choose_by_layers([4, 8], 32) == 1
     assert choice.threshold(1) == pytest.approx((0.9 + 0.3) / 2)
     assert ExitChoice(1).threshold(0) == 0.0, "nothing is known yet, and drafting goes on"
+
+
+def test_the_best_length_is_the_one_that_saves_most_time_per_token() -> None:
+    for rate, cost in ((1.0, 0.3), (0.8, 0.1), (0.5, 0.2), (0.3, 0.4), (0.0, 0.0)):
+        saved = [0.0]
+        for length in range(1, 9):
+            tokens = sum(rate**place for place in range(length + 1))
+            saved.append(1 - (1 + length * cost) / tokens)
+        found, length = best_length(rate, cost, 8)
+        assert found == pytest.approx(max(saved)) and saved[length] == pytest.approx(max(saved))
+    assert best_length(0.3, 0.4, 8) == (0.0, 0)
+    assert best_length(1.0, 0.3, 8)[1] == 8

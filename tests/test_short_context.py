@@ -366,6 +366,8 @@ def test_tune_records_what_it_drafts_and_what_copying_takes(model: Model) -> Non
     [
         ({"max_draft": 0}, "short_context: max_draft is 0"),
         ({"branches": 3}, "short_context: branches is 3"),
+        ({"kv_share": 0.0}, "short_context: kv_share is 0.0; use more than 0"),
+        ({"kv_share": 0.6}, r"short_context: kv_share is 0.6; use more than 0, and at most 0\.5"),
         ({"retrieved": 100}, "short_context: retrieved is 100; use a multiple of chunk"),
         ({"model": "x.gguf"}, "short_context has no such option"),
     ],

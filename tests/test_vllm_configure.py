@@ -20,6 +20,7 @@ from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_i
 from specplug.engines.vllm.draft_counters import AGREED, METRICS, DraftCounters
 from specplug.engines.vllm.environment import quiet, temporary_environment
 from specplug.engines.vllm.measure import WARMUP_ROUNDS, curves_of
+from specplug.engines.vllm.v2 import lookahead
 from specplug.errors import EngineError, UsageError
 from specplug.models import drafter_folders
 from specplug.profile import PlannerSettings, Profile, VllmSettings
@@ -194,10 +195,57 @@ def test_a_window_is_refused(method: str) -> None:
         engine_settings(profile_of(spec), "x")
 
 
-def test_a_model_that_drafts_for_itself_is_refused() -> None:
-    for spec in (ProposerSpec("short_context"), ProposerSpec("early_exit", {"model": "x"})):
-        with pytest.raises(UsageError, match=rf"profile p: {spec.method} drafts on llama\.cpp only; remove it"):
-            engine_settings(profile_of(spec), "x")
+def test_branches_of_a_short_context_are_refused() -> None:
+    profile = profile_of(ProposerSpec("short_context", {"branches": 2}))
+    with pytest.raises(UsageError, match="profile p: short_context: branches: vLLM drafts chains; remove it"):
+        engine_settings(profile, "x", v2=True)
+
+
+def test_a_folder_of_exits_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"early_exit: model: a folder of exits drafts on llama\.cpp; on vLLM name layers"
+    ):
+        engine_settings(profile_of(ProposerSpec("early_exit", {"model": "x"})), "x", v2=True)
+
+
+def test_layers_of_the_target_draft_in_the_v2_runner() -> None:
+    for spec in (ProposerSpec("early_exit", {"exits": [4, 8]}), ProposerSpec("short_context")):
+        profile = profile_of(spec)
+        assert engine_settings(profile, "x", v2=True)["speculative_config"]["method"] == "ngram_gpu"
+        message = rf"profile p: {spec.method} drafts in vLLM's V2 runner, which is not used here, or on llama\.cpp"
+        with pytest.raises(UsageError, match=message):
+            engine_settings(profile, "x")
+
+
+def test_blocks_for_draft_tokens_are_asked_for_where_they_are_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Config:
+        def __init__(self, method: str | None, additional_config: Any, own: int = 0) -> None:
+            self.speculative_config = SimpleNamespace(method=method, num_speculative_tokens=4) if method else None
+            self.additional_config, self.own = additional_config, own
+
+        @property
+        def num_lookahead_tokens(self) -> int:
+            return self.own
+
+    monkeypatch.setitem(sys.modules, "vllm.config", SimpleNamespace(VllmConfig=Config))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    for _ in range(2):
+        lookahead.install()
+    refs = {}
+    for spec in (ProposerSpec("early_exit", {"exits": [4]}), ProposerSpec("suffix")):
+        refs[spec.method] = {"specplug": {"profile": write_profile(profile_of(spec), tmp_path)}}
+    assert Config("ngram_gpu", refs["early_exit"]).num_lookahead_tokens == 4
+    assert Config("ngram_gpu", refs["early_exit"], 6).num_lookahead_tokens == 6
+    assert Config("ngram_gpu", refs["suffix"]).num_lookahead_tokens == 0
+    assert Config("eagle3", refs["early_exit"], 3).num_lookahead_tokens == 3
+    for method, own in (
+        (None, refs["early_exit"]),
+        ("ngram_gpu", {}),
+        ("ngram_gpu", {"specplug": {"profile": "no/x"}}),
+    ):
+        assert Config(method, own).num_lookahead_tokens == 0
 
 
 @pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])

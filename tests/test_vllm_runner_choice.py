@@ -85,6 +85,21 @@ def test_a_profile_that_leads_to_v1_says_so(machine: Callable[..., None], monkey
     assert not runs_on_v2(profile_of(*BOTH, runner="v1"), None, {}, notify=said.append) and len(said) == 1
 
 
+@pytest.mark.parametrize("spec", [ProposerSpec("early_exit", {"exits": [4, 8]}), ProposerSpec("short_context")])
+def test_what_runs_the_targets_layers_is_refused_elsewhere(spec: ProposerSpec, machine: Callable[..., None]) -> None:
+    machine()
+    assert runs_on_v2(profile_of(spec), None, {})
+    with pytest.raises(
+        UsageError, match=rf"^profile \w+: {spec.method} drafts on vLLM in its V2 runner .*, or runner: v1$"
+    ):
+        runs_on_v2(profile_of(spec, runner="v1"), None, {})
+    machine("0.31.0")
+    with pytest.raises(
+        UsageError, match=rf"{spec.method} drafts .* V2 runner alone .*, but .* 0\.31\.0 is outside .*remove it$"
+    ):
+        runs_on_v2(profile_of(spec), None, {})
+
+
 def test_host_settings_lead_to_v1(machine: Callable[..., None]) -> None:
     machine()
     said: list[str] = []

@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from specplug.core import EMPTY, Bucket, ChoiceAdvice, Draft, DraftAdvice, IntArray, Requires, Step
 from specplug.drafts.chains import num_agreeing
+from specplug.drafts.confidence import exit_buckets
 from specplug.planning.exit_choice import ExitChoice
 
 
@@ -49,11 +50,6 @@ NEVER_MS = 1e9
 """Price of a draft token while no exit would save time, so that none is drafted."""
 
 
-def exit_buckets(layers: int, buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
-    """The buckets of an exit among those of several: `buckets` of its drafter, named after its layers."""
-    return tuple(Bucket(f"exit {layers} {bucket.name}", bucket.prior) for bucket in buckets)
-
-
 class ChoosingDrafter(Generic[AnyExit]):
     """Drafts with one of several exits of the target, or with none.
 
@@ -85,11 +81,7 @@ class ChoosingDrafter(Generic[AnyExit]):
         """
         self.exits = tuple(exits)
         self.drafters = tuple(drafters)
-        self.buckets = tuple(
-            bucket
-            for layers, drafter in zip(exits, drafters, strict=True)
-            for bucket in exit_buckets(layers, drafter.buckets)
-        )
+        self.buckets = exit_buckets(exits, drafters[0].buckets)
         self.choice = ExitChoice(len(exits))
         self._total = total
         self._likeliest = len(self.drafters[0].buckets) if likeliest is None else likeliest

@@ -36,7 +36,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def open_engine(tiny: Path) -> Iterator[Callable[..., Any]]:
-    """Opens `vllm.LLM` on the tiny model; all engines are closed at the end, and each before the next is opened."""
+    """Opens `vllm.LLM` on the tiny model, or another one; all engines are closed at the end, and each before the next
+    is opened."""
     from vllm import LLM
 
     interpreted.keep_asynchronous()
@@ -48,11 +49,11 @@ def open_engine(tiny: Path) -> Iterator[Callable[..., Any]]:
             opened.pop().llm_engine.engine_core.shutdown()
             gc.collect()
 
-    def open_one(**settings: Any) -> Any:
+    def open_one(model: Path = tiny, **settings: Any) -> Any:
         close()
         defaults = {"max_model_len": 128, "max_num_seqs": 4, "dtype": "float32", "enforce_eager": True, "seed": 1}
         llm = LLM(
-            str(tiny),
+            str(model),
             skip_tokenizer_init=True,
             disable_log_stats=False,
             gpu_memory_utilization=0.2,

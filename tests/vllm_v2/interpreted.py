@@ -58,17 +58,23 @@ def sort_instead_of_triton() -> None:
     topk_topp_sampler.HAS_TRITON = False
 
 
-def write_tiny_model(folder: Path, *, num_tokens: int = 64) -> Path:
-    """A Llama of two layers with random weights, whose greedy answers hardly repeat."""
+def write_tiny_model(
+    folder: Path, *, num_tokens: int = 64, layers: int = 2, identity_from: int | None = None, family: str = "Llama"
+) -> Path:
+    """A model with random weights, whose greedy answers hardly repeat.
+
+    identity_from  layers from this one on, counted from 0, add nothing to what they are given
+    family         as transformers names its classes: Llama, Qwen2 or Qwen3
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     torch.manual_seed(7)
-    config = LlamaConfig(
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=num_tokens,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=32,
@@ -77,11 +83,14 @@ def write_tiny_model(folder: Path, *, num_tokens: int = 64) -> Path:
         eos_token_id=None,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).float()
+    model = getattr(transformers, f"{family}ForCausalLM")(config).float()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" not in name:
                 weight.normal_(0.0, 0.25 if "lm_head" in name else 0.3)
+        for layer in model.model.layers[layers if identity_from is None else identity_from :]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
     model.save_pretrained(folder, safe_serialization=True)
     return folder
 

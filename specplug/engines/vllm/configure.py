@@ -21,7 +21,9 @@ from specplug.profile import Profile
 from specplug.proposers.builtin import Builtin
 from specplug.proposers.datastore import Datastore, wait_for_corpora
 from specplug.proposers.draft_model import DraftModel
+from specplug.proposers.early_exit import EarlyExit
 from specplug.proposers.model_options import ModelOptions
+from specplug.proposers.short_context import ShortContext
 from specplug.proposers.vocab_trim import VocabTrim
 
 NAME = "vllm"
@@ -72,6 +74,12 @@ def engine_settings(
     proposers = proposers_of(profile)
     if not profile.speculates:
         return found
+    needing_v2 = [registry.name_of(one) for one in proposers if isinstance(one, EarlyExit | ShortContext)]
+    if needing_v2 and not v2:
+        raise UsageError(
+            f"profile {profile.name}: {needing_v2[0]} drafts in vLLM's V2 runner, which is not used here, or on "
+            "llama.cpp; remove it"
+        )
     length = {"num_speculative_tokens": settings.num_speculative_tokens}
     config: dict[str, Any]
     if isinstance(proposers[0], Builtin):
@@ -97,7 +105,16 @@ def proposers_of(profile: Profile) -> list[Proposer]:
     if any(isinstance(one, Datastore) and not one.shared_corpora for one in proposers):
         raise UsageError(f"profile {profile.name}: datastore: no corpora; name some, as vLLM's server cannot add them")
     for one in proposers:
-        if isinstance(one, ModelOptions) and not isinstance(one, DraftModel):
+        if isinstance(one, EarlyExit):
+            if one.exits is None:
+                raise UsageError(
+                    f"profile {profile.name}: early_exit: model: a folder of exits drafts on llama.cpp; on vLLM name "
+                    "layers of the target instead, such as exits: [4, 8]"
+                )
+        elif isinstance(one, ShortContext):
+            if one.branches > 1:
+                raise UsageError(f"profile {profile.name}: short_context: branches: vLLM drafts chains; remove it")
+        elif isinstance(one, ModelOptions) and not isinstance(one, DraftModel):
             raise UsageError(f"profile {profile.name}: {registry.name_of(one)} drafts on llama.cpp only; remove it")
     draft_models = [registry.name_of(one) for one in proposers if isinstance(one, DraftModel)]
     if draft_models and len(proposers) > 1:

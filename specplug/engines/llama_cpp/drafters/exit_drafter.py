@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specplug.engines.llama_cpp.drafters.chain import EDGES
+from specplug.drafts.confidence import EDGES
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.planning.choosing_drafter import ChoosingDrafter

@@ -91,6 +91,11 @@ def find(source: ModelOptions, target: Path) -> list[Found]:
 
 
 def _exits(source: EarlyExit, target: Path) -> list[Found]:
+    if source.model is None:
+        raise UsageError(
+            "early_exit: exits: layers of the loaded model draft on vLLM only; on llama.cpp name a folder with model, "
+            "which specplug build early-exit writes"
+        )
     layers = read_header(target).num_layers
     folder = drafter_folders.resolve_exits(source.model, target)
     manifest, ids = _read(folder, target)

@@ -14,12 +14,11 @@ import numpy as np
 
 from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Likeliest, Requires, Step, int_array
 from specplug.drafts.chains import num_agreeing
+from specplug.drafts.confidence import bucket_of, buckets_of
 from specplug.drafts.retrieval import Span, Window
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.drafters.chain import (
     Chain,
-    bucket_of,
-    buckets_of,
     likeliest_tokens,
     probability_of,
     runner_up,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from specplug.core import IntArray, int_array
+from specplug.drafts.confidence import bucket_of
 from specplug.drafts.guesses import Guesses
-from specplug.engines.llama_cpp.drafters.chain import bucket_of, likeliest_tokens, probability_of
+from specplug.engines.llama_cpp.drafters.chain import likeliest_tokens, probability_of
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 
 

@@ -34,12 +34,16 @@ class DeviceTexts:
     tokens   int32[S, L]  the texts of all slots, prompt and answer
     lengths  int32[S]     tokens of each text
     width    no text of which a pass emitted a token is longer
+    running  bool[n]      the requests of which a pass emitted a token; None for all of them
+    wanted   no more draft tokens of a chain are verified; None where that is not known
     """
 
     slots: Tensor
     tokens: Tensor
     lengths: Tensor
     width: int
+    running: Tensor | None = None
+    wanted: int | None = None
     _row_lengths: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +86,7 @@ class DeviceStep:
     read     int64[r]     tokens that the pass read, one per row of logits
     top      int64[r]     the target's likeliest id after each of `read`
     kept     bool[r]      whether that row is on the path of the emitted tokens
+    slots    int64[n]     the slot of each request
     """
 
     before: Tensor
@@ -90,6 +95,7 @@ class DeviceStep:
     read: Tensor | None = None
     top: Tensor | None = None
     kept: Tensor | None = None
+    slots: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

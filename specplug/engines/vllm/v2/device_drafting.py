@@ -19,6 +19,7 @@ from specplug.engines.vllm.v2.device_acceptance import DeviceAcceptance
 from specplug.engines.vllm.v2.device_chains import NONE, DeviceChains, DeviceProposer, DeviceStep, DeviceTexts
 from specplug.engines.vllm.v2.device_datastore import DeviceDatastore
 from specplug.engines.vllm.v2.device_suffix import DeviceSuffix
+from specplug.engines.vllm.v2.model_proposer import ModelProposer
 from specplug.engines.vllm.v2.successors import Successors
 from specplug.planning.fused_buckets import fused_buckets
 
@@ -56,6 +57,7 @@ class DeviceDrafting:
         num_tokens: int,
         device: Any,
         faults: Faults,
+        raises: bool = False,
         learned: Mapping[str, Sequence[float]] | None = None,
         clock: Callable[[], int] = perf_counter_ns,
     ) -> None:
@@ -64,6 +66,7 @@ class DeviceDrafting:
         slots       requests that can run at once
         num_tokens  size of the vocabulary
         faults      records faults of proposers, and turns those off that have too many
+        raises      faults of proposers are raised, since other ranks would wait for one that goes on without it
         learned     maps bucket names to the (hits, misses) to start from
         clock       nanoseconds
         """
@@ -71,9 +74,12 @@ class DeviceDrafting:
         self.names = tuple(names)
         self.k = k
         # A proposer of a third party may read them; lookups in texts do not.
-        self.reads_logits = not all(isinstance(one, DeviceSuffix | DeviceDatastore) for one in self.proposers)
+        self.reads_logits = not all(
+            isinstance(one, DeviceSuffix | DeviceDatastore | ModelProposer) for one in self.proposers
+        )
         """Whether `step` is to be given the rows of logits."""
         self._faults = faults
+        self.raises = raises
         self._clock = clock
         table = fused_buckets([one.buckets for one in self.proposers], names)
         self._firsts = table.firsts
@@ -102,22 +108,32 @@ class DeviceDrafting:
         self._depth = torch.arange(k, device=device)
         self._nothing = torch.full((slots, k), NONE, dtype=torch.int64, device=device)
 
-    def begin(self, slot: int, text: Tensor, num_tokens: int, *, limit: int | None = None) -> None:
+    def begin(
+        self, slot: int, text: Tensor, num_tokens: int, *, limit: int | None = None, known: Sequence[int] = ()
+    ) -> None:
         """A request takes a slot.
 
         text        int32[L], of which the first `num_tokens` are its prompt
         num_tokens  known to the host
         limit       the longest draft that the request asks for
+        known       the prompt on the host, for proposers that run the target's layers
         """
         self._buckets[slot].fill_(self.acceptance.nothing)
         self._limits[slot].fill_(self.k if limit is None else min(limit, self.k))
         for index, proposer in enumerate(self.proposers):
-            self._guarded(index, proposer.begin, text, num_tokens)
+            if isinstance(proposer, ModelProposer):
+                self._guarded(index, proposer.begin_request, slot, known)
+            else:
+                self._guarded(index, proposer.begin, text, num_tokens)
 
-    def end(self, text: Tensor, num_prompt: int, length: Tensor) -> None:
+    def end(self, text: Tensor, num_prompt: int, length: Tensor, *, slot: int | None = None) -> None:
         """A request leaves its slot; see `DeviceProposer.end`."""
         for index, proposer in enumerate(self.proposers):
-            self._guarded(index, proposer.end, text, num_prompt, length)
+            if isinstance(proposer, ModelProposer):
+                if slot is not None:
+                    self._guarded(index, proposer.end_request, slot)
+            else:
+                self._guarded(index, proposer.end, text, num_prompt, length)
 
     def step(
         self,
@@ -165,12 +181,12 @@ class DeviceDrafting:
         self.accepted.scatter_add_(0, owners, (verified & agreeing).flatten().long())
         self.predicted += (path * verified).sum()
         emitted = exists & self._known(before) & self._known(after)
-        step = DeviceStep(before * emitted, after * emitted, emitted)
+        step = DeviceStep(before * emitted, after * emitted, emitted, slots=slots)
         if rows is not None:
             emitted_of = torch.zeros(len(self._limits), dtype=torch.int64, device=slots.device)
             emitted_of[slots] = num_sampled.clamp(min=1)
             kept = (rows.depth < emitted_of[rows.slots]) & self._known(rows.tokens) & self._known(rows.top)
-            step = DeviceStep(step.before, step.after, emitted, rows.tokens * kept, rows.top * kept, kept)
+            step = DeviceStep(step.before, step.after, emitted, rows.tokens * kept, rows.top * kept, kept, slots)
         for index, proposer in enumerate(self.proposers):
             self._guarded(index, proposer.observe, step)
 
@@ -257,14 +273,19 @@ class DeviceDrafting:
         try:
             result = call(*args)
         except ValueError as error:
+            if self.raises:
+                raise
             self._faults.record(name, "drafted nonsense", str(error))
             return None
         except Exception as error:
+            if self.raises:
+                raise
             self._faults.record(name, "raised", f"{type(error).__name__}: {error}")
             return None
         taken = self._clock() - began
         # The time to start operations depends on what the device is doing; specplug's own take none of their own.
-        if taken > STALL_NS and not isinstance(self.proposers[index], DeviceSuffix | DeviceDatastore | Successors):
+        own = isinstance(self.proposers[index], DeviceSuffix | DeviceDatastore | Successors | ModelProposer)
+        if taken > STALL_NS and not own:
             self._faults.record(name, "stalled", f"{taken / 1e6:.0f} ms")
             return None
         return result

@@ -8,9 +8,9 @@ Source: vllm/v1/worker/gpu/model_runner.py and vllm/v1/worker/gpu/spec_decode of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
+from weakref import ReferenceType
 
 import torch
 from vllm.logger import init_logger
@@ -19,14 +19,17 @@ from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 from specplug import profile as profiles
 from specplug.core import Proposer
 from specplug.engines.vllm.configure import KEY, TIMING, profile_in, proposers_of
-from specplug.engines.vllm.draft_counters import AGREED, PUBLISH_SECONDS, PrometheusCounters
-from specplug.engines.vllm.fault_isolation import ADAPTER, MAX_FAULTS, Faults
+from specplug.engines.vllm.draft_counters import PUBLISH_SECONDS
+from specplug.engines.vllm.fault_isolation import ADAPTER, Faults
 from specplug.engines.vllm.request_options import request_options
 from specplug.engines.vllm.v2.device_chains import DeviceTexts
-from specplug.engines.vllm.v2.device_counters import DeviceCounters
 from specplug.engines.vllm.v2.device_datastore import DeviceDatastore
 from specplug.engines.vllm.v2.device_drafting import DeviceDrafting, LogitRows
-from specplug.engines.vllm.v2.device_forms import device_form
+from specplug.engines.vllm.v2.device_forms import device_form, running_the_target
+from specplug.engines.vllm.v2.loaded_profile import LoadedProfile
+from specplug.engines.vllm.v2.model_proposer import ModelProposer
+from specplug.engines.vllm.v2.target_layers import TargetLayers
+from specplug.engines.vllm.v2.target_model import TargetModel, refuse_target_settings
 from specplug.engines.vllm.versions import require
 from specplug.errors import UsageError
 from specplug.profile import Profile
@@ -42,30 +45,11 @@ WARM_UP = ("_warmup_", "_v2_")
 logger = init_logger("vllm.specplug")
 
 
-@dataclass(slots=True)
-class _LoadedProfile:
-    """The state of drafting with one profile.
-
-    profile  what was loaded
-    sources  its proposers in the form for the host
-    invalid  per proposer, invalid chains up to the last update
-    """
-
-    profile: Profile
-    sources: Sequence[Proposer]
-    drafting: DeviceDrafting | None
-    faults: Faults
-    counters: DeviceCounters = field(default_factory=DeviceCounters)
-    published: PrometheusCounters | None = None
-    steps: int = 0
-    invalid: list[int] = field(default_factory=list)
-
-
 class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
     """Drafts with the profile that `additional_config` names.
 
     With tensor parallelism the first rank drafts, and the others receive its draft tokens: all ranks have to verify the
-    same ones.
+    same ones. Where a proposer runs the target's layers, all ranks draft, since those communicate.
     """
 
     supports_mm_inputs = False
@@ -88,12 +72,15 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         self.enable_adaptive_verification: bool = spec.enable_adaptive_verification
         self.draft_token_confidence_probs = torch.zeros((slots, self._k), dtype=torch.float32, device=device)
         self._tokens = torch.zeros((slots, self._k), dtype=torch.int64, device=device)
-        self._drafts = self._group is None or self._group.rank_in_group == 0
+        self._is_first = self._group is None or self._group.rank_in_group == 0
+        self._config = vllm_config
+        self._runner: ReferenceType[Any] | None = None
+        self._target: TargetModel | None = None
         self._started = False
         self._loaded = self._load(profile, proposers_of(profile))
         self._ref = ""
-        self._others: dict[str, _LoadedProfile] = {}
-        self._starting: dict[int, int] = {}
+        self._others: dict[str, LoadedProfile] = {}
+        self._starting: dict[int, Sequence[int]] = {}
         self._prompts: dict[int, int] = {}
         self._limits: dict[int, int] = {}
         self._warned_of_corpora = False
@@ -131,10 +118,45 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             self._others[ref] = self._load(profile, proposers_of(profile))
         self._ref, self._loaded = ref, self._others.pop(ref)
 
-    def _load(self, profile: Profile, sources: Sequence[Proposer]) -> _LoadedProfile:
+    def reserve(self, runner: Any) -> None:
+        """The runner's model is loaded, and the size of its KV cache is not chosen yet.
+
+        UsageError where a proposer cannot work with the model, or has not enough memory.
+        """
+        methods, drafting = running_the_target(self._loaded.sources), self.drafting
+        if methods and drafting is not None:
+            layers = TargetLayers(runner.model, methods[0])
+            for one in drafting.proposers:
+                if isinstance(one, ModelProposer):
+                    one.reserve(layers, self._config)
+
+    def attach(self, runner: Any) -> None:
+        """The runner's model is loaded, and its KV cache allocated; again where it allocates another one.
+
+        UsageError where a proposer cannot work with them.
+        """
+        self._runner, self._target = ReferenceType(runner), None
+        self._attach(self._loaded)
+
+    def _attach(self, loaded: LoadedProfile) -> None:
+        """Give the target to the proposers that run its layers, once it is there."""
+        runner = self._runner() if self._runner is not None else None
+        methods = running_the_target(loaded.sources)
+        if runner is None or not methods or loaded.drafting is None:
+            return
+        if self._target is None:
+            self._target = TargetModel(runner, methods[0])
+        for one in loaded.drafting.proposers:
+            if isinstance(one, ModelProposer):
+                one.attach(self._target)
+
+    def _load(self, profile: Profile, sources: Sequence[Proposer]) -> LoadedProfile:
         faults = Faults(logger)
-        if not self._drafts:
-            return _LoadedProfile(profile, sources, None, faults)
+        methods = running_the_target(sources)
+        if methods:
+            refuse_target_settings(self._config, methods)
+        if not self._is_first and not methods:
+            return LoadedProfile(profile, sources, None, faults)
         drafting = DeviceDrafting(
             [device_form(one, self._num_tokens, self._device) for one in sources],
             [one.method for one in profile.proposers],
@@ -143,9 +165,12 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             num_tokens=self._num_tokens,
             device=self._device,
             faults=faults,
+            raises=bool(methods) and self._group is not None,
             learned=profile.measured.acceptance if profile.measured else None,
         )
-        return _LoadedProfile(profile, sources, drafting, faults)
+        loaded = LoadedProfile(profile, sources, drafting, faults)
+        self._attach(loaded)
+        return loaded
 
     # -- what the runner calls -----------------------------------------------------------------------------------
 
@@ -180,7 +205,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         n: int = input_batch.num_reqs
         tokens, confidence = self._tokens[:n], self.draft_token_confidence_probs[:n]
         if dummy_run:
-            self._rehearse(n)
+            self._rehearse(input_batch)
             self._share(tokens, confidence)
             return tokens
         rows, self._rows = self._rows, None
@@ -190,14 +215,19 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             try:
                 self._start_requests()
                 asked = num_speculative_tokens is None or num_speculative_tokens > 0
-                drafted = self.drafting.step(self._texts(input_batch), num_sampled, num_rejected, rows, drafts=asked)
+                if self._target is not None:
+                    self._target.follow(input_batch)
+                texts = self._texts(input_batch, num_sampled > 0, num_speculative_tokens)
+                drafted = self.drafting.step(texts, num_sampled, num_rejected, rows, drafts=asked)
                 if drafted is not None:
                     tokens.copy_(self._wrong(tokens) if self._timing else drafted[0])
                     confidence.copy_(drafted[1])
                 self._loaded.steps += 1
-                self._publish(self._loaded)
+                if self._is_first and monotonic() >= self._publish_at:
+                    self._publish_at = monotonic() + PUBLISH_SECONDS
+                    self._loaded.publish()
             except Exception as error:
-                self.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
+                self._record(error)
         self._share(tokens, confidence)
         return tokens
 
@@ -209,19 +239,28 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             tokens.copy_(both[:, : self._k].long())
             confidence.copy_(both[:, self._k :].float())
 
-    def _rehearse(self, n: int) -> None:
-        """Draft for n empty slots: before the first request vLLM measures memory and the time of drafting in dummy
+    def _rehearse(self, input_batch: Any) -> None:
+        """Draft for empty slots: before the first request vLLM measures memory and the time of drafting in dummy
         runs."""
         if self.drafting is None or self._started:
             return
+        n: int = input_batch.num_reqs
         nothing = torch.zeros(n, dtype=torch.int64, device=self._device)
         lengths = torch.zeros(len(self._tokens), dtype=torch.int32, device=self._device)
         slots = torch.arange(n, device=self._device)
-        texts = DeviceTexts(slots, self._states.all_token_ids.gpu, lengths, self._length)
+        texts = DeviceTexts(slots, self._states.all_token_ids.gpu, lengths, self._length, nothing > 0)
         try:
+            if self._target is not None:
+                self._target.follow(input_batch, is_dummy=True)
             self.drafting.step(texts, nothing, nothing)
         except Exception as error:
-            self.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
+            self._record(error)
+
+    def _record(self, error: Exception) -> None:
+        """Count a fault in a step; raise it where other ranks would wait for one that goes on without it."""
+        if self.drafting is not None and self.drafting.raises:
+            raise error
+        self.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
 
     def _wrong(self, last: Tensor) -> Tensor:
         """Draft tokens that are almost always rejected, which costs the same as accepting them."""
@@ -242,7 +281,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             )
         except Exception as error:
             self._rows = None
-            self.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
+            self._record(error)
 
     def limit_request(self, slot: int, params: Any) -> None:
         """Read from its sampling parameters how long drafts a new request asks for."""
@@ -274,7 +313,7 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
                 # Without what was learned from warming up.
                 self._loaded = self._load(self._loaded.profile, self._loaded.sources)
             slot = states.req_id_to_index[req_id]
-            self._starting[slot] = len(all_token_ids)
+            self._starting[slot] = all_token_ids
             self._prompts[slot] = prompt_len
             self._limits.pop(slot, None)
 
@@ -291,9 +330,9 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         assert self.drafting is not None
         starting, self._starting = self._starting, {}
         most = self._loaded.profile.vllm.num_speculative_tokens
-        for slot, num_tokens in starting.items():
+        for slot, known in starting.items():
             text = self._states.all_token_ids.gpu[slot]
-            self.drafting.begin(slot, text, num_tokens, limit=min(most, self._limits.get(slot, most)))
+            self.drafting.begin(slot, text, len(known), known=known, limit=min(most, self._limits.get(slot, most)))
 
     def _end_request(self, slot: int) -> None:
         started = self._starting.pop(slot, None) is None
@@ -305,56 +344,18 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
             # The host's count of tokens includes draft tokens that may have been rejected since.
             width = self._width(int(self._states.num_computed_tokens_np[slot]) + self._k + 2)
             text = self._states.all_token_ids.gpu[slot, :width]
-            self.drafting.end(text, num_prompt, self._states.total_len.gpu[slot])
+            self.drafting.end(text, num_prompt, self._states.total_len.gpu[slot], slot=slot)
         except Exception as error:
-            self.faults.record(ADAPTER, "raised", f"{type(error).__name__}: {error}")
+            self._record(error)
 
-    def _texts(self, input_batch: Any) -> DeviceTexts:
-        states = self._states
+    def _texts(self, input_batch: Any, running: Tensor, wanted: int | None) -> DeviceTexts:
+        states, slots = self._states, input_batch.idx_mapping.long()
         longest = int(input_batch.seq_lens_cpu_upper_bound.numpy().max()) + 1
-        return DeviceTexts(
-            input_batch.idx_mapping.long(), states.all_token_ids.gpu, states.total_len.gpu, self._width(longest)
-        )
+        width = self._width(longest)
+        return DeviceTexts(slots, states.all_token_ids.gpu, states.total_len.gpu, width, running, wanted)
 
     def _width(self, tokens: int) -> int:
         return min(self._length, max(SMALLEST_WIDTH, 1 << (tokens - 1).bit_length()))
-
-    # -- counters ------------------------------------------------------------------------------------------------
-
-    def _publish(self, loaded: _LoadedProfile) -> None:
-        if monotonic() < self._publish_at:
-            return
-        self._publish_at = monotonic() + PUBLISH_SECONDS
-        drafting, faults = loaded.drafting, loaded.faults
-        assert drafting is not None
-        values = loaded.counters.poll(
-            {
-                "drafted": drafting.drafted,
-                "accepted": drafting.accepted,
-                "predicted": drafting.predicted,
-                "invalid": drafting.invalid,
-            }
-        )
-        if values is None:
-            return
-        before = loaded.invalid or [0] * len(drafting.names)
-        for name, number, known in zip(drafting.names, values["invalid"], before, strict=True):
-            for _ in range(min(number - known, MAX_FAULTS)):
-                faults.record(name, "drafted nonsense", "an id outside the vocabulary, or an unknown bucket")
-        loaded.invalid = values["invalid"]
-        labels = [(name,) for name in (*drafting.names, AGREED)]
-        if loaded.published is None:
-            loaded.published = PrometheusCounters()
-        loaded.published.update(
-            {
-                "steps": {(): float(loaded.steps)},
-                "draft_tokens": dict(zip(labels, map(float, values["drafted"]), strict=True)),
-                "accepted_tokens": dict(zip(labels, map(float, values["accepted"]), strict=True)),
-                "predicted_tokens": {(): values["predicted"]},
-                "guard_trips": {names: float(count) for names, count in faults.counts.items()},
-                "proposers_off": {(name,): 1.0 for name in faults.disabled},
-            }
-        )
 
 
 def refuse_settings(vllm_config: Any) -> None:

@@ -2,7 +2,9 @@
 
 vLLM has no registry of speculators. It builds them in one function, which is replaced here: for a configuration with
 specplug's key it builds ours, and otherwise it does what it did. The samplers are wrapped once, since a speculator is
-not shown logits. Source: vllm/v1/worker/gpu, releases in versions.V2_SUPPORTED.
+not shown logits. So are the loading of the model and the allocation of the KV cache, for proposers that run the
+target's layers: after the one they take the memory that they need, after the other they get at the cache.
+Source: vllm/v1/worker/gpu, releases in versions.V2_SUPPORTED.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def _speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
 
     check_v2_interface()
     _wrap_samplers()
+    _wrap_runner()
     speculator = DeviceSpeculator(vllm_config, device, req_states)
     setattr(req_states, ATTRIBUTE, speculator)
     return speculator
@@ -88,6 +91,31 @@ def _wrap_samplers() -> None:
 
     Sampler.__call__, RejectionSampler.__call__, Sampler.add_request = sample_observed, reject_observed, add_limited
     setattr(Sampler, MARK, True)
+
+
+def _wrap_runner() -> None:
+    """Show the speculator the runner when its model is loaded, and when its KV cache is allocated."""
+    runner: Any = sys.modules[RUNNER].GPUModelRunner
+    if getattr(runner, MARK, False):
+        return
+    load, initialize = runner.load_model, runner.initialize_kv_cache
+
+    @wraps(load)
+    def load_and_reserve(self: Any, *args: Any, **kwargs: Any) -> None:
+        load(self, *args, **kwargs)
+        speculator = getattr(self.req_states, ATTRIBUTE, None)
+        if speculator is not None:
+            speculator.reserve(self)
+
+    @wraps(initialize)
+    def initialize_and_attach(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        speculator = getattr(self.req_states, ATTRIBUTE, None)
+        if speculator is not None:
+            speculator.attach(self)
+
+    runner.load_model, runner.initialize_kv_cache = load_and_reserve, initialize_and_attach
+    setattr(runner, MARK, True)
 
 
 def _observe(req_states: Any, logits: Any, input_batch: Any) -> None:

@@ -19,9 +19,37 @@ STATES = ("all_token_ids", "total_len", "num_computed_tokens_np", "req_id_to_ind
 
 BATCH = (
     *("num_reqs", "idx_mapping", "input_ids", "logits_indices"),
-    *("expanded_idx_mapping", "expanded_local_pos", "seq_lens_cpu_upper_bound"),
+    *("expanded_idx_mapping", "expanded_local_pos", "seq_lens_cpu_upper_bound", "idx_mapping_np"),
+    *("num_computed_prefill_tokens_np", "num_scheduled_tokens", "prefill_len_np"),
 )
 """Fields of a batch that are read."""
+
+
+METADATA = (
+    *("attn_groups", "num_reqs", "num_tokens", "query_start_loc_gpu", "query_start_loc_cpu", "max_query_len"),
+    *("seq_lens", "max_seq_len", "block_tables", "slot_mappings", "kv_cache_config", "seq_lens_cpu_upper_bound"),
+    *("positions", "is_prefilling"),
+)
+"""Parameters of the function that makes the metadata of attention."""
+
+TABLES = ("input_block_tables", "num_blocks", "block_tables")
+"""Attributes of the block tables that are read."""
+
+
+def check_target_interface() -> None:
+    """EngineError, as below, for what is called to run the target's own layers. Imports vllm."""
+    from vllm.v1.worker.gpu import attn_utils
+    from vllm.v1.worker.gpu.block_table import BlockTables
+
+    wanted = ("kv_cache_config", "vllm_config", "device", "active_layer_names")
+    _same("init_attn_backend", attn_utils, "init_attn_backend", wanted, more=True)
+    lacking = {*METADATA} - inspect.signature(attn_utils.build_attn_metadata).parameters.keys()
+    if lacking:
+        raise changed(f"build_attn_metadata, which has no {' and no '.join(sorted(lacking))}")
+    source = inspect.getsource(BlockTables.__init__)
+    for name in TABLES:
+        if f"self.{name}" not in source:
+            raise changed(f"BlockTables.{name}")
 
 
 def check_v2_interface() -> None:
