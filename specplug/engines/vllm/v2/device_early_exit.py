@@ -46,7 +46,6 @@ class DeviceEarlyExit(ModelProposer):
         num_tokens  size of the vocabulary
         """
         assert proposer.exits is not None
-        fixed = isinstance(proposer.exit, int)
         self.exits = (proposer.exit,) if isinstance(proposer.exit, int) else proposer.exits
         """Layers of each exit."""
         own = buckets_of(1)
@@ -54,8 +53,10 @@ class DeviceEarlyExit(ModelProposer):
         self.choice = ExitChoice(len(self.exits))
         self.draft_costs: tuple[float, ...] = ()
         """Of a draft token by exit, in passes of the target; see `attach`."""
-        self._is_fixed = fixed
-        self._longest = self._most = proposer.max_draft
+        self._is_fixed = isinstance(proposer.exit, int)
+        self._longest = proposer.max_draft
+        self._most = self._longest
+        """Draft tokens of a chain in this step, at most."""
         self._num_own = len(own)
         self._last_id = num_tokens - 1
         self._device = device
