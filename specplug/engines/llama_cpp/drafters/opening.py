@@ -12,11 +12,12 @@ from pathlib import Path
 from specplug import registry
 from specplug.core import Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, cache_bytes, open_context
+from specplug.engines.llama_cpp.drafters.chain_drafter import SCORE_CONTEXT, SCORED_ROWS
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
 from specplug.engines.llama_cpp.drafters.exit_opening import open_scoring, target_cells
 from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring
 from specplug.engines.llama_cpp.drafters.finding import NO_SPANS, Found, find
-from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
+from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.engine_settings import can_offload
 from specplug.engines.llama_cpp.memory_need import MemoryNeed, check_memory, memory_need
