@@ -26,9 +26,16 @@ HiddenStates = npt.NDArray[np.float32]
 
 def why_not(model: Model) -> str | None:
     """Why the hidden states of a model cannot be read; None where they can."""
-    architecture = model.meta("general.architecture")
+    return why_not_of(model.meta("general.architecture"))
+
+
+def why_not_of(architecture: str | None) -> str | None:
+    """As `why_not`, by the name of an architecture."""
     if architecture not in ARCHITECTURES:
-        return f"llama.cpp is not known to record the inputs of the layers of architecture {architecture}"
+        return (
+            f"llama.cpp is not known to record the inputs of the layers of architecture {architecture}, only of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
     return "this build of llama.cpp does not export the inputs of layers" if missing((SET_TAP, GET_TAP)) else None
 
 
