@@ -1,0 +1,251 @@
+"""EAGLE-3 heads and MTP layers on tiny models: the same text, and drafts equal to those of a head that reads anew."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp")
+pytest.importorskip("gguf")
+
+from hand_driven import HandDriven, open_with_snapshots
+from heads_anew import RUNTIME, HeadAnew
+from test_step_loop import answer_all
+from tiny_architectures import ARCHITECTURES, eagle3
+
+from specplug.bench.arms import plain
+from specplug.core import EMPTY, Draft, IntArray
+from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
+from specplug.engines.llama_cpp.drafters.head_opening import open_head
+from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.model import Model, load_model
+from specplug.engines.llama_cpp.serving_engine import ServingEngine
+from specplug.errors import UsageError
+from specplug.generation.answers import Request, Sampling
+from specplug.profile import CostPoints, PlannerSettings, Profile
+from specplug.proposers.mtp import Mtp
+from specplug.registry import ProposerSpec
+
+FREE_ROWS = CostPoints((128,), (1, 64), ((1.0, 1.001),))
+"""A cost curve under which every draft pays."""
+
+LENGTH = 3
+"""Tokens of a draft."""
+
+TEXTS = ("Why do leaves turn yellow?", "List the numbers from one to twenty.", "Größe, 北京: 1 + 1")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The targets, and a head for the first one, in f32."""
+    folder = tmp_path_factory.mktemp("heads")
+    return {
+        "eagle3": ARCHITECTURES["llama"](folder / "llama.gguf", seed=1),
+        "mtp": ARCHITECTURES["qwen35_mtp"](folder / "qwen35.gguf", seed=2),
+        "head": eagle3(folder / "head.gguf", draft_tokens=1500, seed=3),
+    }
+
+
+@pytest.fixture(scope="module", params=["eagle3", "mtp"])
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def target(method: str, files: dict[str, Path]) -> Iterator[Model]:
+    with load_model(files[method], RUNTIME, mtp=method == "mtp") as model:
+        try:
+            with LlamaCpp(model, profile_of(method, files)):
+                pass
+        except UsageError as error:
+            if "cannot take tokens back" in str(error):
+                pytest.skip("waits for the rollback of hybrid memory; see the passes that are driven by hand below")
+            raise
+        yield model
+
+
+@pytest.fixture(scope="module")
+def anew(method: str, files: dict[str, Path]) -> Iterator[HeadAnew]:
+    with HeadAnew(files[method], files["head"], mtp=method == "mtp") as head:
+        yield head
+
+
+def profile_of(method: str, files: dict[str, Path], *, batch: int = 512, **planner: Any) -> Profile:
+    options = {"model": str(files["head"])} if method == "eagle3" else {}
+    spec = ProposerSpec(method, options | {"max_draft": LENGTH})
+    settings = PlannerSettings(**({"mode": "static", "max_nodes": 8} | planner))
+    return Profile("head", proposers=(spec,), planner=settings, runtime=replace(RUNTIME, batch=batch))
+
+
+def chats(model: Model) -> list[IntArray]:
+    return [model.chat_prompt([{"role": "user", "content": text}]) for text in TEXTS]
+
+
+class Watched:
+    """Records what a head drafts, and drafts in its place what the target will emit, up to a random place.
+
+    A random head is never right, and so nothing would be accepted otherwise.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: Sequence[tuple[IntArray, list[int]]]) -> None:
+        self.drafted: list[tuple[list[int], list[int]]] = []
+        """Texts, and what was drafted after them."""
+        self.random = np.random.default_rng(0)
+        self._texts = [prompt.tolist() + tokens for prompt, tokens in answers]
+        inner = HeadDrafter.propose_batch
+
+        def propose_batch(drafter: HeadDrafter, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
+            drafts = inner(drafter, seqs, budgets)
+            result = []
+            for seq, draft, budget in zip(seqs, drafts, budgets, strict=True):
+                text = list(drafter._texts[seq].tokens)
+                if len(draft):
+                    self.drafted.append((text, draft.tokens.tolist()))
+                result.append(self._mixed(text, min(LENGTH, budget)) if len(draft) else draft)
+            return result
+
+        monkeypatch.setattr(HeadDrafter, "propose_batch", propose_batch)
+
+    def _mixed(self, text: list[int], most: int) -> Draft:
+        rest = next((one[len(text) :] for one in self._texts if one[: len(text)] == text), [])
+        right = int(self.random.integers(0, most + 1))
+        tokens = rest[:right]
+        tokens += [7] * (most - len(tokens))
+        return Draft.chain(tokens, [0] * len(tokens))
+
+
+def answers_of(model: Model, profile: Profile, requests: Sequence[Request]) -> list[tuple[IntArray, list[int]]]:
+    with LlamaCpp(model, plain(profile)) as base:
+        return [(request.prompt, base.generate(request).tokens) for request in requests]
+
+
+# -- in the step loop --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=0.8, seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_head_changes_no_token(
+    slots: int, how: Sampling, method: str, target: Model, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = profile_of(method, files, max_nodes=LENGTH * slots)
+    requests = [Request(prompt, 40, how) for prompt in chats(target)]
+    expected = answers_of(target, profile, requests)
+    watched = Watched(monkeypatch, expected)
+    with LlamaCpp(target, profile, slots=slots, cost=FREE_ROWS) as engine:
+        found = engine.generate_all(requests)
+    assert [answer.tokens for answer in found] == [tokens for _, tokens in expected]
+    assert sum(answer.counters.accepted_tokens for answer in found) > 20
+    assert len(watched.drafted) > 20
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_drafts_equal_those_of_a_head_that_reads_anew(
+    slots: int, method: str, target: Model, files: dict[str, Path], anew: HeadAnew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every accept and every reject, with prompts in pieces of a few rows beside running sequences."""
+    profile = profile_of(method, files, batch=16, max_nodes=LENGTH * slots)
+    requests = [Request(prompt, 30) for prompt in chats(target) * 2]
+    watched = Watched(monkeypatch, answers_of(target, profile, requests))
+    with ServingEngine(target, profile, slots=slots, cost=FREE_ROWS) as engine:
+        answer_all(engine, requests)
+    check(watched, anew, 40)
+
+
+def test_drafts_after_a_cached_beginning_equal_those_of_a_head_that_reads_anew(
+    method: str, target: Model, files: dict[str, Path], anew: HeadAnew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversation that goes on, one that is cut, and one that begins like that of another slot."""
+    profile = profile_of(method, files, max_nodes=2 * LENGTH)
+    first = chats(target)[0]
+    ((_, answer),) = answers_of(target, profile, [Request(first, 20)])
+    longer = np.concatenate([first, np.array([*answer, 300, 301, 302], dtype=np.int32)])
+    prompts = [first, longer, longer[: len(first) + 7], np.append(longer[: len(first) + 4], np.int32(40))]
+    requests = [Request(prompt, 12) for prompt in prompts]
+    expected = answers_of(target, profile, requests)
+    watched = Watched(monkeypatch, expected)
+    with ServingEngine(target, profile, slots=2, cost=FREE_ROWS) as engine:
+        found = [answer_all(engine, [request])[0][0] for request in requests[:3]]
+        both, streams = answer_all(engine, [requests[1], requests[3]])  # of which one copies from the other
+        assert sum(stream.cached for stream in streams) > len(first)
+    assert found == [tokens for _, tokens in expected[:3]]
+    assert both == [expected[1][1], expected[3][1]]
+    check(watched, anew, 20)
+
+
+def check(watched: Watched, anew: HeadAnew, least: int) -> None:
+    assert len(watched.drafted) >= least
+    for text, drafted in watched.drafted:
+        assert drafted == anew.draft(text, len(drafted)), f"after {len(text)} tokens"
+
+
+def test_a_head_without_the_states_of_a_beginning_goes_on_after_it(
+    method: str, target: Model, files: dict[str, Path]
+) -> None:
+    """As after a prompt whose cells were loaded: nothing is drafted in the first step, and then by what is known."""
+    profile = profile_of(method, files)
+    prompt = chats(target)[0]
+    ((_, expected),) = answers_of(target, profile, [Request(prompt, 20)])
+    with LlamaCpp(target, profile, cost=FREE_ROWS) as engine:
+        engine.cached_in(prompt)
+        answer = engine.generate(Request(prompt, 20))
+        assert answer.tokens == expected
+        assert answer.counters.draft_tokens > 30
+
+
+def test_tokens_of_a_random_head_are_rarely_verified(method: str, target: Model, files: dict[str, Path]) -> None:
+    """Under the planner, after some answers."""
+    profile = profile_of(method, files, mode="measured")
+    with LlamaCpp(target, profile, cost=CostPoints((128,), (1, 64), ((30.0, 660.0),))) as engine:
+        for prompt in chats(target):
+            engine.generate(Request(prompt, 80))
+        answer = engine.generate(Request(chats(target)[0], 80))
+    assert answer.counters.draft_tokens < answer.counters.steps / 4
+
+
+# -- driven by hand, without a step loop -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["f32", "q8_0"])
+def test_mtp_drafts_of_a_hybrid_model_equal_those_that_are_read_anew(weights: str, tmp_path: Path) -> None:
+    """Two sequences in turn, prompts in pieces, chains that are right up to a random place; the text stays."""
+    path = ARCHITECTURES["qwen35_mtp"](tmp_path / "qwen35.gguf", weights=weights, seed=5)
+    random = np.random.default_rng(1)
+    accepted = rejected = 0
+    equal: list[bool] = []
+    with ExitStack() as stack:
+        model = stack.enter_context(load_model(path, RUNTIME, mtp=True))
+        anew = stack.enter_context(HeadAnew(path, path, mtp=True))
+        plain_target = HandDriven(stack.enter_context(open_with_snapshots(model, RUNTIME, slots=2, depth=8)))
+        context = stack.enter_context(open_with_snapshots(model, RUNTIME, slots=2, depth=8))
+        head, _ = open_head(Mtp(max_draft=LENGTH), path, context, RUNTIME, slots=2)
+        stack.callback(head.close)
+        driven = HandDriven(context, head)
+        expected = []
+        for seq, prompt in enumerate(chats(model)[:2]):
+            stream = plain_target.begin(seq, prompt)
+            tokens = [stream.root]
+            while len(tokens) < 60:
+                tokens += plain_target.step(stream, EMPTY)
+            expected.append(tokens)
+        texts = [prompt.tolist() for prompt in chats(model)[:2]]
+        streams = [driven.begin(seq, np.array(text), piece=9) for seq, text in enumerate(texts)]
+        emitted = [[stream.root] for stream in streams]
+        while min(map(len, emitted)) < 50:
+            drafts = head.propose_batch([0, 1], [LENGTH, LENGTH])
+            for seq, draft in enumerate(drafts):
+                equal.append(draft.tokens.tolist() == anew.draft(texts[seq] + emitted[seq], LENGTH))
+                known = len(emitted[seq])
+                right = int(random.integers(0, LENGTH + 1))
+                tokens = expected[seq][known : known + right] + [7] * (LENGTH - right)
+                fresh = driven.step(streams[seq], Draft.chain(tokens, [0] * LENGTH))
+                emitted[seq] += fresh
+                accepted, rejected = accepted + len(fresh) - 1, rejected + LENGTH + 1 - len(fresh)
+        for tokens, wanted in zip(emitted, expected, strict=True):
+            assert tokens[:50] == wanted[:50]
+    assert accepted > 20 and rejected > 20
+    # In 8 bits, passes of several rows round otherwise than those of one, and so do states in 16 bits.
+    assert all(equal) if weights == "f32" else np.mean(equal) > 0.9
