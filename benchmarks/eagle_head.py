@@ -64,9 +64,7 @@ def count(args: argparse.Namespace, document: dict[str, Any]) -> None:
     write(args.json, document | {"rows": rows})
 
 
-def _counted(
-    model: Model, profile: Profile, prompts: list[IntArray], max_tokens: int
-) -> tuple[Counters, list[float]]:
+def _counted(model: Model, profile: Profile, prompts: list[IntArray], max_tokens: int) -> tuple[Counters, list[float]]:
     """The counters of all answers, and the share of right draft tokens by depth, given that those before were right."""
     sums = Counters()
     with LlamaCpp(model, profile, cost=FREE_ROWS) as engine:

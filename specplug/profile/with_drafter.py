@@ -12,8 +12,11 @@ from specplug.registry import ProposerSpec
 BUILT = ("vocab_trim", "early_exit")
 """The methods that name a folder that `specplug build` wrote."""
 
-DRAFTERS = ("draft_model", *BUILT, "short_context")
-"""The methods that draft with a model."""
+HEADS = ("mtp", "eagle3")
+"""The methods that draft with a head that reads the target's hidden states."""
+
+DRAFTERS = ("draft_model", *BUILT, "short_context", *HEADS)
+"""The methods that draft with a model, or with a head."""
 
 
 def with_drafter(profile: Profile, drafter: ProposerSpec, *, name: str | None = None) -> Profile:

@@ -16,8 +16,8 @@ from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.exported import exported, missing
 from specplug.engines.llama_cpp.model import Model
 
-ARCHITECTURES = ("llama", "qwen3")
-"""Architectures, by `general.architecture`, in which this was run (tests/test_early_exit.py)."""
+ARCHITECTURES = ("llama", "qwen3", "qwen35", "lfm2", "nemotron_h")
+"""Architectures, by `general.architecture`, in which this was run (tests/test_early_exit.py, test_head_files.py)."""
 
 SET_TAP, GET_TAP = "llama_set_embeddings_layer_inp", "llama_get_embeddings_layer_inp"
 

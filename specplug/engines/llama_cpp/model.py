@@ -36,17 +36,23 @@ LOG_LEVEL_ERROR, LOG_LEVEL_CONTINUED = 4, 5
 
 
 def open_model(
-    path: Path, runtime: Runtime | None = None, notify: Callable[[str], None] | None = None, *, mtp: bool = False
+    path: Path,
+    runtime: Runtime | None = None,
+    notify: Callable[[str], None] | None = None,
+    *,
+    mtp: bool = False,
+    head: bool = False,
 ) -> Model:
     """Open a GGUF file with the settings for weights in `runtime`, or with llama.cpp's own, after `check_model`.
 
-    mtp  load its MTP layers, too
+    mtp   load its MTP layers, too
+    head  it is a head or an MTP layer without a model, which decodes nothing alone
     Raises UsageError, with llama.cpp's reason, when it cannot be loaded, and EngineError for a faulty library.
     """
     runtime = runtime or Runtime()
     if not ll.llama_supports_gpu_offload():
         runtime = replace(runtime, gpu_layers=0)
-    return load_model(path, runtime, check_model(path, runtime, notify), mtp=mtp)
+    return load_model(path, runtime, check_model(path, runtime, notify, head=head), mtp=mtp)
 
 
 def load_model(path: Path, runtime: Runtime, way: Way = WAYS[0], *, mtp: bool = False) -> Model:

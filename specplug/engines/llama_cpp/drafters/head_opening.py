@@ -43,7 +43,11 @@ def open_head(
     """
     mtp = isinstance(source, Mtp)
     own = not (target.model.has_mtp and loads_mtp(source, target.model.path))
-    model = open_model(path, runtime, notify, mtp=mtp) if own else target.model
+    model = (
+        open_model(path, runtime, notify, mtp=mtp, head=not loads_mtp(source, target.model.path))
+        if own
+        else target.model
+    )
     try:
         context = open_head_context(
             model,
