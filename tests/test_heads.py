@@ -19,6 +19,8 @@ from tiny_architectures import ARCHITECTURES, eagle3
 
 from specplug.bench.arms import plain
 from specplug.core import EMPTY, Draft, IntArray
+from specplug.engines.llama_cpp import SpeculativeLlama
+from specplug.engines.llama_cpp.drafters.head_context import HeadContext
 from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
 from specplug.engines.llama_cpp.drafters.head_opening import open_head
 from specplug.engines.llama_cpp.engine import LlamaCpp
@@ -26,9 +28,11 @@ from specplug.engines.llama_cpp.model import Model, load_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
 from specplug.errors import UsageError
 from specplug.generation.answers import Request, Sampling
-from specplug.profile import CostPoints, PlannerSettings, Profile
+from specplug.profile import CostPoints, Measured, PlannerSettings, Profile
 from specplug.proposers.mtp import Mtp
 from specplug.registry import ProposerSpec
+from specplug.tune.llama_cpp import LlamaCppSubject
+from specplug.tune.trace import Answer
 
 FREE_ROWS = CostPoints((128,), (1, 64), ((1.0, 1.001),))
 """A cost curve under which every draft pays."""
@@ -126,12 +130,23 @@ def answers_of(model: Model, profile: Profile, requests: Sequence[Request]) -> l
 # -- in the step loop --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=0.8, seed=3)], ids=["greedy", "sampled"])
+HOW = {
+    "greedy": (Sampling(), False),
+    "sampled": (Sampling(temperature=0.8, seed=3), False),
+    "coupled": (Sampling(temperature=0.8, seed=3), True),
+    "penalties": (Sampling(temperature=0.7, seed=5, repeat_penalty=1.2), False),
+}
+"""How a token is chosen, and whether draft tokens are drawn with the same random numbers."""
+
+
+@pytest.mark.parametrize("name", HOW)
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_head_changes_no_token(
-    slots: int, how: Sampling, method: str, target: Model, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    slots: int, name: str, method: str, target: Model, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    how, coupled = HOW[name]
     profile = profile_of(method, files, max_nodes=LENGTH * slots)
+    profile = replace(profile, runtime=replace(profile.runtime, coupled=coupled))
     requests = [Request(prompt, 40, how) for prompt in chats(target)]
     expected = answers_of(target, profile, requests)
     watched = Watched(monkeypatch, expected)
@@ -204,6 +219,103 @@ def test_tokens_of_a_random_head_are_rarely_verified(method: str, target: Model,
             engine.generate(Request(prompt, 80))
         answer = engine.generate(Request(chats(target)[0], 80))
     assert answer.counters.draft_tokens < answer.counters.steps / 4
+
+
+def test_speculative_llama_drafts_with_a_head_after_a_prompt_that_it_has_not_seen(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llama_cpp
+
+    options = {"model_path": str(files["eagle3"]), "n_ctx": 256, "n_threads": 1, "n_threads_batch": 1}
+    options |= {"type_k": 0, "type_v": 0, "verbose": False}  # f32
+    profile = replace(profile_of("eagle3", files), measured=Measured(cost_curve=FREE_ROWS))
+    base, llama = llama_cpp.Llama(**options), SpeculativeLlama(profile=profile, **options)
+    try:
+        for temperature in (0.0, 0.8):
+            how = {"max_tokens": 30, "temperature": temperature, "seed": 3}
+            assert llama(TEXTS[1], **how)["choices"] == base(TEXTS[1], **how)["choices"]
+        assert llama.counters.draft_tokens > 60
+    finally:
+        base.close()
+        llama.close()
+
+
+# -- parts of the contract ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(method: str, target: Model, files: dict[str, Path]) -> Iterator[tuple[HeadDrafter, list[int]]]:
+    """A head, and a text of which the target has emitted 25 tokens without it."""
+    prompt = chats(target)[0]
+    with LlamaCpp(target, profile_of(method, files), cost=FREE_ROWS) as engine:
+        (head,) = engine.speculator.fusion.sources
+        assert isinstance(head, HeadDrafter)
+        stream = engine.loop.start(prompt, engine.sampler(Sampling()), 100)
+        while len(head._texts[0].tokens) < len(prompt) + 25:
+            engine.loop.step([stream])
+        yield head, list(head._texts[0].tokens)
+
+
+def test_after_an_interrupted_pass_the_same_is_drafted(
+    started: tuple[HeadDrafter, list[int]], anew: HeadAnew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, text = started
+    expected = anew.draft(text, LENGTH)
+    decode = HeadContext.decode
+
+    def interrupted(context: HeadContext) -> None:
+        decode(context)
+        raise KeyboardInterrupt
+
+    for call in (lambda: head.propose(0, LENGTH), lambda: head.score(0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(HeadContext, "decode", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                call()
+        assert head.propose(0, LENGTH).tokens.tolist() == expected
+        assert head.propose(0, LENGTH).tokens.tolist() == expected  # a proposal changes no visible state
+
+
+def test_a_head_is_scored_on_emitted_tokens(started: tuple[HeadDrafter, list[int]], anew: HeadAnew) -> None:
+    head, text = started
+    emitted = len(text) - head._texts[0].num_prompt
+    right = sum(anew.draft(text[:at], 1) == [text[at]] for at in range(len(text) - emitted, len(text)))
+    assert emitted >= 24 and head.score(0) == (right, emitted)
+    assert head.retry_ms > 0 and head.pass_ms(1) > 0
+
+
+def test_what_waits_has_a_price_until_it_is_read(started: tuple[HeadDrafter, list[int]], anew: HeadAnew) -> None:
+    head, text = started
+    head._heads[0].drop_cells()
+    assert head.reading_ms(0) == pytest.approx((len(text) - 1 - head._layout.first) * head.times.read_token_ms)
+    while head.reading_ms(0):
+        head.read([0], 0.0)  # in pieces
+    assert head.propose(0, LENGTH).tokens.tolist() == anew.draft(text, LENGTH)
+
+
+def test_logits_along_an_answer_are_those_of_a_head_that_reads_anew(
+    started: tuple[HeadDrafter, list[int]], anew: HeadAnew
+) -> None:
+    head, text = started
+    prompt, answer = np.array(text[:-20], dtype=np.int32), np.array(text[-20:], dtype=np.int32)
+    head.end(0)
+    found = [int(logits.argmax()) for logits in head.logits_along(prompt, answer)]
+    assert found == [anew.draft(text[: len(text) - 20 + at], 1)[0] for at in range(1, 20)]
+
+
+def test_tune_records_what_a_head_drafts(files: dict[str, Path]) -> None:
+    spec = profile_of("eagle3", files).proposers[0]
+    base = Profile("base", runtime=RUNTIME)
+    subject = LlamaCppSubject(files["eagle3"], base)
+    try:
+        prompt = subject.encode([{"role": "user", "content": TEXTS[0]}])
+        tokens = np.arange(300, 320, dtype=np.int32)
+        answer = Answer("a", 0, "chat", prompt, tokens, np.zeros((20, 1), dtype=np.int32))
+        traced = subject.trace_drafter(spec, [answer], 1, 60.0, lambda share: None)
+    finally:
+        subject.close()
+    assert len(traced.guesses["a", 0].tokens) == len(tokens) - 1
+    assert traced.name == "EagleDrafter" and traced.ids is not None and len(traced.ids) == 1500
 
 
 # -- driven by hand, without a step loop -------------------------------------------------------------------------------

@@ -17,9 +17,6 @@ from specplug.registry import ProposerSpec
 from specplug.tune.expense import Expense, Line, SimulatedClock
 from specplug.tune.trace import Answer
 
-NAME = "ModelDrafter"
-"""The class that drafts live. Buckets are named after it, so that what a replay learns holds live."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DrafterTrace:
@@ -33,6 +30,7 @@ class DrafterTrace:
     window         the tokens that it keeps of a text; None for all. Chunks are not chosen again in a replay
     guesses        by prompt and turn: those after each of the answer's n tokens but the last
     ids            the tokens that its head has; None for all
+    name           the class that drafts live. Buckets are named after it, so that what a replay learns holds live
     """
 
     buckets: tuple[Bucket, ...]
@@ -43,6 +41,7 @@ class DrafterTrace:
     window: Window | None = None
     guesses: Mapping[tuple[str, int], Guesses] = field(default_factory=dict)
     ids: IntArray | None = None
+    name: str = "ModelDrafter"
 
 
 def drafter_key(spec: ProposerSpec) -> str:

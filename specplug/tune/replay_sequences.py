@@ -21,7 +21,6 @@ from specplug.planning.speculator import Speculator
 from specplug.profile import Profile
 from specplug.proposers.datastore import wait_for_corpora
 from specplug.tune.candidates import Setting
-from specplug.tune.drafter_trace import NAME as DRAFTER_NAME
 from specplug.tune.drafter_trace import RecordedDrafter, drafter_key
 from specplug.tune.expense import PricedProposer, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
@@ -68,7 +67,7 @@ class Replay:
             if recorded is not None:
                 self._drafters.append(RecordedDrafter(recorded, self._clock, expense, len(setting.proposers)))
                 sources.append(self._drafters[-1])
-                names.append(DRAFTER_NAME)
+                names.append(recorded.name)
             else:
                 sources.append(PricedProposer(source, self._clock, expense, spec.method, len(setting.proposers)))
                 names.append(type(source).__name__)

@@ -6,11 +6,12 @@ Knows the texts of sequences, and how far a draft goes. Knows neither which mode
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from time import perf_counter_ns
 
 from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Likeliest, Requires, Step
 from specplug.drafts.chains import num_agreeing
+from specplug.drafts.retrieval import Window
 from specplug.engines.llama_cpp.context import Logits
 from specplug.engines.llama_cpp.drafters.chain import (
     Chain,
@@ -41,6 +42,8 @@ class ChainDrafter(ABC):
     """
 
     requires = Requires()
+    window: Window | None = None
+    """The tokens that the drafter reads of a text; None for all."""
 
     def __init__(
         self,
@@ -127,8 +130,23 @@ class ChainDrafter(ABC):
     def knows(self, token: int) -> bool:
         return self.ids is None or token in self._known
 
+    @property
+    def drafted_ids(self) -> IntArray | None:
+        """The tokens that it can draft; None for all."""
+        return self.ids
+
     def pass_ms(self, rows: int) -> float:
         return self.times.pass_ms(rows)
+
+    @property
+    def read_token_ms(self) -> float:
+        """Time to read one of many tokens, milliseconds."""
+        return self.times.read_token_ms
+
+    @property
+    @abstractmethod
+    def retry_ms(self) -> float:
+        """Time that scoring takes, milliseconds."""
 
     # -- what a subclass evaluates --------------------------------------------------------------------------------
 
@@ -139,6 +157,14 @@ class ChainDrafter(ABC):
     @abstractmethod
     def _go_on(self, chains: Sequence[Chain]) -> Logits:
         """float32[n, rows of the head]: the logits after the last draft token of each chain, in one pass."""
+
+    @abstractmethod
+    def logits_along(self, prompt: IntArray, answer: IntArray, target_slot: int | None = None) -> Iterator[Logits]:
+        """float32[rows of the head] after a prompt and each token of `answer` (int32[n]) but the last, given the tokens
+        before it; each is overwritten by later passes. No sequence may run.
+
+        target_slot  the target's slot that holds the prompt, whose cells may be copied; None where there is none
+        """
 
     def _can_draft(self, seq: int) -> bool:
         """Whether all is known that drafting for a sequence requires."""

@@ -45,6 +45,7 @@ class EagleDrafter(HeadDrafter):
         self._taps = LayerTaps(target, layers)
         super().__init__(
             context,
+            target,
             Layout(len(layers) * self._taps.width, first=1),
             slots=slots,
             max_tokens=max_tokens,

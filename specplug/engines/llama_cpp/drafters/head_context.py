@@ -134,8 +134,10 @@ class HeadContext(Context):
     def encode(self, inputs: States, seq_id: int) -> States:
         """float32[n, width]: the states that an EAGLE-3 head makes of `inputs`, at most `num_batch` rows.
 
-        seq_id  an id without cells: the encoder stores none, and yet its positions must follow those of the id
+        seq_id  an id that loses its cells, such as those of an interrupted pass: the encoder stores none, and yet its
+                positions would have to follow them
         """
+        self.drop(seq_id)
         assert len(inputs) <= self.num_batch, "llama.cpp would abort"
         if self._encoder is None:
             self._encoder = ll.llama_batch_ext_init(self.handle)

@@ -7,14 +7,14 @@ the states come from, which is the kind of head (mtp_drafter.py, eagle_drafter.p
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from math import inf
 from time import perf_counter_ns
 
 import numpy as np
 
 from specplug.core import Draft, IntArray, int_array
-from specplug.engines.llama_cpp.context import Logits
+from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.drafters.chain import Chain
 from specplug.engines.llama_cpp.drafters.chain_drafter import SCORE_CONTEXT, SCORED_ROWS, ChainDrafter, ms_since
 from specplug.engines.llama_cpp.drafters.drafter_times import DrafterTimes
@@ -44,6 +44,7 @@ class HeadDrafter(ChainDrafter):
     def __init__(
         self,
         context: HeadContext,
+        target: Context,
         layout: Layout,
         *,
         slots: int,
@@ -54,6 +55,7 @@ class HeadDrafter(ChainDrafter):
     ) -> None:
         """
         context     with the sequence ids 0..slots, of which the last one is used for scoring and encoding
+        target      whose passes record the states
         max_tokens  longest text of one sequence
         end_tokens  tokens after which nothing is drafted
         """
@@ -66,6 +68,7 @@ class HeadDrafter(ChainDrafter):
             end_tokens=end_tokens,
         )
         self._context = context
+        self._target = target
         self._layout = layout
         self._spare_id = slots
         self._timing = PassTiming(context, slots, self._spare_id)
@@ -159,6 +162,10 @@ class HeadDrafter(ChainDrafter):
     def knows(self, token: int) -> bool:
         return bool(self._in_head[token])
 
+    @property
+    def drafted_ids(self) -> IntArray | None:
+        return None if self._in_head.all() else int_array(np.flatnonzero(self._in_head).astype(np.int32))
+
     def _can_draft(self, seq: int) -> bool:
         """Whether the state of the token before the last one is known."""
         head = self._heads[seq]
@@ -220,20 +227,47 @@ class HeadDrafter(ChainDrafter):
         slot = max(range(len(self._heads)), key=lambda slot: self._heads[slot].stored)
         self.times.timed(self._timing.one_row_ms(slot, self._layout.position(self._heads[slot].stored)))
 
+    def logits_along(self, prompt: IntArray, answer: IntArray, target_slot: int | None = None) -> Iterator[Logits]:
+        """As in the base class. The target reads the text, too, and its cache is empty afterwards."""
+        text, head, first = [*prompt.tolist(), *answer[:-1].tolist()], self._heads[0], len(prompt)
+        target, context = self._target, self._context
+        self.forget()
+        target.clear()
+        for at in range(0, len(text), target.num_batch):
+            part = text[at : at + target.num_batch]
+            target.clear_batch()
+            target.add_span(part, at, 0, wanted=False, last=True)
+            target.decode()
+            head.extend(at, part, self._target_states(range(len(part))))
+        target.clear()
+        for at in (*range(head.first, first, context.num_batch), *range(first, len(text), SCORED_ROWS)):
+            wanted = at >= first
+            stop = min(at + (SCORED_ROWS if wanted else context.num_batch), len(text) if wanted else first)
+            inputs = self._inputs(head.states(at, stop))
+            context.clear_batch()
+            context.add_states(text[at:stop], inputs, self._layout.position(at), 0, wanted=wanted)
+            context.decode()
+            if wanted:
+                yield from context.logits(stop - at)
+        self.forget()
+
     # -- passes of the head ---------------------------------------------------------------------------------------
 
     def _catch_up(self, seqs: Sequence[int]) -> Logits:
         room = min(READ_WITH_ROOT, self._context.num_batch // len(seqs))
         self.read([seq for seq in seqs if self._num_unread(seq) >= room], inf)
         began = perf_counter_ns()
-        parts = []
+        spans, states = [], []
         for seq in seqs:
             head, stop = self._heads[seq], len(self._texts[seq].tokens)
-            if head.stored >= stop:  # it was drafted for before; its last entry is read again for its logits
-                head.cut_stored(stop - 1)
-            parts.append((seq, head.stored, self._inputs(head.states(head.stored, stop))))
-        logits = self._evaluate([(seq, self._texts[seq].tokens[at:], states, at) for seq, at, states in parts])
-        for seq, _, _ in parts:
+            head.cut_stored(stop - 1)  # where it was drafted for before: the last entry is read again for its logits
+            spans.append((seq, head.stored))
+            states.append(head.states(head.stored, stop))
+        inputs = np.split(self._inputs(np.concatenate(states)), np.cumsum([len(one) for one in states])[:-1])
+        logits = self._evaluate(
+            [(seq, self._texts[seq].tokens[at:], own, at) for (seq, at), own in zip(spans, inputs, strict=True)]
+        )
+        for seq in seqs:
             tokens = self._texts[seq].tokens
             self._heads[seq].add_stored(len(tokens), tokens[-1])
         self.times.drafted(len(seqs), ms_since(began))

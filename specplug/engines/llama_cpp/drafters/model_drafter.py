@@ -187,11 +187,6 @@ class ModelDrafter(ChainDrafter):
         self.times.timed(self._timing.one_row_ms(slot, self.shared_cells[slot].next_position))
 
     def logits_along(self, prompt: IntArray, answer: IntArray, target_slot: int | None = None) -> Iterator[Logits]:
-        """float32[rows of the head] after a prompt and each token of `answer` (int32[n]) but the last, given the tokens
-        before it; each is overwritten by later passes. No sequence may run.
-
-        target_slot  the target's slot that holds the prompt, whose cells are copied; None reads it
-        """
         for used in self.shared_cells:
             used.clear()
         context, id_ = self._context, self._scoring_id

@@ -32,10 +32,10 @@ class MtpDrafter(HeadDrafter):
         end_tokens: Set[int] = frozenset(),
     ) -> None:
         """`context` is that of an MTP layer; passes of `target` record states from now on."""
-        self._target = target
         record_states(target)
         super().__init__(
             context,
+            target,
             Layout(context.width, first=0),
             slots=slots,
             max_tokens=max_tokens,
