@@ -20,9 +20,10 @@ from specplug.bench.prove import GRAMMAR
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.engine import LlamaCpp, fitting_sources
 from specplug.engines.llama_cpp.model import Model, open_model
+from specplug.engines.llama_cpp.rollback import AnyTail
 from specplug.engines.llama_cpp.rounding import explain
 from specplug.engines.llama_cpp.sampling import Sampler
-from specplug.engines.llama_cpp.step_loop import StepLoop, ids_needed
+from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Answer, Request, Sampling
 from specplug.planning.cost import CostCurve
@@ -115,7 +116,7 @@ def test_a_full_context_takes_chains_where_trees_would_need_cells(q8_0: Model) -
     )
     with opened(q8_0, plain(small)) as base:
         expected = base.generate(asked).tokens
-    with open_context(q8_0, small.runtime, cells=cells, num_ids=ids_needed(1, 16), max_rows=18) as context:
+    with open_context(q8_0, small.runtime, cells=cells, num_ids=AnyTail().num_ids(1, 16), max_rows=18) as context:
         fusion = Fusion(build_sources(small.proposers))
         speculator = Speculator(fusion, CostCurve((1,), (1, 17), ((1.0, 1.001),)), small)
         loop = StepLoop(context, speculator, slots=1)
