@@ -67,6 +67,12 @@ def test_a_head_that_does_not_fit_is_refused(
         find_head(Eagle3(model=str(head)), folder / "llama.gguf")
 
 
+@pytest.mark.parametrize("source", [Eagle3(model="none.gguf"), Mtp(model="none.gguf")])
+def test_a_missing_head_is_named(source: Eagle3 | Mtp, folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.gguf: no such file; name a head: {method:"):
+        find_head(source, folder / "qwen35.gguf")
+
+
 def test_a_complete_model_is_no_head(folder: Path) -> None:
     with pytest.raises(UsageError, match="its architecture is qwen35; name an EAGLE-3 head"):
         find_head(Eagle3(model=str(folder / "qwen35.gguf")), folder / "llama.gguf")
@@ -189,9 +195,10 @@ def test_taps_give_the_same_states_in_passes_of_all_shapes(name: str, tmp_path: 
             with open_context(model, runtime, cells=256, num_ids=1, max_rows=1) as context:
                 taps = LayerTaps(context, TAPS)
                 states = []
-                for at in range(0, len(text), size):
+                rows = min(size, context.num_batch)
+                for at in range(0, len(text), rows):
                     context.clear_batch()
-                    context.add_span(text[at : at + size], at, 0, wanted=False, last=True)
+                    context.add_span(text[at : at + rows], at, 0, wanted=False, last=True)
                     context.decode()
                     states.append(np.stack([taps.rows(layer, range(context.rows)) for layer in TAPS]))
                 found.append(np.concatenate(states, axis=1))

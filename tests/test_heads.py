@@ -17,7 +17,7 @@ from heads_anew import RUNTIME, HeadAnew
 from test_step_loop import answer_all
 from tiny_architectures import ARCHITECTURES, eagle3
 
-from specplug.bench.arms import plain
+from specplug.bench.arms import ProfileArm, PromptStates, plain
 from specplug.core import EMPTY, Draft, IntArray
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.drafters.head_context import HeadContext
@@ -231,6 +231,23 @@ def test_speculative_llama_drafts_with_a_head_after_a_prompt_that_it_has_not_see
     finally:
         base.close()
         llama.close()
+
+
+def test_an_arm_of_a_comparison_reads_the_prompts_that_a_head_needs(
+    method: str, target: Model, files: dict[str, Path], anew: HeadAnew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other arms load the cells that one of them has saved."""
+    profile, prompt = profile_of(method, files), chats(target)[0]
+    states = PromptStates()
+    arms = [ProfileArm(target, one, Sampling(), cost=FREE_ROWS, prompts=states) for one in (plain(profile), profile)]
+    watched = Watched(monkeypatch, [])
+    try:
+        first, second = (arm.answer([prompt], 20)[0] for arm in arms)
+    finally:
+        for arm in arms:
+            arm.close()
+    assert first.tokens == second.tokens
+    check(watched, anew, 10)
 
 
 # -- parts of the contract ---------------------------------------------------------------------------------------------

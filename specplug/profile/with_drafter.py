@@ -36,6 +36,12 @@ def drafters_of(proposers: Iterable[ProposerSpec]) -> list[ProposerSpec]:
     return [spec for spec in proposers if spec.method in DRAFTERS]
 
 
+def reads_prompts(profile: Profile) -> bool:
+    """Whether every prompt has to be read where the profile drafts: a head needs the hidden states of its tokens, which
+    a saved KV cache does not have."""
+    return any(spec.method in HEADS for spec in profile.proposers)
+
+
 def drafter_name(spec: ProposerSpec) -> str:
     """A word for a drafter: the file of its model, and the exit where there are several; or the method of one that has
     no model of its own."""

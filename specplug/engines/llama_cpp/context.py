@@ -60,6 +60,8 @@ def open_context(
              states before the last rows of a pass that are kept for each sequence id, where the model can do so
     inputs   the embeddings of tokens, where the model cannot embed all of them itself
     """
+    if not runtime.gpu_layers:
+        check_cache(cache_bytes(model, runtime, cells), cells, runtime.kv_type, available_memory())
     params = context_params(model, runtime, cells=cells, num_ids=num_ids, max_rows=max_rows)
     if model.has_recurrent_memory:
         set_state_params(params, snapshots)
@@ -73,11 +75,9 @@ def open_context(
 
 
 def context_params(model: Model, runtime: Runtime, *, cells: int, num_ids: int, max_rows: int) -> Any:
-    """llama.cpp's parameters of a context, as in `open_context`, which checks the memory that it takes."""
+    """llama.cpp's parameters of a context, as in `open_context`."""
     assert runtime.flash_attention is not None, "the profile was not resolved"
     flash_attention = runtime.flash_attention and model.way.flash_attention
-    if not runtime.gpu_layers:
-        check_cache(cache_bytes(model, runtime, cells), cells, runtime.kv_type, available_memory())
     if runtime.kv_type == "q8_0" and not flash_attention:
         raise UsageError("a q8_0 KV cache needs flash attention; set runtime: {flash_attention: true}")
     params = ll.llama_context_default_params()

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from specplug.core import IntArray
-from specplug.engines.llama_cpp.context import Context, context_params
+from specplug.engines.llama_cpp.context import Context, cache_bytes, context_params
 from specplug.engines.llama_cpp.exported import exported, missing
+from specplug.engines.llama_cpp.memory_need import check_cache
 from specplug.engines.llama_cpp.model import Model, captured_log
 from specplug.errors import SpecplugError, UsageError
+from specplug.machine.memory import available_memory
 from specplug.profile import Runtime
 
 States = npt.NDArray[np.float32]
@@ -73,6 +75,10 @@ def open_head_context(
     max_rows  the most rows with logits in one pass
     mtp       whether the head is the MTP layer of `model`; else `model` is a head as a whole
     """
+    if not runtime.gpu_layers:
+        layers = model.num_layers if mtp else 1  # an MTP layer is one of those that its file counts
+        needed = cache_bytes(model, runtime, cells) // max(1, layers)
+        check_cache(needed, cells, runtime.kv_type, available_memory())
     params = context_params(model, runtime, cells=cells, num_ids=num_ids, max_rows=max_rows)
     params.ctx_type = ll.LLAMA_CONTEXT_TYPE_MTP if mtp else ll.LLAMA_CONTEXT_TYPE_DEFAULT
     params.ctx_other = target.handle

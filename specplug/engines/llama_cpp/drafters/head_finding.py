@@ -11,6 +11,7 @@ from pathlib import Path
 from specplug.engines.llama_cpp import layer_taps
 from specplug.engines.llama_cpp.drafters.head_context import why_no_states
 from specplug.errors import UsageError
+from specplug.machine.folders import expanded
 from specplug.models import references
 from specplug.models.gguf_header import Header, parts_of, read_header
 from specplug.proposers.eagle3 import Eagle3
@@ -39,7 +40,9 @@ def find_head(source: Head, target: Path) -> Path:
 
 def loads_mtp(source: object, target: Path) -> bool:
     """Whether the MTP layer that a proposer names is in the target's own file."""
-    return isinstance(source, Mtp) and (source.model is None or references.resolve(source.model, "gguf") == target)
+    return isinstance(source, Mtp) and (
+        source.model is None or references.resolve(source.model, "gguf", head=True) == target
+    )
 
 
 def target_layers(head: Path) -> tuple[int, ...]:
@@ -49,8 +52,8 @@ def target_layers(head: Path) -> tuple[int, ...]:
 
 
 def _find_mtp(source: Mtp, target: Path) -> Path:
-    own = loads_mtp(source, target)
-    path = target if own or source.model is None else _file(source.model)
+    path = target if source.model is None else _file("mtp", source.model)
+    own = path == target
     header, wanted = read_header(path), read_header(target)
     count = _number(header, "nextn_predict_layers")
     if not count or (len(parts_of(path)) == 1 and not any(name.endswith(MTP_TENSOR) for name in header.tensors)):
@@ -72,7 +75,7 @@ def _find_mtp(source: Mtp, target: Path) -> Path:
 
 
 def _find_eagle3(source: Eagle3, target: Path) -> Path:
-    path = _file(source.model)
+    path = _file("eagle3", source.model)
     header, wanted = read_header(path), read_header(target)
     if header.architecture != "eagle3":
         raise UsageError(f"eagle3: {path}: its architecture is {header.architecture}; name an EAGLE-3 head as GGUF")
@@ -99,7 +102,9 @@ def _find_eagle3(source: Eagle3, target: Path) -> Path:
     return path
 
 
-def _file(model: str) -> Path:
+def _file(method: str, model: str) -> Path:
+    if model.endswith(".gguf") and ":" not in model and not expanded(model).is_file():
+        raise UsageError(f"{method}: {model}: no such file; name a head: {{method: {method}, model: FILE}}")
     path = references.resolve(model, "gguf", head=True)
     if path.is_dir():
         raise UsageError(f"{path}: a folder; a head for llama.cpp is a .gguf file")
