@@ -97,9 +97,9 @@ class ProfileArm:
         name: str | None = None,
         follow_free_cores: bool = False,
     ) -> None:
-        """Arms share `prompts`, so that only the first arm with the same engine settings prefills each prompt. One whose
-        profile `reads_prompts` prefills all of them.
+        """Arms share `prompts`, so that only the first arm with the same engine settings prefills each prompt.
 
+        A profile that `reads_prompts` prefills all of them.
         name               the profile's where None
         follow_free_cores  see `LlamaCpp`
         """
