@@ -13,6 +13,9 @@ States = npt.NDArray[np.float32]
 TOP = 15
 """The largest number of a row is kept as one below 2 to this power; float16 ends at 2 to the power of 16."""
 
+MOST = 126
+"""The largest power of two by which a row is multiplied: that, and its inverse, are numbers of float32."""
+
 LEAST_ROWS = 256
 """Rows for which there is room at first; the room doubles when it is full."""
 
@@ -25,7 +28,7 @@ class StateHistory:
         self.width = width
         self._length = 0
         self._numbers = np.zeros((0, width), dtype=np.float16)
-        self._powers = np.zeros(0, dtype=np.int32)
+        self._scales = np.zeros(0, dtype=np.float32)
 
     def __len__(self) -> int:
         return self._length
@@ -35,17 +38,17 @@ class StateHistory:
         length = self._length + len(states)
         if length > len(self._numbers):
             self._make_room(max(length, 2 * len(self._numbers), LEAST_ROWS))
-        largest = np.abs(states).max(axis=1, initial=0.0)
-        powers = TOP - np.frexp(largest)[1]
-        self._numbers[self._length : length] = np.ldexp(states, powers[:, None])
-        self._powers[self._length : length] = powers
+        largest = np.maximum(states.max(axis=1, initial=0.0), -states.min(axis=1, initial=0.0))
+        powers = np.clip(TOP - np.frexp(largest)[1], -MOST, MOST)
+        scale = np.exp2(powers).astype(np.float32)
+        self._numbers[self._length : length] = states * scale[:, None]
+        self._scales[self._length : length] = 1 / scale
         self._length = length
 
     def rows(self, start: int, stop: int) -> States:
         """float32[stop - start, width]; 0 <= start <= stop <= len(self)."""
         assert 0 <= start <= stop <= self._length
-        numbers = self._numbers[start:stop].astype(np.float32)
-        restored: States = np.ldexp(numbers, -self._powers[start:stop, None])
+        restored: States = self._numbers[start:stop].astype(np.float32) * self._scales[start:stop, None]
         return restored
 
     def cut(self, length: int) -> None:
@@ -56,13 +59,13 @@ class StateHistory:
         """A copy of the first `length` rows."""
         copied = StateHistory(self.width)
         copied._numbers = self._numbers[:length].copy()
-        copied._powers = self._powers[:length].copy()
+        copied._scales = self._scales[:length].copy()
         copied._length = length
         return copied
 
     def _make_room(self, rows: int) -> None:
-        numbers, powers = self._numbers, self._powers
+        numbers, scales = self._numbers, self._scales
         self._numbers = np.zeros((rows, self.width), dtype=np.float16)
-        self._powers = np.zeros(rows, dtype=np.int32)
+        self._scales = np.zeros(rows, dtype=np.float32)
         self._numbers[: self._length] = numbers[: self._length]
-        self._powers[: self._length] = powers[: self._length]
+        self._scales[: self._length] = scales[: self._length]
