@@ -36,7 +36,8 @@ from specplug.core import IntArray, int_array
 from specplug.drafts.retrieval import CHUNK, Window
 from specplug.engines.llama_cpp.cache_fill import CacheFill
 from specplug.engines.llama_cpp.context import Context, cache_bytes, open_context
-from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
+from specplug.engines.llama_cpp.drafters.chain_drafter import SCORE_CONTEXT, SCORED_ROWS
+from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
 from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.model import Model, open_model

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from math import isfinite
@@ -19,6 +20,7 @@ from specplug import profile
 from specplug.bench.workloads import BUILTIN
 from specplug.errors import UsageError
 from specplug.models import packaged_models, references
+from specplug.models.gguf_header import read_header
 from specplug.models.hub_reference import Kind
 from specplug.profile import ENGINES, Profile
 from specplug.profile.settings import as_name
@@ -333,8 +335,13 @@ def chosen_profiles(refs: Sequence[str], edits: Edits, *, choose_model: str = "-
 
 
 def drafter_spec(ref: str) -> ProposerSpec:
-    """The drafter that --draft names."""
-    return ProposerSpec("draft_model", {"model": ref})
+    """The drafter that --draft names: a model, or an EAGLE-3 head where the file is one."""
+    method = "draft_model"
+    with suppress(UsageError):  # which opening it explains
+        path = references.resolve(ref, "gguf", head=True)
+        if path.is_file() and read_header(path).architecture == "eagle3":
+            method = "eagle3"
+    return ProposerSpec(method, {"model": ref})
 
 
 def drafter_name(ref: str) -> str:

@@ -238,6 +238,24 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "branches": BRANCHES,
         },
     ),
+    "mtp": (
+        "The MTP layer of the model's own file, or of a file beside it ([for which models](../how-to/heads.md)). On "
+        "vLLM it is vLLM's own method of this name; the options are llama.cpp's.",
+        {
+            "model": "A GGUF file with the layer, where the model's own lacks it.",
+            "max_draft": MODEL_DRAFT,
+            "branches": BRANCHES,
+        },
+    ),
+    "eagle3": (
+        "An EAGLE-3 head that was trained for the model ([for which models](../how-to/heads.md)). On vLLM it is vLLM's "
+        "own method of this name. Heads that `build vocab-trim` made are named under `vocab_trim`.",
+        {
+            "model": "The head: a GGUF file for llama.cpp, a Hugging Face folder or id for vLLM.",
+            "max_draft": MODEL_DRAFT,
+            "branches": BRANCHES,
+        },
+    ),
     "builtin": (
         "A method of vLLM's own. Its draft length is `vllm.num_speculative_tokens`.",
         {

@@ -28,6 +28,8 @@ PROPOSERS = {
     "vocab_trim": "specplug.proposers.vocab_trim:VocabTrim",
     "short_context": "specplug.proposers.short_context:ShortContext",
     "early_exit": "specplug.proposers.early_exit:EarlyExit",
+    "mtp": "specplug.proposers.mtp:Mtp",
+    "eagle3": "specplug.proposers.eagle3:Eagle3",
     "builtin": "specplug.proposers.builtin:Builtin",
 }
 FUSION = "specplug.planning.fusion:Fusion"

@@ -25,9 +25,10 @@ from specplug.drafts.retrieval import Window
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters import opening
+from specplug.engines.llama_cpp.drafters.chain_drafter import SCORED_ROWS
 from specplug.engines.llama_cpp.drafters.drafter_times import LEAST_PASS_RATIO
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
-from specplug.engines.llama_cpp.drafters.model_drafter import SCORED_ROWS, ModelDrafter
+from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.drafters.opening import open_target
 from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
 from specplug.engines.llama_cpp.drafters.slot_cells import SLACK

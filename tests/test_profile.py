@@ -18,7 +18,7 @@ SHIPPED = {
     "default", "none", "ngram", "suffix", "recycling", "early-exit", "exact", "serve",
     "recycling-paper", "ngram-static", "suffix-static", "recycling-static",
     "vllm", "vllm-none", "vllm-builtin-ngram", "vllm-builtin-suffix",
-    "llama3-vocabtrim", "llama3-vocabtrim-cpu", "gemma3-vocabtrim-self", "qwen-coder-pair", "rapid",
+    "llama3-vocabtrim", "llama3-vocabtrim-cpu", "gemma3-vocabtrim-self", "qwen-coder-pair", "rapid", "mtp", "eagle3",
 }  # fmt: skip
 
 

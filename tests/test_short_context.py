@@ -23,7 +23,8 @@ from specplug.core import Draft, IntArray, Step, int_array
 from specplug.drafts.retrieval import Span, Window
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.context import Context, Logits, open_context
-from specplug.engines.llama_cpp.drafters.model_drafter import FEWEST_BEFORE_CHOICE, SCORED_ROWS, ModelDrafter
+from specplug.engines.llama_cpp.drafters.chain_drafter import SCORED_ROWS
+from specplug.engines.llama_cpp.drafters.model_drafter import FEWEST_BEFORE_CHOICE, ModelDrafter
 from specplug.engines.llama_cpp.drafters.opening import check_drafters
 from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
 from specplug.engines.llama_cpp.drafters.slot_cells import SlotCells, cells_per_slot

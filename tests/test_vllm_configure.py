@@ -16,7 +16,14 @@ import pytest
 from specplug import profile as profiles
 from specplug.core import int_array
 from specplug.engines.vllm import plugin, versions
-from specplug.engines.vllm.configure import PROPOSER, engine_settings, profile_in, server_command, write_profile
+from specplug.engines.vllm.configure import (
+    PROPOSER,
+    engine_settings,
+    profile_in,
+    proposers_of,
+    server_command,
+    write_profile,
+)
 from specplug.engines.vllm.draft_counters import AGREED, METRICS, DraftCounters
 from specplug.engines.vllm.environment import quiet, temporary_environment
 from specplug.engines.vllm.measure import WARMUP_ROUNDS, curves_of
@@ -128,6 +135,22 @@ def drafter(
 
 def trimmed(folder: Path | str, **options: Any) -> Profile:
     return profile_of(ProposerSpec("vocab_trim", {"model": str(folder), **options}), num_speculative_tokens=3)
+
+
+@pytest.mark.parametrize("method", ["mtp", "eagle3"])
+def test_heads_are_vllms_own_methods(method: str, small: str) -> None:
+    model = {"model": small} if method == "eagle3" else {}
+    spec = ProposerSpec(method, {**model, "max_draft": 4})
+    profile = profile_of(spec, num_speculative_tokens=3)
+    config = engine_settings(profile, "x")["speculative_config"]
+    assert config == {"method": method, **model, "num_speculative_tokens": 3}
+    with pytest.raises(UsageError, match=f"{method} is listed beside other proposers"):
+        proposers_of(replace(profile, proposers=(ProposerSpec("suffix"), spec)))
+
+
+def test_an_mtp_layer_in_a_file_of_its_own_is_refused_on_vllm() -> None:
+    with pytest.raises(UsageError, match="vLLM takes the head of the target's own checkpoint"):
+        engine_settings(profile_of(ProposerSpec("mtp", {"model": "head.gguf"})), "x")
 
 
 @pytest.mark.parametrize(("kind", "method"), [("model", "draft_model"), ("eagle3", "eagle3")])

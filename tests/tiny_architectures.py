@@ -69,11 +69,14 @@ def lfm2_window(path: Path, **common: Any) -> Path:
     return lfm2(path, window=32, **common)
 
 
-def qwen35(path: Path, *, layers: int = 4, mtp_layers: int = 0, claimed: int | None = None, **common: Any) -> Path:
+def qwen35(
+    path: Path, *, layers: int = 4, mtp_layers: int = 0, claimed: int | None = None, alone: bool = False, **common: Any
+) -> Path:
     """Gated delta net and attention in turn.
 
     mtp_layers  MTP layers after the others, which `block_count` includes
     claimed     MTP layers by the file's metadata, where that is another number
+    alone       write the MTP layers without the others
     """
     claimed = mtp_layers if claimed is None else claimed
     file = TinyGguf(path, "qwen35", layers=layers + claimed, **common)
@@ -85,7 +88,7 @@ def qwen35(path: Path, *, layers: int = 4, mtp_layers: int = 0, claimed: int | N
     if claimed:
         file.keys(nextn_predict_layers=claimed)
     file.head()
-    for layer in range(layers + mtp_layers):
+    for layer in range(layers if alone else 0, layers + mtp_layers):
         at = f"blk.{layer}."
         file.norm(f"{at}attn_norm.weight", f"{at}post_attention_norm.weight")
         if layer % 2 or layer >= layers:

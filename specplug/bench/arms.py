@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from specplug.core import IntArray
 from specplug.generation.counters import Counters
 from specplug.profile import CostPoints, Profile, Runtime
+from specplug.profile.with_drafter import reads_prompts
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.model import Model
@@ -98,6 +99,7 @@ class ProfileArm:
     ) -> None:
         """Arms share `prompts`, so that only the first arm with the same engine settings prefills each prompt.
 
+        A profile that `reads_prompts` prefills all of them.
         name               the profile's where None
         follow_free_cores  see `LlamaCpp`
         """
@@ -106,7 +108,7 @@ class ProfileArm:
         self.name = name or profile.name
         self.profile = profile.name
         self._sampling = sampling
-        self._prompts = prompts
+        self._prompts = None if reads_prompts(profile) else prompts
         self.engine = LlamaCpp(
             model, profile, slots=slots, cost=cost, follow_free_cores=follow_free_cores, notify=notify
         )

@@ -23,6 +23,7 @@ from specplug.generation.counters import Counters
 from specplug.machine import fingerprint, hardware
 from specplug.models.packaged_models import DEMO, to_install
 from specplug.profile import Profile
+from specplug.profile.with_drafter import reads_prompts
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.engine import LlamaCpp
@@ -176,7 +177,7 @@ class Demo:
         self.threads = arms[0].profile.runtime.threads
         self.settings = label(arms[0].profile.runtime)
         """The engine settings of plain decoding and of the profile."""
-        keeps_prompts = not arms[1].profile.exact
+        keeps_prompts = not arms[1].profile.exact and not reads_prompts(arms[1].profile)
         states = PromptStates()
         self._arms = {
             name: _Answers(engine, states if keeps_prompts else None)

@@ -62,6 +62,7 @@ class Header:
     is_causal   whether a token attends to earlier ones only, as in every model that generates text
     file_type   llama.cpp's number of the weight format as a whole; None where the file does not say
     most_used   the ggml type of most of the tensors with two and more dimensions; None where there are none
+    tensors     the names of the tensors in this file
     """
 
     architecture: str | None
@@ -75,6 +76,7 @@ class Header:
     is_causal: bool = True
     file_type: int | None = None
     most_used: int | None = None
+    tensors: frozenset[str] = frozenset()
 
 
 def read_header(path: Path) -> Header:
@@ -136,7 +138,7 @@ def _parse_header(data: mmap.mmap) -> Header:
     alignment = _u32(data, values, "general.alignment", 32)
     if alignment == 0 or alignment & (alignment - 1):
         raise _Damaged(f"its alignment is {alignment}, which is not a power of two")
-    end, at, matrices = _tensors(data, at, num_tensors)
+    end, at, matrices, names = _tensors(data, at, num_tensors)
     hashed = sha256()
     for key in TOKENIZER_KEYS:
         if key in values:
@@ -155,6 +157,7 @@ def _parse_header(data: mmap.mmap) -> Header:
         is_causal=_flag(data, values, f"{architecture}.attention.causal", True),
         file_type=_u32(data, values, "general.file_type", 0) if "general.file_type" in values else None,
         most_used=matrices.most_common(1)[0][0] if matrices else None,
+        tensors=frozenset(names),
     )
 
 
@@ -191,12 +194,13 @@ def _past_value(data: mmap.mmap, at: int, value_type: int) -> int:
     return _inside(data, at)
 
 
-def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int, Counter[int]]:
-    """The end of the last tensor's bytes, from the start of the tensor data; the end of the descriptions; and how many
-    matrices have which type."""
-    end, matrices = 0, Counter[int]()
+def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int, Counter[int], list[str]]:
+    """The end of the last tensor's bytes, from the start of the tensor data; the end of the descriptions; how many
+    matrices have which type; and the names."""
+    end, matrices, names = 0, Counter[int](), []
     for _ in range(num_tensors):
-        at = _past_string(data, at)
+        start, at = at, _past_string(data, at)
+        names.append(data[start + 8 : at].decode("utf-8", "replace"))
         num_dims = _U32.unpack_from(data, at)[0]
         if not 1 <= num_dims <= 4:
             raise _Damaged(f"a tensor has {num_dims} dimensions")
@@ -209,7 +213,7 @@ def _tensors(data: mmap.mmap, at: int, num_tensors: int) -> tuple[int, int, Coun
         end = max(end, offset + prod(shape) // weights * size)
         if num_dims > 1:
             matrices[tensor_type] += 1
-    return end, at, matrices
+    return end, at, matrices, names
 
 
 def _past_string(data: mmap.mmap, at: int) -> int:

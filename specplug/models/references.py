@@ -30,17 +30,18 @@ MOST_BESIDE = 32
 """Most files of a folder that are looked at, since reading a header takes some 50 ms."""
 
 
-def resolve(ref: str, kind: Kind | None = None) -> Path:
+def resolve(ref: str, kind: Kind | None = None, *, head: bool = False) -> Path:
     """The file or directory of a model.
 
     ref   the path of a GGUF file or of a Hugging Face directory, `hf:ORG/REPO[:FORMAT]`, `ollama:NAME`, or `demo:NAME`
     kind  what is needed of a repository on the hub; None for either
+    head  whether it may be a head, which computes on another model's hidden states
     UsageError where the model is missing, empty or damaged, or where the file holds no model.
     """
     path = _located(ref, kind)
     if _is_directory(path, ref):
         return _directory(path)
-    check_gguf(path)
+    check_gguf(path, head=head)
     return path
 
 
@@ -62,8 +63,11 @@ def model_name(ref: str, path: Path) -> str:
     return part["name"] if part else path.stem
 
 
-def check_gguf(path: Path) -> Header:
-    """The header of a GGUF file. UsageError unless it holds a language model and all its parts are complete."""
+def check_gguf(path: Path, *, head: bool = False) -> Header:
+    """The header of a GGUF file. UsageError unless it holds a language model and all its parts are complete.
+
+    head  whether a head will do
+    """
     _check_parts(path)
     header = read_header(path)
     is_first_of_several = len(parts_of(path)) > 1  # which may hold no tensors, only metadata
@@ -75,7 +79,7 @@ def check_gguf(path: Path) -> Header:
         raise UsageError(
             f"{path}: {header.architecture} is an embedding model, which generates no text; name a language model"
         )
-    if header.architecture in HEADS_ONLY:
+    if header.architecture in HEADS_ONLY and not head:
         raise UsageError(
             f"{path}: {header.architecture} drafts with the hidden states of another model; name a complete model"
         )

@@ -12,8 +12,11 @@ from specplug.registry import ProposerSpec
 BUILT = ("vocab_trim", "early_exit")
 """The methods that name a folder that `specplug build` wrote."""
 
-DRAFTERS = ("draft_model", *BUILT, "short_context")
-"""The methods that draft with a model."""
+HEADS = ("mtp", "eagle3")
+"""The methods that draft with a head that reads the target's hidden states."""
+
+DRAFTERS = ("draft_model", *BUILT, "short_context", *HEADS)
+"""The methods that draft with a model, or with a head."""
 
 
 def with_drafter(profile: Profile, drafter: ProposerSpec, *, name: str | None = None) -> Profile:
@@ -31,6 +34,12 @@ def with_drafter(profile: Profile, drafter: ProposerSpec, *, name: str | None = 
 def drafters_of(proposers: Iterable[ProposerSpec]) -> list[ProposerSpec]:
     """Those proposers that draft with a model."""
     return [spec for spec in proposers if spec.method in DRAFTERS]
+
+
+def reads_prompts(profile: Profile) -> bool:
+    """Whether every prompt has to be read where the profile drafts: a head needs the hidden states of its tokens, which
+    a saved KV cache does not have."""
+    return any(spec.method in HEADS for spec in profile.proposers)
 
 
 TOLD_APART = ("exit", "rule", "first", "recent", "retrieved", "chunk")

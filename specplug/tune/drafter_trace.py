@@ -17,11 +17,8 @@ from specplug.registry import ProposerSpec
 from specplug.tune.expense import Expense, Line, SimulatedClock
 from specplug.tune.trace import Answer
 
-NAME = "ModelDrafter"
-"""The class that drafts live. Buckets are named after it, so that what a replay learns holds live."""
-
 EXITS_NAME = "ExitDrafter"
-"""The same of exits that may stop drafting."""
+"""The class that drafts live with exits that may stop drafting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +48,7 @@ class DrafterTrace:
     guesses        by prompt and turn: those after each of the answer's n tokens but the last
     ids            the tokens that its head has; None for all
     exit           which of several exits it is; None for another drafter
+    name           the class that drafts live. Buckets are named after it, so that what a replay learns holds live
     """
 
     buckets: tuple[Bucket, ...]
@@ -62,6 +60,7 @@ class DrafterTrace:
     guesses: Mapping[tuple[str, int], Guesses] = field(default_factory=dict)
     ids: IntArray | None = None
     exit: TracedExit | None = None
+    name: str = "ModelDrafter"
 
 
 def drafter_key(spec: ProposerSpec) -> str:

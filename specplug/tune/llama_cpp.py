@@ -306,7 +306,7 @@ class LlamaCppSubject:
         self, spec: ProposerSpec, answers: Sequence[Answer], level: int, seconds: float, progress: Progress
     ) -> DrafterTrace:
         """Chains are drafted beside the target first, so that a draft token costs what it costs in use."""
-        from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+        from specplug.engines.llama_cpp.drafters.chain_drafter import ChainDrafter
         from specplug.engines.llama_cpp.drafters.recorded_guesses import recorded_guesses
         from specplug.engines.llama_cpp.engine import LlamaCpp
         from specplug.generation.answers import Request
@@ -317,7 +317,7 @@ class LlamaCppSubject:
         free = CostPoints((1,), (1, planner.max_nodes + level), ((1.0, 1.0),))
         with LlamaCpp(self._model, profile, slots=level, cost=free) as engine:
             (drafter,) = engine.speculator.fusion.sources
-            assert isinstance(drafter, ModelDrafter)
+            assert isinstance(drafter, ChainDrafter)
             drafter.judged_top = JUDGED_TOP  # as beside lookups, so that it is timed, too
             shortest = sorted((answer.prompt for answer in answers), key=len)[: max(level, 2)]
             engine.generate_all([Request(prompt, TIMED_TOKENS) for prompt in shortest])
@@ -339,8 +339,9 @@ class LlamaCppSubject:
                 drafter.max_draft,
                 drafter.window,
                 guesses,
-                drafter.ids,
+                drafter.drafted_ids,
                 None if named is None else TracedExit(str(spec.options["model"]), named, self._model.num_layers),
+                type(drafter).__name__,
             )
 
     def arm(self, profile: Profile, *, slots: int, costs: Costs) -> Arm:

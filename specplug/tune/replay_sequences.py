@@ -22,7 +22,6 @@ from specplug.profile import Profile
 from specplug.proposers.datastore import wait_for_corpora
 from specplug.tune.candidates import Setting
 from specplug.tune.drafter_trace import EXITS_NAME, RecordedDrafter
-from specplug.tune.drafter_trace import NAME as DRAFTER_NAME
 from specplug.tune.exits import RecordedExits, chooses_by_layers, is_choosing, recorded_for
 from specplug.tune.expense import PricedProposer, SimulatedClock
 from specplug.tune.prediction import POSITIONS, Costs, Sums
@@ -72,7 +71,7 @@ class Replay:
                 always = setting.planner.mode == "static" and not is_choosing(spec)
                 if recorded[0].exit is None or always:
                     sources.append(own[0])
-                    names.append(DRAFTER_NAME)
+                    names.append(recorded[0].name)
                 else:
                     sources.append(RecordedExits(recorded, own, by_layers=chooses_by_layers(spec)))
                     names.append(EXITS_NAME)

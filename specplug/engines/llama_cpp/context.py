@@ -60,10 +60,24 @@ def open_context(
              states before the last rows of a pass that are kept for each sequence id, where the model can do so
     inputs   the embeddings of tokens, where the model cannot embed all of them itself
     """
-    assert runtime.flash_attention is not None, "the profile was not resolved"
-    flash_attention = runtime.flash_attention and model.way.flash_attention
     if not runtime.gpu_layers:
         check_cache(cache_bytes(model, runtime, cells), cells, runtime.kv_type, available_memory())
+    params = context_params(model, runtime, cells=cells, num_ids=num_ids, max_rows=max_rows)
+    if model.has_recurrent_memory:
+        set_state_params(params, snapshots)
+    if not runtime.gpu_layers:
+        params.n_outputs_max = aligned_rows(model.handle, params, params.n_outputs_max)
+    with captured_log() as log:
+        handle = ll.llama_init_from_model(model.handle, params)
+    if not handle:
+        raise UsageError(f"{model.path}: llama.cpp cannot open a context of {cells} tokens: {log.reason()}")
+    return Context(model, handle, num_ids=num_ids, max_rows=max_rows, inputs=inputs)
+
+
+def context_params(model: Model, runtime: Runtime, *, cells: int, num_ids: int, max_rows: int) -> Any:
+    """llama.cpp's parameters of a context, as in `open_context`."""
+    assert runtime.flash_attention is not None, "the profile was not resolved"
+    flash_attention = runtime.flash_attention and model.way.flash_attention
     if runtime.kv_type == "q8_0" and not flash_attention:
         raise UsageError("a q8_0 KV cache needs flash attention; set runtime: {flash_attention: true}")
     params = ll.llama_context_default_params()
@@ -75,15 +89,7 @@ def open_context(
     params.type_k = params.type_v = KV_TYPES[runtime.kv_type or DEFAULT_KV_TYPE]
     params.no_perf = True
     set_tree_params(params, num_ids, max_rows)
-    if model.has_recurrent_memory:
-        set_state_params(params, snapshots)
-    if not runtime.gpu_layers:
-        params.n_outputs_max = aligned_rows(model.handle, params, params.n_outputs_max)
-    with captured_log() as log:
-        handle = ll.llama_init_from_model(model.handle, params)
-    if not handle:
-        raise UsageError(f"{model.path}: llama.cpp cannot open a context of {cells} tokens: {log.reason()}")
-    return Context(model, handle, num_ids=num_ids, max_rows=max_rows, inputs=inputs)
+    return params
 
 
 def cache_bytes(model: Model, runtime: Runtime, cells: int) -> int:

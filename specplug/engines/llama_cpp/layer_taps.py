@@ -7,33 +7,36 @@ Source: `llama_set_embeddings_layer_inp` (github.com/ggml-org/llama.cpp, src/lla
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
-import llama_cpp.llama_cpp as ll
 import numpy as np
 import numpy.typing as npt
 
 from specplug.engines.llama_cpp.context import Context
+from specplug.engines.llama_cpp.exported import exported, missing
 from specplug.engines.llama_cpp.model import Model
 
-ARCHITECTURES = ("llama", "qwen3")
-"""Architectures, by `general.architecture`, in which this was run (tests/test_early_exit.py)."""
+ARCHITECTURES = ("llama", "qwen3", "qwen35", "lfm2", "nemotron_h")
+"""Architectures, by `general.architecture`, in which this was run (tests/test_early_exit.py, test_head_files.py)."""
 
-SET_NAMES = ("llama_set_embeddings_layer_inp", "_Z30llama_set_embeddings_layer_inpP13llama_contextjb")
-GET_NAMES = ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj")
+SET_TAP, GET_TAP = "llama_set_embeddings_layer_inp", "llama_get_embeddings_layer_inp"
 
 HiddenStates = npt.NDArray[np.float32]
 
 
 def why_not(model: Model) -> str | None:
     """Why the hidden states of a model cannot be read; None where they can."""
-    architecture = model.meta("general.architecture")
+    return why_not_of(model.meta("general.architecture"))
+
+
+def why_not_of(architecture: str | None) -> str | None:
+    """As `why_not`, by the name of an architecture."""
     if architecture not in ARCHITECTURES:
-        return f"llama.cpp is not known to record the inputs of the layers of architecture {architecture}"
-    return None if _functions() else "this build of llama.cpp does not export the inputs of layers"
+        return (
+            f"llama.cpp is not known to record the inputs of the layers of architecture {architecture}, only of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return "this build of llama.cpp does not export the inputs of layers" if missing((SET_TAP, GET_TAP)) else None
 
 
 class LayerTaps:
@@ -47,11 +50,11 @@ class LayerTaps:
 
         width  numbers of a hidden state
         """
-        functions = _functions()
-        assert functions is not None
+        set_tap, get = exported(SET_TAP), exported(GET_TAP)
+        assert set_tap is not None and get is not None
+        self._get = get
         self._context = context
         self.width = context.model.width
-        set_tap, self._get = functions
         for layer in layers:
             set_tap(context.handle, layer, True)
 
@@ -61,18 +64,3 @@ class LayerTaps:
         every = np.ctypeslib.as_array(pointer, shape=(self._context.rows, self.width))
         taken: HiddenStates = every[list(rows)]
         return taken
-
-
-@cache
-def _functions() -> tuple[Any, Any] | None:
-    """The functions that switch a tap and that read it; None where the library lacks one."""
-    library: Any = getattr(ll, "_lib", None)
-    set_tap, get = (
-        next((getattr(library, name) for name in names if hasattr(library, name)), None)
-        for names in (SET_NAMES, GET_NAMES)
-    )
-    if set_tap is None or get is None:
-        return None
-    set_tap.argtypes, set_tap.restype = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_bool], None
-    get.argtypes, get.restype = [ctypes.c_void_p, ctypes.c_uint32], ctypes.POINTER(ctypes.c_float)
-    return set_tap, get

@@ -106,11 +106,14 @@ def check_import() -> None:
             _write(path, Findings())
 
 
-def check_model(path: Path, runtime: Runtime, notify: Callable[[str], None] | None = None) -> Way:
+def check_model(
+    path: Path, runtime: Runtime, notify: Callable[[str], None] | None = None, *, head: bool = False
+) -> Way:
     """The way in which this library can open a GGUF file and decode with it without ending the process.
 
     Raises EngineError where there is none, and UsageError where the model itself ends it.
     notify  receives what the library cannot do, and what that costs
+    head    the file decodes nothing alone, so that only its tensor types are tried
     """
     header = whole_header(path)
     offloads = runtime.gpu_layers != 0
@@ -121,7 +124,7 @@ def check_model(path: Path, runtime: Runtime, notify: Callable[[str], None] | No
         _once(notify, f"{_crash(found.signal, what)}; it is used {way.words}. {_how_to_build()}")
     elif not found.tried:
         _once(notify, f"the installed llama.cpp could not be tried before it is used: {found.reason}")
-    if header.architecture not in TESTED:
+    if header.architecture not in TESTED and not head:
         _check_file(path, header, way.apply(runtime), notify)
     return way
 

@@ -35,18 +35,27 @@ LOG_LEVEL_ERROR, LOG_LEVEL_CONTINUED = 4, 5
 """Levels that ggml's log callback receives: for errors, and for the rest of a line that was begun. 3 is a warning."""
 
 
-def open_model(path: Path, runtime: Runtime | None = None, notify: Callable[[str], None] | None = None) -> Model:
+def open_model(
+    path: Path,
+    runtime: Runtime | None = None,
+    notify: Callable[[str], None] | None = None,
+    *,
+    mtp: bool = False,
+    head: bool = False,
+) -> Model:
     """Open a GGUF file with the settings for weights in `runtime`, or with llama.cpp's own, after `check_model`.
 
+    mtp   load its MTP layers, too
+    head  it is a head or an MTP layer without a model, which decodes nothing alone
     Raises UsageError, with llama.cpp's reason, when it cannot be loaded, and EngineError for a faulty library.
     """
     runtime = runtime or Runtime()
     if not ll.llama_supports_gpu_offload():
         runtime = replace(runtime, gpu_layers=0)
-    return load_model(path, runtime, check_model(path, runtime, notify))
+    return load_model(path, runtime, check_model(path, runtime, notify, head=head), mtp=mtp)
 
 
-def load_model(path: Path, runtime: Runtime, way: Way = WAYS[0]) -> Model:
+def load_model(path: Path, runtime: Runtime, way: Way = WAYS[0], *, mtp: bool = False) -> Model:
     """As `open_model`, without trying the library first; `way` is what it can do."""
     llama_logger.set_verbose(False)
     ll.llama_backend_init()
@@ -55,20 +64,25 @@ def load_model(path: Path, runtime: Runtime, way: Way = WAYS[0]) -> Model:
     params.use_extra_bufts = runtime.repack and way.repack
     if not runtime.mmap:
         params.load_mode = ll.LLAMA_LOAD_MODE_NONE
+    params.load_mtp = mtp
     with captured_log() as log:
         handle = ll.llama_model_load_from_file(os.fsencode(path), params)
     if not handle:
         raise UsageError(f"{path}: llama.cpp cannot load this model: {log.reason()}")
-    return Model(path, handle, way)
+    return Model(path, handle, way, has_mtp=mtp)
 
 
 class Model:
     """One opened GGUF file. Close it, or use it in a `with` statement."""
 
-    def __init__(self, path: Path, handle: Any, way: Way = WAYS[0]) -> None:
-        """`handle` is llama.cpp's pointer to the model; `way` is what the library can do with it."""
+    def __init__(self, path: Path, handle: Any, way: Way = WAYS[0], *, has_mtp: bool = False) -> None:
+        """`handle` is llama.cpp's pointer to the model; `way` is what the library can do with it.
+
+        has_mtp  whether its MTP layers are loaded
+        """
         self.path = path
         self.way = way
+        self.has_mtp = has_mtp
         self.handle = handle
         self.vocab = ll.llama_model_get_vocab(self.handle)
         self.num_tokens: int = ll.llama_vocab_n_tokens(self.vocab)

@@ -21,8 +21,10 @@ from specplug.profile import Profile
 from specplug.proposers.builtin import Builtin
 from specplug.proposers.datastore import Datastore, wait_for_corpora
 from specplug.proposers.draft_model import DraftModel
+from specplug.proposers.eagle3 import Eagle3
 from specplug.proposers.early_exit import EarlyExit
 from specplug.proposers.model_options import ModelOptions
+from specplug.proposers.mtp import Mtp
 from specplug.proposers.short_context import ShortContext
 from specplug.proposers.vocab_trim import VocabTrim
 
@@ -96,10 +98,11 @@ def engine_settings(
 def proposers_of(profile: Profile) -> list[Proposer]:
     """New instances of the profile's proposers. EngineError when one requires what vLLM does not provide.
 
+    `mtp` and `eagle3` are vLLM's own methods of these names here.
     UsageError for a draft model beside other proposers or with a window, for drafters of llama.cpp, and
     for `planner.prune_top_k`.
     """
-    proposers = registry.build_sources(profile.proposers)
+    proposers = [_as_vllm_method(profile, one) for one in registry.build_sources(profile.proposers)]
     registry.check_requirements(proposers, PROVIDES, NAME)
     wait_for_corpora(proposers)
     if any(isinstance(one, Datastore) and not one.shared_corpora for one in proposers):
@@ -116,7 +119,7 @@ def proposers_of(profile: Profile) -> list[Proposer]:
                 raise UsageError(f"profile {profile.name}: short_context: branches: vLLM drafts chains; remove it")
         elif isinstance(one, ModelOptions) and not isinstance(one, DraftModel):
             raise UsageError(f"profile {profile.name}: {registry.name_of(one)} drafts on llama.cpp only; remove it")
-    draft_models = [registry.name_of(one) for one in proposers if isinstance(one, DraftModel)]
+    draft_models = [_method(one) for one in proposers if isinstance(one, DraftModel | Builtin)]
     if draft_models and len(proposers) > 1:
         raise UsageError(
             f"profile {profile.name}: {draft_models[0]} is listed beside other proposers, but vLLM drafts either with "
@@ -130,6 +133,23 @@ def proposers_of(profile: Profile) -> list[Proposer]:
     if any(isinstance(one, DraftModel) and one.window is not None for one in proposers):
         raise UsageError(f"profile {profile.name}: context: vLLM's draft models read the complete text; remove it")
     return proposers
+
+
+def _as_vllm_method(profile: Profile, proposer: Proposer) -> Proposer:
+    """vLLM's own method in place of a head of llama.cpp's; other proposers stay what they are."""
+    if isinstance(proposer, Eagle3):
+        return Builtin(name="eagle3", model=proposer.model)
+    if isinstance(proposer, Mtp):
+        if proposer.model is not None:
+            raise UsageError(
+                f"profile {profile.name}: mtp: model: vLLM takes the head of the target's own checkpoint; remove it"
+            )
+        return Builtin(name="mtp")
+    return proposer
+
+
+def _method(proposer: Proposer) -> str:
+    return proposer.name if isinstance(proposer, Builtin) else registry.name_of(proposer)
 
 
 def is_vllm_method(proposers: Sequence[Proposer]) -> bool:

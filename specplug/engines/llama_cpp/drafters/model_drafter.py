@@ -12,50 +12,32 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from specplug.core import EMPTY, Draft, DraftAdvice, IntArray, Likeliest, Requires, Step, int_array
-from specplug.drafts.chains import num_agreeing
-from specplug.drafts.confidence import bucket_of, buckets_of
+from specplug.core import IntArray, Step, int_array
 from specplug.drafts.retrieval import Span, Window
 from specplug.engines.llama_cpp.context import Context, Logits
-from specplug.engines.llama_cpp.drafters.chain import (
-    Chain,
-    likeliest_tokens,
-    probability_of,
-    runner_up,
-)
-from specplug.engines.llama_cpp.drafters.drafted_text import DraftedText
+from specplug.engines.llama_cpp.drafters.chain import Chain
+from specplug.engines.llama_cpp.drafters.chain_drafter import SCORE_CONTEXT, SCORED_ROWS, ChainDrafter, ms_since
 from specplug.engines.llama_cpp.drafters.drafter_times import DrafterTimes
 from specplug.engines.llama_cpp.drafters.pass_timing import PassTiming
 from specplug.engines.llama_cpp.drafters.slot_cells import SlotCells
 from specplug.engines.llama_cpp.drafters.text_logits import likeliest_at_end, logits_of, read
-from specplug.engines.llama_cpp.sampling import Sampler
-from specplug.planning.constants import READING_PIECE, RETRY_TOKENS
-
-SCORE_CONTEXT = 64
-"""Tokens that the drafter reads before those on which it is scored. Chosen."""
-
-SCORED_ROWS = RETRY_TOKENS
-"""Most tokens on which it is scored: rows with logits of one pass."""
+from specplug.planning.constants import READING_PIECE
 
 FEWEST_BEFORE_CHOICE = 64
 """Fewest tokens that are emitted before the parts of a text that a window keeps are chosen again. Chosen."""
 
 
-class ModelDrafter:
+class ModelDrafter(ChainDrafter):
     """Drafts with a model of its own, for any number of sequences in one pass.
 
-    Source: speculative decoding (arXiv 2211.17192); trimmed heads, VocabTrim (arXiv 2506.22694). A draft ends where the
-    next token no longer pays, as in SpecDec++ (arXiv 2405.19715), by measured costs instead of a trained threshold. A
-    window of first, retrieved and recent tokens: see `drafts/retrieval.py`. The retrieved ones are chosen again once
-    rejected draft tokens have taken as long as reading others would, and reading is expected to pay.
-    A token's bucket is the probability that the drafter assigns to it, so the planner learns how far to trust it.
+    Source: speculative decoding (arXiv 2211.17192); trimmed heads, VocabTrim (arXiv 2506.22694). A window of first,
+    retrieved and recent tokens: see `drafts/retrieval.py`. The retrieved ones are chosen again once rejected draft
+    tokens have taken as long as reading others would, and reading is expected to pay.
     State: the tokens of running sequences, and per slot the KV cells of the tokens that the drafter has read, which a
     prompt with the same beginning uses again.
     Requires: nothing of the target.
     Cost per draft token: a pass of the drafter over one row for each sequence.
     """
-
-    requires = Requires()
 
     def __init__(
         self,
@@ -83,29 +65,23 @@ class ModelDrafter:
                       fit
         cell_bytes    size of one such cell
         """
+        super().__init__(
+            ids,
+            DrafterTimes(slots, cell_bytes),
+            max_tokens=max_tokens,
+            max_draft=max_draft,
+            branches=branches,
+            end_tokens=end_tokens,
+        )
         self._context = context
         self._is_control = is_control
-        self.buckets = buckets_of(branches)
-        self.max_draft = max_draft
         self.window = window
-        self.passes = 0
-        """Passes run so far in order to draft."""
-        self.advice: DraftAdvice | None = None
-        """Tells how far to draft."""
-        self.judged_top = 0
         self.shared_cells = [self._new_cells(slot) for slot in range(slots)]
         """The cells of each slot; their tokens are kept for a prompt that begins alike."""
-        self.ids = ids
-        self._known = frozenset(ids.tolist()) if ids is not None else frozenset()
-        self._max_tokens = max_tokens
-        self._branches = branches
-        self._end_tokens = end_tokens
         self._target_cells = target_cells
         self._scoring_id = slots
         self._timing = PassTiming(context, slots, self._scoring_id)
         self._score_rows = min(SCORE_CONTEXT + SCORED_ROWS, context.num_batch)
-        self._texts: dict[int, DraftedText] = {}
-        self.times = DrafterTimes(slots, cell_bytes)
 
     def warm_up(self) -> None:
         """Time passes and reading on the empty context, so that the first decision knows what they cost."""
@@ -119,12 +95,10 @@ class ModelDrafter:
 
     def forget(self) -> None:
         """Return to the state after opening, except for measured costs."""
+        super().forget()
         self._context.clear()
         for cells in self.shared_cells:
             cells.clear()
-        self._texts.clear()
-        self.advice = None
-        self.judged_top = 0
         self.times.forget_copies()
 
     def use_threads(self, threads: int) -> None:
@@ -134,69 +108,29 @@ class ModelDrafter:
         """Close the context, and not its model."""
         self._context.close()
 
-    def use_sampler(self, seq: int, sampler: Sampler) -> None:
-        """Draw draft tokens as the sequence's own tokens are drawn: same random numbers, penalties and grammar."""
-        self._texts[seq].sampler = sampler
-
     # -- the contract of a proposer -------------------------------------------------------------------------------
 
     def begin(self, seq: int, prompt: IntArray) -> None:
-        self._texts[seq] = DraftedText(prompt.tolist(), len(prompt), len(prompt))
+        super().begin(seq, prompt)
         self.shared_cells[seq].start(prompt)
 
-    def propose(self, seq: int, budget: int) -> Draft:
-        return self.propose_batch([seq], [budget])[0]
-
-    def propose_batch(self, seqs: Sequence[int], budgets: Sequence[int]) -> list[Draft]:
-        """One pass of the drafter per depth, for all sequences whose chains go on."""
-        chains = {}
-        for seq, budget in zip(seqs, budgets, strict=True):
-            text = self._texts[seq]
-            text.drafted, text.likeliest = [], []
-            most = min(budget, self.max_draft, self._max_tokens - len(text.tokens))
-            if most > 0:
-                draws = text.sampler.copy(self.ids) if text.sampler is not None else None
-                chains[seq] = Chain(seq, budget, most, draws)
-        try:
-            self._draft(list(chains.values()))
-        finally:
-            for chain in chains.values():
-                if chain.draws is not None:
-                    chain.draws.close()
-        return [chains[seq].draft() if seq in chains else EMPTY for seq in seqs]
-
     def observe(self, seq: int, step: Step) -> None:
-        text = self._texts[seq]
-        for token in step.emitted:
-            self.shared_cells[seq].emitted(token, len(text.tokens))
-            text.tokens.append(token)
-        if text.drafted and self.advice is not None:
-            right = num_agreeing(text.drafted, step.emitted)
-            self.advice.learn(seq, right, min(len(text.drafted), len(step.emitted), right + 1))
-            text.lost_ms += (len(text.drafted) - right) * self.pass_ms(1)
-        text.drafted, text.likeliest = [], []
+        for known, token in enumerate(step.emitted, len(self._texts[seq].tokens)):
+            self.shared_cells[seq].emitted(token, known)
+        super().observe(seq, step)
         if self.window is not None and self.window.retrieved:
             self._choose_again(seq)
 
     def end(self, seq: int) -> None:
-        del self._texts[seq]
+        super().end(seq)
         cells = self.shared_cells[seq]
         cells.cut(cells.valid)
-
-    def likeliest(self, seq: int) -> list[Likeliest]:
-        return self._texts[seq].likeliest
-
-    def knows(self, token: int) -> bool:
-        return self.ids is None or token in self._known
 
     # -- the contract of a model-based proposer -------------------------------------------------------------------
 
     @property
     def retry_ms(self) -> float:
         return self._score_rows * self.times.score_row_ms
-
-    def pass_ms(self, rows: int) -> float:
-        return self.times.pass_ms(rows)
 
     def reading_ms(self, seq: int) -> float:
         """The time to read the text before the last token, or to copy its cells from the target's cache."""
@@ -220,14 +154,14 @@ class ModelDrafter:
         began = perf_counter_ns()
         done = False
         for seq in seqs:
-            if done and _ms_since(began) >= ms:
+            if done and ms_since(began) >= ms:
                 return
             text, cells = self._texts[seq].tokens, self.shared_cells[seq]
             if self._target_cells is not None and self._copying_ms(seq) < self._reading_ms(seq):
                 self._copy(cells, seq, text[:-1])
                 done = True
             while cells.read < len(text) - 1:
-                left = ms - _ms_since(began)
+                left = ms - ms_since(began)
                 if done and left <= 0:
                     return
                 rows = self._context.num_batch
@@ -244,7 +178,7 @@ class ModelDrafter:
             return 0, 0
         began = perf_counter_ns()
         rows, best = self._scored(seq, scored)
-        self.times.scored(rows, _ms_since(began))
+        self.times.scored(rows, ms_since(began))
         tokens = best if self.ids is None else self.ids[best]
         return int((tokens == np.asarray(text.tokens[-scored:])).sum()), scored
 
@@ -253,11 +187,6 @@ class ModelDrafter:
         self.times.timed(self._timing.one_row_ms(slot, self.shared_cells[slot].next_position))
 
     def logits_along(self, prompt: IntArray, answer: IntArray, target_slot: int | None = None) -> Iterator[Logits]:
-        """float32[rows of the head] after a prompt and each token of `answer` (int32[n]) but the last, given the tokens
-        before it; each is overwritten by later passes. No sequence may run.
-
-        target_slot  the target's slot that holds the prompt, whose cells are copied; None reads it
-        """
         for used in self.shared_cells:
             used.clear()
         context, id_ = self._context, self._scoring_id
@@ -271,45 +200,7 @@ class ModelDrafter:
         yield from logits_of(context, cells, id_, answer[:-1].tolist(), SCORED_ROWS)
         context.drop(id_)
 
-    # -- drafting -------------------------------------------------------------------------------------------------
-
-    def _draft(self, chains: list[Chain]) -> None:
-        """Fill the chains, one depth after the other."""
-        if not chains:
-            return
-        logits = self._catch_up([chain.seq for chain in chains])
-        began = perf_counter_ns()
-        while True:
-            self.passes += 1
-            rows = len(chains)
-            chains = [chain for row, chain in enumerate(chains) if self._extend(chain, logits[row], rows)]
-            if not chains:
-                return
-            logits = self._evaluate([(chain.seq, [chain.tokens[chain.last]]) for chain in chains], of_text=False)
-            now = perf_counter_ns()
-            self.times.drafted(len(chains), (now - began) / 1e6)
-            began = now
-
-    def _extend(self, chain: Chain, logits: Logits, rows: int) -> bool:
-        """Add the likeliest token, or the one that is drawn; whether the chain should go on."""
-        best = int(logits.argmax()) if chain.draws is None else chain.draws.draw(logits)
-        if best is None:
-            return False
-        token, text, probability = self.token_of(best), self._texts[chain.seq], probability_of(logits, best)
-        if self.judged_top:
-            text.likeliest.append(likeliest_tokens(logits, self.ids, self.judged_top, best, probability))
-        chain.add_last(token, bucket_of(probability))
-        text.drafted.append(token)
-        if self._branches > 1 and len(chain.tokens) < chain.budget:
-            second, bucket = runner_up(logits, best)
-            chain.add_runner_up(self.token_of(second), bucket)
-        if chain.is_full or token in self._end_tokens:
-            return False
-        return self.advice is None or self.advice.another_pays(chain.seq, chain.path, rows)
-
-    def token_of(self, row: int) -> int:
-        """The token of a row of the head."""
-        return row if self.ids is None else int(self.ids[row])
+    # -- passes of the drafter ------------------------------------------------------------------------------------
 
     def _scored(self, seq: int, scored: int) -> tuple[int, IntArray]:
         """The likeliest rows of the head at the last `scored` tokens of a text, and the rows of the pass."""
@@ -325,8 +216,6 @@ class ModelDrafter:
                 raise
         part = text[-self._score_rows - 1 :]
         return len(part) - 1, likeliest_at_end(context, id_, part, scored)
-
-    # -- passes of the drafter ------------------------------------------------------------------------------------
 
     def _catch_up(self, seqs: Sequence[int]) -> Logits:
         """float32[n, rows of the head]: the logits after the last token of each sequence, whose text is then read."""
@@ -348,12 +237,15 @@ class ModelDrafter:
             parts.append((seq, part))
         return self._evaluate(parts, of_text=True)
 
+    def _go_on(self, chains: Sequence[Chain]) -> Logits:
+        return self._evaluate([(chain.seq, [chain.tokens[chain.last]]) for chain in chains], of_text=False)
+
     def _read_piece(self, seq: int, text: Sequence[int], most: int) -> None:
         """Read the next tokens of a text before its last one, at most so many."""
         began = perf_counter_ns()
         tokens = self.shared_cells[seq].prepare(text, most, with_last=False)
         self._evaluate([(seq, tokens)], of_text=True)
-        self.times.read(len(tokens), _ms_since(began))
+        self.times.read(len(tokens), ms_since(began))
 
     def _evaluate(self, parts: Sequence[tuple[int, Sequence[int]]], *, of_text: bool) -> Logits:
         """float32[n, rows of the head]: the logits after the last token of each part, in one pass."""
@@ -377,7 +269,7 @@ class ModelDrafter:
         began = perf_counter_ns()
         spans = cells.spans(text)
         cells.restore(text, spans, self._target_cells(target_slot, spans))
-        self.times.copied(max(cells.valid, 1), _ms_since(began))
+        self.times.copied(max(cells.valid, 1), ms_since(began))
 
     def _choose_again(self, seq: int) -> None:
         """Choose the retrieved parts of a text again, where that is due and is expected to pay."""
@@ -392,7 +284,3 @@ class ModelDrafter:
 
     def _new_cells(self, id_: int) -> SlotCells:
         return SlotCells(self._context, id_, self.window, self._is_control)
-
-
-def _ms_since(began_ns: int) -> float:
-    return (perf_counter_ns() - began_ns) / 1e6

@@ -12,11 +12,15 @@ from pathlib import Path
 from specplug import registry
 from specplug.core import Proposer
 from specplug.engines.llama_cpp.context import Context, Inputs, cache_bytes, open_context
+from specplug.engines.llama_cpp.drafters.chain_drafter import SCORE_CONTEXT, SCORED_ROWS
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
 from specplug.engines.llama_cpp.drafters.exit_opening import open_scoring, scoring_cells, target_cells
 from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring
 from specplug.engines.llama_cpp.drafters.finding import NO_SPANS, Found, find
-from specplug.engines.llama_cpp.drafters.model_drafter import SCORE_CONTEXT, SCORED_ROWS, ModelDrafter
+from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
+from specplug.engines.llama_cpp.drafters.head_finding import find_head, loads_mtp
+from specplug.engines.llama_cpp.drafters.head_opening import head_need, open_head
+from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.engine_settings import can_offload
 from specplug.engines.llama_cpp.memory_need import MemoryNeed, check_memory, memory_need
@@ -28,8 +32,10 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.machine.memory import available_memory, gib
 from specplug.profile import Profile, Runtime
 from specplug.proposers.draft_model import DraftModel
+from specplug.proposers.eagle3 import Eagle3
 from specplug.proposers.early_exit import EarlyExit
 from specplug.proposers.model_options import ModelOptions
+from specplug.proposers.mtp import Mtp
 from specplug.proposers.short_context import ShortContext
 
 
@@ -39,8 +45,9 @@ class Drafters:
     def __init__(self) -> None:
         self.files: dict[int, Path] = {}
         """The model file of each drafter: the target's own where it drafts itself, the first of several exits."""
-        self._opened: dict[int, ModelDrafter | ExitDrafter] = {}
+        self._opened: dict[int, ModelDrafter | ExitDrafter | HeadDrafter] = {}
         self._scoring: dict[ExitScoring, ExitDrafter] = {}
+        self._following: list[HeadDrafter] = []
         self._models: list[Model] = []
         self._notify: Callable[[str], None] | None = None
 
@@ -61,6 +68,13 @@ class Drafters:
         """
         self._notify = notify
         for place, source in enumerate(sources):
+            if isinstance(source, Mtp | Eagle3):
+                path = self.files[place] = find_head(source, target.model.path)
+                head, own = open_head(source, path, target, runtime, slots=slots, notify=notify)
+                self._opened[place] = head
+                self._following.append(head)
+                self._models += [own] if own is not None else []
+                continue
             if not isinstance(source, ModelOptions):
                 continue
             found = find(source, target.model.path)
@@ -96,6 +110,13 @@ class Drafters:
 
     def after_pass(self, passed: Pass) -> None:
         """Let drafters learn from a pass of the target whose tokens are emitted, before the proposers observe them."""
+        for head in list(self._following):
+            try:
+                head.follow(passed)
+            except (SpecplugError, ValueError) as error:  # the step goes on; this head, without states, drafts no more
+                self._following.remove(head)
+                if self._notify is not None:
+                    self._notify(f"a head drafts no more: {error}")
         for scoring in list(self._scoring):
             try:
                 scoring(passed)
@@ -116,6 +137,7 @@ class Drafters:
             model.close()
         self._opened.clear()
         self._scoring.clear()
+        self._following.clear()
         self._models.clear()
 
     def _exits(
@@ -140,9 +162,11 @@ class Drafters:
 
 def open_target(path: Path, profiles: Iterable[Profile], runtime: Runtime, notify: Callable[[str], None]) -> Model:
     """The model in a GGUF file, after `check_drafters`. `notify` also receives what `setting_warnings` finds."""
+    profiles = list(profiles)
     offloads = bool(runtime.gpu_layers) and can_offload()
     check_drafters(path, profiles, offloads=offloads, runtime=runtime, notify=notify)
-    model = open_model(path, runtime, notify)
+    sources = [source for profile in profiles for source in registry.build_sources(profile.proposers)]
+    model = open_model(path, runtime, notify, mtp=any(loads_mtp(source, path) for source in sources))
     for warning in setting_warnings(model, runtime):
         notify(warning)
     return model
@@ -171,6 +195,10 @@ def check_drafters(
     for profile in profiles:
         tried.append([])
         for source in registry.build_sources(profile.proposers):
+            if isinstance(source, Mtp | Eagle3):
+                path = find_head(source, target)
+                tried[-1].append((path, head_need(source, path, target, runtime, context)))
+                continue
             if not isinstance(source, ModelOptions):
                 continue
             every = find(source, target)

@@ -8,11 +8,11 @@ from specplug.core import IntArray, int_array
 from specplug.drafts.confidence import bucket_of
 from specplug.drafts.guesses import Guesses
 from specplug.engines.llama_cpp.drafters.chain import likeliest_tokens, probability_of
-from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+from specplug.engines.llama_cpp.drafters.chain_drafter import ChainDrafter
 
 
 def recorded_guesses(
-    drafter: ModelDrafter, prompt: IntArray, answer: IntArray, top: int, target_slot: int | None = None
+    drafter: ChainDrafter, prompt: IntArray, answer: IntArray, top: int, target_slot: int | None = None
 ) -> Guesses:
     """The drafter's guesses after a prompt and each token of `answer` (int32[n]) but the last: n - 1 places.
 

@@ -1,0 +1,49 @@
+"""Drafts with a model's own MTP layer, which reads the target's states after its last norm.
+
+Knows where these states come from, and nothing of texts or passes, which are the base class's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from specplug.engines.llama_cpp.context import Context
+from specplug.engines.llama_cpp.drafters.head_context import HeadContext, States, record_states, recorded_states
+from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
+from specplug.engines.llama_cpp.drafters.head_text import Layout
+
+
+class MtpDrafter(HeadDrafter):
+    """An MTP layer (multi-token prediction, or NextN), run again on its own states for further draft tokens.
+
+    Source: DeepSeek-V3 (arXiv 2412.19437). State, requires and cost per step are those of HeadDrafter; a pass is one
+    layer and the complete output matrix.
+    """
+
+    def __init__(
+        self,
+        context: HeadContext,
+        target: Context,
+        *,
+        slots: int,
+        max_tokens: int,
+        max_draft: int,
+        branches: int,
+        end_tokens: Set[int] = frozenset(),
+    ) -> None:
+        """`context` is that of an MTP layer; passes of `target` record states from now on."""
+        record_states(target)
+        super().__init__(
+            context,
+            target,
+            Layout(context.width, first=0),
+            slots=slots,
+            max_tokens=max_tokens,
+            max_draft=max_draft,
+            branches=branches,
+            end_tokens=end_tokens,
+        )
+
+    def _target_states(self, rows: Sequence[int]) -> States:
+        taken: States = recorded_states(self._target, self._target.rows, self._context.width)[list(rows)]
+        return taken

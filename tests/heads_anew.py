@@ -1,0 +1,73 @@
+"""What a head drafts after a text that it and the target read anew: the reference for drafts made step by step.
+
+Written without texts, histories and cells of slots: contexts of its own, every state in float32, every pass on its own.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specplug.engines.llama_cpp.context import open_context
+from specplug.engines.llama_cpp.drafters.head_context import open_head_context, record_states, recorded_states
+from specplug.engines.llama_cpp.layer_taps import LayerTaps
+from specplug.engines.llama_cpp.model import Model, load_model
+from specplug.profile import Runtime
+
+TAPS = (1, 2, 3)
+
+RUNTIME = Runtime(threads=1, context=512, kv_type="f32", flash_attention=False)
+"""In f32, where a wrong state shows as another token, and rounding does not."""
+
+
+class HeadAnew:
+    """`mtp`: the MTP layer of the target's own file; else `head` is an EAGLE-3 head that reads the layers TAPS."""
+
+    def __init__(self, target: Path, head: Path, *, mtp: bool) -> None:
+        self._stack = ExitStack()
+        self.model: Model = self._stack.enter_context(load_model(target, RUNTIME, mtp=mtp))
+        own = self.model if mtp else self._stack.enter_context(load_model(head, RUNTIME))
+        self._mtp = mtp
+        self._target = self._stack.enter_context(
+            open_context(self.model, RUNTIME, cells=RUNTIME.context, num_ids=1, max_rows=1)
+        )
+        self._taps: Any = None
+        if mtp:
+            record_states(self._target)
+        else:
+            self._taps = LayerTaps(self._target, TAPS)
+        self._head = self._stack.enter_context(
+            open_head_context(own, self._target, RUNTIME, cells=512, num_ids=2, max_rows=512, mtp=mtp)
+        )
+
+    def __enter__(self) -> "HeadAnew":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def draft(self, text: list[int], length: int) -> list[int]:
+        """The likeliest tokens after a text, whose last token the target has not read."""
+        target, head = self._target, self._head
+        target.read(np.asarray(text[:-1], dtype=np.int32))
+        count = len(text) - 1
+        if self._mtp:
+            states = np.zeros((count + 1, head.width), dtype=np.float32)
+            states[1:] = recorded_states(target, count, head.width)
+            tokens = text
+        else:
+            states = np.concatenate([self._taps.rows(layer, range(count)) for layer in TAPS], axis=1)
+            head.clear()
+            states, tokens = head.encode(states, 1), text[1:]
+        head.clear()
+        drafted: list[int] = []
+        position = 0
+        while len(drafted) < length:
+            head.clear_batch()
+            head.add_states(tokens, states, position, 0, wanted=True)
+            head.decode()
+            position += len(tokens)
+            drafted.append(int(head.logits(len(tokens))[-1].argmax()))
+            tokens, states = [drafted[-1]], head.own_states()[-1:].copy()
+        return drafted
