@@ -195,6 +195,7 @@ def serve(
         _exec_vllm(chosen, host, port, api_key, further, print_command)
         return
     _require_server()
+    from specplug.engines.llama_cpp.drafters.head_finding import with_own_heads
     from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.serving_engine import open_serving_engine
     from specplug.server.middleware import Limits
@@ -205,6 +206,7 @@ def serve(
     address.check()  # before a model is downloaded or loaded
     prepare([chosen], yes=yes)
     path = model_path(chosen)
+    chosen = with_own_heads(chosen, path)
     settings = Settings(name or model_name(chosen.model or "", path), queue, deadline, log_prompts, private)
     with (
         remembering(chosen, lambda: path, note, reopened=True) as remembered,

@@ -19,6 +19,8 @@ from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
 from specplug.machine.folders import expanded
+from specplug.models.gguf_header import read_header
+from specplug.models.model_facts import has_mtp_layer
 from specplug.models.references import model_name
 from specplug.profile import Profile
 from specplug.profile.settings import as_name
@@ -194,6 +196,8 @@ def _drafters(request: options.Request) -> tuple[ProposerSpec, ...]:
         return ()
     target = options.model_path(request.profile)
     own = [one for spec in drafters_of(request.profile.proposers) for one in exits_to_try(spec, target)]
+    if request.profile.own_heads and request.profile.engine == "llama-cpp" and has_mtp_layer(read_header(target)):
+        own.append(ProposerSpec("mtp"))
     return (*own, *map(options.drafter_spec, request.drafts))
 
 

@@ -68,6 +68,7 @@ MEANINGS = {
     "proposers": "The methods that draft, each a name or a mapping with `method` and its options (below). The drafts "
     "of several methods are merged into one. `[none]` is plain decoding.",
     "planner": "See below.",
+    "own_heads": "Let layers that the model's file brings to draft for it (an MTP layer) draft as well, on llama.cpp.",
     "exact": "Run every pass so that it rounds as plain decoding does on this machine: the same tokens are then "
     "certain, at a measured cost ([rounding](../explanation/rounding.md)).",
     "runtime": "See below.",

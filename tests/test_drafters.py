@@ -800,7 +800,7 @@ def test_too_little_memory_for_both_is_said_before_loading(
     drafter = formats["q4_0"].stat().st_size
     loaded: list[Path] = []
 
-    def open_model(path: Path, *_: object) -> SimpleNamespace:
+    def open_model(path: Path, *_: object, **options: object) -> SimpleNamespace:
         loaded.append(path)
         return SimpleNamespace(path=path, train_context=8192)
 

@@ -72,6 +72,22 @@ def test_lookup_becomes_the_lookup_of_llama_server() -> None:
     assert (found["--spec-ngram-simple-size-n"], found["--spec-ngram-simple-size-m"]) == ("4", "8")
 
 
+def test_heads_become_those_of_llama_server_before_lookup() -> None:
+    specs = (
+        ProposerSpec("suffix"),
+        ProposerSpec("mtp"),
+        ProposerSpec("eagle3", {"model": "head.gguf", "max_draft": 2}),
+    )
+    exported = export(Profile("p", proposers=specs), "llama-server", "m.gguf")
+    found = flags(exported)
+    assert found["--spec-type"] == "draft-mtp,draft-eagle3,ngram-simple"
+    assert found["--model-draft"] == "head.gguf"
+    assert any("order of its own" in line for line in exported.lost)
+    assert not any("no counterpart" in line for line in exported.lost)
+    alone = flags(export(Profile("p", proposers=specs[1:2]), "llama-server", "m.gguf"))
+    assert alone["--spec-type"] == "draft-mtp" and alone["--spec-draft-n-max"] == "3" and "--model-draft" not in alone
+
+
 def test_engine_settings_are_exported() -> None:
     runtime = Runtime(threads=6, context=9000, gpu_layers=-1, flash_attention=True, kv_type="q8_0")
     found = flags(export(Profile("p", runtime=runtime), "llama-server", "x.gguf"))

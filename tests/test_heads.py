@@ -15,18 +15,23 @@ pytest.importorskip("gguf")
 from hand_driven import HandDriven, open_with_snapshots
 from heads_anew import RUNTIME, HeadAnew
 from test_step_loop import answer_all
-from tiny_architectures import ARCHITECTURES, eagle3
+from tiny_architectures import ARCHITECTURES, eagle3, qwen35
 
+from specplug import profile as profiles
 from specplug.bench.arms import ProfileArm, PromptStates, plain
 from specplug.core import EMPTY, Draft, IntArray
 from specplug.engines.llama_cpp import SpeculativeLlama
 from specplug.engines.llama_cpp.drafters.head_context import HeadContext
 from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
+from specplug.engines.llama_cpp.drafters.head_finding import with_own_heads
 from specplug.engines.llama_cpp.drafters.head_opening import open_head
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, load_model
 from specplug.engines.llama_cpp.serving_engine import ServingEngine
+from specplug.engines.open_profile import open_engine
 from specplug.generation.answers import Request, Sampling
+from specplug.models.gguf_header import read_header
+from specplug.models.model_facts import has_mtp_layer, model_facts
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile
 from specplug.proposers.mtp import Mtp
 from specplug.registry import ProposerSpec
@@ -371,3 +376,21 @@ def test_mtp_drafts_of_a_hybrid_model_equal_those_that_are_read_anew(weights: st
     assert accepted > 20 and rejected > 20
     # In 8 bits, passes of several rows round otherwise than those of one, and so do states in 16 bits.
     assert all(equal) if weights == "f32" else np.mean(equal) > 0.9
+
+
+# -- heads of the model's own file -------------------------------------------------------------------------------------
+
+
+def test_the_default_profile_drafts_with_what_the_file_brings(tmp_path: Path) -> None:
+    with_layer, without = ARCHITECTURES["qwen35_mtp"](tmp_path / "a.gguf"), ARCHITECTURES["qwen35"](tmp_path / "b.gguf")
+    default, named = profiles.load("default"), profiles.load("mtp")
+    assert [spec.method for spec in with_own_heads(default, with_layer).proposers][-1] == "mtp"
+    assert with_own_heads(default, without) == default
+    assert with_own_heads(named, with_layer) == named, "it names the layer already"
+    assert with_own_heads(replace(default, own_heads=False), with_layer).proposers == default.proposers
+    assert has_mtp_layer(read_header(with_layer)) and model_facts(with_layer).heads == ("mtp",)
+    two = qwen35(tmp_path / "c.gguf", mtp_layers=2)
+    assert with_own_heads(default, two) == default, "llama.cpp runs one such layer only"
+    profile = replace(default, runtime=replace(default.runtime, threads=1, context=256))
+    with open_engine(replace(profile, model=str(with_layer)), lambda text: None) as engine:
+        assert [type(source).__name__ for source in engine.loop.speculator.fusion.sources][-1] == "MtpDrafter"  # type: ignore[attr-defined]

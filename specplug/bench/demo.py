@@ -247,10 +247,12 @@ def open_demo(
     packaged  the packaged file, where `path` is a copy of it in another format
     times     of the model's passes; measured where None. Drafts are planned by them unless the profile has its own
     """
+    from specplug.engines.llama_cpp.drafters.head_finding import with_own_heads
     from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.engine import LlamaCpp
     from specplug.engines.llama_cpp.model import open_model
 
+    profile = with_own_heads(profile, path)
     with ExitStack() as stack:
         model = stack.enter_context(open_target(path, [profile], profile.runtime, notify))
         if times is None:

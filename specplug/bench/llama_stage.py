@@ -59,12 +59,14 @@ def llama_stage(
     from specplug.engines.llama_cpp import require
 
     require()
+    from specplug.engines.llama_cpp.drafters.head_finding import with_own_heads
     from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.measure import LONGEST, cost_points
     from specplug.engines.llama_cpp.pass_costs import remember
     from specplug.engines.llama_cpp.rounding import explain
     from specplug.engines.llama_cpp.settings_choice import with_settings
 
+    profiles = [with_own_heads(profile, path) for profile in profiles]
     with ExitStack() as stack:
         model = stack.enter_context(open_target(path, profiles, profiles[0].runtime, notify))
         first = with_settings(profiles[0], model, many=concurrency > 1)

@@ -149,12 +149,14 @@ def prove(
     from specplug.engines.llama_cpp import require
 
     require()
+    from specplug.engines.llama_cpp.drafters.head_finding import with_own_heads
     from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.engine import LlamaCpp
     from specplug.engines.llama_cpp.rounding import explain
     from specplug.engines.llama_cpp.settings_choice import with_settings
 
     verdicts = Verdicts(settings)
+    profile = with_own_heads(profile, model_path)
     with ExitStack() as stack:
         model = stack.enter_context(open_target(model_path, [profile], profile.runtime, notify))
         profile = with_settings(profile, model)

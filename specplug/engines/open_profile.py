@@ -52,9 +52,11 @@ def open_engine(
     from specplug.engines.llama_cpp import require
 
     require()
+    from specplug.engines.llama_cpp.drafters.head_finding import with_own_heads
     from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.engine import LlamaCpp
 
+    profile = with_own_heads(profile, path)
     with (
         open_target(path, [profile], profile.runtime, notify) as model,
         LlamaCpp(model, profile, remember=True, learned=learned, follow_free_cores=True, notify=notify) as llama,

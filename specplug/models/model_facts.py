@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from specplug.errors import UsageError
-from specplug.models.gguf_header import parts_of, read_header
+from specplug.models.gguf_header import Header, parts_of, read_header
 from specplug.models.hub_reference import weight_files
 from specplug.models.references import check_gguf, tokenizer_hash
 
@@ -58,6 +58,9 @@ SNAPSHOT_ARCHITECTURES = frozenset(
      "glm5-next", "bailingmoe3")
 )  # fmt: skip
 """Architectures of which llama.cpp keeps the states before the last rows (llm_arch_supports_rs_rollback)."""
+
+MTP_ARCHITECTURES = ("qwen35",)
+"""Architectures with MTP layers, by `general.architecture`, in which this was run (tests/test_heads.py)."""
 
 STATEFUL = ("recurrent", "hybrid")
 """The kinds of memory that keep a state, which nothing can be cut from."""
@@ -153,8 +156,14 @@ def _gguf_facts(path: Path) -> ModelFacts:
         num_tokens=header.num_tokens or None,
         problem=problem,
         rollback=rollback,
-        heads=("mtp",) if _largest(header.numbers.get("nextn_predict_layers")) else (),
+        heads=("mtp",) if has_mtp_layer(header) else (),
     )
+
+
+def has_mtp_layer(header: Header) -> bool:
+    """Whether a model brings an MTP layer that llama.cpp's engine can draft with."""
+    count = _largest(header.numbers.get("nextn_predict_layers"))
+    return count == 1 and header.architecture in MTP_ARCHITECTURES
 
 
 def memory_kind(numbers: Mapping[str, int | tuple[int, ...]]) -> str:

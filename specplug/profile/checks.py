@@ -302,6 +302,7 @@ _PROFILE: dict[str, Check] = {
     "engine": _choice(ENGINES),
     "model": _optional(_text),
     "proposers": _proposers,
+    "own_heads": _flag,
     "planner": lambda value, where: _section(PlannerSettings, _PLANNER, value, where),
     "exact": _flag,
     "runtime": lambda value, where: _section(Runtime, _RUNTIME, value, where),

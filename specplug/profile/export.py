@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from specplug.errors import UsageError
 from specplug.models import hub_reference
 from specplug.planning.cost import CostCurve
 from specplug.profile.settings import Profile, Runtime, VllmSettings
+from specplug.profile.with_drafter import HEADS
 
 TARGETS = ("llama-server", "llama-cpp-python", "vllm")
 
@@ -31,6 +32,9 @@ MAX_BATCH = 512
 
 CONTEXT = 256
 """Tokens in the cache at which the cost of a pass is read from the cost curve."""
+
+LONGEST_OF_HEAD = 3
+"""Draft tokens of a head in every step, as in llama.cpp's examples, where a profile allows more."""
 
 LARGEST_UBATCH = 512
 """Tokens that llama-server and llama-cpp-python compute at a time where no number is given."""
@@ -103,16 +107,27 @@ def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], mo
         argv.append("--no-repack")
     if not runtime.mmap:
         argv += ["--load-mode", "none"]
-    lookup, lost = _fixed_lookup(profile, methods)
-    if lookup is None:
-        argv += ["--spec-type", "none"]
-    else:
+    heads = [method for method in methods if method in HEADS]
+    lookup, lost = _fixed_lookup(profile, methods, kept=heads)
+    kinds, flags, fixed = [], [], list[str]()
+    for head in heads:
+        kinds.append(f"draft-{head}")
+        length = min(int(methods[head]["max_draft"]), LONGEST_OF_HEAD)
+        if methods[head]["model"] is not None:
+            flags += ["--model-draft", str(methods[head]["model"])]
+        flags += ["--spec-draft-n-max", str(length)]
+        fixed.append(f"{head} drafts {length} tokens in every step: the length does not depend on measured costs")
+    if lookup is not None:
         match, length = lookup
-        argv += ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", str(match)]
-        argv += ["--spec-ngram-simple-size-m", str(length)]
-        chain = f"every step matches {match} tokens and drafts {length}: the length does not depend on measured costs"
-        lost = [chain, *lost]
-    return Exported(argv, lost + _lost_settings(profile, "llama-server"))
+        kinds.append("ngram-simple")
+        flags += ["--spec-ngram-simple-size-n", str(match), "--spec-ngram-simple-size-m", str(length)]
+        fixed.append(
+            f"every step matches {match} tokens and drafts {length}: the length does not depend on measured costs"
+        )
+    if len(kinds) > 1:
+        fixed.append("llama-server asks its drafters in an order of its own, and takes the first draft")
+    argv += ["--spec-type", ",".join(kinds) or "none", *flags]
+    return Exported(argv, fixed + lost + _lost_settings(profile, "llama-server"))
 
 
 def _llama_cpp_python(profile: Profile, methods: Mapping[str, Mapping[str, Any]], model: str) -> ExportedCode:
@@ -187,16 +202,19 @@ def _vllm_model(model: str) -> list[str]:
 
 
 def _fixed_lookup(
-    profile: Profile, methods: Mapping[str, Mapping[str, Any]]
+    profile: Profile, methods: Mapping[str, Mapping[str, Any]], *, kept: Sequence[str] = ()
 ) -> tuple[tuple[int, int] | None, list[str]]:
-    """(tokens to match, tokens to draft) of a lookup of fixed length, None for none; and sentences on what is lost."""
+    """(tokens to match, tokens to draft) of a lookup of fixed length, None for none; and sentences on what is lost.
+
+    kept  further methods that have a counterpart
+    """
     lookup = methods.get("ngram") or methods.get("suffix")
     if lookup is None:
-        return None, _lost(methods, ())
+        return None, _lost(methods, (*kept,))
     length = _length(profile, int(lookup["max_draft"]))
     if not length:
         return None, ["no fixed draft length is faster at the measured costs"]
-    return (int(lookup.get("max_match", 3)), length), _lost(methods, ("ngram", "suffix"))
+    return (int(lookup.get("max_match", 3)), length), _lost(methods, ("ngram", "suffix", *kept))
 
 
 def _attention(profile: Profile) -> tuple[bool | None, str | None]:

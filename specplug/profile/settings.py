@@ -141,13 +141,17 @@ class Remember:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The only configuration object. Command-line flags edit a copy of it."""
+    """The only configuration object. Command-line flags edit a copy of it.
+
+    own_heads  whether layers that a model's file brings to draft for it draft as well
+    """
 
     name: str
     description: str = ""
     engine: str = "llama-cpp"
     model: str | None = None
     proposers: tuple[ProposerSpec, ...] = (ProposerSpec("suffix"), ProposerSpec("token_recycling"))
+    own_heads: bool = False
     planner: PlannerSettings = PlannerSettings()
     exact: bool = False
     runtime: Runtime = Runtime()

@@ -6,6 +6,7 @@ here by name.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from specplug.engines.llama_cpp import layer_taps
@@ -14,11 +15,12 @@ from specplug.errors import UsageError
 from specplug.machine.folders import expanded
 from specplug.models import references
 from specplug.models.gguf_header import Header, parts_of, read_header
+from specplug.models.model_facts import MTP_ARCHITECTURES, has_mtp_layer
+from specplug.profile import Profile
+from specplug.profile.with_drafter import DRAFTERS
 from specplug.proposers.eagle3 import Eagle3
 from specplug.proposers.mtp import Mtp
-
-MTP_ARCHITECTURES = ("qwen35",)
-"""Architectures with MTP layers, by `general.architecture`, in which this was run (tests/test_heads.py)."""
+from specplug.registry import ProposerSpec
 
 MTP_TENSOR = "nextn.eh_proj.weight"
 """How the name of a matrix ends that every MTP layer has."""
@@ -43,6 +45,15 @@ def loads_mtp(source: object, target: Path) -> bool:
     return isinstance(source, Mtp) and (
         source.model is None or references.resolve(source.model, "gguf", head=True) == target
     )
+
+
+def with_own_heads(profile: Profile, target: Path) -> Profile:
+    """The profile with the layers that the target's file brings to draft for it, where the profile asks for them."""
+    if not (profile.own_heads and profile.speculates and has_mtp_layer(read_header(target))):
+        return profile
+    if why_no_states() is not None or any(spec.method in DRAFTERS for spec in profile.proposers):
+        return profile
+    return replace(profile, proposers=(*profile.proposers, ProposerSpec("mtp")))
 
 
 def target_layers(head: Path) -> tuple[int, ...]:
