@@ -114,5 +114,5 @@ def test_no_more_ids_are_taken_than_used() -> None:
 
 def test_children_by_parent_and_token() -> None:
     draft = Draft.of([5, 6, 5], [ROOT, 0, 0], [0, 0, 0])
-    assert Tree(draft, 0, [], [], [], 4).children() == {(ROOT, 5): 0, (0, 6): 1, (0, 5): 2}
-    assert Tree(EMPTY, 0, [], [], [], 1).children() == {}
+    assert Tree(draft, 0, 0, [], [], [], 4).children() == {(ROOT, 5): 0, (0, 6): 1, (0, 5): 2}
+    assert Tree(EMPTY, 0, 0, [], [], [], 1).children() == {}

@@ -9,7 +9,7 @@ import numpy as np
 
 from specplug.bench.arms import Result
 from specplug.bench.statistics import Interval
-from specplug.core import NO_LIMITS, Bucket, IntArray, Requires, int_array
+from specplug.core import NO_LIMITS, Bucket, DraftLimits, IntArray, Requires, int_array
 from specplug.drafts.guesses import Guesses
 from specplug.engines.vllm.measure import rows_of
 from specplug.planning.request_time import SettingCosts
@@ -33,6 +33,7 @@ class ToyTimer:
 
     ms: Callable[[int], float]
     sequences: int = 1
+    even: bool = False
     filled: int = 0
     calls: list[tuple[str, int]] = field(default_factory=list)
 
@@ -99,7 +100,6 @@ class ToySubject:
         self.batched = batched
         self.engine_planning: EnginePlanning | None = None
         self.own_drafters: tuple[ProposerSpec, ...] = ()
-        self.memory_limits = NO_LIMITS
         self.ms = ms
         self.target = target or ToyTarget(vocab=128, seed=4, order=2)
         self.noise = np.random.default_rng(0)
@@ -129,6 +129,9 @@ class ToySubject:
             methods = [ProposerSpec("suffix"), ProposerSpec("token_recycling"), *named]
             return device_grid(methods, self.engine_planning, most_nodes)
         return grid(self.provides, trees=not self.batched, most_nodes=most_nodes, named=named)
+
+    def memory_limits(self, sequences: int) -> DraftLimits:
+        return NO_LIMITS
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, 8 if self.batched else 256 - 2 * sequences - 1

@@ -65,6 +65,7 @@ def llama_stage(
     from specplug.engines.llama_cpp.pass_costs import remember
     from specplug.engines.llama_cpp.rounding import explain
     from specplug.engines.llama_cpp.settings_choice import with_settings
+    from specplug.engines.llama_cpp.state_memory import rollback_for
 
     profiles = [with_own_heads(profile, path) for profile in profiles]
     with ExitStack() as stack:
@@ -94,7 +95,8 @@ def llama_stage(
             notify(f"measuring the cost of a pass (about {MEASURE_SECONDS:.0f} s, {most:.0f} s where passes are slow)")
             limit = max(p.planner.max_nodes for p in drafting) + concurrency
             busy = hardware.busy_warning()
-            cost = cost_points(model, first.runtime, limit, seconds=MEASURE_SECONDS)
+            snapshots = rollback_for(model, replace(drafting[0], exact=False), slots=concurrency).snapshots
+            cost = cost_points(model, first.runtime, limit, seconds=MEASURE_SECONDS, snapshots=snapshots)
             if busy:
                 notify(busy)
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from specplug.core import Step
 from specplug.planning.constants import MIN_SPEEDUP
 
 Paths = Sequence[Sequence[float]]
@@ -61,6 +62,15 @@ def best_length(
             rate = tokens / (pass_ms + reread_ms)
             chosen = EvenChoice(length, n * (1 + length), tokens, pass_ms, reread_ms)
     return chosen
+
+
+def reread_ms(steps: Sequence[Step], ms: Sequence[float]) -> float:
+    """Milliseconds in which rows of a pass are evaluated once more, where `DraftLimits.rereads` holds.
+
+    The chains of all sequences were filled up to the longest one; with a token more than that, nothing was rejected.
+    """
+    longest = max((len(step.draft) for step in steps), default=0)
+    return sum(ms[len(step.accepted)] for step in steps if len(step.accepted) < longest)
 
 
 def reread_costs(path: Sequence[float], ms: Sequence[float]) -> Iterator[float]:

@@ -40,7 +40,7 @@ class Exploration:
         ms_per_token = plan.expected_ms / plan.expected_tokens
         if tried.expected_tokens * ms_per_token < EXPLORING_GAIN * tried.expected_ms:
             return plan
-        expected_ms = plan.ms[tried.rows - 1]
+        expected_ms = plan.ms[tried.rows - 1] + tried.reread_ms
         if expected_ms - tried.expected_tokens * ms_per_token > self._budget_ms:
             return plan
         self._ms_per_token = ms_per_token

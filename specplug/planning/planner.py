@@ -197,11 +197,13 @@ class Planner:
         draft_token_ms   time to draft each of them, milliseconds
         least_rate       expected tokens per millisecond without this proposer, where others have drafted
         """
-        longest = self.max_nodes if self.limits.depth is None else min(self.max_nodes, self.limits.depth)
+        longest = self._longest(self.max_nodes)
         if self.static:
             return len(path) < longest
-        ms = self.cost.at(context)
-        longest = min(longest, len(ms) - sequences)
+        ms, node_rows = self.cost.at(context), 1
+        if self._even:  # a node of one sequence is a row of each
+            node_rows, longest = sequences, self._longest(self.max_nodes // sequences)
+        longest = min(longest, (len(ms) - sequences) // node_rows)
         known = list(path[:longest])
         last = known[-1] if known else 1.0
         whole = known + [last * acceptance_rate**further for further in range(1, longest - len(known) + 1)]
@@ -213,12 +215,16 @@ class Planner:
             tokens += p
             if nodes > len(known):
                 spent_ms += draft_token_ms
-            rate = tokens / (ms[sequences + nodes - 1] + reread_ms[nodes - 1] + spent_ms)
+            rate = tokens / (ms[sequences + nodes * node_rows - 1] + reread_ms[nodes - 1] + spent_ms)
             if nodes <= len(known):
                 best = max(best, rate)
             elif rate > best:
                 return True
         return False
+
+    def _longest(self, nodes: int) -> int:
+        """Nodes of the longest chain that can be taken back, `nodes` at most."""
+        return nodes if self.limits.depth is None else min(nodes, self.limits.depth)
 
     def rate(self, plan: Plan, context: int) -> float:
         """Expected tokens per millisecond of a plan, without reading top ids and without changing the row count, as
@@ -236,7 +242,7 @@ class Planner:
             return -1.0
         plain = ms[sequences - 1]
         best, tokens, p, reread_ms = -1.0, 1.0, 1.0, 0.0
-        for length in range(1, min(self.max_nodes, len(ms)) // sequences + 1):
+        for length in range(1, self._longest(min(self.max_nodes, len(ms)) // sequences) + 1):
             rows = sequences * (1 + length)
             if rows > len(ms):
                 break

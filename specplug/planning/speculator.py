@@ -27,6 +27,7 @@ from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import LEARNING_RESERVE, LEARNING_SHARE, TOPK_COST_WEIGHT
 from specplug.planning.cost import CostCurve
 from specplug.planning.drafter_use import DrafterUse
+from specplug.planning.even_chains import reread_ms
 from specplug.planning.experience import Experience
 from specplug.planning.exploration import Exploration
 from specplug.planning.fusion import Drafts, Fusion
@@ -185,7 +186,8 @@ class Speculator:
         rows = self.planner.limits.rows([step.draft for step in steps])
         if target_ms is not None:
             self.cost.observe(rows, self._context, target_ms, rows != self._last_rows, len(seqs))
-            self._exploration.charge(sum(len(step.emitted) for step in steps), target_ms, self._plain_ms(len(seqs)))
+            ms = target_ms + self._reread_ms(steps)
+            self._exploration.charge(sum(len(step.emitted) for step in steps), ms, self._plain_ms(len(seqs)))
         self._last_rows = rows if target_ms is not None else 0
         if not self._plain_due or not self._last_rows:
             self._last_planned_rows = self._last_rows
@@ -206,7 +208,9 @@ class Speculator:
         common_ns = self._plan_ns + self.fusion.clock() - began_ns
         if len(seqs) > 1:
             draft_ms = (common_ns + sum(self.selection.spent_ns)) / 1e6
-            self._charge_batch(steps, plain_ms, None if target_ms is None else target_ms + draft_ms)
+            self._charge_batch(
+                steps, plain_ms, None if target_ms is None else target_ms + self._reread_ms(steps) + draft_ms
+            )
         self.selection.credit(
             common_ns=common_ns,
             topk_ns=topk_ns,
@@ -306,6 +310,10 @@ class Speculator:
             self._learning_ms += plain_ms * emitted / len(steps) - step_ms
         self._learning_ms = min(self._learning_ms, LEARNING_RESERVE * plain_ms)
 
+    def _reread_ms(self, steps: Sequence[Step]) -> float:
+        """Time in which rows of this pass are evaluated once more; no part of the time of the pass."""
+        return reread_ms(steps, self.cost.at(self._context)) if self.planner.limits.rereads else 0.0
+
     def _plain_ms(self, sequences: int) -> float:
         """Time of a plain pass at the current context."""
         return self.cost.at(self._context)[min(sequences, self.cost.limit) - 1]
@@ -352,8 +360,7 @@ class Speculator:
         limits = self.planner.limits
         rows = limits.rows([step.draft for step in steps])
         pass_ms = ms[min(rows, len(ms)) - 1] + change_ms
-        if limits.rereads:
-            pass_ms += sum(ms[len(step.accepted)] for step in steps if len(step.accepted) < len(step.draft))
+        pass_ms += self._reread_ms(steps)
         node_ms = (pass_ms - plain_ms) / nodes
         return [
             plain_ms / sequences * sum(line[node] == index for node in step.accepted) - node_ms * line.count(index)

@@ -52,9 +52,13 @@ Progress = Callable[[float], None]
 
 
 class PassTimer(Protocol):
-    """Times single passes of an engine over `sequences` sequences of equal length, in milliseconds."""
+    """Times single passes of an engine over `sequences` sequences of equal length, in milliseconds.
+
+    even  whether every pass that is run has as many rows for each of its sequences
+    """
 
     sequences: int
+    even: bool
 
     def fill(self, tokens: int) -> float:
         """Fill every sequence up to so many tokens; returns the milliseconds that this took."""
@@ -238,6 +242,8 @@ def _rows(timer: PassTimer, limit: int, seconds: float, most_seconds: float) -> 
     UsageError when not even FEWEST_ROUNDS rounds over the shortest list fit into `most_seconds`.
     """
     first = timer.sequences
+    if timer.even:
+        limit -= limit % first
     timer.time(1)
     few, many = timer.time(1), timer.time(limit)
     slope = (many - few) / max(1, limit - 1)
@@ -245,7 +251,8 @@ def _rows(timer: PassTimer, limit: int, seconds: float, most_seconds: float) -> 
     total = 0.0
     for choice in (DENSE, COARSE, SPARSE):
         below = (n for n in SPARSE if n < first)  # a batch at its end, when some sequences have ended
-        rows = sorted({1, limit, *below, *(first - 1 + n for n in (*choice, *FURTHER) if first - 1 + n < limit)})
+        counts = (first * n if timer.even else first - 1 + n for n in (*choice, *FURTHER))
+        rows = sorted({1, limit, *below, *(n for n in counts if n < limit)})
         total = 2 * sum(few + slope * (n - 1) for n in rows) / 1000
         if (ENOUGH_ROUNDS if choice is DENSE else FEWEST_ROUNDS) * total < seconds:
             break

@@ -16,7 +16,7 @@ import numpy as np
 
 from specplug import registry
 from specplug.bench.arms import Arm, ProfileArm, PromptStates
-from specplug.core import IntArray, Requires
+from specplug.core import DraftLimits, IntArray, Requires
 from specplug.engines.llama_cpp import settings_table
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine import hardware
@@ -85,7 +85,6 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp.drafters.opening import open_target
         from specplug.engines.llama_cpp.engine import PROVIDES
         from specplug.engines.llama_cpp.settings_choice import with_settings
-        from specplug.engines.llama_cpp.state_memory import rollback_for
 
         self.provides: Requires = PROVIDES
         self._path, self._base = model_path, profile.runtime
@@ -95,7 +94,8 @@ class LlamaCppSubject:
             self.own_drafters = (ProposerSpec("short_context"),)
         self.profile = with_settings(profile, model)
         runtime = self.profile.runtime
-        self.memory_limits = rollback_for(model, replace(self.profile, exact=False), slots=1, notify=notify).limits
+        self._notify = notify
+        self._limits: dict[int, DraftLimits] = {}
         self._opened = {(runtime.repack, runtime.mmap, runtime.gpu_layers): model}
         self._most_context = self.profile.runtime.context
         self._prompts: dict[Runtime, PromptStates] = {}
@@ -227,6 +227,14 @@ class LlamaCppSubject:
         except UsageError:  # with any draft, passes would round differently
             return False, 0
 
+    def memory_limits(self, sequences: int) -> DraftLimits:
+        from specplug.engines.llama_cpp.state_memory import rollback_for
+
+        if sequences not in self._limits:
+            own = replace(self.profile, exact=False)
+            self._limits[sequences] = rollback_for(self._model, own, slots=sequences, notify=self._notify).limits
+        return self._limits[sequences]
+
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
         return self._model.chat_prompt(messages)
 
@@ -247,7 +255,8 @@ class LlamaCppSubject:
         from specplug.engines.llama_cpp.measure import PassTimer
 
         num_ids = 2 * sequences if self._model.has_recurrent_memory else sequences + 1
-        with self._context(sequences * tokens + limit, num_ids=num_ids, max_rows=limit) as context:
+        snapshots = self.memory_limits(sequences).depth or 0
+        with self._context(sequences * tokens + limit, num_ids=num_ids, max_rows=limit, snapshots=snapshots) as context:
             yield PassTimer(context, sequences)
 
     def record(
@@ -360,11 +369,10 @@ class LlamaCppSubject:
             model.close()
 
     @contextmanager
-    def _context(self, cells: int, *, num_ids: int, max_rows: int) -> Iterator[Context]:
+    def _context(self, cells: int, *, num_ids: int, max_rows: int, snapshots: int = 0) -> Iterator[Context]:
         from specplug.engines.llama_cpp.context import open_context
 
         cells = -(-(cells + 64) // 256) * 256
-        snapshots = self.memory_limits.depth or 0
         with open_context(
             self._model, self.profile.runtime, cells=cells, num_ids=num_ids, max_rows=max_rows, snapshots=snapshots
         ) as one:

@@ -16,6 +16,7 @@ import numpy as np
 from specplug import registry
 from specplug.core import ROOT, Draft, IntArray, Proposer, Step
 from specplug.planning.cost import CostCurve
+from specplug.planning.even_chains import reread_ms
 from specplug.planning.fusion import Fusion
 from specplug.planning.speculator import Speculator
 from specplug.profile import Profile
@@ -137,8 +138,7 @@ class Replay:
         clock.advance(topk_ns)
         speculator.observe(seqs, steps, target_ms=target_ms, topk_ns=topk_ns)
         if self._limits.rereads:
-            again = [len(step.accepted) for step in steps if len(step.accepted) < len(step.draft)]
-            clock.advance(round(sum(line[accepted] for accepted in again) * 1e6))
+            clock.advance(round(reread_ms(steps, line) * 1e6))
         return target_ms + (clock.now - began) / 1e6 + self._expense.step.ns(rows) / 1e6
 
     def _verify(self, c: _Cursor, draft: Draft) -> Step:

@@ -107,7 +107,9 @@ def _run(stages: Stages) -> Outcome:
     batch = tuple(points.values()) if subject.batched else ()
     drafters = stages.trace_drafters(trace)
     live = {
-        each: Costs(points[each], expense, batch, request.base.vllm.uniform, drafters, limits=subject.memory_limits)
+        each: Costs(
+            points[each], expense, batch, request.base.vllm.uniform, drafters, limits=subject.memory_limits(each)
+        )
         for each in request.concurrency
     }
     costs = replace(live[level], points=_padded(points[level])) if padded else live[level]

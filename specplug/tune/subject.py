@@ -25,7 +25,6 @@ class Subject(Protocol):
     profile   the base profile with the engine's defaults filled in
     provides  what the engine provides to proposers
     batched   whether there is one plan for a batch that changes at every step (`BatchSpeculator`)
-    memory_limits    limits of the target's memory for drafts
     engine_planning  how the engine itself chooses the draft tokens to verify; None where specplug's planner does
     own_drafters  those that need no model beside the target's, to try on long texts
     """
@@ -34,7 +33,6 @@ class Subject(Protocol):
     provides: Requires
     batched: bool
     engine_planning: EnginePlanning | None
-    memory_limits: DraftLimits
     own_drafters: Sequence[ProposerSpec]
 
     def settings_to_try(self, most_nodes: int, named: Sequence[ProposerSpec]) -> list[Setting]:
@@ -67,6 +65,9 @@ class Subject(Protocol):
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         """Whether plain passes are padded to two rows, and the most nodes of a draft; 0 where none can be verified."""
+
+    def memory_limits(self, sequences: int) -> DraftLimits:
+        """The limits of the target's memory for drafts, with so many sequences."""
 
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
         """The prompt tokens of a conversation, int32[n]."""

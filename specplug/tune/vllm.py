@@ -20,7 +20,7 @@ import numpy as np
 from specplug.bench.arms import Arm, plain
 from specplug.bench.statistics import median_interval
 from specplug.bench.vllm_stage import SwitchedArm, VllmArm, is_ours
-from specplug.core import NO_LIMITS, IntArray, int_array
+from specplug.core import NO_LIMITS, DraftLimits, IntArray, int_array
 from specplug.drafts.chains import ChainProposer
 from specplug.engines.vllm.configure import NAME, PROVIDES, engine_settings, write_profile
 from specplug.engines.vllm.environment import shared_memory
@@ -62,7 +62,6 @@ class VllmSubject:
     batched = True
     engine_planning: EnginePlanning | None = None
     own_drafters: Sequence[ProposerSpec] = ()
-    memory_limits = NO_LIMITS
 
     def __init__(self, model: str, profile: Profile, *, most: int, notify: Callable[[str], None]) -> None:
         """At most `most` sequences run at once. EngineError without vLLM; UsageError for settings that vLLM refuses."""
@@ -100,6 +99,9 @@ class VllmSubject:
 
     def limits(self, sequences: int) -> tuple[bool, int]:
         return False, LONGEST
+
+    def memory_limits(self, sequences: int) -> DraftLimits:
+        return NO_LIMITS
 
     def encode(self, messages: Sequence[dict[str, str]]) -> IntArray:
         return self._plain.chat_prompt(messages)

@@ -144,6 +144,7 @@ class PassTimer:
         self.context = context
         self.sequences = sequences
         self.filled = 0
+        self.even = context.model.has_recurrent_memory
         self._fill = CacheFill(context, sequences)
 
     def fill(self, tokens: int) -> float:

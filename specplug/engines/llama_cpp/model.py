@@ -140,11 +140,6 @@ class Model:
         return bool(ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle))
 
     @property
-    def is_recurrent(self) -> bool:
-        """Whether all layers keep a state, so that the length of a text costs no memory."""
-        return bool(ll.llama_model_is_recurrent(self.handle))
-
-    @property
     def attends_to_window(self) -> bool:
         """Whether some layers attend to recent tokens only, or to those of the same chunk."""
         return bool(ll.llama_model_n_swa(self.handle) > 0)

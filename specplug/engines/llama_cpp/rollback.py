@@ -44,8 +44,15 @@ class Rollback(Protocol):
         Returns how many tokens the sequence now holds.
         """
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether `complete` has work to do, without which a sequence does not hold what was kept."""
+
     def complete(self, context: Context) -> None:
         """Bring every sequence to what was kept. Called when the results of a pass are no longer needed."""
+
+    def forget(self) -> None:
+        """The memory was emptied after a pass that did not end."""
 
 
 class AnyTail:
@@ -96,8 +103,15 @@ class AnyTail:
             context.drop(leaf)
         return stop
 
+    @property
+    def is_incomplete(self) -> bool:
+        return False
+
     def complete(self, context: Context) -> None:
         """Cells need nothing more."""
+
+    def forget(self) -> None:
+        """Nothing is kept here."""
 
 
 def refuse_recurrent(model: Model, role: str) -> None:

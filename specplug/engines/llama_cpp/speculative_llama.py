@@ -24,6 +24,7 @@ from specplug import profile as profiles
 from specplug.core import ROOT, IntArray, Proposer
 from specplug.engines.llama_cpp.alignment import aligned_rows
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_state_params, set_tree_params
+from specplug.engines.llama_cpp.drafters.head_finding import loads_mtp
 from specplug.engines.llama_cpp.drafters.opening import Drafters, check_drafters
 from specplug.engines.llama_cpp.engine import fitting_sources
 from specplug.engines.llama_cpp.engine_settings import can_offload
@@ -63,6 +64,9 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     n_tokens: int
     """Tokens in the cache, by the base class."""
 
+    n_batch: int
+    """Tokens of one pass, by the base class."""
+
     def __init__(
         self,
         model_path: str,
@@ -95,6 +99,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         self._decodes = not base_decodes and (self.profile.speculates or self.profile.exact)
         self._max_nodes = self.profile.planner.max_nodes if self.profile.speculates else 0
         sources = fitting_sources(self.profile, Path(model_path), slots=1)
+        self._loads_mtp = any(loads_mtp(source, Path(model_path)) for source in sources)
         offloads = bool(options.get("n_gpu_layers")) and can_offload()
         check_drafters(Path(model_path), [self.profile], offloads=offloads, notify=self._notify_always)
         asked = Runtime(gpu_layers=options.get("n_gpu_layers", 0), flash_attention=bool(options.get("flash_attn")))
@@ -127,6 +132,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             set_tree_params(params, rollback.num_ids(1, self._max_nodes), self._max_nodes + 2)
             if rollback.has_states:
                 set_state_params(params, rollback.snapshots)
+                self.n_batch = min(self.n_batch, params.n_batch)  # the base class divides texts by it
             if not self.model_params.n_gpu_layers:
                 if self._aligned[0] != bytes(params):
                     rows = aligned_rows(self._model.model, params, params.n_outputs_max)
@@ -146,6 +152,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
     @model_params.setter
     def model_params(self, params: Any) -> None:
         params.use_extra_bufts = params.use_extra_bufts and self._way.repack
+        params.load_mtp = self._loads_mtp
         self._model_params = params
 
     def save_state(self) -> Any:
@@ -279,9 +286,10 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         if self._rollback is None:
             params = self._context_params
             flash = params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            runtime = replace(self.profile.runtime, threads=1, flash_attention=flash)
+            limit = self.profile.runtime.snapshot_mib
+            runtime = Runtime(threads=1, flash_attention=flash, gpu_layers=self.model_params.n_gpu_layers)
             model = Model(Path(self.model_path), self._model.model)
-            own = replace(self.profile, runtime=runtime)
+            own = replace(self.profile, runtime=replace(runtime, snapshot_mib=limit))
             self._rollback = rollback_for(model, own, slots=1, notify=self._notify)
         return self._rollback
 
@@ -290,7 +298,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         return np.array(self.input_ids[: self.n_tokens], dtype=np.int32)
 
     def _open_loop(self, sources: Sequence[Proposer]) -> StepLoop:
-        model = Model(Path(self.model_path), self._model.model)
+        model = Model(Path(self.model_path), self._model.model, has_mtp=self._loads_mtp)
         rollback = self._choose_rollback()
         max_nodes = min(self._max_nodes, self.n_batch - 1)
         num_ids = rollback.num_ids(1, self._max_nodes)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from specplug.core import IntArray
-from specplug.errors import SpecplugError
+from specplug.errors import SpecplugError, UsageError
 
 MOST_CHECKPOINTS = 3
 """States of one slot; the one that was made first is dropped."""
@@ -147,10 +147,14 @@ class StateCells:
     # -- changes that the owner of the context makes itself -------------------------------------------------------
 
     def follow_truncation(self, seq: int, length: int) -> None:
-        """The owner of the context has dropped the tokens of `seq` from `length` on: all of them, or none."""
-        assert length in (0, len(self.tokens[seq]))
+        """The owner of the context has dropped the tokens of `seq` from `length` on: all of them, or none.
+
+        UsageError for another length, as a state cannot be cut.
+        """
         if not length:
             self.reset()
+        elif length != len(self.tokens[seq]):
+            raise UsageError(f"a recurrent state cannot be cut to {length} tokens; call reset, and evaluate them again")
 
     def follow_load(self, seq: int, tokens: IntArray) -> None:
         """The owner of the context has loaded a state in which `seq` holds `tokens` (int32[n])."""

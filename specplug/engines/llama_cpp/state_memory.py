@@ -13,6 +13,7 @@ import llama_cpp.llama_cpp as ll
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.rollback import AnyTail, Rollback
+from specplug.engines.llama_cpp.state_cells import MOST_CHECKPOINTS
 from specplug.engines.llama_cpp.state_rollback import Fork, Snapshots
 from specplug.errors import UsageError
 from specplug.machine.memory import available_memory
@@ -65,17 +66,28 @@ def rollback_for(
     states = rollback.num_ids(slots, 0) * (1 + rollback.snapshots)
     free = available_memory().free
     if not runtime.gpu_layers and states * size > free:
+        smaller = ", or a smaller runtime: snapshot_mib" if rollback.snapshots else ""
         raise UsageError(
             f"{model.path}: {states} recurrent states of {_mib(size)} do not fit into the {_mib(free)} that are free; "
-            "use fewer --slots, or a smaller runtime: snapshot_mib"
+            f"use fewer --slots{smaller}"
         )
-    if isinstance(rollback, Fork):
+    if isinstance(rollback, Fork) and can_snapshot:
+        notify(
+            f"{runtime.snapshot_mib} MiB hold no snapshot of {slots} states of {_mib(size)}: a draft with a wrong "
+            "token costs a second pass, so only long sure drafts are tried; raise runtime: snapshot_mib, or use fewer "
+            "--slots"
+        )
+    elif isinstance(rollback, Fork):
         notify(
             "this architecture's recurrent state cannot be taken back: a draft with a wrong token costs a second pass, "
             "so only long sure drafts are tried"
         )
     elif depth:
-        notify(f"recurrent states of {_mib(states * size)} for drafts of up to {depth} tokens")
+        kept = _mib(MOST_CHECKPOINTS * slots * size)
+        notify(
+            f"recurrent states of {_mib(states * size)} for drafts of up to {depth} tokens, and up to {kept} for "
+            "checkpoints of prompts"
+        )
     return rollback
 
 

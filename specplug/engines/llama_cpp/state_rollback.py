@@ -45,8 +45,15 @@ class Snapshots:
             cells.context.drop(seq, stop)
         return stop
 
+    @property
+    def is_incomplete(self) -> bool:
+        return False
+
     def complete(self, context: Context) -> None:
         """The next pass starts from the snapshots."""
+
+    def forget(self) -> None:
+        """Nothing is kept here."""
 
 
 class Fork:
@@ -92,12 +99,19 @@ class Fork:
         context.drop(copy)
         return stop
 
+    @property
+    def is_incomplete(self) -> bool:
+        return bool(self._rereads)
+
     def complete(self, context: Context) -> None:
-        rereads, self._rereads = self._rereads, []
-        for seq, position, tokens in rereads:
+        for seq, position, tokens in self._rereads:
             context.clear_batch()
             context.add_span(tokens, position, seq, wanted=False)
             context.decode()
+        self._rereads.clear()
+
+    def forget(self) -> None:
+        self._rereads.clear()
 
 
 def _append(cells: StateCells, tree: Tree, seq: int, root: int, position: int) -> int:

@@ -143,7 +143,7 @@ class StepLoop:
         After a pass that did not end, nothing in the cache can be relied on, and all of it is dropped.
         """
         if self.interrupted:
-            self.cells.reset()
+            self._forget()
         if stream.sampler is not None:
             stream.sampler.close()
         if not stream.reading:
@@ -153,8 +153,12 @@ class StepLoop:
 
     def reset(self) -> None:
         """Empty the cache; sequences under way are lost."""
-        self.cells.reset()
+        self._forget()
         self.interrupted = False
+
+    def _forget(self) -> None:
+        self.cells.reset()
+        self._rollback.forget()
 
     def forget_prompts(self) -> None:
         """Drop the cached tokens of idle slots."""
@@ -251,7 +255,7 @@ class StepLoop:
     def settle(self, passed: Pass) -> None:
         """Keep the accepted branches, let the proposers learn, start the sequences whose prompts are now read."""
         self._keep(passed)
-        self.interrupted = False
+        self.interrupted = self._rollback.is_incomplete
         verified = perf_counter_ns()
         if self._after_pass is not None:
             self._after_pass(passed)
@@ -259,7 +263,6 @@ class StepLoop:
         learned = perf_counter_ns()
         if passed.pieces:
             self._begin_decoding(passed)
-        self.interrupted = True
         self._rollback.complete(self.context)
         self.interrupted = False
         ended = perf_counter_ns()

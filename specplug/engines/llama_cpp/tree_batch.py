@@ -17,6 +17,7 @@ from specplug.engines.llama_cpp.context import Context
 class Tree:
     """A draft in the batch of the pass under way.
 
+    root     token of the root
     first    batch row of the root
     row_of   batch row of each node
     leaf_of  sequence id that carries each node's branch to a leaf
@@ -26,6 +27,7 @@ class Tree:
     """
 
     draft: Draft
+    root: int
     first: int
     row_of: list[int]
     leaf_of: list[int]
@@ -54,11 +56,11 @@ def lay_out(
     filler = max(0, least_rows - 1 - n)
     if not n and not filler:
         context.add(root, position, (seq,))
-        return Tree(draft, first, _NO_NODES, _NO_NODES, _NO_NODES, 1)
+        return Tree(draft, root, first, _NO_NODES, _NO_NODES, _NO_NODES, 1)
     parents = draft.parents.tolist()
     if parents == list(range(-1, n - 1)):
         context.add_span([root, *draft.tokens.tolist(), *[root] * filler], position, seq, wanted=True)
-        return Tree(draft, first, list(range(first + 1, first + 1 + n)), [seq] * n, [], 1 + n + filler)
+        return Tree(draft, root, first, list(range(first + 1, first + 1 + n)), [seq] * n, [], 1 + n + filler)
     assert not filler, "only chains are filled up"
     order, ids, leaf_of, extra = _branches(parents, seq, leaf_ids)
     for leaf in extra:
@@ -69,7 +71,7 @@ def lay_out(
     for node in order:
         row_of[node] = context.rows
         context.add(tokens[node], position + depths[node], ids[node])
-    return Tree(draft, first, row_of, leaf_of, extra, 1 + n)
+    return Tree(draft, root, first, row_of, leaf_of, extra, 1 + n)
 
 
 _NO_NODES: list[int] = []

@@ -135,7 +135,7 @@ class HeadDrafter(ChainDrafter):
             if stream.seq not in self._texts:
                 continue
             accepted = tree.accepted
-            tokens = [self._texts[stream.seq].tokens[-1], *tree.draft.tokens[accepted].tolist()]
+            tokens = [tree.root, *tree.draft.tokens[accepted].tolist()]
             rows = [tree.first, *(tree.row_of[node] for node in accepted)]
             self._extend_text(stream.seq, stream.position - len(tokens), tokens, rows)
         for piece in passed.pieces:
