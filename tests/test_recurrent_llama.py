@@ -15,6 +15,7 @@ from tiny_gguf import NUM_TOKENS
 
 from specplug import profile as profiles
 from specplug.engines.llama_cpp.speculative_llama import SpeculativeLlama
+from specplug.errors import UsageError
 
 OPTIONS = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "flash_attn": True, "verbose": False}
 
@@ -42,6 +43,30 @@ def test_scripts_get_the_same_tokens(tmp_path: Path, name: str) -> None:
         plain.reset()
         assert answer(drafting, tokens) == answer(plain, tokens)
     assert drafting.counters.draft_tokens > 50, "nothing was drafted"
+    drafting.close()
+    plain.close()
+
+
+def test_states_are_saved_and_loaded(tmp_path: Path) -> None:
+    path = str(ARCHITECTURES["lfm2"](tmp_path / "tiny.gguf"))
+    text = np.random.default_rng(0).integers(300, NUM_TOKENS, 700).tolist()
+    profile = profiles.Profile("forced", planner=profiles.PlannerSettings(mode="static", max_nodes=5))
+    # llama.cpp aborts where a batch is longer than what it evaluates at once, 512 tokens by default.
+    options = OPTIONS | {"n_ctx": 2048, "n_batch": 2048}
+    plain, drafting = Llama(path, seed=0, **options), SpeculativeLlama(path, profile=profile, seed=0, **options)
+    first = answer(drafting, text)
+    assert first == answer(plain, text)
+    state = drafting.save_state()
+    answer(drafting, text[:90])
+    drafting.load_state(state)
+    plain.reset()
+    going_on = [*text, *first, 7]
+    assert answer(drafting, going_on) == answer(plain, going_on)
+    drafting.reset()
+    drafting.eval(text[:20])
+    drafting.n_tokens = 10
+    with pytest.raises(UsageError, match="cannot be cut to 10 tokens"):
+        drafting.eval(text[10:20])
     drafting.close()
     plain.close()
 

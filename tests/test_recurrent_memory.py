@@ -16,10 +16,13 @@ from specplug.core import Bucket, Draft, DraftLimits, IntArray, Requires, Step
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.engines.llama_cpp.rounding import explain
+from specplug.engines.llama_cpp.state_memory import rollback_for, state_bytes
 from specplug.engines.llama_cpp.state_rollback import Fork, Snapshots
 from specplug.engines.llama_cpp.stream import Stream
+from specplug.errors import UsageError
 from specplug.generation.answers import Request, Sampling
-from specplug.profile import PlannerSettings, Profile, Runtime
+from specplug.models.model_facts import model_facts
+from specplug.profile import CostPoints, PlannerSettings, Profile, Runtime
 from specplug.registry import ProposerSpec
 
 RUNTIME = Runtime(threads=1, context=1024, kv_type="f32", flash_attention=True)
@@ -290,3 +293,81 @@ def test_a_prompt_that_was_read_before_needs_its_last_token_only(models: Callabl
             engine.loop.step([stream])
             said += stream.fresh
     assert said == text[90:]
+
+
+# -- settings, and passes that do not end ------------------------------------------------------------------------------
+
+
+def test_planned_drafts_of_several_sequences_change_no_token(models: Callable[..., Model]) -> None:
+    """With costs under which further rows cost nothing, so that chains of all lengths are planned and tried."""
+    planned = replace(FORCED, planner=PlannerSettings(max_nodes=3 * DEPTH))
+    free = CostPoints((128,), (1, 64), ((1.0, 1.01),))
+    for name in ("lfm2", "mamba2"):
+        model, prompts = models(name), texts_to_answer()[:3]
+        known = plain_texts(model, prompts, 40, Sampling())
+        with LlamaCpp(model, planned, slots=3, cost=free) as engine:
+            engine.reset([Known(known)])
+            answers = engine.generate_all([Request(one, 40) for one in prompts])
+            assert engine.loop.counters.accepted_tokens > 20, "nearly nothing was drafted"
+        for one, text, answer in zip(prompts, known, answers, strict=True):
+            assert same_but_for_rounding(model, RUNTIME, one, text[len(one) :], answer.tokens, Sampling())
+
+
+def test_memory_for_snapshots_limits_the_drafts(models: Callable[..., Model]) -> None:
+    model = models("qwen35")
+    size, can_snapshot = state_bytes(model, RUNTIME)
+    assert can_snapshot
+    said: list[str] = []
+    few = replace(FORCED, runtime=replace(RUNTIME, snapshot_mib=1), planner=PlannerSettings(max_nodes=24))
+    slots = max(1, (1 << 20) // size // 4)  # room for a few states of each
+    rollback = rollback_for(model, few, slots=slots, notify=said.append)
+    assert rollback.limits.depth == (1 << 20) // (size * slots) - 1 and "snapshot_mib" in said[0]
+    nothing = replace(FORCED, runtime=replace(RUNTIME, snapshot_mib=0))
+    assert isinstance(rollback_for(model, nothing, slots=1, notify=said.append), Fork)
+    assert "hold no snapshot" in said[-1]
+    with pytest.raises(UsageError, match="no exact passes"):
+        rollback_for(model, replace(FORCED, exact=True), slots=1)
+
+
+def test_files_tell_which_kind_llama_cpp_offers(models: Callable[..., Model]) -> None:
+    for name in RECURRENT:
+        model = models(name)
+        kind = "snapshots" if state_bytes(model, RUNTIME)[1] else "second pass"
+        assert model_facts(model.path).rollback == kind, name
+
+
+@pytest.mark.parametrize("name", ["lfm2", "mamba2"])
+def test_after_a_pass_that_does_not_end_nothing_is_used_again(models: Callable[..., Model], name: str) -> None:
+    model, one = models(name), prompt(1, 80)
+    (text,) = plain_texts(model, [one], 24, Sampling())
+    with LlamaCpp(model, FORCED) as engine:
+        engine.reset([Known([text])])
+        loop = engine.loop
+        stream = loop.start(one, engine.sampler(Sampling()), 24)
+
+        def interrupt(passed: object) -> None:
+            raise KeyboardInterrupt
+
+        loop._after_pass = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            while stream.finish is None:
+                loop.step([stream])
+        loop._after_pass = None
+        loop.finish(stream)
+        answer = engine.generate(Request(one, 24))
+    assert same_but_for_rounding(model, RUNTIME, one, text[len(one) :], answer.tokens, Sampling())
+
+
+def test_a_stop_string_inside_of_a_draft_leaves_the_slot_usable(models: Callable[..., Model]) -> None:
+    model, one = models("lfm2"), prompt(1, 80)
+    (text,) = plain_texts(model, [one], 30, Sampling())
+    pieces = [model.piece(token).decode("utf-8", "replace") for token in text[len(one) :]]
+    stop = next(piece for piece in pieces[3:] if piece.strip() and "\ufffd" not in piece)
+    longer = np.array(text[: len(one) + 2], dtype=np.int32)
+    with LlamaCpp(model, FORCED) as engine:
+        engine.reset([Known([text])])
+        stopped = engine.generate(Request(one, 30, stop=(stop,)))
+        assert stopped.finish == "stop" and stop not in stopped.text
+        answer = engine.generate(Request(longer, 20))
+    said = text[len(longer) :][:20]
+    assert same_but_for_rounding(model, RUNTIME, longer, said, answer.tokens, Sampling())
