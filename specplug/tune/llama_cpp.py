@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
-from typing import TYPE_CHECKING, Any, cast
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specplug import registry
 from specplug.bench.arms import Arm, ProfileArm, PromptStates
 from specplug.core import DraftLimits, IntArray, Requires
 from specplug.engines.llama_cpp import settings_table
@@ -30,18 +29,16 @@ from specplug.tune.cost_curves import Curve, Progress, choose_threads, measure_c
 from specplug.tune.device_settings import EnginePlanning
 from specplug.tune.drafter_trace import DrafterTrace, TracedExit
 from specplug.tune.engine_choice import with_setting
-from specplug.tune.expense import Expense, Line, TimedProposer
+from specplug.tune.expense import Expense, Line
 from specplug.tune.off_path import OFF_PATH_IDS, off_path_rows
 from specplug.tune.prediction import Costs
+from specplug.tune.timed_steps import timed_steps
 from specplug.tune.trace import Answer, OffPathRows, Recorder, Trace
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.context import Context
     from specplug.engines.llama_cpp.measure import PassTimer
     from specplug.engines.llama_cpp.model import Model
-
-SIZES = (2, 4, 8)
-"""Sizes, in tokens, of the drafts with which a method's own cost is measured."""
 
 EXACT_NODES = 24
 """Under `exact`, the largest draft, in tokens, for which rounding is measured."""
@@ -57,9 +54,6 @@ MEMORY_SHARE = 0.5
 
 DRAFTED, TIMED_TOKENS = 4, 32
 """Tokens of the chains, and of the answers, by which the cost of a draft token is measured beside the target."""
-
-SAMPLES = 18
-"""Fewest timed passes per method, whatever the time."""
 
 
 class LlamaCppSubject:
@@ -295,7 +289,9 @@ class LlamaCppSubject:
     def measure_expense(self, trace: Trace, methods: Sequence[ProposerSpec], level: int, seconds: float) -> Expense:
         prompts = [answer.prompt for answer in trace.answers[: len(trace.categories())]]
         every = (ProposerSpec("none"), *methods)
-        times = {spec.method: self._timed(prompts, spec, seconds / len(every)) for spec in every}
+        times = {
+            spec.method: timed_steps(self._model, self.profile, prompts, spec, seconds / len(every)) for spec in every
+        }
         drafting = [times[spec.method] for spec in methods]
         without_rows = [one for one in drafting if not one.reads_rows]
         with_rows = [one for one in drafting if one.reads_rows]
@@ -377,59 +373,3 @@ class LlamaCppSubject:
             self._model, self.profile.runtime, cells=cells, num_ids=num_ids, max_rows=max_rows, snapshots=snapshots
         ) as one:
             yield one
-
-    def _timed(self, prompts: Sequence[IntArray], spec: ProposerSpec, seconds: float) -> _Times:
-        """Time passes of the step loop with drafts of SIZES in turn, under costs with which every draft is verified."""
-        from specplug.engines.llama_cpp.engine import LlamaCpp
-        from specplug.generation.answers import Answer as Generated
-        from specplug.generation.answers import Request
-
-        specs = (spec,)
-        profile = replace(self.profile, proposers=specs, planner=PlannerSettings(max_nodes=max(SIZES)), exact=False)
-        free = CostPoints((1,), (1, max(SIZES) + 2), ((1000.0, 1000.1),))
-        (source,) = registry.build_sources(specs)
-        timed = TimedProposer(source, SIZES)
-        times = _Times(reads_rows=source.requires.topk > 0)
-        began = perf_counter()
-        with LlamaCpp(self._model, profile, cost=free) as engine:
-            engine.reset([timed])
-            for prompt in prompts:
-                answer = Generated()
-                stream = cast(Any, engine.stream(Request(prompt, 64), answer))
-                next(stream)
-                drafts, before, at = len(timed.proposed), replace(answer.counters), perf_counter_ns()
-                for _ in stream:
-                    now = perf_counter_ns()
-                    target_us = (answer.counters.target_ns - before.target_ns) / 1000
-                    draft_us = (answer.counters.draft_ns - before.draft_ns) / 1000
-                    rows = 1 + answer.counters.draft_tokens - before.draft_tokens
-                    times.loop.append((rows, (now - at) / 1000 - target_us - draft_us))
-                    if len(timed.proposed) > drafts:
-                        nodes, propose_us = timed.proposed[-1]
-                        times.plan.append((nodes, rows, draft_us - propose_us - timed.observed[-1][1]))
-                    drafts, before, at = len(timed.proposed), replace(answer.counters), perf_counter_ns()
-                    if len(times.loop) >= SAMPLES and perf_counter() - began > seconds:
-                        break
-                stream.close()
-                if len(times.loop) >= SAMPLES and perf_counter() - began > seconds:
-                    break
-        times.proposed, times.observed = timed.proposed[2:], timed.observed[2:]
-        return times
-
-
-@dataclass(slots=True)
-class _Times:
-    """Microseconds (us) of steps with one method.
-
-    reads_rows  whether the method reads top ids
-    proposed    (draft tokens, us) of each `propose`
-    observed    (emitted tokens, us) of each `observe`
-    plan        (draft tokens, rows, us) of everything else that counts as drafting, in each step
-    loop        (rows, us) of everything that is neither drafting nor a target pass, in each step
-    """
-
-    reads_rows: bool
-    proposed: list[tuple[int, float]] = field(default_factory=list)
-    observed: list[tuple[int, float]] = field(default_factory=list)
-    plan: list[tuple[int, int, float]] = field(default_factory=list)
-    loop: list[tuple[int, float]] = field(default_factory=list)
