@@ -34,6 +34,7 @@ class Target:
         self.right, self.num_slots, self.passes = right, 4, 0
         self.layers = self
         self.room = torch.full((2,), 1000)
+        self.slots_on_host, self.slots_read = [3, 1], {3, 1}
 
     def __len__(self) -> int:
         return LAYERS
@@ -133,6 +134,17 @@ def test_nothing_is_drafted_for_texts_that_emitted_nothing_or_have_no_room() -> 
     assert second == [6, 7, 5, 5] and fourth == [8, 8, 8, 8]
     target.room = torch.tensor([1000, 1000])
     assert steps_of(drafting, 1, running=(True, False))[0][1].tolist() == [4] * K
+
+
+def test_no_layers_run_while_all_prompts_are_being_read() -> None:
+    target = Target({3})
+    drafting, _ = drafting_of(target, exits=[3], exit=3)
+    target.slots_read = set()
+    assert steps_of(drafting, 1, running=(False, False))[0].tolist() == [[4] * K] * 2
+    assert target.passes == 0
+    target.slots_read = {1}
+    steps_of(drafting, 1, running=(False, True))
+    assert target.passes == K
 
 
 def test_a_chain_of_an_earlier_request_in_the_slot_is_forgotten() -> None:

@@ -116,7 +116,9 @@ class DeviceEarlyExit(ModelProposer):
         tokens = torch.full((n, k), NONE, dtype=torch.int64, device=self._device)
         self._most = min(k, self._longest, k if texts.wanted is None else texts.wanted)
         number, length = self.choice.current, self._length()
-        if self._target is None or number is None or not length:
+        # Without a request whose prompt was read, nothing was emitted. A dummy batch has no slots.
+        reading = self._target is not None and bool(self._target.slots_on_host) and not self._target.slots_read
+        if self._target is None or number is None or not length or reading:
             return DeviceChains(tokens, torch.zeros_like(tokens))
         target, going = self._target, texts.running
         if going is None:
