@@ -109,7 +109,8 @@ class DeviceEarlyExit(ModelProposer):
         of_exits = torch.stack((right.sum(1), (tested & ~right).sum(1)), 1)
         self._counts.index_add_(0, exits.clamp(max=len(self.exits) - 1), of_exits)
         self._exit_of[step.slots] = self._no_exit(len(step.slots))
-        self._choose(self._delayed.poll(self._counts))
+        if not self._is_fixed:
+            self._choose(self._delayed.poll(self._counts))
 
     def propose(self, texts: DeviceTexts, k: int) -> DeviceChains:
         n = len(texts.slots)
@@ -147,7 +148,7 @@ class DeviceEarlyExit(ModelProposer):
     # -- the choice ----------------------------------------------------------------------------------------------
 
     def _choose(self, counts: list[list[int]] | None) -> None:
-        if self._is_fixed or counts is None:
+        if counts is None:
             return
         for exit_, ((right, wrong), (before, failed)) in enumerate(zip(counts, self._known, strict=True)):
             tested = right - before + wrong - failed
