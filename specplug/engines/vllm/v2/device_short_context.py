@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -114,7 +115,7 @@ class DeviceShortContext(ModelProposer):
             logger.info("specplug: %s", in_words(rows, per_row, most, kv_bytes, is_measured))
         self._cache, self._layers, self._length = cache, layers, limit
         rows = len(cache.positions)
-        self._row_bytes, self._weight_bytes = per_row, sum(layers.weight_bytes(len(layers)))
+        self._row_bytes = per_row
         self._token_bytes = 2 * len(layers) * attention.num_kv_heads * attention.head_size * dtype.itemsize
         self.texts = KeptTexts(window, rows, control_tokens(config.model_config).__contains__)
         self._number = 0
@@ -144,6 +145,12 @@ class DeviceShortContext(ModelProposer):
                 )
         self._layout = layout_of(target.layers.attention[0])
         self._target = target
+
+    @cached_property
+    def _weight_bytes(self) -> int:
+        """Of the layers and the head, on this rank; all ranks have as many."""
+        assert self._layers is not None
+        return sum(self._layers.weight_bytes(len(self._layers)))
 
     # -- requests ------------------------------------------------------------------------------------------------
 
