@@ -52,6 +52,8 @@ def test_texts_that_the_window_holds_and_those_beyond_the_rows_have_none() -> No
     assert texts.row_of(3) is texts.row_of(6) is None
     texts.end(4)
     assert [(one.slot, one.row) for one in texts.start([6, 9])] == [(6, 0)], "in the order in which they began"
+    texts.begin(6, text_about(1))
+    assert texts.row_of(6) is None and [one.row for one in texts.start([6])] == [0], "the text before has left its row"
     for slot in (5, 6, 9, 3):
         texts.end(slot)
     texts.begin(5, text_about(1))

@@ -120,11 +120,17 @@ def test_no_layers_run_for_texts_whose_draft_tokens_do_not_pay(
     speculator = speculator_of(llm)
     proposer = speculator.drafting.proposers[0]
     passes: list[int] = []
+    beside: list[Any] = []
     stock_propose, stock_passes = proposer.propose, proposer._passes_of_draft
 
     def propose(texts: Any, k: int) -> Any:
         passes.append(0)
-        return stock_propose(texts, k)
+        found = stock_propose(texts, k)
+        slots, kept = proposer._target.slots_on_host, proposer.texts
+        paused = [at for at, slot in enumerate(slots) if kept.row_of(slot) is not None and kept.is_paused(slot)]
+        assert (found.tokens[paused] == -1).all()
+        beside.append(bool(paused) and passes[-1])
+        return found
 
     def passes_of_draft(*args: Any) -> Any:
         passes[-1] += 1
@@ -143,6 +149,8 @@ def test_no_layers_run_for_texts_whose_draft_tokens_do_not_pay(
     assert greedy(llm, slice(11, 12)) == plain["greedy"][11:12]
     assert not speculator.faults.counts, speculator.faults.counts
     drafting = "".join(map(str, passes)).strip("0")
+    assert greedy(llm, slice(8, 12)) == plain["greedy"][8:12]
+    assert any(beside), "in some passes other texts pause"
     assert set(drafting) == {"0", "1"} and len(drafting.replace("1", " ").split()) >= 2, drafting
 
 

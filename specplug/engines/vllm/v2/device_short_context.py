@@ -156,6 +156,7 @@ class DeviceShortContext(ModelProposer):
 
     def begin_request(self, slot: int, known: Sequence[int]) -> None:
         if self.texts is not None:
+            self.end_request(slot)
             self._number += 1
             self._numbers[slot], self._known_at[slot] = self._number, self._passes
             self.texts.begin(slot, known)

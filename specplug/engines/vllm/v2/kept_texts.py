@@ -83,7 +83,7 @@ class KeptTexts:
         self._texts: dict[int, _Kept] = {}
 
     def begin(self, slot: int, text: Sequence[int]) -> None:
-        """A text takes a slot of the runner, which the text that had it before leaves."""
+        """A text takes a slot of the runner, which the text that had it before leaves if it still has it."""
         self.end(slot)
         if not needs_row(self.window, len(text)):
             return

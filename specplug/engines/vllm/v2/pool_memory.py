@@ -29,7 +29,7 @@ def rows_within(bytes_per_row: int, most: int, share: float, kv_bytes: int, wind
     if rows < 1:
         raise UsageError(
             f"short_context: no room for the pool: {window.size} tokens of one text take {bytes_per_row / MIB:.1f} "
-            f"MiB, and kv_share {share:g} of {kv_bytes / MIB:,.0f} MiB for the KV cache is "
+            f"MiB, and kv_share {share:g} of {kv_bytes / MIB:,.0f} MiB that are free for the KV cache is "
             f"{share * kv_bytes / MIB:.1f} MiB; raise kv_share, or make first, recent and retrieved smaller"
         )
     return rows
