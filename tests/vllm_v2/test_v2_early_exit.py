@@ -241,6 +241,37 @@ def test_models_and_settings_with_which_layers_cannot_run_apart_are_refused_by_n
             TargetModel(runner, "early_exit")
 
 
+@pytest.mark.parametrize("backend", ["FLASHINFER", "FLASH_ATTN"])
+def test_builders_are_made_for_the_first_pass_and_a_backend_that_may_wait_is_named(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, said = [], []
+    group = SimpleNamespace(backend=SimpleNamespace(get_name=lambda: backend))
+
+    def init_attn_backend(*args: Any, active_layer_names: set[str]) -> Any:
+        made.append(active_layer_names)
+        return [[group]], None, None
+
+    monkeypatch.setattr(target_model, "init_attn_backend", init_attn_backend)
+    monkeypatch.setattr(target_model.logger, "warning", lambda *args: said.append(args[0] % args[1:]))
+    layer = SimpleNamespace(self_attn=SimpleNamespace(attn=SimpleNamespace(layer_name="model.layers.0")))
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    runner = SimpleNamespace(
+        vllm_config=None,
+        model=type("LlamaForCausalLM", (), {"model": SimpleNamespace(layers=[layer])})(),
+        device="cpu",
+        max_model_len=1,
+        max_num_reqs=1,
+        block_tables=None,
+        kv_cache_config=SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec)]),
+    )
+    target = TargetModel(runner, "early_exit")
+    assert not made, "short_context has no such passes"
+    assert target._attention_groups() is target._attention_groups()
+    assert made == [{"model.layers.0"}]
+    assert [line.split()[1] for line in said] == (["FLASHINFER"] if backend == "FLASHINFER" else [])
+
+
 def test_another_runner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "profile.yaml"
     text = "schema: 1\nname: test\nengine: vllm\nproposers: [{method: early_exit, exits: [1]}]\n"
