@@ -33,6 +33,7 @@ from specplug.models import drafter_folders
 from specplug.profile import PlannerSettings, Profile, VllmSettings
 from specplug.registry import ProposerSpec
 from specplug.transforms.checkpoint_head import TRIMMED
+from specplug.tune.exits import exits_to_try, recorded_for
 
 
 def profile_of(*specs: ProposerSpec, **settings: Any) -> Profile:
@@ -269,6 +270,12 @@ def test_blocks_for_draft_tokens_are_asked_for_where_they_are_written(
         ("ngram_gpu", {"specplug": {"profile": "no/x"}}),
     ):
         assert Config(method, own).num_lookahead_tokens == 0
+
+
+def test_exits_that_are_layers_of_the_target_have_no_folder_to_try(tmp_path: Path) -> None:
+    spec = ProposerSpec("early_exit", {"exits": [4, 8]})
+    assert exits_to_try(spec, tmp_path / "some.gguf") == [spec]
+    assert recorded_for(spec, {}) == []
 
 
 @pytest.mark.parametrize("method", ["vocab_trim", "draft_model"])

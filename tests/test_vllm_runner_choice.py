@@ -69,6 +69,22 @@ def test_specplugs_proposers_run_where_stock_vllm_would_run_v2(machine: Callable
             runs_on_v2(profile_of(*BOTH, runner="v2"), None, {})
 
 
+@pytest.mark.parametrize("method", ["early_exit", "short_context"])
+@pytest.mark.parametrize("runner", ["auto", "v2"])
+def test_what_runs_the_targets_layers_needs_a_release_that_was_read(
+    method: str, runner: str, machine: Callable[..., None]
+) -> None:
+    spec = ProposerSpec(method, {"exits": [4]} if method == "early_exit" else {})
+    machine("0.32.5")
+    assert runs_on_v2(profile_of(spec, runner=runner), None, {})
+    machine("0.33.0")
+    assert runs_on_v2(profile_of(*BOTH, runner=runner), None, {})
+    with pytest.raises(
+        UsageError, match=rf"{method} drafts .*, but vllm 0\.33\.0 is outside of .* 0\.32 to below 0\.33"
+    ):
+        runs_on_v2(profile_of(spec, runner=runner), None, {})
+
+
 def test_plain_decoding_and_vllms_own_methods_are_vllms_own_business(machine: Callable[..., None]) -> None:
     machine()
     for spec in (ProposerSpec("none"), ProposerSpec("builtin", {"name": "ngram"})):

@@ -25,12 +25,12 @@ SCORED_EVERY = 8
 
 def exits_to_try(drafter: ProposerSpec, target: Path) -> list[ProposerSpec]:
     """Each exit alone; where there are several, also the choice by measured time, and the rule of DEL with its longest
-    drafts. The drafter itself where it names an exit, or has none.
+    drafts. The drafter itself where it names an exit, or has none, or where its exits are layers of vLLM's target.
 
     target  the model, a GGUF file
     UsageError where the folder cannot be read.
     """
-    if not is_choosing(drafter):
+    if not is_choosing(drafter) or "model" not in drafter.options:
         return [drafter]
     folder = drafter_folders.resolve_exits(str(drafter.options["model"]), target)
     manifest, _ = drafter_folders.read(folder)
@@ -53,7 +53,8 @@ def chooses_by_layers(spec: ProposerSpec) -> bool:
 def recorded_for(spec: ProposerSpec, recorded: Mapping[str, DrafterTrace]) -> list[DrafterTrace]:
     """The record of a drafter, or those of the exits among which it chooses; empty where there is none."""
     if is_choosing(spec):
-        own = [one for one in recorded.values() if one.exit is not None and one.exit.folder == spec.options["model"]]
+        folder = spec.options.get("model")
+        own = [one for one in recorded.values() if one.exit is not None and one.exit.folder == folder]
         longest = spec.options.get("max_draft")
         own = own if longest is None else [replace(one, max_draft=longest) for one in own]
         return sorted(own, key=_layers)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from specplug.engines.vllm.fault_isolation import Faults
+from specplug.engines.vllm.fault_isolation import ADAPTER, MAX_FAULTS, Faults
 from specplug.errors import UsageError
+from specplug.profile import Profile
 from specplug.proposers.early_exit import EarlyExit
+from specplug.proposers.suffix import Suffix
 
 torch = pytest.importorskip("torch")
 
@@ -18,6 +20,8 @@ from specplug.engines.vllm.v2.device_chains import DeviceTexts  # noqa: E402
 from specplug.engines.vllm.v2.device_counters import DelayedCounters  # noqa: E402
 from specplug.engines.vllm.v2.device_drafting import DeviceDrafting  # noqa: E402
 from specplug.engines.vllm.v2.device_early_exit import DELAY, DeviceEarlyExit  # noqa: E402
+from specplug.engines.vllm.v2.device_suffix import DeviceSuffix  # noqa: E402
+from specplug.engines.vllm.v2.loaded_profile import LoadedProfile  # noqa: E402
 
 pytestmark = pytest.mark.vllm
 
@@ -34,6 +38,7 @@ class Target:
         self.right, self.num_slots, self.passes = right, 4, 0
         self.layers = self
         self.room = torch.full((2,), 1000)
+        self.slots_on_host, self.slots_read = [3, 1], {3, 1}
 
     def __len__(self) -> int:
         return LAYERS
@@ -135,6 +140,17 @@ def test_nothing_is_drafted_for_texts_that_emitted_nothing_or_have_no_room() -> 
     assert steps_of(drafting, 1, running=(True, False))[0][1].tolist() == [4] * K
 
 
+def test_no_layers_run_while_all_prompts_are_being_read() -> None:
+    target = Target({3})
+    drafting, _ = drafting_of(target, exits=[3], exit=3)
+    target.slots_read = set()
+    assert steps_of(drafting, 1, running=(False, False))[0].tolist() == [[4] * K] * 2
+    assert target.passes == 0
+    target.slots_read = {1}
+    steps_of(drafting, 1, running=(False, True))
+    assert target.passes == K
+
+
 def test_a_chain_of_an_earlier_request_in_the_slot_is_forgotten() -> None:
     target = Target(set())
     drafting, proposer = drafting_of(target, exits=[3], exit=3)
@@ -157,6 +173,34 @@ def test_faults_are_raised_where_other_ranks_would_wait() -> None:
                 steps_of(drafting, 1)
         else:
             assert steps_of(drafting, 1)[0].tolist() == [[5] * K] * 2
+
+
+def test_faults_of_other_proposers_and_of_metrics_stop_nothing_where_ranks_wait() -> None:
+    """They are of one rank alone, and all ranks receive the first one's draft tokens."""
+    target, faults = Target({3}), Faults(getLogger("test"))
+    own = DeviceEarlyExit(EarlyExit(exits=[3], exit=3), NUM_TOKENS, "cpu")
+    own.attach(target)  # type: ignore[arg-type]
+    other = DeviceSuffix(Suffix(), torch.device("cpu"))
+    other.propose = other.observe = lambda *args: 1 / 0  # type: ignore[method-assign]
+    drafting = DeviceDrafting(
+        [own, other],
+        ["early_exit", "suffix"],
+        k=K,
+        slots=4,
+        num_tokens=NUM_TOKENS,
+        device=torch.device("cpu"),
+        faults=faults,
+        raises=True,
+    )
+    drafted = steps_of(drafting, 3)
+    assert drafted[0].tolist() == [[6, 7, 8, 9]] * 2
+    assert faults.counts["suffix", "raised"] > 2
+    loaded = LoadedProfile(Profile("p"), [], drafting, faults)
+    loaded.counters.poll = lambda counters: 1 / 0  # type: ignore[method-assign]
+    for _ in range(MAX_FAULTS + 2):
+        loaded.publish()
+    assert faults.counts["metrics", "raised"] == MAX_FAULTS
+    assert ADAPTER not in faults.disabled
 
 
 def test_counts_are_of_a_fixed_number_of_steps_before() -> None:

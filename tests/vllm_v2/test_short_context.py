@@ -11,7 +11,7 @@ import torch
 from test_v2_same_output import abort, answers, count_preemptions, settings_of, speculator_of
 
 from specplug.drafts.retrieval import Window
-from specplug.engines.vllm.v2 import device_short_context, kept_texts, pool_memory
+from specplug.engines.vllm.v2 import device_short_context, draft_pause, kept_texts, pool_memory
 from specplug.engines.vllm.v2.device_short_context import DeviceShortContext
 from specplug.engines.vllm.v2.kept_cache import KeptCache
 from specplug.errors import UsageError
@@ -104,6 +104,54 @@ def test_requests_without_a_row_and_those_that_need_none_draft_nothing(
     assert len(proposer._cache.positions) == 1 and proposer.values()["context_choices"]["first",] == 2, (
         "one row, one after the other"
     )
+
+
+def test_no_layers_run_for_texts_whose_draft_tokens_do_not_pay(
+    plain: dict[str, list[list[int]]], open_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After three wrong draft tokens a text pauses for six of its tokens, and is tried again with all that it needs."""
+    monkeypatch.setattr(device_short_context, "CHECK_PASSES", 2)
+    monkeypatch.setattr(device_short_context, "LAG", 1)
+    monkeypatch.setattr(device_short_context, "price_of", lambda *sizes: 1.0)
+    monkeypatch.setattr(draft_pause, "LEAST_TESTED", 3)
+    monkeypatch.setattr(draft_pause, "LONGEST_PAUSE", 6)
+    llm = open_engine(**settings_of(tmp_path, short_context(WINDOW)) | LENGTH)
+    answers(llm, [[1, 2, 3]])  # the first request loads the profile again
+    speculator = speculator_of(llm)
+    proposer = speculator.drafting.proposers[0]
+    passes: list[int] = []
+    beside: list[Any] = []
+    stock_propose, stock_passes = proposer.propose, proposer._passes_of_draft
+
+    def propose(texts: Any, k: int) -> Any:
+        passes.append(0)
+        found = stock_propose(texts, k)
+        slots, kept = proposer._target.slots_on_host, proposer.texts
+        paused = [at for at, slot in enumerate(slots) if kept.row_of(slot) is not None and kept.is_paused(slot)]
+        assert (found.tokens[paused] == -1).all()
+        beside.append(bool(paused) and passes[-1])
+        return found
+
+    def passes_of_draft(*args: Any) -> Any:
+        passes[-1] += 1
+        return stock_passes(*args)
+
+    monkeypatch.setattr(proposer, "propose", propose)
+    monkeypatch.setattr(proposer, "_passes_of_draft", passes_of_draft)
+    begin = proposer.texts.begin
+
+    def begin_briefly(slot: int, text: Any) -> None:
+        begin(slot, text)
+        if slot in proposer.texts._texts:
+            proposer.texts._texts[slot].pause.length = 6
+
+    monkeypatch.setattr(proposer.texts, "begin", begin_briefly)
+    assert greedy(llm, slice(11, 12)) == plain["greedy"][11:12]
+    assert not speculator.faults.counts, speculator.faults.counts
+    drafting = "".join(map(str, passes)).strip("0")
+    assert greedy(llm, slice(8, 12)) == plain["greedy"][8:12]
+    assert any(beside), "in some passes other texts pause"
+    assert set(drafting) == {"0", "1"} and len(drafting.replace("1", " ").split()) >= 2, drafting
 
 
 @pytest.mark.parametrize(

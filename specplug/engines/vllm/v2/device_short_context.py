@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -25,6 +26,7 @@ from specplug.engines.vllm.draft_counters import Values
 from specplug.engines.vllm.v2.cache_layout import Layout, layout_of, read_tokens
 from specplug.engines.vllm.v2.device_chains import NONE, DeviceChains, DeviceStep, DeviceTexts
 from specplug.engines.vllm.v2.device_counters import HostCopy
+from specplug.engines.vllm.v2.draft_pause import price_of
 from specplug.engines.vllm.v2.kept_cache import KeptCache, row_bytes
 from specplug.engines.vllm.v2.kept_texts import Choice, KeptTexts
 from specplug.engines.vllm.v2.model_proposer import ModelProposer
@@ -105,14 +107,16 @@ class DeviceShortContext(ModelProposer):
         dtype, most = config.model_config.dtype, config.scheduler_config.max_num_seqs
         key = (id(attention), dtype, most, *sizes.values())
         cache = _pools.get(key)
+        per_row = row_bytes(**sizes, element_bytes=dtype.itemsize)
         if cache is None:
-            per_row = row_bytes(**sizes, element_bytes=dtype.itemsize)
             kv_bytes, is_measured = memory_for_kv(config, self._device)
             rows = rows_within(per_row, most, self._share, kv_bytes, window)
             cache = _pools[key] = KeptCache(rows=rows, dtype=dtype, device=self._device, **sizes)
             logger.info("specplug: %s", in_words(rows, per_row, most, kv_bytes, is_measured))
         self._cache, self._layers, self._length = cache, layers, limit
         rows = len(cache.positions)
+        self._row_bytes = per_row
+        self._token_bytes = 2 * len(layers) * attention.num_kv_heads * attention.head_size * dtype.itemsize
         self.texts = KeptTexts(window, rows, control_tokens(config.model_config).__contains__)
         self._number = 0
         self._numbers: dict[int, int] = {}
@@ -142,10 +146,17 @@ class DeviceShortContext(ModelProposer):
         self._layout = layout_of(target.layers.attention[0])
         self._target = target
 
+    @cached_property
+    def _weight_bytes(self) -> int:
+        """Of the layers and the head, on this rank; all ranks have as many."""
+        assert self._layers is not None
+        return sum(self._layers.weight_bytes(len(self._layers)))
+
     # -- requests ------------------------------------------------------------------------------------------------
 
     def begin_request(self, slot: int, known: Sequence[int]) -> None:
         if self.texts is not None:
+            self.end_request(slot)
             self._number += 1
             self._numbers[slot], self._known_at[slot] = self._number, self._passes
             self.texts.begin(slot, known)
@@ -172,12 +183,18 @@ class DeviceShortContext(ModelProposer):
             return DeviceChains(nothing, torch.zeros_like(nothing))
         self._load(kept.start(target.slots_read), texts, are_new=True)
         self._choose_again(texts, k)
-        rows = [row for slot in target.slots_on_host if (row := kept.row_of(slot)) is not None]
+        rows = {slot: row for slot in target.slots_on_host if (row := kept.row_of(slot)) is not None}
         if not rows:
             self._behind -= 1  # the texts with rows have not changed
             return DeviceChains(nothing, torch.zeros_like(nothing))
-        tokens, confidence = self._draft_rows(max(rows) + 1, texts, most)
+        paused = {slot for slot in rows if kept.is_paused(slot)}
+        if len(paused) == len(rows):
+            return DeviceChains(nothing, torch.zeros_like(nothing))
+        tokens, confidence = self._draft_rows(max(rows.values()) + 1, texts, most)
         row_of = self._row_of_slot[texts.slots]
+        if paused:  # they are among the rows of a pass, which costs little beside the weights
+            silent = self._sent(np.array([slot in paused for slot in target.slots_on_host])) > 0
+            row_of = row_of.masked_fill(silent, -1)
         depth = tokens.shape[1]
         nothing[:, :depth] = tokens[row_of.clamp(min=0)].masked_fill(row_of[:, None] < 0, NONE)
         buckets = torch.zeros_like(nothing)
@@ -276,7 +293,7 @@ class DeviceShortContext(ModelProposer):
         self._counts[1, :m] += (compared & (chains != there)).any(1)
 
     def _choose_again(self, texts: DeviceTexts, k: int) -> None:
-        """Now and then, look at what was right, and choose other parts where that was little."""
+        """Now and then, look at what was right; where that was little, choose other parts or pause."""
         kept, look = self.texts, self._look
         assert kept is not None
         if look is not None and self._passes - look.at >= LAG:
@@ -284,11 +301,16 @@ class DeviceShortContext(ModelProposer):
             counts, *texts_since = look.copies.wait()
             lengths, right, wrong = counts.tolist()
             choices = []
+            weights = self._weight_bytes / len(look.texts)  # read once for all of them
+
+            def price(num_tokens: int) -> float:
+                return price_of(self._row_bytes, num_tokens * self._token_bytes, weights)
+
             for (number, slot, row), written in zip(look.texts, texts_since, strict=True):
                 if self._numbers.get(slot) == number:
                     written = written[: lengths[row] - kept.known(slot)].tolist()
                     self._known_at[slot] = look.at
-                    choices.append(kept.learn(slot, written, right[row], wrong[row]))
+                    choices.append(kept.learn(slot, written, right[row], wrong[row], price))
             self._load([one for one in choices if one is not None], texts, are_new=False)
         elif look is None and self._passes % CHECK_PASSES == 0 and (rows := kept.rows()):
             held, m = sorted(rows.items()), max(rows) + 1

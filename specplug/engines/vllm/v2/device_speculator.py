@@ -214,11 +214,11 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         if self.drafting is not None and ADAPTER not in self.faults.disabled:
             try:
                 self._start_requests()
-                asked = num_speculative_tokens is None or num_speculative_tokens > 0
+                wanted = self._wanted(input_batch.idx_mapping_np[:n].tolist(), num_speculative_tokens)
                 if self._target is not None:
                     self._target.follow(input_batch)
-                texts = self._texts(input_batch, num_sampled > 0, num_speculative_tokens)
-                drafted = self.drafting.step(texts, num_sampled, num_rejected, rows, drafts=asked)
+                texts = self._texts(input_batch, num_sampled > 0, wanted)
+                drafted = self.drafting.step(texts, num_sampled, num_rejected, rows, drafts=wanted > 0)
                 if drafted is not None:
                     tokens.copy_(self._wrong(tokens) if self._timing else drafted[0])
                     confidence.copy_(drafted[1])
@@ -348,7 +348,15 @@ class DeviceSpeculator(BaseSpeculator):  # type: ignore[misc]
         except Exception as error:
             self._record(error)
 
-    def _texts(self, input_batch: Any, running: Tensor, wanted: int | None) -> DeviceTexts:
+    def _wanted(self, slots: Sequence[int], scheduled: int | None) -> int:
+        """The longest chain that any request of the batch can use; the same on all ranks.
+
+        scheduled  draft tokens that the scheduler verifies; None where it verifies all of them
+        """
+        longest = max((self._limits.get(slot, self._k) for slot in slots), default=self._k)
+        return min(self._k if scheduled is None else scheduled, longest)
+
+    def _texts(self, input_batch: Any, running: Tensor, wanted: int) -> DeviceTexts:
         states, slots = self._states, input_batch.idx_mapping.long()
         longest = int(input_batch.seq_lens_cpu_upper_bound.numpy().max()) + 1
         width = self._width(longest)

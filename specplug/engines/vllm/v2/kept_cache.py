@@ -92,23 +92,23 @@ class KeptCache:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """[m, heads, head dim]: attention of the tokens that the pass reads to their rows and to themselves.
 
-        query       [m, heads, head dim], of which heads / kv heads in a sequence share a key
+        query       [m, heads, head dim], of which heads / kv heads in a sequence share a key: they are passed to the
+                    kernel as that many tokens of one KV head, since not every kernel with a mask takes groups of heads
         key, value  [m, kv heads, head dim]
         """
-        m = len(query)
+        m, kv_heads, size = key.shape
         rows = self._rows[:m]
         keys, values = self.keys[layer], self.values[layer]
         keys[rows, :, self._at] = key
         values[rows, :, self._at] = value
         out = scaled_dot_product_attention(
-            query[:, :, None],
+            query.reshape(m, kv_heads, -1, size),
             keys[:m],
             values[:m],
             attn_mask=self._mask,
             scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
         )
-        return out[:, :, 0]
+        return out.reshape(query.shape)
 
     def _reload(self, lengths: Tensor, count: int, read: Read) -> None:
         positions = _last(lengths, count)

@@ -1,4 +1,4 @@
-"""Which texts have a row of the pool of a drafter with a short context, and which of their tokens a row keeps.
+"""Which texts have a row of the pool of a drafter with a short context, which tokens it keeps, and who is drafted for.
 
 Works on the host with the tokens that it knows: those of prompts, and of answers some steps later. It depends neither
 on vLLM nor on torch, and reads no clock, so that all ranks choose the same.
@@ -8,12 +8,13 @@ State: per text its tokens, its row, and what was accepted when its parts were c
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from specplug.core import IntArray, int_array
 from specplug.drafts.retrieval import Retrieval, Window
+from specplug.engines.vllm.v2.draft_pause import DraftPause
 
 EMPTY = -1
 """Fills up chosen positions."""
@@ -50,6 +51,7 @@ class _Kept:
     row           None while all rows are taken
     chosen_at     tokens that the text had when its parts were chosen
     right, wrong  draft tokens up to then
+    pause         whether the text is drafted for
     """
 
     text: list[int]
@@ -59,6 +61,7 @@ class _Kept:
     chosen_at: int = 0
     right: int = 0
     wrong: int = 0
+    pause: DraftPause = field(default_factory=DraftPause)
 
 
 def needs_row(window: Window, num_tokens: int) -> bool:
@@ -80,7 +83,8 @@ class KeptTexts:
         self._texts: dict[int, _Kept] = {}
 
     def begin(self, slot: int, text: Sequence[int]) -> None:
-        """A text takes a slot of the runner."""
+        """A text takes a slot of the runner, which the text that had it before leaves if it still has it."""
+        self.end(slot)
         if not needs_row(self.window, len(text)):
             return
         retrieval = Retrieval(self.window, self._is_control)
@@ -115,19 +119,27 @@ class KeptTexts:
                 found.append(self._choice(slot, kept))
         return found
 
+    def is_paused(self, slot: int) -> bool:
+        """Whether nothing is drafted for a text that has a row, since that did not pay."""
+        return self._texts[slot].pause.until is not None
+
     def known(self, slot: int) -> int:
         """The number of tokens of a text that are known here."""
         return len(self._texts[slot].text)
 
-    def learn(self, slot: int, written: Sequence[int], right: int, wrong: int) -> Choice | None:
+    def learn(
+        self, slot: int, written: Sequence[int], right: int, wrong: int, price: Callable[[int], float]
+    ) -> Choice | None:
         """Other parts, where too few draft tokens are right and the text so far suggests others.
 
         written  the tokens that follow the known ones
         right    draft tokens of the text that the target agreed with, since it has its row
         wrong    those it did not agree with; what follows such a token is not counted
+        price    of a draft token in passes of the target, for a text of so many tokens
         """
         kept = self._texts[slot]
         kept.text += written
+        kept.pause.learn(len(kept.text), right, wrong, price(len(kept.text)))
         since = right - kept.right, wrong - kept.wrong
         if len(kept.text) - kept.chosen_at < kept.wait or since[0] >= GOOD_AGREEMENT * sum(since):
             return None

@@ -13,6 +13,9 @@ from specplug.engines.vllm.v2.device_drafting import DeviceDrafting
 from specplug.engines.vllm.v2.model_proposer import ModelProposer
 from specplug.profile import Profile
 
+METRICS = "metrics"
+"""The name under which faults of publishing are counted, beside those of proposers."""
+
 
 @dataclass(slots=True)
 class LoadedProfile:
@@ -34,7 +37,18 @@ class LoadedProfile:
     invalid: list[int] = field(default_factory=list)
 
     def publish(self) -> None:
-        """Update the engine's metrics by what has arrived on the host, and count invalid chains as faults."""
+        """Update the engine's metrics by what has arrived on the host, and count invalid chains as faults.
+
+        An exception is recorded only: it is of this rank alone, and the others would wait for one that drafts no more.
+        """
+        if METRICS in self.faults.disabled:
+            return
+        try:
+            self._publish()
+        except Exception as error:
+            self.faults.record(METRICS, "raised", f"{type(error).__name__}: {error}")
+
+    def _publish(self) -> None:
         drafting, faults = self.drafting, self.faults
         assert drafting is not None
         values = self.counters.poll(
@@ -48,9 +62,10 @@ class LoadedProfile:
         if values is None:
             return
         before = self.invalid or [0] * len(drafting.names)
-        for name, number, known in zip(drafting.names, values["invalid"], before, strict=True):
-            # A proposer that this rank alone turned off would leave the others waiting.
-            for _ in range(0 if drafting.raises else min(number - known, MAX_FAULTS)):
+        for index, (number, known) in enumerate(zip(values["invalid"], before, strict=True)):
+            name, runs_target = drafting.names[index], isinstance(drafting.proposers[index], ModelProposer)
+            # A proposer that this rank alone turned off would leave the others waiting for its layers.
+            for _ in range(0 if drafting.raises and runs_target else min(number - known, MAX_FAULTS)):
                 faults.record(name, "drafted nonsense", "an id outside the vocabulary, or an unknown bucket")
         self.invalid = values["invalid"]
         labels = [(name,) for name in (*drafting.names, AGREED)]

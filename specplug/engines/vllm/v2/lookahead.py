@@ -9,11 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from specplug.engines.vllm.configure import KEY, V2_METHOD, profile_in, proposers_of
+from specplug.engines.vllm.configure import KEY, V2_METHOD, profile_in
 from specplug.errors import SpecplugError
-from specplug.proposers.early_exit import EarlyExit
 
 NAME = "num_lookahead_tokens"
+METHOD = "early_exit"
+"""The proposer that writes to the target's cache."""
+
 MARK = "wrapped_by_specplug"
 
 
@@ -41,7 +43,7 @@ def _own(config: Any) -> int:
     if not isinstance(own, dict) or KEY not in own or speculation is None or speculation.method != V2_METHOD["method"]:
         return 0
     try:
-        writes = any(isinstance(one, EarlyExit) for one in proposers_of(profile_in(own)))
+        writes = any(spec.method == METHOD for spec in profile_in(own).proposers)
     except SpecplugError:
         return 0
     return int(speculation.num_speculative_tokens) if writes else 0

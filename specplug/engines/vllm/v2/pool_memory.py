@@ -1,4 +1,4 @@
-"""How many texts a pool of keys and values has room for, within a share of the memory for vLLM's KV cache.
+"""How many texts a pool of keys and values has room for, within a share of the memory that is free for vLLM's KV cache.
 
 The pool is allocated after the weights are loaded and before vLLM measures what is left for its KV cache, so that it is
 taken from it. Where the size of the KV cache is set (`--kv-cache-memory-bytes`), vLLM measures nothing, and the pool is
@@ -29,7 +29,7 @@ def rows_within(bytes_per_row: int, most: int, share: float, kv_bytes: int, wind
     if rows < 1:
         raise UsageError(
             f"short_context: no room for the pool: {window.size} tokens of one text take {bytes_per_row / MIB:.1f} "
-            f"MiB, and kv_share {share:g} of {kv_bytes / MIB:,.0f} MiB for the KV cache is "
+            f"MiB, and kv_share {share:g} of {kv_bytes / MIB:,.0f} MiB that are free for the KV cache is "
             f"{share * kv_bytes / MIB:.1f} MiB; raise kv_share, or make first, recent and retrieved smaller"
         )
     return rows
@@ -37,7 +37,11 @@ def rows_within(bytes_per_row: int, most: int, share: float, kv_bytes: int, wind
 
 def in_words(rows: int, bytes_per_row: int, most: int, kv_bytes: int, is_measured: bool) -> str:
     """What the log says about the pool."""
-    place = "taken from the memory for the KV cache" if is_measured else "beside the KV cache, whose size is set"
+    place = (
+        "taken from what is free once the weights are loaded, before vLLM measures it for the KV cache"
+        if is_measured
+        else "beside the KV cache, whose size is set"
+    )
     return (
         f"short_context: a pool of {rows * bytes_per_row / MIB:,.1f} MiB per rank, {place} "
         f"({kv_bytes / MIB:,.0f} MiB), for {rows} of at most {most} requests at once; others draft without it"

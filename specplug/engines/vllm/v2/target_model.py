@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import set_forward_context
+from vllm.logger import init_logger
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -21,9 +22,15 @@ from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, init_attn_backend
 
 from specplug.engines.vllm.v2.target_layers import TargetLayers
 from specplug.engines.vllm.v2.v2_interface import check_target_interface
-from specplug.errors import UsageError
+from specplug.engines.vllm.versions import against_target_layers, installed
+from specplug.errors import EngineError, UsageError
 
 Tensor = Any
+
+WAITING = "FLASHINFER"
+"""The attention backend whose metadata may be made on the host."""
+
+logger = init_logger("vllm.specplug")
 
 
 class TargetModel:
@@ -49,7 +56,7 @@ class TargetModel:
         self.max_length: int = runner.max_model_len
         self.num_slots: int = runner.max_num_reqs
         groups = runner.kv_cache_config.kv_cache_groups
-        if len(groups) != 1 or type(groups[0].kv_cache_spec) is not FullAttentionSpec:
+        if len(groups) != 1 or not _is_complete(groups[0].kv_cache_spec):
             raise UsageError(
                 f"{method}: this model has several kinds of KV cache (sliding windows, or states); it needs one whose "
                 "layers all attend to the complete text"
@@ -58,9 +65,7 @@ class TargetModel:
         """Tokens of a block of the KV cache."""
         self._tables = runner.block_tables
         self._cache_config = runner.kv_cache_config
-        names = {one.layer_name for one in self.layers.attention}
-        # Of its own, since builders keep buffers that the engine's pass may still be using.
-        self._groups, _, _ = init_attn_backend(self._cache_config, self.config, self.device, active_layer_names=names)
+        self._groups: list[list[Any]] | None = None
         self._starts = torch.arange(self.num_slots + 1, dtype=torch.int32, device=self.device)
         self._starts_on_host = torch.arange(self.num_slots + 1, dtype=torch.int32)
         self._not_prefilling = torch.zeros(self.num_slots, dtype=torch.bool)
@@ -126,7 +131,7 @@ class TargetModel:
         places = (blocks * self.block_size + positions % self.block_size).masked_fill(~writes, PAD_SLOT_ID)
         longest = (self._longest + ahead).clamp(max=self.max_length)
         metadata = build_attn_metadata(
-            attn_groups=self._groups,
+            attn_groups=self._attention_groups(),
             num_reqs=n,
             num_tokens=n,
             query_start_loc_gpu=self._starts[: n + 1],
@@ -151,12 +156,39 @@ class TargetModel:
         ):
             yield positions
 
+    def _attention_groups(self) -> list[list[Any]]:
+        """Builders of attention metadata, of their own, since they keep buffers that the engine's pass may be using.
+        They are made for the first pass: not every drafter has one."""
+        if self._groups is None:
+            names = {one.layer_name for one in self.layers.attention}
+            self._groups, _, _ = init_attn_backend(
+                self._cache_config, self.config, self.device, active_layer_names=names
+            )
+            if any(group.backend.get_name() == WAITING for of_cache in self._groups for group in of_cache):
+                logger.warning(
+                    "specplug: %s copies the lengths of texts to the host for each pass beside draft tokens, unless "
+                    "its TRTLLM kernels are used, so each draft token may wait for the device; --attention-backend "
+                    "names another",
+                    WAITING,
+                )
+        return self._groups
+
+
+def _is_complete(spec: Any) -> bool:
+    """Whether the layers of a KV cache attend to the complete text. vLLM may keep windows in a cache of that kind."""
+    return type(spec) is FullAttentionSpec and spec.sliding_window is None and spec.attention_chunk_size is None
+
 
 def refuse_target_settings(vllm_config: Any, methods: Sequence[str]) -> None:
     """UsageError for a setting of vLLM with which a proposer cannot run the target's layers.
 
     methods  the proposers that do so
+    EngineError for a release of vLLM whose KV cache was not read for them.
     """
+    package = installed()
+    against = None if package is None else against_target_layers(package)
+    if against is not None:
+        raise EngineError(f"{' and '.join(methods)}: {against}; install another, or remove it")
     name, parallel = " and ".join(methods), vllm_config.parallel_config
     refused = {
         "--enable-lora": vllm_config.lora_config is not None,
@@ -165,6 +197,8 @@ def refuse_target_settings(vllm_config: Any, methods: Sequence[str]) -> None:
         "--prefill-context-parallel-size": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "--kv-transfer-config": vllm_config.kv_transfer_config is not None,
         "--kv-sharing-fast-prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
+        # The pool would be freed with the weights, and not be filled again.
+        "--enable-sleep-mode": "short_context" in methods and vllm_config.model_config.enable_sleep_mode,
     }
     for flag, is_set in refused.items():
         if is_set:
