@@ -221,8 +221,8 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "recent": "Tokens that are kept at its end, >= 32.",
             "retrieved": "Tokens of chunks between them that match the end of the text; a multiple of `chunk`, or 0.",
             "chunk": "Tokens of a chunk, >= 16.",
-            "kv_share": "vLLM: the share of the memory that is free once the weights are loaded, which the second caches of all requests take at "
-            "most; up to 0.5.",
+            "kv_share": "vLLM: the share of the memory that is free once the weights are loaded, which the second "
+            "caches of all requests take at most; up to 0.5.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
         },
