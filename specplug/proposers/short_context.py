@@ -25,7 +25,7 @@ class ShortContext(ModelOptions):
     recent     tokens that are kept at its end
     retrieved  tokens of the chunks that match the end of the text, a multiple of `chunk`; 0 keeps none
     chunk      tokens of a chunk
-    kv_share   vLLM: the most that the second caches take of the memory that is free once the weights are loaded, as a share
+    kv_share   vLLM: the share of the memory, free once the weights are loaded, that the second caches take at most
     max_draft, branches  as in DraftModel
     """
 
