@@ -18,7 +18,7 @@ from .examination import examine
 from .options import json_option
 
 
-@click.command(epilog="\b\nExamples:\n  specplug doctor --json\n  specplug doctor --model some.gguf")
+@click.command(epilog="\b\nExample: specplug doctor --model some.gguf")
 @click.option("--model", metavar="REF", help="Report on this model only: its memory, and what drafts for it.")
 @json_option
 def doctor(model: str | None, json: bool) -> None:

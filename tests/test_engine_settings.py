@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -346,6 +347,11 @@ class ToyContext:
 
     def drop(self, sequence: int, start: int) -> None:
         del self.held[start:]
+
+    @contextmanager
+    def tried(self, sequence: int, length: int, copy: int) -> Iterator[int]:
+        yield sequence
+        self.drop(sequence, length)
 
 
 def toy_answer(wrong: Any, checked: tuple[int, ...] = CHECKED_ROWS, base: int = 1) -> int:

@@ -95,14 +95,13 @@ def test_the_pipeline_prints_one_line_per_file(measured: str, tmp_path: Path, mo
 
 
 @pytest.mark.llama
-def test_the_openai_client_streams_an_answer_with_drafts(tmp_path: Path, demo_path: Path, measured: str) -> None:
+def test_the_openai_client_streams_an_answer_with_drafts(tmp_path: Path, demo_path: Path) -> None:
     needs_the_demo_model()
     for library in ("openai", "fastapi", "uvicorn"):
         pytest.importorskip(library)
     from serving import served
 
-    # One slot, since the invented costs hold for one sequence; the later --profile counts.
-    with served(tmp_path, demo_path, "--profile", measured, "--slots", "1") as server:
+    with served(tmp_path, demo_path, "--slots", "1") as server:
         output = example("openai_client.py", f"{server.url}/v1", "48")
     *answer, last = output.splitlines()
     assert "".join(answer).strip()
