@@ -298,17 +298,18 @@ def test_a_prompt_that_was_read_before_needs_its_last_token_only(models: Callabl
 # -- settings, and passes that do not end ------------------------------------------------------------------------------
 
 
-def test_planned_drafts_of_several_sequences_change_no_token(models: Callable[..., Model]) -> None:
-    """With costs under which further rows cost nothing, so that chains of all lengths are planned and tried."""
+def test_planned_drafts_change_no_token(models: Callable[..., Model]) -> None:
+    """With costs under which further rows cost nothing, so that chains of all lengths are planned and tried. A fork gets
+    one sequence: of several, those with shorter chains would always have to evaluate their rows again."""
     planned = replace(FORCED, planner=PlannerSettings(max_nodes=3 * DEPTH))
     free = CostPoints((128,), (1, 64), ((1.0, 1.01),))
-    for name in ("lfm2", "mamba2"):
+    for name, slots in (("lfm2", 3), ("mamba2", 1)):
         model, prompts = models(name), texts_to_answer()[:3]
         known = plain_texts(model, prompts, 40, Sampling())
-        with LlamaCpp(model, planned, slots=3, cost=free) as engine:
+        with LlamaCpp(model, planned, slots=slots, cost=free) as engine:
             engine.reset([Known(known)])
             answers = engine.generate_all([Request(one, 40) for one in prompts])
-            assert engine.loop.counters.draft_tokens > 0, "nothing was drafted"
+            assert engine.loop.counters.accepted_tokens > 20, "nearly nothing was drafted"
         for one, text, answer in zip(prompts, known, answers, strict=True):
             assert same_but_for_rounding(model, RUNTIME, one, text[len(one) :], answer.tokens, Sampling())
 
