@@ -299,8 +299,10 @@ def test_a_prompt_that_was_read_before_needs_its_last_token_only(models: Callabl
 
 
 def test_planned_drafts_change_no_token(models: Callable[..., Model]) -> None:
-    """With costs under which further rows cost nothing, so that chains of all lengths are planned and tried. A fork gets
-    one sequence: of several, those with shorter chains would always have to evaluate their rows again."""
+    """With costs under which further rows cost nothing, so that chains of all lengths are planned and tried.
+
+    A fork gets one sequence: of several, those with shorter chains would always have to evaluate their rows again.
+    """
     planned = replace(FORCED, planner=PlannerSettings(max_nodes=3 * DEPTH))
     free = CostPoints((128,), (1, 64), ((1.0, 1.01),))
     for name, slots in (("lfm2", 3), ("mamba2", 1)):
