@@ -30,9 +30,9 @@ from specplug.tune.device_settings import EnginePlanning
 from specplug.tune.drafter_trace import DrafterTrace, TracedExit
 from specplug.tune.engine_choice import with_setting
 from specplug.tune.expense import Expense, Line
+from specplug.tune.method_times import timed_steps
 from specplug.tune.off_path import OFF_PATH_IDS, off_path_rows
 from specplug.tune.prediction import Costs
-from specplug.tune.timed_steps import timed_steps
 from specplug.tune.trace import Answer, OffPathRows, Recorder, Trace
 
 if TYPE_CHECKING:
