@@ -43,7 +43,7 @@ def name_of(tokens: list[int]) -> float:
 
 
 class Target:
-    """The texts of slots as a target keeps them, and a head that is told of them."""
+    """The texts of slots as a target keeps them, and a head that follows them."""
 
     def __init__(self, first: int) -> None:
         self.cells = ToyCells()
@@ -52,7 +52,7 @@ class Target:
         self.heads = [HeadText(context, seq, self.layout) for seq in range(SLOTS)]
         self.texts: list[list[int]] = [[] for _ in range(SLOTS)]
         self.known = [True] * SLOTS
-        """Whether the head was told of the complete text of each slot."""
+        """Whether the head has followed the complete text of each slot."""
 
     def begin(self, seq: int, prompt: list[int], *, known: bool = True) -> None:
         self.known[seq] = known or not prompt

@@ -146,7 +146,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
 
     @property
     def model_params(self) -> Any:
-        """The base class's parameters of its model, without repacked weights where the library cannot use them."""
+        """The base class's parameters of its model, with the MTP layer where the profile names it, and without repacked
+        weights where the library cannot use them."""
         return self._model_params
 
     @model_params.setter

@@ -108,7 +108,7 @@ class StateCells:
         """To how many of its first `length` tokens a slot can be cut; most of them."""
         if length == len(self.tokens[seq]):
             return length
-        return max((place for place in self._checkpoints[seq] if place <= length), default=0)
+        return self.shareable(seq, length)
 
     def shareable(self, seq: int, length: int) -> int:
         """How many of a slot's first `length` tokens another slot can be given."""

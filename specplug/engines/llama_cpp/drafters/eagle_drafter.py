@@ -11,9 +11,10 @@ from collections.abc import Sequence, Set
 import numpy as np
 
 from specplug.engines.llama_cpp.context import Context
-from specplug.engines.llama_cpp.drafters.head_context import HeadContext, States
+from specplug.engines.llama_cpp.drafters.head_context import HeadContext
 from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
 from specplug.engines.llama_cpp.drafters.head_text import Layout
+from specplug.engines.llama_cpp.drafters.state_history import States
 from specplug.engines.llama_cpp.layer_taps import LayerTaps
 
 

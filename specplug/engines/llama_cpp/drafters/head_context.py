@@ -12,19 +12,16 @@ from typing import Any
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
-import numpy.typing as npt
 
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, cache_bytes, context_params
+from specplug.engines.llama_cpp.drafters.state_history import States
 from specplug.engines.llama_cpp.exported import exported, missing
 from specplug.engines.llama_cpp.memory_need import check_cache
 from specplug.engines.llama_cpp.model import Model, captured_log
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine.memory import available_memory
 from specplug.profile import Runtime
-
-States = npt.NDArray[np.float32]
-"""float32[rows, width]"""
 
 SET_STATES, GET_STATES = "llama_set_embeddings_nextn", "llama_get_embeddings_nextn"
 

@@ -18,9 +18,10 @@ from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.drafters.chain import Chain
 from specplug.engines.llama_cpp.drafters.chain_drafter import SCORE_CONTEXT, SCORED_ROWS, ChainDrafter, ms_since
 from specplug.engines.llama_cpp.drafters.drafter_times import DrafterTimes
-from specplug.engines.llama_cpp.drafters.head_context import HeadContext, States
+from specplug.engines.llama_cpp.drafters.head_context import HeadContext
 from specplug.engines.llama_cpp.drafters.head_text import HeadText, Layout
 from specplug.engines.llama_cpp.drafters.pass_timing import PassTiming
+from specplug.engines.llama_cpp.drafters.state_history import States
 from specplug.engines.llama_cpp.stream import Pass, Piece
 from specplug.planning.constants import READING_PIECE
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from specplug.engines.llama_cpp.context import Context
-from specplug.engines.llama_cpp.drafters.head_context import HeadContext, States, record_states, recorded_states
+from specplug.engines.llama_cpp.drafters.head_context import HeadContext, record_states, recorded_states
 from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
 from specplug.engines.llama_cpp.drafters.head_text import Layout
+from specplug.engines.llama_cpp.drafters.state_history import States
 
 
 class MtpDrafter(HeadDrafter):

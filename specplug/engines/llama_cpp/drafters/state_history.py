@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 States = npt.NDArray[np.float32]
+"""float32[rows, width]"""
 
 TOP = 15
 """The largest number of a row is kept as one below 2 to this power; float16 ends at 2 to the power of 16."""

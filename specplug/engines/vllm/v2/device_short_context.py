@@ -330,7 +330,7 @@ class DeviceShortContext(ModelProposer):
 
 
 def control_tokens(model_config: Any) -> frozenset[int]:
-    """The ids that separate the turns of a conversation; none where vLLM was told to load no tokenizer."""
+    """The ids that separate the turns of a conversation; none where vLLM loads no tokenizer."""
     try:
         from vllm.tokenizers import cached_tokenizer_from_config
     except ImportError:  # the end of the text is then looked for, whatever turns it has

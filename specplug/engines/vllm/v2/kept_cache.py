@@ -1,7 +1,7 @@
 """Keys and values of parts of texts, for a drafter that attends to these parts instead of the complete text.
 
-It depends on torch alone: where the target's keys and values are is told by a function. A key is stored after the
-rotation for its position, so attention does not depend on where in a row it lies.
+It depends on torch alone: a function finds the target's keys and values. A key is stored after the rotation for its
+position, so attention does not depend on where in a row it lies.
 State: per row and place the position in the text, and per layer a key and a value.
 """
 
