@@ -6,13 +6,14 @@ base class's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 
 from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.drafters.head_context import HeadContext
-from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
+from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter, HeadLimits
 from specplug.engines.llama_cpp.drafters.head_text import Layout
 from specplug.engines.llama_cpp.drafters.state_history import States
 from specplug.engines.llama_cpp.layer_taps import LayerTaps
@@ -30,12 +31,7 @@ class EagleDrafter(HeadDrafter):
         context: HeadContext,
         target: Context,
         layers: Sequence[int],
-        *,
-        slots: int,
-        max_tokens: int,
-        max_draft: int,
-        branches: int,
-        end_tokens: Set[int] = frozenset(),
+        **limits: Unpack[HeadLimits],
     ) -> None:
         """
         context  that of the head
@@ -44,16 +40,7 @@ class EagleDrafter(HeadDrafter):
         """
         self._layers = tuple(layers)
         self._taps = LayerTaps(target, layers)
-        super().__init__(
-            context,
-            target,
-            Layout(len(layers) * self._taps.width, first=1),
-            slots=slots,
-            max_tokens=max_tokens,
-            max_draft=max_draft,
-            branches=branches,
-            end_tokens=end_tokens,
-        )
+        super().__init__(context, target, Layout(len(layers) * self._taps.width, first=1), **limits)
 
     def _target_states(self, rows: Sequence[int]) -> States:
         return np.concatenate([self._taps.rows(layer, rows) for layer in self._layers], axis=1)

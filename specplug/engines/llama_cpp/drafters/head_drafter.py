@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence, Set
 from math import inf
 from time import perf_counter_ns
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -28,6 +29,16 @@ from specplug.planning.constants import READING_PIECE
 READ_WITH_ROOT = READING_PIECE
 """Most entries of a text that are read in the pass that drafts its next token; others are read before, without logits,
 since an EAGLE-3 head computes them for all rows of a pass or for none."""
+
+
+class HeadLimits(TypedDict):
+    """The keyword arguments of every `HeadDrafter`."""
+
+    slots: int
+    max_tokens: int
+    max_draft: int
+    branches: int
+    end_tokens: NotRequired[Set[int]]
 
 
 class HeadDrafter(ChainDrafter):

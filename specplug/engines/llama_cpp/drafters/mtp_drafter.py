@@ -5,11 +5,12 @@ Knows where these states come from, and nothing of texts or passes, which are th
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
+from typing import Unpack
 
 from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.drafters.head_context import HeadContext, record_states, recorded_states
-from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter
+from specplug.engines.llama_cpp.drafters.head_drafter import HeadDrafter, HeadLimits
 from specplug.engines.llama_cpp.drafters.head_text import Layout
 from specplug.engines.llama_cpp.drafters.state_history import States
 
@@ -21,29 +22,10 @@ class MtpDrafter(HeadDrafter):
     layer and the complete output matrix.
     """
 
-    def __init__(
-        self,
-        context: HeadContext,
-        target: Context,
-        *,
-        slots: int,
-        max_tokens: int,
-        max_draft: int,
-        branches: int,
-        end_tokens: Set[int] = frozenset(),
-    ) -> None:
+    def __init__(self, context: HeadContext, target: Context, **limits: Unpack[HeadLimits]) -> None:
         """`context` is that of an MTP layer; passes of `target` record states from now on."""
         record_states(target)
-        super().__init__(
-            context,
-            target,
-            Layout(context.width, first=0),
-            slots=slots,
-            max_tokens=max_tokens,
-            max_draft=max_draft,
-            branches=branches,
-            end_tokens=end_tokens,
-        )
+        super().__init__(context, target, Layout(context.width, first=0), **limits)
 
     def _target_states(self, rows: Sequence[int]) -> States:
         taken: States = recorded_states(self._target, self._target.rows, self._context.width)[list(rows)]
