@@ -242,6 +242,42 @@ class Configurable(Protocol):
         """Called right before `begin` of the same sequence. Where it is not called, the options are NO_OPTIONS."""
 
 
+class TokenConstraint(Protocol):
+    """The tokens that a request allows next, such as by a JSON schema, after those that were emitted so far.
+
+    Its owner advances it along the emitted tokens. Others may move it, and move it back.
+    """
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` are allowed, one after the other. Changes nothing."""
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that are the only ones allowed, one after the other; empty where there is a choice."""
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Move past `tokens`, which have to be allowed."""
+
+    def go_back(self, count: int) -> None:
+        """Undo the last `count` tokens of `advance`."""
+
+    def styles(self) -> Sequence[TokenConstraint]:
+        """Constraints of the same texts that leave less choice, such as JSON with fixed spacing, from the same place.
+
+        What they force is likely, but not certain. A style is at an end when it no longer allows what was emitted.
+        """
+
+
+@runtime_checkable
+class Constrained(Protocol):
+    """A proposer that drafts what a constraint forces. It is optional."""
+
+    def use_constraint(self, seq: int, constraint: TokenConstraint) -> None:
+        """Called right before `begin` of the same sequence, if its request has such a constraint.
+
+        Whoever calls it advances `constraint` along the emitted tokens, before `observe`.
+        """
+
+
 @runtime_checkable
 class BatchProposer(Protocol):
     """A proposer that can also draft for several sequences in one call.
