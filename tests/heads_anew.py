@@ -24,7 +24,8 @@ RUNTIME = Runtime(threads=1, context=512, kv_type="f32", flash_attention=False)
 class HeadAnew:
     """`mtp`: the MTP layer of the target's own file; else `head` is an EAGLE-3 head that reads the layers TAPS."""
 
-    def __init__(self, target: Path, head: Path, *, mtp: bool) -> None:
+    def __init__(self, target: Path, head: Path, *, mtp: bool, layers: int = 1) -> None:
+        """`layers`: MTP layers, each of which drafts at its own depth, and the last one beyond it."""
         self._stack = ExitStack()
         self.model: Model = self._stack.enter_context(load_model(target, RUNTIME, mtp=mtp))
         own = self.model if mtp else self._stack.enter_context(load_model(head, RUNTIME))
@@ -37,9 +38,12 @@ class HeadAnew:
             record_states(self._target)
         else:
             self._taps = LayerTaps(self._target, TAPS)
-        self._head = self._stack.enter_context(
-            open_head_context(own, self._target, RUNTIME, cells=512, num_ids=2, max_rows=512, mtp=mtp)
-        )
+        self._heads = [
+            self._stack.enter_context(
+                open_head_context(own, self._target, RUNTIME, cells=512, num_ids=2, max_rows=512, mtp=mtp, layer=layer)
+            )
+            for layer in range(layers)
+        ]
 
     def __enter__(self) -> "HeadAnew":
         return self
@@ -49,7 +53,7 @@ class HeadAnew:
 
     def draft(self, text: list[int], length: int) -> list[int]:
         """The likeliest tokens after a text, whose last token the target has not read."""
-        target, head = self._target, self._head
+        target, head = self._target, self._heads[0]
         target.read(np.asarray(text[:-1], dtype=np.int32))
         count = len(text) - 1
         if self._mtp:
@@ -60,14 +64,13 @@ class HeadAnew:
             states = np.concatenate([self._taps.rows(layer, range(count)) for layer in TAPS], axis=1)
             head.clear()
             states, tokens = head.encode(states, 1), text[1:]
-        head.clear()
-        drafted: list[int] = []
-        position = 0
-        while len(drafted) < length:
+        text, tokens = tokens, []
+        while len(tokens) < length:
+            head = self._heads[min(len(tokens), len(self._heads) - 1)]
+            head.clear()
             head.clear_batch()
-            head.add_states(tokens, states, position, 0, wanted=True)
+            head.add_states([*text, *tokens], states, 0, 0, wanted=True)
             head.decode()
-            position += len(tokens)
-            drafted.append(int(head.logits(len(tokens))[-1].argmax()))
-            tokens, states = [drafted[-1]], head.own_states()[-1:].copy()
-        return drafted
+            tokens.append(int(head.logits(len(states))[-1].argmax()))
+            states = np.concatenate([states, head.own_states()[-1:]])
+        return tokens

@@ -24,6 +24,11 @@ from specplug.machine.memory import available_memory
 from specplug.profile import Runtime
 
 SET_STATES, GET_STATES = "llama_set_embeddings_nextn", "llama_get_embeddings_nextn"
+CHOOSE_LAYER = "llama_set_nextn_layer_offset"
+
+WANTED_ONLY = ("step35", "mimo2")
+"""Architectures whose MTP layers have states for the rows with logits only. llama.cpp ends the process where those of
+all rows are asked for; elsewhere it gives those of the first rows where only those with logits are."""
 
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 
@@ -34,14 +39,19 @@ def why_no_states() -> str | None:
     return f"this build of llama.cpp does not export {lacking[0]}" if lacking else None
 
 
-def record_states(context: Context) -> None:
+def why_no_layers() -> str | None:
+    """Why only the first of several MTP layers can be run in this build of llama.cpp; None where all can."""
+    return f"this build of llama.cpp does not export {CHOOSE_LAYER}" if missing((CHOOSE_LAYER,)) else None
+
+
+def record_states(context: Context, *, wanted_only: bool = False) -> None:
     """Have every pass of a context record the states after its last norm, for all of its rows.
 
-    Never only for the rows with logits ("masked"): MTP layers would then give those of the first rows instead.
+    wanted_only  for those with logits, as the MTP layers of WANTED_ONLY require
     """
     function = exported(SET_STATES)
     assert function is not None
-    function(context.handle, True, False)
+    function(context.handle, True, wanted_only)
 
 
 def recorded_states(context: Context, rows: int, width: int) -> States:
@@ -63,6 +73,7 @@ def open_head_context(
     num_ids: int,
     max_rows: int,
     mtp: bool,
+    layer: int = 0,
 ) -> HeadContext:
     """Open a context for a head. Raises UsageError when llama.cpp rejects it, as it does without an MTP layer.
 
@@ -70,11 +81,14 @@ def open_head_context(
     cells     KV cells in all, shared by all sequences
     num_ids   sequence ids
     max_rows  the most rows with logits in one pass
-    mtp       whether the head is the MTP layer of `model`; else `model` is a head as a whole
+    mtp       whether the head is an MTP layer of `model`; else `model` is a head as a whole
+    layer     of several MTP layers, which one; only those of architectures in SEVERAL_MTP_LAYERS can be chosen
     """
     if not runtime.gpu_layers:
-        layers = model.num_layers if mtp else 1  # an MTP layer is one of those that its file counts
-        needed = cache_bytes(model, runtime, cells) // max(1, layers)
+        needed = cache_bytes(model, runtime, cells)
+        if mtp:  # whose context has cells for all MTP layers, which are among those that the file counts
+            count = int(ll.llama_model_n_layer_nextn(model.handle))
+            needed = needed * count // max(1, model.num_layers + count)
         check_cache(needed, cells, runtime.kv_type, available_memory())
     params = context_params(model, runtime, cells=cells, num_ids=num_ids, max_rows=max_rows)
     params.ctx_type = ll.LLAMA_CONTEXT_TYPE_MTP if mtp else ll.LLAMA_CONTEXT_TYPE_DEFAULT
@@ -84,7 +98,12 @@ def open_head_context(
     if not handle:
         kind = "MTP layer" if mtp else "EAGLE-3 head"
         raise UsageError(f"{model.path}: llama.cpp cannot run its {kind}: {log.reason()}")
-    return HeadContext(model, handle, num_ids=num_ids, max_rows=max_rows, all_or_none=not mtp)
+    if layer:
+        choose = exported(CHOOSE_LAYER)
+        assert choose is not None
+        choose(handle, layer)
+    wanted_only = mtp and model.meta("general.architecture") in WANTED_ONLY
+    return HeadContext(model, handle, num_ids=num_ids, max_rows=max_rows, all_or_none=not mtp, wanted_only=wanted_only)
 
 
 class HeadContext(Context):
@@ -93,17 +112,23 @@ class HeadContext(Context):
     width  numbers of a state that a row is given, and of the one that it gives
     """
 
-    def __init__(self, model: Model, handle: Any, *, num_ids: int, max_rows: int, all_or_none: bool) -> None:
-        """`all_or_none`: whether logits are right only where all rows of a pass get them, as those of EAGLE-3 are."""
+    def __init__(
+        self, model: Model, handle: Any, *, num_ids: int, max_rows: int, all_or_none: bool, wanted_only: bool
+    ) -> None:
+        """
+        all_or_none  whether logits are right only where all rows of a pass get them, as those of EAGLE-3 are
+        wanted_only  whether only the rows with logits give states
+        """
         super().__init__(model, handle, num_ids=num_ids, max_rows=max_rows)
         self.width = int(ll.llama_model_n_embd_out(model.handle))
         self.all_or_none = all_or_none
+        self.wanted_only = wanted_only
         self.max_rows = max_rows
         self.num_batch = min(self.num_batch, int(ll.llama_n_ubatch(handle)))  # so that a pass is never divided
         self._states = np.zeros((self.num_batch, self.width), dtype=np.float32)
         self._batch.embd = self._states.ctypes.data_as(_FLOATS)
         self._encoder: Any = None
-        record_states(self)
+        record_states(self, wanted_only=wanted_only)
 
     def close(self) -> None:
         if self._encoder is not None:
@@ -131,8 +156,10 @@ class HeadContext(Context):
         self._states[start:stop] = 0.0
 
     def own_states(self) -> States:
-        """The states that the rows of the last pass give; a view until the next pass."""
-        return recorded_states(self, self.rows, self.width)
+        """The states that the rows of the last pass give, by `wanted_only` those with logits; a view until the next
+        pass, whose end it waits for."""
+        rows = int(self._wanted[: self.rows].sum()) if self.wanted_only else self.rows
+        return recorded_states(self, rows, self.width)
 
     def encode(self, inputs: States, seq_id: int) -> States:
         """float32[n, width]: the states that an EAGLE-3 head makes of `inputs`, at most `num_batch` rows.

@@ -31,6 +31,10 @@ READ_WITH_ROOT = READING_PIECE
 since an EAGLE-3 head computes them for all rows of a pass or for none."""
 
 
+EvaluatedPart = tuple[int, Sequence[int], States, int]
+"""A sequence, tokens and states of consecutive entries, and the first of these entries."""
+
+
 class HeadLimits(TypedDict):
     """The keyword arguments of every `HeadDrafter`."""
 
@@ -295,18 +299,24 @@ class HeadDrafter(ChainDrafter):
     def _read_piece(self, seq: int, count: int) -> None:
         """Read the next entries of a text, without logits."""
         began = perf_counter_ns()
-        head, text = self._heads[seq], self._texts[seq].tokens
+        head = self._heads[seq]
         first, stop = head.stored, head.stored + count
-        self._evaluate([(seq, text[first:stop], self._inputs(head.states(first, stop)), first)], wanted=False)
-        head.add_stored(stop, text[stop - 1])
+        self._read_entries(seq, first, stop)
+        head.add_stored(stop, self._texts[seq].tokens[stop - 1])
         self.times.read(count, ms_since(began))
 
-    def _evaluate(self, parts: Sequence[tuple[int, Sequence[int], States, int]], *, wanted: bool = True) -> Logits:
+    def _read_entries(self, seq: int, first: int, stop: int) -> None:
+        states = self._inputs(self._heads[seq].states(first, stop))
+        self._evaluate([(seq, self._texts[seq].tokens[first:stop], states, first)], wanted=False)
+
+    def _evaluate(
+        self, parts: Sequence[EvaluatedPart], *, wanted: bool = True, context: HeadContext | None = None
+    ) -> Logits:
         """float32[n, tokens]: the logits after the last entry of each part, in one pass, whose states are kept.
 
-        parts  a sequence, tokens and states of consecutive entries, and the first of these entries
+        context  where the head has several
         """
-        context, lasts = self._context, []
+        context, lasts = context or self._context, []
         context.clear_batch()
         try:
             for seq, tokens, states, entry in parts:
@@ -320,8 +330,8 @@ class HeadDrafter(ChainDrafter):
         own = context.own_states()  # also where they are not needed: waits for the pass
         if not wanted:
             return np.zeros((0, 0), dtype=np.float32)
-        for (seq, _, _, _), last in zip(parts, lasts, strict=True):
-            self._own[seq] = own[last : last + 1].copy()
+        for (seq, _, _, _), place in zip(parts, range(len(parts)) if context.wanted_only else lasts, strict=True):
+            self._own[seq] = own[place : place + 1].copy()
         if not context.all_or_none:
             return context.logits(len(parts))
         every = context.logits(context.rows)

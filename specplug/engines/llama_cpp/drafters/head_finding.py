@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from specplug.engines.llama_cpp import layer_taps
-from specplug.engines.llama_cpp.drafters.head_context import why_no_states
+from specplug.engines.llama_cpp.drafters.head_context import why_no_layers, why_no_states
 from specplug.errors import UsageError
 from specplug.machine.folders import expanded
 from specplug.models import references
 from specplug.models.gguf_header import Header, parts_of, read_header
-from specplug.models.model_facts import MTP_ARCHITECTURES, has_mtp_layer
+from specplug.models.model_facts import MTP_ARCHITECTURES, SEVERAL_MTP_LAYERS, has_mtp_layer
 from specplug.profile import Profile
 from specplug.profile.with_drafter import DRAFTERS
 from specplug.proposers.eagle3 import Eagle3
@@ -62,11 +62,16 @@ def target_layers(head: Path) -> tuple[int, ...]:
     return layers if isinstance(layers, tuple) else (layers,)
 
 
+def num_mtp_layers(path: Path) -> int:
+    """The MTP layers of a file, by its metadata."""
+    return _number(read_header(path), "nextn_predict_layers")
+
+
 def _find_mtp(source: Mtp, target: Path) -> Path:
     path = target if source.model is None else _file("mtp", source.model)
     own = path == target
     header, wanted = read_header(path), read_header(target)
-    count = _number(header, "nextn_predict_layers")
+    count = num_mtp_layers(path)
     if not count or (len(parts_of(path)) == 1 and not any(name.endswith(MTP_TENSOR) for name in header.tensors)):
         what = "names an MTP layer and does not have it" if count else "has no MTP layer"
         advice = "name a file that has it: {method: mtp, model: FILE}" if own else "name a file that has one"
@@ -77,12 +82,28 @@ def _find_mtp(source: Mtp, target: Path) -> Path:
             f"{', '.join(MTP_ARCHITECTURES)} are supported"
         )
     if count > 1:
-        raise UsageError(f"mtp: {path}: it has {count} MTP layers, of which llama.cpp can run one only")
+        _check_several(path, count, header.architecture)
     if not own:
         _check_tokenizer("mtp", path, target)
         if header.architecture != wanted.architecture or _width(header) != _width(wanted):
             raise UsageError(f"mtp: {path}: {_made_for(header.architecture, _width(header), target, wanted)}")
     return path
+
+
+def _check_several(path: Path, count: int, architecture: str | None) -> None:
+    """Raise UsageError where only one of several MTP layers could be run, or a layer is missing."""
+    if architecture not in SEVERAL_MTP_LAYERS:
+        raise UsageError(
+            f"mtp: {path}: it has {count} MTP layers; of the architecture {architecture} llama.cpp can run one only, "
+            f"several of {', '.join(SEVERAL_MTP_LAYERS)}"
+        )
+    problem = why_no_layers()
+    if problem is not None:
+        raise UsageError(f"mtp: {path}: it has {count} MTP layers, and {problem}; update llama-cpp-python")
+    header = read_header(path)
+    found = sum(name.endswith(MTP_TENSOR) for name in header.tensors)
+    if len(parts_of(path)) == 1 and found != count:
+        raise UsageError(f"mtp: {path}: names {count} MTP layers and has {found}; convert the model again")
 
 
 def _find_eagle3(source: Eagle3, target: Path) -> Path:

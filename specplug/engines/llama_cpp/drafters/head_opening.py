@@ -5,7 +5,8 @@ Does not depend on how a head drafts. `head_finding.py` has checked the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.drafters.chain_drafter import SCORE_CONTEXT, SCORED_ROWS
 from specplug.engines.llama_cpp.drafters.eagle_drafter import EagleDrafter
-from specplug.engines.llama_cpp.drafters.head_context import open_head_context
+from specplug.engines.llama_cpp.drafters.head_context import HeadContext, open_head_context
 from specplug.engines.llama_cpp.drafters.head_drafter import READ_WITH_ROOT, HeadDrafter
-from specplug.engines.llama_cpp.drafters.head_finding import TAPS, Head, loads_mtp, target_layers
+from specplug.engines.llama_cpp.drafters.head_finding import TAPS, Head, loads_mtp, num_mtp_layers, target_layers
 from specplug.engines.llama_cpp.drafters.mtp_drafter import MtpDrafter
+from specplug.engines.llama_cpp.drafters.mtp_layers_drafter import MtpLayersDrafter
 from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.memory_need import MemoryNeed, memory_need
 from specplug.engines.llama_cpp.model import Model, open_model
@@ -49,15 +51,7 @@ def open_head(
         else target.model
     )
     try:
-        context = open_head_context(
-            model,
-            target,
-            runtime,
-            cells=head_cells(source, runtime.context, slots),
-            num_ids=slots + 1,
-            max_rows=max(slots if mtp else slots * READ_WITH_ROOT, SCORED_ROWS),
-            mtp=mtp,
-        )
+        contexts = _open_contexts(source, path, model, target, runtime, slots)
         settings: dict[str, Any] = {
             "slots": slots,
             "max_tokens": runtime.context,
@@ -66,10 +60,12 @@ def open_head(
             "end_tokens": target.model.end_tokens,
         }
         drafter: HeadDrafter
-        if mtp:
-            drafter = MtpDrafter(context, target, **settings)  # which closes the context
+        if len(contexts) > 1:
+            drafter = MtpLayersDrafter(contexts, target, **settings)  # which closes the contexts, as the others do
+        elif mtp:
+            drafter = MtpDrafter(contexts[0], target, **settings)
         else:
-            drafter = EagleDrafter(context, target, target_layers(path), **settings)
+            drafter = EagleDrafter(contexts[0], target, target_layers(path), **settings)
         try:
             drafter.warm_up()
         except BaseException:
@@ -82,14 +78,44 @@ def open_head(
     return drafter, model if own else None
 
 
+def _open_contexts(
+    source: Head, path: Path, model: Model, target: Context, runtime: Runtime, slots: int
+) -> Sequence[HeadContext]:
+    """The context of a head; of several MTP layers, one for each."""
+    mtp = isinstance(source, Mtp)
+    layers = num_mtp_layers(path) if mtp else 1
+    if layers > 1:  # the later ones read the draft tokens before theirs together with the end of the text
+        rows = slots * (source.max_draft + READ_WITH_ROOT + 1)
+        runtime = replace(runtime, batch=max(runtime.batch, rows), ubatch=None)
+    with ExitStack() as stack:
+        contexts = [
+            stack.enter_context(
+                open_head_context(
+                    model,
+                    target,
+                    runtime,
+                    cells=head_cells(source, runtime.context, slots),
+                    num_ids=slots + 1,
+                    max_rows=max(slots if mtp else slots * READ_WITH_ROOT, SCORED_ROWS),
+                    mtp=mtp,
+                    layer=layer,
+                )
+            )
+            for layer in range(layers)
+        ]
+        stack.pop_all()
+    return contexts
+
+
 def head_need(source: Head, path: Path, target: Path, runtime: Runtime, context: int) -> MemoryNeed:
     """What a head takes, with the states of the target that it keeps; `context` is 0 where it is not known."""
     cells = head_cells(source, context, 1) if context else 0
     need, header = memory_need(path, runtime, cells), read_header(path)
     width = header.numbers.get("embedding_length", 0)
     states = context * STATE_BYTES * (width if isinstance(width, int) else 0) * (1 if isinstance(source, Mtp) else TAPS)
-    # Of an MTP layer's file, which counts as many layers as the model, one layer has cells.
-    cache = need.cache // max(1, header.num_layers)
+    # Each of several MTP layers has a context with cells for all of them. They are among the layers that a file counts.
+    layers = num_mtp_layers(path) if isinstance(source, Mtp) else 1
+    cache = need.cache * layers**2 // max(1, header.num_layers)
     return replace(need, weights=0 if loads_mtp(source, target) else need.weights, cache=cache + states)
 
 
