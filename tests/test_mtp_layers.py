@@ -4,6 +4,8 @@ Each text is plain decoding's, and each draft that of layers that read the whole
 tests/test_heads.py.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,6 +143,15 @@ def test_after_an_interrupted_pass_of_any_layer_the_same_is_drafted(
             assert draft.tokens.tolist() == expected, f"after the interrupt of pass {last}"
 
 
+@pytest.mark.parametrize("name", ["qwen3next", "step35"])
+def test_states_of_rows_without_logits_which_would_end_the_process(name: str, files: dict[str, Path]) -> None:
+    """In a child process, as llama.cpp aborts where all rows' states of these layers are asked for."""
+    command = [sys.executable, "-m", "specplug_cli.main", "run", "--model", str(files[name]), "--profile", "mtp"]
+    command += ["--max-tokens", "12", "--threads", "1", "--context", "512", "a long prompt " * 20]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0 and ended.stdout.strip(), ended.stderr
+
+
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -150,9 +161,9 @@ def test_a_file_that_lacks_one_of_its_layers_is_refused(
 ) -> None:
     header = read_header(files[name])
     last = [tensor for tensor in header.tensors if tensor.endswith(head_finding.MTP_TENSOR)][-1]
-    broken = type(header)(**{
-        field: getattr(header, field) for field in header.__slots__
-    } | {"tensors": header.tensors - {last}})
+    broken = type(header)(
+        **{field: getattr(header, field) for field in header.__slots__} | {"tensors": header.tensors - {last}}
+    )
     monkeypatch.setattr(head_finding, "read_header", lambda path: broken)
     with pytest.raises(UsageError, match=r"names \d MTP layers and has \d; convert the model again"):
         find_head(Mtp(), files[name])
@@ -162,7 +173,7 @@ def test_a_library_that_runs_the_first_layer_only_is_named(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head_context, "missing", lambda names: [n for n in names if n == head_context.CHOOSE_LAYER])
-    with pytest.raises(UsageError, match="2 MTP layers, and this build of llama.cpp does not export"):
+    with pytest.raises(UsageError, match=r"2 MTP layers, and this build of llama\.cpp does not export"):
         find_head(Mtp(), files["hy_v3"])
     assert find_head(Mtp(), files["qwen35"]) == files["qwen35"]
 

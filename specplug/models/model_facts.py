@@ -63,8 +63,9 @@ SEVERAL_MTP_LAYERS = ("hy_v3", "step35", "mimo2")
 """Architectures, by `general.architecture`, of which llama.cpp can run each of several MTP layers. It ends the process
 where a file of another one has more than one."""
 
-MTP_ARCHITECTURES = ("qwen35", *SEVERAL_MTP_LAYERS)
-"""Architectures with MTP layers, in which this was run (tests/test_heads.py, test_mtp_layers.py)."""
+MTP_ARCHITECTURES = ("qwen35", "qwen35moe", "qwen3next", "glm4moe", "deepseek2", "cohere2moe", "nemotron_h_moe",
+                     *SEVERAL_MTP_LAYERS)  # fmt: skip
+"""Architectures with MTP layers, in which this was run (tests/test_mtp_layers.py)."""
 
 STATEFUL = ("recurrent", "hybrid")
 """The kinds of memory that keep a state, which nothing can be cut from."""

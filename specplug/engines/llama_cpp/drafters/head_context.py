@@ -26,7 +26,7 @@ from specplug.profile import Runtime
 SET_STATES, GET_STATES = "llama_set_embeddings_nextn", "llama_get_embeddings_nextn"
 CHOOSE_LAYER = "llama_set_nextn_layer_offset"
 
-WANTED_ONLY = ("step35", "mimo2")
+WANTED_ONLY = ("qwen3next", "step35", "mimo2")
 """Architectures whose MTP layers have states for the rows with logits only. llama.cpp ends the process where those of
 all rows are asked for; elsewhere it gives those of the first rows where only those with logits are."""
 
