@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import open_context
-from specplug.engines.llama_cpp.drafters.head_context import open_head_context, record_states, recorded_states
+from specplug.engines.llama_cpp.drafters.head_context import record_states, recorded_states
+from specplug.engines.llama_cpp.drafters.head_opening import open_head_context
 from specplug.engines.llama_cpp.layer_taps import LayerTaps
 from specplug.engines.llama_cpp.model import Model, load_model
 from specplug.profile import Runtime
@@ -34,6 +36,8 @@ class HeadAnew:
             open_context(self.model, RUNTIME, cells=RUNTIME.context, num_ids=1, max_rows=1)
         )
         self._taps: Any = None
+        self.logits = np.zeros(0, dtype=np.float32)
+        """float32[tokens]: those by which the last token was drafted."""
         if mtp:
             record_states(self._target)
         else:
@@ -51,8 +55,8 @@ class HeadAnew:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def draft(self, text: list[int], length: int) -> list[int]:
-        """The likeliest tokens after a text, whose last token the target has not read."""
+    def draft(self, text: list[int], length: int, kept: IntArray | None = None) -> list[int]:
+        """The likeliest tokens, of `kept` alone where given, after a text, whose last token the target has not read."""
         target, head = self._target, self._heads[0]
         target.read(np.asarray(text[:-1], dtype=np.int32))
         count = len(text) - 1
@@ -71,6 +75,7 @@ class HeadAnew:
             head.clear_batch()
             head.add_states([*text, *tokens], states, 0, 0, wanted=True)
             head.decode()
-            tokens.append(int(head.logits(len(states))[-1].argmax()))
+            self.logits = head.logits(len(states))[-1].copy()
+            tokens.append(int(self.logits.argmax() if kept is None else kept[self.logits[kept].argmax()]))
             states = np.concatenate([states, head.own_states()[-1:]])
         return tokens

@@ -20,9 +20,8 @@ from tiny_gguf import NUM_TOKENS, WIDTH, TinyGguf
 from specplug.engines.llama_cpp import layer_taps
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters import head_context
-from specplug.engines.llama_cpp.drafters.head_context import open_head_context
 from specplug.engines.llama_cpp.drafters.head_finding import find_head
-from specplug.engines.llama_cpp.drafters.head_opening import open_head
+from specplug.engines.llama_cpp.drafters.head_opening import open_head, open_head_context
 from specplug.engines.llama_cpp.drafters.opening import check_drafters
 from specplug.engines.llama_cpp.layer_taps import LayerTaps
 from specplug.engines.llama_cpp.model import load_model

@@ -189,10 +189,11 @@ def test_drafts_after_a_cached_beginning_equal_those_of_a_head_that_reads_anew(
     check(watched, anew, 20)
 
 
-def check(watched: Watched, anew: HeadAnew, least: int) -> None:
+def check(watched: Watched, anew: HeadAnew, least: int, kept: IntArray | None = None) -> None:
+    """`kept`: the tokens that the head can draft; None for all."""
     assert len(watched.drafted) >= least
     for text, drafted in watched.drafted:
-        assert drafted == anew.draft(text, len(drafted)), f"after {len(text)} tokens"
+        assert drafted == anew.draft(text, len(drafted), kept), f"after {len(text)} tokens"
 
 
 def test_a_head_without_the_states_of_a_beginning_goes_on_after_it(

@@ -33,7 +33,8 @@ def nextn(file: TinyGguf, at: str, *, own_norm: bool = True) -> None:
     file.norm(*(f"{at}nextn.{name}.weight" for name in names))
 
 
-def hy_v3(path: Path, *, layers: int = 2, mtp_layers: int = 2, **common: Any) -> Path:
+def hy_v3(path: Path, *, layers: int = 2, mtp_layers: int = 2, own_output: bool = False, **common: Any) -> Path:
+    """`own_output`: whether every MTP layer has an output matrix of its own."""
     file = TinyGguf(path, "hy_v3", layers=layers + mtp_layers, **common)
     attention_keys(file)
     file.keys(feed_forward_length=FEED_FORWARD, expert_feed_forward_length=EXPERT_FEED_FORWARD)
@@ -46,6 +47,8 @@ def hy_v3(path: Path, *, layers: int = 2, mtp_layers: int = 2, **common: Any) ->
         feed_forward(file, at)
         if layer >= layers:
             nextn(file, at)
+            if own_output:
+                file.matrix(f"{at}nextn.shared_head_head.weight", file.width, file.num_tokens, gain=4.0)
     return file.close()
 
 
@@ -200,7 +203,7 @@ def cohere2moe(path: Path, *, layers: int = 2, **common: Any) -> Path:
     file = TinyGguf(path, "cohere2moe", layers=layers + 1, **common)
     attention_keys(file)
     expert_keys(file)
-    file.keys(nextn_predict_layers=1, leading_dense_block_count=1, logit_scale=1.0, attention__sliding_window=32)
+    file.keys(nextn_predict_layers=1, leading_dense_block_count=1, logit_scale=0.5, attention__sliding_window=32)
     file.head()
     for layer in range(layers + 1):
         at = f"blk.{layer}."

@@ -67,6 +67,10 @@ MTP_ARCHITECTURES = ("qwen35", "qwen35moe", "qwen3next", "glm4moe", "deepseek2",
                      *SEVERAL_MTP_LAYERS)  # fmt: skip
 """Architectures with MTP layers, in which this was run (tests/test_mtp_layers.py)."""
 
+MTP_STATES_WITH_LOGITS = ("qwen3next", "step35", "mimo2")
+"""Those whose MTP layers have states for the rows with logits only. llama.cpp ends the process where those of all rows
+are asked for; elsewhere it gives those of the first rows where only those with logits are."""
+
 STATEFUL = ("recurrent", "hybrid")
 """The kinds of memory that keep a state, which nothing can be cut from."""
 

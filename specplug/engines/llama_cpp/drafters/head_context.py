@@ -14,21 +14,14 @@ import llama_cpp.llama_cpp as ll
 import numpy as np
 
 from specplug.core import IntArray
-from specplug.engines.llama_cpp.context import Context, cache_bytes, context_params
+from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.drafters.state_history import States
 from specplug.engines.llama_cpp.exported import exported, missing
-from specplug.engines.llama_cpp.memory_need import check_cache
-from specplug.engines.llama_cpp.model import Model, captured_log
-from specplug.errors import SpecplugError, UsageError
-from specplug.machine.memory import available_memory
-from specplug.profile import Runtime
+from specplug.engines.llama_cpp.model import Model
+from specplug.errors import SpecplugError
 
 SET_STATES, GET_STATES = "llama_set_embeddings_nextn", "llama_get_embeddings_nextn"
 CHOOSE_LAYER = "llama_set_nextn_layer_offset"
-
-WANTED_ONLY = ("qwen3next", "step35", "mimo2")
-"""Architectures whose MTP layers have states for the rows with logits only. llama.cpp ends the process where those of
-all rows are asked for; elsewhere it gives those of the first rows where only those with logits are."""
 
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 
@@ -47,7 +40,7 @@ def why_no_layers() -> str | None:
 def record_states(context: Context, *, wanted_only: bool = False) -> None:
     """Have every pass of a context record the states after its last norm, for all of its rows.
 
-    wanted_only  for those with logits, as the MTP layers of WANTED_ONLY require
+    wanted_only  for those with logits, as the MTP layers of MTP_STATES_WITH_LOGITS require
     """
     function = exported(SET_STATES)
     assert function is not None
@@ -62,48 +55,6 @@ def recorded_states(context: Context, rows: int, width: int) -> States:
     if not pointer:
         raise SpecplugError("llama.cpp has recorded no hidden states in the last pass")
     return np.ctypeslib.as_array(pointer, shape=(rows, width))
-
-
-def open_head_context(
-    model: Model,
-    target: Context,
-    runtime: Runtime,
-    *,
-    cells: int,
-    num_ids: int,
-    max_rows: int,
-    mtp: bool,
-    layer: int = 0,
-) -> HeadContext:
-    """Open a context for a head. Raises UsageError when llama.cpp rejects it, as it does without an MTP layer.
-
-    target    whose embeddings a head without its own takes
-    cells     KV cells in all, shared by all sequences
-    num_ids   sequence ids
-    max_rows  the most rows with logits in one pass
-    mtp       whether the head is an MTP layer of `model`; else `model` is a head as a whole
-    layer     of several MTP layers, which one; only those of architectures in SEVERAL_MTP_LAYERS can be chosen
-    """
-    if not runtime.gpu_layers:
-        needed = cache_bytes(model, runtime, cells)
-        if mtp:  # whose context has cells for all MTP layers, which are among those that the file counts
-            count = int(ll.llama_model_n_layer_nextn(model.handle))
-            needed = needed * count // max(1, model.num_layers + count)
-        check_cache(needed, cells, runtime.kv_type, available_memory())
-    params = context_params(model, runtime, cells=cells, num_ids=num_ids, max_rows=max_rows)
-    params.ctx_type = ll.LLAMA_CONTEXT_TYPE_MTP if mtp else ll.LLAMA_CONTEXT_TYPE_DEFAULT
-    params.ctx_other = target.handle
-    with captured_log() as log:
-        handle = ll.llama_init_from_model(model.handle, params)
-    if not handle:
-        kind = "MTP layer" if mtp else "EAGLE-3 head"
-        raise UsageError(f"{model.path}: llama.cpp cannot run its {kind}: {log.reason()}")
-    if layer:
-        choose = exported(CHOOSE_LAYER)
-        assert choose is not None
-        choose(handle, layer)
-    wanted_only = mtp and model.meta("general.architecture") in WANTED_ONLY
-    return HeadContext(model, handle, num_ids=num_ids, max_rows=max_rows, all_or_none=not mtp, wanted_only=wanted_only)
 
 
 class HeadContext(Context):

@@ -62,6 +62,7 @@ class HeadDrafter(ChainDrafter):
         context: HeadContext,
         target: Context,
         layout: Layout,
+        ids: IntArray | None = None,
         *,
         slots: int,
         max_tokens: int,
@@ -72,11 +73,12 @@ class HeadDrafter(ChainDrafter):
         """
         context     with the sequence ids 0..slots, of which the last one is used for scoring and encoding
         target      whose passes record the states
+        ids         int32[rows]: the tokens of the rows of logits; None where row i belongs to token i
         max_tokens  longest text of one sequence
         end_tokens  tokens after which nothing is drafted
         """
         super().__init__(
-            None,
+            ids,
             DrafterTimes(slots, 0),
             max_tokens=max_tokens,
             max_draft=max_draft,
@@ -93,6 +95,7 @@ class HeadDrafter(ChainDrafter):
         """float32[1, width]: the state that the head gave in the last row of each sequence that it drafts for."""
         self._score_context = min(SCORE_CONTEXT, context.num_batch)
         self._in_head = np.ones(context.model.num_tokens, dtype=bool)
+        """bool[tokens]: those that have a row of logits."""
 
     # -- the kind of head -----------------------------------------------------------------------------------------
 
@@ -109,7 +112,10 @@ class HeadDrafter(ChainDrafter):
     def warm_up(self) -> None:
         """Time passes and reading on the empty context, so that the first decision knows what they cost."""
         self.times.set_passes(*self._timing.typical(0, 16))
-        self._in_head = np.isfinite(self._context.logits(1)[0])
+        if self.ids is None:
+            self._in_head = np.isfinite(self._context.logits(1)[0])
+        else:
+            self._in_head = np.isin(np.arange(self._context.model.num_tokens), self.ids)
         rows = min(SCORE_CONTEXT, self._context.num_batch)
         self.times.set_reading(min(self._read_arbitrary(rows) for _ in range(2)) / rows)
 
@@ -235,6 +241,7 @@ class HeadDrafter(ChainDrafter):
                 context.add_states(tokens, states, self._layout.position(start), self._spare_id, wanted=wanted)
                 context.decode()
         best = context.logits(scored).argmax(axis=1)
+        best = best if self.ids is None else self.ids[best]
         context.drop(self._spare_id)
         self.times.scored(stop - first, ms_since(began))
         return int((best == int_array(text.tokens[-scored:])).sum()), scored

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from specplug.core import IntArray
 from specplug.engines.llama_cpp import layer_taps
+from specplug.engines.llama_cpp.drafters.finding import is_same_model
 from specplug.engines.llama_cpp.drafters.head_context import why_no_layers, why_no_states
 from specplug.errors import UsageError
 from specplug.machine.folders import expanded
-from specplug.models import references
+from specplug.models import drafter_folders, references
+from specplug.models.drafter_folders import MTP_HEAD
 from specplug.models.gguf_header import Header, parts_of, read_header
 from specplug.models.model_facts import MTP_ARCHITECTURES, SEVERAL_MTP_LAYERS, has_mtp_layer
 from specplug.profile import Profile
@@ -21,6 +24,7 @@ from specplug.profile.with_drafter import DRAFTERS
 from specplug.proposers.eagle3 import Eagle3
 from specplug.proposers.mtp import Mtp
 from specplug.registry import ProposerSpec
+from specplug.transforms.gguf_states_head import NORM_AND_HEAD
 
 MTP_TENSOR = "nextn.eh_proj.weight"
 """How the name of a matrix ends that every MTP layer has."""
@@ -56,6 +60,25 @@ def with_own_heads(profile: Profile, target: Path) -> Profile:
     return replace(profile, proposers=(*profile.proposers, ProposerSpec("mtp")))
 
 
+def trimmed_output(source: Head, target: Path) -> tuple[Path, IntArray] | None:
+    """The file with the rows of an MTP layer's output matrix that are kept, and the tokens of these rows (int32[n],
+    ascending); None where the proposer names none. UsageError where it is missing, damaged, or of another model."""
+    if not isinstance(source, Mtp) or source.head is None:
+        return None
+    folder = drafter_folders.resolve(source.head)
+    manifest, ids = drafter_folders.read(folder)
+    if manifest.kind != MTP_HEAD:
+        raise UsageError(f"{folder}: no head of an MTP layer; build one: specplug build vocab-trim {target.name}")
+    drafter_folders.check_target(manifest, folder, references.tokenizer_hash(target), target.name)
+    path = _mtp_file(source, target)
+    if not is_same_model(manifest.source, path):
+        raise UsageError(
+            f"{folder}: made from {manifest.source.get('file')}, not from {path.name}; build it again: specplug build "
+            f"vocab-trim {path.name}"
+        )
+    return folder / NORM_AND_HEAD, ids
+
+
 def target_layers(head: Path) -> tuple[int, ...]:
     """The target's layers whose inputs an EAGLE-3 head reads, in this order."""
     layers = read_header(head).numbers.get("target_layers", ())
@@ -68,7 +91,7 @@ def num_mtp_layers(path: Path) -> int:
 
 
 def _find_mtp(source: Mtp, target: Path) -> Path:
-    path = target if source.model is None else _file("mtp", source.model)
+    path = _mtp_file(source, target)
     own = path == target
     header, wanted = read_header(path), read_header(target)
     count = num_mtp_layers(path)
@@ -87,7 +110,12 @@ def _find_mtp(source: Mtp, target: Path) -> Path:
         _check_tokenizer("mtp", path, target)
         if header.architecture != wanted.architecture or _width(header) != _width(wanted):
             raise UsageError(f"mtp: {path}: {_made_for(header.architecture, _width(header), target, wanted)}")
+    trimmed_output(source, target)
     return path
+
+
+def _mtp_file(source: Mtp, target: Path) -> Path:
+    return target if source.model is None else _file("mtp", source.model)
 
 
 def _check_several(path: Path, count: int, architecture: str | None) -> None:

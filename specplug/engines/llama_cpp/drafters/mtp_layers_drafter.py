@@ -14,6 +14,7 @@ from typing import Unpack
 
 import numpy as np
 
+from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.drafters.chain import Chain
 from specplug.engines.llama_cpp.drafters.head_context import HeadContext
@@ -30,9 +31,15 @@ class MtpLayersDrafter(MtpDrafter):
     the pass has rows for the draft tokens before, too, and for what the layer has not read of the text.
     """
 
-    def __init__(self, contexts: Sequence[HeadContext], target: Context, **limits: Unpack[HeadLimits]) -> None:
-        """`contexts` are those of the layers, in order."""
-        super().__init__(contexts[0], target, **limits)
+    def __init__(
+        self,
+        contexts: Sequence[HeadContext],
+        target: Context,
+        ids: IntArray | None = None,
+        **limits: Unpack[HeadLimits],
+    ) -> None:
+        """`contexts` are those of the layers, in order; `ids` as in the base class."""
+        super().__init__(contexts[0], target, ids, **limits)
         self._cells = LayersCells(contexts, limits["slots"])
         self._heads = [HeadText(self._cells, slot, self._layout) for slot in range(limits["slots"])]
         self._handed: dict[int, list[States]] = {}
