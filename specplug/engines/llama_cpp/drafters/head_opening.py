@@ -31,7 +31,7 @@ from specplug.engines.llama_cpp.drafters.mtp_drafter import MtpDrafter
 from specplug.engines.llama_cpp.drafters.mtp_layers_drafter import MtpLayersDrafter
 from specplug.engines.llama_cpp.drafters.slot_cells import cells_per_slot
 from specplug.engines.llama_cpp.drafters.states_head import StatesHead
-from specplug.engines.llama_cpp.drafters.trimmed_head import TrimmedHeadContext
+from specplug.engines.llama_cpp.drafters.trimmed_mtp import TrimmedHeadContext
 from specplug.engines.llama_cpp.exported import exported
 from specplug.engines.llama_cpp.memory_need import MemoryNeed, check_cache, memory_need, weight_bytes
 from specplug.engines.llama_cpp.model import Model, captured_log, open_model
