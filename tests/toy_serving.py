@@ -154,11 +154,24 @@ class ToyEngine:
             raise UsageError("the grammar does not parse: wrong")
         return ToySampler(sampling)
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
+    chat_stops: tuple[str, ...] = ()
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
         return int_array(list(text.encode()))
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
-        return self.tokenize(messages[-1]["content"])
+    def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
+        return self.tokenize(text, add_special=True, parse_special=parse_special)
+
+    def control_token(self, text: str) -> int | None:
+        return END if text == "<end>" else None
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> IntArray:
+        return self.raw_prompt(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
         return b"" if token == END else bytes([token])

@@ -115,7 +115,8 @@ def _add_openai_routes(app: FastAPI, state: State) -> None:
         )
         max_tokens = body.max_completion_tokens or body.max_tokens
         sampling = chat_sampling(body)
-        return await handle(state, request, body, lambda: [make_prompt()], response_format, sampling, max_tokens)
+        stops = (*body.stops, *engine.chat_stops)
+        return await handle(state, request, body, lambda: [make_prompt()], response_format, sampling, max_tokens, stops)
 
     @app.post("/v1/completions", responses=errors)
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -124,10 +125,10 @@ def _add_openai_routes(app: FastAPI, state: State) -> None:
         max_tokens = body.max_tokens or 16  # OpenAI's default
 
         def make_prompts() -> list[IntArray]:
-            return [_prompt(engine, prompt) for prompt in body.prompts]
+            return [_prompt(engine, prompt, parse_special=body.special) for prompt in body.prompts]
 
         return await handle(
-            state, request, body, make_prompts, response_format, sampling, max_tokens, echo=bool(body.echo)
+            state, request, body, make_prompts, response_format, sampling, max_tokens, body.stops, bool(body.echo)
         )
 
     @app.get("/v1/models")
@@ -162,7 +163,9 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/tokenize", responses=errors)
     async def tokenize(body: TokenizeRequest) -> Json:
-        tokens = await asyncio.to_thread(engine.tokenize, body.content, add_special=body.add_special)
+        tokens = await asyncio.to_thread(
+            engine.tokenize, body.content, add_special=body.add_special, parse_special=body.parse_special
+        )
         return {"tokens": tokens.tolist(), "count": len(tokens)}
 
     @app.post("/detokenize", responses=errors)
@@ -186,9 +189,9 @@ def _static_route(content: bytes, media_type: str) -> Callable[[], Awaitable[Res
     return send_static
 
 
-def _prompt(engine: Engine, prompt: str | list[int]) -> IntArray:
+def _prompt(engine: Engine, prompt: str | list[int], *, parse_special: bool) -> IntArray:
     if isinstance(prompt, str):
-        return engine.tokenize(prompt)
+        return engine.raw_prompt(prompt, parse_special=parse_special)
     _check_ids(prompt, engine.num_tokens)
     return int_array(prompt)
 

@@ -6,6 +6,7 @@ uses the bytes that a token prints and the end tokens.
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -28,7 +29,8 @@ class Choice:
     """The part of one answer that has been generated so far.
 
     calls   the tool calls found in it
-    offset  characters before the next token, for `text_offset` of text completions
+    offset  characters before the next token, for `text_offset` of text completions; those that are complete, as a
+            character may be divided among tokens
     """
 
     index: int
@@ -39,6 +41,7 @@ class Choice:
     report: Report | None = None
     calls: list[Call] = field(default_factory=list)
     offset: int = 0
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     def add(self, delta: Delta) -> None:
         self.text += "".join(segment.text for segment in delta.segments)
@@ -250,7 +253,7 @@ class CompletionFormat(OpenAIFormat):
         offsets = []
         for token, _ in printed:
             offsets.append(choice.offset)
-            choice.offset += len(self._text(token))
+            choice.offset += len(choice.decoder.decode(self._piece(token)))
         return {
             "tokens": [self._text(token) for token, _ in printed],
             "token_logprobs": [max(reported.logprob, MIN_LOGPROB) for _, reported in printed],
