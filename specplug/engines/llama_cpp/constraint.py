@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import llama_cpp.llama_cpp as ll
 import numpy as np
 
+from specplug.constraints.gbnf_limits import check_gbnf
 from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray, TokenConstraint
 from specplug.engines.llama_cpp.context import Logits
@@ -135,6 +136,7 @@ def constraint_of(model: Model, sampling: Sampling) -> Constraint | None:
         return MaskConstraint(model.guidance.open(grammar), grammar.warnings)
     if sampling.grammar is None:
         return None
+    check_gbnf(sampling.grammar)
     with captured_stderr() as lines:
         sampler = ll.llama_sampler_init_grammar(model.vocab, sampling.grammar.encode("utf-8"), b"root")
     if not sampler:
