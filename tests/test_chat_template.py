@@ -1,4 +1,4 @@
-"""Conversations as prompts: typed control tokens stay characters, no message is lost, an answer that was begun goes on."""
+"""Conversations as prompts: typed control tokens stay characters, no message is lost, a begun answer goes on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
