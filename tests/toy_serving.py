@@ -21,7 +21,8 @@ from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
 from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
-from specplug.server.middleware import Guard, Limits
+from specplug.server.middleware import Limits
+from specplug.server.process import Address, guarded
 from specplug.server.state import Settings
 
 END = 256
@@ -194,11 +195,24 @@ def serving(
     key: str | None = None,
     limits: Limits | None = None,
     answer_store: AnswerStore | None = None,
+    origins: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Run the server in a thread, on a free port; yields its URL."""
     app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
-    guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
-    config = uvicorn.Config(guard, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    address = Address(key=key, origins=origins)
+    config = uvicorn.Config(
+        guarded(app, address, limits or Limits(body_seconds=1.0)),
+        port=0,
+        log_level="critical",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
+        guarded(app, address, limits or Limits(body_seconds=1.0)),
+        port=0,
+        log_level="critical",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -26,6 +26,7 @@ from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
 from specplug.server.jobs import Delta, Job
+from specplug.server.methods import ImpliedMethods
 from specplug.server.metrics import Metrics
 from specplug.server.openai_format import ChatFormat, CompletionFormat, Json
 from specplug.server.request_handler import handle
@@ -93,6 +94,7 @@ def make_app(
     app = FastAPI(title="specplug", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.specplug = state
     app.add_middleware(_RequestCounter, metrics=metrics)
+    app.add_middleware(ImpliedMethods, routes=app.routes)
     add_error_handlers(app)
     _add_openai_routes(app, state)
     _add_own_routes(app, state)
@@ -135,7 +137,7 @@ def _add_openai_routes(app: FastAPI, state: State) -> None:
     async def models() -> Json:
         return {"object": "list", "data": [_model(name, engine)]}
 
-    @app.get("/v1/models/{model}", responses={404: {"description": STATUS_DESCRIPTIONS[404]}})
+    @app.get("/v1/models/{model:path}", responses={404: {"description": STATUS_DESCRIPTIONS[404]}})
     async def model(model: str) -> Json:
         if model != name:
             raise HTTPException(404, f"the model {model[:100]!r} does not exist; this server has {name!r}")
