@@ -36,7 +36,7 @@ def chat(text: str = "hello", **fields: Any) -> dict[str, Any]:
 def ask(
     url: str, path: str = CHAT, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
 ) -> tuple[int, Any, http.client.HTTPMessage]:
-    """Send a POST if there is a body, else a GET, or `method`; returns status, body (parsed if it is JSON) and headers."""
+    """Send a POST with a body, else a GET, or `method`; returns status, body (parsed if it is JSON) and headers."""
     with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)) as connection:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         default_headers = {"content-type": "application/json"} if body is not None else {}

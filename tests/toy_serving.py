@@ -207,12 +207,6 @@ def serving(
         ws="none",
         timeout_graceful_shutdown=1,
     )
-        guarded(app, address, limits or Limits(body_seconds=1.0)),
-        port=0,
-        log_level="critical",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
