@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from specplug.constraints.gbnf_limits import check_gbnf
+from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray, SequenceOptions, int_array
 from specplug.corpora.folder import Corpus, check_files, open_corpus, place
 from specplug.errors import SpecplugError, UsageError
@@ -19,7 +21,8 @@ from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
 from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
-from specplug.server.middleware import Guard, Limits
+from specplug.server.middleware import Limits
+from specplug.server.process import Address, guarded
 from specplug.server.state import Settings
 
 END = 256
@@ -28,6 +31,7 @@ END = 256
 @dataclass(eq=False)
 class ToySampler:
     sampling: Sampling
+    warnings: tuple[str, ...] = ()
     open: bool = True
 
     def close(self) -> None:
@@ -150,15 +154,31 @@ class ToyEngine:
         return open_corpus(name)
 
     def sampler(self, sampling: Sampling) -> ToySampler:
+        """Checks constraints, and keeps none."""
         if sampling.grammar == "wrong":
             raise UsageError("the grammar does not parse: wrong")
-        return ToySampler(sampling)
+        check_gbnf(sampling.grammar or "")
+        grammar = grammar_text(sampling)
+        return ToySampler(sampling, grammar.warnings if grammar is not None else ())
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
+    chat_stops: tuple[str, ...] = ()
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
         return int_array(list(text.encode()))
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
-        return self.tokenize(messages[-1]["content"])
+    def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
+        return self.tokenize(text, add_special=True, parse_special=parse_special)
+
+    def control_token(self, text: str) -> int | None:
+        return END if text == "<end>" else None
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> IntArray:
+        return self.raw_prompt(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
         return b"" if token == END else bytes([token])
@@ -175,11 +195,18 @@ def serving(
     key: str | None = None,
     limits: Limits | None = None,
     answer_store: AnswerStore | None = None,
+    origins: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Run the server in a thread, on a free port; yields its URL."""
     app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
-    guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
-    config = uvicorn.Config(guard, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    address = Address(key=key, origins=origins)
+    config = uvicorn.Config(
+        guarded(app, address, limits or Limits(body_seconds=1.0)),
+        port=0,
+        log_level="critical",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -6,6 +6,7 @@ uses the bytes that a token prints and the end tokens.
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from specplug import __version__
 from specplug.generation.answers import TokenLogprobs
 from specplug.server.jobs import Delta, Report
 from specplug.server.tools import Call, ToolStream
+
+WARNINGS_HEADER = "specplug-warnings"
+MAX_HEADER_CHARS = 2000
 
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
@@ -28,7 +32,8 @@ class Choice:
     """The part of one answer that has been generated so far.
 
     calls   the tool calls found in it
-    offset  characters before the next token, for `text_offset` of text completions
+    offset  characters before the next token, for `text_offset` of text completions; those that are complete, as a
+            character may be divided among tokens
     """
 
     index: int
@@ -39,6 +44,7 @@ class Choice:
     report: Report | None = None
     calls: list[Call] = field(default_factory=list)
     offset: int = 0
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     def add(self, delta: Delta) -> None:
         self.text += "".join(segment.text for segment in delta.segments)
@@ -69,6 +75,8 @@ class OpenAIFormat:
             "model": model,
             "system_fingerprint": f"specplug-{__version__}",
         }
+        self.warnings: list[str] = []
+        """What the answers need not keep of what the request demands, one line each."""
         self._piece = piece
         self._end_tokens = end_tokens
         self._knows_plain_ms = knows_plain_ms
@@ -119,7 +127,7 @@ class OpenAIFormat:
         }
 
     def speculation(self, choices: Sequence[Choice]) -> Json:
-        """The `specplug` field: counts summed over the answers, times of the slowest answer."""
+        """The `specplug` field: counts summed over the answers, times of the slowest answer, and warnings."""
         reports = [choice.report for choice in choices if choice.report is not None]
         if not reports:
             return {}
@@ -140,6 +148,7 @@ class OpenAIFormat:
             "tokens_per_second": round(1000 * emitted / decode_ms, 2) if emitted and decode_ms else None,
             "speedup_over_plain": round(plain_ms / step_ms, 3) if plain_ms and step_ms else None,
             "deadline_passed": any(report.deadline_passed for report in reports),
+            "warnings": self.warnings,
         }
 
     def _printed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[tuple[int, TokenLogprobs]]:
@@ -250,13 +259,19 @@ class CompletionFormat(OpenAIFormat):
         offsets = []
         for token, _ in printed:
             offsets.append(choice.offset)
-            choice.offset += len(self._text(token))
+            choice.offset += len(choice.decoder.decode(self._piece(token)))
         return {
             "tokens": [self._text(token) for token, _ in printed],
             "token_logprobs": [max(reported.logprob, MIN_LOGPROB) for _, reported in printed],
             "top_logprobs": [{self._text(t): max(p, MIN_LOGPROB) for t, p in reported.top} for _, reported in printed],
             "text_offset": offsets,
         }
+
+
+def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """The response header that carries warnings, separated by semicolons; other characters than ASCII are escaped."""
+    text = "; ".join(warnings).encode("ascii", "backslashreplace").decode()
+    return {WARNINGS_HEADER: " ".join(text.split())[:MAX_HEADER_CHARS]} if warnings else {}
 
 
 def error_body(message: str, error_type: str, code: str | None = None, param: str | None = None) -> Json:

@@ -17,12 +17,12 @@ from starlette.exceptions import HTTPException
 
 from specplug.core import IntArray, SequenceOptions
 from specplug.errors import UsageError
-from specplug.generation.answers import Sampling
+from specplug.generation.answers import Sampling, with_stop_tokens
 from specplug.proposers.datastore import Datastore
 from specplug.server.error_responses import ContextExceeded
 from specplug.server.event_stream import EventStream, unless_disconnected
 from specplug.server.jobs import Delta, Job
-from specplug.server.openai_format import Choice, Json, OpenAIFormat
+from specplug.server.openai_format import Choice, Json, OpenAIFormat, warning_headers
 from specplug.server.request_schema import CommonRequest, SpecplugOptions
 from specplug.server.scheduler import QueueFull
 from specplug.server.state import State
@@ -42,20 +42,23 @@ async def handle(
     response_format: OpenAIFormat,
     sampling: Sampling,
     max_tokens: int | None,
+    stops: Sequence[str],
     echo: bool = False,
 ) -> Response:
     """Generate `body.n` answers of up to `max_tokens` tokens to each prompt, and return the response.
 
-    `make_prompts` runs in a thread, because it tokenizes. `echo` puts the prompt before each answer. Raises UsageError,
-    QueueFull, or HTTPException while the server shuts down.
+    `make_prompts` runs in a thread, because it tokenizes. `stops` are strings that end an answer. `echo` puts a prompt
+    before each answer. Raises UsageError, QueueFull, or HTTPException while the server shuts down.
     """
     if state.closing:
         raise HTTPException(503, "the server is shutting down; retry later")
     prompts = await asyncio.to_thread(make_prompts)
-    jobs = await asyncio.to_thread(_make_jobs, state, body, prompts, sampling, max_tokens)
+    jobs = await asyncio.to_thread(_make_jobs, state, body, prompts, sampling, max_tokens, stops)
     if state.settings.log_prompts:
         for prompt in prompts:
             log.info("prompt %r", state.engine.text(prompt.tolist()))
+    response_format.warnings += jobs[0].sampler.warnings
+    headers = warning_headers(response_format.warnings)
     try:
         running = _RunningRequest(state, jobs)
     except QueueFull:
@@ -65,7 +68,7 @@ async def handle(
     echoed = [state.engine.text(prompt.tolist()) for prompt in prompts] if echo else []
     if body.stream:
         events = _events(running, body, response_format, len(prompts), echoed, state.engine.source_names)
-        return EventStream(events, running.close)
+        return EventStream(events, running.close, headers)
 
     async def complete() -> Json:
         async for choice, delta in running.deltas():
@@ -76,7 +79,7 @@ async def handle(
         return response_format.complete(running.choices, len(prompts))
 
     try:
-        return JSONResponse(await unless_disconnected(request, complete()))
+        return JSONResponse(await unless_disconnected(request, complete()), headers=headers)
     finally:
         running.close()
 
@@ -111,7 +114,12 @@ class _RunningRequest:
 
 
 def _make_jobs(
-    state: State, body: CommonRequest, prompts: Sequence[IntArray], sampling: Sampling, max_tokens: int | None
+    state: State,
+    body: CommonRequest,
+    prompts: Sequence[IntArray],
+    sampling: Sampling,
+    max_tokens: int | None,
+    stops: Sequence[str],
 ) -> list[Job]:
     """`body.n` jobs per prompt. Call it in a thread, because parsing a grammar takes time."""
     engine, options = state.engine, body.specplug
@@ -119,6 +127,7 @@ def _make_jobs(
     max_draft = 0 if options.mode == "off" else NO_LIMIT if options.max_draft is None else options.max_draft
     seconds = options.deadline or state.settings.deadline
     deadline = monotonic() + seconds if seconds is not None else None
+    sampling = with_stop_tokens(sampling, stops, engine.control_token)
     jobs: list[Job] = []
     try:
         for prompt in prompts:
@@ -134,7 +143,7 @@ def _make_jobs(
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
                 limit = min(max_tokens or room, room)
                 sampler = engine.sampler(replace(sampling, seed=seed, penalty_last_n=limit))
-                job = Job(prompt, sampler, limit, max_draft, body.stops, deadline, bool(body.stream), options=asked)
+                job = Job(prompt, sampler, limit, max_draft, tuple(stops), deadline, bool(body.stream), options=asked)
                 jobs.append(job)
     except BaseException:
         for job in jobs:
