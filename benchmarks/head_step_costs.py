@@ -6,7 +6,7 @@ The models have random weights in q8_0: one with the widths of Qwen3.5-0.8B, 248
 output matrix is also trimmed to --kept rows, and one with those of SmolLM2-135M and an EAGLE-3 head with all rows, and
 with 8,192 of them. Unlike in the published models, every second layer of the first has attention, its state has two
 groups, and output matrices are not the embeddings. Times are CPU time of one thread, in interleaved rounds, the least
-of each. A draft reads the last two tokens first. The models take about 1.5 GB of disk, and 4 GB of memory while they are
+of each. A draft reads the last two tokens first. The models take 1.5 GB of disk, and 4 GB of memory while they are
 written; --layers makes a smaller one, whose shares are larger.
 """
 
