@@ -392,6 +392,8 @@ def test_the_default_profile_drafts_with_what_the_file_brings(tmp_path: Path) ->
     assert has_mtp_layer(read_header(with_layer)) and model_facts(with_layer).heads == ("mtp",)
     two = qwen35(tmp_path / "c.gguf", mtp_layers=2)
     assert with_own_heads(default, two) == default, "llama.cpp runs one such layer only"
+    lacking = qwen35(tmp_path / "d.gguf", claimed=1)
+    assert with_own_heads(default, lacking) == default, "it names a layer and lacks it"
     profile = replace(default, runtime=replace(default.runtime, threads=1, context=256))
     with open_engine(replace(profile, model=str(with_layer)), lambda text: None) as engine:
         assert [type(source).__name__ for source in engine.loop.speculator.fusion.sources][-1] == "MtpDrafter"  # type: ignore[attr-defined]

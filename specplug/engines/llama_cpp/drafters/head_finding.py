@@ -53,11 +53,22 @@ def loads_mtp(source: object, target: Path) -> bool:
 
 def with_own_heads(profile: Profile, target: Path) -> Profile:
     """The profile with the layers that the target's file brings to draft for it, where the profile asks for them."""
-    if not (profile.own_heads and profile.speculates and has_mtp_layer(read_header(target))):
+    if not (profile.own_heads and profile.speculates and brings_head(target)):
         return profile
-    if why_no_states() is not None or any(spec.method in DRAFTERS for spec in profile.proposers):
+    if any(spec.method in DRAFTERS for spec in profile.proposers):
         return profile
     return replace(profile, proposers=(*profile.proposers, ProposerSpec("mtp")))
+
+
+def brings_head(target: Path) -> bool:
+    """Whether a model's own file has MTP layers that draft with this build of llama.cpp."""
+    if not has_mtp_layer(read_header(target)):
+        return False
+    try:
+        find_head(Mtp(), target)
+    except UsageError:  # some files name layers that they lack
+        return False
+    return True
 
 
 def trimmed_output(source: Head, target: Path) -> tuple[Path, IntArray] | None:
