@@ -126,7 +126,8 @@ class ToyEngine:
     profile = Profile("toy")
     num_tokens = END + 1
     end_tokens = frozenset({END})
-    carries_tools = False
+    chat_template = ""
+    control_tokens: Mapping[str, int] = {}
     source_names = ["suffix"]  # noqa: RUF012
     knows_plain_ms = True
 

@@ -191,9 +191,15 @@ class Model:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     @property
-    def carries_tools(self) -> bool:
-        """Whether the chat template has a place for the descriptions of tools."""
-        return "tools" in (self.meta("tokenizer.chat_template") or "")
+    def chat_template(self) -> str | None:
+        """The chat template in Jinja; None where the model has none."""
+        return self.meta("tokenizer.chat_template")
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Texts and ids of the control tokens, without those that end an answer."""
+        tokens = (token for token in range(self.num_tokens) if self.is_control(token))
+        return {self._token_text(token): token for token in tokens if token not in self.end_tokens}
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
         """int32[n]: a conversation in the model's own chat template, ready for the answer.
@@ -228,7 +234,7 @@ class Model:
 
     def _new_formatter(self, *, answers: bool) -> Jinja2ChatFormatter | None:
         """The model's chat template; None where it has none. `answers`: a prompt ends with the beginning of one."""
-        template = self.meta("tokenizer.chat_template")
+        template = self.chat_template
         if template is None:
             return None
         return Jinja2ChatFormatter(

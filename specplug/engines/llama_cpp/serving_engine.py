@@ -115,9 +115,14 @@ class ServingEngine:
         return self.model.end_tokens
 
     @property
-    def carries_tools(self) -> bool:
-        """Whether the chat template has a place for the descriptions of tools."""
-        return self.model.carries_tools
+    def chat_template(self) -> str:
+        """The chat template in Jinja; empty where the model has none."""
+        return self.model.chat_template or ""
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Texts and ids of the control tokens, without those that end an answer."""
+        return self.model.control_tokens
 
     @property
     def source_names(self) -> list[str]:

@@ -85,7 +85,7 @@ def merged(events: Iterable[Event]) -> list[Event]:
             if not event.text:
                 continue
             if type(last) is type(event):
-                found[-1] = type(event)(last.text + event.text)  # type: ignore[union-attr]
+                found[-1] = type(event)(last.text + event.text)
                 continue
         found.append(event)
     return found

@@ -222,7 +222,9 @@ FORMATS = (
         (("[TOOL_CALLS]", "[ARGS]"),),
         (
             Frame(
-                HeadedCall("", "[ARGS]", "[ARGS]", re.compile(rf"(?P<name>{NAME})(\[CALL_ID\](?P<id>\w+))?"), ("[CALL_ID]",)),
+                HeadedCall(
+                    "", "[ARGS]", "[ARGS]", re.compile(rf"(?P<name>{NAME})(\[CALL_ID\](?P<id>\w+))?"), ("[CALL_ID]",)
+                ),
                 "[TOOL_CALLS]",
             ),
             LISTED,

@@ -10,14 +10,12 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from specplug.server.tool_formats.argument_types import Schema
 from specplug.server.tool_formats.braces import braces_rules
 from specplug.server.tool_formats.fields import field_rules
 from specplug.server.tool_formats.formats import (
     CHANNEL,
-    CONSTRAIN,
     END,
     HARMONY,
     MESSAGE,
@@ -25,7 +23,6 @@ from specplug.server.tool_formats.formats import (
     BracesCall,
     FieldsCall,
     Frame,
-    JsonCall,
     ToolFormat,
 )
 from specplug.server.tool_formats.lark import Rules
@@ -69,14 +66,14 @@ def calls_grammar(
 
 
 class _Grammar:
-    def __init__(
-        self, rules: Rules, tool_format: ToolFormat, tools: Mapping[str, Schema], several: bool
-    ) -> None:
+    def __init__(self, rules: Rules, tool_format: ToolFormat, tools: Mapping[str, Schema], several: bool) -> None:
         self._rules = rules
         self._format = tool_format
         self._tools = tools
         self._several = several
-        self._arguments = {name: rules.add(f"args_{number}", rules.json(tools[name])) for number, name in enumerate(tools)}
+        self._arguments = {
+            name: rules.add(f"args_{number}", rules.json(tools[name])) for number, name in enumerate(tools)
+        }
 
     def written(self, frame: Frame) -> str:
         """All calls of a frame, as a rule's body."""
@@ -107,9 +104,7 @@ class _Grammar:
         rules = self._rules
         after, name = HARMONY.after, HARMONY.before
         rules.terminal("TEXT", r"/(?s:.*)/")
-        options = [
-            f"{rules.literal(f'{function}')} _after {arguments}" for function, arguments in self._arguments.items()
-        ]
+        options = [f"{rules.literal(function)} _after {arguments}" for function, arguments in self._arguments.items()]
         rules.add("_after", f"{rules.literal(after)} | {rules.literal(MESSAGE)}")
         rules.add("call", f"{rules.literal(name)} ({' | '.join(options)})")
         if required:
@@ -125,7 +120,7 @@ class _Grammar:
         answers = []
         for index, (name, arguments) in enumerate(self._arguments.items()):
             head = self._rules.lazy(
-                f"head_{number}_{index}", f"/{frame.heads}\\{{\\s*\"name\"\\s*:\\s*\"{re.escape(name)}\"/"
+                f"head_{number}_{index}", f'/{frame.heads}\\{{\\s*"name"\\s*:\\s*"{re.escape(name)}"/'
             )
             answers.append(f'{head} KEY {arguments} "}}" {self._rules.literal(frame.closing)} {self._more(frame)}')
         self._rules.terminal("KEY", r'/\s*,\s*"(arguments|parameters)"\s*:\s*/')
@@ -155,8 +150,10 @@ class _Grammar:
             elif isinstance(body, BracesCall):
                 arguments = braces_rules(self._rules, f"{rule}_{index}", body.quote, self._tools[name])
             before, number, after = f"{name}{body.after}".partition("#")
-            head = f"{self._rules.literal(before)} /[0-9]+/ {self._rules.literal(after)}" if number else (
-                self._rules.literal(before)
+            head = (
+                f"{self._rules.literal(before)} /[0-9]+/ {self._rules.literal(after)}"
+                if number
+                else (self._rules.literal(before))
             )
             calls.append(f"{head} {arguments}")
         return self._rules.add(rule, f"({' | '.join(calls)}) {self._rules.literal(body.closing + frame.closing)}")

@@ -34,7 +34,9 @@ def value(source: Source, emit: Emit, quote: str = "") -> Read[None]:
     quote  stands on both sides of a string in place of `"`; then keys may be bare
     """
     closers = ""
-    expected = "value"  # or "key", "member" (a key or the end), "item" (a value or the end), "next" (a comma or the end)
+    expected = (
+        "value"  # or "key", "member" (a key or the end), "item" (a value or the end), "next" (a comma or the end)
+    )
     while True:
         emit((yield from source.space()))
         char = yield from source.peek()

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-SPACING = {"whitespace_pattern": " ", "lenient": True}
-"""How llguidance compiles a schema: a space or none between the parts, and what it does not know ignored."""
+SPACING = {"whitespace_pattern": " "}
+"""Between the parts of JSON there is a space or none: models write both, and could go on with line breaks for ever."""
 
 
 class Rules:
@@ -49,4 +49,4 @@ class Rules:
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """A JSON document of a schema, as part of a rule."""
-        return f"%json {json.dumps({**schema, 'x-guidance': SPACING})}"
+        return f"%json {json.dumps({'x-guidance': {**SPACING, 'lenient': True}, **schema})}"

@@ -67,7 +67,8 @@ class AnswerReader:
         self._whole_calls = whole_calls
         self._source = Source()
         self._events: list[Event] = []
-        self._held: list[Event] | None = None  # events of a call that may still turn out to be text
+        self._held: list[Event] = []  # what was read of a call that may still turn out to be text
+        self._holds = False
         self._num_calls = 0
         self._blank: str | None = ""  # white space that is dropped if a call follows; None after other text
         self._reading = self._messages() if tool_format.channels else self._answer()
@@ -221,14 +222,14 @@ class AnswerReader:
     def _call(self, reading: Read[None]) -> Read[bool]:
         """Read one call. False if it is none, or was broken off: then the place is where its text goes on."""
         source, start = self._source, self._source.at
-        self._held = []
+        self._held, self._holds = [], True
         try:
             yield from reading
         except (NoCall, NotJson):
-            if self._held is None:  # what was returned cannot be taken back
+            if not self._holds:  # what was returned cannot be taken back
                 source.cut()
                 return True
-            source.at, self._held = start, None
+            source.at, self._holds = start, False
             return False
         self._emit(CallEnds())
         self._release()
@@ -245,7 +246,7 @@ class AnswerReader:
             self._release()
 
     def _emit(self, event: Event) -> None:
-        if self._held is not None:
+        if self._holds:
             self._held.append(event)
         elif self._several or not self._num_calls:
             self._events.append(event)
@@ -254,8 +255,8 @@ class AnswerReader:
         self._emit(Arguments(text))
 
     def _release(self) -> None:
-        held, self._held = self._held, None
-        for event in held or ():
+        held, self._held, self._holds = self._held, [], False
+        for event in held:
             self._emit(event)
 
     # -- the bodies of calls ---------------------------------------------------------------------------------------
@@ -266,9 +267,9 @@ class AnswerReader:
         if isinstance(body, HeadedCall):
             yield from self._headed(body)
             return
-        if not source.text[: source.at].rstrip().endswith(body.before or "\0"):  # unless it was the trigger
-            if not (yield from source.literal(body.before)):
-                raise NoCall
+        is_passed = source.text[: source.at].endswith(body.before)  # it may be the trigger
+        if not is_passed and not (yield from source.literal(body.before)):
+            raise NoCall
         name = yield from source.run(NAME_PART)
         if name not in self._tools:
             raise NoCall

@@ -1,0 +1,77 @@
+"""Tool calls of one server: what constrains an answer that may call, and what reads the calls in it.
+
+This module depends on no engine: it gets the model's chat template and the texts of its control tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from specplug.server.request_schema import ChatRequest
+from specplug.server.tool_formats.formats import HERMES, recognise
+from specplug.server.tool_formats.grammar import ControlTokens, calls_grammar
+from specplug.server.tool_formats.parameters import Parameters, prepare
+from specplug.server.tool_formats.reader import AnswerReader
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """What one request's tools mean for its answers.
+
+    lark        the grammar that constrains them; None where nothing does, or something else of the request
+    new_reader  opens a reader of one answer; None where the answer is nothing but text
+    shown       texts of the control tokens that the reader must see
+    warnings    what of the tools' schemas is not enforced, one line each
+    """
+
+    lark: str | None = None
+    new_reader: Callable[[], AnswerReader] | None = None
+    shown: Mapping[int, bytes] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class ToolCalling:
+    """How the model of a server calls tools."""
+
+    def __init__(self, chat_template: str, control_tokens: Mapping[str, int]) -> None:
+        """
+        chat_template   empty where the model has none
+        control_tokens  texts and ids of the model's control tokens that do not end an answer
+        """
+        self.carried = "tools" in chat_template
+        """Whether the chat template has a place for tools."""
+        self._format = recognise(chat_template) if self.carried else HERMES
+        marks = {text: control_tokens[text] for text in self._format.markers() if text in control_tokens}
+        self._control = ControlTokens(marks, frozenset(control_tokens.values()))
+        self._shown = {token: text.encode() for text, token in marks.items()}
+
+    def plan(self, body: ChatRequest) -> CallPlan:
+        """Raises UsageError, with the tool's name, for parameters that are no schema or cannot be enforced strictly.
+
+        It compiles the schemas, which takes milliseconds for each tool.
+        """
+        tools = {function.name: prepare(function) for function in body.offered}
+        if not tools and not self._format.channels:
+            return CallPlan()
+        constrained = bool(tools) and body.grammar is None and not body.is_shaped
+        return CallPlan(
+            self._grammar(body, tools) if constrained else None,
+            lambda: AnswerReader(
+                self._format,
+                {name: one.schema for name, one in tools.items()},
+                several=body.parallel_tool_calls is not False,
+                whole_calls=not constrained,
+            ),
+            self._shown,
+            tuple(warning for one in tools.values() for warning in one.warnings) if constrained else (),
+        )
+
+    def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters]) -> str:
+        return calls_grammar(
+            self._format,
+            {name: one.schema for name, one in tools.items()},
+            self._control,
+            required=body.must_call,
+            several=body.parallel_tool_calls is not False,
+        )
