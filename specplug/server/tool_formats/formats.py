@@ -148,7 +148,13 @@ CHANNEL_MARKERS = (CHANNEL, MESSAGE, CONSTRAIN, START, END, CALL, RETURN)
 NAME = r"[a-zA-Z0-9_.-]{1,64}"
 
 BARE = Frame(JsonCall(), anchored=True, separator="\n", heads=r"\s*")
-FENCED = Frame(JsonCall(), "```json\n", "\n```", anchored=True, separator="\n", heads=r"\s*```(json|tool_call)?\s*")
+FENCED = Frame(
+    JsonCall(),
+    section=("```json\n", "\n```"),
+    separator="\n",
+    anchored=True,
+    heads=r"\s*```(json|tool_call)?\s*",
+)
 LISTED = Frame(JsonCall(), section=("[TOOL_CALLS]", ""), in_list=True, separator=", ")
 SPACED = Frame(JsonCall(), section=("[TOOL_CALLS] ", ""), in_list=True, separator=", ")
 QWEN_FIELDS = ("<function=", ">\n", "<parameter=", ">\n", "\n</parameter>\n", "</function>")

@@ -117,12 +117,12 @@ class _Grammar:
 
     def _anchored(self, frame: Frame, number: int) -> list[str]:
         """Answers that begin with the first call of a frame without a trigger, one per function."""
-        answers = []
+        answers, end = [], self._rules.literal(frame.section[1])
         for index, (name, arguments) in enumerate(self._arguments.items()):
             head = self._rules.lazy(
                 f"head_{number}_{index}", f'/{frame.heads}\\{{\\s*"name"\\s*:\\s*"{re.escape(name)}"/'
             )
-            answers.append(f'{head} KEY {arguments} "}}" {self._rules.literal(frame.closing)} {self._more(frame)}')
+            answers.append(f'{head} KEY {arguments} "}}" {self._more(frame)} {end}')
         self._rules.terminal("KEY", r'/\s*,\s*"(arguments|parameters)"\s*:\s*/')
         return answers
 

@@ -74,7 +74,7 @@ def string(source: Source, emit: Emit) -> Read[None]:
         raise NotJson
     emit('"')
     while True:
-        emit((yield from source.run(PLAIN)))
+        yield from source.run(PLAIN, emit)
         char = yield from source.peek()
         source.at += 1
         if char == '"':

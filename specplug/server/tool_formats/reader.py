@@ -130,7 +130,7 @@ class AnswerReader:
         start = source.at
         for frame in self._format.frames:
             if frame.anchored:
-                fenced = bool(frame.opening)
+                fenced = bool(frame.section[0])
                 if (yield from source.literal(FENCE)) == fenced:
                     if fenced:
                         _ = (yield from source.literal("json")) or (yield from source.literal("tool_call"))
@@ -188,9 +188,9 @@ class AnswerReader:
                 return False
         elif not (yield from self._call(self._body(frame.body))):
             return False
-        at = source.at
+        at, closing = source.at, (frame.closing or frame.section[1]).strip()
         yield from source.space()
-        if not frame.closing or not (yield from source.literal(frame.closing.strip())):
+        if not closing or not (yield from source.literal(closing)):
             source.at = at
         source.cut()
         return True
@@ -351,12 +351,12 @@ class AnswerReader:
         """Arguments as one text: an object, null, or a string that holds an object."""
         parts: list[str] = []
         yield from value(self._source, parts.append)
-        read: str | None = "".join(parts)
+        read = "".join(parts)
         if read == "null":
             read = "{}"
-        elif parts[0] == '"':
-            read = as_json(without_surrogates(_unquoted(parts)))
-        if read is None or not read.lstrip().startswith("{"):
+        elif read.startswith('"'):
+            read = as_json(without_surrogates(_unquoted(parts))) or ""
+        if not read.lstrip().startswith("{"):
             raise NoCall
         emit(read)
 
@@ -372,8 +372,13 @@ class AnswerReader:
             if before == "{":
                 self._begin(name)
             key: list[str] = []
-            if not (yield from source.until([body.value.strip()], key.append)):
+            dividers = body.value.split()
+            if not (yield from source.until(dividers[:1], key.append)):
                 raise NoCall
+            for divider in dividers[1:]:
+                yield from source.space()
+                if not (yield from source.literal(divider)):
+                    raise NoCall
             if body.value.endswith("\n"):
                 yield from source.literal("\n")
             self._pass_on(f"{before}{quoted(''.join(key))}: ")

@@ -39,14 +39,20 @@ class Source:
             yield
         return self.text[self.at : self.at + 1]
 
-    def run(self, pattern: re.Pattern[str]) -> Read[str]:
-        """Pass what matches `pattern`, of which every beginning and every continuation of a match is a match."""
+    def run(self, pattern: re.Pattern[str], emit: Callable[[str], None] | None = None) -> Read[str]:
+        """Pass what matches `pattern`, of which every beginning and every continuation of a match is a match.
+
+        emit  receives it piece by piece
+        """
         found = ""
         while True:
             match = pattern.match(self.text, self.at)
             piece = match[0] if match else ""
-            found += piece
             self.at += len(piece)
+            if emit is not None:
+                emit(piece)
+            else:
+                found += piece
             if self.at < len(self.text) or self.ended:
                 return found
             yield
