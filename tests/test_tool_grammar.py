@@ -14,9 +14,11 @@ pytest.importorskip("jsonschema")
 import jsonschema
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from specplug.server.request_schema import Function
 from specplug.server.tool_formats.events import Contents
 from specplug.server.tool_formats.formats import recognise
 from specplug.server.tool_formats.grammar import ControlTokens, calls_grammar
+from specplug.server.tool_formats.parameters import prepare
 from specplug.server.tool_formats.reader import AnswerReader
 
 END = 256
@@ -62,7 +64,7 @@ def matcher(family: str, words: ByteVocabulary, tools: Mapping[str, Any] = TOOLS
     marks = {text: token for text, token in control.items() if text != THINK}
     grammar = calls_grammar(
         recognise(TEMPLATES[family]),
-        tools,
+        {name: prepare(Function(name=name, parameters=tools[name]), required=True).schema for name in tools},
         ControlTokens(marks, frozenset(control.values())),
         **{"required": True, "several": True, **options},
     )

@@ -1,5 +1,6 @@
 """A toy engine for the real server. It has no model: each answer repeats the prompt byte by byte, then ends."""
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from specplug.constraints.gbnf_limits import check_gbnf
+from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray, SequenceOptions, int_array
 from specplug.corpora.folder import Corpus, check_files, open_corpus, place
 from specplug.errors import SpecplugError, UsageError
@@ -28,6 +31,7 @@ END = 256
 @dataclass(eq=False)
 class ToySampler:
     sampling: Sampling
+    warnings: tuple[str, ...] = ()
     open: bool = True
 
     def close(self) -> None:
@@ -72,6 +76,7 @@ class ToyLoop:
         self.resets = 0
         self.steps = 0
         self.fail: BaseException | None = None
+        self._steps_before = 0
         self.decode_ms = self.plain_ms = 0.0
         self.verified = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
@@ -81,7 +86,7 @@ class ToyLoop:
         self, prompt: IntArray, sampler: ToySampler, max_tokens: int, max_draft: int, options: SequenceOptions
     ) -> ToyStream:
         self.options.append(options)
-        self.begun.append(bytes(prompt.tolist()).decode("utf-8", "replace"))
+        self.begun.append(bytes(token for token in prompt.tolist() if token < END).decode("utf-8", "replace"))
         self.open += 1
         return ToyStream(prompt.tolist(), sampler, max_tokens, max_draft)
 
@@ -92,14 +97,21 @@ class ToyLoop:
         sleep(self.step_s)
         self.steps += 1
         if self.fail is not None:
-            error, self.fail = self.fail, None
-            raise error
+            if self._steps_before:
+                self._steps_before -= 1
+            else:
+                error, self.fail = self.fail, None
+                raise error
         for stream in running:
             self._emit(stream, 2 if stream.max_draft else 1)
             stream.counters.steps += 1
         for stream in reading:
             stream.reading = False
             self._emit(stream, 1)
+
+    def fail_after(self, steps: int, error: BaseException) -> None:
+        """Let the step after that many more fail."""
+        self.fail, self._steps_before = error, steps
 
     def finish(self, stream: ToyStream) -> None:
         stream.sampler.close()
@@ -124,17 +136,28 @@ class ToyLoop:
 
 class ToyEngine:
     profile = Profile("toy")
-    num_tokens = END + 1
     end_tokens = frozenset({END})
-    chat_template = ""
-    control_tokens: Mapping[str, int] = {}
     source_names = ["suffix"]  # noqa: RUF012
     knows_plain_ms = True
 
     def __init__(
-        self, *, slots: int = 2, max_context: int = 4096, step_s: float = 0.0, datastore: Datastore | None = None
+        self,
+        *,
+        slots: int = 2,
+        max_context: int = 4096,
+        step_s: float = 0.0,
+        datastore: Datastore | None = None,
+        chat_template: str = "",
+        control: Sequence[str] = (),
     ) -> None:
-        """Corpora of the vocabulary and of a tokenizer that is all zeros fit."""
+        """Corpora of the vocabulary and of a tokenizer that is all zeros fit.
+
+        control  texts of control tokens, which prompts and so answers may contain
+        """
+        self.chat_template = chat_template
+        self.control_tokens = {text: END + 1 + index for index, text in enumerate(control)}
+        self.num_tokens = END + 1 + len(control)
+        self.samplings: list[Sampling] = []
         self.slots = slots
         self.max_context = max_context
         self.kv_tokens = slots * max_context
@@ -151,18 +174,24 @@ class ToyEngine:
         return open_corpus(name)
 
     def sampler(self, sampling: Sampling) -> ToySampler:
+        """Checks constraints, and keeps none."""
+        self.samplings.append(sampling)
         if sampling.grammar == "wrong":
             raise UsageError("the grammar does not parse: wrong")
-        return ToySampler(sampling)
+        check_gbnf(sampling.grammar or "")
+        grammar = grammar_text(sampling)
+        return ToySampler(sampling, grammar.warnings if grammar is not None else ())
 
     def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
-        return int_array(list(text.encode()))
+        parts = re.split("|".join(f"({re.escape(mark)})" for mark in self.control_tokens) or "(?!)", text)
+        ids = [[self.control_tokens[p]] if p in self.control_tokens else list(p.encode()) for p in parts if p]
+        return int_array([token for piece in ids for token in piece])
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
         return self.tokenize(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
-        return b"" if token == END else bytes([token])
+        return b"" if token >= END else bytes([token])
 
     def text(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")

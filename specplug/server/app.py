@@ -114,6 +114,7 @@ def _add_openai_routes(app: FastAPI, state: State) -> None:
         definitions = [tool.model_dump(exclude_none=True) for tool in listed]
         make_prompt = partial(engine.chat_prompt, messages, definitions)
         response_format = ChatFormat(name, engine.piece, engine.end_tokens, engine.knows_plain_ms, plan.new_reader)
+        response_format.warnings += plan.warnings
         max_tokens = body.max_completion_tokens or body.max_tokens
         sampling = chat_sampling(body, plan.lark)
         return await handle(

@@ -15,11 +15,14 @@ from specplug.server.request_schema import ChatRequest, CommonRequest, Completio
 def chat_sampling(body: ChatRequest, lark: str | None = None) -> Sampling:
     """lark  the grammar of the calls of the request's tools, if it has any"""
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    schema: Json | None = None
+    schema: Json | bool | None = None
+    strict = False
     if body.response_format is not None and body.response_format.type != "text":
-        json_schema = body.response_format.json_schema
-        schema = json_schema.schema_ if json_schema is not None and json_schema.schema_ else {"type": "object"}
-    return _sampling(body, logprobs=logprobs, json_schema=None if schema is None else json.dumps(schema), lark=lark)
+        wanted = body.response_format.json_schema
+        schema = {"type": "object"} if wanted is None or wanted.schema_ is None else wanted.schema_
+        strict = wanted is not None and bool(wanted.strict)
+    text = None if schema is None else json.dumps(schema)
+    return _sampling(body, logprobs=logprobs, json_schema=text, strict=strict, lark=lark)
 
 
 def completion_sampling(body: CompletionRequest) -> Sampling:
@@ -27,7 +30,12 @@ def completion_sampling(body: CompletionRequest) -> Sampling:
 
 
 def _sampling(
-    body: CommonRequest, *, logprobs: int | None, json_schema: str | None = None, lark: str | None = None
+    body: CommonRequest,
+    *,
+    logprobs: int | None,
+    json_schema: str | None = None,
+    strict: bool = False,
+    lark: str | None = None,
 ) -> Sampling:
     """Defaults are OpenAI's; those of top_k and min_p, which OpenAI's API does not have, are llama.cpp's."""
     default = Sampling()
@@ -44,5 +52,6 @@ def _sampling(
         grammar=body.grammar,
         json_schema=json_schema,
         lark=lark,
+        strict=strict,
         logprobs=logprobs,
     )

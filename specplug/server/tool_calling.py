@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from specplug.constraints.grammar_text import MAX_BYTES
+from specplug.errors import UsageError
 from specplug.server.request_schema import ChatRequest
 from specplug.server.tool_formats.formats import HERMES, recognise
 from specplug.server.tool_formats.grammar import ControlTokens, calls_grammar
@@ -51,7 +53,7 @@ class ToolCalling:
 
         It compiles the schemas, which takes milliseconds for each tool.
         """
-        tools = {function.name: prepare(function) for function in body.offered}
+        tools = {function.name: prepare(function, required=body.must_call) for function in body.offered}
         if not tools and not self._format.channels:
             return CallPlan()
         constrained = bool(tools) and body.grammar is None and not body.is_shaped
@@ -68,10 +70,14 @@ class ToolCalling:
         )
 
     def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters]) -> str:
-        return calls_grammar(
+        lark = calls_grammar(
             self._format,
             {name: one.schema for name, one in tools.items()},
             self._control,
             required=body.must_call,
             several=body.parallel_tool_calls is not False,
         )
+        most = MAX_BYTES["Lark grammar"]
+        if len(lark.encode()) > most:
+            raise UsageError(f"tools: their parameters make a grammar of more than {most // 1024} KiB; send fewer")
+        return lark

@@ -56,7 +56,10 @@ class TokenMatcher:
     @property
     def allows_nothing(self) -> bool:
         """Whether no text can follow, and none can end here."""
-        return self._matcher.is_stopped() and not self._matcher.is_accepting()
+        if self._matcher.is_accepting():
+            return False
+        allowed = np.flatnonzero(np.unpackbits(self.mask(), bitorder="little"))
+        return all(token in self._end_tokens for token in allowed.tolist())
 
     def allowed(self, tokens: Sequence[int]) -> int:
         """How many of `tokens` the masks allow, one after the other. Changes nothing."""

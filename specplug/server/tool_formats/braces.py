@@ -67,7 +67,7 @@ def _value(rules: Rules, prefix: str, quote: str, given: Any, root: Schema, dept
         return rules.add(f"{prefix}_list", f'"[" ({item} ("," {item})*)? "]"')
     if kind == "string":
         return _string(rules, quote)
-    return rules.add(f"{prefix}_json", rules.json(schema))
+    return rules.add(f"{prefix}_json", rules.json({**schema, "x-guidance": root.get("x-guidance", {})}))
 
 
 def _string(rules: Rules, quote: str) -> str:

@@ -9,7 +9,8 @@ from specplug.server.tool_formats.argument_types import Schema, resolved, types
 from specplug.server.tool_formats.formats import FieldsCall
 from specplug.server.tool_formats.lark import Rules
 
-DEFINITIONS = ("$defs", "definitions")
+CARRIED = ("$defs", "definitions", "x-guidance")
+"""Keys of a schema that its parts need as documents of their own."""
 
 
 def field_rules(rules: Rules, prefix: str, body: FieldsCall, schema: Schema) -> str:
@@ -44,7 +45,7 @@ def _value(rules: Rules, name: str, body: FieldsCall, given: Any, root: Schema) 
         return _raw(rules, name, body, f"{{{least},{most}}}" if bounded else "")
     if "string" in allowed:
         return _raw(rules, name, body, "")
-    carried = {key: root[key] for key in DEFINITIONS if key in root}
+    carried = {key: root[key] for key in CARRIED if key in root}
     document = {**carried, **given} if isinstance(given, Mapping) else carried
     return f"{rules.add(f'{name}_json', rules.json(document))} {rules.literal(body.end)}"
 

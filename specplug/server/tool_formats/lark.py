@@ -7,9 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-SPACING = {"whitespace_pattern": " "}
-"""Between the parts of JSON there is a space or none: models write both, and could go on with line breaks for ever."""
-
 
 class Rules:
     """The rules of one grammar.
@@ -48,5 +45,5 @@ class Rules:
         return " ".join(written)
 
     def json(self, schema: Mapping[str, Any]) -> str:
-        """A JSON document of a schema, as part of a rule."""
-        return f"%json {json.dumps({'x-guidance': {**SPACING, 'lenient': True}, **schema})}"
+        """A JSON document of a schema, which has llguidance's options in it, as part of a rule."""
+        return f"%json {json.dumps(schema)}"

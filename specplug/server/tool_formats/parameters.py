@@ -1,4 +1,4 @@
-"""A function's parameters as a schema that llguidance compiles, checked before a prompt is read."""
+"""A function's parameters as a JSON schema that can be compiled, checked before a prompt is read."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from specplug.constraints.grammar_text import SPACING, prepared_schema
+from specplug.constraints.schema_walk import everywhere
 from specplug.errors import UsageError
 from specplug.server.tool_formats.argument_types import Schema
-from specplug.server.tool_formats.lark import SPACING
 
 
 class Function(Protocol):
@@ -27,15 +28,36 @@ class Parameters:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(function: Function) -> Parameters:
-    """Raises UsageError, with the function's name, for parameters that are no schema, or not enforced though strict."""
-    from llguidance import LLMatcher, LLParserLimits
+def prepare(function: Function, *, required: bool) -> Parameters:
+    """The parameters of a function as an object's schema, with llguidance's options in it.
 
-    options = {**SPACING, "lenient": not function.strict}
-    schema = {"type": "object", **function.parameters, "x-guidance": options}
-    grammar = LLMatcher.grammar_from_lark(f"start: %json {json.dumps(schema)}\n")
-    failed, lines = LLMatcher.validate_grammar_with_warnings(grammar, limits=LLParserLimits(verbose_errors=False))
-    if failed:
-        reason = lines[0].partition("failed to compile JSON schema: ")[2] or lines[0]
-        raise UsageError(f"tools: the parameters of {function.name}: {reason.partition(chr(10))[0]}")
-    return Parameters(schema, tuple(f"tools: {function.name}: {line}" for line in lines))
+    required  the answer must call; else references to other documents are left out with a warning, as nothing can
+              rely on them, unless the function is strict
+    Raises UsageError, with the function's name, for what is no schema, beyond the limits, or strict and not enforced.
+    """
+    place, warnings = f"tools: {function.name}: ", list[str]()
+    text = json.dumps({"type": "object", **function.parameters})
+    if not required and not function.strict:
+        text, warnings = _without_foreign_references(text)
+    try:
+        prepared = prepared_schema(text, bool(function.strict))
+    except UsageError as error:
+        raise UsageError(f"{place}{error}") from error
+    schema = {**json.loads(prepared.text), "x-guidance": {**prepared.options, **SPACING}}
+    return Parameters(schema, tuple(f"{place}{warning}" for warning in (*warnings, *prepared.warnings)))
+
+
+def _without_foreign_references(text: str) -> tuple[str, list[str]]:
+    root = json.loads(text)
+    warnings = []
+    for node in everywhere(root):
+        reference = node.get("$ref")
+        if isinstance(reference, str) and "://" in reference and not _is_named(root):
+            del node["$ref"]
+            warnings.append(f"$ref to {reference[:100]} is not enforced: it is another document")
+    return json.dumps(root) if warnings else text, warnings
+
+
+def _is_named(root: dict[str, Any]) -> bool:
+    """Whether a part of the document has a name that a reference may use in place of its address."""
+    return any(isinstance(node.get(key), str) for node in everywhere(root) for key in ("$id", "id"))
