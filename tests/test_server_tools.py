@@ -15,7 +15,7 @@ from toy_serving import ToyEngine, serving
 
 from specplug.errors import SpecplugError
 from specplug.server.request_schema import ChatRequest
-from specplug.server.tool_formats.formats import recognise
+from specplug.server.tool_formats.call_formats import recognise
 from specplug.server.tools import messages_with_tools
 
 __all__ = ["url"]

@@ -15,11 +15,11 @@ import jsonschema
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from specplug.server.request_schema import Function
-from specplug.server.tool_formats.events import Contents
-from specplug.server.tool_formats.formats import recognise
-from specplug.server.tool_formats.grammar import ControlTokens, calls_grammar
+from specplug.server.tool_formats.answer_events import Contents
+from specplug.server.tool_formats.answer_reader import AnswerReader
+from specplug.server.tool_formats.call_formats import recognise
+from specplug.server.tool_formats.call_grammar import ControlTokens, calls_grammar
 from specplug.server.tool_formats.parameters import prepare
-from specplug.server.tool_formats.reader import AnswerReader
 
 END = 256
 THINK = "<think>"

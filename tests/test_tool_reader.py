@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_texts import NO_CALLS, RECORDED, TEMPLATES, TOOLS, Recorded
 
+from specplug.server.tool_formats.answer_events import Arguments, Contents, Event, merged
+from specplug.server.tool_formats.answer_reader import AnswerReader
 from specplug.server.tool_formats.argument_types import argument, types
-from specplug.server.tool_formats.events import Arguments, Contents, Event, merged
-from specplug.server.tool_formats.formats import recognise
+from specplug.server.tool_formats.call_formats import recognise
 from specplug.server.tool_formats.json_text import as_json
-from specplug.server.tool_formats.reader import AnswerReader
 
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 HERMES = '<tool_call>{{"name": "weather", "arguments": {0}}}</tool_call>'

@@ -15,8 +15,8 @@ from typing import Any
 from specplug import __version__
 from specplug.generation.answers import TokenLogprobs
 from specplug.server.jobs import Delta, Report
-from specplug.server.tool_formats.events import Arguments, Call, CallBegins, Contents, Event, Reasoning, Text
-from specplug.server.tool_formats.reader import AnswerReader
+from specplug.server.tool_formats.answer_events import Arguments, Call, CallBegins, Contents, Event, Reasoning, Text
+from specplug.server.tool_formats.answer_reader import AnswerReader
 
 WARNINGS_HEADER = "specplug-warnings"
 MAX_HEADER_CHARS = 2000

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from specplug.constraints.grammar_text import MAX_BYTES
 from specplug.errors import UsageError
 from specplug.server.request_schema import ChatRequest
-from specplug.server.tool_formats.formats import HERMES, recognise
-from specplug.server.tool_formats.grammar import ControlTokens, calls_grammar
+from specplug.server.tool_formats.answer_reader import AnswerReader
+from specplug.server.tool_formats.call_formats import HERMES, recognise
+from specplug.server.tool_formats.call_grammar import ControlTokens, calls_grammar
 from specplug.server.tool_formats.parameters import Parameters, prepare
-from specplug.server.tool_formats.reader import AnswerReader
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 
-from specplug.server.tool_formats.source import Read, Source
+from specplug.server.tool_formats.partial_text import PartialText, Read
 
 Emit = Callable[[str], None]
 
@@ -28,7 +28,7 @@ class NotJson(Exception):
     """The text is no JSON, or ends within it."""
 
 
-def value(source: Source, emit: Emit, quote: str = "") -> Read[None]:
+def value(source: PartialText, emit: Emit, quote: str = "") -> Read[None]:
     """Pass one JSON value and emit its text. Raises NotJson.
 
     quote  stands on both sides of a string in place of `"`; then keys may be bare
@@ -68,7 +68,7 @@ def value(source: Source, emit: Emit, quote: str = "") -> Read[None]:
             return
 
 
-def string(source: Source, emit: Emit) -> Read[None]:
+def string(source: PartialText, emit: Emit) -> Read[None]:
     """Pass a string in double quotes and emit it with its quotes. Raises NotJson."""
     if not (yield from source.literal('"')):
         raise NotJson
@@ -98,7 +98,7 @@ def string(source: Source, emit: Emit) -> Read[None]:
 
 def as_json(text: str) -> str | None:
     """The text as JSON, if it is one value and no more."""
-    source, parts = Source(text, ended=True), list[str]()
+    source, parts = PartialText(text, ended=True), list[str]()
     try:
         for _ in value(source, parts.append):
             pass
@@ -118,7 +118,7 @@ def without_surrogates(text: str) -> str:
     return re.sub(r"[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _key(source: Source, emit: Emit, quote: str) -> Read[None]:
+def _key(source: PartialText, emit: Emit, quote: str) -> Read[None]:
     if not quote or (yield from source.peek()) == '"':
         yield from string(source, emit)
     elif not (yield from _between_quotes(source, emit, quote)):
@@ -133,7 +133,7 @@ def _key(source: Source, emit: Emit, quote: str) -> Read[None]:
     emit(":")
 
 
-def _scalar(source: Source, emit: Emit, quote: str) -> Read[None]:
+def _scalar(source: PartialText, emit: Emit, quote: str) -> Read[None]:
     if quote and (yield from _between_quotes(source, emit, quote)):
         return
     if (yield from source.peek()) == '"':
@@ -148,7 +148,7 @@ def _scalar(source: Source, emit: Emit, quote: str) -> Read[None]:
         raise NotJson
 
 
-def _between_quotes(source: Source, emit: Emit, quote: str) -> Read[bool]:
+def _between_quotes(source: PartialText, emit: Emit, quote: str) -> Read[bool]:
     """Pass a string between other quotes, if one comes next."""
     if not (yield from source.literal(quote)):
         return False

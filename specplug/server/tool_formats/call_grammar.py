@@ -1,6 +1,6 @@
 """A grammar, in llguidance's dialect of Lark, of the calls that a request's tools allow, as a family writes them.
 
-The parameters of each tool are a JSON schema document of their own. What the grammar allows, `reader.py` reads.
+The parameters of each tool are a JSON schema document of their own. What the grammar allows, `answer_reader.py` reads.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from specplug.server.tool_formats.argument_types import Schema
-from specplug.server.tool_formats.braces import braces_rules
-from specplug.server.tool_formats.fields import field_rules
-from specplug.server.tool_formats.formats import (
+from specplug.server.tool_formats.brace_rules import braces_rules
+from specplug.server.tool_formats.call_formats import (
     CHANNEL,
     END,
     HARMONY,
@@ -25,7 +24,8 @@ from specplug.server.tool_formats.formats import (
     Frame,
     ToolFormat,
 )
-from specplug.server.tool_formats.lark import Rules
+from specplug.server.tool_formats.field_rules import field_rules
+from specplug.server.tool_formats.lark_rules import Rules
 
 
 @dataclass(frozen=True, slots=True)

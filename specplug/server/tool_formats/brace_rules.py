@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specplug.server.tool_formats.argument_types import Schema, resolved, types
-from specplug.server.tool_formats.lark import Rules
+from specplug.server.tool_formats.lark_rules import Rules
 
 MAX_DEPTH = 8
 """Objects and lists within each other that are constrained by their schemas; deeper ones may hold any values."""

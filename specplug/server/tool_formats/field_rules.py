@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from specplug.server.tool_formats.argument_types import Schema, resolved, types
-from specplug.server.tool_formats.formats import FieldsCall
-from specplug.server.tool_formats.lark import Rules
+from specplug.server.tool_formats.call_formats import FieldsCall
+from specplug.server.tool_formats.lark_rules import Rules
 
 CARRIED = ("$defs", "definitions", "x-guidance")
 """Keys of a schema that its parts need as documents of their own."""

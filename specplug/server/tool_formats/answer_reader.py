@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Mapping
 
+from specplug.server.tool_formats.answer_events import Arguments, CallBegins, CallEnds, Event, Reasoning, Text, merged
 from specplug.server.tool_formats.argument_types import Schema, argument, resolved, types
-from specplug.server.tool_formats.events import Arguments, CallBegins, CallEnds, Event, Reasoning, Text, merged
-from specplug.server.tool_formats.formats import (
+from specplug.server.tool_formats.call_formats import (
     CALL,
     CHANNEL,
     END,
@@ -27,7 +27,7 @@ from specplug.server.tool_formats.formats import (
     ToolFormat,
 )
 from specplug.server.tool_formats.json_text import Emit, NotJson, as_json, quoted, string, value, without_surrogates
-from specplug.server.tool_formats.source import Read, Source
+from specplug.server.tool_formats.partial_text import PartialText, Read
 
 SEPARATORS = (";", ",")
 """Between JSON objects that each are a call."""
@@ -65,7 +65,7 @@ class AnswerReader:
         self._tools = tools
         self._several = several
         self._whole_calls = whole_calls
-        self._source = Source()
+        self._source = PartialText()
         self._events: list[Event] = []
         self._held: list[Event] = []  # what was read of a call that may still turn out to be text
         self._holds = False

@@ -17,7 +17,7 @@ Read = Generator[None, None, Result]
 SPACE = re.compile(r"\s*")
 
 
-class Source:
+class PartialText:
     """The text from the place `at` on that a reader has not passed.
 
     ended  no more text will come
