@@ -73,6 +73,8 @@ def test_a_call_that_is_broken_off_is_text_or_a_call_that_is_not_complete(record
         whole = [call.name for call in streamed.calls if call.complete]
         assert whole == [name for name, _ in recorded.calls[: len(whole)]]
         assert len(streamed.calls) - len(whole) <= 1
+        if whole and recorded.family != "harmony":  # whose markers are control tokens, which come whole
+            assert streamed.text == recorded.text[: len(streamed.text)]
 
 
 def test_arguments_are_passed_on_while_they_arrive() -> None:

@@ -109,4 +109,6 @@ def _validate(grammar: str) -> tuple[str, Sequence[str]]:
     from llguidance import LLMatcher
 
     failed, lines = LLMatcher.validate_grammar_with_warnings(grammar, limits=limits())
-    return (lines[0], ()) if failed else ("", lines)
+    if failed:
+        return lines[0], ()
+    return "", [line for line in lines if not line.startswith("no tokenizer")]  # ids of tokens are checked later

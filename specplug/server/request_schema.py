@@ -224,6 +224,11 @@ class ChatRequest(CommonRequest):
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
     @property
+    def may_call_often(self) -> bool:
+        """Whether an answer may have several calls; with the name of a function it is one."""
+        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
+
+    @property
     def offered(self) -> list[Function]:
         """The functions that the answer may call."""
         functions = [tool.function for tool in self.tools or ()]

@@ -62,7 +62,7 @@ class ToolCalling:
             lambda: AnswerReader(
                 self._format,
                 {name: one.schema for name, one in tools.items()},
-                several=body.parallel_tool_calls is not False,
+                several=body.may_call_often,
                 whole_calls=not constrained,
             ),
             self._shown,
@@ -75,7 +75,7 @@ class ToolCalling:
             {name: one.schema for name, one in tools.items()},
             self._control,
             required=body.must_call,
-            several=body.parallel_tool_calls is not False,
+            several=body.may_call_often,
         )
         most = MAX_BYTES["Lark grammar"]
         if len(lark.encode()) > most:

@@ -1,6 +1,7 @@
 """Reads an answer as it arrives: what is text, and what are calls of the given functions.
 
 Text is never lost: what begins like a call and is none is text, and arguments are passed on as the model wrote them.
+Only what was begun of a further call, when an answer reached its limit, is dropped.
 """
 
 from __future__ import annotations
@@ -94,9 +95,13 @@ class AnswerReader:
         source, marks = self._source, self._triggers()
         if self._tools:
             yield from self._at_the_beginning()
+        ends = [*marks, *(f"{frame.closing}{frame.section[1]}".strip() for frame in self._format.frames)]
         while True:
             source.at, mark = source.find(list(marks), 0)
-            self._text(source.cut())
+            rest = source.cut()
+            if self._blank is not None and self._num_calls and source.ended and not mark:
+                rest = "" if any(end.startswith(rest.strip()) for end in ends) else rest
+            self._text(rest)
             if mark:
                 source.at = len(mark)
                 frame = marks[mark]
@@ -215,8 +220,9 @@ class AnswerReader:
                 if (yield from source.literal(separator)):
                     break
             yield from source.space()
-            if (yield from source.peek()) not in ("{", "["):
-                source.at = 0
+            following = yield from source.peek()
+            if not following or following not in "{[":
+                source.at = source.at if not following else 0
                 return True
 
     def _call(self, reading: Read[None]) -> Read[bool]:
@@ -229,7 +235,11 @@ class AnswerReader:
             if not self._holds:  # what was returned cannot be taken back
                 source.cut()
                 return True
-            source.at, self._holds = start, False
+            self._holds = False
+            if self._num_calls and not self._whole_calls and source.ended and source.at >= len(source.text):
+                source.cut()  # the answer was broken off before the name of a further call
+            else:
+                source.at = start
             return False
         self._emit(CallEnds())
         self._release()

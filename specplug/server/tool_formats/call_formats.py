@@ -1,6 +1,7 @@
 """The descriptions: how the models of each family write tool calls, recognised by the text of the chat template.
 
-A description says nothing about particular tools. `call_grammar.py` makes a grammar of it, and `answer_reader.py` reads by it.
+A description says nothing about particular tools. `call_grammar.py` makes a grammar of it, and `answer_reader.py` reads
+by it.
 """
 
 from __future__ import annotations

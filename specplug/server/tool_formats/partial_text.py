@@ -61,14 +61,14 @@ class PartialText:
         return (yield from self.run(SPACE))
 
     def literal(self, text: str) -> Read[bool]:
-        """Pass `text` if it comes next."""
+        """Pass `text` if it comes next; false otherwise. A beginning of it that ends the whole text is passed, too."""
         while True:
             ahead = self.text[self.at : self.at + len(text)]
-            if ahead == text:
-                self.at += len(text)
-                return True
-            if self.ended or not text.startswith(ahead):
+            if not text.startswith(ahead):
                 return False
+            if ahead == text or self.ended:
+                self.at += len(ahead)
+                return ahead == text
             yield
 
     def find(self, texts: Sequence[str], begin: int) -> tuple[int, str]:
