@@ -22,7 +22,8 @@ from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
 from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
-from specplug.server.middleware import Guard, Limits
+from specplug.server.middleware import Limits
+from specplug.server.process import Address, guarded
 from specplug.server.state import Settings
 
 END = 256
@@ -155,7 +156,8 @@ class ToyEngine:
         control  texts of control tokens, which prompts and so answers may contain
         """
         self.chat_template = chat_template
-        self.control_tokens = {text: END + 1 + index for index, text in enumerate(control)}
+        self._control = {text: END + 1 + index for index, text in enumerate(control)}
+        self.free_control_tokens = frozenset(self._control.values())
         self.num_tokens = END + 1 + len(control)
         self.samplings: list[Sampling] = []
         self.slots = slots
@@ -182,13 +184,26 @@ class ToyEngine:
         grammar = grammar_text(sampling)
         return ToySampler(sampling, grammar.warnings if grammar is not None else ())
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
-        parts = re.split("|".join(f"({re.escape(mark)})" for mark in self.control_tokens) or "(?!)", text)
-        ids = [[self.control_tokens[p]] if p in self.control_tokens else list(p.encode()) for p in parts if p]
+    chat_stops: tuple[str, ...] = ()
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
+        parts = re.split("|".join(f"({re.escape(mark)})" for mark in self._control) or "(?!)", text)
+        ids = [[self._control[part]] if part in self._control else list(part.encode()) for part in parts if part]
         return int_array([token for piece in ids for token in piece])
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
-        return self.tokenize(messages[-1]["content"])
+    def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
+        return self.tokenize(text, add_special=True, parse_special=parse_special)
+
+    def control_token(self, text: str) -> int | None:
+        return END if text == "<end>" else self._control.get(text)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> IntArray:
+        return self.raw_prompt(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
         return b"" if token >= END else bytes([token])
@@ -205,11 +220,18 @@ def serving(
     key: str | None = None,
     limits: Limits | None = None,
     answer_store: AnswerStore | None = None,
+    origins: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Run the server in a thread, on a free port; yields its URL."""
     app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
-    guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
-    config = uvicorn.Config(guard, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    address = Address(key=key, origins=origins)
+    config = uvicorn.Config(
+        guarded(app, address, limits or Limits(body_seconds=1.0)),
+        port=0,
+        log_level="critical",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -5,7 +5,8 @@ This module does not depend on an engine; each engine states which parameters it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from specplug.core import IntArray
 from specplug.generation.counters import Counters
@@ -24,6 +25,7 @@ class Sampling:
                    dialect of Lark. At most one of them constrains the answer
     strict         what of `json_schema` cannot be enforced is refused; otherwise it is ignored, with a warning
     logprobs       number of alternatives to report per token; None reports no log probabilities
+    stop_tokens    ids of tokens that end the answer, beside the model's own
     """
 
     temperature: float = 0.0
@@ -42,6 +44,7 @@ class Sampling:
     lark: str | None = None
     strict: bool = False
     logprobs: int | None = None
+    stop_tokens: frozenset[int] = frozenset()
 
     @property
     def is_argmax(self) -> bool:
@@ -64,6 +67,16 @@ class TokenLogprobs:
 
     logprob: float
     top: list[tuple[int, float]]
+
+
+def with_stop_tokens(sampling: Sampling, stops: Sequence[str], control_token: Callable[[str], int | None]) -> Sampling:
+    """The parameters with a stop token for every stop string that is the text of a control token, which prints nothing.
+
+    control_token  the control token whose text is given; None where there is none
+    """
+    found = [control_token(stop) for stop in stops]
+    tokens = frozenset(token for token in found if token is not None)
+    return replace(sampling, stop_tokens=sampling.stop_tokens | tokens) if tokens else sampling
 
 
 GREEDY = Sampling()

@@ -6,6 +6,7 @@ uses the bytes that a token prints and the end tokens.
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -31,7 +32,8 @@ Json = dict[str, Any]
 class Choice:
     """The part of one answer that has been generated so far.
 
-    offset  characters before the next token, for `text_offset` of text completions
+    offset  characters before the next token, for `text_offset` of text completions; those that are complete, as a
+            character may be divided among tokens
     """
 
     index: int
@@ -41,6 +43,7 @@ class Choice:
     finish: str = ""
     report: Report | None = None
     offset: int = 0
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     def add(self, delta: Delta) -> None:
         self.text += "".join(segment.text for segment in delta.segments)
@@ -253,7 +256,7 @@ class CompletionFormat(OpenAIFormat):
         offsets = []
         for token, _ in printed:
             offsets.append(choice.offset)
-            choice.offset += len(self._text(token))
+            choice.offset += len(choice.decoder.decode(self._piece(token)))
         return {
             "tokens": [self._text(token) for token, _ in printed],
             "token_logprobs": [max(reported.logprob, MIN_LOGPROB) for _, reported in printed],

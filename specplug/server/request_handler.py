@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from specplug.core import IntArray, SequenceOptions
 from specplug.errors import UsageError
-from specplug.generation.answers import Sampling
+from specplug.generation.answers import Sampling, with_stop_tokens
 from specplug.proposers.datastore import Datastore
 from specplug.server.error_responses import ContextExceeded
 from specplug.server.event_stream import EventStream, unless_disconnected
@@ -44,19 +44,20 @@ async def handle(
     response_format: OpenAIFormat,
     sampling: Sampling,
     max_tokens: int | None,
+    stops: Sequence[str],
     echo: bool = False,
     shown: Mapping[int, bytes] = NOTHING_SHOWN,
 ) -> Response:
     """Generate `body.n` answers of up to `max_tokens` tokens to each prompt, and return the response.
 
-    `make_prompts` runs in a thread, because it tokenizes. `echo` puts the prompt before each answer. `shown` has the
-    texts of control tokens that are part of an answer's text. Raises UsageError, QueueFull, or HTTPException while the
-    server shuts down.
+    `make_prompts` runs in a thread, because it tokenizes. `stops` are strings that end an answer. `echo` puts a prompt
+    before each answer. `shown` has the texts of control tokens that are part of an answer's text. Raises UsageError,
+    QueueFull, or HTTPException while the server shuts down.
     """
     if state.closing:
         raise HTTPException(503, "the server is shutting down; retry later")
     prompts = await asyncio.to_thread(make_prompts)
-    jobs = await asyncio.to_thread(_make_jobs, state, body, prompts, sampling, max_tokens, shown)
+    jobs = await asyncio.to_thread(_make_jobs, state, body, prompts, sampling, max_tokens, stops, shown)
     if state.settings.log_prompts:
         for prompt in prompts:
             log.info("prompt %r", state.engine.text(prompt.tolist()))
@@ -122,6 +123,7 @@ def _make_jobs(
     prompts: Sequence[IntArray],
     sampling: Sampling,
     max_tokens: int | None,
+    stops: Sequence[str],
     shown: Mapping[int, bytes],
 ) -> list[Job]:
     """`body.n` jobs per prompt. Call it in a thread, because parsing a grammar takes time."""
@@ -130,6 +132,7 @@ def _make_jobs(
     max_draft = 0 if options.mode == "off" else NO_LIMIT if options.max_draft is None else options.max_draft
     seconds = options.deadline or state.settings.deadline
     deadline = monotonic() + seconds if seconds is not None else None
+    sampling = with_stop_tokens(sampling, stops, engine.control_token)
     jobs: list[Job] = []
     try:
         for prompt in prompts:
@@ -145,8 +148,8 @@ def _make_jobs(
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
                 limit = min(max_tokens or room, room)
                 sampler = engine.sampler(replace(sampling, seed=seed, penalty_last_n=limit))
-                streamed = bool(body.stream)
-                job = Job(prompt, sampler, limit, max_draft, body.stops, deadline, streamed, options=asked, shown=shown)
+                streamed, stop = bool(body.stream), tuple(stops)
+                job = Job(prompt, sampler, limit, max_draft, stop, deadline, streamed, options=asked, shown=shown)
                 jobs.append(job)
     except BaseException:
         for job in jobs:

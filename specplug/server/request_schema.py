@@ -241,6 +241,7 @@ class CompletionRequest(CommonRequest):
     prompt: str | list[str] | Ids | list[Ids]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
+    special: bool = True
     best_of: int | None = None
     suffix: str | None = None
 
@@ -275,6 +276,7 @@ class AddCorpusRequest(StrictModel):
 class TokenizeRequest(StrictModel):
     content: str
     add_special: bool = False
+    parse_special: bool = True
 
 
 class DetokenizeRequest(StrictModel):

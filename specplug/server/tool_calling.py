@@ -36,16 +36,20 @@ class CallPlan:
 class ToolCalling:
     """How the model of a server calls tools."""
 
-    def __init__(self, chat_template: str, control_tokens: Mapping[str, int]) -> None:
+    def __init__(
+        self, chat_template: str, control_token: Callable[[str], int | None], free: frozenset[int] = frozenset()
+    ) -> None:
         """
-        chat_template   empty where the model has none
-        control_tokens  texts and ids of the model's control tokens that do not end an answer
+        chat_template  empty where the model has none
+        control_token  the id of the control token with a text; None where there is none
+        free           ids of the control tokens that do not end an answer
         """
         self.carried = "tools" in chat_template
         """Whether the chat template has a place for tools."""
         self._format = recognise(chat_template) if self.carried else HERMES
-        marks = {text: control_tokens[text] for text in self._format.markers() if text in control_tokens}
-        self._control = ControlTokens(marks, frozenset(control_tokens.values()))
+        found = {text: control_token(text) for text in self._format.markers()}
+        marks = {text: token for text, token in found.items() if token is not None}
+        self._control = ControlTokens(marks, free)
         self._shown = {token: text.encode() for text, token in marks.items()}
 
     def plan(self, body: ChatRequest) -> CallPlan:

@@ -74,7 +74,9 @@ class Vllm:
         )
         return int_array(tokens)
 
-    def tokenize(self, text: str) -> IntArray:
+    chat_stops: tuple[str, ...] = ()
+
+    def raw_prompt(self, text: str) -> IntArray:
         return int_array(self._tokenizer.encode(text))
 
     def text(self, tokens: Sequence[int]) -> str:
