@@ -43,10 +43,16 @@ class GrammarText:
 
 
 def limits() -> LLParserLimits:
-    """What a grammar may cost: 10,000 states of the lexer are 20 MB, and the work of a mask takes 50 ms at most."""
+    """What a grammar may cost.
+
+    10,000 states of the lexer take 20 MB; 200,000 units of fuel at the start 0.2 s. An object of 1000 properties that
+    may all be left out has 4000 items in a row.
+    """
     from llguidance import LLParserLimits
 
-    return LLParserLimits(max_lexer_states=10_000, verbose_errors=False)
+    return LLParserLimits(
+        max_lexer_states=10_000, initial_lexer_fuel=200_000, max_items_in_row=20_000, verbose_errors=False
+    )
 
 
 def grammar_text(sampling: Sampling) -> GrammarText | None:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -26,6 +27,12 @@ MAX_DEPTH = 100
 
 Compile = Callable[[str, Mapping[str, Any]], tuple[str, Sequence[str]]]
 """Compiles the text of a schema with options of llguidance; returns an error, or "", and warnings."""
+
+MAX_PROPERTIES = 1000
+"""Of one object; the time to compile grows with the square: 0.1 s for these."""
+
+MAX_DIVISOR = 100_000
+"""Of `multipleOf`, as an integer without its decimal point: llguidance counts remainders, in 3 us and 90 bytes each."""
 
 _SEARCH_S = 0.3
 """Time to find the place of an error, which large schemas could exceed."""
@@ -60,16 +67,18 @@ def prepare(text: str, *, strict: bool, compiles: Compile) -> PreparedSchema:
     _normalise(root)
     close_objects(root)
     _check_references(root)
+    _check_sizes(root)
     stuck = endless(root)
     if stuck is not None:
         raise _error("no value can end", stuck, "it requires a value of its own schema")
     attempt = _Attempt(root, compiles)
+    warnings = _strip_divisors(root, strict)
     error, _ = attempt.compile(root, lenient=False)
     if not error:
-        return PreparedSchema(json.dumps(root), attempt.options(lenient=False))
+        return PreparedSchema(json.dumps(root), attempt.options(lenient=False), tuple(warnings))
     if strict:
         raise attempt.located(error, lenient=False)
-    warnings = _strip_patterns(root, attempt)
+    warnings += _strip_patterns(root, attempt)
     error, found = attempt.compile(root, lenient=True)
     if error:
         raise attempt.located(error, lenient=True)
@@ -150,6 +159,34 @@ def _check_references(root: Node) -> None:
             raise _error("$ref", pointer, _FOREIGN)
         if referred(root, reference) is None:
             raise _error("$ref", pointer, f"the schema has no {reference[:100]}")
+
+
+def _check_sizes(root: Node) -> None:
+    for pointer, node in reachable(root):
+        properties = node.get("properties")
+        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+            raise _error("properties", pointer, f"there are more than {MAX_PROPERTIES}")
+
+
+def _strip_divisors(root: Node, strict: bool) -> list[str]:
+    """Remove each `multipleOf` that costs too much; returns one warning for each, or raises UsageError where strict."""
+    warnings = []
+    for pointer, node in reachable(root):
+        divisor = node.get("multipleOf")
+        if isinstance(divisor, int | float) and _integer_part(divisor) > MAX_DIVISOR:
+            why = f"{divisor} has too many digits"
+            if strict:
+                raise _error("multipleOf", pointer, why)
+            del node["multipleOf"]
+            warnings.append(_ignored("multipleOf", pointer, why))
+    return warnings
+
+
+def _integer_part(number: int | float) -> int:
+    """A number without its decimal point."""
+    digits = Decimal(str(number)).as_tuple()
+    value = int("".join(map(str, digits.digits)))
+    return int(value * 10 ** min(max(int(digits.exponent), 0), 20))
 
 
 class _Attempt:
