@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from specplug.constraints.grammar_text import SPACING, prepared_schema
+from specplug.constraints.grammar_text import json_document
 from specplug.constraints.schema_walk import everywhere
 from specplug.errors import UsageError
 from specplug.server.tool_formats.argument_types import Schema
@@ -22,7 +22,7 @@ class Function(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The schema of a function's arguments, and what of it is not enforced, one line each."""
+    """The schema of a function's arguments, with llguidance's options in it, and what of it is not enforced."""
 
     schema: Schema
     warnings: tuple[str, ...] = ()
@@ -40,11 +40,10 @@ def prepare(function: Function, *, required: bool) -> Parameters:
     if not required and not function.strict:
         text, warnings = _without_foreign_references(text)
     try:
-        prepared = prepared_schema(text, bool(function.strict))
+        document, ignored = json_document(text, strict=bool(function.strict))
     except UsageError as error:
         raise UsageError(f"{place}{error}") from error
-    schema = {**json.loads(prepared.text), "x-guidance": {**prepared.options, **SPACING}}
-    return Parameters(schema, tuple(f"{place}{warning}" for warning in (*warnings, *prepared.warnings)))
+    return Parameters(json.loads(document), tuple(f"{place}{warning}" for warning in (*warnings, *ignored)))
 
 
 def _without_foreign_references(text: str) -> tuple[str, list[str]]:
