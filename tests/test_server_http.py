@@ -216,25 +216,6 @@ def test_max_tokens_and_stop(url: str) -> None:
     assert stopped["choices"][0]["message"]["content"] == "abc" and stopped["choices"][0]["finish_reason"] == "stop"
 
 
-def test_tool_calls_are_found_in_the_text(url: str) -> None:
-    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
-    call_text = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
-    _, body, _ = ask(url, body=chat(call_text, tools=tools))
-    (call,) = body["choices"][0]["message"]["tool_calls"]
-    assert body["choices"][0]["finish_reason"] == "tool_calls"
-    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("look", {"at": "é"})
-    chunks = [chunk["choices"][0] for chunk in events(url, chat("Well. " + call_text, tools=tools))]
-    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == "Well. "
-    assert [
-        chunk["delta"]["tool_calls"][0]["function"]["name"] for chunk in chunks if "tool_calls" in chunk["delta"]
-    ] == ["look"]
-    assert chunks[-1]["finish_reason"] == "tool_calls"
-    for other in ('{"name": "else", "arguments": {}}', "<tool_call>{", "a < b", "{}"):
-        _, body, _ = ask(url, body=chat(other, tools=tools))
-        assert body["choices"][0]["message"]["content"] == other
-        assert "tool_calls" not in body["choices"][0]["message"]
-
-
 def test_tokenize_and_detokenize(url: str) -> None:
     assert ask(url, "/tokenize", {"content": "hé"})[1] == {"tokens": [104, 195, 169], "count": 3}
     assert ask(url, "/detokenize", {"tokens": [104, 195, 169]})[1] == {"content": "hé"}
@@ -345,23 +326,6 @@ def test_a_strict_schema_is_refused_where_it_cannot_be_enforced(url: str) -> Non
     assert status == 400 and "uniqueItems at #/properties/tags" in answer["error"]["message"]
 
 
-FREE_TOOLS = [
-    {"type": "object", "properties": {"content": {"type": "string", "maxLength": 2000}}},
-    {"type": "object", "properties": {"o": {"type": "object", "default": {"maxLength": 2000}}}},
-    {"type": "object", "properties": {"o": {"$ref": "https://example.org/x.json"}}},
-]
-
-
-@pytest.mark.parametrize("parameters", FREE_TOOLS, ids=["bound", "bound in a default", "foreign reference"])
-def test_tools_of_a_free_answer_may_have_any_parameters(url: str, parameters: Any) -> None:
-    tool = {"type": "function", "function": {"name": "save", "parameters": parameters}}
-    assert ask(url, body=chat("abc", tools=[tool]))[0] == 200
-
-
-def test_an_empty_list_of_tools_is_none(url: str) -> None:
-    assert ask(url, body=chat("abc", tools=[], tool_choice="auto"))[0] == 200
-
-
 def test_a_prompt_longer_than_the_context_has_its_own_error_code(url: str) -> None:
     error = ask(url, body=chat("x" * 5000))[1]["error"]
     assert error["code"] == "context_length_exceeded"
@@ -445,8 +409,8 @@ def test_the_server_goes_on_after_an_engine_failure(error: Exception) -> None:
         status, answer, _ = ask(server, body=chat())
         assert (status, answer["error"]["code"]) == (503, "engine_failed")
         engine.loop.fail = error
-        with pytest.raises(AssertionError):
-            events(server, chat())  # the status 200 is already sent: the error is the last event, without [DONE]
+        (failed,) = events(server, chat())  # the status 200 is already sent
+        assert failed["error"]["code"] == "engine_failed"
         assert ask(server, body=chat())[0] == 200
         assert engine.loop.open == 0
 

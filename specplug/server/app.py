@@ -34,6 +34,7 @@ from specplug.server.request_schema import ChatRequest, CompletionRequest, Detok
 from specplug.server.sampling_options import chat_sampling, completion_sampling
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
+from specplug.server.tool_calling import ToolCalling
 from specplug.server.tools import messages_with_tools
 from specplug.server.worker import Worker
 
@@ -104,21 +105,32 @@ def make_app(
 
 def _add_openai_routes(app: FastAPI, state: State) -> None:
     engine, name = state.engine, state.settings.name
+    calling = ToolCalling(engine.chat_template, engine.control_token, engine.free_control_tokens)
     errors: Any = {status: {"description": text, "model": None} for status, text in STATUS_DESCRIPTIONS.items()}
 
     @app.post("/v1/chat/completions", responses=errors)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
-        tools = list(body.tools or ()) if body.tool_choice != "none" else []
-        messages = messages_with_tools(body, engine.carries_tools)
-        definitions = [tool.model_dump(exclude_none=True) for tool in tools]
-        make_prompt = partial(engine.chat_prompt, messages, definitions if engine.carries_tools else ())
-        response_format = ChatFormat(
-            name, engine.piece, engine.end_tokens, engine.knows_plain_ms, [tool.function.name for tool in tools]
-        )
+        plan = await asyncio.to_thread(calling.plan, body)
+        messages = messages_with_tools(body, calling.carried)
+        listed = body.tools or () if calling.carried and body.tool_choice != "none" else ()
+        definitions = [tool.model_dump(exclude_none=True) for tool in listed]
+        make_prompt = partial(engine.chat_prompt, messages, definitions)
+        response_format = ChatFormat(name, engine.piece, engine.end_tokens, engine.knows_plain_ms, plan.new_reader)
+        response_format.warnings += plan.warnings
         max_tokens = body.max_completion_tokens or body.max_tokens
-        sampling = chat_sampling(body)
+        sampling = chat_sampling(body, plan.lark)
         stops = (*body.stops, *engine.chat_stops)
-        return await handle(state, request, body, lambda: [make_prompt()], response_format, sampling, max_tokens, stops)
+        return await handle(
+            state,
+            request,
+            body,
+            lambda: [make_prompt()],
+            response_format,
+            sampling,
+            max_tokens,
+            stops,
+            shown=plan.shown,
+        )
 
     @app.post("/v1/completions", responses=errors)
     async def completions(request: Request, body: CompletionRequest) -> Response:

@@ -49,17 +49,21 @@ class TokenMatcher:
     def mask(self) -> npt.NDArray[np.uint8]:
         """uint8[V / 8]: a bit for each token, lowest first. Raises SpecplugError beyond llguidance's limits."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():
-            raise SpecplugError(f"the grammar is too complex here: {first_line(self._matcher.get_error())}")
+        _check(self._matcher)
         return bits
 
     @property
     def allows_nothing(self) -> bool:
-        """Whether no text can follow, and none can end here."""
-        if self._matcher.is_accepting():
-            return False
-        allowed = np.flatnonzero(np.unpackbits(self.mask(), bitorder="little"))
-        return all(token in self._end_tokens for token in allowed.tolist())
+        """Whether no text can follow, and none can end here. Raises SpecplugError beyond llguidance's limits."""
+        trial = self._matcher.deep_copy()
+        bits = np.frombuffer(trial.compute_bitmask(), dtype=np.uint8)
+        if trial.get_error().startswith("NoExtension"):
+            return True
+        allowed = set(np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()) - self._end_tokens
+        if allowed:
+            trial.consume_token(min(allowed))  # some limits are found only after a token
+        _check(trial)
+        return not allowed and not self._matcher.is_accepting()
 
     def allowed(self, tokens: Sequence[int]) -> int:
         """How many of `tokens` the masks allow, one after the other. Changes nothing."""
@@ -84,9 +88,13 @@ class TokenMatcher:
         return [] if self._has_ended else self._matcher.compute_ff_tokens()
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Move past `tokens`. ValueError, without a move, for tokens that are not allowed."""
+        """Move past `tokens`. ValueError, without a move, for tokens that are not allowed.
+
+        Raises SpecplugError beyond llguidance's limits.
+        """
         text, ends = self._parts(tokens)
         moved = 0 if self._has_ended else self._matcher.try_consume_tokens(text)
+        _check(self._matcher)
         if moved + ends < len(tokens) or (ends and not self._matcher.is_accepting()):
             self._matcher.rollback(moved)
             raise ValueError(f"the constraint does not allow {list(tokens)} here")
@@ -118,6 +126,12 @@ class TokenMatcher:
             if token in self._end_tokens:
                 return list(tokens[:at]), True
         return list(tokens), False
+
+
+def _check(matcher: LLMatcher) -> None:
+    """Raise SpecplugError if a matcher has met one of llguidance's limits."""
+    if matcher.is_error():
+        raise SpecplugError(f"the constraint is too complex: {first_line(matcher.get_error())}")
 
 
 def first_line(text: str) -> str:
