@@ -47,6 +47,8 @@ class ToolCalling:
         self.carried = "tools" in chat_template
         """Whether the chat template has a place for tools."""
         self._format = recognise(chat_template) if self.carried else HERMES
+        self.has_channels = bool(self._format.channels)
+        """Whether answers consist of channels, of which one is for reasoning."""
         found = {text: control_token(text) for text in self._format.markers()}
         marks = {text: token for text, token in found.items() if token is not None}
         self._control = ControlTokens(marks, free)
