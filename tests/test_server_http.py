@@ -256,7 +256,11 @@ WRONG = [
     (chat(tool_choice={"type": "function", "function": {"name": "x"}}, tools=[]), "not in tools"),
     (chat(response_format={"type": "json_schema"}), "needs json_schema"),
     (chat(messages=[]), "messages"),
-    (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), "messages"),
+    (
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        "messages.0.content: image_url is not supported; this server takes text only",
+    ),
+    (chat(messages=[{"role": "user", "content": [{"text": 1}]}]), "messages.0.content"),
     (chat(modalities=["audio"]), "modalities"),
     (chat("x" * 4096), "the prompt has 4096 tokens"),
     (chat(""), "the prompt is empty"),
@@ -349,6 +353,17 @@ def test_a_strict_server_refuses_unknown_fields() -> None:
 def test_constraints_exclude_each_other_under_any_name(url: str, fields: dict[str, Any], message: str) -> None:
     status, body, _ = ask(url, body=chat(**fields))
     assert status == 400 and message in body["error"]["message"]
+
+
+def test_parts_of_earlier_messages_that_are_no_text_are_left_out(url: str) -> None:
+    parts = [
+        {"type": "thinking", "thinking": "x"},
+        {"type": "output_text", "text": "ab"},
+        {"type": "text", "text": "c"},
+    ]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": parts, "reasoning": "y"}]
+    status, body, _ = ask(url, body={"messages": messages})
+    assert status == 200 and body["choices"][0]["message"]["content"] == "abc"
 
 
 # -- reasoning --------------------------------------------------------------------------------------------------------
