@@ -242,7 +242,7 @@ class TokenConstraint(Protocol):
         """The tokens that are the only ones allowed, one after the other; empty where there is a choice."""
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Move past `tokens`, which have to be allowed."""
+        """Move past `tokens`. Raises ValueError, without a move, where one of them is not allowed."""
 
     def go_back(self, count: int) -> None:
         """Undo the last `count` tokens of `advance`."""
@@ -250,7 +250,7 @@ class TokenConstraint(Protocol):
     def styles(self) -> Sequence[TokenConstraint]:
         """Constraints of the same texts that leave less choice, such as JSON with fixed spacing, at the same place.
 
-        What they force is likely, but not certain. A style is at an end when it no longer allows what was emitted.
+        What they force is likely, but not certain. Those are left out that do not allow the tokens so far.
         """
 
 

@@ -191,9 +191,9 @@ class Fusion:
     def observe(self, seq: int, step: Step) -> None:
         constraint = self.constraints.get(seq) if self.constraints else None
         if constraint is not None:
-            if constraint.allowed(step.emitted) == len(step.emitted):
+            try:
                 constraint.advance(step.emitted)
-            else:  # past its end, or a sequence that has failed: nothing is drafted by it any more
+            except ValueError:  # behind its end, or the sequence has failed: nothing is drafted by it any more
                 del self.constraints[seq]
         for source in self.sources:
             source.observe(seq, step)

@@ -115,9 +115,7 @@ class Grammar:
             return
         emitted = step.emitted
         run.index.append(emitted)
-        run.styles = [style for style in run.styles if style.allowed(emitted) == len(emitted)]
-        for style in run.styles:
-            style.advance(emitted)
+        run.styles = [style for style in run.styles if _advances(style, emitted)]
 
     def end(self, seq: int) -> None:
         del self._running[seq]
@@ -160,9 +158,7 @@ class _Walk:
 
     def advance(self, tokens: Sequence[int]) -> None:
         for style in [*self._styles]:
-            if style.allowed(tokens) == len(tokens):
-                style.advance(tokens)
-            else:
+            if not _advances(style, tokens):
                 self._styles.remove(style)
                 self._left.append((style, len(self.tokens)))
         self.run.constraint.advance(tokens)
@@ -173,3 +169,12 @@ class _Walk:
         self.run.constraint.go_back(count)
         for style, moved in (*self._left, *((style, count) for style in self._styles)):
             style.go_back(moved)
+
+
+def _advances(style: TokenConstraint, tokens: Sequence[int]) -> bool:
+    """Move a style past these tokens, if it allows all of them."""
+    try:
+        style.advance(tokens)
+    except ValueError:
+        return False
+    return True
