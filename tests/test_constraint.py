@@ -1,13 +1,9 @@
 """The grammar constraint on the real vocabulary: what it masks, that it advances, and that copies advance alone."""
 
-import ctypes
-
 import numpy as np
 import pytest
 
 pytest.importorskip("llama_cpp")
-
-import llama_cpp.llama_cpp as ll
 
 from specplug.engines.llama_cpp.constraint import Constraint, constraint_of
 from specplug.engines.llama_cpp.model import Model
@@ -16,17 +12,10 @@ from specplug.generation.answers import Sampling
 
 pytestmark = pytest.mark.llama
 
-TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
 
 def allowed(constraint: Constraint, model: Model) -> set[int]:
     """The tokens that the constraint leaves, of all."""
-    data = np.zeros(model.num_tokens, dtype=TOKEN_DATA)
-    data["id"] = np.arange(model.num_tokens)
-    array = ll.llama_token_data_array(data.ctypes.data_as(ll.llama_token_data_p), len(data), -1, False)
-    constraint.mask(array)
-    assert ctypes.addressof(array.data.contents) == data.ctypes.data, "it masks in place"
-    return set(data["id"][np.isfinite(data["logit"])].tolist())
+    return set(constraint.rows(np.zeros(model.num_tokens, dtype=np.float32), None).tolist())
 
 
 def one_token(model: Model, text: str) -> int:

@@ -20,8 +20,9 @@ class Sampling:
     seed           None draws a new seed for each request
     penalty_last_n number of latest generated tokens that the penalties consider; -1 is all
     logit_bias     maps token ids to a value that is added to their logits
-    grammar        GBNF text, or None
-    json_schema    JSON schema text, or None
+    grammar        GBNF text; json_schema: JSON schema text; regex: regular expression; lark: grammar of llguidance's
+                   dialect of Lark. At most one of them constrains the answer
+    strict         what of `json_schema` cannot be enforced is refused; otherwise it is ignored, with a warning
     logprobs       number of alternatives to report per token; None reports no log probabilities
     """
 
@@ -37,18 +38,20 @@ class Sampling:
     logit_bias: dict[int, float] = field(default_factory=dict)
     grammar: str | None = None
     json_schema: str | None = None
+    regex: str | None = None
+    lark: str | None = None
+    strict: bool = False
     logprobs: int | None = None
 
     @property
     def is_argmax(self) -> bool:
-        """True if the next token is always the one with the largest raw logit."""
-        return (
-            self.temperature <= 0
-            and not self.penalises
-            and not self.logit_bias
-            and self.grammar is None
-            and self.json_schema is None
-        )
+        """True if the next token is always the one with the largest raw logit, of those that a constraint allows."""
+        return self.temperature <= 0 and not self.penalises and not self.logit_bias
+
+    @property
+    def constraints(self) -> list[str]:
+        """The names of the fields that constrain the answer, one at most where the parameters are right."""
+        return [name for name in ("grammar", "json_schema", "regex", "lark") if getattr(self, name) is not None]
 
     @property
     def penalises(self) -> bool:
