@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 SPACING: JsonCompileOptions = {"whitespace_pattern": " "}
 """Between the parts of JSON there is a space or none: models write both, and could go on with line breaks for ever."""
 
-STYLES: Sequence[JsonCompileOptions] = (
-    {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
-    {"whitespace_flexible": False},
+STYLES: Sequence[JsonCompileOptions] = tuple(
+    {"whitespace_flexible": False, "item_separator": item, "key_separator": key}
+    for item, key in ((", ", ": "), (", ", ":"), (",", ":"), (",", ": "))
 )
-"""The spacings that most models keep to: Python's, and none at all."""
+"""The spacings that models keep to, Python's first: with and without a space after a comma and after a colon."""
 
 
 def open_matcher(tokenizer: GuidanceTokenizer, sampling: Sampling) -> tuple[TokenMatcher, list[str]]:
