@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from specplug.constraints.gbnf_limits import check_gbnf
+from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray, SequenceOptions, int_array
 from specplug.corpora.folder import Corpus, check_files, open_corpus, place
 from specplug.errors import SpecplugError, UsageError
@@ -28,6 +30,7 @@ END = 256
 @dataclass(eq=False)
 class ToySampler:
     sampling: Sampling
+    warnings: tuple[str, ...] = ()
     open: bool = True
 
     def close(self) -> None:
@@ -150,9 +153,12 @@ class ToyEngine:
         return open_corpus(name)
 
     def sampler(self, sampling: Sampling) -> ToySampler:
+        """Checks constraints, and keeps none."""
         if sampling.grammar == "wrong":
             raise UsageError("the grammar does not parse: wrong")
-        return ToySampler(sampling)
+        check_gbnf(sampling.grammar or "")
+        grammar = grammar_text(sampling)
+        return ToySampler(sampling, grammar.warnings if grammar is not None else ())
 
     def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
         return int_array(list(text.encode()))

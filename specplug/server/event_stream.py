@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from fastapi import Request
@@ -28,9 +28,9 @@ SEND_TIMEOUT_S = 60.0
 class EventStream(Response):
     """Server-sent events. The stream ends early if the client disconnects or reads nothing for SEND_TIMEOUT_S."""
 
-    def __init__(self, events: AsyncIterator[Json], close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[Json], close: Callable[[], None], headers: Mapping[str, str]) -> None:
         """`close` is called when the stream has ended, for whatever reason."""
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store", **headers})
         del self.headers["content-length"]
         self._events = events
         self._close = close

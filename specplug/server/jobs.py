@@ -5,6 +5,7 @@ This module handles tokens and text; it depends on neither an engine nor HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +18,10 @@ from specplug.generation.text import Segment, TextStream
 
 class Sampler(Protocol):
     """Samples the tokens of one answer. The engine creates it; whoever holds it last closes it."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the answer need not keep of what the request demands, one line each."""
 
     def close(self) -> None: ...
 

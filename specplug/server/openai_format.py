@@ -17,6 +17,9 @@ from specplug.generation.answers import TokenLogprobs
 from specplug.server.jobs import Delta, Report
 from specplug.server.tools import Call, ToolStream
 
+WARNINGS_HEADER = "specplug-warnings"
+MAX_HEADER_CHARS = 2000
+
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
 
@@ -69,6 +72,8 @@ class OpenAIFormat:
             "model": model,
             "system_fingerprint": f"specplug-{__version__}",
         }
+        self.warnings: list[str] = []
+        """What the answers need not keep of what the request demands, one line each."""
         self._piece = piece
         self._end_tokens = end_tokens
         self._knows_plain_ms = knows_plain_ms
@@ -119,7 +124,7 @@ class OpenAIFormat:
         }
 
     def speculation(self, choices: Sequence[Choice]) -> Json:
-        """The `specplug` field: counts summed over the answers, times of the slowest answer."""
+        """The `specplug` field: counts summed over the answers, times of the slowest answer, and warnings."""
         reports = [choice.report for choice in choices if choice.report is not None]
         if not reports:
             return {}
@@ -140,6 +145,7 @@ class OpenAIFormat:
             "tokens_per_second": round(1000 * emitted / decode_ms, 2) if emitted and decode_ms else None,
             "speedup_over_plain": round(plain_ms / step_ms, 3) if plain_ms and step_ms else None,
             "deadline_passed": any(report.deadline_passed for report in reports),
+            "warnings": self.warnings,
         }
 
     def _printed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[tuple[int, TokenLogprobs]]:
@@ -257,6 +263,12 @@ class CompletionFormat(OpenAIFormat):
             "top_logprobs": [{self._text(t): max(p, MIN_LOGPROB) for t, p in reported.top} for _, reported in printed],
             "text_offset": offsets,
         }
+
+
+def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """The response header that carries warnings, separated by semicolons; other characters than ASCII are escaped."""
+    text = "; ".join(warnings).encode("ascii", "backslashreplace").decode()
+    return {WARNINGS_HEADER: " ".join(text.split())[:MAX_HEADER_CHARS]} if warnings else {}
 
 
 def error_body(message: str, error_type: str, code: str | None = None, param: str | None = None) -> Json:

@@ -22,7 +22,7 @@ from specplug.proposers.datastore import Datastore
 from specplug.server.error_responses import ContextExceeded
 from specplug.server.event_stream import EventStream, unless_disconnected
 from specplug.server.jobs import Delta, Job
-from specplug.server.openai_format import Choice, Json, OpenAIFormat
+from specplug.server.openai_format import Choice, Json, OpenAIFormat, warning_headers
 from specplug.server.request_schema import CommonRequest, SpecplugOptions
 from specplug.server.scheduler import QueueFull
 from specplug.server.state import State
@@ -56,6 +56,8 @@ async def handle(
     if state.settings.log_prompts:
         for prompt in prompts:
             log.info("prompt %r", state.engine.text(prompt.tolist()))
+    response_format.warnings += jobs[0].sampler.warnings
+    headers = warning_headers(response_format.warnings)
     try:
         running = _RunningRequest(state, jobs)
     except QueueFull:
@@ -65,7 +67,7 @@ async def handle(
     echoed = [state.engine.text(prompt.tolist()) for prompt in prompts] if echo else []
     if body.stream:
         events = _events(running, body, response_format, len(prompts), echoed, state.engine.source_names)
-        return EventStream(events, running.close)
+        return EventStream(events, running.close, headers)
 
     async def complete() -> Json:
         async for choice, delta in running.deltas():
@@ -76,7 +78,7 @@ async def handle(
         return response_format.complete(running.choices, len(prompts))
 
     try:
-        return JSONResponse(await unless_disconnected(request, complete()))
+        return JSONResponse(await unless_disconnected(request, complete()), headers=headers)
     finally:
         running.close()
 

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import llama_cpp.llama_cpp as ll
 import numpy as np
 
+from specplug.constraints.gbnf_limits import check_gbnf
+from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray, TokenConstraint
 from specplug.engines.llama_cpp.context import Logits
-from specplug.engines.llama_cpp.guidance_grammar import open_matcher
 from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.engines.llama_cpp.token_matcher import TokenMatcher
 from specplug.errors import UsageError
@@ -130,11 +131,12 @@ class GrammarConstraint:
 
 def constraint_of(model: Model, sampling: Sampling) -> Constraint | None:
     """The constraint that a request asks for. Raises UsageError for one that does not parse or allows nothing."""
-    if not sampling.constraints:
-        return None
+    grammar = grammar_text(sampling)
+    if grammar is not None:
+        return MaskConstraint(model.guidance.open(grammar), grammar.warnings)
     if sampling.grammar is None:
-        matcher, warnings = open_matcher(model.guidance, sampling)
-        return MaskConstraint(matcher, warnings)
+        return None
+    check_gbnf(sampling.grammar)
     with captured_stderr() as lines:
         sampler = ll.llama_sampler_init_grammar(model.vocab, sampling.grammar.encode("utf-8"), b"root")
     if not sampler:
