@@ -247,10 +247,9 @@ class TokenConstraint(Protocol):
     def go_back(self, count: int) -> None:
         """Undo the last `count` tokens of `advance`."""
 
-    def styles(self) -> Sequence[TokenConstraint]:
-        """Constraints of the same texts that leave less choice, such as JSON with fixed spacing, at the same place.
-
-        What they force is likely, but not certain. Those are left out that do not allow the tokens so far.
+    def style(self) -> TokenConstraint | None:
+        """A constraint of the same texts that leaves less choice, at the same place, such as JSON that goes on with the
+        spacing of the text so far; None where there is none. What it forces is likely, but not certain.
         """
 
 

@@ -54,12 +54,11 @@ def drafted(constraint: Toy, prompt: Sequence[int], budget: int = 32, **options:
     grammar = Grammar(**options)
     grammar.use_constraint(0, constraint)
     grammar.begin(0, int_array(prompt))
-    before = list(constraint.text), [list(style.text) for style in constraint.styles() if isinstance(style, Toy)]
+    before = list(constraint.text)
     draft = grammar.propose(0, budget)
     draft.check(num_buckets=len(grammar.buckets))
     assert draft.parents.tolist() == list(range(-1, len(draft) - 1)), "the draft is a chain"
-    after = list(constraint.text), [list(style.text) for style in constraint.styles() if isinstance(style, Toy)]
-    assert after == before, "propose moved the constraint or a style, and not back"
+    assert constraint.text == before, "propose moved the constraint, and not back"
     return draft.tokens.tolist(), [grammar.buckets[bucket].name for bucket in draft.buckets.tolist()]
 
 
@@ -103,13 +102,13 @@ def test_the_budget_the_longest_draft_and_the_least_probability_end_a_chain() ->
     assert len(drafted(free, [7, 40, 41, 42, 43, 7], min_prob=0.1)[0]) == 2
 
 
-# -- styles ----------------------------------------------------------------------------------------------------------
+# -- style -----------------------------------------------------------------------------------------------------------
 
-SPACE, COLON, QUOTE, KEY = 1, 2, 3, 4
+SPACE, COLON, KEY = 1, 2, 4
 
 
 def json_like(members: int) -> Toy:
-    """Members of a key, a colon, perhaps a space, and a number from 10 on."""
+    """Members: a key, a colon, perhaps a space, and a number from 10 on. The style has a space if the last one had."""
 
     def choices(text: Sequence[int]) -> Collection[int]:
         place = [token for token in text if token != SPACE]
@@ -119,13 +118,19 @@ def json_like(members: int) -> Toy:
             return range(10, 20) if text[-1] == SPACE else (SPACE, *range(10, 20))
         return (COLON,) if len(place) % 3 else (KEY,)
 
-    def spaced(text: Sequence[int]) -> Collection[int]:
-        return (SPACE,) if text and text[-1] == COLON else choices(text)
+    def style(so_far: Sequence[int]) -> TokenConstraint:
+        text = list(so_far)
+        colons = [place for place, token in enumerate(text[:-1]) if token == COLON]
+        spaced = not colons or text[colons[-1] + 1] == SPACE
 
-    def compact(text: Sequence[int]) -> Collection[int]:
-        return [token for token in choices(text) if token != SPACE]
+        def styled(after: Sequence[int]) -> Collection[int]:
+            if after and after[-1] == COLON and len(after) > len(text):
+                return (SPACE,) if spaced else range(10, 20)
+            return choices(after)
 
-    return Toy(choices, styles=[Toy(spaced), Toy(compact)])
+        return Toy(styled, text)
+
+    return Toy(choices, style=style)
 
 
 def begun(constraint: Toy, prompt: Sequence[int] = (99, 98)) -> tuple[Fusion, Grammar]:
@@ -146,33 +151,32 @@ def emit(fusion: Fusion, *tokens: int) -> list[tuple[int, str]]:
     ]
 
 
-def test_a_style_forces_tokens_while_it_agrees_with_the_text() -> None:
+def test_the_style_forces_tokens_where_the_constraint_leaves_a_choice() -> None:
     fusion, _ = begun(json_like(6))
     first = emit(fusion)
     assert first == [(KEY, "forced"), (COLON, "forced"), (SPACE, "forced by style")]
     assert emit(fusion, KEY, COLON, SPACE, 12)[:3] == first, "still in this style"
-    # Without the space, this style is at an end; the other one was at the first space.
-    left = emit(fusion, KEY, COLON, 13)
-    assert left[:2] == first[:2] and "forced by style" not in {name for _, name in left}
 
 
-def test_the_second_style_is_followed_where_the_first_one_has_ended() -> None:
-    fusion, _ = begun(json_like(6), [99, KEY, COLON, 15, 98])
-    assert (SPACE, "forced by style") in emit(fusion)
-    after = emit(fusion, KEY, COLON, 12)
-    assert SPACE not in {token for token, _ in after}
-    # The most recent colon with a key before it was followed by 12.
-    assert after[2] == (12, "looked up 2")
+def test_a_text_that_leaves_the_style_gets_another_one_after_some_tokens() -> None:
+    fusion, _ = begun(json_like(9))
+    emit(fusion, KEY, COLON, SPACE, 12)
+    left = emit(fusion, KEY, COLON, 13)  # 7 tokens with those before
+    assert left[:2] == [(KEY, "forced"), (COLON, "forced")] and "forced by style" not in {name for _, name in left}
+    assert (SPACE, "forced by style") not in emit(fusion, KEY, COLON, 14), "the other style has no space"
+    assert emit(fusion, KEY, COLON, SPACE)[:1] != [(SPACE, "forced by style")]
+    emit(fusion, 15, KEY, COLON, SPACE, 16)
+    assert (SPACE, "forced by style") in emit(fusion, KEY, COLON, SPACE, 17), "and back again"
 
 
-def test_a_draft_that_leaves_a_style_does_not_end_it() -> None:
-    """Each draft leaves one of the two styles at its first space; the text has not."""
-    fusion, grammar = begun(json_like(4))
+def test_a_draft_that_leaves_the_style_does_not_end_it() -> None:
+    """Of two members without a space, the first one is looked up; the style, which has a space, is as before."""
+    fusion, grammar = begun(json_like(8), [99, SPACE, 15, KEY, COLON, 15, 98])
+    emit(fusion, KEY, COLON, SPACE)
     drafts = [emit(fusion) for _ in range(3)]
     assert drafts[0] == drafts[1] == drafts[2] and (SPACE, "forced by style") in drafts[0]
-    assert [len(run.styles) for run in grammar._running.values() if run is not None] == [2]
-    emit(fusion, KEY, COLON, SPACE)
-    assert [len(run.styles) for run in grammar._running.values() if run is not None] == [1]
+    (run,) = grammar._running.values()
+    assert run is not None and isinstance(run.style, Toy) and run.style.text == [KEY, COLON, SPACE]
 
 
 # -- acceptance ------------------------------------------------------------------------------------------------------

@@ -18,11 +18,12 @@ class Toy:
         self,
         following: Callable[[Sequence[int]], Collection[int]],
         text: Sequence[int] = (),
-        styles: Sequence[TokenConstraint] = (),
+        style: Callable[[Sequence[int]], TokenConstraint | None] = lambda text: None,
     ) -> None:
+        """`style` returns the style that goes on as the tokens so far."""
         self.following = following
         self.text = list(text)
-        self._styles = styles
+        self._style = style
 
     def allowed(self, tokens: Sequence[int]) -> int:
         for count, token in enumerate(tokens):
@@ -45,13 +46,13 @@ class Toy:
         assert count <= len(self.text)
         del self.text[len(self.text) - count :]
 
-    def styles(self) -> Sequence[TokenConstraint]:
-        return self._styles
+    def style(self) -> TokenConstraint | None:
+        return self._style(self.text)
 
 
-def by_place(choices: Sequence[Collection[int]], styles: Sequence[TokenConstraint] = ()) -> Toy:
+def by_place(choices: Sequence[Collection[int]]) -> Toy:
     """Allows the tokens of `choices[0]`, then those of `choices[1]`, and nothing after the last one."""
-    return Toy(lambda text: choices[len(text)] if len(text) < len(choices) else (), styles=styles)
+    return Toy(lambda text: choices[len(text)] if len(text) < len(choices) else ())
 
 
 def of_target(target: ToyTarget, prompt: Sequence[int]) -> Toy:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from specplug.constraints.json_schema import prepare
+from specplug.constraints.json_spacing import Spacing
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
 
 SPACING: Mapping[str, Any] = {"whitespace_flexible": True, "whitespace_pattern": " "}
 """Between the parts of JSON there is a space or none: models write both, and could go on with line breaks for ever."""
-
-STYLES: Sequence[Mapping[str, Any]] = (
-    {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
-    {"whitespace_flexible": False},
-)
-"""The spacings that models keep to: Python's, and none."""
 
 MAX_TEXT_BYTES = 64 * 1024
 """Of a Lark grammar or a regular expression."""
@@ -32,13 +27,13 @@ class GrammarText:
     """A grammar for llguidance.
 
     kind      what the request calls it, for messages
-    styles    grammars of some of the same texts, with less choice
+    styled    returns the grammar of those of its JSON texts that have the same spacing throughout
     warnings  what of the request is not enforced, one line each
     """
 
     kind: str
     text: str
-    styles: tuple[str, ...] = ()
+    styled: Callable[[Spacing], str] | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -72,8 +67,14 @@ def grammar_text(sampling: Sampling) -> GrammarText | None:
 @lru_cache(maxsize=16)
 def _of_schema(text: str, strict: bool) -> GrammarText:
     prepared = prepare(text, strict=strict, compiles=_compile)
-    texts = [_schema_grammar(prepared.text, {**prepared.options, **spacing}) for spacing in (SPACING, *STYLES)]
-    return GrammarText("JSON schema", texts[0], tuple(texts[1:]), prepared.warnings)
+
+    @cache
+    def styled(spacing: Spacing) -> str:
+        fixed = {"whitespace_flexible": False, "item_separator": spacing.item, "key_separator": spacing.key}
+        return _schema_grammar(prepared.text, {**prepared.options, **fixed})
+
+    grammar = _schema_grammar(prepared.text, {**prepared.options, **SPACING})
+    return GrammarText("JSON schema", grammar, styled, prepared.warnings)
 
 
 @lru_cache(maxsize=16)
@@ -88,7 +89,7 @@ def _of_text(kind: str, text: str) -> GrammarText:
         lines = [line.strip() for line in error.splitlines()]
         reason = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
         raise UsageError(f"the {kind} does not parse: {reason[:300]}")
-    return GrammarText(kind, grammar, (), tuple(warnings))
+    return GrammarText(kind, grammar, warnings=tuple(warnings))
 
 
 def _compile(text: str, options: Mapping[str, Any]) -> tuple[str, Sequence[str]]:

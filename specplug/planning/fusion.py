@@ -183,7 +183,7 @@ class Fusion:
             judgement = self._judgement(seq, drafts) if self._judges and len(drafts) > 1 else None
             draft = self._merge(drafts, judgement)
             constraint = self.constraints.get(seq) if self.constraints else None
-            if constraint is not None:
+            if constraint is not None and any(index not in self.constrained for index, _ in drafts):
                 draft = allowed_part(draft, constraint)
             merged.append(self._within(draft, budget))
         return merged

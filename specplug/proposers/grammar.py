@@ -25,28 +25,41 @@ Found = tuple[Sequence[int], int]
 """(the next tokens of the chain, their bucket)"""
 
 
+RESTYLE_TOKENS = 8
+"""Tokens that are emitted at least until another style is asked for, as that takes up to a millisecond. Chosen."""
+
+
 @dataclass(slots=True)
 class _Running:
     """A sequence with a constraint.
 
-    styles  those that allowed all tokens that were emitted
+    style     None where there is none, or the text has left it
+    restyle   place in the text from which on another style is asked for, once this one was left; None for never
     """
 
     constraint: TokenConstraint
-    styles: list[TokenConstraint]
     index: SuffixIndex
+    style: TokenConstraint | None = None
+    restyle: int | None = 0
+
+    def choose_style(self) -> None:
+        """Ask for a style that goes on as the text does, where there is none, and not too often."""
+        place = len(self.index.tokens)
+        if self.style is None and self.restyle is not None and place >= self.restyle:
+            self.style = self.constraint.style()
+            self.restyle = None if self.style is None else place + RESTYLE_TOKENS
 
 
 class Grammar:
     """Drafts one chain: forced tokens, then looked-up ones where nothing is forced, then forced ones again.
 
-    Where the constraint leaves a choice, a style of it may force tokens, such as JSON with a space after each colon:
-    they are drafted as long as all emitted tokens were in that style. Otherwise the token is drafted that followed the
-    longest match of the end of text and draft in the text, if it is allowed. A sequence without a constraint gets no
-    drafts.
+    Where the constraint leaves a choice, a style of it may force tokens, such as JSON that goes on with the spacing it
+    had so far: they are drafted. Where the text leaves the style, it gets another one. Otherwise the token is drafted
+    that followed the longest match of the end of text and draft in the text, if it is allowed. A sequence without a
+    constraint gets no drafts.
     Source: forced tokens are emitted without the model in SGLang (jump-forward decoding, arXiv 2312.07104) and in
     guidance. Here they are verified like all others, and the draft goes on behind them. Looking up: see `ngram`.
-    State: of a sequence with a constraint, its styles, and 150 to 210 bytes per token. Requires: CONSTRAINT.
+    State: of a sequence with a constraint, its style, and 150 to 210 bytes per token. Requires: CONSTRAINT.
     Cost per step: with llguidance COST_US.
 
     max_draft  longest draft, tokens
@@ -83,7 +96,8 @@ class Grammar:
             return
         index = SuffixIndex(capacity=len(prompt) + 256)
         index.append(prompt.tolist())
-        self._running[seq] = _Running(constraint, list(constraint.styles()), index)
+        run = self._running[seq] = _Running(constraint, index)
+        run.choose_style()
 
     def propose(self, seq: int, budget: int) -> Draft:
         run = self._running[seq]
@@ -115,7 +129,9 @@ class Grammar:
             return
         emitted = step.emitted
         run.index.append(emitted)
-        run.styles = [style for style in run.styles if _advances(style, emitted)]
+        if run.style is not None and not _advances(run.style, emitted):
+            run.style = None
+        run.choose_style()
 
     def end(self, seq: int) -> None:
         del self._running[seq]
@@ -131,25 +147,24 @@ class Grammar:
 
 
 class _Walk:
-    """A draft as it grows. It moves the constraint of a sequence and its styles, until `go_back`."""
+    """A draft as it grows. It moves the constraint of a sequence and its style, until `go_back`."""
 
     def __init__(self, run: _Running) -> None:
         self.run = run
         self.tokens: list[int] = []
-        self._styles = [*run.styles]
-        """Those that allow all tokens so far."""
-        self._left: list[tuple[TokenConstraint, int]] = []
-        """Those that do not, with the number of tokens that they were moved past."""
+        self._style = run.style
+        """None where it does not allow the draft."""
+        self._in_style = 0
+        """Tokens of the draft that the style was moved past."""
 
     def next_forced(self) -> Found | None:
-        """What the constraint forces next, or else a style."""
+        """What the constraint forces next, or else the style."""
         constraint = self.run.constraint
         if forced := constraint.forced():
             return forced, FORCED
-        for style in self._styles:
-            styled = style.forced()
-            if styled and (count := constraint.allowed(styled)):
-                return styled[:count], STYLED
+        styled = self._style.forced() if self._style is not None else ()
+        if styled and (count := constraint.allowed(styled)):
+            return styled[:count], STYLED
         return None
 
     def recent(self) -> list[int]:
@@ -157,18 +172,18 @@ class _Walk:
         return [*self.run.index.tokens[-MAX_MATCH:], *self.tokens][-MAX_MATCH:]
 
     def advance(self, tokens: Sequence[int]) -> None:
-        for style in [*self._styles]:
-            if not _advances(style, tokens):
-                self._styles.remove(style)
-                self._left.append((style, len(self.tokens)))
         self.run.constraint.advance(tokens)
         self.tokens += tokens
+        if self._style is not None:
+            if _advances(self._style, tokens):
+                self._in_style = len(self.tokens)
+            else:
+                self._style = None
 
     def go_back(self) -> None:
-        count = len(self.tokens)
-        self.run.constraint.go_back(count)
-        for style, moved in (*self._left, *((style, count) for style in self._styles)):
-            style.go_back(moved)
+        self.run.constraint.go_back(len(self.tokens))
+        if self.run.style is not None:
+            self.run.style.go_back(self._in_style)
 
 
 def _advances(style: TokenConstraint, tokens: Sequence[int]) -> bool:

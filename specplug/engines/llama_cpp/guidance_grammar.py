@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from specplug.constraints.grammar_text import GrammarText, limits
+from specplug.constraints.json_spacing import Spacing, respaced, spacing_of
 from specplug.engines.llama_cpp.guidance_tokenizer import GuidanceTokenizer
 from specplug.engines.llama_cpp.token_matcher import TokenMatcher, first_line
 from specplug.errors import SpecplugError, UsageError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 MOST_KEPT = 12
-"""Compiled grammars that are kept, each with up to 20 MB of lexer states: a schema with its styles needs three."""
+"""Compiled grammars that are kept, each with up to 20 MB of lexer states: one schema needs two or three."""
 
 
 class Guidance:
@@ -46,7 +47,8 @@ class Guidance:
         opened = self._open(grammar.text)
         if opened.is_error():
             raise UsageError(f"the {grammar.kind} does not parse: {first_line(opened.get_error())}")
-        matcher = TokenMatcher(opened, self._end_tokens, [partial(self._open, text) for text in grammar.styles])
+        open_style = partial(self._open_style, grammar.styled) if grammar.styled else None
+        matcher = TokenMatcher(opened, self._end_tokens, open_style)
         try:
             empty = matcher.allows_nothing
         except SpecplugError as error:
@@ -54,6 +56,15 @@ class Guidance:
         if empty:
             raise UsageError(f"the {grammar.kind} allows no text")
         return matcher
+
+    def _open_style(self, styled: Callable[[Spacing], str], tokens: Sequence[int]) -> LLMatcher | None:
+        """A matcher of the grammar with the spacing of a JSON text, after that text as if it had this spacing."""
+        tokenizer = self._tokenizer.get()
+        text = tokenizer.decode_bytes(list(tokens))
+        spacing = spacing_of(text)
+        matcher = self._open(styled(spacing))
+        same = tokenizer.tokenize_bytes(respaced(text, spacing))
+        return matcher if matcher.try_consume_tokens(same) == len(same) and not matcher.is_error() else None
 
     def _open(self, text: str) -> LLMatcher:
         """A copy of the compiled grammar; the copies share what they learn of its lexer."""
