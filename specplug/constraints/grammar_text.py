@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from specplug.constraints.json_schema import prepare
 from specplug.constraints.json_spacing import Spacing
-from specplug.errors import UsageError
+from specplug.errors import EngineError, UsageError
 from specplug.generation.answers import Sampling
 
 if TYPE_CHECKING:
@@ -55,13 +57,25 @@ def grammar_text(sampling: Sampling) -> GrammarText | None:
 
     Raises UsageError with one line for one that is wrong, beyond the limits or, where strict, cannot be enforced.
     """
+    if not {"json_schema", "regex", "lark"}.intersection(sampling.constraints):
+        return None
+    if find_spec("llguidance") is None:
+        raise EngineError("a constraint needs llguidance, which is not installed: pip install 'specplug[llama-cpp]'")
     if sampling.json_schema is not None:
         return _of_schema(sampling.json_schema, sampling.strict)
     if sampling.regex is not None:
         return _of_text("regular expression", sampling.regex)
-    if sampling.lark is not None:
-        return _of_text("Lark grammar", sampling.lark)
-    return None
+    assert sampling.lark is not None
+    return _of_text("Lark grammar", sampling.lark)
+
+
+def json_document(text: str, *, strict: bool) -> tuple[str, tuple[str, ...]]:
+    """A JSON schema as text for `%json` in a Lark grammar, with its options in it; and what it does not enforce.
+
+    Raises UsageError as `grammar_text` does.
+    """
+    prepared = prepare(text, strict=strict, compiles=_compile)
+    return _with_options(prepared.text, {**prepared.options, **SPACING}), prepared.warnings
 
 
 @lru_cache(maxsize=16)
@@ -70,8 +84,7 @@ def _of_schema(text: str, strict: bool) -> GrammarText:
 
     @cache
     def styled(spacing: Spacing) -> str:
-        fixed = {"whitespace_flexible": False, "item_separator": spacing.item, "key_separator": spacing.key}
-        return _schema_grammar(prepared.text, {**prepared.options, **fixed})
+        return _schema_grammar(prepared.text, {**prepared.options, **_fixed(spacing)})
 
     grammar = _schema_grammar(prepared.text, {**prepared.options, **SPACING})
     return GrammarText("JSON schema", grammar, styled, prepared.warnings)
@@ -89,7 +102,29 @@ def _of_text(kind: str, text: str) -> GrammarText:
         lines = [line.strip() for line in error.splitlines()]
         reason = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
         raise UsageError(f"the {kind} does not parse: {reason[:300]}")
-    return GrammarText(kind, grammar, warnings=tuple(warnings))
+    spaced = _options(SPACING)
+
+    @cache
+    def styled(spacing: Spacing) -> str:
+        return LLMatcher.grammar_from_lark(text.replace(spaced, _options(_fixed(spacing))))
+
+    return GrammarText(kind, grammar, styled if spaced in text else None, tuple(warnings))
+
+
+def _fixed(spacing: Spacing) -> dict[str, Any]:
+    """llguidance's options for JSON with this spacing throughout."""
+    return {"whitespace_flexible": False, "item_separator": spacing.item, "key_separator": spacing.key}
+
+
+def _with_options(schema: str, options: Mapping[str, Any]) -> str:
+    """The text of a schema, an object, that carries llguidance's options."""
+    rest = schema.strip()[1:].lstrip()
+    return '{"x-guidance": {' + _options(options) + ("}}" if rest == "}" else "}, " + rest)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Options as the members of a JSON object; those of white space are found again in a Lark grammar."""
+    return json.dumps(options)[1:-1]
 
 
 def _compile(text: str, options: Mapping[str, Any]) -> tuple[str, Sequence[str]]:

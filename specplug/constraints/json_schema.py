@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
+from math import isinf
 from time import perf_counter
 from typing import Any
 
@@ -36,6 +37,9 @@ MAX_DIVISOR = 100_000
 
 _SEARCH_S = 0.3
 """Time to find the place of an error, which large schemas could exceed."""
+
+_MAX_DIGITS = 300
+"""Of an integer; the largest float has 309."""
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _MAX_COUNT = 2**31 - 1
@@ -91,7 +95,10 @@ def _parse(text: str) -> Node:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise UsageError(f"the JSON schema has more than {MAX_BYTES // 1024} KiB")
     try:
-        root = json.loads(text, parse_constant=_no_number)
+        root = json.loads(text, parse_constant=_no_number, parse_int=_integer, parse_float=_number)
+        json.dumps(root, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UsageError("the JSON schema has half of a surrogate pair, which is no character") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the JSON schema is not JSON: {error}") from None
     level: list[Any] = [root]
@@ -117,6 +124,18 @@ def _inside(value: Any) -> Sequence[Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of more than {_MAX_DIGITS} digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if isinf(float(text)):
+        raise ValueError(f"{text[:20]} is out of range")
+    return float(text)
 
 
 def _normalise(root: Node) -> None:
@@ -195,7 +214,7 @@ class _Attempt:
     def __init__(self, root: Node, compiles: Compile) -> None:
         self._root = root
         self._compiles = compiles
-        self._until = perf_counter() + _SEARCH_S
+        self._until: float | None = None
 
     def options(self, *, lenient: bool) -> Mapping[str, Any]:
         return {"lenient": lenient, "coerce_one_of": lenient}
@@ -205,7 +224,9 @@ class _Attempt:
 
     def alone(self, node: Node, *, lenient: bool) -> str:
         """The error of a subschema by itself, or ""; also "" where there is no time left to find out."""
-        if perf_counter() > self._until:
+        if self._until is None:
+            self._until = perf_counter() + _SEARCH_S
+        elif perf_counter() > self._until:
             return ""
         document = {"$schema": self._root["$schema"]} if "$schema" in self._root else {}
         error, _ = self.compile(document | _moved(node) | {"$defs": {_ROOT: self._moved_root}}, lenient=lenient)

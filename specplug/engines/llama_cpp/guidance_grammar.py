@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Set
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from specplug.constraints.grammar_text import GrammarText, limits
-from specplug.constraints.json_spacing import Spacing, respaced, spacing_of
 from specplug.engines.llama_cpp.guidance_tokenizer import GuidanceTokenizer
-from specplug.engines.llama_cpp.token_matcher import TokenMatcher, first_line
+from specplug.engines.llama_cpp.token_matcher import TokenMatcher, first_line, open_styled
 from specplug.errors import SpecplugError, UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Guidance:
         opened = self._open(grammar.text)
         if opened.is_error():
             raise UsageError(f"the {grammar.kind} does not parse: {first_line(opened.get_error())}")
-        open_style = partial(self._open_style, grammar.styled) if grammar.styled else None
+        open_style = partial(open_styled, self._tokenizer.get(), self._open, grammar.styled) if grammar.styled else None
         matcher = TokenMatcher(opened, self._end_tokens, open_style)
         try:
             empty = matcher.allows_nothing
@@ -56,15 +55,6 @@ class Guidance:
         if empty:
             raise UsageError(f"the {grammar.kind} allows no text")
         return matcher
-
-    def _open_style(self, styled: Callable[[Spacing], str], tokens: Sequence[int]) -> LLMatcher | None:
-        """A matcher of the grammar with the spacing of a JSON text, after that text as if it had this spacing."""
-        tokenizer = self._tokenizer.get()
-        text = tokenizer.decode_bytes(list(tokens))
-        spacing = spacing_of(text)
-        matcher = self._open(styled(spacing))
-        same = tokenizer.tokenize_bytes(respaced(text, spacing))
-        return matcher if matcher.try_consume_tokens(same) == len(same) and not matcher.is_error() else None
 
     def _open(self, text: str) -> LLMatcher:
         """A copy of the compiled grammar; the copies share what they learn of its lexer."""

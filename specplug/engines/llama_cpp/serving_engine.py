@@ -32,8 +32,9 @@ def open_serving_engine(
 
     OpenMP keeps a team of threads for every thread that ever computed. With two teams there are more threads than
     cores, and all barriers sleep: passes take twice as long on 2 cores. So the engine is opened in a thread that ends
-    then.
+    then. Meanwhile the tokenizer for constraints is built.
     """
+    model.guidance.begin()
     with ThreadPoolExecutor(1) as opening:
         return opening.submit(
             ServingEngine,

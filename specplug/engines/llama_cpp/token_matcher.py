@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from specplug.constraints.json_spacing import Spacing, respaced, spacing_of
 from specplug.errors import SpecplugError
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
 OpenStyle = Callable[[Sequence[int]], "LLMatcher | None"]
 """Opens a grammar with less choice after these tokens, or after others of the same meaning; None where it allows
@@ -123,6 +124,25 @@ class TokenMatcher:
             if token in self._end_tokens:
                 return list(tokens[:at]), True
         return list(tokens), False
+
+
+def open_styled(
+    tokenizer: LLTokenizer,
+    opened: Callable[[str], LLMatcher],
+    styled: Callable[[Spacing], str],
+    tokens: Sequence[int],
+) -> LLMatcher | None:
+    """The grammar with the spacing of a JSON text, after that text as if it had this spacing throughout.
+
+    opened  opens a grammar at the beginning of a text
+    styled  the text of the grammar with a spacing
+    tokens  those of the JSON text so far
+    """
+    text = tokenizer.decode_bytes(list(tokens))
+    spacing = spacing_of(text)
+    matcher = opened(styled(spacing))
+    same = tokenizer.tokenize_bytes(respaced(text, spacing))
+    return matcher if matcher.try_consume_tokens(same) == len(same) and not matcher.is_error() else None
 
 
 def _check(matcher: LLMatcher) -> None:
