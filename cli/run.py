@@ -171,16 +171,17 @@ def run(
         remembering(chosen, lambda: model_path(chosen), note) as remembered,
         open_engine(remembered.profile, note, learned=remembered.learned()) as engine,
     ):
+        stops = stop if raw else (*stop, *engine.chat_stops)
         for turns in conversations:
             messages = [{"role": "system", "content": system}] if system else []
             for turn in turns:
                 messages.append({"role": "user", "content": turn})
-                tokens = engine.tokenize(turn) if raw else engine.chat_prompt(messages)
+                tokens = engine.raw_prompt(turn) if raw else engine.chat_prompt(messages)
                 answer = Answer()
                 answer_number += 1
                 if prints_text and answer_number > 1:
                     click.echo()
-                asked = AnswerRequest(tokens, request.max_tokens, settings, stop, private)
+                asked = AnswerRequest(tokens, request.max_tokens, settings, stops, private)
                 for released in engine.stream(asked, answer):
                     if prints_text:
                         _print(released, terminal.is_terminal, coloured)

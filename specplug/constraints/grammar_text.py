@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SPACING: Mapping[str, Any] = {"whitespace_flexible": True, "whitespace_pattern": " "}
 """Between the parts of JSON there is a space or none: models write both, and could go on with line breaks for ever."""
 
-MAX_TEXT_BYTES = 64 * 1024
-"""Of a Lark grammar or a regular expression."""
+MAX_BYTES = {"regular expression": 64 * 1024, "Lark grammar": 1024 * 1024}
+"""A Lark grammar may contain the schemas of all tools of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ def grammar_text(sampling: Sampling) -> GrammarText | None:
     return _of_text("Lark grammar", sampling.lark)
 
 
+@lru_cache(maxsize=256)
 def json_document(text: str, *, strict: bool) -> tuple[str, tuple[str, ...]]:
     """A JSON schema as text for `%json` in a Lark grammar, with its options in it; and what it does not enforce.
 
@@ -94,8 +95,8 @@ def _of_schema(text: str, strict: bool) -> GrammarText:
 def _of_text(kind: str, text: str) -> GrammarText:
     from llguidance import LLMatcher
 
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
-        raise UsageError(f"the {kind} has more than {MAX_TEXT_BYTES // 1024} KiB")
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES[kind]:
+        raise UsageError(f"the {kind} has more than {MAX_BYTES[kind] // 1024} KiB")
     grammar = LLMatcher.grammar_from_regex(text) if kind == "regular expression" else LLMatcher.grammar_from_lark(text)
     error, warnings = _validate(grammar)
     if error:
@@ -145,4 +146,6 @@ def _validate(grammar: str) -> tuple[str, Sequence[str]]:
     from llguidance import LLMatcher
 
     failed, lines = LLMatcher.validate_grammar_with_warnings(grammar, limits=limits())
-    return (lines[0], ()) if failed else ("", lines)
+    if failed:
+        return lines[0], ()
+    return "", [line for line in lines if not line.startswith("no tokenizer")]  # ids of tokens are checked later

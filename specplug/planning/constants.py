@@ -127,6 +127,9 @@ RATE_FADING = 0.98
 """Factor on these counts per step in which a drafter that has read the text is not asked: what is not tested becomes
 uncertain, until the drafter is asked again. Chosen."""
 
+RATE_TEXTS = 8.0
+"""Texts. A new text starts from the mean share of about so many earlier ones, FIRST_RATE among them. Chosen."""
+
 FEWEST_TESTED = 2.0
 """Verified draft tokens that remain of these counts at least. Chosen."""
 
@@ -145,7 +148,10 @@ DRAFTER_SHARE = 0.005
 fall behind by this share and DRAFTER_RESERVE. Chosen."""
 
 DRAFTER_RESERVE = 32.0
-"""Plain steps. Time that a drafter may lose at first, and that its earlier savings allow it to lose later. Chosen."""
+"""Plain steps. Most time that a drafter may lose, which its earlier savings allow it. Chosen."""
+
+TRIAL_TOKENS = 40.0
+"""Wrong draft tokens. A drafter may lose the time of so many at first: enough to find out in two texts. Chosen."""
 
 READING_PIECE = 8
 """Tokens of the smallest piece in which a drafter reads a text. Chosen."""

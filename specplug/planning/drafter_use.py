@@ -24,11 +24,13 @@ from specplug.planning.constants import (
     FIRST_RATE,
     RATE_DECAY,
     RATE_FADING,
+    RATE_TEXTS,
     RATE_WEIGHT,
     READING_MARGIN,
     READING_STEPS_ALONE,
     READING_STEPS_BESIDE,
     RETRY_TOKENS,
+    TRIAL_TOKENS,
 )
 from specplug.planning.experience import Experience
 from specplug.planning.planner import Plan, Planner
@@ -44,6 +46,8 @@ class _Text:
     kind     by the experience
     right    draft tokens that agreed with the target's, decayed
     tested   draft tokens that were compared with the target's, decayed
+    num_tested
+             draft tokens that were compared with the target's in this text
     emitted  tokens so far
     scored   `emitted` when the drafter was last scored on it
     left     most tokens that it may still emit
@@ -54,6 +58,7 @@ class _Text:
     kind: str
     right: float
     tested: float
+    num_tested: int = 0
     emitted: int = 1
     scored: int = 0
     left: int = 0
@@ -92,6 +97,9 @@ class DrafterUse:
         self._clock = clock
         self._texts: dict[int, _Text] = {}
         self._rate = FIRST_RATE
+        """The rate that a new text starts from: the mean of those of earlier texts."""
+        self._num_texts = 1.0
+        """Weight of that mean. A text in which little was tested counts less than one."""
         self._balance_ms: float | None = None
         """Time that the proposer may still lose; None before the first step."""
         self._since_retry_ms = 0.0
@@ -104,13 +112,14 @@ class DrafterUse:
 
     def begin(self, seq: int, prompt: IntArray, *, private: bool = False) -> None:
         """private  keep nothing of this text in the experience"""
-        # The mean of FIRST_RATE and the rate of earlier texts: this text may be of another kind.
-        rate = (self._rate + FIRST_RATE) / 2
         kind = self.experience.kind_of(prompt)
-        self._texts[seq] = _Text(kind, rate * RATE_WEIGHT, RATE_WEIGHT, private=private)
+        self._texts[seq] = _Text(kind, self._rate * RATE_WEIGHT, RATE_WEIGHT, private=private)
 
     def end(self, seq: int) -> None:
         text = self._texts.pop(seq)
+        weight = text.num_tested / (text.num_tested + RATE_WEIGHT)
+        self._num_texts = min(self._num_texts + weight, RATE_TEXTS)
+        self._rate += (text.rate - self._rate) * weight / self._num_texts
         if not text.private:
             self.experience.learn_length(text.kind, text.emitted)
 
@@ -137,7 +146,7 @@ class DrafterUse:
         for seq, left in zip(seqs, remaining, strict=True):
             self._texts[seq].left = left
         if self._balance_ms is None:
-            self._balance_ms = DRAFTER_RESERVE * plain_ms
+            self._balance_ms = min(TRIAL_TOKENS * self._trial_ms(len(seqs)), DRAFTER_RESERVE * plain_ms)
         if self._balance_ms < 0:
             return []
         if not self.can_pay():
@@ -236,7 +245,7 @@ class DrafterUse:
         return self._planner.saved_share(rate, draft_ms, self._context, n) * plain_ms / n
 
     def expect(self, rate: float) -> None:
-        self._rate = rate
+        self._rate, self._num_texts = rate, 1.0
         for text in self._texts.values():
             text.right, text.tested = rate * RATE_WEIGHT, RATE_WEIGHT
 
@@ -244,10 +253,15 @@ class DrafterUse:
         text = self._texts[seq]
         kept = RATE_DECAY**tested
         text.right, text.tested = text.right * kept + right, text.tested * kept + tested
-        if tested:
-            self._rate += (right / tested - self._rate) * (1 - kept)
+        text.num_tested += tested
 
     # -- what asking is worth -------------------------------------------------------------------------------------
+
+    def _trial_ms(self, sequences: int) -> float:
+        """Time that a draft token costs which is wrong: that of drafting it, and that of its row."""
+        ms = self._planner.cost.at(self._context)
+        rows = min(sequences, len(ms) - 1)
+        return self.source.pass_ms(1) + ms[rows] - ms[rows - 1]
 
     def _saved_share(self, rate: float, draft_ms: float) -> float:
         return self._planner.saved_share(rate, draft_ms, self._context, self._num_sequences)

@@ -99,14 +99,16 @@ class CommonRequest(StrictModel):
 
 
 class LenientModel(BaseModel):
-    """Part of a conversation. Unknown fields are ignored, because clients send back messages of other servers."""
+    """Part of a conversation, or a tool. Unknown fields are ignored: clients send what other servers understand."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class FunctionCall(LenientModel):
+    """`arguments` is JSON text, as OpenAI's API has it, or an object, as some clients send it back."""
+
     name: str
-    arguments: str
+    arguments: str | dict[str, Any] | None = None
 
 
 class ToolCall(LenientModel):
@@ -135,14 +137,19 @@ class ChatMessage(LenientModel):
         return self.content or ""
 
 
-class Function(StrictModel):
+class Function(LenientModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool | None = None
 
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _none_without_a_schema(cls, parameters: Any) -> Any:
+        return {} if parameters is None else parameters
 
-class Tool(StrictModel):
+
+class Tool(LenientModel):
     type: Literal["function"]
     function: Function
 
@@ -176,8 +183,8 @@ class ChatRequest(CommonRequest):
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    # OpenAI's fields that have no effect here:
     parallel_tool_calls: bool | None = None
+    # OpenAI's fields that have no effect here:
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -193,24 +200,48 @@ class ChatRequest(CommonRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         names = [tool.function.name for tool in self.tools or ()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"tools has two functions named {twice}")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError("tool_choice names a function that is not in tools")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice needs tools")
-        forced = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
-        wanted = self.response_format
-        shaped = wanted is not None and wanted.type != "text"
-        if (self.grammar is not None) + forced + shaped > 1:
+        if (self.grammar is not None) + self.must_call + self.is_shaped > 1:
             raise ValueError("grammar, response_format and a forced tool exclude each other; use one")
+        wanted = self.response_format
         if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
             raise ValueError("response_format of type json_schema needs json_schema")
         return self
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether the answer must be JSON."""
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def may_call_often(self) -> bool:
+        """Whether an answer may have several calls; with the name of a function it is one."""
+        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def offered(self) -> list[Function]:
+        """The functions that the answer may call."""
+        functions = [tool.function for tool in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool):
+            return [function for function in functions if function.name == self.tool_choice.function.name]
+        return functions if self.tool_choice != "none" else []
 
 
 class CompletionRequest(CommonRequest):
     prompt: str | list[str] | Ids | list[Ids]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
+    special: bool = True
     best_of: int | None = None
     suffix: str | None = None
 
@@ -245,6 +276,7 @@ class AddCorpusRequest(StrictModel):
 class TokenizeRequest(StrictModel):
     content: str
     add_special: bool = False
+    parse_special: bool = True
 
 
 class DetokenizeRequest(StrictModel):

@@ -10,19 +10,19 @@ import json
 from specplug.generation.answers import Sampling
 from specplug.server.openai_format import Json
 from specplug.server.request_schema import ChatRequest, CommonRequest, CompletionRequest
-from specplug.server.tools import forced_schema
 
 
-def chat_sampling(body: ChatRequest) -> Sampling:
+def chat_sampling(body: ChatRequest, lark: str | None = None) -> Sampling:
+    """lark  the grammar of the calls of the request's tools, if it has any"""
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    schema: Json | bool | None = forced_schema(body)
+    schema: Json | bool | None = None
     strict = False
     if body.response_format is not None and body.response_format.type != "text":
         wanted = body.response_format.json_schema
         schema = {"type": "object"} if wanted is None or wanted.schema_ is None else wanted.schema_
         strict = wanted is not None and bool(wanted.strict)
     text = None if schema is None else json.dumps(schema)
-    return _sampling(body, logprobs=logprobs, json_schema=text, strict=strict)
+    return _sampling(body, logprobs=logprobs, json_schema=text, strict=strict, lark=lark)
 
 
 def completion_sampling(body: CompletionRequest) -> Sampling:
@@ -30,7 +30,12 @@ def completion_sampling(body: CompletionRequest) -> Sampling:
 
 
 def _sampling(
-    body: CommonRequest, *, logprobs: int | None, json_schema: str | None = None, strict: bool = False
+    body: CommonRequest,
+    *,
+    logprobs: int | None,
+    json_schema: str | None = None,
+    strict: bool = False,
+    lark: str | None = None,
 ) -> Sampling:
     """Defaults are OpenAI's; those of top_k and min_p, which OpenAI's API does not have, are llama.cpp's."""
     default = Sampling()
@@ -46,6 +51,7 @@ def _sampling(
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         grammar=body.grammar,
         json_schema=json_schema,
+        lark=lark,
         strict=strict,
         logprobs=logprobs,
     )

@@ -77,9 +77,10 @@ def create_constrained(
     return _checked(answer, processor)
 
 
-def processor_in(processors: Any) -> ConstraintProcessor | None:
-    """The ConstraintProcessor in a list of logits processors, or in None."""
-    return next((one for one in processors or () if isinstance(one, ConstraintProcessor)), None)
+def constraint_after(token: int, processors: Any) -> TokenMatcher | None:
+    """The constraint of an answer after its first token; None without one among its logits processors."""
+    found = next((one for one in processors or () if isinstance(one, ConstraintProcessor)), None)
+    return found.matcher_after(token) if found is not None else None
 
 
 def _sampling(response_format: Any) -> Sampling | None:

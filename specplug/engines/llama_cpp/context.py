@@ -157,7 +157,7 @@ class Context:
             self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         self.rows = 0
-        self._views: dict[tuple[int | None, int], Logits] = {}
+        self._views: dict[tuple[int | None, int, int], Logits] = {}
 
     def __enter__(self) -> Context:
         return self
@@ -239,13 +239,16 @@ class Context:
 
     def logits(self, rows: int) -> Logits:
         """float32[rows, V]: the logits of the last pass, rows with logits only, in batch order; a view, not a copy."""
-        pointer = ll.llama_get_logits(self.handle)
-        key = (ctypes.cast(pointer, ctypes.c_void_p).value, rows)
+        return self.numbers(ll.llama_get_logits(self.handle), rows, self.model.num_tokens)
+
+    def numbers(self, pointer: Any, rows: int, width: int) -> npt.NDArray[np.float32]:
+        """float32[rows, width]: what a `float *` of this context points to; a view that is made once per address."""
+        key = (ctypes.cast(pointer, ctypes.c_void_p).value, rows, width)
         view = self._views.get(key)
         if view is None:
             if len(self._views) > 256:
                 self._views.clear()
-            view = self._views[key] = np.ctypeslib.as_array(pointer, shape=(rows, self.model.num_tokens))
+            view = self._views[key] = np.ctypeslib.as_array(pointer, shape=(rows, width))
         return view
 
     # -- the KV cache ---------------------------------------------------------------------------------------------

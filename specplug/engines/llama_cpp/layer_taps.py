@@ -60,7 +60,6 @@ class LayerTaps:
 
     def rows(self, layer: int, rows: Sequence[int]) -> HiddenStates:
         """float32[n, width]: after the first `layer` layers, for these rows of the context's last pass; a copy."""
-        pointer = self._get(self._context.handle, layer)
-        every = np.ctypeslib.as_array(pointer, shape=(self._context.rows, self.width))
-        taken: HiddenStates = every[list(rows)]
+        context = self._context
+        taken: HiddenStates = context.numbers(self._get(context.handle, layer), context.rows, self.width)[list(rows)]
         return taken

@@ -23,7 +23,7 @@ from llama_cpp import Llama
 from specplug import profile as profiles
 from specplug.core import ROOT, IntArray, Proposer, TokenConstraint
 from specplug.engines.llama_cpp.alignment import aligned_rows
-from specplug.engines.llama_cpp.constraint_processor import create_constrained, processor_in
+from specplug.engines.llama_cpp.constraint_processor import constraint_after, create_constrained
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_state_params, set_tree_params
 from specplug.engines.llama_cpp.drafters.head_finding import loads_mtp
 from specplug.engines.llama_cpp.drafters.opening import Drafters, check_drafters
@@ -211,8 +211,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         base.close()
         if token is not None:
             _refuse((yield token))
-            processor = processor_in(options.get("logits_processor"))
-            constraint = processor.matcher_after(token) if processor is not None else None
+            constraint = constraint_after(token, options.get("logits_processor"))
             self._under_way = self._decode(self._loop, token, constraint, stopping_criteria)
             yield from self._under_way
 
@@ -221,9 +220,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
 
         An answer that is not streamed has a field `specplug` with `warnings`: what of the schema is not enforced.
         """
-        return create_constrained(
-            partial(super().create_chat_completion, messages, *args), lambda: self._described.guidance, options
-        )
+        create = partial(super().create_chat_completion, messages, *args)
+        return create_constrained(create, lambda: self._described.guidance, options)
 
     @cached_property
     def _described(self) -> Model:

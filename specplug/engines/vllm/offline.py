@@ -74,7 +74,9 @@ class Vllm:
         )
         return int_array(tokens)
 
-    def tokenize(self, text: str) -> IntArray:
+    chat_stops: tuple[str, ...] = ()
+
+    def raw_prompt(self, text: str) -> IntArray:
         return int_array(self._tokenizer.encode(text))
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -269,6 +271,8 @@ def sampling_params(request: Request) -> Any:
             logprobs=sampling.logprobs,
             max_tokens=request.max_tokens,
             stop=list(request.stop) or None,
+            stop_token_ids=sorted(sampling.stop_tokens) or None,
+            min_tokens=min(sampling.min_tokens, request.max_tokens),
             structured_outputs=constraint,
             output_kind=RequestOutputKind.DELTA,
         )

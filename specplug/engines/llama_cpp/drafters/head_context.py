@@ -51,7 +51,7 @@ def recorded_states(context: Context, rows: int, width: int) -> States:
     pointer = function(context.handle)
     if not pointer:
         raise SpecplugError("llama.cpp has recorded no hidden states in the last pass")
-    return np.ctypeslib.as_array(pointer, shape=(rows, width))
+    return context.numbers(pointer, rows, width)
 
 
 def open_head_context(
