@@ -29,7 +29,7 @@ def left_open(body: Body, schema: dict[str, Any]) -> Iterator[str]:
     elif isinstance(body, FieldsCall):
         properties = resolved(schema, schema).get("properties")
         for name, given in properties.items() if isinstance(properties, Mapping) else ():
-            node = resolved(given, schema)
-            if "string" in types(node, schema):
+            one = resolved(given, schema)
+            if "string" in types(one, schema):
                 place = f"#/properties/{escaped(name)}"
-                yield from (f"{key} at {place}" for key in OF_BARE_STRINGS if key in node)
+                yield from (f"{key} at {place}" for key in OF_BARE_STRINGS if key in one)
