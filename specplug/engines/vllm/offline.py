@@ -271,6 +271,8 @@ def sampling_params(request: Request) -> Any:
             logprobs=sampling.logprobs,
             max_tokens=request.max_tokens,
             stop=list(request.stop) or None,
+            stop_token_ids=sorted(sampling.stop_tokens) or None,
+            min_tokens=min(sampling.min_tokens, request.max_tokens),
             structured_outputs=constraint,
             output_kind=RequestOutputKind.DELTA,
         )
