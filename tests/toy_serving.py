@@ -1,5 +1,6 @@
 """A toy engine for the real server. It has no model: each answer repeats the prompt byte by byte, then ends."""
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ class ToyLoop:
         self.resets = 0
         self.steps = 0
         self.fail: BaseException | None = None
+        self._steps_before = 0
         self.decode_ms = self.plain_ms = 0.0
         self.verified = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
@@ -85,7 +87,7 @@ class ToyLoop:
         self, prompt: IntArray, sampler: ToySampler, max_tokens: int, max_draft: int, options: SequenceOptions
     ) -> ToyStream:
         self.options.append(options)
-        self.begun.append(bytes(prompt.tolist()).decode("utf-8", "replace"))
+        self.begun.append(bytes(token for token in prompt.tolist() if token < END).decode("utf-8", "replace"))
         self.open += 1
         return ToyStream(prompt.tolist(), sampler, max_tokens, max_draft)
 
@@ -96,14 +98,21 @@ class ToyLoop:
         sleep(self.step_s)
         self.steps += 1
         if self.fail is not None:
-            error, self.fail = self.fail, None
-            raise error
+            if self._steps_before:
+                self._steps_before -= 1
+            else:
+                error, self.fail = self.fail, None
+                raise error
         for stream in running:
             self._emit(stream, 2 if stream.max_draft else 1)
             stream.counters.steps += 1
         for stream in reading:
             stream.reading = False
             self._emit(stream, 1)
+
+    def fail_after(self, steps: int, error: BaseException) -> None:
+        """Let the step after that many more fail."""
+        self.fail, self._steps_before = error, steps
 
     def finish(self, stream: ToyStream) -> None:
         stream.sampler.close()
@@ -128,16 +137,29 @@ class ToyLoop:
 
 class ToyEngine:
     profile = Profile("toy")
-    num_tokens = END + 1
     end_tokens = frozenset({END})
-    carries_tools = False
     source_names = ["suffix"]  # noqa: RUF012
     knows_plain_ms = True
 
     def __init__(
-        self, *, slots: int = 2, max_context: int = 4096, step_s: float = 0.0, datastore: Datastore | None = None
+        self,
+        *,
+        slots: int = 2,
+        max_context: int = 4096,
+        step_s: float = 0.0,
+        datastore: Datastore | None = None,
+        chat_template: str = "",
+        control: Sequence[str] = (),
     ) -> None:
-        """Corpora of the vocabulary and of a tokenizer that is all zeros fit."""
+        """Corpora of the vocabulary and of a tokenizer that is all zeros fit.
+
+        control  texts of control tokens, which prompts and so answers may contain
+        """
+        self.chat_template = chat_template
+        self._control = {text: END + 1 + index for index, text in enumerate(control)}
+        self.free_control_tokens = frozenset(self._control.values())
+        self.num_tokens = END + 1 + len(control)
+        self.samplings: list[Sampling] = []
         self.slots = slots
         self.max_context = max_context
         self.kv_tokens = slots * max_context
@@ -155,6 +177,7 @@ class ToyEngine:
 
     def sampler(self, sampling: Sampling) -> ToySampler:
         """Checks constraints, and keeps none."""
+        self.samplings.append(sampling)
         if sampling.grammar == "wrong":
             raise UsageError("the grammar does not parse: wrong")
         check_gbnf(sampling.grammar or "")
@@ -164,13 +187,15 @@ class ToyEngine:
     chat_stops: tuple[str, ...] = ()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
-        return int_array(list(text.encode()))
+        parts = re.split("|".join(f"({re.escape(mark)})" for mark in self._control) or "(?!)", text)
+        ids = [[self._control[part]] if part in self._control else list(part.encode()) for part in parts if part]
+        return int_array([token for piece in ids for token in piece])
 
     def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
         return self.tokenize(text, add_special=True, parse_special=parse_special)
 
     def control_token(self, text: str) -> int | None:
-        return END if text == "<end>" else None
+        return END if text == "<end>" else self._control.get(text)
 
     def chat_prompt(
         self,
@@ -178,10 +203,11 @@ class ToyEngine:
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> IntArray:
+        self.variables = dict(variables or {})
         return self.raw_prompt(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
-        return b"" if token == END else bytes([token])
+        return b"" if token >= END else bytes([token])
 
     def text(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")

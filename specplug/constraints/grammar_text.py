@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from specplug.constraints.json_schema import prepare
-from specplug.errors import UsageError
+from specplug.constraints.json_spacing import Spacing
+from specplug.errors import EngineError, UsageError
 from specplug.generation.answers import Sampling
 
 if TYPE_CHECKING:
@@ -17,14 +20,8 @@ if TYPE_CHECKING:
 SPACING: Mapping[str, Any] = {"whitespace_flexible": True, "whitespace_pattern": " "}
 """Between the parts of JSON there is a space or none: models write both, and could go on with line breaks for ever."""
 
-STYLES: Sequence[Mapping[str, Any]] = (
-    {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
-    {"whitespace_flexible": False},
-)
-"""The spacings that models keep to: Python's, and none."""
-
-MAX_TEXT_BYTES = 64 * 1024
-"""Of a Lark grammar or a regular expression."""
+MAX_BYTES = {"regular expression": 64 * 1024, "Lark grammar": 1024 * 1024}
+"""A Lark grammar may contain the schemas of all tools of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +29,27 @@ class GrammarText:
     """A grammar for llguidance.
 
     kind      what the request calls it, for messages
-    styles    grammars of some of the same texts, with less choice
+    styled    returns the grammar of those of its JSON texts that have the same spacing throughout
     warnings  what of the request is not enforced, one line each
     """
 
     kind: str
     text: str
-    styles: tuple[str, ...] = ()
+    styled: Callable[[Spacing], str] | None = None
     warnings: tuple[str, ...] = ()
 
 
 def limits() -> LLParserLimits:
-    """What a grammar may cost: 10,000 states of the lexer are 20 MB, and the work of a mask takes 50 ms at most."""
+    """What a grammar may cost.
+
+    10,000 states of the lexer take 20 MB; 200,000 units of fuel at the start 0.2 s. An object of 1000 properties that
+    may all be left out has 4000 items in a row.
+    """
     from llguidance import LLParserLimits
 
-    return LLParserLimits(max_lexer_states=10_000, verbose_errors=False)
+    return LLParserLimits(
+        max_lexer_states=10_000, initial_lexer_fuel=200_000, max_items_in_row=20_000, verbose_errors=False
+    )
 
 
 def grammar_text(sampling: Sampling) -> GrammarText | None:
@@ -54,35 +57,75 @@ def grammar_text(sampling: Sampling) -> GrammarText | None:
 
     Raises UsageError with one line for one that is wrong, beyond the limits or, where strict, cannot be enforced.
     """
+    if not {"json_schema", "regex", "lark"}.intersection(sampling.constraints):
+        return None
+    if find_spec("llguidance") is None:
+        raise EngineError("a constraint needs llguidance, which is not installed: pip install 'specplug[llama-cpp]'")
     if sampling.json_schema is not None:
         return _of_schema(sampling.json_schema, sampling.strict)
     if sampling.regex is not None:
         return _of_text("regular expression", sampling.regex)
-    if sampling.lark is not None:
-        return _of_text("Lark grammar", sampling.lark)
-    return None
+    assert sampling.lark is not None
+    return _of_text("Lark grammar", sampling.lark)
+
+
+@lru_cache(maxsize=256)
+def json_document(text: str, *, strict: bool) -> tuple[str, tuple[str, ...]]:
+    """A JSON schema as text for `%json` in a Lark grammar, with its options in it; and what it does not enforce.
+
+    Raises UsageError as `grammar_text` does.
+    """
+    prepared = prepare(text, strict=strict, compiles=_compile)
+    return _with_options(prepared.text, {**prepared.options, **SPACING}), prepared.warnings
 
 
 @lru_cache(maxsize=16)
 def _of_schema(text: str, strict: bool) -> GrammarText:
     prepared = prepare(text, strict=strict, compiles=_compile)
-    texts = [_schema_grammar(prepared.text, {**prepared.options, **spacing}) for spacing in (SPACING, *STYLES)]
-    return GrammarText("JSON schema", texts[0], tuple(texts[1:]), prepared.warnings)
+
+    @cache
+    def styled(spacing: Spacing) -> str:
+        return _schema_grammar(prepared.text, {**prepared.options, **_fixed(spacing)})
+
+    grammar = _schema_grammar(prepared.text, {**prepared.options, **SPACING})
+    return GrammarText("JSON schema", grammar, styled, prepared.warnings)
 
 
 @lru_cache(maxsize=16)
 def _of_text(kind: str, text: str) -> GrammarText:
     from llguidance import LLMatcher
 
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
-        raise UsageError(f"the {kind} has more than {MAX_TEXT_BYTES // 1024} KiB")
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES[kind]:
+        raise UsageError(f"the {kind} has more than {MAX_BYTES[kind] // 1024} KiB")
     grammar = LLMatcher.grammar_from_regex(text) if kind == "regular expression" else LLMatcher.grammar_from_lark(text)
     error, warnings = _validate(grammar)
     if error:
         lines = [line.strip() for line in error.splitlines()]
         reason = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
         raise UsageError(f"the {kind} does not parse: {reason[:300]}")
-    return GrammarText(kind, grammar, (), tuple(warnings))
+    spaced = _options(SPACING)
+
+    @cache
+    def styled(spacing: Spacing) -> str:
+        return LLMatcher.grammar_from_lark(text.replace(spaced, _options(_fixed(spacing))))
+
+    return GrammarText(kind, grammar, styled if spaced in text else None, tuple(warnings))
+
+
+def _fixed(spacing: Spacing) -> dict[str, Any]:
+    """llguidance's options for JSON with this spacing throughout."""
+    return {"whitespace_flexible": False, "item_separator": spacing.item, "key_separator": spacing.key}
+
+
+def _with_options(schema: str, options: Mapping[str, Any]) -> str:
+    """The text of a schema, an object, that carries llguidance's options."""
+    rest = schema.strip()[1:].lstrip()
+    return '{"x-guidance": {' + _options(options) + ("}}" if rest == "}" else "}, " + rest)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """Options as the members of a JSON object; those of white space are found again in a Lark grammar."""
+    return json.dumps(options)[1:-1]
 
 
 def _compile(text: str, options: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
@@ -103,4 +146,6 @@ def _validate(grammar: str) -> tuple[str, Sequence[str]]:
     from llguidance import LLMatcher
 
     failed, lines = LLMatcher.validate_grammar_with_warnings(grammar, limits=limits())
-    return (lines[0], ()) if failed else ("", lines)
+    if failed:
+        return lines[0], ()
+    return "", [line for line in lines if not line.startswith("no tokenizer")]  # ids of tokens are checked later

@@ -9,7 +9,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
+from math import isinf
 from time import perf_counter
 from typing import Any
 
@@ -27,8 +29,17 @@ MAX_DEPTH = 100
 Compile = Callable[[str, Mapping[str, Any]], tuple[str, Sequence[str]]]
 """Compiles the text of a schema with options of llguidance; returns an error, or "", and warnings."""
 
+MAX_PROPERTIES = 1000
+"""Of one object; the time to compile grows with the square: 0.1 s for these."""
+
+MAX_DIVISOR = 100_000
+"""Of `multipleOf`, as an integer without its decimal point: llguidance counts remainders, in 3 us and 90 bytes each."""
+
 _SEARCH_S = 0.3
 """Time to find the place of an error, which large schemas could exceed."""
+
+_MAX_DIGITS = 300
+"""Of an integer; the largest float has 309."""
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _MAX_COUNT = 2**31 - 1
@@ -60,16 +71,18 @@ def prepare(text: str, *, strict: bool, compiles: Compile) -> PreparedSchema:
     _normalise(root)
     close_objects(root)
     _check_references(root)
+    _check_sizes(root)
     stuck = endless(root)
     if stuck is not None:
         raise _error("no value can end", stuck, "it requires a value of its own schema")
     attempt = _Attempt(root, compiles)
+    warnings = _strip_divisors(root, strict)
     error, _ = attempt.compile(root, lenient=False)
     if not error:
-        return PreparedSchema(json.dumps(root), attempt.options(lenient=False))
+        return PreparedSchema(json.dumps(root), attempt.options(lenient=False), tuple(warnings))
     if strict:
         raise attempt.located(error, lenient=False)
-    warnings = _strip_patterns(root, attempt)
+    warnings += _strip_patterns(root, attempt)
     error, found = attempt.compile(root, lenient=True)
     if error:
         raise attempt.located(error, lenient=True)
@@ -82,7 +95,10 @@ def _parse(text: str) -> Node:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise UsageError(f"the JSON schema has more than {MAX_BYTES // 1024} KiB")
     try:
-        root = json.loads(text, parse_constant=_no_number)
+        root = json.loads(text, parse_constant=_no_number, parse_int=_integer, parse_float=_number)
+        json.dumps(root, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UsageError("the JSON schema has half of a surrogate pair, which is no character") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the JSON schema is not JSON: {error}") from None
     level: list[Any] = [root]
@@ -108,6 +124,18 @@ def _inside(value: Any) -> Sequence[Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of more than {_MAX_DIGITS} digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if isinf(float(text)):
+        raise ValueError(f"{text[:20]} is out of range")
+    return float(text)
 
 
 def _normalise(root: Node) -> None:
@@ -152,13 +180,41 @@ def _check_references(root: Node) -> None:
             raise _error("$ref", pointer, f"the schema has no {reference[:100]}")
 
 
+def _check_sizes(root: Node) -> None:
+    for pointer, node in reachable(root):
+        properties = node.get("properties")
+        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+            raise _error("properties", pointer, f"there are more than {MAX_PROPERTIES}")
+
+
+def _strip_divisors(root: Node, strict: bool) -> list[str]:
+    """Remove each `multipleOf` that costs too much; returns one warning for each, or raises UsageError where strict."""
+    warnings = []
+    for pointer, node in reachable(root):
+        divisor = node.get("multipleOf")
+        if isinstance(divisor, int | float) and _integer_part(divisor) > MAX_DIVISOR:
+            why = f"{divisor} has too many digits"
+            if strict:
+                raise _error("multipleOf", pointer, why)
+            del node["multipleOf"]
+            warnings.append(_ignored("multipleOf", pointer, why))
+    return warnings
+
+
+def _integer_part(number: int | float) -> int:
+    """A number without its decimal point."""
+    digits = Decimal(str(number)).as_tuple()
+    value = int("".join(map(str, digits.digits)))
+    return int(value * 10 ** min(max(int(digits.exponent), 0), 20))
+
+
 class _Attempt:
     """Compiles a schema, and finds the place of an error."""
 
     def __init__(self, root: Node, compiles: Compile) -> None:
         self._root = root
         self._compiles = compiles
-        self._until = perf_counter() + _SEARCH_S
+        self._until: float | None = None
 
     def options(self, *, lenient: bool) -> Mapping[str, Any]:
         return {"lenient": lenient, "coerce_one_of": lenient}
@@ -168,7 +224,9 @@ class _Attempt:
 
     def alone(self, node: Node, *, lenient: bool) -> str:
         """The error of a subschema by itself, or ""; also "" where there is no time left to find out."""
-        if perf_counter() > self._until:
+        if self._until is None:
+            self._until = perf_counter() + _SEARCH_S
+        elif perf_counter() > self._until:
             return ""
         document = {"$schema": self._root["$schema"]} if "$schema" in self._root else {}
         error, _ = self.compile(document | _moved(node) | {"$defs": {_ROOT: self._moved_root}}, lenient=lenient)

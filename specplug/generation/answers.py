@@ -12,12 +12,16 @@ from specplug.core import IntArray
 from specplug.generation.counters import Counters
 from specplug.generation.text import Segment
 
+LEAST_TEMPERATURE = 1e-30
+"""Below it, logits divided by the temperature exceed the numbers of float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are sampled. The default is greedy decoding; all other defaults are llama.cpp's own.
 
-    temperature    0 is greedy decoding; top_k, top_p, min_p and seed only have an effect above 0
+    temperature    0 is greedy decoding, as is one that is so small that it has the same effect; top_k, top_p, min_p,
+                   typical_p and seed only have an effect above
     seed           None draws a new seed for each request
     penalty_last_n number of latest generated tokens that the penalties consider; -1 is all
     logit_bias     maps token ids to a value that is added to their logits
@@ -26,12 +30,14 @@ class Sampling:
     strict         what of `json_schema` cannot be enforced is refused; otherwise it is ignored, with a warning
     logprobs       number of alternatives to report per token; None reports no log probabilities
     stop_tokens    ids of tokens that end the answer, beside the model's own
+    min_tokens     tokens before which the answer does not end; without effect where a grammar or schema constrains it
     """
 
     temperature: float = 0.0
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
     seed: int | None = None
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
@@ -45,6 +51,11 @@ class Sampling:
     strict: bool = False
     logprobs: int | None = None
     stop_tokens: frozenset[int] = frozenset()
+    min_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
 
     @property
     def is_argmax(self) -> bool:

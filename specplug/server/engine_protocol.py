@@ -62,8 +62,12 @@ class Engine(Protocol):
         """Ids of the tokens that end an answer."""
 
     @property
-    def carries_tools(self) -> bool:
-        """True if the model's chat template has a place for tools."""
+    def chat_template(self) -> str:
+        """The model's chat template in Jinja; empty where it has none."""
+
+    @property
+    def free_control_tokens(self) -> frozenset[int]:
+        """Ids of the control tokens, which print nothing, without those that end an answer."""
 
     @property
     def source_names(self) -> list[str]:

@@ -17,6 +17,7 @@ from specplug.constraints.gbnf_limits import check_gbnf
 from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray, TokenConstraint
 from specplug.engines.llama_cpp.context import Logits
+from specplug.engines.llama_cpp.least_length import LeastLength
 from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.engines.llama_cpp.token_matcher import TokenMatcher
 from specplug.errors import UsageError
@@ -135,7 +136,8 @@ def constraint_of(model: Model, sampling: Sampling) -> Constraint | None:
     if grammar is not None:
         return MaskConstraint(model.guidance.open(grammar), grammar.warnings)
     if sampling.grammar is None:
-        return None
+        ends = model.end_tokens | sampling.stop_tokens
+        return LeastLength(ends, sampling.min_tokens) if sampling.min_tokens else None
     check_gbnf(sampling.grammar)
     with captured_stderr() as lines:
         sampler = ll.llama_sampler_init_grammar(model.vocab, sampling.grammar.encode("utf-8"), b"root")

@@ -199,6 +199,11 @@ class Model:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     @cached_property
+    def free_control_tokens(self) -> frozenset[int]:
+        """The control tokens that do not end an answer."""
+        return frozenset(token for token in range(self.num_tokens) if self.is_control(token)) - self.end_tokens
+
+    @cached_property
     def chat(self) -> ChatTemplate:
         """How conversations become prompts."""
         return ChatTemplate(self)

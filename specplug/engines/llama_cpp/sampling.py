@@ -197,6 +197,7 @@ def _check(sampling: Sampling, num_tokens: int) -> None:
         ("top_k", sampling.top_k, 0, num_tokens),
         ("top_p", sampling.top_p, 0.0, 1.0),
         ("min_p", sampling.min_p, 0.0, 1.0),
+        ("typical_p", sampling.typical_p, 0.0, 1.0),
         ("repeat_penalty", sampling.repeat_penalty, 1e-6, 100.0),
         ("frequency_penalty", sampling.frequency_penalty, -100.0, 100.0),
         ("presence_penalty", sampling.presence_penalty, -100.0, 100.0),
@@ -285,6 +286,8 @@ def _choosing(sampling: Sampling, *, draws: bool) -> list[Any]:
     parts = []
     if sampling.top_k:
         parts.append(ll.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.typical_p < 1:
+        parts.append(ll.llama_sampler_init_typical(ctypes.c_float(sampling.typical_p), 1))
     if sampling.top_p < 1:
         parts.append(ll.llama_sampler_init_top_p(ctypes.c_float(sampling.top_p), 1))
     if sampling.min_p > 0:

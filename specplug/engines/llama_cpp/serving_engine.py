@@ -33,8 +33,9 @@ def open_serving_engine(
 
     OpenMP keeps a team of threads for every thread that ever computed. With two teams there are more threads than
     cores, and all barriers sleep: passes take twice as long on 2 cores. So the engine is opened in a thread that ends
-    then.
+    then. Meanwhile the tokenizer for constraints is built.
     """
+    model.guidance.begin()
     with ThreadPoolExecutor(1) as opening:
         return opening.submit(
             ServingEngine,
@@ -118,9 +119,14 @@ class ServingEngine:
         return self.model.end_tokens
 
     @property
-    def carries_tools(self) -> bool:
-        """Whether the chat template has a place for the descriptions of tools."""
-        return "tools" in self.model.chat.text
+    def chat_template(self) -> str:
+        """The chat template in Jinja."""
+        return self.model.chat.text
+
+    @property
+    def free_control_tokens(self) -> frozenset[int]:
+        """The control tokens that do not end an answer."""
+        return self.model.free_control_tokens
 
     @property
     def source_names(self) -> list[str]:
