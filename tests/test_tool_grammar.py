@@ -130,7 +130,7 @@ def test_answers_without_a_call_are_free(family: str, answer: str) -> None:
 def test_whatever_the_grammar_allows_is_read_as_valid_calls(family: str, special: bool) -> None:
     """Random walks along the mask, which like the ends of strings and lists better than going on."""
     words, finished = vocabulary(family, special), 0
-    for seed in range(6):
+    for seed in range(4):
         draw = random.Random(seed)
         opened, ids = matcher(family, words), []
         while len(ids) < 600 and not opened.is_stopped():
@@ -150,7 +150,7 @@ def test_whatever_the_grammar_allows_is_read_as_valid_calls(family: str, special
         assert found.calls and found.text == "" and all(call.complete for call in found.calls), words.text(ids)
         for call in found.calls:
             jsonschema.Draft202012Validator(TOOLS[call.name]).validate(json.loads(call.arguments))
-    assert finished >= 3
+    assert finished >= 2
 
 
 @pytest.mark.parametrize("family", ["hermes", "gemma", "qwen-xml"])

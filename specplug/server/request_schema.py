@@ -154,11 +154,11 @@ class Tool(LenientModel):
     function: Function
 
 
-class NamedFunction(StrictModel):
+class NamedFunction(LenientModel):
     name: str
 
 
-class NamedTool(StrictModel):
+class NamedTool(LenientModel):
     type: Literal["function"]
     function: NamedFunction
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from specplug.constraints.grammar_text import grammar_text
+from specplug.errors import UsageError
+from specplug.generation.answers import Sampling
 from specplug.server.request_schema import ChatRequest
 from specplug.server.tool_formats.answer_reader import AnswerReader
 from specplug.server.tool_formats.call_formats import HERMES, recognise
@@ -73,10 +76,15 @@ class ToolCalling:
         )
 
     def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters]) -> str:
-        return calls_grammar(
+        lark = calls_grammar(
             self._format,
             {name: one.schema for name, one in tools.items()},
             self._control,
             required=body.must_call,
             several=body.may_call_often,
         )
+        try:
+            grammar_text(Sampling(lark=lark))
+        except UsageError as error:
+            raise UsageError(f"tools: all of them together: {error}") from error
+        return lark
