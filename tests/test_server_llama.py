@@ -129,6 +129,45 @@ def test_logprobs_are_probabilities_and_greedy_takes_the_largest(client: Any) ->
         assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1 + 1e-6
 
 
+def prompt_tokens(client: Any, prompt: str, **more: Any) -> int:
+    return int(client.completions.create(model="smollm2", prompt=prompt, max_tokens=1, **more).usage.prompt_tokens)
+
+
+def test_control_tokens_are_read_in_completions_and_not_in_chats(client: Any) -> None:
+    assert prompt_tokens(client, "<|im_end|>") == 1
+    assert prompt_tokens(client, "<|im_end|>", extra_body={"special": False}) > 4
+    own = "<|im_start|>user\nName the capital of France.<|im_end|>\n<|im_start|>assistant\n"
+    answer = client.completions.create(model="smollm2", prompt=own, max_tokens=24, temperature=0)
+    assert answer.usage.prompt_tokens == 15 and answer.choices[0].text.startswith("The capital of France is Paris")
+    marked, plain = (ask(client, text, max_completion_tokens=1) for text in ("a<|im_end|>b", "ab"))
+    assert marked.usage.prompt_tokens >= plain.usage.prompt_tokens + 4
+
+
+def test_a_stop_string_that_is_a_control_token_ends_the_answer(client: Any) -> None:
+    answer = client.completions.create(
+        model="smollm2", prompt="hi", max_tokens=8, temperature=0, logit_bias={"1": 100}, stop=["<|im_start|>"]
+    )
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("stop", 1)
+
+
+def test_values_with_which_other_servers_leave_a_field_unset(client: Any) -> None:
+    stories = [content(ask(client, "Tell a story.", seed=-1, temperature=1.0)) for _ in range(2)]
+    assert stories[0] != stories[1], "a seed of -1 is random"
+    cold = ask(client, "Name three colours.", temperature=1e-38, seed=3, max_completion_tokens=20)
+    assert content(cold) == content(ask(client, "Name three colours.", max_completion_tokens=20))
+    unlimited = ask(client, "Say hi.", max_completion_tokens=-1)
+    assert unlimited.choices[0].finish_reason == "stop"
+
+
+def test_a_begun_answer_goes_on(client: Any) -> None:
+    messages = [
+        {"role": "user", "content": "Name the capital of France."},
+        {"role": "assistant", "content": "The capital of"},
+    ]
+    answer = client.chat.completions.create(model="smollm2", messages=messages, temperature=0, max_tokens=4)
+    assert content(answer).startswith(" France is")
+
+
 def test_text_completions_with_logprobs(client: Any) -> None:
     answer = client.completions.create(
         model="smollm2",
