@@ -177,7 +177,7 @@ def test_a_schema_is_enforced_against_a_bias_and_what_is_ignored_is_said(tmp_pat
     """Token 198 is the line break, which a string must not contain."""
     schema = tmp_path / "schema.json"
     text = {"type": "string", "minLength": 3, "maxLength": 3}
-    tags = {"type": "array", "uniqueItems": True}
+    tags = {"type": "array", "uniqueItems": True, "maxItems": 0}
     schema.write_text(json.dumps({"type": "object", "properties": {"t": text, "tags": tags}, "required": ["t"]}))
     base = ["run", "--profile", "none", "--json-schema", str(schema), "--logit-bias", "198=100", "--max-tokens", "60"]
     done = call(*base, "Hi.")
