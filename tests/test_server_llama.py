@@ -85,6 +85,26 @@ def test_answers_generated_together_equal_their_plain_single_runs(client: Any) -
     assert sum(answer.usage.completion_tokens_details.accepted_prediction_tokens for answer in together) > 50
 
 
+LIST = {
+    "type": "object",
+    "properties": {"title": {"type": "string", "maxLength": 30}, "kind": {"enum": ["a\nb", "D:\\new"]}},
+    "required": ["title", "kind"],
+}
+SHAPE = {"type": "json_schema", "json_schema": {"name": "list", "schema": LIST, "strict": True}}
+
+
+def test_constrained_answers_beside_others_equal_their_plain_single_runs(client: Any) -> None:
+    """A third of the requests is constrained, greedily and sampled."""
+    kinds = [{}, {}, {"response_format": SHAPE}, {}, {}, {"response_format": SHAPE, "temperature": 0.9, "seed": 5}]
+    asked = [(TEXTS[n % len(TEXTS)], kind) for n, kind in enumerate(kinds)]
+    alone = [content(ask(client, text, extra_body=PLAIN, **kind)) for text, kind in asked]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda one: ask(client, one[0], **one[1]), asked * 2))
+    assert [content(answer) for answer in together] == alone * 2
+    for answer in (alone[2], alone[5]):
+        assert set(json.loads(answer)) == {"title", "kind"}
+
+
 def test_a_stream_equals_the_complete_answer(client: Any) -> None:
     complete = ask(client, COPY)
     chunks = list(ask(client, COPY, stream=True, stream_options={"include_usage": True}))
