@@ -81,7 +81,8 @@ class Answering:
         if state.settings.log_prompts:
             for prompt in work.prompts:
                 log.info("prompt %r", state.engine.text(prompt.tolist()))
-        form.warnings += [text for text in jobs[0].sampler.warnings if text not in form.warnings]
+        if body.constraints:  # those of a grammar of tools are known by the tools' names
+            form.warnings += [text for text in jobs[0].sampler.warnings if text not in form.warnings]
         try:
             return cls(state, body, work, jobs, form)
         except QueueFull:
