@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specplug.core import EMPTY, Bucket, Draft, IntArray, Requires, Step, TokenConstraint
+from specplug.errors import SpecplugError
 from specplug.proposers.suffix_index import MAX_MATCH, SuffixIndex
 
 _PRIOR_FROM_MATCH = {1: 0.23, 2: 0.52, 3: 0.63, 4: 0.73, 6: 0.77, 8: 0.82, 12: 0.9, 16: 0.93, 32: 0.96}
@@ -115,9 +116,8 @@ class Grammar:
                     if path_prob < self.min_prob:
                         found = found[:kept]
                         break
-                if not found:
+                if not found or not walk.advances(found):
                     break
-                walk.advance(found)
                 buckets += [bucket] * len(found)
         finally:
             walk.go_back()
@@ -171,14 +171,17 @@ class _Walk:
         """The last tokens of text and draft, MAX_MATCH at most."""
         return [*self.run.index.tokens[-MAX_MATCH:], *self.tokens][-MAX_MATCH:]
 
-    def advance(self, tokens: Sequence[int]) -> None:
-        self.run.constraint.advance(tokens)
+    def advances(self, tokens: Sequence[int]) -> bool:
+        """Add tokens that the constraint allows; False beyond its limits."""
+        if not _advances(self.run.constraint, tokens):
+            return False
         self.tokens += tokens
         if self._style is not None:
             if _advances(self._style, tokens):
                 self._in_style = len(self.tokens)
             else:
                 self._style = None
+        return True
 
     def go_back(self) -> None:
         self.run.constraint.go_back(len(self.tokens))
@@ -186,10 +189,10 @@ class _Walk:
             self.run.style.go_back(self._in_style)
 
 
-def _advances(style: TokenConstraint, tokens: Sequence[int]) -> bool:
-    """Move a style past these tokens, if it allows all of them."""
+def _advances(constraint: TokenConstraint, tokens: Sequence[int]) -> bool:
+    """Move a constraint past these tokens, if it allows all of them and can."""
     try:
-        style.advance(tokens)
-    except ValueError:
+        constraint.advance(tokens)
+    except (ValueError, SpecplugError):
         return False
     return True
