@@ -51,12 +51,12 @@ class ConstraintProcessor:
 
 
 def create_constrained(
-    create: Callable[..., Any], guidance: Callable[[], Guidance], options: dict[str, Any]
+    create: Callable[..., Any], guidance: Guidance, options: dict[str, Any]
 ) -> dict[str, Any] | Iterator[dict[str, Any]]:
     """The result of `create(**options)`, constrained by the option `response_format`.
 
     create    `create_chat_completion` of llama-cpp-python
-    guidance  opens llguidance for the model
+    guidance  llguidance for the model
     Raises UsageError for a schema that is wrong or, where strict, cannot be enforced.
     """
     sampling = _sampling(options.get("response_format"))
@@ -66,7 +66,7 @@ def create_constrained(
         raise UsageError("grammar and response_format were given at once; use one of them")
     grammar = grammar_text(sampling)
     assert grammar is not None
-    processor = ConstraintProcessor(guidance().open(grammar))
+    processor = ConstraintProcessor(guidance.open(grammar))
     others = options.get("logits_processor") or ()
     answer = create(
         **{**options, "response_format": None, "logits_processor": LogitsProcessorList([*others, processor])}

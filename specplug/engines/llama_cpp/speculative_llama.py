@@ -221,7 +221,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         An answer that is not streamed has a field `specplug` with `warnings`: what of the schema is not enforced.
         """
         create = partial(super().create_chat_completion, messages, *args)
-        return create_constrained(create, lambda: self._described.guidance, options)
+        return create_constrained(create, self._described.guidance, options)
 
     @cached_property
     def _described(self) -> Model:
