@@ -23,6 +23,7 @@ from specplug.server.middleware import Guard, Limits
 from specplug.server.state import Settings
 
 END = 256
+PLAIN_NS, DRAFT_ROW_NS = 10_000_000, 5_000_000
 
 
 @dataclass(eq=False)
@@ -72,7 +73,6 @@ class ToyLoop:
         self.resets = 0
         self.steps = 0
         self.fail: BaseException | None = None
-        self.decode_ms = self.plain_ms = 0.0
         self.verified = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
         self.prefixes_shared = False
@@ -95,8 +95,13 @@ class ToyLoop:
             error, self.fail = self.fail, None
             raise error
         for stream in running:
-            self._emit(stream, 2 if stream.max_draft else 1)
+            drafted = int(stream.max_draft > 0)
+            self._emit(stream, 1 + drafted)
             stream.counters.steps += 1
+            stream.counters.emitted_tokens += len(stream.fresh)
+            stream.counters.draft_tokens += drafted
+            stream.counters.accepted_tokens += len(stream.drafters)
+            stream.counters.target_ns += PLAIN_NS + DRAFT_ROW_NS * drafted
         for stream in reading:
             stream.reading = False
             self._emit(stream, 1)

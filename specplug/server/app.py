@@ -1,4 +1,4 @@
-"""The routes: OpenAI's, and specplug's own for tokenizing, metrics and the page.
+"""The routes: OpenAI's, and specplug's own for tokenizing and metrics.
 
 The application depends on an engine only through `engine_protocol.Engine`. No request can name a file to open.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handl
 from specplug.server.jobs import Delta, Job
 from specplug.server.metrics import Metrics
 from specplug.server.openai_format import ChatFormat, CompletionFormat, Json
+from specplug.server.page import add_page_routes
 from specplug.server.request_handler import handle
 from specplug.server.request_schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from specplug.server.sampling_options import chat_sampling, completion_sampling
@@ -35,20 +35,6 @@ from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
 from specplug.server.tools import messages_with_tools
 from specplug.server.worker import Worker
-
-STATIC = {
-    "/": ("index.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
-}
-
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
 
 
 def make_app(
@@ -97,6 +83,7 @@ def make_app(
     _add_openai_routes(app, state)
     _add_own_routes(app, state)
     add_corpus_routes(app, state)
+    add_page_routes(app)
     return app
 
 
@@ -170,20 +157,9 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
         _check_ids(body.tokens, engine.num_tokens)
         return {"content": engine.text(body.tokens)}
 
-    for path, (file, media_type) in STATIC.items():
-        content = files("specplug.server").joinpath("static", file).read_bytes()
-        app.add_api_route(path, _static_route(content, media_type), include_in_schema=False)
-
 
 def _model(name: str, engine: Engine) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "specplug", "max_model_len": engine.max_context}
-
-
-def _static_route(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
-    async def send_static() -> Response:
-        return Response(content, media_type=media_type, headers=PAGE_HEADERS)
-
-    return send_static
 
 
 def _prompt(engine: Engine, prompt: str | list[int]) -> IntArray:
