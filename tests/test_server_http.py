@@ -24,7 +24,16 @@ from specplug.server.middleware import Limits
 from specplug.server.process import Address
 from specplug.server.state import Settings
 
-PATHS = ["/", "/scripts/main.js", "/vendor/marked.js", "/v1/models", "/metrics", "/specplug/stats", "/openapi.json", "/nowhere"]
+PATHS = [
+    "/",
+    "/scripts/main.js",
+    "/vendor/marked.js",
+    "/v1/models",
+    "/metrics",
+    "/specplug/stats",
+    "/openapi.json",
+    "/nowhere",
+]
 CHAT = "/v1/chat/completions"
 
 

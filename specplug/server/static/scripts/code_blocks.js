@@ -1,9 +1,9 @@
 // A block of code: its language, a copy button, and colours once the block is complete.
 
-import DOMPurify from "../vendor/dompurify.js";
 import hljs from "../vendor/highlight.js";
 import { copyButton } from "./clipboard.js";
 import { make } from "./elements.js";
+import { sanitised } from "./sanitiser.js";
 
 const LONGEST = 50000; // characters; longer code gets no colours
 const LANGUAGES = new Set(("bash c cpp csharp css diff dockerfile go ini java javascript json kotlin makefile php python "
@@ -13,7 +13,6 @@ const ALIASES = {
   jsx: "javascript", kt: "kotlin", make: "makefile", patch: "diff", py: "python", rb: "ruby", rs: "rust", sh: "bash",
   shell: "bash", svg: "xml", toml: "ini", ts: "typescript", tsx: "typescript", yml: "yaml", zsh: "bash",
 };
-const RULES = { ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"], RETURN_DOM_FRAGMENT: true };
 
 /** Put a bar with a copy button over a `pre`, and colour it if it is complete. */
 export function finishCode(pre, complete) {
@@ -34,5 +33,5 @@ async function colour(code, language) {
     hljs.registerLanguage(language, grammar.default);
   }
   const html = hljs.highlight(code.textContent, { language, ignoreIllegals: true }).value;
-  code.replaceChildren(DOMPurify.sanitize(html, RULES));
+  code.replaceChildren(sanitised(html));
 }

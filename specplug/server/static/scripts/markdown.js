@@ -1,20 +1,11 @@
 // Markdown to sanitised elements, also while the text still grows. HTML in the text is shown as characters.
 
-import DOMPurify from "../vendor/dompurify.js";
 import { Marked } from "../vendor/marked.js";
 import { finishCode } from "./code_blocks.js";
 import { make } from "./elements.js";
+import { sanitised } from "./sanitiser.js";
 
 const LONGEST = 400000; // characters; a longer text is shown without markup
-const TAGS = "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre strong table tbody td th thead tr ul".split(" ");
-const RULES = {
-  ALLOWED_TAGS: TAGS,
-  ALLOWED_ATTR: ["href", "title", "align", "start", "class"],
-  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
-  ALLOW_ARIA_ATTR: false,
-  ALLOW_DATA_ATTR: false,
-  RETURN_DOM_FRAGMENT: true,
-};
 
 const escaped = (text) => text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
 
@@ -28,22 +19,18 @@ const marked = new Marked({
   },
 });
 
-DOMPurify.addHook("uponSanitizeAttribute", (node, data) => {
-  if (data.attrName === "class" && !(node.nodeName === "CODE" && /^language-[\w+#.-]+$/.test(data.attrValue))) data.keepAttr = false;
-});
-
 /** Renders a growing text into an element. Only the blocks that changed are made again. */
 export class MarkdownView {
   constructor(element) {
     this.element = element;
-    this.blocks = []; // {raw, finished, element}
+    this.blocks = []; // {raw, complete, element}
   }
 
   update(text, finished) {
     const tokens = blocksOf(text);
-    if (finished && tokens.links && Object.keys(tokens.links).length) this.blocks.forEach((block) => { block.raw = null; }); // links named below
+    const namesLinks = Object.keys(tokens.links ?? {}).length > 0; // then a link may be known only after its block was made
     const blocks = tokens.map((token, index) => {
-      const known = this.blocks[index];
+      const known = finished && namesLinks ? null : this.blocks[index];
       const complete = finished || index < tokens.length - 1;
       return known?.raw === token.raw && known.complete === complete ? known : { raw: token.raw, complete, element: render(token, complete) };
     });
@@ -70,7 +57,7 @@ function render(token, complete) {
   const block = make("div", { class: "block", dir: "auto" });
   if (token.plain) return make("div", { class: "block plain", dir: "auto" }, token.raw);
   try {
-    block.append(DOMPurify.sanitize(marked.parser([token]), RULES));
+    block.append(sanitised(marked.parser([token])));
   } catch {
     return make("div", { class: "block plain", dir: "auto" }, token.raw);
   }
