@@ -180,11 +180,12 @@ def serving(
     key: str | None = None,
     limits: Limits | None = None,
     answer_store: AnswerStore | None = None,
+    port: int = 0,
 ) -> Iterator[str]:
-    """Run the server in a thread, on a free port; yields its URL."""
+    """Run the server in a thread, on a free port or on `port`; yields its URL."""
     app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
     guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
-    config = uvicorn.Config(guard, port=0, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(guard, port=port, log_level="critical", ws="none", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -1,13 +1,15 @@
 // Buttons that copy text.
 
-import { button } from "./elements.js";
+import { button, byId } from "./elements.js";
 
 const SHOWN_MS = 1500;
 
 /** A button that copies what `text()` returns. */
 export function copyButton(text, label = "Copy") {
   const copying = button("Copy", async () => {
-    copying.textContent = (await copy(text())) ? "Copied" : "Not copied";
+    const outcome = (await copy(text())) ? "Copied" : "Not copied";
+    copying.textContent = outcome;
+    byId("announcer").textContent = outcome;
     setTimeout(() => { copying.textContent = "Copy"; }, SHOWN_MS);
   }, { "aria-label": label, class: "quiet" });
   return copying;
