@@ -244,7 +244,18 @@ def test_an_answer_goes_on_while_another_conversation_is_shown(page: Any) -> Non
     assert texts(page) == ["x" * 800, "x" * 800]
 
 
-def test_reasoning_and_failed_answers_are_not_sent_back(page: Any) -> None:
+def test_a_conversation_that_is_deleted_while_it_is_answered_does_not_come_back(page: Any) -> None:
+    page.fill("#message", "deleted " * 100)
+    page.press("#message", "Enter")
+    page.locator(".message.assistant .markdown", has_text="deleted").wait_for()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.wait_for_selector("#send:enabled")
+    ask(page, "other")
+    assert not page.locator("#conversation-list .title", has_text="deleted").count()
+
+
+def test_reasoning_is_not_sent_back(page: Any) -> None:
     bodies = bodies_of(page)
     body = streamed({"reasoning_content": "because"}, {"content": "<think>why</think>answer"})
     page.route(CHAT, lambda route: route.fulfill(body=body, content_type="text/event-stream"))

@@ -1,6 +1,7 @@
 // The record of an answer, and what is sent of a conversation. No elements of the page.
 
-const OPENING = "<think>", CLOSING = "</think>";
+const OPENING = "<think>";
+const CLOSING = "</think>";
 const CLOSING_LINE = /(^|\n)[ \t]*<\/think>[ \t]*(\n|$)/;
 
 /** An answer without text. `outcome`: running, then complete, length, stopped or failed. */
@@ -28,12 +29,18 @@ export function parts({ content, reasoning, outcome }) {
   if (start.startsWith(OPENING)) {
     const end = start.indexOf(CLOSING);
     if (end < 0) return { reasoning: reasoning + start.slice(OPENING.length), text: "" };
-    return { reasoning: reasoning + start.slice(OPENING.length, end), text: start.slice(end + CLOSING.length).trimStart() };
+    return {
+      reasoning: reasoning + start.slice(OPENING.length, end),
+      text: start.slice(end + CLOSING.length).trimStart(),
+    };
   }
   if (outcome === "running" && OPENING.startsWith(start)) return { reasoning, text: "" };
   const closing = CLOSING_LINE.exec(content); // where the prompt ends with <think>, the answer has only the other mark
   if (closing) {
-    return { reasoning: reasoning + content.slice(0, closing.index), text: content.slice(closing.index + closing[0].length).trimStart() };
+    return {
+      reasoning: reasoning + content.slice(0, closing.index),
+      text: content.slice(closing.index + closing[0].length).trimStart(),
+    };
   }
   return { reasoning, text: content };
 }

@@ -8,12 +8,14 @@ export class Refused extends Error {}
 
 /** The events of a streamed chat completion. Throws ServerGone, Refused, or AbortError after `signal`. */
 export async function* streamAnswer(body, signal) {
-  const response = await reached(fetch("v1/chat/completions", {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    signal,
-    body: JSON.stringify({ ...body, stream: true }),
-  }));
+  const response = await reached(
+    fetch("v1/chat/completions", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      signal,
+      body: JSON.stringify({ ...body, stream: true }),
+    }),
+  );
   if (!response.ok) throw new Refused(await reason(response));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let unfinished = "";

@@ -11,8 +11,14 @@ import { GONE } from "./server_panel.js";
 import { settings } from "./settings.js";
 import * as storage from "./storage.js";
 
-const SAVE_EVERY_MS = 3000, NEAR_END_PX = 80, TITLE_LENGTH = 60;
-const SAID = { complete: "The answer is complete.", length: "The answer reached its longest length.", stopped: "Stopped." };
+const SAVE_EVERY_MS = 3000;
+const NEAR_END_PX = 80;
+const TITLE_LENGTH = 60;
+const SAID = {
+  complete: "The answer is complete.",
+  length: "The answer reached its longest length.",
+  stopped: "Stopped.",
+};
 const log = byId("conversation");
 
 export class Chat {
@@ -26,10 +32,11 @@ export class Chat {
   }
 
   async load() {
-    this.conversations = await storage.loadAll();
-    for (const { messages } of this.conversations) {
-      for (const message of messages) if (message.outcome === "running") message.outcome = "stopped"; // the page was closed
+    const kept = await storage.loadAll();
+    for (const message of kept.flatMap(({ messages }) => messages)) {
+      if (message.outcome === "running") message.outcome = "stopped"; // the page was closed
     }
+    this.conversations.push(...kept.filter(({ id }) => this.conversations.every((one) => one.id !== id)));
     this.showList();
   }
 
@@ -37,7 +44,13 @@ export class Chat {
 
   startNew() {
     const now = Date.now();
-    this.choose({ id: `${now}-${Math.random()}`, title: "New conversation", system: settings.system, changed: now, messages: [] });
+    this.choose({
+      id: `${now}-${Math.random()}`,
+      title: "New conversation",
+      system: settings.system,
+      changed: now,
+      messages: [],
+    });
     byId("message").focus();
   }
 
@@ -64,6 +77,7 @@ export class Chat {
 
   async remove(conversation) {
     if (conversation === this.current) this.stop();
+    conversation.messages = []; // an answer that just ends has nothing to keep
     this.conversations = this.conversations.filter((one) => one !== conversation);
     await storage.remove(conversation.id);
     this.startNew();
@@ -71,15 +85,19 @@ export class Chat {
 
   async removeAll() {
     this.stop();
+    for (const conversation of this.conversations) conversation.messages = [];
     this.conversations = [];
     await storage.removeAll();
     this.startNew();
   }
 
-  exportAll() { exportAll(this.conversations); }
+  exportAll() {
+    exportAll(this.conversations);
+  }
 
   save(conversation) {
-    if (conversation.messages.length && !this.conversations.includes(conversation)) this.conversations.unshift(conversation);
+    if (!conversation.messages.length) return;
+    if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
     if (settings.keep) storage.save(conversation);
     this.showList();
   }
@@ -88,7 +106,7 @@ export class Chat {
 
   send(text) {
     const { current } = this;
-    if (!current.messages.length) current.title = text.replace(/\s+/g, " ").slice(0, TITLE_LENGTH);
+    if (!this.conversations.includes(current)) current.title = text.replace(/\s+/g, " ").slice(0, TITLE_LENGTH);
     current.messages.push({ role: "user", content: text });
     this.showLast();
     return this.answer(current);
@@ -114,10 +132,13 @@ export class Chat {
     this.showAll();
   }
 
-  stop() { this.running?.abort(); }
+  stop() {
+    this.running?.abort();
+  }
 
   async answer(conversation) {
-    const controller = new AbortController(), answer = emptyAnswer();
+    const controller = new AbortController(),
+      answer = emptyAnswer();
     const body = {
       messages: requestMessages(conversation.system, conversation.messages),
       temperature: settings.temperature,
@@ -134,7 +155,10 @@ export class Chat {
       for await (const event of streamAnswer(body, controller.signal)) {
         addEvent(answer, event);
         this.views.get(answer)?.update();
-        if (Date.now() > savedAt + SAVE_EVERY_MS) { savedAt = Date.now(); this.save(conversation); }
+        if (Date.now() > savedAt + SAVE_EVERY_MS) {
+          savedAt = Date.now();
+          this.save(conversation);
+        }
       }
       if (answer.outcome === "running") answer.outcome = "complete";
     } catch (error) {
@@ -173,10 +197,13 @@ export class Chat {
 
   showOne(message) {
     log.querySelector(".welcome")?.remove();
-    const view = message.role === "user"
-      ? new QuestionView(message, (text) => this.resend(message, text))
-      : new AnswerView(message, () => this.retry(message));
-    view.afterShow = () => { if (this.followsEnd) log.scrollTop = log.scrollHeight; };
+    const view =
+      message.role === "user"
+        ? new QuestionView(message, (text) => this.resend(message, text))
+        : new AnswerView(message, () => this.retry(message));
+    view.afterShow = () => {
+      if (this.followsEnd) log.scrollTop = log.scrollHeight;
+    };
     this.views.set(message, view);
     log.append(view.element);
   }
@@ -190,21 +217,32 @@ export class Chat {
   showWelcome() {
     log.querySelector(".system")?.remove();
     if (this.current.system.trim()) {
-      log.prepend(make("details", { class: "system" }, make("summary", {}, "System prompt"), make("div", { class: "source", dir: "auto" }, this.current.system)));
+      log.prepend(
+        make(
+          "details",
+          { class: "system" },
+          make("summary", {}, "System prompt"),
+          make("div", { class: "source", dir: "auto" }, this.current.system),
+        ),
+      );
     }
     if (!this.current.messages.length && !log.querySelector(".welcome")) {
-      log.append(make("p", { class: "welcome" }, "Write a message below. The answer comes from the model on this server."));
+      log.append(
+        make("p", { class: "welcome" }, "Write a message below. The answer comes from the model on this server."),
+      );
     }
   }
 
   async showList() {
+    this.conversations.sort((a, b) => b.changed - a.changed);
     showList(this.conversations, this.current, {
       choose: (conversation) => this.choose(conversation),
       rename: (conversation, title) => this.rename(conversation, title),
       remove: (conversation) => this.remove(conversation),
     });
-    byId("kept").textContent = settings.keep && (await storage.lasts())
-      ? "Conversations are kept in this browser only."
-      : "Conversations are lost when this page is closed.";
+    byId("kept").textContent =
+      settings.keep && (await storage.lasts())
+        ? "Conversations are kept in this browser only."
+        : "Conversations are lost when this page is closed.";
   }
 }

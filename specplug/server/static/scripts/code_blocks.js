@@ -6,12 +6,37 @@ import { make } from "./elements.js";
 import { sanitised } from "./sanitiser.js";
 
 const LONGEST = 50000; // characters; longer code gets no colours
-const LANGUAGES = new Set(("bash c cpp csharp css diff dockerfile go ini java javascript json kotlin makefile php python "
-  + "ruby rust sql swift typescript xml yaml").split(" "));
+const LANGUAGES = new Set(
+  (
+    "bash c cpp csharp css diff dockerfile go ini java javascript json kotlin makefile php python " +
+    "ruby rust sql swift typescript xml yaml"
+  ).split(" "),
+);
 const ALIASES = {
-  "c++": "cpp", cc: "cpp", hpp: "cpp", cs: "csharp", console: "bash", golang: "go", h: "c", html: "xml", js: "javascript",
-  jsx: "javascript", kt: "kotlin", make: "makefile", patch: "diff", py: "python", rb: "ruby", rs: "rust", sh: "bash",
-  shell: "bash", svg: "xml", toml: "ini", ts: "typescript", tsx: "typescript", yml: "yaml", zsh: "bash",
+  "c++": "cpp",
+  cc: "cpp",
+  hpp: "cpp",
+  cs: "csharp",
+  console: "bash",
+  golang: "go",
+  h: "c",
+  html: "xml",
+  js: "javascript",
+  jsx: "javascript",
+  kt: "kotlin",
+  make: "makefile",
+  patch: "diff",
+  py: "python",
+  rb: "ruby",
+  rs: "rust",
+  sh: "bash",
+  shell: "bash",
+  svg: "xml",
+  toml: "ini",
+  ts: "typescript",
+  tsx: "typescript",
+  yml: "yaml",
+  zsh: "bash",
 };
 
 /** Put a bar with a copy button over a `pre`, and colour it if it is complete. */
@@ -21,7 +46,15 @@ export function finishCode(pre, complete) {
   const frame = make("div", { class: "code", dir: "ltr" });
   pre.replaceWith(frame);
   pre.tabIndex = 0; // so that the keyboard can scroll it
-  frame.append(make("div", { class: "bar" }, make("span", {}, named), copyButton(() => code.textContent, "Copy code")), pre);
+  frame.append(
+    make(
+      "div",
+      { class: "bar" },
+      make("span", {}, named),
+      copyButton(() => code.textContent, "Copy code"),
+    ),
+    pre,
+  );
   const language = ALIASES[named] ?? named;
   if (complete && LANGUAGES.has(language) && code.textContent.length <= LONGEST) colour(code, language);
 }

@@ -25,7 +25,14 @@ export function exportAll(conversations) {
   download("conversations.json", "application/json", `${JSON.stringify(all, null, 2)}\n`);
 }
 
-function fileName(title) { return title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "conversation"; }
+function fileName(title) {
+  return (
+    title
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 60) || "conversation"
+  );
+}
 
 function download(name, type, text) {
   const href = URL.createObjectURL(new Blob([text], { type }));

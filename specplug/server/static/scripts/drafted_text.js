@@ -6,12 +6,18 @@ const STYLES = 4; // that the style sheet has
 let proposers = [];
 
 /** Set the order of the proposers, on which their colours depend. */
-export function setProposers(names) { proposers = names; }
+export function setProposers(names) {
+  proposers = names;
+}
 
 /** Text with the colour of a proposer. */
 export function marked(text, proposer) {
   if (!proposers.includes(proposer)) proposers = [...proposers, proposer];
-  return make("mark", { class: `proposer-${proposers.indexOf(proposer) % STYLES}`, title: `drafted by ${proposer}` }, text);
+  return make(
+    "mark",
+    { class: `proposer-${proposers.indexOf(proposer) % STYLES}`, title: `drafted by ${proposer}` },
+    text,
+  );
 }
 
 /** Shows the segments of an answer; `update` adds those that are new. */
@@ -44,8 +50,10 @@ function explanation({ segments, figures }) {
     ". The model then checked it, several tokens in one pass, and kept only what it would have written itself.",
   ];
   if (figures?.steps) {
-    said.push(` ${figures.accepted_tokens} of ${figures.draft_tokens} drafted tokens were kept: `
-      + `${figures.mean_acceptance_length.toFixed(2)} tokens per pass of the model.`);
+    said.push(
+      ` ${figures.accepted_tokens} of ${figures.draft_tokens} drafted tokens were kept: ` +
+        `${figures.mean_acceptance_length.toFixed(2)} tokens per pass of the model.`,
+    );
   }
   return said;
 }

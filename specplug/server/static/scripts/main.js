@@ -9,7 +9,9 @@ import { useTheme } from "./theme.js";
 
 useTheme();
 usePanels();
-const chat = new Chat(), message = byId("message"), dialog = byId("settings");
+const chat = new Chat();
+const message = byId("message");
+const dialog = byId("settings");
 
 function send() {
   const text = message.value.trim();
@@ -18,18 +20,35 @@ function send() {
   chat.send(text);
 }
 
-byId("form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
+byId("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send();
+});
 message.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    send();
+  }
 });
 byId("new").addEventListener("click", () => chat.startNew());
-byId("stop").addEventListener("click", () => { chat.stop(); message.focus(); });
-document.addEventListener("keydown", (event) => { if (event.key === "Escape" && !dialog.open) chat.stop(); });
+byId("stop").addEventListener("click", () => {
+  chat.stop();
+  message.focus();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !dialog.open) chat.stop();
+});
 byId("conversation").addEventListener("scroll", () => chat.noteScroll(), { passive: true });
-useDialog(() => chat.current.system, () => chat.apply());
+useDialog(
+  () => chat.current.system,
+  () => chat.apply(),
+);
 byId("export-all").addEventListener("click", () => chat.exportAll());
 byId("delete-all").addEventListener("click", () => {
-  if (confirm("Delete all conversations?")) { dialog.close(); chat.removeAll(); }
+  if (confirm("Delete all conversations?")) {
+    dialog.close();
+    chat.removeAll();
+  }
 });
 chat.load();
 followServer();

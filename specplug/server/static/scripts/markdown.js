@@ -32,7 +32,9 @@ export class MarkdownView {
     const blocks = tokens.map((token, index) => {
       const known = finished && namesLinks ? null : this.blocks[index];
       const complete = finished || index < tokens.length - 1;
-      return known?.raw === token.raw && known.complete === complete ? known : { raw: token.raw, complete, element: render(token, complete) };
+      return known?.raw === token.raw && known.complete === complete
+        ? known
+        : { raw: token.raw, complete, element: render(token, complete) };
     });
     for (const old of this.blocks) if (!blocks.includes(old)) old.element.remove();
     blocks.forEach((block, index) => {
@@ -46,9 +48,14 @@ export class MarkdownView {
 function blocksOf(text) {
   if (text.length > LONGEST) return [{ raw: text, plain: true }];
   try {
-    const tokens = marked.lexer(text), { links } = tokens;
-    return Object.assign(tokens.filter((token) => token.type !== "space" && token.type !== "def"), { links });
-  } catch { // too deeply nested for the parser
+    const tokens = marked.lexer(text),
+      { links } = tokens;
+    return Object.assign(
+      tokens.filter((token) => token.type !== "space" && token.type !== "def"),
+      { links },
+    );
+  } catch {
+    // too deeply nested for the parser
     return [{ raw: text, plain: true }];
   }
 }
@@ -65,7 +72,8 @@ function render(token, complete) {
     link.target = "_blank";
     link.rel = "noopener noreferrer";
   }
-  for (const element of block.querySelectorAll("p, li, td, th, blockquote, h1, h2, h3, h4, h5, h6")) element.dir = "auto";
+  for (const element of block.querySelectorAll("p, li, td, th, blockquote, h1, h2, h3, h4, h5, h6"))
+    element.dir = "auto";
   for (const table of block.querySelectorAll("table")) {
     const scroll = make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" });
     table.replaceWith(scroll);

@@ -20,21 +20,42 @@ export class QuestionView {
 
   show() {
     this.editing = button("Edit", () => this.edit(), { class: "quiet" });
-    const tools = make("div", { class: "tools" }, copyButton(() => this.message.content), this.editing);
+    const tools = make(
+      "div",
+      { class: "tools" },
+      copyButton(() => this.message.content),
+      this.editing,
+    );
     this.element.replaceChildren(make("div", { class: "text", dir: "auto" }, this.message.content), tools);
   }
 
   edit() {
     const area = make("textarea", { rows: 4, dir: "auto", "aria-label": "Edit the message" });
     area.value = this.message.content;
-    const cancel = () => { this.show(); this.editing.focus(); };
-    const send = () => { if (area.value.trim()) this.resend(area.value.trim()); };
+    const cancel = () => {
+      this.show();
+      this.editing.focus();
+    };
+    const send = () => {
+      if (area.value.trim()) this.resend(area.value.trim());
+    };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") { event.stopPropagation(); cancel(); }
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        cancel();
+      }
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        send();
+      }
     });
-    const tools = make("div", { class: "tools" }, button("Send again", send, { class: "primary" }), button("Cancel", cancel),
-      make("span", { class: "small" }, "What follows this message is removed."));
+    const tools = make(
+      "div",
+      { class: "tools" },
+      button("Send again", send, { class: "primary" }),
+      button("Cancel", cancel),
+      make("span", { class: "small" }, "What follows this message is removed."),
+    );
     this.element.replaceChildren(area, tools);
     area.focus();
   }
@@ -50,11 +71,26 @@ export class AnswerView {
     this.body = make("div", { class: "markdown" });
     this.drafted = make("div", { class: "drafted", hidden: true });
     this.note = make("p", { class: "note", hidden: true });
-    this.drafting = button("Show drafted text", () => this.toggleDrafted(), { class: "quiet", "aria-pressed": "false" });
-    this.tools = make("div", { class: "tools" }, copyButton(() => parts(this.message).text, "Copy answer"),
-      button("Retry", retry, { class: "quiet retry" }), this.drafting);
-    this.element = make("article", { class: "message assistant", "aria-label": "Model" },
-      this.reasoning, this.body, this.drafted, this.note, this.tools);
+    this.drafting = button("Show drafted text", () => this.toggleDrafted(), {
+      class: "quiet",
+      "aria-pressed": "false",
+    });
+    this.tools = make(
+      "div",
+      { class: "tools" },
+      copyButton(() => parts(this.message).text, "Copy answer"),
+      button("Retry", retry, { class: "quiet retry" }),
+      this.drafting,
+    );
+    this.element = make(
+      "article",
+      { class: "message assistant", "aria-label": "Model" },
+      this.reasoning,
+      this.body,
+      this.drafted,
+      this.note,
+      this.tools,
+    );
     this.markdown = new MarkdownView(this.body);
     this.tookMs = 0;
     this.show();
@@ -62,12 +98,23 @@ export class AnswerView {
 
   /** Show what the message has now: at once where the answer has ended, else soon. */
   update() {
-    if (this.message.outcome !== "running") { clearTimeout(this.waiting); this.waiting = null; this.show(); }
-    else this.waiting ??= setTimeout(() => { this.waiting = null; this.show(); }, Math.max(SHORTEST_MS, this.tookMs * BUSY_SHARE));
+    if (this.message.outcome !== "running") {
+      clearTimeout(this.waiting);
+      this.waiting = null;
+      this.show();
+    } else
+      this.waiting ??= setTimeout(
+        () => {
+          this.waiting = null;
+          this.show();
+        },
+        Math.max(SHORTEST_MS, this.tookMs * BUSY_SHARE),
+      );
   }
 
   show() {
-    const began = performance.now(), running = this.message.outcome === "running";
+    const began = performance.now(),
+      running = this.message.outcome === "running";
     const { reasoning, text } = parts(this.message);
     this.reasoning.hidden = !reasoning.trim();
     this.reasoningTitle.textContent = running && !text ? "Reasoning …" : "Reasoning";
@@ -92,7 +139,11 @@ export class AnswerView {
 
   showNote() {
     const { outcome, error } = this.message;
-    const notes = { length: "The answer reached the longest length that the settings or the context allow.", stopped: "Stopped.", failed: error };
+    const notes = {
+      length: "The answer reached the longest length that the settings or the context allow.",
+      stopped: "Stopped.",
+      failed: error,
+    };
     this.note.hidden = !(outcome in notes);
     this.note.textContent = notes[outcome] ?? "";
     this.note.classList.toggle("failed", outcome === "failed");

@@ -2,7 +2,10 @@
 
 import { byId } from "./elements.js";
 
-const PANELS = [["conversations", "show-conversations"], ["server", "show-server"]];
+const PANELS = [
+  ["conversations", "show-conversations"],
+  ["server", "show-server"],
+];
 const wide = matchMedia("(min-width: 64rem)");
 
 export function usePanels() {
@@ -19,9 +22,13 @@ export function usePanels() {
 }
 
 /** Close what lies over the chat in a narrow window. */
-export function closeOverlay() { if (!wide.matches) PANELS.forEach(([panel]) => show(panel, false)); }
+export function closeOverlay() {
+  if (!wide.matches) PANELS.forEach(([panel]) => show(panel, false));
+}
 
-function reset() { PANELS.forEach(([panel]) => show(panel, wide.matches)); }
+function reset() {
+  PANELS.forEach(([panel]) => show(panel, wide.matches));
+}
 
 function show(panel, open) {
   if (open && !wide.matches) closeOverlay();

@@ -3,7 +3,8 @@
 import DOMPurify from "../vendor/dompurify.js";
 
 const RULES = {
-  ALLOWED_TAGS: "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre span strong table tbody td th thead tr ul".split(" "),
+  ALLOWED_TAGS:
+    "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre span strong table tbody td th thead tr ul".split(" "),
   ALLOWED_ATTR: ["href", "title", "align", "start", "class"],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
   ALLOW_ARIA_ATTR: false,
@@ -17,4 +18,6 @@ DOMPurify.addHook("uponSanitizeAttribute", (node, data) => {
 });
 
 /** The elements that `html` describes, as a fragment, without all that is not allowed. */
-export function sanitised(html) { return DOMPurify.sanitize(html, RULES); }
+export function sanitised(html) {
+  return DOMPurify.sanitize(html, RULES);
+}

@@ -4,7 +4,9 @@ import { getStats } from "./api.js";
 import { marked, setProposers } from "./drafted_text.js";
 import { byId, make } from "./elements.js";
 
-const EVERY_MS = 500, EVERY_MS_WITHOUT_ANSWER = 2000, POSITIONS = 4;
+const EVERY_MS = 500;
+const EVERY_MS_WITHOUT_ANSWER = 2000;
+const POSITIONS = 4;
 export const GONE = "The server does not answer. Start it again with specplug serve";
 
 /** Ask for the figures as long as the page is visible. */
@@ -33,14 +35,23 @@ function show(stats) {
   setText("waiting", String(stats.waiting));
   setText("context", percent(stats.kv_tokens.held, stats.kv_tokens.limit));
   showSaving(stats.last_minute);
-  byId("slots").replaceChildren(...stats.slots.map((slot) => make("li", { class: slot.state },
-    make("span", {}, slot.state),
-    make("span", {}, slot.state === "idle" ? "" : `prompt ${slot.prompt_tokens}, answer ${slot.tokens} tokens`))));
+  byId("slots").replaceChildren(
+    ...stats.slots.map((slot) =>
+      make(
+        "li",
+        { class: slot.state },
+        make("span", {}, slot.state),
+        make("span", {}, slot.state === "idle" ? "" : `prompt ${slot.prompt_tokens}, answer ${slot.tokens} tokens`),
+      ),
+    ),
+  );
   showProposers(stats.proposers.filter((one) => one.method !== "none"));
 }
 
 // A status region is read aloud when it changes, so that it must not be set to what it says already.
-function setText(id, text) { if (byId(id).textContent !== text) byId(id).textContent = text; }
+function setText(id, text) {
+  if (byId(id).textContent !== text) byId(id).textContent = text;
+}
 
 function showSaving(minute) {
   const saved = minute.saved_by_drafting;
@@ -53,24 +64,40 @@ function savingText(minute) {
   if (!minute.passes) return "No pass of the model in the last minute.";
   if (!minute.draft_tokens) return `${minute.passes} passes of the model in the last minute, none with drafted tokens.`;
   const made = `${minute.passes} passes for ${minute.tokens} tokens in the last minute, ${minute.plain_passes} of them without drafted tokens.`;
-  if (minute.saved_by_drafting === null) return `${made} These are too few to tell how long the tokens take without drafting.`;
+  if (minute.saved_by_drafting === null)
+    return `${made} These are too few to tell how long the tokens take without drafting.`;
   return `${made} By the time of these, the tokens would have taken ${seconds(minute.plain_ms)} without drafting; they took ${seconds(minute.compared_ms)}.`;
 }
 
-function percent(part, total) { return total ? `${Math.round(100 * part / total)}%` : "–"; }
+function percent(part, total) {
+  return total ? `${Math.round((100 * part) / total)}%` : "–";
+}
 
-function sum(numbers) { return numbers.reduce((a, b) => a + b, 0); }
+function sum(numbers) {
+  return numbers.reduce((a, b) => a + b, 0);
+}
 
 function showProposers(proposers) {
   setProposers(proposers.map((one) => one.method));
   const positions = Array.from({ length: POSITIONS }, (_, index) => index);
   const heads = ["Proposer", "All", ...positions.map((index) => String(index + 1))];
   byId("acceptance").tHead.replaceChildren(make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name))));
-  byId("acceptance").tBodies[0].replaceChildren(...proposers.map(({ method, guessed, accepted }) => {
-    const drafted = sum(guessed), kept = sum(accepted);
-    return make("tr", {},
-      make("th", { scope: "row" }, marked(method, method)),
-      make("td", {}, `${percent(kept, drafted)} `, make("meter", { max: Math.max(drafted, 1), value: kept, title: `${kept} of ${drafted}` })),
-      ...positions.map((index) => make("td", {}, percent(accepted[index], guessed[index]))));
-  }));
+  byId("acceptance").tBodies[0].replaceChildren(
+    ...proposers.map(({ method, guessed, accepted }) => {
+      const drafted = sum(guessed),
+        kept = sum(accepted);
+      return make(
+        "tr",
+        {},
+        make("th", { scope: "row" }, marked(method, method)),
+        make(
+          "td",
+          {},
+          `${percent(kept, drafted)} `,
+          make("meter", { max: Math.max(drafted, 1), value: kept, title: `${kept} of ${drafted}` }),
+        ),
+        ...positions.map((index) => make("td", {}, percent(accepted[index], guessed[index]))),
+      );
+    }),
+  );
 }

@@ -26,12 +26,20 @@ export function useDialog(system, saved) {
     settings.maxTokens = byId("tokens").valueAsNumber;
     settings.drafting = byId("drafting").checked;
     settings.keep = byId("keep").checked;
-    try { localStorage.setItem(KEY, JSON.stringify(settings)); } catch { /* without storage they last until a reload */ }
+    try {
+      localStorage.setItem(KEY, JSON.stringify(settings));
+    } catch {
+      /* without storage they last until a reload */
+    }
     dialog.close();
     saved();
   });
 }
 
 function stored() {
-  try { return JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { return {}; }
+  try {
+    return JSON.parse(localStorage.getItem(KEY)) ?? {};
+  } catch {
+    return {};
+  }
 }

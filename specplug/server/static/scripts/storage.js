@@ -1,22 +1,30 @@
 // Conversations in this browser: an IndexedDB of this page's address. Without one they last until the page is closed.
 
-const NAME = "specplug", STORE = "conversations";
+const NAME = "specplug";
+const STORE = "conversations";
 let opened = null;
 
 /** Whether conversations outlast the page. */
-export async function lasts() { return (await database()) !== null; }
-
-/** All conversations, the last changed first. */
-export async function loadAll() {
-  const found = (await run("readonly", (store) => store.getAll())) ?? [];
-  return found.sort((a, b) => b.changed - a.changed);
+export async function lasts() {
+  return (await database()) !== null;
 }
 
-export function save(conversation) { return run("readwrite", (store) => store.put(conversation)); }
+/** All conversations. */
+export async function loadAll() {
+  return (await run("readonly", (store) => store.getAll())) ?? [];
+}
 
-export function remove(id) { return run("readwrite", (store) => store.delete(id)); }
+export function save(conversation) {
+  return run("readwrite", (store) => store.put(conversation));
+}
 
-export function removeAll() { return run("readwrite", (store) => store.clear()); }
+export function remove(id) {
+  return run("readwrite", (store) => store.delete(id));
+}
+
+export function removeAll() {
+  return run("readwrite", (store) => store.clear());
+}
 
 function database() {
   opened ??= new Promise((resolve) => {
@@ -38,7 +46,8 @@ async function run(mode, ask) {
   if (!base) return null;
   return new Promise((resolve) => {
     try {
-      const transaction = base.transaction(STORE, mode), request = ask(transaction.objectStore(STORE));
+      const transaction = base.transaction(STORE, mode),
+        request = ask(transaction.objectStore(STORE));
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = () => resolve(null);
     } catch {

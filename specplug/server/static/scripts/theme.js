@@ -2,15 +2,28 @@
 
 import { byId } from "./elements.js";
 
-const KEY = "specplug-theme", root = document.documentElement;
+const KEY = "specplug-theme";
+const root = document.documentElement;
 
 export function useTheme() {
-  try { setTheme(localStorage.getItem(KEY)); } catch { /* no storage */ }
+  try {
+    setTheme(localStorage.getItem(KEY));
+  } catch {
+    /* no storage */
+  }
   byId("theme").addEventListener("click", () => {
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const dark = root.dataset.theme
+      ? root.dataset.theme === "dark"
+      : matchMedia("(prefers-color-scheme: dark)").matches;
     setTheme(dark ? "light" : "dark");
-    try { localStorage.setItem(KEY, root.dataset.theme); } catch { /* without storage the theme lasts until a reload */ }
+    try {
+      localStorage.setItem(KEY, root.dataset.theme);
+    } catch {
+      /* without storage the theme lasts until a reload */
+    }
   });
 }
 
-function setTheme(theme) { if (theme) root.dataset.theme = theme; }
+function setTheme(theme) {
+  if (theme) root.dataset.theme = theme;
+}
