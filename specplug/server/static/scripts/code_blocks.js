@@ -6,38 +6,37 @@ import { make } from "./elements.js";
 import { sanitised } from "./sanitiser.js";
 
 const LONGEST = 50000; // characters; longer code gets no colours
-const LANGUAGES = new Set(
-  (
-    "bash c cpp csharp css diff dockerfile go ini java javascript json kotlin makefile php python " +
-    "ruby rust sql swift typescript xml yaml"
-  ).split(" "),
-);
-const ALIASES = {
-  "c++": "cpp",
-  cc: "cpp",
-  hpp: "cpp",
-  cs: "csharp",
-  console: "bash",
-  golang: "go",
-  h: "c",
-  html: "xml",
-  js: "javascript",
-  jsx: "javascript",
-  kt: "kotlin",
-  make: "makefile",
-  patch: "diff",
-  py: "python",
-  rb: "ruby",
-  rs: "rust",
-  sh: "bash",
-  shell: "bash",
-  svg: "xml",
-  toml: "ini",
-  ts: "typescript",
-  tsx: "typescript",
-  yml: "yaml",
-  zsh: "bash",
+/** The languages that have colours, each with its other names. */
+const LANGUAGES = {
+  bash: "console sh shell zsh",
+  c: "h",
+  cpp: "c++ cc hpp",
+  csharp: "cs",
+  css: "",
+  diff: "patch",
+  dockerfile: "",
+  go: "golang",
+  ini: "toml",
+  java: "",
+  javascript: "js jsx",
+  json: "",
+  kotlin: "kt",
+  makefile: "make",
+  php: "",
+  python: "py",
+  ruby: "rb",
+  rust: "rs",
+  sql: "",
+  swift: "",
+  typescript: "ts tsx",
+  xml: "html svg",
+  yaml: "yml",
 };
+const NAMES = new Map(
+  Object.entries(LANGUAGES).flatMap(([language, others]) =>
+    [language, ...others.split(" ")].map((name) => [name, language]),
+  ),
+);
 
 /** Put a bar with a copy button over a `pre`, and colour it if it is complete. */
 export function finishCode(pre, complete) {
@@ -55,8 +54,8 @@ export function finishCode(pre, complete) {
     ),
     pre,
   );
-  const language = ALIASES[named] ?? named;
-  if (complete && LANGUAGES.has(language) && code.textContent.length <= LONGEST) colour(code, language);
+  const language = NAMES.get(named);
+  if (complete && language && code.textContent.length <= LONGEST) colour(code, language);
 }
 
 async function colour(code, language) {

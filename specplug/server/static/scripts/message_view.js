@@ -75,13 +75,9 @@ export class AnswerView {
       class: "quiet",
       "aria-pressed": "false",
     });
-    this.tools = make(
-      "div",
-      { class: "tools" },
-      copyButton(() => parts(this.message).text, "Copy answer"),
-      button("Retry", retry, { class: "quiet retry" }),
-      this.drafting,
-    );
+    this.copying = copyButton(() => parts(this.message).text, "Copy answer");
+    const retrying = button("Retry", retry, { class: "quiet retry" });
+    this.tools = make("div", { class: "tools" }, this.copying, retrying, this.drafting);
     this.element = make(
       "article",
       { class: "message assistant", "aria-label": "Model" },
@@ -121,6 +117,7 @@ export class AnswerView {
     this.reasoningText.textContent = reasoning.trim();
     this.element.classList.toggle("running", running);
     this.tools.hidden = running && !text;
+    this.copying.hidden = this.drafting.hidden = !this.message.segments.length;
     this.showNote();
     if (this.drafted.hidden) this.markdown.update(text, !running);
     else this.draftedView.update(this.message);
