@@ -28,7 +28,7 @@ MOST_BYTES = 150_000
 """Largest picture."""
 
 FLAGS = ["--no-sandbox", "--disable-gpu"]
-WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 780}
+WIDE, PHONE = {"width": 1200, "height": 680}, {"width": 390, "height": 780}
 START_S = 300
 """Seconds in which the server has to start."""
 

@@ -42,7 +42,6 @@ export class DraftedView {
 
 function explanation({ segments, figures }) {
   const names = [...new Set(segments.map(([, proposer]) => proposer).filter(Boolean))];
-  if (!segments.length) return ["The server did not say which parts of this answer were drafted."];
   if (!names.length) return ["Nothing of this answer was drafted: the model made one pass for each token."];
   const said = [
     "Marked text was drafted without the model by ",

@@ -117,7 +117,8 @@ export class AnswerView {
     this.reasoningText.textContent = reasoning.trim();
     this.element.classList.toggle("running", running);
     this.tools.hidden = running && !text;
-    this.copying.hidden = this.drafting.hidden = !this.message.segments.length;
+    this.copying.hidden = !text;
+    this.drafting.hidden = !this.message.segments.length;
     this.showNote();
     if (this.drafted.hidden) this.markdown.update(text, !running);
     else this.draftedView.update(this.message);

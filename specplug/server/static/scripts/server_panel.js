@@ -84,18 +84,13 @@ function showProposers(proposers) {
   byId("acceptance").tHead.replaceChildren(make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name))));
   byId("acceptance").tBodies[0].replaceChildren(
     ...proposers.map(({ method, guessed, accepted }) => {
-      const drafted = sum(guessed),
-        kept = sum(accepted);
+      const drafted = sum(guessed);
+      const kept = sum(accepted);
       return make(
         "tr",
         {},
         make("th", { scope: "row" }, marked(method, method)),
-        make(
-          "td",
-          {},
-          `${percent(kept, drafted)} `,
-          make("meter", { max: Math.max(drafted, 1), value: kept, title: `${kept} of ${drafted}` }),
-        ),
+        make("td", {}, drafted ? `${percent(kept, drafted)} of ${drafted}` : "–"),
         ...positions.map((index) => make("td", {}, percent(accepted[index], guessed[index]))),
       );
     }),
