@@ -24,6 +24,7 @@ from specplug.generation.answers import Request as AnswerRequest
 from specplug.generation.text import Segment
 from specplug.profile.with_corpora import for_one_user
 
+from .constraint_options import check_constraint, constraint_options, taken_constraint
 from .corpus_options import remember_options, with_remember
 from .options import Request, model_path, note, shared_options
 from .preparation import prepare
@@ -70,8 +71,7 @@ def _one_prompt(ctx: click.Context, parameter: click.Parameter, words: tuple[str
 @click.option("--system", type=_Utf8(), help="System message to put before the prompt.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
 @click.option("--stop", type=_Utf8(), multiple=True, help="Stop before this text. Repeat it for several texts.")
-@click.option("--grammar", type=_FILE, help="GBNF file with a grammar that the answer must follow.")
-@click.option("--json-schema", type=_FILE, help="File with a JSON schema that the answer must follow.")
+@constraint_options
 @click.option("--top-k", type=click.IntRange(0), help="Keep the K likeliest tokens (default: 40; vLLM: all).")
 @click.option(
     "--top-p",
@@ -126,8 +126,6 @@ def run(
     jsonl: bool,
     stop: tuple[str, ...],
     logit_bias: tuple[str, ...],
-    grammar: Path | None,
-    json_schema: Path | None,
     remember: str | None,
     private: bool,
     **sampling: Any,
@@ -152,15 +150,15 @@ def run(
             raise UsageError(f"{which} is empty; give some text")
         if raw and len(turns) > 1:
             raise UsageError(f"prompt {number} has {len(turns)} turns, but --raw continues one text; drop --raw")
+    constraint = taken_constraint(sampling)
     settings = Sampling(
         temperature=request.temperature,
         seed=request.seed,
-        grammar=_text(grammar),
-        json_schema=_text(json_schema),
         logit_bias=_biases(logit_bias),
         **(VLLM_SAMPLING if request.profile.engine == "vllm" else {})
-        | {name: value for name, value in sampling.items() if value is not None},
+        | {name: value for name, value in (constraint | sampling).items() if value is not None},
     )
+    check_constraint(settings)
     prints_text = not (request.json or jsonl)
     terminal = Console()
     coloured = show_drafts and terminal.is_terminal and not terminal.no_color
@@ -173,16 +171,17 @@ def run(
         remembering(chosen, lambda: model_path(chosen), note) as remembered,
         open_engine(remembered.profile, note, learned=remembered.learned()) as engine,
     ):
+        stops = stop if raw else (*stop, *engine.chat_stops)
         for turns in conversations:
             messages = [{"role": "system", "content": system}] if system else []
             for turn in turns:
                 messages.append({"role": "user", "content": turn})
-                tokens = engine.tokenize(turn) if raw else engine.chat_prompt(messages)
+                tokens = engine.raw_prompt(turn) if raw else engine.chat_prompt(messages)
                 answer = Answer()
                 answer_number += 1
                 if prints_text and answer_number > 1:
                     click.echo()
-                asked = AnswerRequest(tokens, request.max_tokens, settings, stop, private)
+                asked = AnswerRequest(tokens, request.max_tokens, settings, stops, private)
                 for released in engine.stream(asked, answer):
                     if prints_text:
                         _print(released, terminal.is_terminal, coloured)
@@ -228,15 +227,6 @@ def _stdin() -> str:
         return data.decode("utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as error:
         raise UsageError(f"stdin is not UTF-8 text (byte {error.start}); convert it first") from None
-
-
-def _text(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8-sig")  # without a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def _biases(pairs: Sequence[str]) -> dict[int, float]:

@@ -166,6 +166,7 @@ def serve(
     if corpora:
         chosen = with_corpora(chosen, corpora)
     chosen = with_remember(chosen, remember, private=private)
+    api_key = None if api_key is None else api_key.strip()  # a file or a variable often ends with a line break
     if chosen.engine == "vllm":
         if chosen.remember is not None:
             if ctx.get_parameter_source("remember") is click.core.ParameterSource.COMMANDLINE:

@@ -16,7 +16,7 @@ SOURCES = sorted([*(ROOT / "specplug").rglob("*.py"), *(ROOT / "cli").rglob("*.p
 
 LAYERS = (
     ("__init__", "core", "errors"),
-    ("drafts", "generation", "registry", "testing", "verification"),
+    ("constraints", "drafts", "generation", "registry", "testing", "verification"),
     ("corpora", "machine", "models", "planning", "profile"),
     ("proposers", "transforms"),
     ("engines", "server"),

@@ -112,6 +112,10 @@ def test_run_obeys_stop_strings_grammars_and_schemas(tmp_path: Path) -> None:
     base = ["run", "--profile", "quick", "--max-tokens", "40"]
     assert call(*base, "--grammar", str(grammar), "A number, please.").stdout[2:] == b"!\n"
     assert set(json.loads(call(*base, "--json-schema", str(schema), "A number, please.").stdout)) == {"n"}
+    assert re.fullmatch(rb"[0-9]{2}-[a-z]+!\n", call(*base, "--regex", "[0-9]{2}-[a-z]{1,9}!", "Hi.").stdout)
+    lark = tmp_path / "answer.lark"
+    lark.write_text('start: "Answer: " %json {"type": "integer", "maximum": 9, "minimum": 0} "."')
+    assert re.fullmatch(rb"Answer: [0-9]\.\n", call(*base, "--lark", str(lark), "A number, please.").stdout)
     unstopped = call(*base, "--json", "Count: one, two, three, four.").stdout
     word = json.loads(unstopped)["text"].split()[3]
     stopped = json.loads(call(*base, "--json", "--stop", word, "Count: one, two, three, four.").stdout)
@@ -167,6 +171,32 @@ def test_inputs_that_cannot_be_answered(tmp_path: Path) -> None:
     grammar = tmp_path / "bad.gbnf"
     grammar.write_text("root ::= (")
     assert "the grammar does not parse" in refused(call(*quick, "--grammar", str(grammar), "Hi."), 2)
+
+
+def test_a_schema_is_enforced_against_a_bias_and_what_is_ignored_is_said(tmp_path: Path) -> None:
+    """Token 198 is the line break, which a string must not contain."""
+    schema = tmp_path / "schema.json"
+    text = {"type": "string", "minLength": 3, "maxLength": 3}
+    tags = {"type": "array", "uniqueItems": True}
+    schema.write_text(json.dumps({"type": "object", "properties": {"t": text, "tags": tags}, "required": ["t"]}))
+    base = ["run", "--profile", "none", "--json-schema", str(schema), "--logit-bias", "198=100", "--max-tokens", "60"]
+    done = call(*base, "Hi.")
+    assert len(json.loads(done.stdout)["t"]) == 3
+    assert b"specplug: uniqueItems at #/properties/tags is not enforced\n" in done.stderr
+    assert "uniqueItems at #/properties/tags" in refused(call(*base, "--strict", "Hi."), 2)
+
+
+def test_constraints_that_cannot_be_kept_are_refused_before_a_model_is_opened(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"properties": {"a": {"type": "text"}}}')
+    base = ["run", "--model", str(tmp_path / "missing.gguf")]
+    refusal = refused(call(*base, "--json-schema", str(schema), "Hi."), 2)
+    assert "type at #/properties/a: Invalid type: text" in refusal
+    assert "look-around" in refused(call(*base, "--regex", "(?=a)b", "Hi."), 2)
+    assert "--json-schema and --regex were given" in refused(
+        call(*base, "--json-schema", str(schema), "--regex", "a", "Hi."), 2
+    )
+    assert "--strict is for --json-schema" in refused(call(*base, "--strict", "Hi."), 2)
 
 
 def test_models_that_cannot_be_opened(tmp_path: Path, demo_path: Path) -> None:

@@ -49,12 +49,27 @@ COPY = (
 )
 FREE = "Why do leaves turn yellow in autumn? Answer in two sentences."
 
+FACTS = json.dumps(
+    {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"price": {"type": "integer"}, "word": {"type": "string", "maxLength": 9}},
+            "required": ["price", "word"],
+        },
+        "minItems": 9,
+    }
+)
+
 SETTINGS = {
     "greedy": Sampling(),
     "sampled": Sampling(temperature=0.8, seed=3),
     "penalties": Sampling(repeat_penalty=1.2, frequency_penalty=0.1, presence_penalty=0.1),
     "grammar": Sampling(grammar=GRAMMAR),
     "sampled with grammar": Sampling(temperature=0.8, seed=3, grammar=GRAMMAR),
+    "schema": Sampling(json_schema=FACTS),
+    "sampled with schema": Sampling(temperature=0.8, seed=3, json_schema=FACTS),
+    "regular expression": Sampling(regex="([A-Za-z ]{1,30}, ){4}and [a-z]+[.]", repeat_penalty=1.2),
     "biased": Sampling(logit_bias={28: -100.0, 30: 2.0}),
 }
 

@@ -270,7 +270,7 @@ def test_a_chat_has_checkpoints_before_its_last_messages(models: Callable[..., M
     model = models("qwen35")
     messages = [{"role": "user", "content": "words " * 60}, {"role": "assistant", "content": "yes " * 40}]
     asked = model.chat_prompt([*messages, {"role": "user", "content": "and " * 40}])
-    marks = np.flatnonzero(asked == model.message_token).tolist()
+    marks = np.flatnonzero(asked == model.chat.message_token).tolist()
     assert len(marks) == 4, "a message begins at each of them, the last one is the answer"
     with LlamaCpp(model, FORCED) as engine:
         engine.generate(Request(asked, 8))

@@ -1,5 +1,6 @@
 """SpeculativeLlama beside llama_cpp.Llama on the real model: a script gets the same results from both."""
 
+import json
 import pickle
 import signal
 import traceback
@@ -135,6 +136,50 @@ def test_grammar_objects(both: Both) -> None:
         grammar = llama_cpp.LlamaGrammar.from_string('root ::= [a-z ]+ "."', verbose=False)
         texts.append([choice(llama, grammar=grammar, temperature=t, seed=2)["text"] for t in (0.0, 0.8)])
     assert texts[0] == texts[1]
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "path": {"enum": ["D:\\temp\\new\n"]}},
+    "required": ["name", "path"],
+}
+FORMATS = [
+    {"type": "json_object", "schema": PERSON},
+    {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}},
+]
+
+
+@pytest.mark.parametrize("response_format", FORMATS, ids=["llama-cpp-python's form", "OpenAI's form"])
+def test_response_formats_are_kept_with_and_without_drafts(
+    both: Both, options: dict[str, Any], response_format: Any
+) -> None:
+    plain = SpeculativeLlama(profile=Profile("plain", proposers=(ProposerSpec("none"),)), **options)
+    texts = []
+    for llama in (plain, both[1]):
+        for temperature in (0.0, 0.8):
+            asked = {"response_format": response_format, "temperature": temperature, "seed": 2, "max_tokens": 60}
+            answer = llama.create_chat_completion(TALK, **asked)
+            texts.append(answer["choices"][0]["message"]["content"])
+            assert json.loads(texts[-1])["path"] == "D:\\temp\\new\n" and answer["specplug"]["warnings"] == []
+            parts = [part["choices"][0]["delta"] for part in llama.create_chat_completion(TALK, stream=True, **asked)]
+            assert "".join(part.get("content", "") for part in parts) == texts[-1]
+    plain.close()
+    assert texts[:2] == texts[2:]
+
+
+def test_response_formats_that_cannot_be_kept_are_refused_or_listed(both: Both) -> None:
+    _, drafting = both
+    lax = {"type": "array", "uniqueItems": True, "maxItems": 1}
+    asked = {"schema": lax, "strict": True}
+    with pytest.raises(UsageError, match="uniqueItems at #"):
+        drafting.create_chat_completion(TALK, response_format={"type": "json_schema", "json_schema": asked})
+    answer = drafting.create_chat_completion(TALK, response_format={"type": "json_object", "schema": lax}, max_tokens=8)
+    assert answer["specplug"]["warnings"] == ["uniqueItems at # is not enforced"]
+    with pytest.raises(UsageError, match="is not supported; use text, json_object or json_schema"):
+        drafting.create_chat_completion(TALK, response_format={"type": "xml"})
+    grammar = llama_cpp.LlamaGrammar.from_string('root ::= "a"', verbose=False)
+    with pytest.raises(UsageError, match="given at once"):
+        drafting.create_chat_completion(TALK, response_format={"type": "json_object"}, grammar=grammar)
 
 
 def test_abandoned_streams_and_prompts_that_continue(both: Both) -> None:

@@ -35,6 +35,8 @@ from specplug.registry import ProposerSpec
 from specplug.transforms.checkpoint_head import TRIMMED
 from specplug.tune.exits import exits_to_try, recorded_for
 
+GUIDANCE = {"structured_outputs_config": {"backend": "guidance"}}
+
 
 def profile_of(*specs: ProposerSpec, **settings: Any) -> Profile:
     return Profile("p", engine="vllm", proposers=specs, vllm=VllmSettings(**settings))
@@ -42,7 +44,7 @@ def profile_of(*specs: ProposerSpec, **settings: Any) -> Profile:
 
 def test_our_proposers_are_configured_by_class_and_profile_path() -> None:
     found = engine_settings(profile_of(ProposerSpec("suffix"), num_speculative_tokens=3, dtype="float32"), "vllm")
-    assert found == {
+    assert found == GUIDANCE | {
         "dtype": "float32",
         "speculative_config": {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 3},
         "additional_config": {"specplug": {"profile": "vllm"}},
@@ -60,14 +62,14 @@ def test_a_profile_can_name_vllms_own_methods(small: str) -> None:
     ngram = profile_of(
         ProposerSpec("builtin", {"name": "ngram", "prompt_lookup_max": 4}), max_num_seqs=8, enforce_eager=True
     )
-    assert engine_settings(ngram, "x") == {
+    assert engine_settings(ngram, "x") == GUIDANCE | {
         "max_num_seqs": 8,
         "enforce_eager": True,
         "speculative_config": {"method": "ngram", "prompt_lookup_max": 4, "num_speculative_tokens": 5},
     }
     model = profile_of(ProposerSpec("builtin", {"name": "draft_model", "model": small}))
     assert engine_settings(model, "x")["speculative_config"]["model"] == small
-    assert engine_settings(profile_of(ProposerSpec("none"), max_model_len=99), "x") == {"max_model_len": 99}
+    assert engine_settings(profile_of(ProposerSpec("none"), max_model_len=99), "x") == GUIDANCE | {"max_model_len": 99}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_trimmed_drafter_is_configured_by_its_folder(tmp_path: Path, kind: str
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "tokenizer.json").write_bytes(b"{}")
     for target in (None, str(tmp_path / "target"), "org/name"):
-        assert engine_settings(trimmed(folder), "x", target) == {
+        assert engine_settings(trimmed(folder), "x", target) == GUIDANCE | {
             "speculative_config": {"method": method, "model": str(folder), "num_speculative_tokens": 3}
         }
 
@@ -184,7 +186,7 @@ def test_a_draft_model_on_the_hub_is_opened_from_its_cache(
     for name in ("config.json", "tokenizer.json", "model.safetensors", "model-q4_0.gguf"):
         (folder / name).write_text("{}")
     config = {"method": "draft_model", "model": str(folder), "num_speculative_tokens": 5}
-    assert engine_settings(wanted, "x") == {"speculative_config": config}
+    assert engine_settings(wanted, "x") == GUIDANCE | {"speculative_config": config}
 
 
 def test_the_error_for_a_missing_drafter_has_the_command_that_builds_it(

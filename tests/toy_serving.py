@@ -1,5 +1,6 @@
 """A toy engine for the real server. It has no model: each answer repeats the prompt byte by byte, then ends."""
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from specplug.constraints.gbnf_limits import check_gbnf
+from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray, SequenceOptions, int_array
 from specplug.corpora.folder import Corpus, check_files, open_corpus, place
 from specplug.errors import SpecplugError, UsageError
@@ -19,7 +22,8 @@ from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
 from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
-from specplug.server.middleware import Guard, Limits
+from specplug.server.middleware import Limits
+from specplug.server.process import Address, guarded
 from specplug.server.state import Settings
 
 END = 256
@@ -29,6 +33,7 @@ PLAIN_NS, DRAFT_ROW_NS = 10_000_000, 5_000_000
 @dataclass(eq=False)
 class ToySampler:
     sampling: Sampling
+    warnings: tuple[str, ...] = ()
     open: bool = True
 
     def close(self) -> None:
@@ -73,6 +78,7 @@ class ToyLoop:
         self.resets = 0
         self.steps = 0
         self.fail: BaseException | None = None
+        self._steps_before = 0
         self.verified = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
         self.prefixes_shared = False
@@ -81,7 +87,7 @@ class ToyLoop:
         self, prompt: IntArray, sampler: ToySampler, max_tokens: int, max_draft: int, options: SequenceOptions
     ) -> ToyStream:
         self.options.append(options)
-        self.begun.append(bytes(prompt.tolist()).decode("utf-8", "replace"))
+        self.begun.append(bytes(token for token in prompt.tolist() if token < END).decode("utf-8", "replace"))
         self.open += 1
         return ToyStream(prompt.tolist(), sampler, max_tokens, max_draft)
 
@@ -92,8 +98,11 @@ class ToyLoop:
         sleep(self.step_s)
         self.steps += 1
         if self.fail is not None:
-            error, self.fail = self.fail, None
-            raise error
+            if self._steps_before:
+                self._steps_before -= 1
+            else:
+                error, self.fail = self.fail, None
+                raise error
         for stream in running:
             drafted = int(stream.max_draft > 0)
             self._emit(stream, 1 + drafted)
@@ -105,6 +114,10 @@ class ToyLoop:
         for stream in reading:
             stream.reading = False
             self._emit(stream, 1)
+
+    def fail_after(self, steps: int, error: BaseException) -> None:
+        """Let the step after that many more fail."""
+        self.fail, self._steps_before = error, steps
 
     def finish(self, stream: ToyStream) -> None:
         stream.sampler.close()
@@ -129,16 +142,29 @@ class ToyLoop:
 
 class ToyEngine:
     profile = Profile("toy")
-    num_tokens = END + 1
     end_tokens = frozenset({END})
-    carries_tools = False
     source_names = ["suffix"]  # noqa: RUF012
     knows_plain_ms = True
 
     def __init__(
-        self, *, slots: int = 2, max_context: int = 4096, step_s: float = 0.0, datastore: Datastore | None = None
+        self,
+        *,
+        slots: int = 2,
+        max_context: int = 4096,
+        step_s: float = 0.0,
+        datastore: Datastore | None = None,
+        chat_template: str = "",
+        control: Sequence[str] = (),
     ) -> None:
-        """Corpora of the vocabulary and of a tokenizer that is all zeros fit."""
+        """Corpora of the vocabulary and of a tokenizer that is all zeros fit.
+
+        control  texts of control tokens, which prompts and so answers may contain
+        """
+        self.chat_template = chat_template
+        self._control = {text: END + 1 + index for index, text in enumerate(control)}
+        self.free_control_tokens = frozenset(self._control.values())
+        self.num_tokens = END + 1 + len(control)
+        self.samplings: list[Sampling] = []
         self.slots = slots
         self.max_context = max_context
         self.kv_tokens = slots * max_context
@@ -155,18 +181,37 @@ class ToyEngine:
         return open_corpus(name)
 
     def sampler(self, sampling: Sampling) -> ToySampler:
+        """Checks constraints, and keeps none."""
+        self.samplings.append(sampling)
         if sampling.grammar == "wrong":
             raise UsageError("the grammar does not parse: wrong")
-        return ToySampler(sampling)
+        check_gbnf(sampling.grammar or "")
+        grammar = grammar_text(sampling)
+        return ToySampler(sampling, grammar.warnings if grammar is not None else ())
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
-        return int_array(list(text.encode()))
+    chat_stops: tuple[str, ...] = ()
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
-        return self.tokenize(messages[-1]["content"])
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
+        parts = re.split("|".join(f"({re.escape(mark)})" for mark in self._control) or "(?!)", text)
+        ids = [[self._control[part]] if part in self._control else list(part.encode()) for part in parts if part]
+        return int_array([token for piece in ids for token in piece])
+
+    def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
+        return self.tokenize(text, add_special=True, parse_special=parse_special)
+
+    def control_token(self, text: str) -> int | None:
+        return END if text == "<end>" else self._control.get(text)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> IntArray:
+        return self.raw_prompt(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
-        return b"" if token == END else bytes([token])
+        return b"" if token >= END else bytes([token])
 
     def text(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
@@ -180,12 +225,19 @@ def serving(
     key: str | None = None,
     limits: Limits | None = None,
     answer_store: AnswerStore | None = None,
+    origins: tuple[str, ...] = (),
     port: int = 0,
 ) -> Iterator[str]:
     """Run the server in a thread, on a free port or on `port`; yields its URL."""
     app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
-    guard = Guard(app, key=key, hosts={"127.0.0.1", "localhost"}, limits=limits or Limits(body_seconds=1.0))
-    config = uvicorn.Config(guard, port=port, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    address = Address(key=key, origins=origins)
+    config = uvicorn.Config(
+        guarded(app, address, limits or Limits(body_seconds=1.0)),
+        port=port,
+        log_level="critical",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -23,7 +23,12 @@ class OpenEngine(Protocol):
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> IntArray:
         """int32[n]: the conversation in the model's chat template, followed by the start of the answer."""
 
-    def tokenize(self, text: str) -> IntArray: ...
+    @property
+    def chat_stops(self) -> Sequence[str]:
+        """Strings that end every answer of a chat."""
+
+    def raw_prompt(self, text: str) -> IntArray:
+        """int32[n]: a text to continue; the text of a control token becomes that token."""
 
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
         """Fill `answer` step by step; yields the text that each step completed."""

@@ -62,12 +62,12 @@ class TextStream:
             self.stopped = True
             free, self._held = _cut(self._held, min(complete)[1])[0], []
             return free
-        keep = 0 if final else max(_overlap(text, s) for s in self._stop)
+        keep = 0 if final else max(overlap(text, s) for s in self._stop)
         free, self._held = _cut(self._held, len(text) - keep)
         return free
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a prefix of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-size:]):

@@ -25,6 +25,7 @@ from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
 from specplug.server.jobs import Delta, Job
+from specplug.server.methods import ImpliedMethods
 from specplug.server.metrics import Metrics
 from specplug.server.openai_format import ChatFormat, CompletionFormat, Json
 from specplug.server.page import add_page_routes
@@ -33,6 +34,7 @@ from specplug.server.request_schema import ChatRequest, CompletionRequest, Detok
 from specplug.server.sampling_options import chat_sampling, completion_sampling
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
+from specplug.server.tool_calling import ToolCalling
 from specplug.server.tools import messages_with_tools
 from specplug.server.worker import Worker
 
@@ -79,6 +81,7 @@ def make_app(
     app = FastAPI(title="specplug", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.specplug = state
     app.add_middleware(_RequestCounter, metrics=metrics)
+    app.add_middleware(ImpliedMethods, routes=app.routes)
     add_error_handlers(app)
     _add_openai_routes(app, state)
     _add_own_routes(app, state)
@@ -89,20 +92,32 @@ def make_app(
 
 def _add_openai_routes(app: FastAPI, state: State) -> None:
     engine, name = state.engine, state.settings.name
+    calling = ToolCalling(engine.chat_template, engine.control_token, engine.free_control_tokens)
     errors: Any = {status: {"description": text, "model": None} for status, text in STATUS_DESCRIPTIONS.items()}
 
     @app.post("/v1/chat/completions", responses=errors)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
-        tools = list(body.tools or ()) if body.tool_choice != "none" else []
-        messages = messages_with_tools(body, engine.carries_tools)
-        definitions = [tool.model_dump(exclude_none=True) for tool in tools]
-        make_prompt = partial(engine.chat_prompt, messages, definitions if engine.carries_tools else ())
-        response_format = ChatFormat(
-            name, engine.piece, engine.end_tokens, engine.knows_plain_ms, [tool.function.name for tool in tools]
-        )
+        plan = await asyncio.to_thread(calling.plan, body)
+        messages = messages_with_tools(body, calling.carried)
+        listed = body.tools or () if calling.carried and body.tool_choice != "none" else ()
+        definitions = [tool.model_dump(exclude_none=True) for tool in listed]
+        make_prompt = partial(engine.chat_prompt, messages, definitions)
+        response_format = ChatFormat(name, engine.piece, engine.end_tokens, engine.knows_plain_ms, plan.new_reader)
+        response_format.warnings += plan.warnings
         max_tokens = body.max_completion_tokens or body.max_tokens
-        sampling = chat_sampling(body)
-        return await handle(state, request, body, lambda: [make_prompt()], response_format, sampling, max_tokens)
+        sampling = chat_sampling(body, plan.lark)
+        stops = (*body.stops, *engine.chat_stops)
+        return await handle(
+            state,
+            request,
+            body,
+            lambda: [make_prompt()],
+            response_format,
+            sampling,
+            max_tokens,
+            stops,
+            shown=plan.shown,
+        )
 
     @app.post("/v1/completions", responses=errors)
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -111,17 +126,17 @@ def _add_openai_routes(app: FastAPI, state: State) -> None:
         max_tokens = body.max_tokens or 16  # OpenAI's default
 
         def make_prompts() -> list[IntArray]:
-            return [_prompt(engine, prompt) for prompt in body.prompts]
+            return [_prompt(engine, prompt, parse_special=body.special) for prompt in body.prompts]
 
         return await handle(
-            state, request, body, make_prompts, response_format, sampling, max_tokens, echo=bool(body.echo)
+            state, request, body, make_prompts, response_format, sampling, max_tokens, body.stops, bool(body.echo)
         )
 
     @app.get("/v1/models")
     async def models() -> Json:
         return {"object": "list", "data": [_model(name, engine)]}
 
-    @app.get("/v1/models/{model}", responses={404: {"description": STATUS_DESCRIPTIONS[404]}})
+    @app.get("/v1/models/{model:path}", responses={404: {"description": STATUS_DESCRIPTIONS[404]}})
     async def model(model: str) -> Json:
         if model != name:
             raise HTTPException(404, f"the model {model[:100]!r} does not exist; this server has {name!r}")
@@ -149,7 +164,9 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/tokenize", responses=errors)
     async def tokenize(body: TokenizeRequest) -> Json:
-        tokens = await asyncio.to_thread(engine.tokenize, body.content, add_special=body.add_special)
+        tokens = await asyncio.to_thread(
+            engine.tokenize, body.content, add_special=body.add_special, parse_special=body.parse_special
+        )
         return {"tokens": tokens.tolist(), "count": len(tokens)}
 
     @app.post("/detokenize", responses=errors)
@@ -162,9 +179,9 @@ def _model(name: str, engine: Engine) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": "specplug", "max_model_len": engine.max_context}
 
 
-def _prompt(engine: Engine, prompt: str | list[int]) -> IntArray:
+def _prompt(engine: Engine, prompt: str | list[int], *, parse_special: bool) -> IntArray:
     if isinstance(prompt, str):
-        return engine.tokenize(prompt)
+        return engine.raw_prompt(prompt, parse_special=parse_special)
     _check_ids(prompt, engine.num_tokens)
     return int_array(prompt)
 

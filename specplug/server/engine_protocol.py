@@ -57,8 +57,12 @@ class Engine(Protocol):
         """Ids of the tokens that end an answer."""
 
     @property
-    def carries_tools(self) -> bool:
-        """True if the model's chat template has a place for tools."""
+    def chat_template(self) -> str:
+        """The model's chat template in Jinja; empty where it has none."""
+
+    @property
+    def free_control_tokens(self) -> frozenset[int]:
+        """Ids of the control tokens, which print nothing, without those that end an answer."""
 
     @property
     def source_names(self) -> list[str]:
@@ -84,11 +88,33 @@ class Engine(Protocol):
     def sampler(self, sampling: Sampling) -> Any:
         """A sampler for one answer; its `close` must be called. Raises UsageError for options that do not work."""
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
-        """int32[n]; `add_special` adds the tokens that the model expects around a text, such as BOS."""
+    @property
+    def chat_stops(self) -> Sequence[str]:
+        """Strings that end every answer of a chat."""
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
-        """int32[n]: a conversation rendered by the model's chat template. Raises UsageError if the template fails."""
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
+        """int32[n].
+
+        add_special    add the tokens that the model expects around a text, such as BOS
+        parse_special  turn the text of control tokens into those tokens
+        """
+
+    def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
+        """int32[n]: a text to continue, with the tokens that the model expects around one."""
+
+    def control_token(self, text: str) -> int | None:
+        """The control token whose text this is; None where there is none."""
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> IntArray:
+        """int32[n]: a conversation rendered by the model's chat template. Raises UsageError if the template fails.
+
+        variables  further variables of the template
+        """
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token prints."""

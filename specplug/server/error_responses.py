@@ -25,6 +25,10 @@ STATUS_DESCRIPTIONS = {
 """Descriptions for the OpenAPI document."""
 
 
+MAIN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+"""The paths that a request for another one is told."""
+
+
 class ContextExceeded(UsageError):
     """A prompt is longer than the context."""
 
@@ -46,7 +50,13 @@ def add_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         error_type = "server_error" if error.status_code >= 500 else "invalid_request_error"
         code = "model_not_found" if request.url.path.startswith("/v1/models/") else None
-        return JSONResponse(error_body(str(error.detail), error_type, code), error.status_code, error.headers)
+        text = str(error.detail)
+        if error.status_code == 404 and text == "Not Found":
+            text = f"there is no {request.url.path[:100]}; this server has {', '.join(MAIN_PATHS)} (all: /openapi.json)"
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("allow", "POST")
+            text = f"{request.url.path[:100]} does not take {request.method}; use {allowed}"
+        return JSONResponse(error_body(text, error_type, code), error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:

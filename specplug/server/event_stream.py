@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from fastapi import Request
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from specplug.errors import SpecplugError
 from specplug.server.error_responses import error_response
-from specplug.server.openai_format import Json
+from specplug.server.openai_format import Json, error_body
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,14 @@ SEND_TIMEOUT_S = 60.0
 
 
 class EventStream(Response):
-    """Server-sent events. The stream ends early if the client disconnects or reads nothing for SEND_TIMEOUT_S."""
+    """Server-sent events. After an error, which is an event too, as after an answer the last event is [DONE].
 
-    def __init__(self, events: AsyncIterator[Json], close: Callable[[], None]) -> None:
+    The stream ends early if the client disconnects or reads nothing for SEND_TIMEOUT_S.
+    """
+
+    def __init__(self, events: AsyncIterator[Json], close: Callable[[], None], headers: Mapping[str, str]) -> None:
         """`close` is called when the stream has ended, for whatever reason."""
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store", **headers})
         del self.headers["content-length"]
         self._events = events
         self._close = close
@@ -52,17 +55,18 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        last = "data: [DONE]\n\n"
         try:
             async for event in self._events:
                 await put(_event(event), True)
         except TimeoutError:
             log.warning("a client read nothing for %g s; its stream was ended", SEND_TIMEOUT_S)
             return
-        except SpecplugError as error:  # the status 200 is already sent, so the error is sent as the last event
-            _, body, _ = error_response(error)
-            last = _event(body)
-        await put(last, False)
+        except SpecplugError as error:  # the status 200 is already sent, so the error is sent as an event
+            await put(_event(error_response(error)[1]), True)
+        except Exception as error:
+            log.exception("a stream failed")
+            await put(_event(error_body(f"internal error: {type(error).__name__}", "server_error")), True)
+        await put("data: [DONE]\n\n", False)
 
 
 async def unless_disconnected(request: Request, work: Any) -> Any:

@@ -5,6 +5,7 @@ This module handles tokens and text; it depends on neither an engine nor HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +18,10 @@ from specplug.generation.text import Segment, TextStream
 
 class Sampler(Protocol):
     """Samples the tokens of one answer. The engine creates it; whoever holds it last closes it."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the answer need not keep of what the request demands, one line each."""
 
     def close(self) -> None: ...
 
@@ -124,6 +129,7 @@ class Job:
     streamed      False if the client receives the complete answer at once
     cancelled     may be set from any thread; the scheduler checks it before each step
     options       what the request asks of the proposers, and whether it is private
+    shown         texts of the control tokens that its answer shows; others print nothing
     tokens        generated so far
     submitted_s, started_s, first_token_s
                   times on the scheduler's clock
@@ -138,6 +144,7 @@ class Job:
     streamed: bool = True
     cancelled: bool = False
     options: SequenceOptions = NO_OPTIONS
+    shown: Mapping[int, bytes] = field(default_factory=dict)
     text: TextStream = field(init=False)
     stream: Stream | None = None
     tokens: list[int] = field(default_factory=list)

@@ -6,6 +6,7 @@ uses the bytes that a token prints and the end tokens.
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,7 +16,11 @@ from typing import Any
 from specplug import __version__
 from specplug.generation.answers import TokenLogprobs
 from specplug.server.jobs import Delta, Report
-from specplug.server.tools import Call, ToolStream
+from specplug.server.tool_formats.answer_events import Arguments, Call, CallBegins, Contents, Event, Reasoning, Text
+from specplug.server.tool_formats.answer_reader import AnswerReader
+
+WARNINGS_HEADER = "specplug-warnings"
+MAX_HEADER_CHARS = 2000
 
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
@@ -27,8 +32,8 @@ Json = dict[str, Any]
 class Choice:
     """The part of one answer that has been generated so far.
 
-    calls   the tool calls found in it
-    offset  characters before the next token, for `text_offset` of text completions
+    offset  characters before the next token, for `text_offset` of text completions; those that are complete, as a
+            character may be divided among tokens
     """
 
     index: int
@@ -37,8 +42,8 @@ class Choice:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str = ""
     report: Report | None = None
-    calls: list[Call] = field(default_factory=list)
     offset: int = 0
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     def add(self, delta: Delta) -> None:
         self.text += "".join(segment.text for segment in delta.segments)
@@ -69,6 +74,8 @@ class OpenAIFormat:
             "model": model,
             "system_fingerprint": f"specplug-{__version__}",
         }
+        self.warnings: list[str] = []
+        """What the answers need not keep of what the request demands, one line each."""
         self._piece = piece
         self._end_tokens = end_tokens
         self._knows_plain_ms = knows_plain_ms
@@ -119,7 +126,7 @@ class OpenAIFormat:
         }
 
     def speculation(self, choices: Sequence[Choice]) -> Json:
-        """The `specplug` field: counts summed over the answers, times of the slowest answer."""
+        """The `specplug` field: counts summed over the answers, times of the slowest answer, and warnings."""
         reports = [choice.report for choice in choices if choice.report is not None]
         if not reports:
             return {}
@@ -140,6 +147,7 @@ class OpenAIFormat:
             "tokens_per_second": round(1000 * emitted / decode_ms, 2) if emitted and decode_ms else None,
             "speedup_over_plain": round(plain_ms / step_ms, 3) if plain_ms and step_ms else None,
             "deadline_passed": any(report.deadline_passed for report in reports),
+            "warnings": self.warnings,
         }
 
     def _printed(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[tuple[int, TokenLogprobs]]:
@@ -152,7 +160,7 @@ class OpenAIFormat:
 
 
 class ChatFormat(OpenAIFormat):
-    """Bodies of /v1/chat/completions. With `tool_names`, calls of these tools are removed from the text."""
+    """Bodies of /v1/chat/completions. Calls and reasoning that a reader finds are removed from the text."""
 
     object_type = "chat.completion"
     chunk_type = "chat.completion.chunk"
@@ -164,27 +172,27 @@ class ChatFormat(OpenAIFormat):
         piece: Callable[[int], bytes],
         end_tokens: frozenset[int],
         knows_plain_ms: bool,
-        tool_names: Sequence[str],
+        new_reader: Callable[[], AnswerReader] | None,
     ) -> None:
+        """new_reader  opens a reader of one answer; None where an answer is nothing but text"""
         super().__init__(model, piece, end_tokens, knows_plain_ms)
-        self._tool_names = tool_names
-        self._tool_streams: dict[int, ToolStream] = {}
+        self._new_reader = new_reader
+        self._readers: dict[int, AnswerReader] = {}
+        self._contents: dict[int, Contents] = {}
 
     def choice(self, choice: Choice) -> Json:
-        text = choice.text
-        if self._tool_names:
-            stream = ToolStream(self._tool_names)
-            text = stream.feed(text)
-            rest, choice.calls = stream.close()
-            text += rest
-        message: Json = {"role": "assistant", "content": text, "refusal": None}
-        if choice.calls:
-            message |= {"content": text or None, "tool_calls": [_tool_call(call) for call in choice.calls]}
+        contents = Contents()
+        contents.add(self._read(choice, choice.text, final=True))
+        message: Json = {"role": "assistant", "content": contents.text, "refusal": None}
+        if contents.reasoning:
+            message["reasoning_content"] = contents.reasoning
+        if contents.calls:
+            message |= {"content": contents.text or None, "tool_calls": [_tool_call(call) for call in contents.calls]}
         return {
             "index": choice.index,
             "message": message,
             "logprobs": self._logprobs(choice.tokens, choice.logprobs),
-            "finish_reason": "tool_calls" if choice.calls else choice.finish,
+            "finish_reason": _finish(contents, choice.finish),
         }
 
     def first_chunk_choices(self, index: int) -> list[Json]:
@@ -192,22 +200,20 @@ class ChatFormat(OpenAIFormat):
 
     def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
         text = "".join(segment.text for segment in delta.segments)
-        content: Json = {}
-        if self._tool_names:
-            stream = self._tool_streams.setdefault(choice.index, ToolStream(self._tool_names))
-            text = stream.feed(text)
-            if delta.finish:
-                rest, choice.calls = stream.close()
-                text += rest
-                if choice.calls:
-                    content["tool_calls"] = [{"index": i, **_tool_call(call)} for i, call in enumerate(choice.calls)]
-        if text:
-            content["content"] = text
-        finish = ("tool_calls" if choice.calls else delta.finish) or None
+        contents = self._contents.setdefault(choice.index, Contents())
+        content = _delta(contents, self._read(choice, text, final=bool(delta.finish)))
+        finish = _finish(contents, delta.finish) if delta.finish else None
         logprobs = self._logprobs(delta.tokens, delta.logprobs)
         if finish and content:  # OpenAI sends finish_reason in a chunk of its own
             return [_chunk_choice(choice.index, content, logprobs), _chunk_choice(choice.index, {}, None, finish)]
         return [_chunk_choice(choice.index, content, logprobs, finish)] if content or finish or logprobs else []
+
+    def _read(self, choice: Choice, text: str, *, final: bool) -> list[Event]:
+        """What more of an answer's text shows; `final` says that no text follows."""
+        if self._new_reader is None:
+            return [Text(text)]
+        reader = self._readers.get(choice.index) or self._readers.setdefault(choice.index, self._new_reader())
+        return [*reader.feed(text), *(reader.close() if final else ())]
 
     def _logprobs(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Json | None:
         if not logprobs:
@@ -250,13 +256,19 @@ class CompletionFormat(OpenAIFormat):
         offsets = []
         for token, _ in printed:
             offsets.append(choice.offset)
-            choice.offset += len(self._text(token))
+            choice.offset += len(choice.decoder.decode(self._piece(token)))
         return {
             "tokens": [self._text(token) for token, _ in printed],
             "token_logprobs": [max(reported.logprob, MIN_LOGPROB) for _, reported in printed],
             "top_logprobs": [{self._text(t): max(p, MIN_LOGPROB) for t, p in reported.top} for _, reported in printed],
             "text_offset": offsets,
         }
+
+
+def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
+    """The response header that carries warnings, separated by semicolons; other characters than ASCII are escaped."""
+    text = "; ".join(warnings).encode("ascii", "backslashreplace").decode()
+    return {WARNINGS_HEADER: " ".join(text.split())[:MAX_HEADER_CHARS]} if warnings else {}
 
 
 def error_body(message: str, error_type: str, code: str | None = None, param: str | None = None) -> Json:
@@ -270,4 +282,33 @@ def _chunk_choice(index: int, delta: Json, logprobs: Json | None = None, finish:
 
 def _tool_call(call: Call) -> Json:
     function = {"name": call.name, "arguments": call.arguments}
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+    return {"id": call.id or f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _delta(contents: Contents, events: Sequence[Event]) -> Json:
+    """The field `delta` for events, which are added to `contents`: a call's name first, then parts of its arguments."""
+    delta: Json = {}
+    calls: list[Json] = []
+    for event in events:
+        contents.add([event])
+        index = len(contents.calls) - 1
+        match event:
+            case Text(text) if text:
+                delta["content"] = delta.get("content", "") + text
+            case Reasoning(text):
+                delta["reasoning_content"] = delta.get("reasoning_content", "") + text
+            case CallBegins():
+                calls.append({"index": index, **_tool_call(contents.calls[-1])})
+            case Arguments(text):
+                if not calls or calls[-1]["index"] != index:
+                    calls.append({"index": index, "function": {"arguments": ""}})
+                calls[-1]["function"]["arguments"] += text
+    if calls:
+        delta["tool_calls"] = calls
+    return delta
+
+
+def _finish(contents: Contents, finish: str) -> str:
+    """OpenAI's `finish_reason`."""
+    broken_off = finish == "length" and any(not call.complete for call in contents.calls)
+    return "tool_calls" if contents.calls and not broken_off else finish

@@ -6,12 +6,14 @@ This module depends on uvicorn, but not on how the engine works.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from types import FrameType
@@ -23,12 +25,15 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
 from specplug.server.engine_protocol import Engine
-from specplug.server.middleware import LOCAL_NAMES, Guard, Limits
+from specplug.server.middleware import LOCAL_NAMES, App, Guard, Limits
 from specplug.server.state import Settings, State
 
 SWITCH_INTERVAL_S = 0.0005
 """Interval of `sys.setswitchinterval` in seconds. A short one keeps the engine's thread from waiting for the GIL while
 requests are handled."""
+
+KEEP_ALIVE_S = 75
+"""Seconds that an idle connection stays open: longer than the minute for which clients and proxies keep one."""
 
 DRAIN_S = 5
 """Seconds after the grace period in which clients can read the rest of the aborted answers."""
@@ -86,13 +91,9 @@ def run(
     """
     address.check()
     app = make_app(engine, settings, has_key=address.key is not None, answer_store=answer_store)
-    hosts = LOCAL_NAMES | {address.host} if address.is_local and address.key is None else None
-    guard = Guard(app, key=address.key, hosts=hosts, limits=limits)
     listening = _listen(address)
-    # CORS is outermost, because a preflight request carries no key.
-    outermost = CORSMiddleware(guard, allow_origins=address.origins, allow_headers=["*"]) if address.origins else guard
     config = uvicorn.Config(
-        outermost,
+        guarded(app, address, limits),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -100,6 +101,7 @@ def run(
         limit_concurrency=None,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     server = _Server(config, app.state.specplug, grace)
     _log_to_stderr(settings.log_prompts)
@@ -107,16 +109,28 @@ def run(
     previous_handlers = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM,)}
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    notify(f"listening on {_url(listening)} ({engine.slots} slots, KV cache of {engine.kv_tokens} tokens)")
+    notify(f"listening on {_url(listening[0])} ({engine.slots} slots, KV cache of {engine.kv_tokens} tokens)")
     try:
-        server.run(sockets=[listening])
+        server.run(sockets=listening)
     finally:
         sys.setswitchinterval(interval)
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
-        listening.close()
+        for one in listening:
+            one.close()
     if not server.started:
         raise SpecplugError("the server did not start; see its messages above")
+
+
+def guarded(app: App, address: Address, limits: Limits) -> App:
+    """The application behind the checks that every request passes first."""
+    hosts = LOCAL_NAMES | {address.host} if address.is_local and address.key is None else None
+    guard = Guard(app, key=address.key, hosts=hosts, limits=limits)
+    if not address.origins:
+        return guard
+    # CORS is outermost, because a preflight request carries no key.
+    methods, headers = ("GET", "HEAD", "POST", "DELETE"), ["*"]
+    return CORSMiddleware(guard, allow_origins=address.origins, allow_methods=methods, allow_headers=headers)
 
 
 class _Server(uvicorn.Server):
@@ -136,23 +150,45 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listen(address: Address) -> socket.socket:
-    """A listening socket. Raises UsageError if the address does not exist or is in use."""
+def _listen(address: Address) -> list[socket.socket]:
+    """Listening sockets on the first address of each family that a name has: localhost is 127.0.0.1 and ::1.
+
+    Raises UsageError if none can be opened, or if one is in use.
+    """
+    opened: list[socket.socket] = []
+    port = address.port
     try:
-        addresses: Sequence[tuple[int, int, int, str, tuple[object, ...]]] = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, socket_type, protocol, _, resolved = addresses[0]
-        listening = socket.socket(family, socket_type, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(resolved)
+        addresses = socket.getaddrinfo(address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        first_of = {family: resolved for family, _, _, _, resolved in reversed(addresses)}
+        for family in sorted(first_of):  # IPv4 first
+            try:
+                listening = socket.socket(family, socket.SOCK_STREAM)
+            except OSError:  # this machine has no addresses of that family
+                continue
+            opened.append(listening)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listening.bind((first_of[family][0], port, *first_of[family][2:]))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                opened.pop().close()
+                continue
+            port = listening.getsockname()[1]  # a free one that was chosen for the first family, for the next one, too
+        if not opened:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     except OSError as error:
+        for listening in opened:
+            listening.close()
         raise UsageError(
             f"cannot listen on {address.host} port {address.port}: {error.strerror}; choose another port with --port"
         ) from None
-    listening.listen(128)
-    listening.set_inheritable(True)
-    return listening
+    for listening in opened:
+        listening.listen(128)
+        listening.set_inheritable(True)
+    return opened
 
 
 def _url(listening: socket.socket) -> str:

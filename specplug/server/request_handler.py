@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 
@@ -17,12 +17,12 @@ from starlette.exceptions import HTTPException
 
 from specplug.core import IntArray, SequenceOptions
 from specplug.errors import UsageError
-from specplug.generation.answers import Sampling
+from specplug.generation.answers import Sampling, with_stop_tokens
 from specplug.proposers.datastore import Datastore
 from specplug.server.error_responses import ContextExceeded
 from specplug.server.event_stream import EventStream, unless_disconnected
 from specplug.server.jobs import Delta, Job
-from specplug.server.openai_format import Choice, Json, OpenAIFormat
+from specplug.server.openai_format import Choice, Json, OpenAIFormat, warning_headers
 from specplug.server.request_schema import CommonRequest, SpecplugOptions
 from specplug.server.scheduler import QueueFull
 from specplug.server.state import State
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 NO_LIMIT = 1 << 20
 """Draft tokens per step if the request sets no limit; the planner has its own limit."""
 
+NOTHING_SHOWN: Mapping[int, bytes] = {}
+
 
 async def handle(
     state: State,
@@ -42,20 +44,25 @@ async def handle(
     response_format: OpenAIFormat,
     sampling: Sampling,
     max_tokens: int | None,
+    stops: Sequence[str],
     echo: bool = False,
+    shown: Mapping[int, bytes] = NOTHING_SHOWN,
 ) -> Response:
     """Generate `body.n` answers of up to `max_tokens` tokens to each prompt, and return the response.
 
-    `make_prompts` runs in a thread, because it tokenizes. `echo` puts the prompt before each answer. Raises UsageError,
+    `make_prompts` runs in a thread, because it tokenizes. `stops` are strings that end an answer. `echo` puts a prompt
+    before each answer. `shown` has the texts of control tokens that are part of an answer's text. Raises UsageError,
     QueueFull, or HTTPException while the server shuts down.
     """
     if state.closing:
         raise HTTPException(503, "the server is shutting down; retry later")
     prompts = await asyncio.to_thread(make_prompts)
-    jobs = await asyncio.to_thread(_make_jobs, state, body, prompts, sampling, max_tokens)
+    jobs = await asyncio.to_thread(_make_jobs, state, body, prompts, sampling, max_tokens, stops, shown)
     if state.settings.log_prompts:
         for prompt in prompts:
             log.info("prompt %r", state.engine.text(prompt.tolist()))
+    response_format.warnings = response_format.warnings or list(jobs[0].sampler.warnings)
+    headers = warning_headers(response_format.warnings)
     try:
         running = _RunningRequest(state, jobs)
     except QueueFull:
@@ -65,7 +72,7 @@ async def handle(
     echoed = [state.engine.text(prompt.tolist()) for prompt in prompts] if echo else []
     if body.stream:
         events = _events(running, body, response_format, len(prompts), echoed, state.engine.source_names)
-        return EventStream(events, running.close)
+        return EventStream(events, running.close, headers)
 
     async def complete() -> Json:
         async for choice, delta in running.deltas():
@@ -76,7 +83,7 @@ async def handle(
         return response_format.complete(running.choices, len(prompts))
 
     try:
-        return JSONResponse(await unless_disconnected(request, complete()))
+        return JSONResponse(await unless_disconnected(request, complete()), headers=headers)
     finally:
         running.close()
 
@@ -111,7 +118,13 @@ class _RunningRequest:
 
 
 def _make_jobs(
-    state: State, body: CommonRequest, prompts: Sequence[IntArray], sampling: Sampling, max_tokens: int | None
+    state: State,
+    body: CommonRequest,
+    prompts: Sequence[IntArray],
+    sampling: Sampling,
+    max_tokens: int | None,
+    stops: Sequence[str],
+    shown: Mapping[int, bytes],
 ) -> list[Job]:
     """`body.n` jobs per prompt. Call it in a thread, because parsing a grammar takes time."""
     engine, options = state.engine, body.specplug
@@ -119,6 +132,7 @@ def _make_jobs(
     max_draft = 0 if options.mode == "off" else NO_LIMIT if options.max_draft is None else options.max_draft
     seconds = options.deadline or state.settings.deadline
     deadline = monotonic() + seconds if seconds is not None else None
+    sampling = with_stop_tokens(sampling, stops, engine.control_token)
     jobs: list[Job] = []
     try:
         for prompt in prompts:
@@ -134,7 +148,8 @@ def _make_jobs(
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
                 limit = min(max_tokens or room, room)
                 sampler = engine.sampler(replace(sampling, seed=seed, penalty_last_n=limit))
-                job = Job(prompt, sampler, limit, max_draft, body.stops, deadline, bool(body.stream), options=asked)
+                streamed, stop = bool(body.stream), tuple(stops)
+                job = Job(prompt, sampler, limit, max_draft, stop, deadline, streamed, options=asked, shown=shown)
                 jobs.append(job)
     except BaseException:
         for job in jobs:

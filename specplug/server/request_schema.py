@@ -7,7 +7,6 @@ field that would change the answer but is not supported is rejected unless its v
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -23,14 +22,6 @@ MAX_BIASES = 300
 MAX_STOPS = 16
 MAX_CORPORA = 64
 MAX_STOP_CHARS = 256
-MAX_GRAMMAR_BYTES = 16 * 1024
-MAX_GRAMMAR_DEPTH = 32
-MAX_SCHEMA_BYTES = 32 * 1024
-MAX_SCHEMA_DEPTH = 24
-MAX_SCHEMA_PARTS = 1000
-MAX_REPEATS = 512
-MAX_PATTERN_CHARS = 256
-COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
@@ -102,27 +93,22 @@ class CommonRequest(StrictModel):
                 raise ValueError(f"{key[:20]!r} is not a token id")
         return biases
 
-    @field_validator("grammar")
-    @classmethod
-    def _small_grammar(cls, grammar: str | None) -> str | None:
-        if grammar is not None:
-            check_grammar(grammar)
-        return grammar
-
     @property
     def stops(self) -> tuple[str, ...]:
         return tuple(self.stop or ())
 
 
 class LenientModel(BaseModel):
-    """Part of a conversation. Unknown fields are ignored, because clients send back messages of other servers."""
+    """Part of a conversation, or a tool. Unknown fields are ignored: clients send what other servers understand."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class FunctionCall(LenientModel):
+    """`arguments` is JSON text, as OpenAI's API has it, or an object, as some clients send it back."""
+
     name: str
-    arguments: str
+    arguments: str | dict[str, Any] | None = None
 
 
 class ToolCall(LenientModel):
@@ -151,14 +137,19 @@ class ChatMessage(LenientModel):
         return self.content or ""
 
 
-class Function(StrictModel):
+class Function(LenientModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool | None = None
 
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _none_without_a_schema(cls, parameters: Any) -> Any:
+        return {} if parameters is None else parameters
 
-class Tool(StrictModel):
+
+class Tool(LenientModel):
     type: Literal["function"]
     function: Function
 
@@ -175,7 +166,7 @@ class NamedTool(StrictModel):
 class JsonSchema(StrictModel):
     name: str = "answer"
     description: str | None = None
-    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
@@ -192,8 +183,8 @@ class ChatRequest(CommonRequest):
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    # OpenAI's fields that have no effect here:
     parallel_tool_calls: bool | None = None
+    # OpenAI's fields that have no effect here:
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -209,27 +200,48 @@ class ChatRequest(CommonRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         names = [tool.function.name for tool in self.tools or ()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"tools has two functions named {twice}")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError("tool_choice names a function that is not in tools")
-        if self.tool_choice in ("required", "auto") and not names:
+        if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice needs tools")
-        forced = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
-        shaped = self.response_format is not None and self.response_format.type != "text"
-        if (self.grammar is not None) + forced + shaped > 1:
+        if (self.grammar is not None) + self.must_call + self.is_shaped > 1:
             raise ValueError("grammar, response_format and a forced tool exclude each other; use one")
-        if self.response_format is not None and self.response_format.type == "json_schema":
-            if self.response_format.json_schema is None:
-                raise ValueError("response_format of type json_schema needs json_schema")
-            check_schema(self.response_format.json_schema.schema_)
-        for tool in self.tools or ():
-            check_schema(tool.function.parameters)
+        wanted = self.response_format
+        if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
+            raise ValueError("response_format of type json_schema needs json_schema")
         return self
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether the answer must be JSON."""
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def may_call_often(self) -> bool:
+        """Whether an answer may have several calls; with the name of a function it is one."""
+        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def offered(self) -> list[Function]:
+        """The functions that the answer may call."""
+        functions = [tool.function for tool in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool):
+            return [function for function in functions if function.name == self.tool_choice.function.name]
+        return functions if self.tool_choice != "none" else []
 
 
 class CompletionRequest(CommonRequest):
     prompt: str | list[str] | Ids | list[Ids]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
+    special: bool = True
     best_of: int | None = None
     suffix: str | None = None
 
@@ -264,56 +276,8 @@ class AddCorpusRequest(StrictModel):
 class TokenizeRequest(StrictModel):
     content: str
     add_special: bool = False
+    parse_special: bool = True
 
 
 class DetokenizeRequest(StrictModel):
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1 << 17)]
-
-
-def check_grammar(grammar: str) -> None:
-    """Raise ValueError for a grammar that exceeds the limits on size, depth or repetitions."""
-    if len(grammar.encode()) > MAX_GRAMMAR_BYTES:
-        raise ValueError(f"a grammar of more than {MAX_GRAMMAR_BYTES} bytes")
-    depth = deepest = 0
-    for char in grammar:
-        depth += (char == "(") - (char == ")")
-        deepest = max(deepest, depth)
-    if deepest > MAX_GRAMMAR_DEPTH:
-        raise ValueError(f"a grammar nested deeper than {MAX_GRAMMAR_DEPTH}")
-    if any(int(number) > MAX_REPEATS for number in re.findall(r"[{,]\s*(\d{1,9})", grammar)):
-        raise ValueError(f"a grammar with more than {MAX_REPEATS} repetitions")
-
-
-def check_schema(schema: dict[str, Any]) -> None:
-    """Raise ValueError for a schema that exceeds the limits on size or depth, or that refers to another document."""
-    if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
-        raise ValueError(f"a schema of more than {MAX_SCHEMA_BYTES} bytes")
-    parts = 0
-    level: list[Any] = [schema]
-    for _ in range(MAX_SCHEMA_DEPTH):
-        parts += len(level)
-        level = [inner for one in level for inner in _inside(one)]
-        if parts > MAX_SCHEMA_PARTS:
-            raise ValueError(f"a schema of more than {MAX_SCHEMA_PARTS} parts")
-        if not level:
-            return
-    raise ValueError(f"a schema nested deeper than {MAX_SCHEMA_DEPTH}")
-
-
-def _inside(part: Any) -> list[Any]:
-    if isinstance(part, list):
-        return part
-    if not isinstance(part, dict):
-        return []
-    for key in COUNTS:
-        if isinstance(part.get(key), int | float) and not 0 <= part[key] <= MAX_REPEATS:
-            raise ValueError(f"{key} is {part[key]}; use a value from 0 to {MAX_REPEATS}")
-    reference = part.get("$ref")
-    if isinstance(reference, str) and not reference.startswith("#"):
-        raise ValueError("a $ref to another document is not supported; copy the definition into the schema")
-    pattern = part.get("pattern")
-    if isinstance(pattern, str):
-        if len(pattern) > MAX_PATTERN_CHARS:
-            raise ValueError(f"a pattern of more than {MAX_PATTERN_CHARS} characters")
-        check_grammar(pattern)
-    return list(part.values())

@@ -10,23 +10,33 @@ import json
 from specplug.generation.answers import Sampling
 from specplug.server.openai_format import Json
 from specplug.server.request_schema import ChatRequest, CommonRequest, CompletionRequest
-from specplug.server.tools import forced_schema
 
 
-def chat_sampling(body: ChatRequest) -> Sampling:
+def chat_sampling(body: ChatRequest, lark: str | None = None) -> Sampling:
+    """lark  the grammar of the calls of the request's tools, if it has any"""
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    schema: Json | None = forced_schema(body)
+    schema: Json | bool | None = None
+    strict = False
     if body.response_format is not None and body.response_format.type != "text":
-        json_schema = body.response_format.json_schema
-        schema = json_schema.schema_ if json_schema is not None and json_schema.schema_ else {"type": "object"}
-    return _sampling(body, logprobs=logprobs, json_schema=None if schema is None else json.dumps(schema))
+        wanted = body.response_format.json_schema
+        schema = {"type": "object"} if wanted is None or wanted.schema_ is None else wanted.schema_
+        strict = wanted is not None and bool(wanted.strict)
+    text = None if schema is None else json.dumps(schema)
+    return _sampling(body, logprobs=logprobs, json_schema=text, strict=strict, lark=lark)
 
 
 def completion_sampling(body: CompletionRequest) -> Sampling:
     return _sampling(body, logprobs=body.logprobs)
 
 
-def _sampling(body: CommonRequest, *, logprobs: int | None, json_schema: str | None = None) -> Sampling:
+def _sampling(
+    body: CommonRequest,
+    *,
+    logprobs: int | None,
+    json_schema: str | None = None,
+    strict: bool = False,
+    lark: str | None = None,
+) -> Sampling:
     """Defaults are OpenAI's; those of top_k and min_p, which OpenAI's API does not have, are llama.cpp's."""
     default = Sampling()
     return Sampling(
@@ -41,5 +51,7 @@ def _sampling(body: CommonRequest, *, logprobs: int | None, json_schema: str | N
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         grammar=body.grammar,
         json_schema=json_schema,
+        lark=lark,
+        strict=strict,
         logprobs=logprobs,
     )

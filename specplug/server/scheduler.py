@@ -211,7 +211,7 @@ class Scheduler:
         for token, source in zip(fresh, sources, strict=True):
             count += 1
             if token not in self._end_tokens:
-                segments += job.text.feed(self._piece(token), source is not None, source)
+                segments += job.text.feed(job.shown.get(token) or self._piece(token), source is not None, source)
             if job.text.stopped:
                 break
         job.tokens += fresh[:count]

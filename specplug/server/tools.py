@@ -1,28 +1,15 @@
-"""Tools: describe them to a model whose chat template has no place for them, and find tool calls in its output.
+"""The conversation as chat templates expect it, with the tools described where a template has no place for them.
 
-Three formats of calls are recognised: `<tool_call>` tags (Hermes, Qwen), `[TOOL_CALLS]` (Mistral), and a bare JSON
-object with a name (Llama 3). This module depends on no engine.
+This module depends on no engine.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from specplug.server.request_schema import ChatMessage, ChatRequest, NamedTool, Tool
-
-OPENINGS = ("<tool_call>", "[TOOL_CALLS]")
-CLOSING = "</tool_call>"
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A function and its arguments, as JSON text."""
-
-    name: str
-    arguments: str
+from specplug.server.request_schema import ChatMessage, ChatRequest, FunctionCall, Tool
 
 
 def messages_with_tools(body: ChatRequest, carried: bool) -> list[dict[str, Any]]:
@@ -39,105 +26,6 @@ def messages_with_tools(body: ChatRequest, carried: bool) -> list[dict[str, Any]
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{instructions}"}
         return [first, *messages[1:]]
     return [{"role": "system", "content": instructions}, *messages]
-
-
-def forced_schema(body: ChatRequest) -> dict[str, Any] | None:
-    """JSON schema of the call that `tool_choice` requires; None if it requires none."""
-    tools = list(body.tools or ())
-    if isinstance(body.tool_choice, NamedTool):
-        wanted = body.tool_choice.function.name
-        tools = [tool for tool in tools if tool.function.name == wanted]
-    elif body.tool_choice != "required":
-        return None
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                "arguments": tool.function.parameters or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    definitions: dict[str, Any] = {}
-    for call in calls:  # references start at the document's root
-        parameters = call["properties"]["arguments"]  # type: ignore[index]
-        for key in ("$defs", "definitions"):
-            if isinstance(parameters.get(key), dict):
-                definitions.setdefault(key, {}).update(parameters[key])
-    return {**definitions, **(calls[0] if len(calls) == 1 else {"anyOf": calls})}
-
-
-class ToolStream:
-    """Receives an answer's text piece by piece, passes it on, and holds back text that may be part of a tool call.
-
-    `close` returns the rest: the calls, or text.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = set(names)
-        self._held = ""
-        self._has_text = False  # after any text but white space, a bare JSON object is not a call
-        self._calling = False
-
-    def feed(self, text: str) -> str:
-        """Add text; return the text that cannot be part of a call."""
-        self._held += text
-        if self._calling:
-            return ""
-        if not self._has_text and self._held.lstrip().startswith("{"):
-            self._calling = True
-            return ""
-        positions = [at for opening in OPENINGS if (at := self._held.find(opening)) >= 0]
-        if positions:
-            self._calling = True
-            free, self._held = self._held[: min(positions)], self._held[min(positions) :]
-        else:
-            keep = max(_overlap(self._held, opening) for opening in OPENINGS)
-            free, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-            if not self._has_text and not free.strip():
-                free, self._held = "", free + self._held
-        self._has_text = self._has_text or bool(free.strip())
-        return free
-
-    def close(self) -> tuple[str, list[Call]]:
-        """The calls; or the held text, if it turned out not to be calls."""
-        calls = find_calls(self._held, self._names)
-        return ("", calls) if calls else (self._held, [])
-
-
-def find_calls(text: str, names: set[str]) -> list[Call]:
-    """The calls in a text that consists of nothing but calls of the functions `names`; empty for any other text."""
-    text = text.strip()
-    if text.startswith("[TOOL_CALLS]"):
-        bodies = [text.removeprefix("[TOOL_CALLS]")]
-    elif text.startswith("<tool_call>"):
-        bodies = [part.split(CLOSING)[0] for part in text.split("<tool_call>")[1:]]
-    else:
-        bodies = [text]
-    calls = []
-    for body in bodies:
-        try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
-            return []
-        for one in value if isinstance(value, list) else [value]:
-            call = _call(one, names)
-            if call is None:
-                return []
-            calls.append(call)
-    return calls
-
-
-def _call(value: Any, names: set[str]) -> Call | None:
-    if not isinstance(value, dict) or value.get("name") not in names:
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return Call(value["name"], arguments)
 
 
 def _plain(message: ChatMessage, carried: bool) -> dict[str, Any]:
@@ -157,16 +45,28 @@ def _plain(message: ChatMessage, carried: bool) -> dict[str, Any]:
             for call in message.tool_calls
         ]
         if not carried:
-            calls = [json.dumps(call["function"], ensure_ascii=False) for call in plain["tool_calls"]]
-            plain["content"] += "\n".join(f"<tool_call>\n{call}\n{CLOSING}" for call in calls)
+            plain["content"] += "\n".join(_written(call.function) for call in message.tool_calls)
     return plain
 
 
-def _arguments(text: str) -> Any:
+def _written(call: FunctionCall) -> str:
+    """An earlier call, as the instructions have it; arguments that are text stay as they are."""
+    given = call.arguments
+    text = given.strip() if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {text or "{}"}}}\n</tool_call>'
+
+
+def _arguments(given: str | dict[str, Any] | None) -> Any:
+    """Arguments as templates expect them: an object, without half surrogates, which no prompt can hold."""
+    if not isinstance(given, str):
+        return given or {}
     try:
-        return json.loads(text)
+        value = json.loads(given) if given.strip() else {}
     except (ValueError, RecursionError):
-        return text
+        return given
+    text = json.dumps(value, ensure_ascii=False)
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value if whole == text else json.loads(whole)
 
 
 def _instructions(tools: Sequence[Tool]) -> str:
@@ -174,13 +74,5 @@ def _instructions(tools: Sequence[Tool]) -> str:
     return (
         "You may call these functions:\n<tools>\n" + "\n".join(lines) + "\n</tools>\n"
         "To call one, answer with nothing but\n"
-        f'<tool_call>\n{{"name": "its name", "arguments": {{"its": "arguments"}}}}\n{CLOSING}'
+        '<tool_call>\n{"name": "its name", "arguments": {"its": "arguments"}}\n</tool_call>'
     )
-
-
-def _overlap(text: str, opening: str) -> int:
-    """Length of the longest end of `text` that begins `opening`."""
-    for size in range(min(len(text), len(opening) - 1), 0, -1):
-        if opening.startswith(text[-size:]):
-            return size
-    return 0

@@ -1,27 +1,46 @@
-"""Constraints on the next token of a request: grammars and JSON schemas.
+"""Constraints on the next token of a request: what they leave of a row of logits, along the emitted tokens.
 
-A constraint masks the logits before a token is chosen, and advances with every emitted token.
+A JSON schema, a regular expression and a Lark grammar go through llguidance, whose mask takes less than a millisecond;
+a GBNF grammar goes through llama.cpp's grammar sampler, which tests each token of the vocabulary by itself.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import llama_cpp.llama_cpp as ll
-from llama_cpp.llama_grammar import json_schema_to_gbnf
+import numpy as np
 
+from specplug.constraints.gbnf_limits import check_gbnf
+from specplug.constraints.grammar_text import grammar_text
+from specplug.core import IntArray, TokenConstraint
+from specplug.engines.llama_cpp.context import Logits
+from specplug.engines.llama_cpp.least_length import LeastLength
 from specplug.engines.llama_cpp.model import Model, captured_stderr
+from specplug.engines.llama_cpp.token_matcher import TokenMatcher
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
+
+TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama.cpp's llama_token_data."""
 
 
 class Constraint(Protocol):
     """The state of one request's constraint after the tokens emitted so far."""
 
-    def mask(self, candidates: Any) -> None:
-        """Set the logits of forbidden tokens to -inf, in place; `candidates` is a llama_token_data_array."""
+    warnings: Sequence[str]
+    """What of the request it does not enforce, one line each."""
+
+    def best(self, logits: Logits) -> int | None:
+        """The token with the largest of all logits (float32[V]) that is allowed; None where none is."""
+
+    def rows(self, logits: Logits, ids: IntArray | None) -> IntArray:
+        """int32[n]: the rows of `logits` (float32[rows]) whose tokens are allowed, in order.
+
+        ids  the token of each row; None where row i belongs to token i
+        """
 
     def accept(self, token: int) -> None:
         """Advance past `token`, which was emitted."""
@@ -29,25 +48,81 @@ class Constraint(Protocol):
     def copy(self) -> Constraint:
         """A copy of this state, which advances along draft tokens."""
 
+    def token_constraint(self) -> TokenConstraint | None:
+        """A copy of this state for proposers; None where the kind of constraint has none."""
+
     def close(self) -> None:
         """Free what it holds."""
+
+
+class MaskConstraint:
+    """A grammar of llguidance."""
+
+    def __init__(self, matcher: TokenMatcher, warnings: Sequence[str] = ()) -> None:
+        """Takes over `matcher`."""
+        self.warnings = warnings
+        self._matcher = matcher
+
+    def best(self, logits: Logits) -> int | None:
+        mask = self._matcher.mask()
+        best = int(logits.argmax())
+        if mask[best >> 3] >> (best & 7) & 1:
+            return best
+        allowed = _set_bits(mask, len(logits))
+        return int(allowed[logits[allowed].argmax()]) if len(allowed) else None
+
+    def rows(self, logits: Logits, ids: IntArray | None) -> IntArray:
+        mask = self._matcher.mask()
+        if ids is None:
+            return _set_bits(mask, len(logits))
+        return np.flatnonzero(mask[ids >> 3] >> (ids & 7).astype(np.uint8) & 1).astype(np.int32)
+
+    def accept(self, token: int) -> None:
+        self._matcher.advance([token])
+
+    def copy(self) -> MaskConstraint:
+        return MaskConstraint(self._matcher.copy(), self.warnings)
+
+    def token_constraint(self) -> TokenMatcher:
+        return self._matcher.copy()
+
+    def close(self) -> None:
+        pass
 
 
 class GrammarConstraint:
     """A GBNF grammar, through llama.cpp's grammar sampler."""
 
+    warnings: Sequence[str] = ()
+
     def __init__(self, sampler: Any) -> None:
         """Takes over llama.cpp's `sampler`."""
         self._sampler = sampler
 
-    def mask(self, candidates: Any) -> None:
-        ll.llama_sampler_apply(self._sampler, ctypes.byref(candidates))
+    def best(self, logits: Logits) -> int | None:
+        """Tries the likeliest token alone first, which is much faster than all of them, and most often allowed."""
+        best = int(logits.argmax())
+        if len(self.rows(logits[best : best + 1], np.array([best], dtype=np.int32))):
+            return best
+        rows = self.rows(logits, None)
+        return int(rows[logits[rows].argmax()]) if len(rows) else None
+
+    def rows(self, logits: Logits, ids: IntArray | None) -> IntArray:
+        data = np.zeros(len(logits), dtype=TOKEN_DATA)
+        data["id"] = np.arange(len(logits)) if ids is None else ids
+        array = ll.llama_token_data_array(data.ctypes.data_as(ll.llama_token_data_p), len(data), -1, False)
+        ll.llama_sampler_apply(self._sampler, ctypes.byref(array))
+        assert ctypes.addressof(array.data.contents) == data.ctypes.data, "llama.cpp's grammar sampler works in place"
+        return np.flatnonzero(np.isfinite(data["logit"])).astype(np.int32)
 
     def accept(self, token: int) -> None:
         ll.llama_sampler_accept(self._sampler, token)
 
     def copy(self) -> GrammarConstraint:
         return GrammarConstraint(ll.llama_sampler_clone(self._sampler))
+
+    def token_constraint(self) -> None:
+        return None
 
     def close(self) -> None:
         if self._sampler:
@@ -56,27 +131,22 @@ class GrammarConstraint:
 
 
 def constraint_of(model: Model, sampling: Sampling) -> Constraint | None:
-    """The constraint that a request asks for. Raises UsageError for a grammar or schema that does not parse."""
-    if sampling.json_schema is not None:
-        grammar = _grammar_of_schema(sampling.json_schema)
-    elif sampling.grammar is not None:
-        grammar = sampling.grammar
-    else:
-        return None
+    """The constraint that a request asks for. Raises UsageError for one that does not parse or allows nothing."""
+    grammar = grammar_text(sampling)
+    if grammar is not None:
+        return MaskConstraint(model.guidance.open(grammar), grammar.warnings)
+    if sampling.grammar is None:
+        ends = model.end_tokens | sampling.stop_tokens
+        return LeastLength(ends, sampling.min_tokens) if sampling.min_tokens else None
+    check_gbnf(sampling.grammar)
     with captured_stderr() as lines:
-        sampler = ll.llama_sampler_init_grammar(model.vocab, grammar.encode("utf-8"), b"root")
+        sampler = ll.llama_sampler_init_grammar(model.vocab, sampling.grammar.encode("utf-8"), b"root")
     if not sampler:
         reason = lines[0].removeprefix("parse: error parsing grammar: ").strip() if lines else "no reason given"
         raise UsageError(f"the grammar does not parse: {reason}")
     return GrammarConstraint(sampler)
 
 
-def _grammar_of_schema(schema: str) -> str:
-    try:
-        json.loads(schema)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"the JSON schema is not JSON: {error}") from error
-    try:
-        return str(json_schema_to_gbnf(schema))
-    except Exception as error:  # the converter raises exceptions of many types
-        raise UsageError(f"the JSON schema cannot be turned into a grammar: {error}") from error
+def _set_bits(mask: np.ndarray[Any, np.dtype[np.uint8]], count: int) -> IntArray:
+    """int32[n]: the places of the bits that are set, of the first `count`."""
+    return np.flatnonzero(np.unpackbits(mask, count=count, bitorder="little")).astype(np.int32)

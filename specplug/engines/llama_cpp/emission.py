@@ -42,7 +42,7 @@ def emit(stream: Stream, context: Context, logits: Logits, row: int, end_tokens:
             stream.logprobs.append(report)
     stream.fresh.append(token)
     stream.left -= 1
-    if token in end_tokens:
+    if token in end_tokens or token in stream.sampler.sampling.stop_tokens:
         stream.finish = "stop"
     elif stream.left <= 0:
         stream.finish = "length"

@@ -15,13 +15,14 @@ from time import perf_counter
 from specplug import registry
 from specplug.core import IntArray, Proposer, Requires, SequenceOptions
 from specplug.engines.llama_cpp.cells import SPARE_SHARE
+from specplug.engines.llama_cpp.chat_template import NO_TEMPLATE, Message
 from specplug.engines.llama_cpp.context import MAX_SEQUENCE_IDS, open_context
 from specplug.engines.llama_cpp.drafters import remembered_experience
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
 from specplug.engines.llama_cpp.drafters.opening import Drafters
 from specplug.engines.llama_cpp.exact_passes import ExactPasses, measure_exact_passes
 from specplug.engines.llama_cpp.measure import own_cost_points
-from specplug.engines.llama_cpp.model import Message, Model
+from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.pass_costs import PassCosts
 from specplug.engines.llama_cpp.rollback import AnyTail
 from specplug.engines.llama_cpp.sampling import Sampler
@@ -32,7 +33,7 @@ from specplug.engines.llama_cpp.stream import Stream
 from specplug.engines.llama_cpp.thread_following import follow, thread_count, threads_now
 from specplug.engines.tokenizer_check import check_tokenizer
 from specplug.errors import SpecplugError, UsageError
-from specplug.generation.answers import Answer, Request, Sampling
+from specplug.generation.answers import Answer, Request, Sampling, with_stop_tokens
 from specplug.generation.context_advice import context_advice
 from specplug.generation.text import Segment, TextStream
 from specplug.planning.experience import Experience
@@ -77,6 +78,7 @@ class LlamaCpp:
                    compute with fewer threads while other programs keep cores busy
         """
         self.profile = profile = with_settings(profile, model, many=slots > 1)
+        self._notify, self._warned = notify, False
         self.model = model
         self.slots = slots
         self.kv_tokens = kv_tokens or slots * profile.runtime.context
@@ -148,6 +150,11 @@ class LlamaCpp:
             self._costs.keep()
         self._drafters.close()
         self.context.close()
+
+    def _warn_of_template(self) -> None:
+        if not self.model.chat.is_own and not self._warned:
+            self._warned = True
+            self._notify(NO_TEMPLATE)
 
     def _warn_of_drafters(self, notify: Callable[[str], None]) -> None:
         """Say which drafters cannot save time here, by the measured costs."""
@@ -223,10 +230,17 @@ class LlamaCpp:
 
     def chat_prompt(self, messages: Sequence[Message]) -> IntArray:
         """int32[n]: a conversation in the model's own template, ready for the answer."""
+        self._warn_of_template()
         return self.model.chat_prompt(messages)
 
-    def tokenize(self, text: str) -> IntArray:
-        return self.model.tokenize(text)
+    @property
+    def chat_stops(self) -> tuple[str, ...]:
+        """Strings that end every answer of a chat."""
+        return self.model.chat.stops
+
+    def raw_prompt(self, text: str) -> IntArray:
+        """int32[n]: a text to continue; the text of a control token becomes that token."""
+        return self.model.raw_prompt(text)
 
     def stream(self, request: Request, answer: Answer) -> Iterator[list[Segment]]:
         """Fill `answer` step by step; yields the text that each step completes. An abandoned stream frees its slot."""
@@ -291,7 +305,8 @@ class LlamaCpp:
             raise UsageError(f"max_tokens is {request.max_tokens}; use at least 1")
         most = min(request.max_tokens, context - length)
         options = SequenceOptions(private=request.private)
-        stream = self.loop.start(request.prompt, self.sampler(request.sampling), most, options)
+        sampling = with_stop_tokens(request.sampling, request.stop, self.model.control_token)
+        stream = self.loop.start(request.prompt, self.sampler(sampling), most, options)
         return _Writer(self.model, stream, request.stop, answer)
 
 

@@ -1,4 +1,4 @@
-"""The weights and the vocabulary: opening a GGUF file, tokens to text and back, chat templates.
+"""The weights and the vocabulary: opening a GGUF file, tokens to text and back.
 
 Wraps llama.cpp's model functions, and does not depend on a context, a KV cache or drafts.
 """
@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +22,13 @@ from typing import IO, Any
 import llama_cpp._logger as llama_logger
 import llama_cpp.llama_cpp as ll
 import numpy as np
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from specplug.core import IntArray
+from specplug.engines.llama_cpp.chat_template import ChatTemplate, Message
+from specplug.engines.llama_cpp.guidance_grammar import Guidance
 from specplug.engines.llama_cpp.library_check import WAYS, Way, check_model
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Runtime
-
-Message = Mapping[str, Any]
 
 LOG_LEVEL_ERROR, LOG_LEVEL_CONTINUED = 4, 5
 """Levels that ggml's log callback receives: for errors, and for the rest of a line that was begun. 3 is a warning."""
@@ -88,8 +87,9 @@ class Model:
         self.num_tokens: int = ll.llama_vocab_n_tokens(self.vocab)
         self.train_context: int = ll.llama_model_n_ctx_train(self.handle)
         self.end_tokens = frozenset(t for t in range(self.num_tokens) if ll.llama_vocab_is_eog(self.vocab, t))
+        self.guidance = Guidance(self.vocab, self.num_tokens, self.end_tokens)
+        """For constraints."""
         self._pieces: dict[int, bytes] = {}
-        self._formatter: Jinja2ChatFormatter | None = None
 
     def __enter__(self) -> Model:
         return self
@@ -98,6 +98,7 @@ class Model:
         self.close()
 
     def close(self) -> None:
+        self.guidance.close()
         if self.handle:
             with captured_log():
                 ll.llama_model_free(self.handle)
@@ -161,7 +162,7 @@ class Model:
         """int32[n]: the tokens of a text.
 
         add_special    add the special tokens that the model expects around a text, such as BOS
-        parse_special  turn the text of control tokens into those tokens; only for rendered chat templates
+        parse_special  turn the text of control tokens into those tokens, as in rendered chat templates
         """
         data = text.encode("utf-8")
         buffer = (ctypes.c_int32 * (len(data) + 8))()
@@ -169,6 +170,17 @@ class Model:
         if count < 0:
             raise SpecplugError(f"llama.cpp cannot tokenize a text of {len(data)} bytes: it reports {-count} tokens")
         return np.array(buffer[:count], dtype=np.int32)
+
+    def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
+        """int32[n]: a text to continue, with the tokens that the model expects around one, such as BOS, once."""
+        tokens = self.tokenize(text, parse_special=parse_special)
+        begins_twice = len(tokens) > 1 and tokens[0] == tokens[1] == ll.llama_vocab_bos(self.vocab)
+        return tokens[1:] if begins_twice else tokens
+
+    def control_token(self, text: str) -> int | None:
+        """The control token whose text this is; None where there is none."""
+        tokens = self.tokenize(text, add_special=False, parse_special=True)
+        return int(tokens[0]) if len(tokens) == 1 and self.is_control(int(tokens[0])) else None
 
     def piece(self, token: int) -> bytes:
         """The bytes that `token` prints: sometimes a part of a character, and none for control tokens."""
@@ -186,57 +198,22 @@ class Model:
         """The text that the tokens print; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
-    @property
-    def carries_tools(self) -> bool:
-        """Whether the chat template has a place for the descriptions of tools."""
-        return "tools" in (self.meta("tokenizer.chat_template") or "")
-
-    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
-        """int32[n]: a conversation in the model's own chat template, ready for the answer.
-
-        A template comes from the model file, so it runs in llama-cpp-python's sandboxed Jinja. A model without a
-        template receives the last message as plain text.
-        """
-        if self._formatter is None:
-            self._formatter = self._new_formatter(answers=True)
-        if self._formatter is None:
-            return self.tokenize(messages[-1]["content"])
-        try:
-            text = self._formatter(messages=list(messages), tools=list(tools) or None).prompt
-        except Exception as error:  # a template can raise any exception
-            raise UsageError(f"{self.path}: its chat template failed: {error}; use --raw") from error
-        return self.tokenize(text, add_special=False, parse_special=True)
+    @cached_property
+    def free_control_tokens(self) -> frozenset[int]:
+        """The control tokens that do not end an answer."""
+        return frozenset(token for token in range(self.num_tokens) if self.is_control(token)) - self.end_tokens
 
     @cached_property
-    def message_token(self) -> int | None:
-        """The token with which every message of a chat begins; None where the template has none."""
-        messages = [{"role": "user", "content": "a"}]
-        with contextlib.suppress(Exception):  # a template can raise any exception
-            closed = self._new_formatter(answers=False)
-            if closed is not None:
-                asked = self.chat_prompt(messages)
-                text = closed(messages=messages).prompt
-                message = self.tokenize(text, add_special=False, parse_special=True)
-                token = int(asked[len(message)])
-                if np.array_equal(asked[: len(message)], message) and token in message:
-                    return token
-        return None
+    def chat(self) -> ChatTemplate:
+        """How conversations become prompts."""
+        return ChatTemplate(self)
 
-    def _new_formatter(self, *, answers: bool) -> Jinja2ChatFormatter | None:
-        """The model's chat template; None where it has none. `answers`: a prompt ends with the beginning of one."""
-        template = self.meta("tokenizer.chat_template")
-        if template is None:
-            return None
-        return Jinja2ChatFormatter(
-            template=template,
-            eos_token=self._token_text(ll.llama_vocab_eos(self.vocab)),
-            bos_token=self._token_text(ll.llama_vocab_bos(self.vocab)),
-            add_generation_prompt=answers,
-        )
-
-    def _token_text(self, token: int) -> str:
-        text = ll.llama_vocab_get_text(self.vocab, token) if token >= 0 else b""
-        return text.decode("utf-8", "replace") if text else ""
+    def chat_prompt(self, messages: Sequence[Message]) -> IntArray:
+        """int32[n]: a conversation in the model's own chat template, ready for the answer."""
+        try:
+            return self.chat.prompt(messages)
+        except UsageError as error:
+            raise UsageError(f"{self.path}: {error}; use --raw") from error
 
 
 _PREFIXES = re.compile(r"^(?:(?:\w+_\w+|error loading model[\w ]*): )+")

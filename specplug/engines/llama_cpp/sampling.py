@@ -16,8 +16,8 @@ import llama_cpp.llama_cpp as ll
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import FloatArray, IntArray
-from specplug.engines.llama_cpp.constraint import Constraint, constraint_of
+from specplug.core import FloatArray, IntArray, TokenConstraint
+from specplug.engines.llama_cpp.constraint import TOKEN_DATA, Constraint, constraint_of
 from specplug.engines.llama_cpp.context import Context, Logits
 from specplug.engines.llama_cpp.gumbel import GumbelNoise
 from specplug.engines.llama_cpp.model import Model
@@ -29,8 +29,9 @@ from specplug.generation.topk import top_ids
 class Sampler:
     """One sequence's sampler: llama.cpp's chains with the request's constraint, or argmax where that is the same.
 
-    A constraint comes after biases and penalties, and before the chain that chooses a token: where it leaves no token
-    at all, none must be chosen, since llama.cpp would end the process.
+    A constraint leaves only the tokens that it allows to the chains. The result is that of a mask after biases and
+    penalties, which change each logit by itself, and before the chain that chooses. Where no token is left, none must
+    be chosen, since llama.cpp would end the process.
     """
 
     def __init__(self, model: Model, sampling: Sampling, *, coupled: bool = False) -> None:
@@ -46,10 +47,10 @@ class Sampler:
         self._constraint: Constraint | None = None
         self._data: npt.NDArray[np.void] | None = None
         _check(sampling, model.num_tokens)
-        if sampling.is_argmax:
-            return
         try:
             self._constraint = constraint_of(model, sampling)
+            if sampling.is_argmax:
+                return
             shaping = self._open_chain()
             for part in _shaping(model, sampling):
                 ll.llama_sampler_chain_add(shaping, part)
@@ -60,7 +61,16 @@ class Sampler:
             self.close()
             raise
         if self._constraint or self._noise is not None:
-            self._data = np.zeros(model.num_tokens, dtype=_TOKEN_DATA)
+            self._data = np.zeros(model.num_tokens, dtype=TOKEN_DATA)
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What of the request's constraint is not enforced, one line each."""
+        return self._constraint.warnings if self._constraint else ()
+
+    def token_constraint(self) -> TokenConstraint | None:
+        """A copy of the constraint after the tokens emitted so far, for proposers; None without one, and for GBNF."""
+        return self._constraint.token_constraint() if self._constraint else None
 
     def close(self) -> None:
         for chain in self._chains:
@@ -76,7 +86,11 @@ class Sampler:
         Raises SpecplugError where the constraint allows no token.
         """
         if not self._chains:
-            return int(logits[row].argmax())
+            if self._constraint is None:
+                return int(logits[row].argmax())
+            token = self._possible(self._constraint.best(logits[row]))
+            self._constraint.accept(token)
+            return token
         if self._data is None:
             return int(ll.llama_sampler_sample(self._chains[0], context.handle, row - len(logits)))
         token = self._possible(_choose(self._chains, self._constraint, self._data, logits[row], noise=self._noise))
@@ -86,7 +100,7 @@ class Sampler:
     def pick_from(self, values: Logits) -> int:
         """What `pick` would return for other logits (float32[V]); advances nothing."""
         if not self._chains:
-            return int(values.argmax())
+            return int(values.argmax()) if self._constraint is None else self._possible(self._constraint.best(values))
         copied = self.copy(None)
         assert copied is not None
         try:
@@ -95,11 +109,11 @@ class Sampler:
             copied.close()
 
     def copy(self, ids: IntArray | None) -> SamplerCopy | None:
-        """A copy that draws the next tokens from another model's logits; None where drawing is argmax.
+        """A copy that draws the next tokens from another model's logits; None where that is the largest logit of all.
 
         ids  int32[rows]: the token of each logit; None where logit i belongs to token i
         """
-        if not self._chains:
+        if not self._chains and self._constraint is None:
             return None
         constraint = self._constraint.copy() if self._constraint else None
         chains = [ll.llama_sampler_clone(chain) for chain in self._chains]
@@ -156,7 +170,9 @@ class SamplerCopy:
 
     def choose(self, logits: Logits) -> int | None:
         """The token that is drawn from `logits` (float32[rows]); None where a constraint forbids all."""
-        data = np.zeros(len(logits), dtype=_TOKEN_DATA)
+        if not self._chains and self._constraint and self._ids is None:
+            return self._constraint.best(logits)
+        data = np.zeros(len(logits), dtype=TOKEN_DATA)
         return _choose(self._chains, self._constraint, data, logits, self._ids, self._noise)
 
     def draw(self, logits: Logits) -> int | None:
@@ -175,15 +191,13 @@ class DrawsWithSampler(Protocol):
     def use_sampler(self, seq: int, sampler: Sampler) -> None: ...
 
 
-_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-
 def _check(sampling: Sampling, num_tokens: int) -> None:
     limits = [
         ("temperature", sampling.temperature, 0.0, 100.0),
         ("top_k", sampling.top_k, 0, num_tokens),
         ("top_p", sampling.top_p, 0.0, 1.0),
         ("min_p", sampling.min_p, 0.0, 1.0),
+        ("typical_p", sampling.typical_p, 0.0, 1.0),
         ("repeat_penalty", sampling.repeat_penalty, 1e-6, 100.0),
         ("frequency_penalty", sampling.frequency_penalty, -100.0, 100.0),
         ("presence_penalty", sampling.presence_penalty, -100.0, 100.0),
@@ -195,8 +209,8 @@ def _check(sampling: Sampling, num_tokens: int) -> None:
     for token in sampling.logit_bias:
         if not 0 <= token < num_tokens:
             raise UsageError(f"logit bias names token {token}; the vocabulary has {num_tokens} tokens")
-    if sampling.grammar is not None and sampling.json_schema is not None:
-        raise UsageError("a grammar and a JSON schema were both given; use one of them")
+    if len(sampling.constraints) > 1:
+        raise UsageError(f"{' and '.join(sampling.constraints)} were given at once; use one of them")
 
 
 def _choose(
@@ -209,18 +223,25 @@ def _choose(
 ) -> int | None:
     """The token that the chains select from `values` (float32[n]) under the constraint; None where none is left.
 
+    chains shape and choose; without any, the largest logit is selected
     data   a buffer of n entries
     ids    the token of each value; None where value i belongs to token i
     noise  selects among the tokens that the chains leave, where the chains do not select
     """
+    if constraint:
+        rows = constraint.rows(values, ids)
+        values, ids = values[rows], rows if ids is None else ids[rows]
+        if not len(ids):
+            return None
+        if not chains:
+            return int(ids[values.argmax()])
+    data = data[: len(values)]
     data["id"] = np.arange(len(values)) if ids is None else ids
     data["logit"] = values
     data["p"] = 0.0
-    array = ll.llama_token_data_array(data.ctypes.data_as(ll.llama_token_data_p), len(values), -1, False)
-    for index, chain in enumerate(chains):
+    array = ll.llama_token_data_array(data.ctypes.data_as(ll.llama_token_data_p), len(data), -1, False)
+    for chain in chains:
         ll.llama_sampler_apply(chain, ctypes.byref(array))
-        if constraint and not index:
-            constraint.mask(array)
         if not np.isfinite(data["logit"][: array.size].max()):
             return None
     if noise is None:
@@ -265,6 +286,8 @@ def _choosing(sampling: Sampling, *, draws: bool) -> list[Any]:
     parts = []
     if sampling.top_k:
         parts.append(ll.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.typical_p < 1:
+        parts.append(ll.llama_sampler_init_typical(ctypes.c_float(sampling.typical_p), 1))
     if sampling.top_p < 1:
         parts.append(ll.llama_sampler_init_top_p(ctypes.c_float(sampling.top_p), 1))
     if sampling.min_p > 0:

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from specplug.core import IntArray
 from specplug.corpora.folder import NAME, Corpus, corpora_folder, open_corpus
+from specplug.engines.llama_cpp.chat_template import NO_TEMPLATE, Message
 from specplug.engines.llama_cpp.engine import LlamaCpp
-from specplug.engines.llama_cpp.model import Message, Model
+from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.errors import UsageError
@@ -32,8 +33,9 @@ def open_serving_engine(
 
     OpenMP keeps a team of threads for every thread that ever computed. With two teams there are more threads than
     cores, and all barriers sleep: passes take twice as long on 2 cores. So the engine is opened in a thread that ends
-    then.
+    then. Meanwhile the tokenizer for constraints is built.
     """
+    model.guidance.begin()
     with ThreadPoolExecutor(1) as opening:
         return opening.submit(
             ServingEngine,
@@ -86,6 +88,8 @@ class ServingEngine:
             follow_free_cores=follow_free_cores,
             notify=notify,
         )
+        if not model.chat.is_own:
+            notify(NO_TEMPLATE)
         self.model = model
         self.slots = slots
         self.profile = self._engine.profile
@@ -115,9 +119,14 @@ class ServingEngine:
         return self.model.end_tokens
 
     @property
-    def carries_tools(self) -> bool:
-        """Whether the chat template has a place for the descriptions of tools."""
-        return self.model.carries_tools
+    def chat_template(self) -> str:
+        """The chat template in Jinja."""
+        return self.model.chat.text
+
+    @property
+    def free_control_tokens(self) -> frozenset[int]:
+        """The control tokens that do not end an answer."""
+        return self.model.free_control_tokens
 
     @property
     def source_names(self) -> list[str]:
@@ -155,14 +164,24 @@ class ServingEngine:
         """A sampler, which the sequence that begins with it will own. Raises UsageError for values out of range."""
         return self._engine.sampler(sampling)
 
-    def tokenize(self, text: str, *, add_special: bool = True) -> IntArray:
-        return self.model.tokenize(text, add_special=add_special)
+    @property
+    def chat_stops(self) -> tuple[str, ...]:
+        """Strings that end every answer of a chat."""
+        return self.model.chat.stops
 
-    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> IntArray:
-        try:
-            return self.model.chat_prompt(messages, tools)
-        except UsageError as error:  # its message names the file, which clients must not see
-            raise UsageError(f"the model's chat template failed: {error.__cause__}") from error
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
+        return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
+        return self.model.raw_prompt(text, parse_special=parse_special)
+
+    def control_token(self, text: str) -> int | None:
+        return self.model.control_token(text)
+
+    def chat_prompt(
+        self, messages: Sequence[Message], tools: Sequence[Message] = (), variables: Message | None = None
+    ) -> IntArray:
+        return self.model.chat.prompt(messages, tools, variables)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token prints."""

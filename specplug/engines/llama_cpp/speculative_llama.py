@@ -11,7 +11,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -23,6 +23,7 @@ from llama_cpp import Llama
 from specplug import profile as profiles
 from specplug.core import ROOT, IntArray, Proposer
 from specplug.engines.llama_cpp.alignment import aligned_rows
+from specplug.engines.llama_cpp.constraint_processor import create_constrained
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_state_params, set_tree_params
 from specplug.engines.llama_cpp.drafters.head_finding import loads_mtp
 from specplug.engines.llama_cpp.drafters.opening import Drafters, check_drafters
@@ -213,6 +214,22 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             self._under_way = self._decode(self._loop, token, stopping_criteria)
             yield from self._under_way
 
+    def create_chat_completion(self, messages: Any, *args: Any, **options: Any) -> Any:
+        """As `llama_cpp.Llama.create_chat_completion`; `response_format` takes OpenAI's form, too, and is always kept.
+
+        An answer that is not streamed has a field `specplug` with `warnings`: what of the schema is not enforced.
+        """
+        return create_constrained(
+            partial(super().create_chat_completion, messages, *args), lambda: self._described.guidance, options
+        )
+
+    @cached_property
+    def _described(self) -> Model:
+        """The base class's model, for tokens and constraints."""
+        model = Model(Path(self.model_path), self._model.model, has_mtp=self._loads_mtp)
+        self._stack.callback(model.guidance.close)
+        return model
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"profile": self.profile}  # type: ignore[no-any-return]
 
@@ -289,9 +306,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
             flash = params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
             limit = self.profile.runtime.snapshot_mib
             runtime = Runtime(threads=1, flash_attention=flash, gpu_layers=self.model_params.n_gpu_layers)
-            model = Model(Path(self.model_path), self._model.model)
             own = replace(self.profile, runtime=replace(runtime, snapshot_mib=limit))
-            self._rollback = rollback_for(model, own, slots=1, notify=self._notify)
+            self._rollback = rollback_for(self._described, own, slots=1, notify=self._notify)
         return self._rollback
 
     def _cached(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
@@ -299,7 +315,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         return np.array(self.input_ids[: self.n_tokens], dtype=np.int32)
 
     def _open_loop(self, sources: Sequence[Proposer]) -> StepLoop:
-        model = Model(Path(self.model_path), self._model.model, has_mtp=self._loads_mtp)
+        model = self._described
         rollback = self._choose_rollback()
         max_nodes = min(self._max_nodes, self.n_batch - 1)
         num_ids = rollback.num_ids(1, self._max_nodes)

@@ -32,7 +32,7 @@ class Snapshots:
         return slots
 
     def cells(self, context: Context, slots: int) -> StateCells:
-        return StateCells(context, slots=slots, message_token=context.model.message_token)
+        return StateCells(context, slots=slots, message_token=context.model.chat.message_token)
 
     def branch(self, context: Context, seq: int, rows: int) -> int:
         return seq
@@ -76,7 +76,7 @@ class Fork:
         return 2 * slots
 
     def cells(self, context: Context, slots: int) -> StateCells:
-        return StateCells(context, slots=slots, message_token=context.model.message_token)
+        return StateCells(context, slots=slots, message_token=context.model.chat.message_token)
 
     def branch(self, context: Context, seq: int, rows: int) -> int:
         if rows == 1:

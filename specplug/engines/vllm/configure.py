@@ -42,6 +42,9 @@ MIXED_ATTENTION = ("Gemma3ForCausalLM",)
 """Architectures that mix full-attention and sliding-window layers. vLLM keeps their KV caches in two groups, but drafts
 with a model only if they are in one."""
 
+STRUCTURED_OUTPUTS = {"backend": "guidance"}
+"""llguidance, as on llama.cpp, where vLLM would choose a backend for each schema."""
+
 KEY = "specplug"
 """Our key in `additional_config`."""
 
@@ -65,7 +68,7 @@ def engine_settings(
             f"profile {profile.name} is for {profile.engine}; choose a profile for vllm, or pass --engine vllm"
         )
     settings = profile.vllm
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"structured_outputs_config": STRUCTURED_OUTPUTS}
     for key in ("max_model_len", "max_num_seqs", "gpu_memory_utilization"):
         if getattr(settings, key) is not None:
             found[key] = getattr(settings, key)

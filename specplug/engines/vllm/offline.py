@@ -5,7 +5,6 @@ Each engine runs in a process of its own, so several can be open at once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from itertools import count
 from time import perf_counter
 from typing import Any
 
+from specplug.constraints.grammar_text import grammar_text, json_document
 from specplug.core import IntArray, int_array
 from specplug.engines.tokenizer_check import check_tokenizer
 from specplug.engines.vllm.configure import (
@@ -74,7 +74,9 @@ class Vllm:
         )
         return int_array(tokens)
 
-    def tokenize(self, text: str) -> IntArray:
+    chat_stops: tuple[str, ...] = ()
+
+    def raw_prompt(self, text: str) -> IntArray:
         return int_array(self._tokenizer.encode(text))
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -243,12 +245,17 @@ def sampling_params(request: Request) -> Any:
 
     sampling: Sampling = request.sampling
     constraint = None
-    if sampling.grammar is not None or sampling.json_schema is not None:
-        try:
-            schema = json.loads(sampling.json_schema) if sampling.json_schema is not None else None
-            constraint = StructuredOutputsParams(grammar=sampling.grammar, json=schema)
-        except ValueError as error:
-            raise UsageError(f"grammar or schema: {' '.join(str(error).split())}") from None
+    grammar_text(sampling)
+    try:
+        if sampling.json_schema is not None:
+            schema, _ = json_document(sampling.json_schema, strict=sampling.strict)
+            constraint = StructuredOutputsParams(json=schema)
+        elif sampling.regex is not None:
+            constraint = StructuredOutputsParams(regex=sampling.regex)
+        elif sampling.constraints:
+            constraint = StructuredOutputsParams(grammar=sampling.lark or sampling.grammar)
+    except ValueError as error:
+        raise UsageError(f"constraint: {' '.join(str(error).split())}") from None
     random = sampling.temperature > 0
     try:
         return SamplingParams(
@@ -264,6 +271,8 @@ def sampling_params(request: Request) -> Any:
             logprobs=sampling.logprobs,
             max_tokens=request.max_tokens,
             stop=list(request.stop) or None,
+            stop_token_ids=sorted(sampling.stop_tokens) or None,
+            min_tokens=min(sampling.min_tokens, request.max_tokens),
             structured_outputs=constraint,
             output_kind=RequestOutputKind.DELTA,
         )

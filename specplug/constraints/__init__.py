@@ -1,0 +1,1 @@
+"""What a request demands of the text of its answer, checked and prepared for llguidance, without an engine."""

@@ -1,0 +1,147 @@
+"""The tokens that a grammar allows next, by llguidance: masks, forced tokens, and a walk along tokens and back.
+
+Knows neither logits nor sampling. Where a grammar leaves one text only, the mask allows only the token with which
+the tokenizer itself would write it, although other tokens would spell the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from specplug.errors import SpecplugError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+Open = Callable[[], "LLMatcher"]
+"""Opens a matcher at the beginning of the text."""
+
+
+class TokenMatcher:
+    """Where one text stands in a grammar; implements `specplug.core.TokenConstraint`.
+
+    llguidance's matcher never recovers from a token that it does not allow, so tokens are tried before they are taken.
+    It counts a token that ends the text in some states only, so such tokens are not passed to it.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, end_tokens: Set[int], open_styles: Sequence[Open] = (), taken: Sequence[int] = ()
+    ) -> None:
+        """
+        end_tokens   all tokens that end an answer
+        open_styles  grammars of some of the same texts, which leave less choice
+        taken        the tokens that `matcher` has been moved past, and perhaps one that ends the text
+        """
+        self._matcher = matcher
+        self._end_tokens = end_tokens
+        self._open_styles = open_styles
+        self._taken = list(taken)
+
+    def copy(self) -> TokenMatcher:
+        """A copy in the same place, which moves alone."""
+        return TokenMatcher(self._matcher.deep_copy(), self._end_tokens, self._open_styles, self._taken)
+
+    def mask(self) -> npt.NDArray[np.uint8]:
+        """uint8[V / 8]: a bit for each token, lowest first. Raises SpecplugError beyond llguidance's limits."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        _check(self._matcher)
+        return bits
+
+    @property
+    def allows_nothing(self) -> bool:
+        """Whether no text can follow, and none can end here. Raises SpecplugError beyond llguidance's limits."""
+        trial = self._matcher.deep_copy()
+        bits = np.frombuffer(trial.compute_bitmask(), dtype=np.uint8)
+        if trial.get_error().startswith("NoExtension"):
+            return True
+        allowed = set(np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()) - self._end_tokens
+        if allowed:
+            trial.consume_token(min(allowed))  # some limits are found only after a token
+        _check(trial)
+        return not allowed and not self._matcher.is_accepting()
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` the masks allow, one after the other. Changes nothing."""
+        if self._has_ended:
+            return 0
+        matcher, at = self._matcher, 0
+        text, ends = self._parts(tokens)
+        most = matcher.validate_tokens(text)
+        while at < most:
+            forced = matcher.compute_ff_tokens() or [text[at]]
+            same = _common(forced, text[at:most])
+            matcher.consume_tokens(forced[:same])
+            at += same
+            if same < len(forced):
+                break
+        can_end = ends and at == len(text) and matcher.is_accepting()
+        matcher.rollback(at)
+        return at + can_end
+
+    def forced(self) -> list[int]:
+        """The tokens that are the only ones allowed, one after the other; empty where there is a choice."""
+        return [] if self._has_ended else self._matcher.compute_ff_tokens()
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Move past `tokens`. ValueError, without a move, for tokens that are not allowed.
+
+        Raises SpecplugError beyond llguidance's limits.
+        """
+        text, ends = self._parts(tokens)
+        moved = 0 if self._has_ended else self._matcher.try_consume_tokens(text)
+        _check(self._matcher)
+        if moved + ends < len(tokens) or (ends and not self._matcher.is_accepting()):
+            self._matcher.rollback(moved)
+            raise ValueError(f"the constraint does not allow {list(tokens)} here")
+        self._taken += tokens
+
+    def go_back(self, count: int) -> None:
+        """Undo the last `count` tokens of `advance`."""
+        if count:
+            self._matcher.rollback(count - self._has_ended)
+            del self._taken[-count:]
+
+    def styles(self) -> list[TokenMatcher]:
+        """Those of the grammars with less choice that allow all tokens so far, after these tokens."""
+        found = []
+        for open_style in self._open_styles:
+            style = TokenMatcher(open_style(), self._end_tokens)
+            with suppress(ValueError):
+                style.advance(self._taken)
+                found.append(style)
+        return found
+
+    @property
+    def _has_ended(self) -> bool:
+        return bool(self._taken) and self._taken[-1] in self._end_tokens
+
+    def _parts(self, tokens: Sequence[int]) -> tuple[list[int], bool]:
+        """The tokens before the first one that ends the text, and whether there is such a token."""
+        for at, token in enumerate(tokens):
+            if token in self._end_tokens:
+                return list(tokens[:at]), True
+        return list(tokens), False
+
+
+def _check(matcher: LLMatcher) -> None:
+    """Raise SpecplugError if a matcher has met one of llguidance's limits."""
+    if matcher.is_error():
+        raise SpecplugError(f"the constraint is too complex: {first_line(matcher.get_error())}")
+
+
+def first_line(text: str) -> str:
+    """The first line of one of llguidance's messages."""
+    return text.strip().partition("\n")[0]
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading tokens are the same."""
+    for at, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return at
+    return min(len(left), len(right))

@@ -1,0 +1,87 @@
+"""Tool calls of one server: what constrains an answer that may call, and what reads the calls in it.
+
+This module depends on no engine: it gets the model's chat template and the texts of its control tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from specplug.constraints.grammar_text import MAX_BYTES
+from specplug.errors import UsageError
+from specplug.server.request_schema import ChatRequest
+from specplug.server.tool_formats.answer_reader import AnswerReader
+from specplug.server.tool_formats.call_formats import HERMES, recognise
+from specplug.server.tool_formats.call_grammar import ControlTokens, calls_grammar
+from specplug.server.tool_formats.parameters import Parameters, prepare
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """What one request's tools mean for its answers.
+
+    lark        the grammar that constrains them; None where nothing does, or something else of the request
+    new_reader  opens a reader of one answer; None where the answer is nothing but text
+    shown       texts of the control tokens that the reader must see
+    warnings    what of the tools' schemas is not enforced, one line each
+    """
+
+    lark: str | None = None
+    new_reader: Callable[[], AnswerReader] | None = None
+    shown: Mapping[int, bytes] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class ToolCalling:
+    """How the model of a server calls tools."""
+
+    def __init__(
+        self, chat_template: str, control_token: Callable[[str], int | None], free: frozenset[int] = frozenset()
+    ) -> None:
+        """
+        chat_template  empty where the model has none
+        control_token  the id of the control token with a text; None where there is none
+        free           ids of the control tokens that do not end an answer
+        """
+        self.carried = "tools" in chat_template
+        """Whether the chat template has a place for tools."""
+        self._format = recognise(chat_template) if self.carried else HERMES
+        found = {text: control_token(text) for text in self._format.markers()}
+        marks = {text: token for text, token in found.items() if token is not None}
+        self._control = ControlTokens(marks, free)
+        self._shown = {token: text.encode() for text, token in marks.items()}
+
+    def plan(self, body: ChatRequest) -> CallPlan:
+        """Raises UsageError, with the tool's name, for parameters that are no schema or cannot be enforced strictly.
+
+        It compiles the schemas, which takes milliseconds for each tool.
+        """
+        tools = {function.name: prepare(function, required=body.must_call) for function in body.offered}
+        if not tools and not self._format.channels:
+            return CallPlan()
+        constrained = bool(tools) and body.grammar is None and not body.is_shaped
+        return CallPlan(
+            self._grammar(body, tools) if constrained else None,
+            lambda: AnswerReader(
+                self._format,
+                {name: one.schema for name, one in tools.items()},
+                several=body.may_call_often,
+                whole_calls=not constrained,
+            ),
+            self._shown,
+            tuple(warning for one in tools.values() for warning in one.warnings) if constrained else (),
+        )
+
+    def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters]) -> str:
+        lark = calls_grammar(
+            self._format,
+            {name: one.schema for name, one in tools.items()},
+            self._control,
+            required=body.must_call,
+            several=body.may_call_often,
+        )
+        most = MAX_BYTES["Lark grammar"]
+        if len(lark.encode()) > most:
+            raise UsageError(f"tools: their parameters make a grammar of more than {most // 1024} KiB; send fewer")
+        return lark

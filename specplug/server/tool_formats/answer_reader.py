@@ -1,0 +1,422 @@
+"""Reads an answer as it arrives: what is text, and what are calls of the given functions.
+
+Text is never lost: what begins like a call and is none is text, and arguments are passed on as the model wrote them.
+Only what was begun of a further call, when an answer reached its limit, is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from specplug.server.tool_formats.answer_events import Arguments, CallBegins, CallEnds, Event, Reasoning, Text, merged
+from specplug.server.tool_formats.argument_types import Schema, argument, resolved, types
+from specplug.server.tool_formats.call_formats import (
+    CALL,
+    CHANNEL,
+    END,
+    HARMONY,
+    MESSAGE,
+    RETURN,
+    START,
+    BracesCall,
+    FieldsCall,
+    Frame,
+    HeadedCall,
+    JsonCall,
+    ToolFormat,
+)
+from specplug.server.tool_formats.json_text import Emit, NotJson, as_json, quoted, string, value, without_surrogates
+from specplug.server.tool_formats.partial_text import PartialText, Read
+
+SEPARATORS = (";", ",")
+"""Between JSON objects that each are a call."""
+
+MAX_HEADER = 400
+"""Characters of the longest header between a call's opening and its arguments."""
+
+KEYS = {"name", "arguments", "parameters", "type", "id", "function"}
+"""The keys of a call. An answer that begins with another object is no call."""
+
+NAME_PART = re.compile(r"[a-zA-Z0-9_.-]*")
+FENCE = "```"
+
+
+class NoCall(Exception):
+    """What began like a call is none."""
+
+
+class AnswerReader:
+    """Receives an answer's text piece by piece and returns what it consists of, the same however it is split.
+
+    A call's name is returned as soon as the arguments begin, and then these piece by piece.
+    """
+
+    def __init__(
+        self, tool_format: ToolFormat, tools: Mapping[str, Schema], *, several: bool = True, whole_calls: bool = False
+    ) -> None:
+        """
+        tools        the JSON schema of the arguments, by the function's name
+        several      whether calls after the first one are returned, too; otherwise they are dropped
+        whole_calls  a call is returned when it is complete, and is text if it never is. Without, arguments that are
+                     no JSON end a call that has begun
+        """
+        self._format = tool_format
+        self._tools = tools
+        self._several = several
+        self._whole_calls = whole_calls
+        self._source = PartialText()
+        self._events: list[Event] = []
+        self._held: list[Event] = []  # what was read of a call that may still turn out to be text
+        self._holds = False
+        self._num_calls = 0
+        self._blank: str | None = ""  # white space that is dropped if a call follows; None after other text
+        self._reading = self._messages() if tool_format.channels else self._answer()
+
+    def feed(self, text: str) -> list[Event]:
+        """What the text so far shows."""
+        self._source.text += text
+        return self._resume()
+
+    def close(self) -> list[Event]:
+        """The rest, at the end of the answer."""
+        self._source.ended = True
+        return self._resume()
+
+    def _resume(self) -> list[Event]:
+        next(self._reading, None)
+        events, self._events = self._events, []
+        return merged(events)
+
+    # -- the parts of an answer ------------------------------------------------------------------------------------
+
+    def _answer(self) -> Read[None]:
+        source, marks = self._source, self._triggers()
+        if self._tools:
+            yield from self._at_the_beginning()
+        ends = [*marks, *(f"{frame.closing}{frame.section[1]}".strip() for frame in self._format.frames)]
+        while True:
+            source.at, mark = source.find(list(marks), 0)
+            rest = source.cut()
+            if self._blank is not None and self._num_calls and source.ended and not mark:
+                rest = "" if any(end.startswith(rest.strip()) for end in ends) else rest
+            self._text(rest)
+            if mark:
+                source.at = len(mark)
+                frame = marks[mark]
+                if frame is None:
+                    source.cut()
+                elif not (yield from self._calls(frame)):
+                    source.at = len(mark)
+                    self._text(source.cut())
+            elif source.ended:
+                if self._blank and not self._num_calls:
+                    self._events.append(Text(self._blank))
+                return
+            else:
+                yield
+
+    def _triggers(self) -> dict[str, Frame | None]:
+        """The texts that announce calls, with the frame of these; None for those that surround calls."""
+        marks: dict[str, Frame | None] = {}
+        for frame in self._format.frames if self._tools else ():
+            if frame.section[0] and frame.opening:
+                marks |= dict.fromkeys(frame.section)
+                marks[frame.opening] = frame
+            elif frame.trigger:
+                marks.setdefault(frame.trigger, frame)
+        return marks
+
+    def _at_the_beginning(self) -> Read[None]:
+        """Read calls with which an answer begins without a trigger."""
+        source = self._source
+        yield from source.space()
+        start = source.at
+        for frame in self._format.frames:
+            if frame.anchored:
+                fenced = bool(frame.section[0])
+                if (yield from source.literal(FENCE)) == fenced:
+                    if fenced:
+                        _ = (yield from source.literal("json")) or (yield from source.literal("tool_call"))
+                        yield from source.space()
+                    if (yield from source.peek()) in ("{", "[") and (yield from self._calls(frame)):
+                        return
+                source.at = start
+        source.at = 0
+
+    def _messages(self) -> Read[None]:
+        """Read an answer that consists of messages on channels."""
+        source = self._source
+        if (yield from source.peek()) not in (CHANNEL[0], " "):
+            yield from self._answer()
+            return
+        while True:
+            header = ""
+
+            def keep(piece: str) -> None:
+                nonlocal header
+                header += piece
+
+            if not (yield from source.until([MESSAGE], keep)):
+                for mark in (START, CHANNEL, END):
+                    header = header.replace(mark, "")
+                self._text(header.removeprefix("assistant"))
+                return
+            source.cut()
+            named = HARMONY.header.search(header)
+            if named and named["name"] in self._tools:
+                yield from self._call(self._arguments(named["name"]))
+            silent = "analysis" in header and not named
+            emit = self._reason if silent else self._text
+            yield from source.until([END, CALL, RETURN, START], emit)
+            source.cut()
+
+    def _text(self, text: str) -> None:
+        if self._blank is not None:
+            self._blank += text
+            if not self._blank.strip():
+                return
+            text, self._blank = self._blank, None
+        self._events.append(Text(text))
+
+    def _reason(self, text: str) -> None:
+        self._events.append(Reasoning(text))
+
+    # -- calls -----------------------------------------------------------------------------------------------------
+
+    def _calls(self, frame: Frame) -> Read[bool]:
+        """Read the calls after an opening. False, and nothing is cut, if there is none."""
+        source = self._source
+        if isinstance(frame.body, JsonCall):
+            if not (yield from self._objects(frame)):
+                return False
+        elif not (yield from self._call(self._body(frame.body))):
+            return False
+        at, closing = source.at, (frame.closing or frame.section[1]).strip()
+        yield from source.space()
+        if not closing or not (yield from source.literal(closing)):
+            source.at = at
+        source.cut()
+        return True
+
+    def _objects(self, frame: Frame) -> Read[bool]:
+        """Read JSON objects that are calls, in lists or not. False if the first is no call."""
+        source, in_list, any_calls = self._source, False, False
+        while True:
+            yield from source.space()
+            if not in_list:
+                in_list = yield from source.literal("[")
+                yield from source.space()
+            if not (yield from self._call(self._object(frame))):
+                return any_calls
+            any_calls = True
+            yield from source.space()
+            if in_list and (yield from source.literal("]")):
+                in_list = False
+            source.cut()
+            yield from source.space()
+            for separator in SEPARATORS:
+                if (yield from source.literal(separator)):
+                    break
+            yield from source.space()
+            following = yield from source.peek()
+            if not following or following not in "{[":
+                source.at = source.at if not following else 0
+                return True
+
+    def _call(self, reading: Read[None]) -> Read[bool]:
+        """Read one call. False if it is none, or was broken off: then the place is where its text goes on."""
+        source, start = self._source, self._source.at
+        self._held, self._holds = [], True
+        try:
+            yield from reading
+        except (NoCall, NotJson):
+            if not self._holds:  # what was returned cannot be taken back
+                source.cut()
+                return True
+            self._holds = False
+            if self._num_calls and not self._whole_calls and source.ended and source.at >= len(source.text):
+                source.cut()  # the answer was broken off before the name of a further call
+            else:
+                source.at = start
+            return False
+        self._emit(CallEnds())
+        self._release()
+        source.cut()
+        self._num_calls += 1
+        self._blank = ""
+        return True
+
+    def _begin(self, name: str, call_id: str = "") -> None:
+        if self._blank:
+            self._blank = ""
+        self._emit(CallBegins(name, call_id))
+        if not self._whole_calls:
+            self._release()
+
+    def _emit(self, event: Event) -> None:
+        if self._holds:
+            self._held.append(event)
+        elif self._several or not self._num_calls:
+            self._events.append(event)
+
+    def _pass_on(self, text: str) -> None:
+        self._emit(Arguments(text))
+
+    def _release(self) -> None:
+        held, self._held, self._holds = self._held, [], False
+        for event in held:
+            self._emit(event)
+
+    # -- the bodies of calls ---------------------------------------------------------------------------------------
+
+    def _body(self, body: HeadedCall | FieldsCall | BracesCall) -> Read[None]:
+        source = self._source
+        yield from source.space()
+        if isinstance(body, HeadedCall):
+            yield from self._headed(body)
+            return
+        is_passed = source.text[: source.at].endswith(body.before)  # it may be the trigger
+        if not is_passed and not (yield from source.literal(body.before)):
+            raise NoCall
+        name = yield from source.run(NAME_PART)
+        if name not in self._tools:
+            raise NoCall
+        if isinstance(body, FieldsCall):
+            yield from self._fields(body, name)
+        else:
+            yield from self._arguments(name, quote=body.quote)
+
+    def _object(self, frame: Frame) -> Read[None]:
+        """An object with a name and arguments, in any order."""
+        source, name, kept = self._source, "", list[str]()
+        has_arguments = False
+        if not (yield from source.literal("{")):
+            raise NoCall
+        while True:
+            parts: list[str] = []
+            yield from source.space()
+            yield from string(source, parts.append)
+            key = _unquoted(parts)
+            yield from source.space()
+            if (frame.anchored and key not in KEYS) or not (yield from source.literal(":")):
+                raise NoCall
+            yield from source.space()
+            if key == "name" and not name:
+                parts = []
+                yield from string(source, parts.append)
+                name = _unquoted(parts)
+                if name not in self._tools:
+                    raise NoCall
+            elif key in ("arguments", "parameters") and not has_arguments:
+                has_arguments = True
+                if name:
+                    yield from self._arguments(name)
+                else:
+                    yield from self._value(kept.append)
+            else:
+                yield from value(source, lambda text: None)
+            yield from source.space()
+            if (yield from source.literal("}")):
+                break
+            if not (yield from source.literal(",")):
+                raise NoCall
+        if not name:
+            raise NoCall
+        if kept or not has_arguments:
+            self._begin(name)
+            self._pass_on("".join(kept) or "{}")
+
+    def _headed(self, body: HeadedCall) -> Read[None]:
+        header = ""
+
+        def keep(piece: str) -> None:
+            nonlocal header
+            header += piece
+            if len(header) > MAX_HEADER:
+                raise NoCall
+
+        if not (yield from self._source.until([body.divider], keep)):
+            raise NoCall
+        found = body.header.fullmatch(header.strip())
+        if found is None or found["name"] not in self._tools:
+            raise NoCall
+        yield from self._arguments(found["name"], found["id"] or "")
+
+    def _arguments(self, name: str, call_id: str = "", quote: str = "") -> Read[None]:
+        """The value of the arguments, which is passed on while it arrives if it is an object."""
+        source = self._source
+        yield from source.space()
+        if (yield from source.peek()) == "{":
+            self._begin(name, call_id)
+            yield from value(source, self._pass_on, quote)
+        else:
+            kept: list[str] = []
+            yield from self._value(kept.append)
+            self._begin(name, call_id)
+            self._pass_on("".join(kept))
+
+    def _value(self, emit: Emit) -> Read[None]:
+        """Arguments as one text: an object, null, or a string that holds an object."""
+        parts: list[str] = []
+        yield from value(self._source, parts.append)
+        read = "".join(parts)
+        if read == "null":
+            read = "{}"
+        elif read.startswith('"'):
+            read = as_json(without_surrogates(_unquoted(parts))) or ""
+        if not read.lstrip().startswith("{"):
+            raise NoCall
+        emit(read)
+
+    def _fields(self, body: FieldsCall, name: str) -> Read[None]:
+        source, root = self._source, self._tools[name]
+        properties = resolved(root, root).get("properties")
+        yield from source.space()
+        if body.after.strip() and not (yield from source.literal(body.after.strip())):
+            raise NoCall
+        yield from source.space()
+        before = "{"
+        while (yield from source.literal(body.key)):
+            if before == "{":
+                self._begin(name)
+            key: list[str] = []
+            dividers = body.value.split()
+            if not (yield from source.until(dividers[:1], key.append)):
+                raise NoCall
+            for divider in dividers[1:]:
+                yield from source.space()
+                if not (yield from source.literal(divider)):
+                    raise NoCall
+            if body.value.endswith("\n"):
+                yield from source.literal("\n")
+            self._pass_on(f"{before}{quoted(''.join(key))}: ")
+            schema = properties.get("".join(key), {}) if isinstance(properties, Mapping) else {}
+            yield from self._field(body.end, types(schema, root))
+            before = ", "
+            yield from source.space()
+        if before == "{":
+            self._begin(name)
+            self._pass_on("{")
+        if body.closing and not (yield from source.literal(body.closing.strip())):
+            raise NoCall
+        self._pass_on("}")
+
+    def _field(self, end: str, allowed: frozenset[str]) -> Read[None]:
+        """One argument of a type of `allowed`; a string is passed on while it arrives."""
+        ends = [f"\n{end.strip()}", end.strip()] if end.startswith("\n") else [end.strip()]
+        if allowed == {"string"}:
+            self._pass_on('"')
+            if not (yield from self._source.until(ends, lambda piece: self._pass_on(quoted(piece)[1:-1]))):
+                raise NoCall
+            self._pass_on('"')
+            return
+        parts: list[str] = []
+        if not (yield from self._source.until(ends, parts.append)):
+            raise NoCall
+        self._pass_on(argument("".join(parts), allowed))
+
+
+def _unquoted(parts: list[str]) -> str:
+    return str(json.loads("".join(parts)))

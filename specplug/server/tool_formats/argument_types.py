@@ -1,0 +1,75 @@
+"""Which JSON types an argument may have, by the schema of its function; for families that write strings bare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from specplug.server.tool_formats.json_text import as_json, quoted
+
+Schema = Mapping[str, Any]
+
+ALL = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
+PYTHON = {"True": "true", "False": "false", "None": "null"}
+"""What some templates, and so models, write for JSON's constants."""
+
+MAX_REFERENCES = 32
+
+
+def resolved(schema: Any, root: Schema) -> Schema:
+    """The schema that `schema` refers to within `root`; empty, which allows everything, where there is none."""
+    for _ in range(MAX_REFERENCES):
+        if not isinstance(schema, Mapping):
+            return {}
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return schema
+        schema = root if reference.startswith("#") else {}
+        for part in reference.lstrip("#").strip("/").split("/") if reference.strip("#/") else []:
+            key = part.replace("~1", "/").replace("~0", "~")
+            schema = schema.get(key) if isinstance(schema, Mapping) else None
+    return {}
+
+
+def types(schema: Any, root: Schema, depth: int = 0) -> frozenset[str]:
+    """JSON types of the values that a schema allows: too many rather than too few."""
+    schema = resolved(schema, root)
+    given = schema.get("type")
+    if isinstance(given, str):
+        return frozenset({given})
+    if isinstance(given, list):
+        return frozenset(one for one in given if isinstance(one, str))
+    if isinstance(schema.get("enum"), list):
+        return frozenset(map(_type_of, schema["enum"]))
+    if "const" in schema:
+        return frozenset({_type_of(schema["const"])})
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schema.get(key), list) and depth < MAX_REFERENCES:
+            return frozenset().union(*(types(one, root, depth + 1) for one in schema[key]))
+    return ALL
+
+
+def argument(text: str, allowed: frozenset[str]) -> str:
+    """The JSON of an argument that a model wrote as `text`, as one of the `allowed` types if it can be read so."""
+    if allowed == {"string"}:
+        return quoted(text)
+    read = as_json(text)
+    if read is None and "string" not in allowed:
+        read = PYTHON.get(text.strip())
+    if read is None or not _may_be(read, allowed):
+        return quoted(text)
+    return read
+
+
+def _may_be(read: str, allowed: frozenset[str]) -> bool:
+    kind = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean", "n": "null"}.get(read[0])
+    if kind == "string":  # a bare string that has quotes of its own
+        return "string" not in allowed
+    if kind is None:
+        return bool(allowed & {"number", "integer"})
+    return kind in allowed
+
+
+def _type_of(value: Any) -> str:
+    names = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
+    return names.get(type(value), "null")

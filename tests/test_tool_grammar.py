@@ -1,0 +1,175 @@
+"""Grammars of tool calls: they write what is read, and nothing else, whether markers are control tokens or text."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from tool_texts import NO_CALLS, RECORDED, TEMPLATES, TOOLS, Recorded
+
+pytest.importorskip("llguidance")
+pytest.importorskip("jsonschema")
+
+import jsonschema
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from specplug.server.request_schema import Function
+from specplug.server.tool_formats.answer_events import Contents
+from specplug.server.tool_formats.answer_reader import AnswerReader
+from specplug.server.tool_formats.call_formats import recognise
+from specplug.server.tool_formats.call_grammar import ControlTokens, calls_grammar
+from specplug.server.tool_formats.parameters import prepare
+
+END = 256
+THINK = "<think>"
+STRICT = [recorded for recorded in RECORDED if recorded.strict]
+
+
+class ByteVocabulary:
+    """A token for each byte, the end, and one for each control token."""
+
+    bos_token_id = None
+    eos_token_id = END
+
+    def __init__(self, control: Sequence[str]) -> None:
+        texts = [b"\xff<end>", *(b"\xff" + text.encode() for text in control)]
+        self.tokens = [bytes([byte]) for byte in range(256)] + texts
+        self.special_token_ids = list(range(END, len(self.tokens)))
+        self.control = {text: END + 1 + index for index, text in enumerate(control)}
+        self.guidance = LLTokenizer(TokenizerWrapper(self), n_vocab=len(self.tokens))
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text, with control tokens where it has theirs."""
+        found, at = [], 0
+        while at < len(text):
+            mark = next((mark for mark in self.control if text.startswith(mark, at)), "")
+            found += [self.control[mark]] if mark else list(text[at].encode())
+            at += len(mark or text[at])
+        return found
+
+    def text(self, ids: Sequence[int]) -> str:
+        return b"".join(self.tokens[token].removeprefix(b"\xff") for token in ids).decode("utf-8", "replace")
+
+
+def vocabulary(family: str, special: bool) -> ByteVocabulary:
+    return ByteVocabulary([THINK, *sorted(set(recognise(TEMPLATES[family]).markers()))] if special else [])
+
+
+def matcher(family: str, words: ByteVocabulary, tools: Mapping[str, Any] = TOOLS, **options: Any) -> Any:
+    control = words.control
+    marks = {text: token for text, token in control.items() if text != THINK}
+    grammar = calls_grammar(
+        recognise(TEMPLATES[family]),
+        {name: prepare(Function(name=name, parameters=tools[name]), required=True).schema for name in tools},
+        ControlTokens(marks, frozenset(control.values())),
+        **{"required": True, "several": True, **options},
+    )
+    opened = LLMatcher(words.guidance, LLMatcher.grammar_from_lark(grammar), log_level=0)
+    assert not opened.is_error(), opened.get_error()
+    return opened
+
+
+def allows(opened: Any, ids: Sequence[int]) -> bool:
+    """Whether an answer may consist of these tokens."""
+    if opened.validate_tokens(list(ids)) < len(ids):
+        return False
+    opened.consume_tokens(list(ids))
+    return bool(opened.is_accepting())
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("recorded", STRICT, ids=lambda one: one.family)
+def test_a_required_call_is_written_as_the_family_writes_it(recorded: Recorded, special: bool) -> None:
+    words = vocabulary(recorded.family, special)
+    ids = words.ids(recorded.answer)
+    assert allows(matcher(recorded.family, words), ids)
+    only = {name: TOOLS[name] for name, _ in recorded.calls}
+    assert allows(matcher(recorded.family, words, only), ids)
+    for name in only:
+        others = {other: schema for other, schema in TOOLS.items() if other != name}
+        assert not allows(matcher(recorded.family, words, others), ids)
+    assert allows(matcher(recorded.family, words, several=False), ids) == (len(recorded.calls) == 1)
+    assert not allows(matcher(recorded.family, words), words.ids(f"Well. {recorded.answer}"))
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda one: f"{one.family}-{one.strict}")
+def test_free_text_turns_into_calls_at_their_opening(recorded: Recorded, special: bool) -> None:
+    words = vocabulary(recorded.family, special)
+    if recorded.strict and recorded.family != "harmony":
+        for before in ("", "Well, é. ", THINK) if recorded.family not in ("llama", "fenced") else ("",):
+            assert allows(matcher(recorded.family, words, required=False), words.ids(before + recorded.answer))
+    ids = words.ids(recorded.answer.replace("weather", "whether").replace("stop", "halt"))
+    if recorded.calls and recorded.text == "" and not recorded.answer.startswith(("{", "[{", " {", "```")):
+        assert not allows(matcher(recorded.family, words, required=False), ids)
+
+
+@pytest.mark.parametrize(("family", "answer"), [
+    ("hermes", "<tool_cal> {"), ("hermes", '{"name": "Bob"}'), ("hermes", "```json\n[1]"), ("llama", '{"a": 1}'),
+    ("harmony", "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hello."),
+    *((family, text) for family in TEMPLATES if family != "harmony" for text in ("", "Hello, é\n", "a < b [1] {}")),
+])  # fmt: skip
+def test_answers_without_a_call_are_free(family: str, answer: str) -> None:
+    words = vocabulary(family, special=family == "harmony")
+    assert allows(matcher(family, words, required=False), words.ids(answer))
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_whatever_the_grammar_allows_is_read_as_valid_calls(family: str, special: bool) -> None:
+    """Random walks along the mask, which like the ends of strings and lists better than going on."""
+    words, finished = vocabulary(family, special), 0
+    for seed in range(6):
+        draw = random.Random(seed)
+        opened, ids = matcher(family, words), []
+        while len(ids) < 600 and not opened.is_stopped():
+            mask = opened.compute_bitmask()
+            allowed = [token for token in range(len(words.tokens)) if mask[token >> 3] >> (token & 7) & 1]
+            if END in allowed and (len(allowed) == 1 or draw.random() < 0.7):
+                break
+            allowed = [token for token in allowed if token != END]
+            closing = [token for token in allowed if token > END or chr(token) in '"}],|<\n']
+            ids.append(draw.choice(closing if closing and draw.random() < 0.6 else allowed))
+            opened.consume_token(ids[-1])
+        if not opened.is_accepting():
+            continue
+        finished += 1
+        reader, found = AnswerReader(recognise(TEMPLATES[family]), TOOLS), Contents()
+        found.add([*reader.feed(words.text(ids)), *reader.close()])
+        assert found.calls and found.text == "" and all(call.complete for call in found.calls), words.text(ids)
+        for call in found.calls:
+            jsonschema.Draft202012Validator(TOOLS[call.name]).validate(json.loads(call.arguments))
+    assert finished >= 3
+
+
+@pytest.mark.parametrize("family", ["hermes", "gemma", "qwen-xml"])
+def test_each_tool_has_definitions_of_its_own(family: str) -> None:
+    tools = {
+        name: {
+            "type": "object",
+            "properties": {"x": {"$ref": "#/$defs/Item"}},
+            "required": ["x"],
+            "additionalProperties": False,
+            "$defs": {"Item": {"enum": [value]}},
+        }
+        for name, value in (("a", "a1"), ("b", "b1"))
+    }
+    answers = {
+        "hermes": '<tool_call>\n{{"name": "{}", "arguments": {{"x": "{}"}}}}\n</tool_call>',
+        "gemma": '<|tool_call>call:{}{{x:<|"|>{}<|"|>}}<tool_call|>',
+        "qwen-xml": "<tool_call>\n<function={}>\n<parameter=x>\n{}\n</parameter>\n</function>\n</tool_call>",
+    }
+    words = vocabulary(family, special=False)
+    for order in (tools, dict(reversed(tools.items()))):
+        for name in "ab":
+            for value in ("a1", "b1"):
+                ids = words.ids(answers[family].format(name, value))
+                assert allows(matcher(family, words, order), ids) == (value[0] == name)
+
+
+def test_texts_without_a_call_are_recorded_for_most_families() -> None:
+    assert len({family for family, _ in NO_CALLS}) >= 7
