@@ -207,6 +207,16 @@ def test_chunks_say_which_text_was_drafted_with_details(url: str) -> None:
     assert not any(s[1] for chunk in off if chunk["choices"] for s in chunk.get("specplug", {}).get("segments", []))
 
 
+def test_details_have_all_text_also_where_a_reader_holds_it_back() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    with serving(ToyEngine(step_s=0.12)) as server:  # so slow that each step is sent on its own
+        chunks = events(server, chat("x<tool_ca", tools=[tool], specplug={"details": True}))
+    segments = [
+        segment for chunk in chunks if chunk["choices"] for segment in chunk.get("specplug", {}).get("segments", [])
+    ]
+    assert "".join(text for text, _ in segments) == "x<tool_ca"
+
+
 def test_n_answers_to_several_prompts(url: str) -> None:
     _, body, _ = ask(url, body=chat("abc", n=3))
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]

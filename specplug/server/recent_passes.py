@@ -24,7 +24,7 @@ FEWEST_PLAIN = 4
 
 DRAFTED, AFTER_PLAIN, AFTER_DRAFTED = "drafted", "plain after plain", "plain after drafted"
 """Kinds of passes. A plain pass verifies no draft tokens. After a pass of another shape, llama.cpp prepares its shape
-anew, which takes 1 to 7% of a pass of a small model (docs/lab-book/cost-curves.md)."""
+anew, which takes about 2 to 7% of a pass of a small model (docs/lab-book/cost-curves.md)."""
 
 
 @dataclass(slots=True)

@@ -179,6 +179,7 @@ async def _events(
     """The bodies of a streamed response's events."""
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     opened: set[int] = set()
+    unsent: dict[int, list[tuple[str, str | None]]] = {}  # segments whose text the format still holds back
     async for choice, delta in running.deltas():
         if choice.index not in opened:
             opened.add(choice.index)
@@ -193,10 +194,11 @@ async def _events(
         if body.specplug.details:
             proposers = [None if s.source is None else proposer_names[s.source] for s in delta.segments]
             texts = [segment.text for segment in delta.segments]
-            more_fields["specplug"] = {"index": choice.index, "segments": list(zip(texts, proposers, strict=True))}
+            unsent.setdefault(choice.index, []).extend(zip(texts, proposers, strict=True))
         for chunk_choice in response_format.chunk_choices(choice, delta):
-            yield response_format.chunk([chunk_choice], **more_fields)
-            more_fields.pop("specplug", None)  # the segments of a delta are sent once
+            segments = unsent.pop(choice.index, None)
+            details: Json = {} if segments is None else {"specplug": {"index": choice.index, "segments": segments}}
+            yield response_format.chunk([chunk_choice], **more_fields, **details)
     if with_usage or body.specplug.details:
         usage = response_format.usage(running.choices, num_prompts) if with_usage else None
         yield response_format.chunk([], usage=usage, specplug=response_format.speculation(running.choices))
