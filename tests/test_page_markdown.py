@@ -60,20 +60,41 @@ HOSTILE = [
 ]
 
 
+NAMES = """(root) => [...root.querySelectorAll("*")].flatMap((one) => [one.tagName.toLowerCase(),
+    ...[...one.attributes].map(({ name, value }) => (name === "href" ? value.split(":")[0] : name))])"""
+"""The tags, the names of attributes and the schemes of links below an element."""
+
+
+def assert_harmless(names: list[str]) -> None:
+    forbidden = "script img iframe form input style base svg math id name javascript data"
+    assert not set(forbidden.split()) & set(names)
+    assert not [name for name in names if name.startswith("on")]
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_that_a_model_writes_runs_or_loads(page: Any, text: str) -> None:
     answer = ask(page, text)
-    found = answer.locator(".markdown").evaluate(
-        """(body) => [...body.querySelectorAll("*")].flatMap((one) => [one.tagName.toLowerCase(),
-            ...[...one.attributes].map(({ name, value }) => (name === "href" ? value.split(":")[0] : name))])"""
-    )
-    forbidden = "script img iframe form input style base svg id name javascript data"
-    assert not set(forbidden.split()) & set(found)
-    assert not [name for name in found if name.startswith("on")]
+    assert_harmless(answer.locator(".markdown").evaluate(f"(body) => ({NAMES})(body)"))
     for link in answer.locator(".markdown a").all():
         link.hover(timeout=1000)
     assert page.evaluate("window.hit") is None
     assert answer.locator(".markdown").inner_text().strip()
+
+
+def test_the_sanitiser_alone_lets_nothing_harmful_pass(browser: Any, url: str) -> None:
+    with opened(
+        browser, url, expected="Content Security Policy"
+    ) as page:  # the policy refuses a style while it is parsed
+        names, texts = page.evaluate(
+            f"""async (texts) => {{
+                const {{ sanitised }} = await import("./scripts/sanitiser.js");
+                const parts = [...texts, '<b class="failed">bold</b><code class="language-c">code</code>'].map(sanitised);
+                return [parts.flatMap({NAMES}), parts.at(-1).querySelector("code").className + parts.at(-1).textContent];
+            }}""",
+            HOSTILE,
+        )
+    assert_harmless(names)
+    assert texts == "language-cboldcode"
 
 
 def test_the_content_policy_stops_what_would_come_past_the_sanitiser(browser: Any, url: str) -> None:

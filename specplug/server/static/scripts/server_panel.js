@@ -6,7 +6,7 @@ import { byId, make } from "./elements.js";
 
 const EVERY_MS = 500;
 const EVERY_MS_WITHOUT_ANSWER = 2000;
-const POSITIONS = 4;
+const POSITIONS = 3;
 export const GONE = "The server does not answer. Start it again with specplug serve";
 
 /** Ask for the figures as long as the page is visible. */
