@@ -33,7 +33,19 @@ from .options import (
 from .preparation import needs_of, prepare
 
 LLAMA_CPP_OPTIONS = (
-    *("slots", "kv_tokens", "queue", "deadline", "grace", "max_body", "insecure", "log_prompts", "cors_origin", "name"),
+    *(
+        "slots",
+        "kv_tokens",
+        "queue",
+        "deadline",
+        "grace",
+        "max_body",
+        "insecure",
+        "strict",
+        "log_prompts",
+        "cors_origin",
+        "name",
+    ),
 )
 """Options of specplug's own server, which serves llama.cpp models; vLLM's server has its own flags, after --."""
 
@@ -110,6 +122,9 @@ SERVE_PROFILE = "serve"
     help="llama.cpp: web site whose pages may call the server. Repeat it for several sites.",
 )
 @click.option("--insecure", is_flag=True, help="llama.cpp: accept requests from other machines without an API key.")
+@click.option(
+    "--strict", is_flag=True, help="llama.cpp: refuse fields of requests that have no meaning here, as OpenAI does."
+)
 @click.option("--log-prompts", is_flag=True, help="llama.cpp: log prompts and answers.")
 @click.pass_context
 def serve(
@@ -140,6 +155,7 @@ def serve(
     name: str | None,
     cors_origin: tuple[str, ...],
     insecure: bool,
+    strict: bool,
     log_prompts: bool,
 ) -> None:
     """Serve MODEL, or the model of --model, with a profile.
@@ -208,7 +224,7 @@ def serve(
     prepare([chosen], yes=yes)
     path = model_path(chosen)
     chosen = with_own_heads(chosen, path)
-    settings = Settings(name or model_name(chosen.model or "", path), queue, deadline, log_prompts, private)
+    settings = Settings(name or model_name(chosen.model or "", path), queue, deadline, log_prompts, private, strict)
     with (
         remembering(chosen, lambda: path, note, reopened=True) as remembered,
         open_target(path, [remembered.profile], chosen.runtime, note) as opened,

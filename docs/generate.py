@@ -176,6 +176,14 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "tokenizer_hash": "Hash of the tokenizer that `warm` must have been made for.",
         },
     ),
+    "grammar": (
+        "A chain of the tokens that a request's schema or grammar forces, and of what followed in the text between "
+        "them ([how it drafts](../how-to/grammar.md)). It drafts nothing for other requests.",
+        {
+            "max_draft": "Longest chain of draft tokens, >= 1.",
+            "min_prob": "A chain ends where its path is less probable by the bucket priors.",
+        },
+    ),
     "datastore": (
         "A tree of what followed the end of the text in corpora on disk (REST; [how to build "
         "one](../how-to/corpora.md)).",

@@ -88,7 +88,8 @@ def test_a_sampler_gives_proposers_a_copy_of_a_constraint_that_can_be_asked(q8_0
     sampler = Sampler(q8_0, Sampling(json_schema=schema))
     first, second = sampler.token_constraint(), sampler.token_constraint()
     assert first is not None and second is not None
-    style = first.styles()[0]
+    style = first.style()
+    assert style is not None
     assert q8_0.text(style.forced()) == '{"name": "Ann"}'
     first.advance(style.forced()[:2])
     assert second.allowed(list(style.forced())) == len(style.forced())

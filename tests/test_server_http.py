@@ -258,7 +258,6 @@ def test_metrics_count_requests_and_tokens() -> None:
 
 WRONG = [
     ({}, "messages"),
-    (chat(unknown=1), "Unrecognized request argument supplied: unknown"),
     (chat(n=17), "n:"),
     (chat(n=0), "n:"),
     (chat(temperature=-1), "temperature"),
@@ -276,7 +275,11 @@ WRONG = [
     (chat(tool_choice={"type": "function", "function": {"name": "x"}}, tools=[]), "not in tools"),
     (chat(response_format={"type": "json_schema"}), "needs json_schema"),
     (chat(messages=[]), "messages"),
-    (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), "messages"),
+    (
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        "messages.0.content: image_url is not supported; this server takes text only",
+    ),
+    (chat(messages=[{"role": "user", "content": [{"text": 1}]}]), "messages.0.content"),
     (chat(modalities=["audio"]), "modalities"),
     (chat("x" * 4096), "the prompt has 4096 tokens"),
     (chat(""), "the prompt is empty"),
@@ -289,6 +292,137 @@ WRONG = [
 def test_wrong_requests_are_refused_with_a_reason(url: str, body: Any, expected: str) -> None:
     status, answer, _ = ask(url, body=body)
     assert status == 400 and is_error(answer) and expected in answer["error"]["message"]
+
+
+# -- fields of other servers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"unknown": 1}, "unknown"),
+        ({"mirostat": 2, "dry_multiplier": 0.8}, "dry_multiplier, mirostat"),
+        ({"cache_prompt": False, "id_slot": 1, "samplers": ["top_k"], "keep_alive": "5m"}, "cache_prompt, id_slot"),
+        ({"specplug": {"mode": "off", "unknown": 1}}, "specplug.unknown"),
+        ({"stream_options": {"more": 1}}, "stream_options.more"),
+        ({"\r\nx: y": 1}, "ignored: x: y"),
+    ],
+)
+def test_fields_without_a_meaning_are_ignored_and_named(url: str, fields: dict[str, Any], named: str) -> None:
+    before = ignored_fields(url)
+    status, body, headers = ask(url, body=chat("abc", **fields))
+    assert status == 200 and body["choices"][0]["message"]["content"] == "abc"
+    assert named in headers["specplug-warnings"] and body["specplug"]["warnings"][0].startswith("ignored: ")
+    assert ignored_fields(url) > before
+
+
+def ignored_fields(url: str) -> float:
+    text = ask(url, "/metrics")[1]
+    return next(
+        float(line.split()[1]) for line in text.splitlines() if line.startswith("specplug_ignored_fields_total")
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cache_prompt": True, "skip_special_tokens": True, "mirostat": 0, "dry_multiplier": 0.0},
+        {name: None for name in ("n", "stop", "temperature", "stream_options", "logit_bias", "tools", "specplug", "x")},
+        {"repetition_penalty": 1.1, "n_predict": 5, "repeat_last_n": -1, "typical_p": 0.9, "top_k": -1},
+        {"max_tokens": -1, "seed": -1, "temperature": 3, "top_k": 100_000, "presence_penalty": None},
+        {
+            "min_tokens": 3,
+            "ignore_eos": True,
+            "stop_token_ids": [3],
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+        {"logit_bias": [[5, 1.5], [6, False]], "reasoning_effort": "low", "metadata": {"a": "b"}},
+        {"guided_choice": ["abc", "b"], "response_format": {"type": "text"}},
+        {"structured_outputs": {"regex": "[a-c]+"}},
+    ],
+)
+def test_fields_of_other_servers_that_have_a_meaning_here(url: str, fields: dict[str, Any]) -> None:
+    status, body, headers = ask(url, body=chat("abc", **fields))
+    assert status == 200 and "specplug-warnings" not in headers, body
+
+
+def test_a_limit_of_minus_one_is_none() -> None:
+    with serving(ToyEngine()) as url:
+        body = {"prompt": "x" * 40, "max_tokens": -1}
+        assert ask(url, "/v1/completions", body)[1]["choices"][0]["text"] == "x" * 40
+        assert ask(url, "/v1/completions", {"prompt": "x" * 40})[1]["usage"]["completion_tokens"] == 16
+
+
+def test_a_strict_server_refuses_unknown_fields() -> None:
+    with serving(ToyEngine(), Settings("toy", strict=True)) as url:
+        status, body, _ = ask(url, body=chat(unknown=1))
+        assert status == 400 and body["error"]["message"] == "Unrecognized request argument supplied: unknown"
+        assert ask(url, body=chat(specplug={"x": 1}))[0] == 400
+        assert ask(url, body=chat(temperature=None, cache_prompt=True))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"regex": "a", "lark": "start: /a/"}, "regex and lark exclude each other"),
+        ({"guided_json": {}, "grammar": 'root ::= "a"'}, "grammar and json_schema exclude each other"),
+        ({"regex": "a", "response_format": {"type": "json_object"}}, "exclude each other"),
+    ],
+)
+def test_constraints_exclude_each_other_under_any_name(url: str, fields: dict[str, Any], message: str) -> None:
+    status, body, _ = ask(url, body=chat(**fields))
+    assert status == 400 and message in body["error"]["message"]
+
+
+def test_parts_of_earlier_messages_that_are_no_text_are_left_out(url: str) -> None:
+    parts = [
+        {"type": "thinking", "thinking": "x"},
+        {"type": "output_text", "text": "ab"},
+        {"type": "text", "text": "c"},
+    ]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": parts, "reasoning": "y"}]
+    status, body, _ = ask(url, body={"messages": messages})
+    assert status == 200 and body["choices"][0]["message"]["content"] == "abc"
+
+
+# -- reasoning --------------------------------------------------------------------------------------------------------
+
+THINKS = "{{ messages }}<think></think>"
+
+
+def test_reasoning_is_apart_from_the_answer_streamed_and_not() -> None:
+    with serving(ToyEngine(chat_template=THINKS)) as url:
+        asked = chat("<think>\nIt is two.\n</think>\n\nTwo.", max_tokens=-1)
+        message = ask(url, body=asked)[1]["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("It is two.", "Two.")
+        deltas = [chunk["choices"][0]["delta"] for chunk in events(url, asked)]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "It is two."
+        assert "".join(delta.get("content", "") for delta in deltas) == "Two."
+        as_text = ask(url, body=asked | {"reasoning_format": "none"})[1]["choices"][0]["message"]["content"]
+        assert as_text.startswith("<think>")
+    with serving(ToyEngine()) as url:
+        assert ask(url, body=asked)[1]["choices"][0]["message"]["content"].startswith("<think>")
+
+
+@pytest.mark.parametrize(
+    ("fields", "variables"),
+    [
+        ({}, {}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        ({"chat_template_kwargs": {"enable_thinking": False, "x": 1}}, {"enable_thinking": False, "x": 1}),
+        ({"response_format": {"type": "json_object"}}, {"enable_thinking": False}),
+        (
+            {"regex": "a*", "chat_template_kwargs": {"enable_thinking": True}},
+            {"enable_thinking": True},
+        ),
+    ],
+)
+def test_the_template_is_told_whether_to_reason(fields: dict[str, Any], variables: dict[str, Any]) -> None:
+    engine = ToyEngine(chat_template=THINKS)
+    with serving(engine) as url:
+        assert ask(url, body=chat("abc", **fields))[0] == 200
+    assert engine.variables == variables
 
 
 def schema(inner: Any) -> dict[str, Any]:

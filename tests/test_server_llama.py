@@ -18,7 +18,9 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("fastapi")
 pytest.importorskip("openai")
+pytest.importorskip("jsonschema")
 
+import jsonschema
 import openai
 from corpus_files import write_corpus
 from serving import Served, served
@@ -156,36 +158,89 @@ def test_json_answers_follow_the_schema(client: Any) -> None:
     assert free.startswith("{")
 
 
-def test_a_required_tool_is_called(client: Any) -> None:
-    parameters = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 16}}, "required": ["city"]}
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 16}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}},
+]
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
+IN_ROME = "How is the weather in Rome?"
+
+
+def streamed_calls(chunks: Any) -> list[tuple[str, str]]:
+    """(name, arguments) of the calls of a stream, whose parts are put together as OpenAI documents it."""
+    calls: list[list[str]] = []
+    for part in (part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or ()):
+        if part.index == len(calls):
+            calls.append([part.function.name, ""])
+        calls[part.index][1] += part.function.arguments
+    return [(name, arguments) for name, arguments in calls]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tool_choice": NAMED},
+        {"tool_choice": "required", "parallel_tool_calls": False},
+        {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 1, "seed": 3},
+        {"tool_choice": "required", "parallel_tool_calls": False, "logit_bias": {"198": 100}},
+        {"tool_choice": "required", "max_completion_tokens": 80},
+    ],
+)
+def test_a_required_tool_is_called(client: Any, options: Any) -> None:
+    answer = ask(client, IN_ROME, tools=TOOLS, **options).choices[0]
+    calls = [(call.function.name, call.function.arguments) for call in answer.message.tool_calls]
+    assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+    assert len(calls) == 1 or "parallel_tool_calls" not in options
+    for name, arguments in calls:
+        jsonschema.validate(json.loads(arguments), WEATHER if name == "weather" else {"type": "object"})
+        assert name == "weather" or options["tool_choice"] == "required"
+    assert streamed_calls(ask(client, IN_ROME, tools=TOOLS, stream=True, **options)) == calls
+    plain = ask(client, IN_ROME, tools=TOOLS, extra_body=PLAIN, **options).choices[0].message.tool_calls
+    assert [(call.function.name, call.function.arguments) for call in plain] == calls
+
+
+def test_a_free_answer_with_tools_is_text(client: Any) -> None:
+    free = ask(client, "Say hello.", tools=TOOLS).choices[0]
+    assert free.message.content and not free.message.tool_calls
+
+
+def test_a_call_and_its_result_are_part_of_the_conversation(client: Any) -> None:
+    for given in ('{"city": "Rome"}', None, {"city": "Rome"}):
+        call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": given}}
+        followed = client.chat.completions.create(
+            model="smollm2",
+            temperature=0,
+            max_completion_tokens=8,
+            tools=TOOLS,
+            tool_choice="none",
+            messages=[
+                {"role": "user", "content": IN_ROME},
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+            ],
+        )
+        assert followed.choices[0].message.content and not followed.choices[0].message.tool_calls
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_tool_keeps_its_own_definitions(client: Any, seed: int) -> None:
     tools = [
-        {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": parameters}},
-        {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}},
-    ]
-    named = {"type": "function", "function": {"name": "weather"}}
-    for choice in (named, "required"):
-        answer = ask(client, "How is the weather in Rome?", tools=tools, tool_choice=choice).choices[0]
-        assert answer.finish_reason == "tool_calls"
-        (call,) = answer.message.tool_calls
-        assert call.function.name == "weather" or choice == "required"
-        assert isinstance(json.loads(call.function.arguments), dict)
-    chunks = list(ask(client, "How is the weather in Rome?", tools=tools, tool_choice=named, stream=True))
-    (found,) = [chunk.choices[0].delta.tool_calls[0] for chunk in chunks if chunk.choices[0].delta.tool_calls]
-    assert "city" in json.loads(found.function.arguments)
-    earlier = {"id": "1", "type": "function", "function": found.function.model_dump()}
-    followed = client.chat.completions.create(
-        model="smollm2",
-        temperature=0,
-        max_completion_tokens=8,
-        tools=tools,
-        tool_choice="none",
-        messages=[
-            {"role": "user", "content": "How is the weather in Rome?"},
-            {"role": "assistant", "tool_calls": [earlier]},
-            {"role": "tool", "tool_call_id": "1", "content": "sunny"},
-        ],
-    )
-    assert followed.choices[0].message.content and not followed.choices[0].message.tool_calls
+        {"type": "function", "function": {"name": name, "parameters": {
+            "type": "object", "properties": {"x": {"$ref": "#/$defs/Item"}}, "required": ["x"],
+            "$defs": {"Item": {"enum": [value]}},
+        }}}
+        for name, value in (("a", "a1"), ("b", "b1"))
+    ]  # fmt: skip
+    options = {"tool_choice": "required", "temperature": 1, "seed": seed, "parallel_tool_calls": False}
+    answer = ask(client, "Call function a or b.", tools=tools[:: 1 if seed % 2 else -1], **options)
+    (call,) = answer.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"x": f"{call.function.name}1"}
 
 
 def test_logit_biases_and_penalties_reach_the_sampler(client: Any, server: Served) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from tool_texts import NO_CALLS, RECORDED, TEMPLATES, TOOLS, Recorded
+from tool_texts import RECORDED, TEMPLATES, TOOLS, Recorded
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
@@ -14,6 +14,7 @@ pytest.importorskip("jsonschema")
 import jsonschema
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from specplug.errors import UsageError
 from specplug.server.request_schema import Function
 from specplug.server.tool_formats.answer_events import Contents
 from specplug.server.tool_formats.answer_reader import AnswerReader
@@ -59,12 +60,18 @@ def vocabulary(family: str, special: bool) -> ByteVocabulary:
     return ByteVocabulary([THINK, *sorted(set(recognise(TEMPLATES[family]).markers()))] if special else [])
 
 
+def prepared(family: str, tools: Mapping[str, Any]) -> dict[str, Any]:
+    written = recognise(TEMPLATES[family]).frames[0].body
+    functions = [Function(name=name, parameters=tools[name]) for name in tools]
+    return {one.name: prepare(one, written, required=True).schema for one in functions}
+
+
 def matcher(family: str, words: ByteVocabulary, tools: Mapping[str, Any] = TOOLS, **options: Any) -> Any:
     control = words.control
     marks = {text: token for text, token in control.items() if text != THINK}
     grammar = calls_grammar(
         recognise(TEMPLATES[family]),
-        {name: prepare(Function(name=name, parameters=tools[name]), required=True).schema for name in tools},
+        prepared(family, tools),
         ControlTokens(marks, frozenset(control.values())),
         **{"required": True, "several": True, **options},
     )
@@ -171,5 +178,75 @@ def test_each_tool_has_definitions_of_its_own(family: str) -> None:
                 assert allows(matcher(family, words, order), ids) == (value[0] == name)
 
 
-def test_texts_without_a_call_are_recorded_for_most_families() -> None:
-    assert len({family for family, _ in NO_CALLS}) >= 7
+@pytest.mark.parametrize("family", ["gemma", "glm"])
+def test_definitions_that_refer_to_each_other_are_written_once(family: str) -> None:
+    """Written out, they would be a million."""
+    chain: dict[str, Any] = {
+        f"d{n}": {
+            "type": "object",
+            "properties": {"x": {"$ref": f"#/$defs/d{n + 1}"}, "y": {"$ref": f"#/$defs/d{n + 1}"}},
+        }
+        for n in range(20)
+    }
+    unions = {f"u{n}": {"anyOf": [{"$ref": f"#/$defs/u{n + 1}"}, {"$ref": f"#/$defs/u{n + 1}"}]} for n in range(20)}
+    ends = {"d20": {"type": "integer"}, "u20": {"type": "string"}}
+    loop = {"type": "object", "properties": {"next": {"$ref": "#/$defs/loop"}}}
+    schema = {
+        "properties": {"a": {"$ref": "#/$defs/d0"}, "b": {"$ref": "#/$defs/u0"}, "c": {"$ref": "#/$defs/loop"}},
+        "$defs": chain | unions | ends | {"loop": loop},
+    }
+    answers = {
+        "gemma": '<|tool_call>call:f{a:{x:{y:{}}},b:<|"|>s<|"|>,c:{next:{next:{}}}}<tool_call|>',
+        "glm": '<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{"x": {"y": {}}}</arg_value>\n'
+        "<arg_key>b</arg_key>\n<arg_value>s</arg_value>\n</tool_call>",
+    }
+    words = vocabulary(family, special=False)
+    assert allows(matcher(family, words, {"f": schema}), words.ids(answers[family]))
+
+
+def test_a_grammar_that_is_too_large_is_refused() -> None:
+    words = vocabulary("qwen-xml", special=False)
+    schema = {
+        "properties": {f"p{n}": {"$ref": "#/$defs/a"} for n in range(200)},
+        "$defs": {"a": {"type": "integer"}, "b": {"enum": ["x" * 20_000]}},
+    }
+    with pytest.raises(UsageError, match="tools: their grammar would have more than 512 KiB; send fewer tools"):
+        matcher("qwen-xml", words, {"f": schema})
+
+
+OPEN = {
+    "properties": {
+        "a": {"type": "string", "pattern": "^a+$"},
+        "b": {"type": "array", "items": {"type": "string", "maxLength": 3}, "minItems": 1},
+        "c": {"type": "integer", "minimum": 3},
+        "d": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("hermes", []),
+        ("glm", ["pattern at #/properties/a", "anyOf at #/properties/d"]),
+        (
+            "gemma",
+            [
+                "pattern at #/properties/a",
+                "minItems at #/properties/b",
+                "maxLength at #/properties/b/items",
+                "anyOf at #/properties/d",
+            ],
+        ),
+    ],
+)
+def test_what_a_family_cannot_keep_is_a_warning_or_refused_where_strict(family: str, expected: list[str]) -> None:
+    written = recognise(TEMPLATES[family]).frames[0].body
+    found = prepare(Function(name="f", parameters=OPEN), written, required=True).warnings
+    assert list(found) == [f"tools: f: {one} is not enforced as this model writes calls" for one in expected]
+    strict = Function(name="f", parameters=OPEN, strict=True)
+    if expected:
+        with pytest.raises(UsageError, match=f"tools: f: {expected[0]} cannot be enforced"):
+            prepare(strict, written, required=True)
+    else:
+        assert prepare(strict, written, required=True).warnings == ()

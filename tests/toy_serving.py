@@ -208,6 +208,7 @@ class ToyEngine:
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> IntArray:
+        self.variables = dict(variables or {})
         return self.raw_prompt(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:

@@ -62,10 +62,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         param = ".".join(map(str, first["loc"][1:])) or None
-        if first["type"] == "extra_forbidden":
-            message = f"Unrecognized request argument supplied: {param}"
-        else:
-            message = f"{param or 'the body'}: {first['msg']}"
+        message = f"{param or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
         return JSONResponse(error_body(message[:500], "invalid_request_error", None, param), 400)
 
     @app.exception_handler(Exception)

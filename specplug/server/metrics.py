@@ -38,6 +38,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         counter, histogram = _counter(self.registry), _histogram(self.registry)
         self.requests = counter("specplug_requests", "HTTP requests answered.", ("path", "status"))
+        self.ignored_fields = counter("specplug_ignored_fields", "Fields of requests that have no meaning here.")
         self._prompt_tokens = counter("specplug_prompt_tokens", "Prompt tokens of finished answers.")
         self._cached_tokens = counter("specplug_cached_prompt_tokens", "Prompt tokens found in the KV cache.")
         self._tokens = counter("specplug_generated_tokens", "Tokens generated.")

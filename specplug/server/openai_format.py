@@ -268,7 +268,8 @@ class CompletionFormat(OpenAIFormat):
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
     """The response header that carries warnings, separated by semicolons; other characters than ASCII are escaped."""
     text = "; ".join(warnings).encode("ascii", "backslashreplace").decode()
-    return {WARNINGS_HEADER: " ".join(text.split())[:MAX_HEADER_CHARS]} if warnings else {}
+    printed = "".join(char if char.isprintable() else " " for char in text)
+    return {WARNINGS_HEADER: " ".join(printed.split())[:MAX_HEADER_CHARS]} if warnings else {}
 
 
 def error_body(message: str, error_type: str, code: str | None = None, param: str | None = None) -> Json:

@@ -1,18 +1,19 @@
-"""The fields of each request and their limits: OpenAI's fields, some of llama.cpp's, and `specplug`.
+"""The fields of each request and their limits: OpenAI's fields, some of other servers, and `specplug`.
 
 This module depends on no engine.
-A field that OpenAI's API does not have is rejected, as OpenAI does. A field that has no effect here is accepted. A
-field that would change the answer but is not supported is rejected unless its value asks for the default behaviour.
+Unknown fields are kept apart, so that the server can say what it ignores, or refuse it. A limit is checked only where
+it constrains.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from specplug.corpora.folder import NAME
+from specplug.server.request_fields import translated, without_nulls
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 16
@@ -22,16 +23,26 @@ MAX_BIASES = 300
 MAX_STOPS = 16
 MAX_CORPORA = 64
 MAX_STOP_CHARS = 256
+MAX_CHOICE_TEXTS = 256
+DEFAULT_COMPLETION_TOKENS = 16
+"""Tokens of a text completion whose request names no number, as in OpenAI's API."""
 
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
-class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=False)
+class RequestPart(BaseModel):
+    """A part of a request, in which null means unset. Unknown fields are in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, part: Any) -> Any:
+        return without_nulls(part)
 
 
-class SpecplugOptions(StrictModel):
+class SpecplugOptions(RequestPart):
     """Options of specplug for one request.
 
     mode       off: plain decoding; auto: drafts are verified only when measured costs say it is faster
@@ -50,20 +61,33 @@ class SpecplugOptions(StrictModel):
     private: bool = False
 
 
-class StreamOptions(StrictModel):
+class StreamOptions(RequestPart):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class CommonRequest(StrictModel):
+class JsonSchema(RequestPart):
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestPart):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class CommonRequest(RequestPart):
     """The fields that chats and text completions share."""
 
     model: Annotated[str, Field(max_length=512)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1000)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -72,8 +96,18 @@ class CommonRequest(StrictModel):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
+    penalty_last_n: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    ignore_eos: bool = False
+    stop_token_ids: Annotated[Ids, Field(max_length=MAX_STOPS)] = Field(default_factory=list)
+    unlimited: bool = False
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=MAX_BIASES)
     grammar: str | None = None
+    json_schema: dict[str, Any] | bool | str | None = None
+    regex: str | None = None
+    lark: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICE_TEXTS)] | None = None
+    response_format: ResponseFormat | None = None
     user: str | None = None
     specplug: SpecplugOptions = SpecplugOptions()
 
@@ -93,9 +127,46 @@ class CommonRequest(StrictModel):
                 raise ValueError(f"{key[:20]!r} is not a token id")
         return biases
 
+    @model_validator(mode="before")
+    @classmethod
+    def _translated(cls, body: Any) -> Any:
+        return translated(body)
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        wanted = self.response_format
+        if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
+            raise ValueError("response_format of type json_schema needs json_schema")
+        if len(self.constraints) > 1:
+            raise ValueError(f"{' and '.join(self.constraints)} exclude each other; use one")
+        return self
+
+    @property
+    def constraints(self) -> list[str]:
+        """The fields that constrain the text of an answer."""
+        names = ("grammar", "json_schema", "regex", "lark", "choice")
+        return [name for name in names if getattr(self, name) is not None] + ["response_format"] * self.is_shaped
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether `response_format` asks for JSON."""
+        return self.response_format is not None and self.response_format.type != "text"
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of an answer at most; None for as many as the context has room for."""
+        return None if self.unlimited else self.max_tokens
+
     @property
     def stops(self) -> tuple[str, ...]:
         return tuple(self.stop or ())
+
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of the parts of a message that are text."""
+
+UNUSED_PARTS = ("thinking", "redacted_thinking", "reasoning", "refusal")
+"""Types of parts that clients send back, and that are no part of a prompt."""
 
 
 class LenientModel(BaseModel):
@@ -118,7 +189,7 @@ class ToolCall(LenientModel):
 
 
 class TextPart(LenientModel):
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"] = "text"
     text: str
 
 
@@ -129,6 +200,20 @@ class ChatMessage(LenientModel):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _only_text(cls, content: Any) -> Any:
+        """Clients send back parts of earlier answers; only those with text belong into a prompt."""
+        if not isinstance(content, list):
+            return content
+        parts = [part for part in content if not (isinstance(part, dict) and part.get("type") in UNUSED_PARTS)]
+        for part in parts:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind not in TEXT_PARTS:
+                raise ValueError(f"{kind[:50]} is not supported; this server takes text only")
+        return parts
 
     @property
     def text(self) -> str:
@@ -154,25 +239,13 @@ class Tool(LenientModel):
     function: Function
 
 
-class NamedFunction(StrictModel):
+class NamedFunction(RequestPart):
     name: str
 
 
-class NamedTool(StrictModel):
+class NamedTool(RequestPart):
     type: Literal["function"]
     function: NamedFunction
-
-
-class JsonSchema(StrictModel):
-    name: str = "answer"
-    description: str | None = None
-    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(StrictModel):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
 
 
 class ChatRequest(CommonRequest):
@@ -180,15 +253,16 @@ class ChatRequest(CommonRequest):
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    reasoning_format: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     # OpenAI's fields that have no effect here:
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
-    reasoning_effort: str | None = None
     verbosity: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -207,17 +281,13 @@ class ChatRequest(CommonRequest):
             raise ValueError("tool_choice names a function that is not in tools")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice needs tools")
-        if (self.grammar is not None) + self.must_call + self.is_shaped > 1:
-            raise ValueError("grammar, response_format and a forced tool exclude each other; use one")
-        wanted = self.response_format
-        if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
-            raise ValueError("response_format of type json_schema needs json_schema")
+        if self.must_call and self.constraints:
+            raise ValueError(f"{self.constraints[0]} and a forced tool exclude each other; use one")
         return self
 
     @property
-    def is_shaped(self) -> bool:
-        """Whether the answer must be JSON."""
-        return self.response_format is not None and self.response_format.type != "text"
+    def limit(self) -> int | None:
+        return None if self.unlimited else self.max_completion_tokens or self.max_tokens
 
     @property
     def must_call(self) -> bool:
@@ -260,6 +330,10 @@ class CompletionRequest(CommonRequest):
         return self
 
     @property
+    def limit(self) -> int | None:
+        return None if self.unlimited else self.max_tokens or DEFAULT_COMPLETION_TOKENS
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts as a list; each is text or token ids."""
         if isinstance(self.prompt, str):
@@ -269,15 +343,15 @@ class CompletionRequest(CommonRequest):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class AddCorpusRequest(StrictModel):
+class AddCorpusRequest(RequestPart):
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 
 
-class TokenizeRequest(StrictModel):
+class TokenizeRequest(RequestPart):
     content: str
     add_special: bool = False
     parse_special: bool = True
 
 
-class DetokenizeRequest(StrictModel):
+class DetokenizeRequest(RequestPart):
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1 << 17)]

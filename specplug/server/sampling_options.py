@@ -6,52 +6,62 @@ This module depends on no engine.
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 from specplug.generation.answers import Sampling
 from specplug.server.openai_format import Json
 from specplug.server.request_schema import ChatRequest, CommonRequest, CompletionRequest
 
+NEVER_ENDS = 2**31 - 1
+"""Least number of tokens of an answer that goes on until its limit."""
+
 
 def chat_sampling(body: ChatRequest, lark: str | None = None) -> Sampling:
     """lark  the grammar of the calls of the request's tools, if it has any"""
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    schema: Json | bool | None = None
-    strict = False
-    if body.response_format is not None and body.response_format.type != "text":
-        wanted = body.response_format.json_schema
-        schema = {"type": "object"} if wanted is None or wanted.schema_ is None else wanted.schema_
-        strict = wanted is not None and bool(wanted.strict)
-    text = None if schema is None else json.dumps(schema)
-    return _sampling(body, logprobs=logprobs, json_schema=text, strict=strict, lark=lark)
+    sampling = _sampling(body, logprobs=logprobs)
+    return sampling if lark is None else replace(sampling, lark=lark)
 
 
 def completion_sampling(body: CompletionRequest) -> Sampling:
     return _sampling(body, logprobs=body.logprobs)
 
 
-def _sampling(
-    body: CommonRequest,
-    *,
-    logprobs: int | None,
-    json_schema: str | None = None,
-    strict: bool = False,
-    lark: str | None = None,
-) -> Sampling:
-    """Defaults are OpenAI's; those of top_k and min_p, which OpenAI's API does not have, are llama.cpp's."""
+def _sampling(body: CommonRequest, *, logprobs: int | None) -> Sampling:
+    """Defaults are OpenAI's; those of fields that OpenAI's API does not have are llama.cpp's."""
     default = Sampling()
+    schema, strict = _schema(body)
     return Sampling(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=default.top_k if body.top_k is None else body.top_k,
         min_p=default.min_p if body.min_p is None else body.min_p,
+        typical_p=default.typical_p if body.typical_p is None else body.typical_p,
         seed=None if body.seed is None else body.seed % (2**32 - 1),
         repeat_penalty=body.repeat_penalty or 1.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
+        penalty_last_n=-1 if body.penalty_last_n is None else body.penalty_last_n,
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         grammar=body.grammar,
-        json_schema=json_schema,
-        lark=lark,
+        json_schema=schema,
+        regex=body.regex if body.choice is None else "|".join(map(re.escape, body.choice)),
+        lark=body.lark,
         strict=strict,
         logprobs=logprobs,
+        stop_tokens=frozenset(body.stop_token_ids),
+        min_tokens=NEVER_ENDS if body.ignore_eos else body.min_tokens,
     )
+
+
+def _schema(body: CommonRequest) -> tuple[str | None, bool]:
+    """The text of the JSON schema that the answer must match, and whether what cannot be enforced is refused."""
+    if body.json_schema is not None:
+        return body.json_schema if isinstance(body.json_schema, str) else json.dumps(body.json_schema), False
+    if not body.is_shaped:
+        return None, False
+    assert body.response_format is not None
+    wanted = body.response_format.json_schema
+    schema: Json | bool = {"type": "object"} if wanted is None or wanted.schema_ is None else wanted.schema_
+    return json.dumps(schema), wanted is not None and bool(wanted.strict)

@@ -18,6 +18,7 @@ class Settings:
     deadline     seconds per answer if the request sets none; None is no limit
     log_prompts  True writes prompts and answers to the log
     private      True if nothing of any request may be kept when the server ends
+    strict       True refuses fields that have no meaning here, as OpenAI does; otherwise they are ignored
     """
 
     name: str
@@ -25,6 +26,7 @@ class Settings:
     deadline: float | None = None
     log_prompts: bool = False
     private: bool = False
+    strict: bool = False
 
 
 @dataclass(slots=True)

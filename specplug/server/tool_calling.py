@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from specplug.constraints.grammar_text import MAX_BYTES
-from specplug.errors import UsageError
 from specplug.server.request_schema import ChatRequest
 from specplug.server.tool_formats.answer_reader import AnswerReader
 from specplug.server.tool_formats.call_formats import HERMES, recognise
@@ -47,19 +45,22 @@ class ToolCalling:
         self.carried = "tools" in chat_template
         """Whether the chat template has a place for tools."""
         self._format = recognise(chat_template) if self.carried else HERMES
+        self.has_channels = bool(self._format.channels)
+        """Whether answers consist of channels, of which one is for reasoning."""
         found = {text: control_token(text) for text in self._format.markers()}
         marks = {text: token for text, token in found.items() if token is not None}
         self._control = ControlTokens(marks, free)
         self._shown = {token: text.encode() for text, token in marks.items()}
 
     def plan(self, body: ChatRequest) -> CallPlan:
-        """Raises UsageError, with the tool's name, for parameters that are no schema or cannot be enforced strictly.
+        """Raises UsageError, with the tool's name, for parameters that are no schema, or strict and not enforceable.
 
         It compiles the schemas, which takes milliseconds for each tool.
         """
-        tools = {function.name: prepare(function, required=body.must_call) for function in body.offered}
-        if not tools and not self._format.channels:
+        if not body.offered and not self._format.channels:
             return CallPlan()
+        written = self._format.frames[0].body
+        tools = {one.name: prepare(one, written, required=body.must_call) for one in body.offered}
         constrained = bool(tools) and body.grammar is None and not body.is_shaped
         return CallPlan(
             self._grammar(body, tools) if constrained else None,
@@ -74,14 +75,10 @@ class ToolCalling:
         )
 
     def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters]) -> str:
-        lark = calls_grammar(
+        return calls_grammar(
             self._format,
             {name: one.schema for name, one in tools.items()},
             self._control,
             required=body.must_call,
             several=body.may_call_often,
         )
-        most = MAX_BYTES["Lark grammar"]
-        if len(lark.encode()) > most:
-            raise UsageError(f"tools: their parameters make a grammar of more than {most // 1024} KiB; send fewer")
-        return lark

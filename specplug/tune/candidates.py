@@ -201,8 +201,10 @@ def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
 def usable_methods(provides: Requires) -> list[str]:
     """The methods that can be built without options, and of which the engine provides everything that they require.
 
-    Those that draft with a model are tried where they are named.
+    Those that draft with a model are tried where they are named. Recorded answers have no constraints, so methods that
+    require them are not tried.
     """
+    provides = replace(provides, constraint=False)
     return [name for name in registry.names() if name not in ("none", *DRAFTERS) and is_usable(name, provides)]
 
 

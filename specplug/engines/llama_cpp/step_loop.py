@@ -14,7 +14,7 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import NO_OPTIONS, Draft, IntArray, SequenceOptions, Step
+from specplug.core import NO_OPTIONS, Draft, IntArray, SequenceOptions, Step, TokenConstraint
 from specplug.drafts.trees import first_branch
 from specplug.engines.llama_cpp.cells import SPARE_SHARE
 from specplug.engines.llama_cpp.context import Context
@@ -125,11 +125,12 @@ class StepLoop:
             raise
         return stream
 
-    def adopt(self, prompt: IntArray, root: int) -> Stream:
-        """A sequence in slot 0 whose `prompt` (int32[n]) is in the cache and followed by `root`; its caller samples."""
+    def adopt(self, prompt: IntArray, root: int, constraint: TokenConstraint | None = None) -> Stream:
+        """A sequence in slot 0 whose `prompt` (int32[n]) is in the cache and followed by `root`; its caller samples,
+        from the tokens that `constraint` allows after `root`."""
         stream = Stream(0, prompt, None, 0, self.context.num_batch, len(prompt), perf_counter_ns(), root, len(prompt))
         self._slots.free.remove(0)
-        self._hand_to_proposers(stream)
+        self._hand_to_proposers(stream, constraint)
         return stream
 
     def finish(self, stream: Stream) -> None:
@@ -361,12 +362,12 @@ class StepLoop:
                 stream.failure = error
             row += 1
             stream.counters.prompt_ns = perf_counter_ns() - stream.began_ns
-            self._hand_to_proposers(stream)
+            self._hand_to_proposers(stream, stream.sampler.token_constraint() if stream.sampler else None)
 
-    def _hand_to_proposers(self, stream: Stream) -> None:
+    def _hand_to_proposers(self, stream: Stream, constraint: TokenConstraint | None) -> None:
         """Pass the prompt and its first token to the proposers; the sequence no longer reads."""
-        began = perf_counter_ns()
-        self.speculator.begin(stream.seq, np.append(stream.prompt, np.int32(stream.root)), stream.options)
+        began, prompt = perf_counter_ns(), np.append(stream.prompt, np.int32(stream.root))
+        self.speculator.begin(stream.seq, prompt, stream.options, constraint)
         if stream.sampler is not None:
             for proposer in self.speculator.fusion.sources:
                 if isinstance(proposer, DrawsWithSampler):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from specplug.server.tool_formats.argument_types import Schema
-from specplug.server.tool_formats.brace_rules import braces_rules
+from specplug.server.tool_formats.brace_rules import brace_rules
 from specplug.server.tool_formats.call_formats import (
     CHANNEL,
     END,
@@ -148,7 +148,7 @@ class _Grammar:
             if isinstance(body, FieldsCall):
                 arguments = field_rules(self._rules, f"{rule}_{index}", body, self._tools[name])
             elif isinstance(body, BracesCall):
-                arguments = braces_rules(self._rules, f"{rule}_{index}", body.quote, self._tools[name])
+                arguments = brace_rules(self._rules, f"{rule}_{index}", body.quote, self._tools[name])
             before, number, after = f"{name}{body.after}".partition("#")
             head = (
                 f"{self._rules.literal(before)} /[0-9]+/ {self._rules.literal(after)}"

@@ -1,0 +1,202 @@
+"""Generates the answers to one request: its jobs, what they have generated so far, and the bodies made of that.
+
+This module depends neither on HTTP nor on the way in which a prompt is built.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import monotonic
+
+from starlette.exceptions import HTTPException
+
+from specplug.core import IntArray, SequenceOptions
+from specplug.errors import UsageError
+from specplug.generation.answers import Sampling, with_stop_tokens
+from specplug.proposers.datastore import Datastore
+from specplug.server.error_responses import ContextExceeded
+from specplug.server.jobs import Delta, Job
+from specplug.server.openai_format import Choice, Json, OpenAIFormat
+from specplug.server.request_fields import ignored
+from specplug.server.request_schema import CommonRequest, SpecplugOptions
+from specplug.server.scheduler import QueueFull
+from specplug.server.state import State
+from specplug.server.worker import Mailbox
+
+log = logging.getLogger(__name__)
+
+NO_LIMIT = 1 << 20
+"""Draft tokens per step if the request sets no limit; the planner has its own limit."""
+
+
+MOST_NAMED = 20
+"""Ignored fields that a warning names at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What to generate.
+
+    prompts     int32[n] each
+    sampling    its `penalty_last_n` is -1 where penalties consider the complete answer
+    max_tokens  tokens of each answer at most; None for as many as the context has room for
+    stops       strings that end an answer
+    echo        whether the prompt stands before each answer
+    shown       texts of the control tokens that are part of an answer's text
+    """
+
+    prompts: Sequence[IntArray]
+    sampling: Sampling
+    max_tokens: int | None
+    stops: Sequence[str] = ()
+    echo: bool = False
+    shown: Mapping[int, bytes] = field(default_factory=dict)
+
+
+class Answering:
+    """The answers to one request, `body.n` per prompt. Whoever opened it closes it."""
+
+    def __init__(self, state: State, body: CommonRequest, work: Work, jobs: Sequence[Job], form: OpenAIFormat) -> None:
+        """Submit the jobs. Raises QueueFull."""
+        self.warnings = form.warnings
+        self._state = state
+        self._body = body
+        self._form = form
+        self._num_prompts = len(work.prompts)
+        self._indices = {job: index for index, job in enumerate(jobs)}
+        self._mailbox: Mailbox = state.worker.submit(jobs)
+        self._choices = [Choice(index) for index in range(len(jobs))]
+        self._echoed = [state.engine.text(prompt.tolist()) for prompt in work.prompts] if work.echo else []
+
+    @classmethod
+    async def start(cls, state: State, body: CommonRequest, work: Work, form: OpenAIFormat) -> Answering:
+        """Raises UsageError, QueueFull, or HTTPException while the server shuts down."""
+        if state.closing:
+            raise HTTPException(503, "the server is shutting down; retry later")
+        form.warnings += _check_fields(state, body)
+        jobs = await asyncio.to_thread(_make_jobs, state, body, work)
+        if state.settings.log_prompts:
+            for prompt in work.prompts:
+                log.info("prompt %r", state.engine.text(prompt.tolist()))
+        form.warnings += [text for text in jobs[0].sampler.warnings if text not in form.warnings]
+        try:
+            return cls(state, body, work, jobs, form)
+        except QueueFull:
+            for job in jobs:
+                job.sampler.close()
+            raise
+
+    def close(self) -> None:
+        """Cancel the jobs that are not complete."""
+        jobs = list(self._indices)
+        self._state.worker.cancel(jobs)
+        self._state.metrics.forget(jobs)
+
+    async def complete(self) -> Json:
+        """The body of the complete response. Raises the error of a failed job."""
+        async for choice, delta in self._deltas():
+            if delta.finish and self._state.settings.log_prompts:
+                log.info("answer %r", choice.text)
+        for choice in self._choices if self._echoed else ():
+            choice.text = self._echoed[choice.index // self._body.n] + choice.text
+        return self._form.complete(self._choices, self._num_prompts)
+
+    async def chunks(self, *, usage: bool) -> AsyncIterator[Json]:
+        """The bodies of a streamed response's events. Raises the error of a failed job.
+
+        usage  whether the last one says how many tokens there were
+        """
+        form, body = self._form, self._body
+        names = self._state.engine.source_names
+        opened: set[int] = set()
+        unsent: dict[int, list[tuple[str, str | None]]] = {}  # segments whose text the format still holds back
+        async for choice, delta in self._deltas():
+            if choice.index not in opened:
+                opened.add(choice.index)
+                for first in form.first_chunk_choices(choice.index):
+                    yield form.chunk([first])
+                if self._echoed:
+                    text = self._echoed[choice.index // body.n]
+                    yield form.chunk([{"index": choice.index, "text": text, "logprobs": None, "finish_reason": None}])
+            more_fields: Json = {"usage": None} if usage else {}
+            if body.specplug.details:
+                proposers = [None if s.source is None else names[s.source] for s in delta.segments]
+                texts = [segment.text for segment in delta.segments]
+                unsent.setdefault(choice.index, []).extend(zip(texts, proposers, strict=True))
+            for chunk_choice in form.chunk_choices(choice, delta):
+                segments = unsent.pop(choice.index, None)
+                details: Json = {} if segments is None else {"specplug": {"index": choice.index, "segments": segments}}
+                yield form.chunk([chunk_choice], **more_fields, **details)
+        if usage or body.specplug.details:
+            counted = form.usage(self._choices, self._num_prompts) if usage else None
+            yield form.chunk([], usage=counted, specplug=form.speculation(self._choices))
+
+    async def _deltas(self) -> AsyncIterator[tuple[Choice, Delta]]:
+        """Each delta with the choice that it was added to, until all are complete. Raises the error of a failed job."""
+        left = len(self._indices)
+        while left:
+            job, delta = await self._mailbox.get()
+            if delta.error is not None:
+                raise delta.error
+            choice = self._choices[self._indices[job]]
+            choice.add(delta)
+            left -= bool(delta.finish)
+            yield choice, delta
+
+
+def _check_fields(state: State, body: CommonRequest) -> list[str]:
+    """A warning of the fields of a request that have no meaning here; UsageError where the server is strict."""
+    names = sorted(set(ignored(body)))
+    if not names:
+        return []
+    if state.settings.strict:
+        raise UsageError(f"Unrecognized request argument supplied: {names[0][:100]}")
+    state.metrics.ignored_fields.inc(len(names))
+    return [f"ignored: {', '.join(name[:100] for name in names[:MOST_NAMED])}"]
+
+
+def _make_jobs(state: State, body: CommonRequest, work: Work) -> list[Job]:
+    """`body.n` jobs per prompt. Call it in a thread, because parsing a grammar takes time."""
+    engine, options = state.engine, body.specplug
+    asked = _sequence_options(engine.datastore, options, private=state.settings.private)
+    max_draft = 0 if options.mode == "off" else NO_LIMIT if options.max_draft is None else options.max_draft
+    seconds = options.deadline or state.settings.deadline
+    deadline = monotonic() + seconds if seconds is not None else None
+    sampling = with_stop_tokens(work.sampling, work.stops, engine.control_token)
+    streamed, stop = bool(body.stream), tuple(work.stops)
+    jobs: list[Job] = []
+    try:
+        for prompt in work.prompts:
+            room = engine.max_context - len(prompt)
+            if not len(prompt):
+                raise UsageError("the prompt is empty; give at least one token")
+            if room < 1:
+                raise ContextExceeded(
+                    f"the prompt has {len(prompt)} tokens, and the server was started with a context of "
+                    f"{engine.max_context}; shorten the prompt, or start the server with a larger --context"
+                )
+            limit = min(work.max_tokens or room, room)
+            penalised = limit if sampling.penalty_last_n < 0 else sampling.penalty_last_n
+            for index in range(body.n):
+                seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
+                sampler = engine.sampler(replace(sampling, seed=seed, penalty_last_n=penalised))
+                job = Job(prompt, sampler, limit, max_draft, stop, deadline, streamed, options=asked, shown=work.shown)
+                jobs.append(job)
+    except BaseException:
+        for job in jobs:
+            job.sampler.close()
+        raise
+    return jobs
+
+
+def _sequence_options(datastore: Datastore | None, asked: SpecplugOptions, *, private: bool) -> SequenceOptions:
+    """What a request asks of the proposers. UsageError for a corpus that is not open, or not for requests."""
+    offered = datastore.offered if datastore is not None else []
+    for name in asked.corpora or ():
+        if name not in offered:
+            choice = f"use {', '.join(offered)}" if offered else "this server has none"
+            raise UsageError(f"specplug.corpora: {name[:100]!r} is not open to requests; {choice}")
+    return SequenceOptions(None if asked.corpora is None else tuple(asked.corpora), asked.private or private)
