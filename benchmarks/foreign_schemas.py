@@ -14,8 +14,8 @@ the model, greedily. Every text that ends is checked by `jsonschema`, formats in
 fault, unless the schema's warnings name a keyword that the text violates.
 
 The values of the suite are read under the mask, as JSON with Python's spacing. A valid one that is refused is counted
-by what makes it acceptable: another order of its properties, integers without a fraction, or open objects. An invalid
-one that is accepted is a fault, unless a warning names a keyword that it violates.
+by what makes it acceptable: another order of its properties, integers without a fraction, open objects, no format, or
+no bound beyond 10^18. An invalid one that is accepted is a fault, unless a warning names a keyword that it violates.
 
 Prints a table by group (a keyword in the suite), the refusals by keyword, and every fault; exits with 1 after faults.
 """
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,9 +36,11 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+from referencing.exceptions import Unresolvable
 
 from specplug import profile
 from specplug.constraints.grammar_text import grammar_text
+from specplug.constraints.schema_numbers import FARTHEST
 from specplug.constraints.schema_walk import everywhere
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
@@ -139,7 +142,9 @@ class Checker:
         except ValueError as error:
             self._fault(case, strict, f"{text[:80]!r} is no JSON: {error}")
             return "invalid"
-        violated = list(violations(case.schema, value))
+        violated = violations(case.schema, value)
+        if violated is None:
+            return "not judged"
         if not violated:
             return "valid"
         if all(keywords & named(warnings) for keywords in violated):
@@ -176,7 +181,7 @@ class Checker:
         if self._accepts(matcher, value):
             if valid:
                 return "valid, accepted"
-            if all(keywords & named(warnings) for keywords in violations(case.schema, value)):
+            if all(keywords & named(warnings) for keywords in violations(case.schema, value) or [set()]):
                 return "invalid, accepted with a warning"
             self._fault(case, strict, f"{json.dumps(value)[:80]} is accepted; warnings: {list(warnings)}")
             return "invalid, accepted"
@@ -186,8 +191,12 @@ class Checker:
             return "valid, order of properties"
         if any(self._accepts(matcher, one) for one in reordered(whole(value))):
             return "valid, fraction of an integer"
-        if self._accepts(self._open(opened(case.schema), strict=strict)[0], value):
-            return "valid, closed object"
+        for name, wider in WIDER.items():
+            try:
+                if self._accepts(self._open(wider(case.schema), strict=strict)[0], value):
+                    return f"valid, {name}"
+            except UsageError:  # what is closed may be kept although it cannot be enforced
+                continue
         self._fault(case, strict, f"the valid {json.dumps(value)[:80]} is refused")
         return "valid, refused"
 
@@ -207,11 +216,14 @@ class Checker:
         )
 
 
-def violations(schema: dict[str, Any], value: Any) -> Iterator[set[str]]:
-    """For each error of a value the keywords that lead to it or are part of it."""
+def violations(schema: dict[str, Any], value: Any) -> list[set[str]] | None:
+    """For each error of a value the keywords that lead to it or are part of it; None where `jsonschema` fails."""
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    for error in kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(value):
-        yield set(_keywords(error))
+    try:
+        errors = list(kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(value))
+    except (re.error, RecursionError, Unresolvable):
+        return None
+    return [set(_keywords(error)) for error in errors]
 
 
 def _keywords(error: jsonschema.ValidationError) -> Iterator[str]:
@@ -254,6 +266,26 @@ def opened(schema: dict[str, Any]) -> dict[str, Any]:
     return copied
 
 
+def without_formats(schema: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(schema))
+    for node in everywhere(copied):
+        node.pop("format", None)
+    return copied
+
+
+def without_far_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(schema))
+    for node in everywhere(copied):
+        for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+            if isinstance(node.get(key), int | float) and abs(node[key]) > FARTHEST:
+                del node[key]
+    return copied
+
+
+WIDER = {"closed object": opened, "format": without_formats, "far bound": without_far_bounds}
+"""What makes a schema wider, by what is narrower here than in JSON Schema."""
+
+
 def ask(engine: LlamaCpp, checker: Checker, chosen: Sequence[Case], max_tokens: int) -> dict[str, Counter[str]]:
     """Greedy answers of the model to schemas, by way of treating them."""
     found: dict[str, Counter[str]] = {"strict": Counter(), "lenient": Counter()}
@@ -280,14 +312,12 @@ def table(found: dict[tuple[str, str, str], Counts]) -> list[str]:
     """A Markdown table: a row for each group and way."""
     lines = [
         "| source | group | way | schemas | refused | with warnings | texts valid | invalid, warned | cut "
-        "| valid values taken | narrower: order, fraction, closed | invalid values refused | taken, warned |",
+        "| valid values taken | narrower: order, fraction, closed, format, bound | invalid refused | taken, warned |",
         "|---" * 13 + "|",
     ]
     for (source, group, way), one in found.items():
         values, texts = one.values, one.texts
-        narrower = [
-            values[f"valid, {why}"] for why in ("order of properties", "fraction of an integer", "closed object")
-        ]
+        narrower = [values[f"valid, {why}"] for why in ("order of properties", "fraction of an integer", *WIDER)]
         valid = sum(count for name, count in values.items() if name.startswith("valid"))
         invalid = values.total() - valid
         lines.append(
