@@ -429,6 +429,10 @@ def schema(inner: Any) -> dict[str, Any]:
     return chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": inner}})
 
 
+def link(n: int) -> dict[str, Any]:
+    return {"items": {"$ref": f"#/$defs/d{(n + 1) % 3001}"}}
+
+
 def nested(depth: int) -> dict[str, Any]:
     return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "string"}
 
@@ -443,6 +447,15 @@ def nested(depth: int) -> dict[str, Any]:
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "no value can end at #"),
         (False, "allows no value"),
         ({"const": "\ud83d"}, "JSON schema"),
+        ({"const": -(2**63)}, "const at #: -9223372036854775808 has too many digits"),
+        ({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(40_000)}}, "more than 256 KiB"),
+        (
+            {"$ref": "#/$defs/d0", "$defs": {f"d{n}": {"items": {"$ref": f"#/$defs/d{n + 1}"}} for n in range(3000)}},
+            "the schema has no #/$defs/d3000",
+        ),
+        ({"$ref": "#/$defs/d0", "$defs": {f"d{n}": link(n) for n in range(3001)}}, "in one chain"),
+        ({"type": "string", "pattern": "((((a{1,900}){1,900}){1,900}){1,900}){1,900}"}, "pattern at #"),
+        ({"enum": []}, "enum at #"),
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused_with_its_place(url: str, inner: Any, expected: str) -> None:
@@ -450,6 +463,7 @@ def test_a_schema_that_cannot_be_kept_is_refused_with_its_place(url: str, inner:
     status, answer, _ = ask(url, body=schema(inner))
     assert status == 400 and expected in answer["error"]["message"] and "\n" not in answer["error"]["message"]
     assert process_time() - began < 1
+    assert ask(url, body=schema({"type": "object"}))[0] == 200
 
 
 LAX = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
