@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -42,6 +43,7 @@ FRAMING = replace(JSON_LINES, error=ollama_error)
 
 def add_ollama_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
     name, engine = state.settings.name, state.engine
+    model = _model(name)
     errors: Any = {status: {"description": text, "model": None} for status, text in STATUS_DESCRIPTIONS.items()}
 
     async def respond(request: Request, answering: Answering, stream: bool, conversion: OllamaConversion) -> Response:
@@ -81,12 +83,12 @@ def add_ollama_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
 
     @app.get("/api/tags")
     async def tags() -> Json:
-        return {"models": [_model(state)]}
+        return {"models": [model]}
 
     @app.get("/api/ps")
     async def ps() -> Json:
         running = {"expires_at": NEVER, "size_vram": 0, "context_length": engine.max_context}
-        return {"models": [{**_model(state), **running}]}
+        return {"models": [{**model, **running}]}
 
     @app.post("/api/show", responses={400: {"description": STATUS_DESCRIPTIONS[400]}})
     async def show(body: ShowBody) -> Json:
@@ -118,7 +120,8 @@ DETAILS: Json = {
 }
 
 
-def _model(state: State) -> Json:
-    name = state.settings.name
+def _model(name: str) -> Json:
+    """An entry of a list of models; it stays the same as long as the server runs."""
+    began = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     digest = hashlib.sha256(name.encode()).hexdigest()
-    return {"name": name, "model": name, "modified_at": NEVER, "size": 0, "digest": digest, "details": DETAILS}
+    return {"name": name, "model": name, "modified_at": began, "size": 0, "digest": digest, "details": DETAILS}
