@@ -252,6 +252,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "vLLM it is vLLM's own method of this name; the options are llama.cpp's.",
         {
             "model": "A GGUF file with the layer, where the model's own lacks it.",
+            "head": "A folder or `drafter:NAME` with some rows of the output matrix, which `build vocab-trim` writes.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
         },

@@ -242,7 +242,10 @@ class TokenConstraint(Protocol):
         """The tokens that are the only ones allowed, one after the other; empty where there is a choice."""
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Move past `tokens`. Raises ValueError, without a move, where one of them is not allowed."""
+        """Move past `tokens`. Raises ValueError, without a move, where one of them is not allowed.
+
+        Raises SpecplugError beyond its limits; then it allows and forces nothing any more.
+        """
 
     def go_back(self, count: int) -> None:
         """Undo the last `count` tokens of `advance`."""

@@ -25,7 +25,16 @@ from specplug.server.middleware import Limits
 from specplug.server.process import KEEP_ALIVE_S, Address, _listen
 from specplug.server.state import Settings
 
-PATHS = ["/", "/page.js", "/v1/models", "/metrics", "/specplug/stats", "/openapi.json", "/nowhere"]
+PATHS = [
+    "/",
+    "/scripts/main.js",
+    "/vendor/marked.js",
+    "/v1/models",
+    "/metrics",
+    "/specplug/stats",
+    "/openapi.json",
+    "/nowhere",
+]
 CHAT = "/v1/chat/completions"
 
 
@@ -196,6 +205,16 @@ def test_chunks_say_which_text_was_drafted_with_details(url: str) -> None:
     assert segments == [("a", None), ("b", "suffix"), ("c", None), ("d", "suffix"), ("e", None)]
     off = events(url, chat("abc", specplug={"details": True, "mode": "off"}))
     assert not any(s[1] for chunk in off if chunk["choices"] for s in chunk.get("specplug", {}).get("segments", []))
+
+
+def test_details_have_all_text_also_where_a_reader_holds_it_back() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    with serving(ToyEngine(step_s=0.12)) as server:  # so slow that each step is sent on its own
+        chunks = events(server, chat("x<tool_ca", tools=[tool], specplug={"details": True}))
+    segments = [
+        segment for chunk in chunks if chunk["choices"] for segment in chunk.get("specplug", {}).get("segments", [])
+    ]
+    assert "".join(text for text, _ in segments) == "x<tool_ca"
 
 
 def test_n_answers_to_several_prompts(url: str) -> None:

@@ -85,6 +85,26 @@ def test_answers_generated_together_equal_their_plain_single_runs(client: Any) -
     assert sum(answer.usage.completion_tokens_details.accepted_prediction_tokens for answer in together) > 50
 
 
+LIST = {
+    "type": "object",
+    "properties": {"title": {"type": "string", "maxLength": 30}, "kind": {"enum": ["a\nb", "D:\\new"]}},
+    "required": ["title", "kind"],
+}
+SHAPE = {"type": "json_schema", "json_schema": {"name": "list", "schema": LIST, "strict": True}}
+
+
+def test_constrained_answers_beside_others_equal_their_plain_single_runs(client: Any) -> None:
+    """A third of the requests is constrained, greedily and sampled."""
+    kinds = [{}, {}, {"response_format": SHAPE}, {}, {}, {"response_format": SHAPE, "temperature": 0.9, "seed": 5}]
+    asked = [(TEXTS[n % len(TEXTS)], kind) for n, kind in enumerate(kinds)]
+    alone = [content(ask(client, text, extra_body=PLAIN, **kind)) for text, kind in asked]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda one: ask(client, one[0], **one[1]), asked * 2))
+    assert [content(answer) for answer in together] == alone * 2
+    for answer in (alone[2], alone[5]):
+        assert set(json.loads(answer)) == {"title", "kind"}
+
+
 def test_a_stream_equals_the_complete_answer(client: Any) -> None:
     complete = ask(client, COPY)
     chunks = list(ask(client, COPY, stream=True, stream_options={"include_usage": True}))
@@ -127,6 +147,45 @@ def test_logprobs_are_probabilities_and_greedy_takes_the_largest(client: Any) ->
         assert len(token.top_logprobs) == 5 and token.top_logprobs[0].token == token.token
         probabilities = [math.exp(one.logprob) for one in token.top_logprobs]
         assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1 + 1e-6
+
+
+def prompt_tokens(client: Any, prompt: str, **more: Any) -> int:
+    return int(client.completions.create(model="smollm2", prompt=prompt, max_tokens=1, **more).usage.prompt_tokens)
+
+
+def test_control_tokens_are_read_in_completions_and_not_in_chats(client: Any) -> None:
+    assert prompt_tokens(client, "<|im_end|>") == 1
+    assert prompt_tokens(client, "<|im_end|>", extra_body={"special": False}) > 4
+    own = "<|im_start|>user\nName the capital of France.<|im_end|>\n<|im_start|>assistant\n"
+    answer = client.completions.create(model="smollm2", prompt=own, max_tokens=24, temperature=0)
+    assert answer.usage.prompt_tokens == 15 and answer.choices[0].text.startswith("The capital of France is Paris")
+    marked, plain = (ask(client, text, max_completion_tokens=1) for text in ("a<|im_end|>b", "ab"))
+    assert marked.usage.prompt_tokens >= plain.usage.prompt_tokens + 4
+
+
+def test_a_stop_string_that_is_a_control_token_ends_the_answer(client: Any) -> None:
+    answer = client.completions.create(
+        model="smollm2", prompt="hi", max_tokens=8, temperature=0, logit_bias={"1": 100}, stop=["<|im_start|>"]
+    )
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("stop", 1)
+
+
+def test_values_with_which_other_servers_leave_a_field_unset(client: Any) -> None:
+    stories = [content(ask(client, "Tell a story.", seed=-1, temperature=1.0)) for _ in range(2)]
+    assert stories[0] != stories[1], "a seed of -1 is random"
+    cold = ask(client, "Name three colours.", temperature=1e-38, seed=3, max_completion_tokens=20)
+    assert content(cold) == content(ask(client, "Name three colours.", max_completion_tokens=20))
+    unlimited = ask(client, "Say hi.", max_completion_tokens=-1)
+    assert unlimited.choices[0].finish_reason == "stop"
+
+
+def test_a_begun_answer_goes_on(client: Any) -> None:
+    messages = [
+        {"role": "user", "content": "Name the capital of France."},
+        {"role": "assistant", "content": "The capital of"},
+    ]
+    answer = client.chat.completions.create(model="smollm2", messages=messages, temperature=0, max_tokens=4)
+    assert content(answer).startswith(" France is")
 
 
 def test_text_completions_with_logprobs(client: Any) -> None:
@@ -186,7 +245,6 @@ def streamed_calls(chunks: Any) -> list[tuple[str, str]]:
     "options",
     [
         {"tool_choice": NAMED},
-        {"tool_choice": "required", "parallel_tool_calls": False},
         {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 1, "seed": 3},
         {"tool_choice": "required", "parallel_tool_calls": False, "logit_bias": {"198": 100}},
         {"tool_choice": "required", "max_completion_tokens": 80},
@@ -228,7 +286,7 @@ def test_a_call_and_its_result_are_part_of_the_conversation(client: Any) -> None
         assert followed.choices[0].message.content and not followed.choices[0].message.tool_calls
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_each_tool_keeps_its_own_definitions(client: Any, seed: int) -> None:
     tools = [
         {"type": "function", "function": {"name": name, "parameters": {

@@ -95,7 +95,11 @@ def _of_schema(text: str, strict: bool) -> GrammarText:
 def _of_text(kind: str, text: str) -> GrammarText:
     from llguidance import LLMatcher
 
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES[kind]:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"the {kind} is not Unicode text") from None
+    if size > MAX_BYTES[kind]:
         raise UsageError(f"the {kind} has more than {MAX_BYTES[kind] // 1024} KiB")
     grammar = LLMatcher.grammar_from_regex(text) if kind == "regular expression" else LLMatcher.grammar_from_lark(text)
     error, warnings = _validate(grammar)

@@ -33,6 +33,7 @@ from specplug.core import (
     TokenConstraint,
 )
 from specplug.drafts.trees import likeliest
+from specplug.errors import SpecplugError
 from specplug.planning.constants import JUDGED_TOP
 from specplug.planning.constraint_cut import allowed_part
 from specplug.planning.fused_buckets import fused_buckets
@@ -193,7 +194,7 @@ class Fusion:
         if constraint is not None:
             try:
                 constraint.advance(step.emitted)
-            except ValueError:  # behind its end, or the sequence has failed: nothing is drafted by it any more
+            except (ValueError, SpecplugError):  # such as where the sequence has failed: nothing is drafted by it
                 del self.constraints[seq]
         for source in self.sources:
             source.observe(seq, step)

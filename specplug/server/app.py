@@ -1,4 +1,4 @@
-"""The routes: those of each interface, and specplug's own for tokenizing, metrics and the page.
+"""The routes: those of each interface, and specplug's own for tokenizing and metrics.
 
 The application depends on an engine only through `engine_protocol.Engine`. No request can name a file to open.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from importlib.resources import files
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -29,25 +28,12 @@ from specplug.server.metrics import Metrics
 from specplug.server.ollama_api.routes import add_ollama_routes
 from specplug.server.openai_format import Json
 from specplug.server.openai_routes import add_openai_routes
+from specplug.server.page import add_page_routes
 from specplug.server.request_schema import DetokenizeRequest, TokenizeRequest
 from specplug.server.responses_api.routes import add_response_routes
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
 from specplug.server.worker import Worker
-
-STATIC = {
-    "/": ("index.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
-}
-
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
 
 
 def make_app(
@@ -101,6 +87,7 @@ def make_app(
     add_ollama_routes(app, state, chats)
     _add_own_routes(app, state)
     add_corpus_routes(app, state)
+    add_page_routes(app)
     return app
 
 
@@ -134,17 +121,6 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
     async def detokenize(body: DetokenizeRequest) -> Json:
         check_ids(body.tokens, engine.num_tokens)
         return {"content": engine.text(body.tokens)}
-
-    for path, (file, media_type) in STATIC.items():
-        content = files("specplug.server").joinpath("static", file).read_bytes()
-        app.add_api_route(path, _static_route(content, media_type), include_in_schema=False)
-
-
-def _static_route(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
-    async def send_static() -> Response:
-        return Response(content, media_type=media_type, headers=PAGE_HEADERS)
-
-    return send_static
 
 
 class _RequestCounter:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any
 
 from specplug import registry
 from specplug.core import Requires
 from specplug.planning.batch_size_schedule import Range, in_words
 from specplug.profile import PlannerSettings, Profile
-from specplug.profile.with_drafter import DRAFTERS, drafters_of
+from specplug.profile.with_drafter import DRAFTERS, drafters_of, short_option
 from specplug.registry import ProposerSpec
 from specplug.tune.exits import chooses_by_layers, is_choosing
 
@@ -84,7 +83,7 @@ class Setting:
         """A unique and readable name, such as `ngram(min_match=2), static 4 chain`."""
         methods = []
         for spec in self.proposers:
-            inside = ", ".join(f"{key}={_short(key, value)}" for key, value in sorted(spec.options.items()))
+            inside = ", ".join(f"{key}={short_option(key, value)}" for key, value in sorted(spec.options.items()))
             methods.append(f"{spec.method}({inside})" if inside else spec.method)
         planner = self.planner
         if not self.speculates:
@@ -182,11 +181,6 @@ def _all_settings(
         paper = (ProposerSpec("token_recycling", {"shape": "paper"}),)
         yield Setting(paper, PlannerSettings(max_nodes=max(MAX_NODES)))
         yield Setting(paper, PlannerSettings(mode="static", max_nodes=PAPER_NODES))
-
-
-def _short(key: str, value: Any) -> Any:
-    """An option in the name of a setting: of a path only the file."""
-    return Path(value).name if key == "model" else value
 
 
 def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:

@@ -36,7 +36,7 @@ class ConstraintProcessor:
             self._matcher.advance(new.tolist())
             allowed = np.unpackbits(self._matcher.mask(), count=len(scores), bitorder="little").astype(bool)
         except (SpecplugError, ValueError) as error:
-            self.failure = SpecplugError(str(error))
+            self.failure = SpecplugError(f"the constraint cannot be kept: {error}")
             return scores
         self._seen = len(input_ids)
         return np.where(allowed, scores, np.float32(-np.inf))

@@ -64,11 +64,6 @@ class StepLoop:
         """Sums over all finished sequences."""
         self.interrupted = False
         """Whether a pass has begun whose branches are not yet kept; stays True if the pass failed."""
-        self.decode_ms = 0.0
-        """Time of the steps that can be compared with plain decoding: none with pieces of prompts, and only while plain
-        passes have run recently."""
-        self.plain_ms = 0.0
-        """Time that plain decoding would have taken for the same tokens, by the cost curve."""
         self._exact = exact
         self._before_pass = before_pass
         self._after_pass = after_pass
@@ -383,14 +378,16 @@ class StepLoop:
     # -- counting -------------------------------------------------------------------------------------------------
 
     def _count(self, passed: Pass, verified: int, learned: int, ended: int) -> None:
-        """Add a step's times and tokens to each sequence's counters, and compare it with plain decoding."""
+        """Add a step's times and tokens to each sequence's counters, and compare it with plain decoding.
+
+        Steps with pieces of prompts are not compared, and others only while plain passes have run recently.
+        """
         n, step_ms = len(passed.running), (ended - passed.began_ns) / 1e6
         add_step(passed, verified, learned)
         cost = self.speculator.cost
         if not passed.pieces and cost.shows_plain(n):
             plain_ms = cost.at(sum(s.position for s in passed.running) // n)[min(n, cost.limit) - 1]
-            self.decode_ms += step_ms
-            self.plain_ms += compare(passed, step_ms, plain_ms)
+            compare(passed, step_ms, plain_ms)
 
 
 def _rows_of(topk: IntArray | None, tree: Tree) -> IntArray | None:

@@ -89,16 +89,14 @@ class TokenMatcher:
         return [] if self._has_ended else self._matcher.compute_ff_tokens()
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Move past `tokens`. ValueError, without a move, for tokens that are not allowed.
-
-        Raises SpecplugError beyond llguidance's limits.
-        """
+        """Move past `tokens`. ValueError, without a move, for tokens that are not allowed or beyond a limit."""
         text, ends = self._parts(tokens)
         moved = 0 if self._has_ended else self._matcher.try_consume_tokens(text)
-        _check(self._matcher)
+        if self._matcher.is_error():
+            raise ValueError(f"it is too complex: {first_line(self._matcher.get_error())}")
         if moved + ends < len(tokens) or (ends and not self._matcher.is_accepting()):
             self._matcher.rollback(moved)
-            raise ValueError(f"the constraint does not allow {list(tokens)} here")
+            raise ValueError(f"it does not allow {list(tokens)} here")
         self._taken += tokens
 
     def go_back(self, count: int) -> None:
