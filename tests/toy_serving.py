@@ -18,6 +18,8 @@ from specplug.corpora.folder import Corpus, check_files, open_corpus, place
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.generation.counters import Counters
+from specplug.generation.fill_in import FillInTokens
+from specplug.generation.model_description import ModelDescription
 from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
 from specplug.server.answer_recorder import AnswerStore
@@ -54,6 +56,7 @@ class ToyStream:
     plain_ms: float = 0.0
     fresh: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str | None = None
     counters: Counters = field(default_factory=Counters)
     position: int = 0
@@ -108,6 +111,10 @@ class ToyLoop:
             stream.counters.steps += 1
         for stream in reading:
             stream.reading = False
+            if (top := stream.sampler.sampling.prompt_logprobs) is not None:
+                stream.prompt_logprobs = [
+                    TokenLogprobs(-float(t), [(t, -float(t))] * min(top, 1)) for t in stream.prompt[1:]
+                ]
             self._emit(stream, 1)
 
     def fail_after(self, steps: int, error: BaseException) -> None:
@@ -140,6 +147,7 @@ class ToyEngine:
     end_tokens = frozenset({END})
     source_names = ["suffix"]  # noqa: RUF012
     knows_plain_ms = True
+    description = ModelDescription("toy.gguf", 1_700_000_000, 1000, 4000, 64, END + 1, 2, 8192, "", "<end>")
 
     def __init__(
         self,
@@ -150,12 +158,14 @@ class ToyEngine:
         datastore: Datastore | None = None,
         chat_template: str = "",
         control: Sequence[str] = (),
+        fill_in_tokens: FillInTokens | None = None,
     ) -> None:
         """Corpora of the vocabulary and of a tokenizer that is all zeros fit.
 
         control  texts of control tokens, which prompts and so answers may contain
         """
         self.chat_template = chat_template
+        self.fill_in_tokens = fill_in_tokens
         self._control = {text: END + 1 + index for index, text in enumerate(control)}
         self.free_control_tokens = frozenset(self._control.values())
         self.num_tokens = END + 1 + len(control)

@@ -22,13 +22,15 @@ from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
 from specplug.server.jobs import Delta, Job
+from specplug.server.llama_server_api.llama_server_routes import add_llama_server_routes
 from specplug.server.methods import ImpliedMethods
 from specplug.server.metrics import Metrics
 from specplug.server.openai_format import Json
-from specplug.server.openai_routes import add_openai_routes, check_ids
+from specplug.server.openai_routes import add_openai_routes
 from specplug.server.request_schema import DetokenizeRequest, TokenizeRequest
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
+from specplug.server.token_ids import checked_ids
 from specplug.server.worker import Worker
 
 STATIC = {
@@ -91,6 +93,7 @@ def make_app(
     app.add_middleware(ImpliedMethods, routes=app.routes)
     add_error_handlers(app)
     add_openai_routes(app, state, ChatRequests(engine, settings.name))
+    add_llama_server_routes(app, state)
     _add_own_routes(app, state)
     add_corpus_routes(app, state)
     return app
@@ -100,6 +103,7 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
     engine = state.engine
     errors: Any = {400: {"description": STATUS_DESCRIPTIONS[400]}}
 
+    @app.get("/v1/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "The server is shutting down, or its engine has stopped."}})
     async def health() -> Response:
         available = state.worker.alive and not state.closing
@@ -108,6 +112,10 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/version")
+    async def version() -> Json:
+        return {"version": __version__}
 
     @app.get("/specplug/stats")
     async def stats() -> Json:
@@ -124,8 +132,7 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/detokenize", responses=errors)
     async def detokenize(body: DetokenizeRequest) -> Json:
-        check_ids(body.tokens, engine.num_tokens)
-        return {"content": engine.text(body.tokens)}
+        return {"content": engine.text(checked_ids(body.tokens, engine.num_tokens).tolist())}
 
     for path, (file, media_type) in STATIC.items():
         content = files("specplug.server").joinpath("static", file).read_bytes()

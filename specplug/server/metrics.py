@@ -62,7 +62,7 @@ class Metrics:
                 self._last_token[job] = now
             if delta.is_last:
                 self._last_token.pop(job, None)
-            if delta.report is not None:
+            if delta.finish and delta.report is not None:
                 report = delta.report
                 self._prompt_tokens.inc(report.prompt_tokens)
                 self._cached_tokens.inc(report.cached)

@@ -135,6 +135,7 @@ class Context:
         self.cells: int = ll.llama_n_ctx(handle)
         self.num_batch: int = ll.llama_n_batch(handle)
         self.num_ids = num_ids
+        self.max_rows = max_rows
         n = self.num_batch
         self._tokens = np.zeros(n, dtype=np.int32)
         self._positions = np.zeros(n, dtype=np.int32)
