@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
@@ -120,21 +121,16 @@ class Answering:
                 proposers = [None if s.source is None else names[s.source] for s in delta.segments]
                 texts = [segment.text for segment in delta.segments]
                 more_fields["specplug"] = {"index": choice.index, "segments": list(zip(texts, proposers, strict=True))}
-            *others, last = form.chunk_choices(choice, delta) or [None]
-            for chunk_choice in others:
+            chunk_choices = form.chunk_choices(choice, delta)
+            for place, chunk_choice in enumerate(chunk_choices, start=1):
+                if place == len(chunk_choices) and delta.report is not None:
+                    more_fields["timings"] = timings([delta.report])
                 yield form.chunk([chunk_choice], **more_fields)
                 more_fields.pop("specplug", None)  # the segments of a delta are sent once
-            if last is not None:
-                measured = {"timings": timings([delta.report])} if delta.report is not None else {}
-                yield form.chunk([last], **more_fields, **measured)
         if usage or body.specplug.details:
             counted = form.usage(self._choices, self._num_prompts) if usage else None
-            yield form.chunk(
-                [],
-                usage=counted,
-                specplug=form.speculation(self._choices),
-                **form.timings(self._choices, self._num_prompts),
-            )
+            figures = {"specplug": form.speculation(self._choices), **form.timings(self._choices, self._num_prompts)}
+            yield form.chunk([], usage=counted, **figures)
 
     async def _deltas(self) -> AsyncIterator[tuple[Choice, Delta]]:
         """Each delta with the choice that it was added to, until all are complete. Raises the error of a failed job."""
@@ -168,6 +164,7 @@ def _make_jobs(state: State, body: CommonRequest, work: Work) -> list[Job]:
     seconds = options.deadline or state.settings.deadline
     deadline = monotonic() + seconds if seconds is not None else None
     sampling = with_stop_tokens(work.sampling, work.stops, engine.control_token)
+    common: dict[str, Any] = {"options": asked, "shown": work.shown, "reports": body.timings_per_token}
     streamed, stop = bool(body.stream), tuple(work.stops)
     jobs: list[Job] = []
     try:
@@ -185,21 +182,7 @@ def _make_jobs(state: State, body: CommonRequest, work: Work) -> list[Job]:
             for index in range(body.n):
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
                 sampler = engine.sampler(replace(sampling, seed=seed, penalty_last_n=penalised))
-                times = bool(body.timings_per_token)
-                jobs.append(
-                    Job(
-                        prompt,
-                        sampler,
-                        limit,
-                        max_draft,
-                        stop,
-                        deadline,
-                        streamed,
-                        times,
-                        options=asked,
-                        shown=work.shown,
-                    )
-                )
+                jobs.append(Job(prompt, sampler, limit, max_draft, stop, deadline, streamed, **common))
     except BaseException:
         for job in jobs:
             job.sampler.close()

@@ -49,7 +49,7 @@ def add_llama_server_routes(app: FastAPI, state: State) -> None:
 
     @app.get("/props")
     async def props() -> Json:
-        return properties(state, llama_server_sampling(LlamaServerRequest()))
+        return properties(state, llama_server_sampling(LlamaServerRequest.model_validate({})))
 
     @app.get("/slots", responses={503: {"description": "All slots are taken."}})
     async def slots(fail_on_no_slot: Annotated[int, Query()] = 0) -> Response:

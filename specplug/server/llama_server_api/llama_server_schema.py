@@ -64,7 +64,7 @@ class OtherFileField(RequestPart):
 class InfillRequest(LlamaServerRequest):
     input_prefix: str
     input_suffix: str
-    input_extra: Annotated[list[OtherFileField], Field(max_length=MAX_FILES)] = []
+    input_extra: Annotated[list[OtherFileField], Field(max_length=MAX_FILES)] = Field(default_factory=list)
     prompt: str = ""
 
     @property
