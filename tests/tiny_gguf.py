@@ -5,6 +5,7 @@ Shapes are given as ggml gives them, the contiguous dimension first. Keys are wr
 of gguf needs to know an architecture.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,13 @@ class TinyGguf:
         seed: int = 0,
         embeddings: bool = True,
         num_tokens: int = NUM_TOKENS,
+        control: Sequence[str] = (),
     ) -> None:
         """
         weights     type of the matrices: f32 or q8_0
         embeddings  whether the model has its own
         num_tokens  size of the vocabulary, which is then the first part of `vocabulary`
+        control     further control tokens, in place of the last syllables
         """
         self.path = path
         self.width = width
@@ -87,7 +90,7 @@ class TinyGguf:
         self._writer = gguf.GGUFWriter(path, architecture)
         self._add("general.file_type", FILE_TYPES[weights])
         self.keys(block_count=layers, context_length=CONTEXT, embedding_length=width, vocab_size=num_tokens)
-        self._add_vocabulary(num_tokens)
+        self._add_vocabulary(num_tokens, control)
         if embeddings:
             self.values("token_embd.weight", self.random.normal(0, 1, (num_tokens, width)), matrix=True)
 
@@ -128,14 +131,15 @@ class TinyGguf:
         self._writer.close()
         return self.path
 
-    def _add_vocabulary(self, num_tokens: int) -> None:
+    def _add_vocabulary(self, num_tokens: int, control: Sequence[str]) -> None:
         tokens, merges = vocabulary()
-        kept = set(tokens[: num_tokens - 2])
-        tokens = [*tokens[: num_tokens - 2], START, END]
+        normal = num_tokens - 2 - len(control)
+        kept = set(tokens[:normal])
+        tokens = [*tokens[:normal], *control, START, END]
         self._add("tokenizer.ggml.model", "gpt2")
         self._add("tokenizer.ggml.pre", "gpt-2")
         self._add("tokenizer.ggml.tokens", tokens)
-        self._add("tokenizer.ggml.token_type", [NORMAL] * (num_tokens - 2) + [CONTROL] * 2)
+        self._add("tokenizer.ggml.token_type", [NORMAL] * normal + [CONTROL] * (num_tokens - normal))
         self._add("tokenizer.ggml.merges", [one for one in merges if one.replace(" ", "") in kept])
         self._add("tokenizer.ggml.bos_token_id", num_tokens - 2)
         self._add("tokenizer.ggml.eos_token_id", num_tokens - 1)
