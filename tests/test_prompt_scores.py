@@ -1,7 +1,6 @@
 """Log probabilities of a prompt's tokens: those of one pass over the complete text, however it is divided."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -82,6 +82,7 @@ class ToyLoop:
         self.fail: BaseException | None = None
         self._steps_before = 0
         self.decode_ms = self.plain_ms = 0.0
+        self.drafts = 0
         self.verified = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
         self.prefixes_shared = False
@@ -138,6 +139,10 @@ class ToyLoop:
                 stream.finish = "stop" if token == END else "length"
                 break
         stream.drafters = [0] * (len(stream.fresh) - 1)
+        if stream.drafters:
+            self.drafts += 1
+            self.verified[0][0] += 1
+            self.accepted[0][0] += 1
         top = stream.sampler.sampling.logprobs
         stream.logprobs = [] if top is None else [TokenLogprobs(-0.5, [(t, -0.5)] * min(top, 1)) for t in stream.fresh]
 

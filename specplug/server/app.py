@@ -64,7 +64,7 @@ def make_app(
         piece=engine.piece,
         end_tokens=engine.end_tokens,
     )
-    metrics = Metrics(engine, scheduler)
+    metrics = Metrics(engine, scheduler, settings.name)
     answers = AnswerRecorder(answer_store, engine) if answer_store is not None else None
 
     def record(deltas: Sequence[tuple[Job, Delta]]) -> None:

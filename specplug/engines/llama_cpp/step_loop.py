@@ -86,6 +86,11 @@ class StepLoop:
         return self._exact is not None and self._exact.padded
 
     @property
+    def drafts(self) -> int:
+        """Drafts that were verified, of one token or more."""
+        return self._draft_counts.drafts
+
+    @property
     def verified(self) -> npt.NDArray[np.int64]:
         """int64[proposers, depths]: verified draft tokens, by proposer and by depth in the draft."""
         return self._draft_counts.verified
