@@ -99,6 +99,10 @@ class TinyGguf:
         for name, value in values.items():
             self._add(f"{self._architecture}.{name.replace('__', '.')}", value)
 
+    def token_types(self, count: int) -> None:
+        """The number of kinds of texts that a model tells apart."""
+        self._add("tokenizer.ggml.token_type_count", count)
+
     def matrix(self, name: str, inputs: int, outputs: int, *more: int, gain: float = 1.0) -> None:
         """Its outputs are about `gain` times as large as its inputs."""
         shape = (inputs, outputs, *more)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 
 from specplug.constraints.gbnf_limits import check_gbnf
 from specplug.constraints.grammar_text import grammar_text
@@ -238,8 +239,17 @@ def serving(
     answer_store: AnswerStore | None = None,
     origins: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """Run the server in a thread, on a free port; yields its URL."""
+    """Run the server of an engine in a thread, on a free port; yields its URL."""
     app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
+    with running(app, key=key, limits=limits, origins=origins) as url:
+        yield url
+
+
+@contextmanager
+def running(
+    app: FastAPI, *, key: str | None = None, limits: Limits | None = None, origins: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Run an application in a thread, on a free port; yields its URL."""
     address = Address(key=key, origins=origins)
     config = uvicorn.Config(
         guarded(app, address, limits or Limits(body_seconds=1.0)),

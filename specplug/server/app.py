@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import generate_latest
 
 from specplug import __version__
+from specplug.errors import UsageError
 from specplug.server.answer_recorder import AnswerRecorder, AnswerStore
 from specplug.server.chat_request import ChatRequests
 from specplug.server.corpus_routes import add_corpus_routes
@@ -38,6 +39,9 @@ STATIC = {
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
 }
+
+EMBEDDING_PATHS = ("/v1/embeddings", "/v1/embedding", "/embeddings", "/embedding")
+"""Paths of the server of embedding models."""
 
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
@@ -95,6 +99,8 @@ def make_app(
     add_openai_routes(app, state, ChatRequests(engine, settings.name))
     add_llama_server_routes(app, state)
     _add_own_routes(app, state)
+    for path in EMBEDDING_PATHS:
+        app.add_api_route(path, _refuse_to_embed(settings.name), methods=["POST"], include_in_schema=False)
     add_corpus_routes(app, state)
     return app
 
@@ -144,6 +150,16 @@ def _static_route(content: bytes, media_type: str) -> Callable[[], Awaitable[Res
         return Response(content, media_type=media_type, headers=PAGE_HEADERS)
 
     return send_static
+
+
+def _refuse_to_embed(name: str) -> Callable[[], Awaitable[Response]]:
+    async def refuse() -> Response:
+        raise UsageError(
+            f"{name} generates text, and this server has no embeddings; serve an embedding model, or this one with "
+            "--embeddings"
+        )
+
+    return refuse
 
 
 class _RequestCounter:

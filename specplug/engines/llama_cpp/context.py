@@ -229,6 +229,13 @@ class Context:
         if code != 0:
             self._fail(code)
 
+    def encode_texts(self) -> None:
+        """As `decode`, for a model without a KV cache, which reads complete texts only."""
+        self._batch.n_tokens = self.rows
+        code = ll.llama_encode(self.handle, self._batch)
+        if code != 0:
+            self._fail(code)
+
     def read(self, text: IntArray) -> Logits:
         """Empty the cache, evaluate a text (int32[n], n >= 1) as sequence 0; float32[1, V], the logits after it."""
         self.clear()
