@@ -35,8 +35,8 @@ from specplug.build.exit_costs import SPEEDS, ExitCosts, line
 from specplug.build.llama_cpp import GgufSource
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.context import Context, open_context
-from specplug.engines.llama_cpp.drafters.exit_scoring import GivenStates
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
+from specplug.engines.llama_cpp.drafters.states_head import StatesHead
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.layer_taps import LayerTaps, why_not
 from specplug.engines.llama_cpp.measure import cost_points
@@ -48,8 +48,9 @@ from specplug.generation.answers import GREEDY, Answer, Request
 from specplug.models import drafter_folders, references
 from specplug.profile import PlannerSettings, Profile, Runtime, load
 from specplug.registry import ProposerSpec
-from specplug.transforms.gguf_exits import NORM_AND_HEAD, file_of, layers_of, write_exits
+from specplug.transforms.gguf_exits import file_of, layers_of, write_exits
 from specplug.transforms.gguf_head import EMBEDDINGS
+from specplug.transforms.gguf_states_head import NORM_AND_HEAD
 from specplug.tune.document import interval_text
 
 Text = tuple[IntArray, list[int]]
@@ -88,15 +89,14 @@ def agreement(args: argparse.Namespace, document: dict[str, object]) -> None:
         cells = -(-max(len(prompt) + len(answer) for prompt, answer in texts) // 256) * 256 + 256
         target = stack.enter_context(open_context(model, runtime, cells=cells, num_ids=1, max_rows=ROWS))
         taps = LayerTaps(target, args.exits)
-        states = GivenStates(taps.width)
-        head = stack.enter_context(open_model(folder / NORM_AND_HEAD))
-        scoring = stack.enter_context(open_context(head, runtime, cells=256, num_ids=1, max_rows=ROWS, inputs=states))
+        head = StatesHead(folder / NORM_AND_HEAD, runtime, width=taps.width, num_ids=len(ids), max_rows=ROWS)
+        stack.callback(head.close)
         tapped: dict[int, list[IntArray]] = {layers: [] for layers in args.exits}
         for text, first in map(whole, texts):
             for logits in teacher_forced_logits(target, text, first):
                 for layers in args.exits:
-                    states.states = taps.rows(layers, range(len(logits)))
-                    tapped[layers].append(ids[guesses(scoring, len(logits))])
+                    found = head.logits(taps.rows(layers, range(len(logits))))
+                    tapped[layers].append(ids[found.argmax(axis=1)])
         truth = np.concatenate([answer[1:] for _, answer in texts])
         print(f"{len(texts)} answers, {len(truth)} tokens, {len(ids)} rows\n")
         print("| exit | right, by hidden states | right, by a drafter | equal guesses |\n|---|---|---|---|")

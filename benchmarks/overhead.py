@@ -4,12 +4,13 @@
 
 One sequence, with the counters that `specplug run` reports. Prints, per proposer, microseconds per step with seven
 draft tokens in every step, and with the draft tokens that the planner chooses. Proposers that require top-k include the
-time to read the target's most likely ids of every row.
+time to read the target's most likely ids of every row. The last rows are of answers that follow a JSON schema.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from specplug import profile
 from specplug.bench import workloads
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import open_model
-from specplug.generation.answers import Request
+from specplug.generation.answers import Request, Sampling
 from specplug.machine import hardware
 from specplug.models.references import DEMO, resolve
 from specplug.profile import CostPoints, PlannerSettings
@@ -31,7 +32,20 @@ METHODS = {
     "suffix": ("suffix",),
     "token_recycling": ("token_recycling",),
     "suffix + token_recycling": ("suffix", "token_recycling"),
+    "suffix + token_recycling + grammar": ("suffix", "token_recycling", "grammar"),
 }
+CONSTRAINED = {f"{name}, schema": METHODS[name] for name in ("none", "suffix + token_recycling")}
+CONSTRAINED |= {
+    "grammar, schema": ("grammar",),
+    "suffix + token_recycling + grammar, schema": ("suffix", "token_recycling", "grammar"),
+}
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"title": {"type": "string"}, "points": {"type": "array", "items": {"type": "string"}}},
+        "required": ["title", "points"],
+    }
+)
 FLAT_COSTS = CostPoints((128,), (1, 9), ((1.0, 1.001),))
 """Costs with which up to nine rows are almost free, so that every draft is verified."""
 
@@ -48,16 +62,18 @@ def main() -> None:
             asked = [
                 Request(model.chat_prompt([{"role": "user", "content": p.turns[0]}]), args.tokens) for p in prompts
             ]
-            for name, methods in METHODS.items():
+            constrained = [replace(request, sampling=Sampling(json_schema=SCHEMA)) for request in asked]
+            for name, methods in (METHODS | CONSTRAINED).items():
+                requests = constrained if name in CONSTRAINED else asked
                 specs = tuple(ProposerSpec(method) for method in methods)
                 chosen = replace(profile.load("none"), proposers=specs, planner=PlannerSettings(max_nodes=24))
                 forced = replace(chosen, planner=PlannerSettings(mode="static", max_nodes=7))
                 figures = []
                 for one, cost in ((forced, FLAT_COSTS), (chosen, None)):
                     with LlamaCpp(model, one, cost=cost) as engine:
-                        engine.generate(asked[0])
+                        engine.generate(requests[0])
                         engine.loop.counters.__init__()  # type: ignore[misc]
-                        for request in asked:
+                        for request in requests:
                             engine.generate(request)
                         figures.append(engine.loop.counters)
                 fixed, free = figures

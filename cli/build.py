@@ -103,7 +103,8 @@ def vocab_trim(
 ) -> None:
     """Build a drafter from MODEL by trimming its output head.
 
-    MODEL is a .gguf file, a Hugging Face folder, hf:ORG/REPO or a demo model.
+    MODEL is a .gguf file, a Hugging Face folder, hf:ORG/REPO or a demo model. Of a model with MTP layers, these draft
+    with the rows that are kept.
 
     The drafter keeps the rows of the tokens that the target emits most often. Choose their number with one of --size,
     --coverage and --auto; the report compares all sizes. The drafter does not change the output of the target.

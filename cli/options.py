@@ -26,6 +26,7 @@ from specplug.profile import ENGINES, Profile
 from specplug.profile.settings import as_name
 from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
+from specplug.profile.with_grammar import for_engine
 from specplug.registry import ProposerSpec
 
 from .completion import model_references, profile_names
@@ -85,7 +86,7 @@ class Edits:
         if self.model is not None:
             chosen = replace(chosen, model=self.model)
         if self.engine is not None:
-            chosen = replace(chosen, engine=self.engine)
+            chosen = for_engine(chosen, self.engine)
         if self.threads is not None:
             chosen = replace(chosen, runtime=replace(chosen.runtime, threads=self.threads))
         if chosen.engine == "vllm":

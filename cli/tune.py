@@ -197,7 +197,10 @@ def _drafters(request: options.Request) -> tuple[ProposerSpec, ...]:
     target = options.model_path(request.profile)
     own = [one for spec in drafters_of(request.profile.proposers) for one in exits_to_try(spec, target)]
     if request.profile.own_heads and request.profile.engine == "llama-cpp" and has_mtp_layer(read_header(target)):
-        own.append(ProposerSpec("mtp"))
+        from specplug.engines.llama_cpp.drafters.head_finding import brings_head
+
+        if brings_head(target):
+            own.append(ProposerSpec("mtp"))
     return (*own, *map(options.drafter_spec, request.drafts))
 
 

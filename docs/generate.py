@@ -176,6 +176,14 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "tokenizer_hash": "Hash of the tokenizer that `warm` must have been made for.",
         },
     ),
+    "grammar": (
+        "A chain of the tokens that a request's schema or grammar forces, and of what followed in the text between "
+        "them ([how it drafts](../how-to/grammar.md)). It drafts nothing for other requests.",
+        {
+            "max_draft": "Longest chain of draft tokens, >= 1.",
+            "min_prob": "A chain ends where its path is less probable by the bucket priors.",
+        },
+    ),
     "datastore": (
         "A tree of what followed the end of the text in corpora on disk (REST; [how to build "
         "one](../how-to/corpora.md)).",
@@ -244,6 +252,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "vLLM it is vLLM's own method of this name; the options are llama.cpp's.",
         {
             "model": "A GGUF file with the layer, where the model's own lacks it.",
+            "head": "A folder or `drafter:NAME` with some rows of the output matrix, which `build vocab-trim` writes.",
             "max_draft": MODEL_DRAFT,
             "branches": BRANCHES,
         },

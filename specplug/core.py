@@ -8,7 +8,7 @@ Source: the flat tree layout follows SpecInfer's token tree (arXiv 2305.09781).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -147,37 +147,27 @@ class Step:
 class Requires:
     """What a proposer requires of an engine (`requires`), or what an engine provides (`provides`).
 
-    topk     number of most likely ids of the target per row
-    hidden   hidden states of the target
-    builtin  a drafter of the engine's own, which the proposer only names
-    drafter  a draft model that the engine opens, which the proposer only names
+    topk        number of most likely ids of the target per row
+    hidden      hidden states of the target
+    builtin     a drafter of the engine's own, which the proposer only names
+    drafter     a draft model that the engine opens, which the proposer only names
+    constraint  the constraints of requests
     """
 
     topk: int = 0
     hidden: bool = False
     builtin: bool = False
     drafter: bool = False
+    constraint: bool = False
 
     def missing_from(self, provides: Requires) -> list[str]:
         """The names of the requirements that `provides` does not meet; empty if it meets all."""
-        missing = []
-        if self.topk > provides.topk:
-            missing.append(f"TOPK({self.topk})")
-        if self.hidden and not provides.hidden:
-            missing.append("HIDDEN")
-        if self.builtin and not provides.builtin:
-            missing.append("BUILTIN")
-        if self.drafter and not provides.drafter:
-            missing.append("DRAFTER")
-        return missing
+        missing = [f"TOPK({self.topk})"] if self.topk > provides.topk else []
+        names = ("hidden", "builtin", "drafter", "constraint")
+        return missing + [name.upper() for name in names if getattr(self, name) and not getattr(provides, name)]
 
     def union(self, other: Requires) -> Requires:
-        return Requires(
-            max(self.topk, other.topk),
-            self.hidden or other.hidden,
-            self.builtin or other.builtin,
-            self.drafter or other.drafter,
-        )
+        return Requires(*map(max, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +233,7 @@ class Configurable(Protocol):
 
 
 class TokenConstraint(Protocol):
-    """The tokens that a request allows next, such as by a JSON schema, after those that were emitted so far.
-
-    Its owner advances it along the emitted tokens. Others may move it, and move it back.
-    """
+    """The tokens that a request allows next, such as by a JSON schema, after those that were emitted so far."""
 
     def allowed(self, tokens: Sequence[int]) -> int:
         """How many of `tokens` are allowed, one after the other. Changes nothing."""
@@ -255,26 +242,29 @@ class TokenConstraint(Protocol):
         """The tokens that are the only ones allowed, one after the other; empty where there is a choice."""
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Move past `tokens`, which have to be allowed."""
+        """Move past `tokens`. Raises ValueError, without a move, where one of them is not allowed.
+
+        Raises SpecplugError beyond its limits; then it allows and forces nothing any more.
+        """
 
     def go_back(self, count: int) -> None:
         """Undo the last `count` tokens of `advance`."""
 
-    def styles(self) -> Sequence[TokenConstraint]:
-        """Constraints of the same texts that leave less choice, such as JSON with fixed spacing, from the same place.
-
-        What they force is likely, but not certain. A style is at an end when it no longer allows what was emitted.
+    def style(self) -> TokenConstraint | None:
+        """A constraint of the same texts that leaves less choice, at the same place, such as JSON that goes on with the
+        spacing of the text so far; None where there is none. What it forces is likely, but not certain.
         """
 
 
 @runtime_checkable
 class Constrained(Protocol):
-    """A proposer that drafts what a constraint forces. It is optional."""
+    """A proposer that drafts for sequences with a constraint only, and is asked for no others. It is optional."""
 
     def use_constraint(self, seq: int, constraint: TokenConstraint) -> None:
-        """Called right before `begin` of the same sequence, if its request has such a constraint.
+        """Called right before `begin` of a sequence whose request has a constraint.
 
-        Whoever calls it advances `constraint` along the emitted tokens, before `observe`.
+        The constraint is after the last token of the prompt that `begin` receives. Whoever calls this advances it along
+        the emitted tokens, before `observe`; `propose` may move it, and has to move it back.
         """
 
 

@@ -23,6 +23,7 @@ PROPOSERS = {
     "ngram": "specplug.proposers.ngram:Ngram",
     "suffix": "specplug.proposers.suffix:Suffix",
     "token_recycling": "specplug.proposers.token_recycling:TokenRecycling",
+    "grammar": "specplug.proposers.grammar:Grammar",
     "datastore": "specplug.proposers.datastore:Datastore",
     "draft_model": "specplug.proposers.draft_model:DraftModel",
     "vocab_trim": "specplug.proposers.vocab_trim:VocabTrim",

@@ -177,9 +177,9 @@ def test_a_schema_is_enforced_against_a_bias_and_what_is_ignored_is_said(tmp_pat
     """Token 198 is the line break, which a string must not contain."""
     schema = tmp_path / "schema.json"
     text = {"type": "string", "minLength": 3, "maxLength": 3}
-    tags = {"type": "array", "uniqueItems": True}
+    tags = {"type": "array", "uniqueItems": True, "maxItems": 0}
     schema.write_text(json.dumps({"type": "object", "properties": {"t": text, "tags": tags}, "required": ["t"]}))
-    base = ["run", "--profile", "none", "--json-schema", str(schema), "--logit-bias", "198=100", "--max-tokens", "60"]
+    base = ["run", "--profile", "quick", "--json-schema", str(schema), "--logit-bias", "198=100", "--max-tokens", "60"]
     done = call(*base, "Hi.")
     assert len(json.loads(done.stdout)["t"]) == 3
     assert b"specplug: uniqueItems at #/properties/tags is not enforced\n" in done.stderr
@@ -189,7 +189,7 @@ def test_a_schema_is_enforced_against_a_bias_and_what_is_ignored_is_said(tmp_pat
 def test_constraints_that_cannot_be_kept_are_refused_before_a_model_is_opened(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"properties": {"a": {"type": "text"}}}')
-    base = ["run", "--model", str(tmp_path / "missing.gguf")]
+    base = ["run", "--profile", "quick", "--model", str(tmp_path / "missing.gguf")]
     refusal = refused(call(*base, "--json-schema", str(schema), "Hi."), 2)
     assert "type at #/properties/a: Invalid type: text" in refusal
     assert "look-around" in refused(call(*base, "--regex", "(?=a)b", "Hi."), 2)

@@ -9,6 +9,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("llguidance")
 
 from specplug.engines.llama_cpp.constraint import Constraint, constraint_of
+from specplug.engines.llama_cpp.guidance_tokenizer import vocabulary_bytes
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.errors import SpecplugError, UsageError
@@ -83,12 +84,20 @@ def test_all_tokens_that_end_an_answer_are_allowed_at_its_end_and_special_ones_n
     assert allowed(constraint, q8_0) >= q8_0.end_tokens
 
 
+def test_the_tokenizer_has_the_bytes_that_tokens_print_and_marks_special_ones(q8_0: Model) -> None:
+    pieces = vocabulary_bytes(q8_0.vocab, q8_0.num_tokens)
+    special = {token for token, piece in enumerate(pieces) if piece.startswith(b"\xff")}
+    assert special == {token for token in range(q8_0.num_tokens) if q8_0.is_control(token)}
+    assert all(pieces[token] == q8_0.piece(token) for token in range(q8_0.num_tokens) if token not in special)
+
+
 def test_a_sampler_gives_proposers_a_copy_of_a_constraint_that_can_be_asked(q8_0: Model) -> None:
     schema = json.dumps({"type": "object", "properties": {"name": {"const": "Ann"}}, "required": ["name"]})
     sampler = Sampler(q8_0, Sampling(json_schema=schema))
     first, second = sampler.token_constraint(), sampler.token_constraint()
     assert first is not None and second is not None
-    style = first.styles()[0]
+    style = first.style()
+    assert style is not None
     assert q8_0.text(style.forced()) == '{"name": "Ann"}'
     first.advance(style.forced()[:2])
     assert second.allowed(list(style.forced())) == len(style.forced())
@@ -111,6 +120,14 @@ def test_a_bias_or_a_temperature_does_not_get_through_a_constraint(q8_0: Model, 
         tokens.append(sampler.pick(None, logits, 0))  # type: ignore[arg-type]
     assert len(json.loads(q8_0.text(tokens))) == 3
     sampler.close()
+
+
+def test_a_limit_in_the_middle_of_an_answer_is_an_error_of_that_answer(q8_0: Model) -> None:
+    constraint = opened(q8_0, Sampling(regex="[bc]{40}(((a{1000}){1000}){1000})"))
+    with pytest.raises(SpecplugError, match="the constraint"):
+        for text in "b" * 40 + "a" * 9:
+            constraint.rows(np.zeros(q8_0.num_tokens, dtype=np.float32), None)
+            constraint.accept(one_token(q8_0, text))
 
 
 def test_where_all_allowed_tokens_are_biased_away_none_is_drawn(q8_0: Model) -> None:

@@ -18,7 +18,7 @@ pytest.importorskip("llama_cpp")
 from test_step_loop import answer_all
 
 from specplug.bench.arms import plain
-from specplug.bench.prove import GRAMMAR
+from specplug.bench.prove import GRAMMAR, SCHEMA
 from specplug.core import Draft, IntArray, Step
 from specplug.drafts.confidence import EDGES
 from specplug.drafts.retrieval import Window
@@ -69,6 +69,8 @@ SETTINGS = {
     "penalties": Sampling(temperature=0.7, seed=5, repeat_penalty=1.2, presence_penalty=0.1),
     "grammar": Sampling(grammar=GRAMMAR),
     "sampled with grammar": Sampling(temperature=0.8, seed=3, grammar=GRAMMAR),
+    "schema": Sampling(json_schema=SCHEMA),
+    "sampled with schema": Sampling(temperature=0.8, seed=3, json_schema=SCHEMA),
 }
 
 
@@ -187,7 +189,7 @@ def test_eight_streams_equal_their_single_runs_while_others_are_aborted(
         assert at % 3 == 2 or len(tokens) == len(expected[at])
 
 
-@pytest.mark.parametrize("name", ["sampled", "penalties", "sampled with grammar"])
+@pytest.mark.parametrize("name", ["sampled", "penalties", "sampled with grammar", "sampled with schema"])
 def test_a_trimmed_drafter_changes_no_token_of_coupled_sampling(name: str, q8_0: Model, folder: Path) -> None:
     profile = trimmed(folder, always(8), max_draft=4, branches=2)
     profile = replace(profile, runtime=replace(RUNTIME, coupled=True))

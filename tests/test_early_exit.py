@@ -24,10 +24,11 @@ from specplug.engines.llama_cpp import layer_taps
 from specplug.engines.llama_cpp.context import Context, open_context
 from specplug.engines.llama_cpp.drafters import exit_opening, exit_scoring, opening
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
-from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring, GivenStates
+from specplug.engines.llama_cpp.drafters.exit_scoring import ExitScoring
 from specplug.engines.llama_cpp.drafters.first_layers import cut, layers_per_cache
 from specplug.engines.llama_cpp.drafters.input_table import InputTable
 from specplug.engines.llama_cpp.drafters.model_drafter import ModelDrafter
+from specplug.engines.llama_cpp.drafters.states_head import StatesHead
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.layer_taps import LayerTaps
 from specplug.engines.llama_cpp.memory_need import MemoryNeed
@@ -201,13 +202,17 @@ def opened(stack: ExitStack, folder: Path, file: str, runtime: Runtime) -> Conte
 
 
 def given_states(stack: ExitStack, folder: Path, hidden: np.ndarray, runtime: Runtime) -> np.ndarray:
-    from specplug.transforms.gguf_exits import NORM_AND_HEAD
+    from specplug.transforms.gguf_states_head import NORM_AND_HEAD
 
-    states = GivenStates(hidden.shape[1])
-    states.states = hidden
-    model = stack.enter_context(open_model(folder / NORM_AND_HEAD))
-    context = open_context(model, runtime, cells=256, num_ids=1, max_rows=64, inputs=states)
-    return evaluate(stack.enter_context(context), np.arange(len(hidden), dtype=np.int32))
+    head = StatesHead(
+        folder / NORM_AND_HEAD,
+        runtime,
+        width=hidden.shape[1],
+        num_ids=len(drafter_folders.read(folder)[1]),
+        max_rows=64,
+    )
+    stack.callback(head.close)
+    return head.logits(hidden).copy()
 
 
 # -- the same output --------------------------------------------------------------------------------------------------
@@ -457,7 +462,7 @@ class TimedScoring(ExitScoring):
     """Scores nothing, in half of the time of a pass, and records after how many passes."""
 
     def __init__(self, hopeful: bool) -> None:
-        super().__init__(None, (1,), None, GivenStates(1), np.zeros(1, np.int32), lambda *args: None, lambda: hopeful)
+        super().__init__(None, (1,), None, np.zeros(1, np.int32), lambda *args: None, lambda: hopeful)
         self.passes = 0
         self.scored: list[int] = []
         self.clock_ns = 0

@@ -84,6 +84,9 @@ def test_heads_become_those_of_llama_server_before_lookup() -> None:
     assert found["--model-draft"] == "head.gguf"
     assert any("order of its own" in line for line in exported.lost)
     assert not any("no counterpart" in line for line in exported.lost)
+    trimmed = export(Profile("p", proposers=(ProposerSpec("mtp", {"head": "drafter:a"}),)), "llama-server", "m.gguf")
+    assert any("complete output matrix" in line for line in trimmed.lost)
+    assert not any("complete output matrix" in line for line in exported.lost)
     alone = flags(export(Profile("p", proposers=specs[1:2]), "llama-server", "m.gguf"))
     assert alone["--spec-type"] == "draft-mtp" and alone["--spec-draft-n-max"] == "3" and "--model-draft" not in alone
 

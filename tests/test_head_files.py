@@ -20,9 +20,8 @@ from tiny_gguf import NUM_TOKENS, WIDTH, TinyGguf
 from specplug.engines.llama_cpp import layer_taps
 from specplug.engines.llama_cpp.context import open_context
 from specplug.engines.llama_cpp.drafters import head_context
-from specplug.engines.llama_cpp.drafters.head_context import open_head_context
 from specplug.engines.llama_cpp.drafters.head_finding import find_head
-from specplug.engines.llama_cpp.drafters.head_opening import open_head
+from specplug.engines.llama_cpp.drafters.head_opening import open_head, open_head_context
 from specplug.engines.llama_cpp.drafters.opening import check_drafters
 from specplug.engines.llama_cpp.layer_taps import LayerTaps
 from specplug.engines.llama_cpp.model import load_model
@@ -108,7 +107,7 @@ def two_layers(path: Path) -> Path:
 
 
 def another_architecture(path: Path) -> Path:
-    file = TinyGguf(path, "glm4moe", layers=2)
+    file = TinyGguf(path, "bailingmoe3", layers=2)
     file.keys(nextn_predict_layers=1)
     file.near("blk.1.nextn.eh_proj.weight", 2 * WIDTH, WIDTH)
     return file.close()
@@ -119,8 +118,8 @@ def another_architecture(path: Path) -> Path:
     [
         (no_layer, "has no MTP layer; name a file that has it"),
         (named_but_missing, "names an MTP layer and does not have it"),
-        (two_layers, "it has 2 MTP layers, of which llama.cpp can run one only"),
-        (another_architecture, "MTP layers of the architecture glm4moe were not tried; those of qwen35"),
+        (two_layers, "it has 2 MTP layers; of the architecture qwen35 llama.cpp can run one only, several of hy_v3"),
+        (another_architecture, "MTP layers of the architecture bailingmoe3 were not tried; those of qwen35"),
     ],
 )
 def test_a_model_without_a_usable_mtp_layer_is_refused(

@@ -189,10 +189,11 @@ def test_drafts_after_a_cached_beginning_equal_those_of_a_head_that_reads_anew(
     check(watched, anew, 20)
 
 
-def check(watched: Watched, anew: HeadAnew, least: int) -> None:
+def check(watched: Watched, anew: HeadAnew, least: int, kept: IntArray | None = None) -> None:
+    """`kept`: the tokens that the head can draft; None for all."""
     assert len(watched.drafted) >= least
     for text, drafted in watched.drafted:
-        assert drafted == anew.draft(text, len(drafted)), f"after {len(text)} tokens"
+        assert drafted == anew.draft(text, len(drafted), kept), f"after {len(text)} tokens"
 
 
 def test_a_head_without_the_states_of_a_beginning_goes_on_after_it(
@@ -391,6 +392,8 @@ def test_the_default_profile_drafts_with_what_the_file_brings(tmp_path: Path) ->
     assert has_mtp_layer(read_header(with_layer)) and model_facts(with_layer).heads == ("mtp",)
     two = qwen35(tmp_path / "c.gguf", mtp_layers=2)
     assert with_own_heads(default, two) == default, "llama.cpp runs one such layer only"
+    lacking = qwen35(tmp_path / "d.gguf", claimed=1)
+    assert with_own_heads(default, lacking) == default, "it names a layer and lacks it"
     profile = replace(default, runtime=replace(default.runtime, threads=1, context=256))
     with open_engine(replace(profile, model=str(with_layer)), lambda text: None) as engine:
         assert [type(source).__name__ for source in engine.loop.speculator.fusion.sources][-1] == "MtpDrafter"  # type: ignore[attr-defined]

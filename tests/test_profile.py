@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from specplug import profile
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import CostPoints, Measured, PlannerSettings, Profile, Runtime
+from specplug.profile.with_grammar import for_engine, with_grammar
 from specplug.registry import ProposerSpec
 
 HEAD = "schema: 1\nname: mine\n"
@@ -352,7 +353,7 @@ def test_the_shipped_profiles_match_their_names() -> None:
         found = profile.load(name)
         return [spec.method for spec in found.proposers], found.planner.mode
 
-    assert of("default") == (["suffix", "token_recycling"], "measured")
+    assert of("default") == (["suffix", "token_recycling", "grammar"], "measured")
     assert of("none")[0] == ["none"]
     assert of("ngram") == (["ngram"], "measured")
     assert of("ngram-static") == (["ngram"], "static")
@@ -417,3 +418,31 @@ def test_files_that_are_binary_or_too_large_are_refused(tmp_path: Path) -> None:
         profile.load(path)
     with pytest.raises(UsageError, match="cannot be read"):
         profile.load(tmp_path.with_suffix("") / ".")
+
+
+# -- the method for constraints ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("methods", "engine", "expected"),
+    [
+        (["suffix"], "llama-cpp", ["suffix", "grammar"]),
+        (["grammar", "suffix"], "llama-cpp", ["grammar", "suffix"]),
+        (["none"], "llama-cpp", ["none"]),
+        (["suffix"], "vllm", ["suffix"]),
+    ],
+)
+def test_grammar_is_added_once_where_the_engine_provides_constraints(
+    methods: list[str], engine: str, expected: list[str]
+) -> None:
+    made = with_grammar(Profile("x", engine=engine, proposers=tuple(map(ProposerSpec, methods))))
+    assert [spec.method for spec in made.proposers] == expected
+
+
+def test_a_profile_for_llama_cpp_loses_grammar_on_vllm() -> None:
+    moved = for_engine(profile.load("default"), "vllm")
+    assert ([spec.method for spec in moved.proposers], moved.engine) == (["suffix", "token_recycling"], "vllm")
+    assert for_engine(profile.load("default"), "llama-cpp") == profile.load("default")
+    # Without other methods it stays, so that vLLM refuses it by name.
+    alone = Profile("x", proposers=(ProposerSpec("grammar"),))
+    assert for_engine(alone, "vllm").proposers == alone.proposers

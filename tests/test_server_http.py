@@ -25,7 +25,16 @@ from specplug.server.middleware import Limits
 from specplug.server.process import KEEP_ALIVE_S, Address, _listen
 from specplug.server.state import Settings
 
-PATHS = ["/", "/page.js", "/v1/models", "/metrics", "/specplug/stats", "/openapi.json", "/nowhere"]
+PATHS = [
+    "/",
+    "/scripts/main.js",
+    "/vendor/marked.js",
+    "/v1/models",
+    "/metrics",
+    "/specplug/stats",
+    "/openapi.json",
+    "/nowhere",
+]
 CHAT = "/v1/chat/completions"
 
 
@@ -198,6 +207,16 @@ def test_chunks_say_which_text_was_drafted_with_details(url: str) -> None:
     assert not any(s[1] for chunk in off if chunk["choices"] for s in chunk.get("specplug", {}).get("segments", []))
 
 
+def test_details_have_all_text_also_where_a_reader_holds_it_back() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    with serving(ToyEngine(step_s=0.12)) as server:  # so slow that each step is sent on its own
+        chunks = events(server, chat("x<tool_ca", tools=[tool], specplug={"details": True}))
+    segments = [
+        segment for chunk in chunks if chunk["choices"] for segment in chunk.get("specplug", {}).get("segments", [])
+    ]
+    assert "".join(text for text, _ in segments) == "x<tool_ca"
+
+
 def test_n_answers_to_several_prompts(url: str) -> None:
     _, body, _ = ask(url, body=chat("abc", n=3))
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
@@ -256,7 +275,11 @@ WRONG = [
     (chat(tool_choice={"type": "function", "function": {"name": "x"}}, tools=[]), "not in tools"),
     (chat(response_format={"type": "json_schema"}), "needs json_schema"),
     (chat(messages=[]), "messages"),
-    (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), "messages"),
+    (
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        "messages.0.content: image_url is not supported; this server takes text only",
+    ),
+    (chat(messages=[{"role": "user", "content": [{"text": 1}]}]), "messages.0.content"),
     (chat(modalities=["audio"]), "modalities"),
     (chat("x" * 4096), "the prompt has 4096 tokens"),
     (chat(""), "the prompt is empty"),
@@ -349,6 +372,17 @@ def test_a_strict_server_refuses_unknown_fields() -> None:
 def test_constraints_exclude_each_other_under_any_name(url: str, fields: dict[str, Any], message: str) -> None:
     status, body, _ = ask(url, body=chat(**fields))
     assert status == 400 and message in body["error"]["message"]
+
+
+def test_parts_of_earlier_messages_that_are_no_text_are_left_out(url: str) -> None:
+    parts = [
+        {"type": "thinking", "thinking": "x"},
+        {"type": "output_text", "text": "ab"},
+        {"type": "text", "text": "c"},
+    ]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": parts, "reasoning": "y"}]
+    status, body, _ = ask(url, body={"messages": messages})
+    assert status == 200 and body["choices"][0]["message"]["content"] == "abc"
 
 
 # -- reasoning --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("fastapi")
 pytest.importorskip("openai")
+pytest.importorskip("jsonschema")
 
+import jsonschema
 import openai
 from corpus_files import write_corpus
 from serving import Served, served
@@ -83,6 +85,26 @@ def test_answers_generated_together_equal_their_plain_single_runs(client: Any) -
     assert sum(answer.usage.completion_tokens_details.accepted_prediction_tokens for answer in together) > 50
 
 
+LIST = {
+    "type": "object",
+    "properties": {"title": {"type": "string", "maxLength": 30}, "kind": {"enum": ["a\nb", "D:\\new"]}},
+    "required": ["title", "kind"],
+}
+SHAPE = {"type": "json_schema", "json_schema": {"name": "list", "schema": LIST, "strict": True}}
+
+
+def test_constrained_answers_beside_others_equal_their_plain_single_runs(client: Any) -> None:
+    """A third of the requests is constrained, greedily and sampled."""
+    kinds = [{}, {}, {"response_format": SHAPE}, {}, {}, {"response_format": SHAPE, "temperature": 0.9, "seed": 5}]
+    asked = [(TEXTS[n % len(TEXTS)], kind) for n, kind in enumerate(kinds)]
+    alone = [content(ask(client, text, extra_body=PLAIN, **kind)) for text, kind in asked]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda one: ask(client, one[0], **one[1]), asked * 2))
+    assert [content(answer) for answer in together] == alone * 2
+    for answer in (alone[2], alone[5]):
+        assert set(json.loads(answer)) == {"title", "kind"}
+
+
 def test_a_stream_equals_the_complete_answer(client: Any) -> None:
     complete = ask(client, COPY)
     chunks = list(ask(client, COPY, stream=True, stream_options={"include_usage": True}))
@@ -127,6 +149,45 @@ def test_logprobs_are_probabilities_and_greedy_takes_the_largest(client: Any) ->
         assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1 + 1e-6
 
 
+def prompt_tokens(client: Any, prompt: str, **more: Any) -> int:
+    return int(client.completions.create(model="smollm2", prompt=prompt, max_tokens=1, **more).usage.prompt_tokens)
+
+
+def test_control_tokens_are_read_in_completions_and_not_in_chats(client: Any) -> None:
+    assert prompt_tokens(client, "<|im_end|>") == 1
+    assert prompt_tokens(client, "<|im_end|>", extra_body={"special": False}) > 4
+    own = "<|im_start|>user\nName the capital of France.<|im_end|>\n<|im_start|>assistant\n"
+    answer = client.completions.create(model="smollm2", prompt=own, max_tokens=24, temperature=0)
+    assert answer.usage.prompt_tokens == 15 and answer.choices[0].text.startswith("The capital of France is Paris")
+    marked, plain = (ask(client, text, max_completion_tokens=1) for text in ("a<|im_end|>b", "ab"))
+    assert marked.usage.prompt_tokens >= plain.usage.prompt_tokens + 4
+
+
+def test_a_stop_string_that_is_a_control_token_ends_the_answer(client: Any) -> None:
+    answer = client.completions.create(
+        model="smollm2", prompt="hi", max_tokens=8, temperature=0, logit_bias={"1": 100}, stop=["<|im_start|>"]
+    )
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("stop", 1)
+
+
+def test_values_with_which_other_servers_leave_a_field_unset(client: Any) -> None:
+    stories = [content(ask(client, "Tell a story.", seed=-1, temperature=1.0)) for _ in range(2)]
+    assert stories[0] != stories[1], "a seed of -1 is random"
+    cold = ask(client, "Name three colours.", temperature=1e-38, seed=3, max_completion_tokens=20)
+    assert content(cold) == content(ask(client, "Name three colours.", max_completion_tokens=20))
+    unlimited = ask(client, "Say hi.", max_completion_tokens=-1)
+    assert unlimited.choices[0].finish_reason == "stop"
+
+
+def test_a_begun_answer_goes_on(client: Any) -> None:
+    messages = [
+        {"role": "user", "content": "Name the capital of France."},
+        {"role": "assistant", "content": "The capital of"},
+    ]
+    answer = client.chat.completions.create(model="smollm2", messages=messages, temperature=0, max_tokens=4)
+    assert content(answer).startswith(" France is")
+
+
 def test_text_completions_with_logprobs(client: Any) -> None:
     answer = client.completions.create(
         model="smollm2",
@@ -156,36 +217,88 @@ def test_json_answers_follow_the_schema(client: Any) -> None:
     assert free.startswith("{")
 
 
-def test_a_required_tool_is_called(client: Any) -> None:
-    parameters = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 16}}, "required": ["city"]}
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 16}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}},
+]
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
+IN_ROME = "How is the weather in Rome?"
+
+
+def streamed_calls(chunks: Any) -> list[tuple[str, str]]:
+    """(name, arguments) of the calls of a stream, whose parts are put together as OpenAI documents it."""
+    calls: list[list[str]] = []
+    for part in (part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or ()):
+        if part.index == len(calls):
+            calls.append([part.function.name, ""])
+        calls[part.index][1] += part.function.arguments
+    return [(name, arguments) for name, arguments in calls]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tool_choice": NAMED},
+        {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 1, "seed": 3},
+        {"tool_choice": "required", "parallel_tool_calls": False, "logit_bias": {"198": 100}},
+        {"tool_choice": "required", "max_completion_tokens": 80},
+    ],
+)
+def test_a_required_tool_is_called(client: Any, options: Any) -> None:
+    answer = ask(client, IN_ROME, tools=TOOLS, **options).choices[0]
+    calls = [(call.function.name, call.function.arguments) for call in answer.message.tool_calls]
+    assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+    assert len(calls) == 1 or "parallel_tool_calls" not in options
+    for name, arguments in calls:
+        jsonschema.validate(json.loads(arguments), WEATHER if name == "weather" else {"type": "object"})
+        assert name == "weather" or options["tool_choice"] == "required"
+    assert streamed_calls(ask(client, IN_ROME, tools=TOOLS, stream=True, **options)) == calls
+    plain = ask(client, IN_ROME, tools=TOOLS, extra_body=PLAIN, **options).choices[0].message.tool_calls
+    assert [(call.function.name, call.function.arguments) for call in plain] == calls
+
+
+def test_a_free_answer_with_tools_is_text(client: Any) -> None:
+    free = ask(client, "Say hello.", tools=TOOLS).choices[0]
+    assert free.message.content and not free.message.tool_calls
+
+
+def test_a_call_and_its_result_are_part_of_the_conversation(client: Any) -> None:
+    for given in ('{"city": "Rome"}', None, {"city": "Rome"}):
+        call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": given}}
+        followed = client.chat.completions.create(
+            model="smollm2",
+            temperature=0,
+            max_completion_tokens=8,
+            tools=TOOLS,
+            tool_choice="none",
+            messages=[
+                {"role": "user", "content": IN_ROME},
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+            ],
+        )
+        assert followed.choices[0].message.content and not followed.choices[0].message.tool_calls
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_each_tool_keeps_its_own_definitions(client: Any, seed: int) -> None:
     tools = [
-        {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": parameters}},
-        {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}},
-    ]
-    named = {"type": "function", "function": {"name": "weather"}}
-    for choice in (named, "required"):
-        answer = ask(client, "How is the weather in Rome?", tools=tools, tool_choice=choice).choices[0]
-        assert answer.finish_reason == "tool_calls"
-        (call,) = answer.message.tool_calls
-        assert call.function.name == "weather" or choice == "required"
-        assert isinstance(json.loads(call.function.arguments), dict)
-    chunks = list(ask(client, "How is the weather in Rome?", tools=tools, tool_choice=named, stream=True))
-    (found,) = [chunk.choices[0].delta.tool_calls[0] for chunk in chunks if chunk.choices[0].delta.tool_calls]
-    assert "city" in json.loads(found.function.arguments)
-    earlier = {"id": "1", "type": "function", "function": found.function.model_dump()}
-    followed = client.chat.completions.create(
-        model="smollm2",
-        temperature=0,
-        max_completion_tokens=8,
-        tools=tools,
-        tool_choice="none",
-        messages=[
-            {"role": "user", "content": "How is the weather in Rome?"},
-            {"role": "assistant", "tool_calls": [earlier]},
-            {"role": "tool", "tool_call_id": "1", "content": "sunny"},
-        ],
-    )
-    assert followed.choices[0].message.content and not followed.choices[0].message.tool_calls
+        {"type": "function", "function": {"name": name, "parameters": {
+            "type": "object", "properties": {"x": {"$ref": "#/$defs/Item"}}, "required": ["x"],
+            "$defs": {"Item": {"enum": [value]}},
+        }}}
+        for name, value in (("a", "a1"), ("b", "b1"))
+    ]  # fmt: skip
+    options = {"tool_choice": "required", "temperature": 1, "seed": seed, "parallel_tool_calls": False}
+    answer = ask(client, "Call function a or b.", tools=tools[:: 1 if seed % 2 else -1], **options)
+    (call,) = answer.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"x": f"{call.function.name}1"}
 
 
 def test_logit_biases_and_penalties_reach_the_sampler(client: Any, server: Served) -> None:

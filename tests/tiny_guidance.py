@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from specplug.constraints.grammar_text import GrammarText, limits
-from specplug.engines.llama_cpp.token_matcher import TokenMatcher
+from specplug.engines.llama_cpp.token_matcher import TokenMatcher, open_styled
 
 PAIRS = [b'{"', b'":', b', "', b'": ', b'", "', b'"}', b"ab", b"tr", b"true", b"false", b"null", b"\\n", b"12"]
 END, OTHER_END = 256 + len(PAIRS), 257 + len(PAIRS)
@@ -54,8 +54,8 @@ def matcher_of(grammar: GrammarText | None) -> TokenMatcher:
     def opened(text: str) -> LLMatcher:
         return LLMatcher(tokenizer(), text, log_level=0, limits=limits())
 
-    main, *styles = [grammar.text, *grammar.styles]
-    return TokenMatcher(opened(main), {END, OTHER_END}, [lambda text=text: opened(text) for text in styles])
+    open_style = partial(open_styled, tokenizer(), opened, grammar.styled) if grammar.styled else None
+    return TokenMatcher(opened(grammar.text), {END, OTHER_END}, open_style)
 
 
 def allowed_tokens(matcher: TokenMatcher) -> list[int]:

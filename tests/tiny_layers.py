@@ -9,11 +9,11 @@ EPSILON = 1e-5
 CONVOLUTION, STATE, SSM_HEADS = 4, 16, 4
 
 
-def attention_keys(file: TinyGguf, kv_heads: int | Sequence[int] = KV_HEADS) -> None:
-    """A list of `kv_heads` has 0 for the layers without attention."""
+def attention_keys(file: TinyGguf, kv_heads: int | Sequence[int] | None = None) -> None:
+    """`kv_heads`: KV_HEADS where None; a list has 0 for the layers without attention."""
     file.keys(
         attention__head_count=HEADS,
-        attention__head_count_kv=kv_heads,
+        attention__head_count_kv=KV_HEADS if kv_heads is None else kv_heads,
         attention__key_length=HEAD,
         attention__value_length=HEAD,
         attention__layer_norm_rms_epsilon=EPSILON,
@@ -28,11 +28,11 @@ def attention(
     *,
     norms: bool = False,
     gated: bool = False,
-    kv_heads: int = KV_HEADS,
+    kv_heads: int | None = None,
     inputs: int | None = None,
 ) -> None:
-    """`gated`: queries and their gates are one matrix."""
-    inputs = inputs or file.width
+    """`gated`: queries and their gates are one matrix. `kv_heads`: KV_HEADS where None."""
+    inputs, kv_heads = inputs or file.width, kv_heads or KV_HEADS
     file.matrix(f"{at}attn_q.weight", inputs, (1 + gated) * HEADS * HEAD)
     file.matrix(f"{at}attn_k.weight", inputs, kv_heads * HEAD)
     file.matrix(f"{at}attn_v.weight", inputs, kv_heads * HEAD)

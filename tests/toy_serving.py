@@ -30,6 +30,7 @@ from specplug.server.process import Address, guarded
 from specplug.server.state import Settings
 
 END = 256
+PLAIN_NS, DRAFT_ROW_NS = 10_000_000, 5_000_000
 
 
 @dataclass(eq=False)
@@ -82,7 +83,6 @@ class ToyLoop:
         self.steps = 0
         self.fail: BaseException | None = None
         self._steps_before = 0
-        self.decode_ms = self.plain_ms = 0.0
         self.drafts = 0
         self.verified = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
@@ -109,8 +109,13 @@ class ToyLoop:
                 error, self.fail = self.fail, None
                 raise error
         for stream in running:
-            self._emit(stream, 2 if stream.max_draft else 1)
+            drafted = int(stream.max_draft > 0)
+            self._emit(stream, 1 + drafted)
             stream.counters.steps += 1
+            stream.counters.emitted_tokens += len(stream.fresh)
+            stream.counters.draft_tokens += drafted
+            stream.counters.accepted_tokens += len(stream.drafters)
+            stream.counters.target_ns += PLAIN_NS + DRAFT_ROW_NS * drafted
         for stream in reading:
             stream.reading = False
             if (top := stream.sampler.sampling.prompt_logprobs) is not None:
@@ -238,22 +243,28 @@ def serving(
     limits: Limits | None = None,
     answer_store: AnswerStore | None = None,
     origins: tuple[str, ...] = (),
+    port: int = 0,
 ) -> Iterator[str]:
-    """Run the server of an engine in a thread, on a free port; yields its URL."""
+    """Run the server of an engine in a thread, on a free port or on `port`; yields its URL."""
     app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
-    with running(app, key=key, limits=limits, origins=origins) as url:
+    with running(app, key=key, limits=limits, origins=origins, port=port) as url:
         yield url
 
 
 @contextmanager
 def running(
-    app: FastAPI, *, key: str | None = None, limits: Limits | None = None, origins: tuple[str, ...] = ()
+    app: FastAPI,
+    *,
+    key: str | None = None,
+    limits: Limits | None = None,
+    origins: tuple[str, ...] = (),
+    port: int = 0,
 ) -> Iterator[str]:
-    """Run an application in a thread, on a free port; yields its URL."""
+    """Run an application in a thread, on a free port or on `port`; yields its URL."""
     address = Address(key=key, origins=origins)
     config = uvicorn.Config(
         guarded(app, address, limits or Limits(body_seconds=1.0)),
-        port=0,
+        port=port,
         log_level="critical",
         ws="none",
         timeout_graceful_shutdown=1,

@@ -6,6 +6,7 @@ document of `verify --json`, for vLLM too. It does not depend on a terminal.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -22,12 +23,27 @@ from specplug.verification.mismatch import Mismatch
 GRAMMAR = 'root ::= sentence+\nsentence ::= [A-Z] [a-z ,]* ("." | "!" | "?") " "?\n'
 """Sentences of letters: a grammar that free text can follow for a long time."""
 
+SCHEMA = json.dumps(
+    {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"sentence": {"type": "string", "maxLength": 80}, "words": {"type": "integer", "minimum": 1}},
+            "required": ["sentence", "words"],
+        },
+        "minItems": 4,
+    }
+)
+"""A list of objects: parts that are forced, in turn with text that is free."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"temperature": 0.8},
     "penalties": {"repeat_penalty": 1.2, "frequency_penalty": 0.1, "presence_penalty": 0.1},
     "grammar": {"grammar": GRAMMAR},
     "sampled-grammar": {"temperature": 0.8, "grammar": GRAMMAR},
+    "schema": {"json_schema": SCHEMA},
+    "sampled-schema": {"temperature": 0.8, "json_schema": SCHEMA},
     "stop": {},
 }
 """Sampling settings by name; `stop` adds the stop strings below to greedy decoding."""

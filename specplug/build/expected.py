@@ -83,6 +83,10 @@ def drafter_bytes(request: Request) -> int:
         table = shape.num_tokens * shape.row_bytes  # the embeddings, which keep the full vocabulary
         return shape.step_bytes(min(rows, shape.num_tokens)) + table
     from specplug.transforms.gguf_head import trimmed_bytes
+    from specplug.transforms.gguf_mtp_head import has_mtp, trimmed_mtp_bytes
+
+    if has_mtp(request.model):
+        return trimmed_mtp_bytes(request.model, request.selection.size, request.quantize)
 
     return trimmed_bytes(request.model, request.selection.size, request.quantize)
 

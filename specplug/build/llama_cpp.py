@@ -35,6 +35,7 @@ from specplug.tune.trace import Answer
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.context import Context
+    from specplug.engines.llama_cpp.model import Model
 
 ROUNDS, STEPS, CELLS = 9, 9, 256
 """Costs are timed in ROUNDS rounds with STEPS draft steps each, in KV caches of CELLS cells. The target and the heads
@@ -61,8 +62,6 @@ class GgufSource:
             raise EngineError(
                 f"{model}: trimming needs gguf, which is not installed: pip install 'specplug[llama-cpp]'"
             )
-        from specplug.engines.llama_cpp.model import open_model
-        from specplug.engines.llama_cpp.rollback import refuse_recurrent
         from specplug.engines.llama_cpp.settings_choice import with_settings
         from specplug.transforms.gguf_head import head_shape
 
@@ -71,10 +70,17 @@ class GgufSource:
         self._model, self._target = model, target
         self._quantize = quantize
         self._costs: CostPoints | None = None
-        self._target_model = open_model(target)
-        refuse_recurrent(self._target_model, "a drafter of the same weights")
+        self._target_model = self._open_target()
         base = Profile("target", proposers=(ProposerSpec("none"),), runtime=Runtime(threads=threads))
         self.profile = with_settings(base, self._target_model)
+
+    def _open_target(self) -> Model:
+        from specplug.engines.llama_cpp.model import open_model
+        from specplug.engines.llama_cpp.rollback import refuse_recurrent
+
+        model = open_model(self._target)
+        refuse_recurrent(model, "a drafter of the same weights")
+        return model
 
     def vocabulary(self) -> Vocabulary:
         from specplug.transforms.gguf_head import vocabulary
@@ -101,7 +107,7 @@ class GgufSource:
         from specplug.engines.llama_cpp.teacher_forcing import ROWS, teacher_forced_logits
 
         weights = np.zeros(self._target_model.num_tokens)
-        with self._context(self._target, cells=_longest(answers) + ROWS, max_rows=ROWS) as context:
+        with self._context(self._target, cells=longest(answers) + ROWS, max_rows=ROWS) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
                 for logits in teacher_forced_logits(context, text, len(answer.prompt) - 1):
@@ -151,7 +157,7 @@ class GgufSource:
 
         parts = added(nested)
         all_hits: list[list[Hits]] = [[] for _ in nested]
-        cells = _longest(answers) + ROWS
+        cells = longest(answers) + ROWS
         with self._context(drafter, cells=cells, max_rows=ROWS, file=file) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
@@ -213,7 +219,7 @@ class GgufSource:
         drafting = replace(
             self.profile,
             name=f"vocab-trim-{len(ids)}",
-            proposers=(ProposerSpec("vocab_trim", {"model": str(folder), "max_draft": LONGEST}),),
+            proposers=(self._proposer(folder),),
             planner=PlannerSettings(max_nodes=LONGEST),
         )
 
@@ -231,6 +237,10 @@ class GgufSource:
             outcome = run_arms(arms, prompts, model.chat_prompt, model.text, is_rounding, max_tokens=max_tokens)
         rmtree(folder)
         return outcome.overall[1].figures()
+
+    def _proposer(self, folder: Path) -> ProposerSpec:
+        """The proposer that drafts with a folder of `trim`."""
+        return ProposerSpec("vocab_trim", {"model": str(folder), "max_draft": LONGEST})
 
     def trim(self, ids: IntArray, out: Path, built: Mapping[str, Any]) -> Manifest:
         from specplug.transforms.gguf_head import trim
@@ -282,6 +292,6 @@ class GgufSource:
         return self._costs
 
 
-def _longest(answers: Sequence[Answer]) -> int:
+def longest(answers: Sequence[Answer]) -> int:
     """The number of tokens of the longest answer and its prompt."""
     return max(len(answer.prompt) + len(answer.tokens) for answer in answers)

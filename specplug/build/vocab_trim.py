@@ -205,6 +205,12 @@ def open_source(request: Request, notify: Callable[[str], None]) -> Source:
         if request.threads is not None:
             notify("--threads has no effect on vLLM; set VLLM_CPU_OMP_THREADS_BIND")
         return CheckpointSource(request.model, request.target, notify=notify)
+    from specplug.transforms.gguf_mtp_head import has_mtp
+
+    if has_mtp(request.model):
+        from specplug.build.mtp_head import MtpSource
+
+        return MtpSource(request.model, request.target, quantize=request.quantize, threads=request.threads)
     from specplug.build.llama_cpp import GgufSource
 
     return GgufSource(request.model, request.target, quantize=request.quantize, threads=request.threads)

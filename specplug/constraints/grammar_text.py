@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from specplug.constraints.json_schema import prepare
+from specplug.constraints.json_spacing import Spacing
 from specplug.errors import EngineError, UsageError
 from specplug.generation.answers import Sampling
 
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
 
 SPACING: Mapping[str, Any] = {"whitespace_flexible": True, "whitespace_pattern": " "}
 """Between the parts of JSON there is a space or none: models write both, and could go on with line breaks for ever."""
-
-STYLES: Sequence[Mapping[str, Any]] = (
-    {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
-    {"whitespace_flexible": False},
-)
-"""The spacings that models keep to: Python's, and none."""
 
 MAX_BYTES = {"regular expression": 64 * 1024, "Lark grammar": 1024 * 1024}
 """A Lark grammar may contain the schemas of all tools of a request."""
@@ -34,13 +29,13 @@ class GrammarText:
     """A grammar for llguidance.
 
     kind      what the request calls it, for messages
-    styles    grammars of some of the same texts, with less choice
+    styled    returns the grammar of those of its JSON texts that have the same spacing throughout
     warnings  what of the request is not enforced, one line each
     """
 
     kind: str
     text: str
-    styles: tuple[str, ...] = ()
+    styled: Callable[[Spacing], str] | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -87,15 +82,24 @@ def json_document(text: str, *, strict: bool) -> tuple[str, tuple[str, ...]]:
 @lru_cache(maxsize=16)
 def _of_schema(text: str, strict: bool) -> GrammarText:
     prepared = prepare(text, strict=strict, compiles=_compile)
-    texts = [_schema_grammar(prepared.text, {**prepared.options, **spacing}) for spacing in (SPACING, *STYLES)]
-    return GrammarText("JSON schema", texts[0], tuple(texts[1:]), prepared.warnings)
+
+    @cache
+    def styled(spacing: Spacing) -> str:
+        return _schema_grammar(prepared.text, {**prepared.options, **_fixed(spacing)})
+
+    grammar = _schema_grammar(prepared.text, {**prepared.options, **SPACING})
+    return GrammarText("JSON schema", grammar, styled, prepared.warnings)
 
 
 @lru_cache(maxsize=16)
 def _of_text(kind: str, text: str) -> GrammarText:
     from llguidance import LLMatcher
 
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES[kind]:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"the {kind} is not Unicode text") from None
+    if size > MAX_BYTES[kind]:
         raise UsageError(f"the {kind} has more than {MAX_BYTES[kind] // 1024} KiB")
     grammar = LLMatcher.grammar_from_regex(text) if kind == "regular expression" else LLMatcher.grammar_from_lark(text)
     error, warnings = _validate(grammar)
@@ -104,8 +108,17 @@ def _of_text(kind: str, text: str) -> GrammarText:
         reason = next((line for line in lines if line.startswith("error: ")), lines[0]).removeprefix("error: ")
         raise UsageError(f"the {kind} does not parse: {reason[:300]}")
     spaced = _options(SPACING)
-    styles = [text.replace(spaced, _options(style)) for style in STYLES] if spaced in text else []
-    return GrammarText(kind, grammar, tuple(map(LLMatcher.grammar_from_lark, styles)), tuple(warnings))
+
+    @cache
+    def styled(spacing: Spacing) -> str:
+        return LLMatcher.grammar_from_lark(text.replace(spaced, _options(_fixed(spacing))))
+
+    return GrammarText(kind, grammar, styled if spaced in text else None, tuple(warnings))
+
+
+def _fixed(spacing: Spacing) -> dict[str, Any]:
+    """llguidance's options for JSON with this spacing throughout."""
+    return {"whitespace_flexible": False, "item_separator": spacing.item, "key_separator": spacing.key}
 
 
 def _with_options(schema: str, options: Mapping[str, Any]) -> str:

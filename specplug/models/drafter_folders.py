@@ -44,6 +44,9 @@ FORMATS = ("gguf", "checkpoint")
 EARLY_EXIT = "early-exit"
 """The kind of a folder with several drafters, each of which has the first layers of one model."""
 
+MTP_HEAD = "mtp-head"
+"""The kind of a folder with rows of the output matrix that the MTP layers of a model share with it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -65,7 +68,8 @@ class Manifest:
     """The contents of a drafter's folder.
 
     format       one of FORMATS
-    kind         model: a complete model; eagle3: a head that reads the target's hidden states; EARLY_EXIT
+    kind         model: a complete model; eagle3: a head that reads the target's hidden states; EARLY_EXIT;
+                 MTP_HEAD
     tokenizer    `references.tokenizer_hash` of the source model, hence of every target that the drafter fits
     num_tokens   size of the full vocabulary, which is also that of the drafter's input
     rows         number of tokens that the head can propose; the file IDS lists them, ascending

@@ -59,8 +59,17 @@ SNAPSHOT_ARCHITECTURES = frozenset(
 )  # fmt: skip
 """Architectures of which llama.cpp keeps the states before the last rows (llm_arch_supports_rs_rollback)."""
 
-MTP_ARCHITECTURES = ("qwen35",)
-"""Architectures with MTP layers, by `general.architecture`, in which this was run (tests/test_heads.py)."""
+SEVERAL_MTP_LAYERS = ("hy_v3", "step35", "mimo2")
+"""Architectures, by `general.architecture`, of which llama.cpp can run each of several MTP layers. It ends the process
+where a file of another one has more than one."""
+
+MTP_ARCHITECTURES = ("qwen35", "qwen35moe", "qwen3next", "glm4moe", "deepseek2", "cohere2moe", "nemotron_h_moe",
+                     *SEVERAL_MTP_LAYERS)  # fmt: skip
+"""Architectures with MTP layers, in which this was run (tests/test_mtp_layers.py)."""
+
+MTP_STATES_WITH_LOGITS = ("qwen3next", "step35", "mimo2")
+"""Those whose MTP layers have states for the rows with logits only. llama.cpp ends the process where those of all rows
+are asked for; elsewhere it gives those of the first rows where only those with logits are."""
 
 STATEFUL = ("recurrent", "hybrid")
 """The kinds of memory that keep a state, which nothing can be cut from."""
@@ -163,7 +172,7 @@ def _gguf_facts(path: Path) -> ModelFacts:
 def has_mtp_layer(header: Header) -> bool:
     """Whether a model brings an MTP layer that llama.cpp's engine can draft with."""
     count = _largest(header.numbers.get("nextn_predict_layers"))
-    return count == 1 and header.architecture in MTP_ARCHITECTURES
+    return header.architecture in (MTP_ARCHITECTURES if count == 1 else SEVERAL_MTP_LAYERS if count else ())
 
 
 def memory_kind(numbers: Mapping[str, int | tuple[int, ...]]) -> str:

@@ -2,7 +2,8 @@
 
 A single proposer keeps its own. With several, each bucket exists twice: "alone", and "agreed" for draft tokens that
 another proposer drafted at the same place. Beside a model-based proposer, the others have a few more for tokens that
-the model has judged. It does not depend on how drafts are merged.
+the model has judged. A proposer for constrained sequences changes none of this: most sequences have no constraint, and
+what it drafts is as likely whoever agrees. It does not depend on how drafts are merged.
 """
 
 from __future__ import annotations
@@ -43,11 +44,15 @@ class FusedBuckets:
 
 
 def fused_buckets(
-    each: Sequence[Sequence[Bucket]], names: Sequence[str], models: Set[int] = frozenset()
+    each: Sequence[Sequence[Bucket]],
+    names: Sequence[str],
+    models: Set[int] = frozenset(),
+    constrained: Set[int] = frozenset(),
 ) -> FusedBuckets:
     """The table for proposers with these buckets and names; equal names get their index.
 
-    models  the model-based proposers, by index, which judge the drafts of the others
+    models       the model-based proposers, by index, which judge the drafts of the others
+    constrained  those that draft for sequences with a constraint only: they have each bucket once
     """
     if len(each) == 1:
         every = range(len(each[0]))
@@ -66,21 +71,30 @@ def fused_buckets(
         buckets.extend((*single, *shared))
         sources.extend([index] * (len(single) + len(shared)))
         alone[index].update(range(first, together.start))
-        agreed.extend((*(together if len(shared) == len(single) else [together.start] * len(single)), *together))
+        if not shared:
+            agreed.extend(range(first, together.start))
+        else:
+            agreed.extend((*(together if len(shared) == len(single) else [together.start] * len(single)), *together))
         return first
 
     names = [name if list(names).count(name) == 1 else f"{name} {index}" for index, name in enumerate(names)]
-    firsts = tuple(
-        add(
+    only = len(each) - len(constrained) == 1
+
+    def add_own(index: int, name: str, own: Sequence[Bucket]) -> int:
+        if index in constrained:
+            return add(index, [Bucket(f"{name} {one.name}", one.prior) for one in own], ())
+        if only:  # as without the others
+            return add(index, own, ())
+        return add(
             index,
             [Bucket(f"{name} {one.name}", _with_odds(one.prior, ALONE_ODDS)) for one in own],
             [Bucket(f"{name} {one.name}, agreed", _with_odds(one.prior, AGREED_ODDS)) for one in own],
         )
-        for index, (name, own) in enumerate(zip(names, each, strict=True))
-    )
+
+    firsts = tuple(add_own(index, name, own) for index, (name, own) in enumerate(zip(names, each, strict=True)))
     judged: list[dict[int, int]] = [{} for _ in BANDS]
     for index, (name, own) in enumerate(zip(names, each, strict=True)):
-        if not models or index in models or not own:
+        if not models or only or index in models or index in constrained or not own:
             continue
         likely = {place for place, one in enumerate(own) if one.prior >= LIKELY_PRIOR}
         groups = {"unlikely": {*range(len(own))} - likely, "likely": likely}

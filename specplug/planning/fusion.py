@@ -9,7 +9,7 @@ on, and cuts by path probability. RASD drops retrieved paths by their first toke
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from operator import itemgetter
 from time import perf_counter_ns
 
@@ -21,6 +21,7 @@ from specplug.core import (
     ROOT,
     BatchProposer,
     Configurable,
+    Constrained,
     Draft,
     IntArray,
     Judge,
@@ -29,9 +30,12 @@ from specplug.core import (
     Requires,
     SequenceOptions,
     Step,
+    TokenConstraint,
 )
 from specplug.drafts.trees import likeliest
+from specplug.errors import SpecplugError
 from specplug.planning.constants import JUDGED_TOP
+from specplug.planning.constraint_cut import allowed_part
 from specplug.planning.fused_buckets import fused_buckets
 from specplug.planning.judgement import DROPPED, Judgement
 
@@ -44,11 +48,12 @@ class Fusion:
 
     Buckets: those of `fused_buckets`. A node that several proposers agree on belongs to the one whose bucket is
     likelier. Where a model-based proposer has drafted, the other proposers' tokens beside its own have buckets by how
-    likely it finds them. Proposers receive the Step of the merged draft, whose bucket ids are those of the fusion: they
-    must not read them. Requires: everything that any of its proposers requires.
-    State: one probability per bucket.
+    likely it finds them. Of a sequence with a constraint, the merged tree has only nodes that the constraint allows.
+    Proposers receive the Step of the merged draft, whose bucket ids are those of the fusion: they must not read them.
+    Requires: everything that any of its proposers requires.
+    State: one probability per bucket; the constraint of each running sequence that has one.
     Cost per step: that of the proposers; 20 us to merge two drafts of 16 nodes, 40 us where one judges the other, 1 us
-    for a single proposer.
+    for a single proposer; one question to the constraint per branch of the merged tree.
     """
 
     def __init__(
@@ -69,9 +74,12 @@ class Fusion:
         """Where a model-based proposer has drafted, drop other drafts whose first token it can draft, but does not find
         among so many likeliest ones; None drops none."""
         models = frozenset(index for index, source in enumerate(sources) if isinstance(source, ModelBased))
-        table = fused_buckets(
-            [source.buckets for source in sources], names or [type(source).__name__ for source in sources], models
-        )
+        self.constrained = frozenset(index for index, source in enumerate(sources) if isinstance(source, Constrained))
+        """The proposers, by index, that are asked for sequences with a constraint only."""
+        self.constraints: dict[int, TokenConstraint] = {}
+        """The constraint of each running sequence that has one, after the tokens that it has observed."""
+        names = names or [type(source).__name__ for source in sources]
+        table = fused_buckets([source.buckets for source in sources], names, models, self.constrained)
         self.clock = clock
         self.requires = Requires()
         for source in self.sources:
@@ -82,9 +90,13 @@ class Fusion:
         self._firsts = table.firsts
         self._agreed = table.agreed
         self._judged = table.judged
+        self._single = frozenset(
+            bucket for bucket, source in enumerate(table.source.tolist()) if source in self.constrained
+        )
+        """The buckets of which there is none for agreement."""
         self._models = models
         self._judges: dict[int, Judge] = {}
-        for index in models if len(models) < len(sources) else ():
+        for index in models if len(models | self.constrained) < len(sources) else ():
             source = sources[index]
             if isinstance(source, Judge):
                 self._judges[index] = source
@@ -92,21 +104,45 @@ class Fusion:
         # Looked up once, as checking for a protocol takes a microsecond.
         self._in_batches = [source if isinstance(source, BatchProposer) else None for source in self.sources]
         self._configurable = [source for source in self.sources if isinstance(source, Configurable)]
+        self._constrained = [source for source in self.sources if isinstance(source, Constrained)]
 
     def first(self, index: int) -> int:
         """The index of a proposer's first bucket among those of the fusion."""
         return self._firsts[index]
 
-    def begin(self, seq: int, prompt: IntArray, options: SequenceOptions = NO_OPTIONS) -> None:
+    def begin(
+        self,
+        seq: int,
+        prompt: IntArray,
+        options: SequenceOptions = NO_OPTIONS,
+        constraint: TokenConstraint | None = None,
+    ) -> None:
+        """`constraint` is that of the sequence's request, after the last token of the prompt; the fusion owns it."""
         for configurable in self._configurable:
             configurable.configure(seq, options)
+        if constraint is not None:
+            self.constraints[seq] = constraint
+            for constrained in self._constrained:
+                constrained.use_constraint(seq, constraint)
         for source in self.sources:
             source.begin(seq, prompt)
+
+    def idle(self, seqs: Sequence[int]) -> Set[int]:
+        """The proposers, by index, that draft for none of `seqs`."""
+        if self.constrained and not any(seq in self.constraints for seq in seqs):
+            return self.constrained
+        return frozenset()
+
+    def places(self, index: int, seqs: Sequence[int]) -> Sequence[int]:
+        """The places in `seqs` of the sequences that a proposer drafts for."""
+        if index in self.constrained:
+            return [place for place, seq in enumerate(seqs) if seq in self.constraints]
+        return range(len(seqs))
 
     def propose(self, seq: int, budget: int) -> Draft:
         found: list[Drafts] = [[]]
         for index in sorted(range(len(self.sources)), key=self._models.__contains__):  # models judge the others
-            self.ask(index, [seq], [budget], (0,), found, [0] * len(self.sources))
+            self.ask(index, [seq], [budget], self.places(index, [seq]), found, [0] * len(self.sources))
         return self.merge([seq], found, [budget])[0]
 
     def ask(
@@ -143,16 +179,28 @@ class Fusion:
 
     def merge(self, seqs: Sequence[int], found: Sequence[Drafts], budgets: Sequence[int]) -> list[Draft]:
         """One draft for each of `seqs` out of those that the proposers have made."""
-        return [
-            self._merge(drafts, budget, self._judgement(seq, drafts) if self._judges and len(drafts) > 1 else None)
-            for seq, drafts, budget in zip(seqs, found, budgets, strict=True)
-        ]
+        merged = []
+        for seq, drafts, budget in zip(seqs, found, budgets, strict=True):
+            judgement = self._judgement(seq, drafts) if self._judges and len(drafts) > 1 else None
+            draft = self._merge(drafts, judgement)
+            constraint = self.constraints.get(seq) if self.constraints else None
+            if constraint is not None and any(index not in self.constrained for index, _ in drafts):
+                draft = allowed_part(draft, constraint)
+            merged.append(self._within(draft, budget))
+        return merged
 
     def observe(self, seq: int, step: Step) -> None:
+        constraint = self.constraints.get(seq) if self.constraints else None
+        if constraint is not None:
+            try:
+                constraint.advance(step.emitted)
+            except (ValueError, SpecplugError):  # such as where the sequence has failed: nothing is drafted by it
+                del self.constraints[seq]
         for source in self.sources:
             source.observe(seq, step)
 
     def end(self, seq: int) -> None:
+        self.constraints.pop(seq, None)
         for source in self.sources:
             source.end(seq)
 
@@ -164,7 +212,7 @@ class Fusion:
                 return Judgement(draft, places, judge.knows, self.prune_top_k)
         return None
 
-    def _merge(self, drafts: Drafts, budget: int, judgement: Judgement | None) -> Draft:
+    def _merge(self, drafts: Drafts, judgement: Judgement | None) -> Draft:
         """One tree out of the proposers' drafts, none of which is empty."""
         if not drafts:
             return EMPTY
@@ -172,14 +220,14 @@ class Fusion:
             index, draft = drafts[0]
             first = self._firsts[index]
             return Draft(draft.tokens, draft.parents, draft.buckets + np.int32(first)) if first else draft
-        probability, agreed_of = self.probability, self._agreed
+        probability, agreed_of, single = self.probability, self._agreed, self._single
         tokens: list[int] = []
         parents: list[int] = []
         buckets: list[int] = []
         node_at: dict[tuple[int, int], int] = {}
         for index, draft in drafts:
             first = self._firsts[index]
-            judging = judgement if index not in self._models else None
+            judging = judgement if index not in self._models and index not in self.constrained else None
             node_of: list[int] = []
             places: list[int | None] = []
             """Per node, the place of the judgement that its children are at."""
@@ -204,10 +252,16 @@ class Fusion:
                     parents.append(position[0])
                     buckets.append(bucket)
                 else:
-                    known, bucket = agreed_of[buckets[node]], agreed_of[bucket]
+                    known = buckets[node]
+                    if known not in single and bucket not in single:
+                        known, bucket = agreed_of[known], agreed_of[bucket]
                     buckets[node] = bucket if probability[bucket] > probability[known] else known
                 node_of.append(node)
-        draft = Draft.of(tokens, parents, buckets)
-        if len(tokens) <= budget:
+        return Draft.of(tokens, parents, buckets)
+
+    def _within(self, draft: Draft, budget: int) -> Draft:
+        """The likeliest nodes of a draft, as many as the budget."""
+        if len(draft) <= budget:
             return draft
-        return draft.select(likeliest(parents, [probability[bucket] for bucket in buckets], budget))
+        paths = [self.probability[bucket] for bucket in draft.buckets.tolist()]
+        return draft.select(likeliest(draft.parents.tolist(), paths, budget))

@@ -10,7 +10,7 @@ State: one back-off and one timing per proposer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
 from specplug.core import ModelBased, Requires
@@ -51,15 +51,16 @@ class ProposerSelection:
         for back_off in self.back_offs:
             back_off.start_text()
 
-    def select(self, *, plain_due: bool) -> bool:
+    def select(self, *, plain_due: bool, idle: Set[int] = frozenset()) -> bool:
         """Count one step and choose the proposers to ask in it; True if there is any.
 
         plain_due  whether a plain pass should be made in this step, so that none is asked
+        idle       the proposers, by index, that draft for none of the running sequences: they are not asked
         """
         self.asked = [
             index
             for index, back_off in enumerate(self.back_offs)
-            if self._static or (back_off.tick() and not plain_due)
+            if index not in idle and (self._static or (back_off.tick() and not plain_due))
         ]
         if not self.asked:
             return False

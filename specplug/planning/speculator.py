@@ -22,6 +22,7 @@ from specplug.core import (
     Requires,
     SequenceOptions,
     Step,
+    TokenConstraint,
 )
 from specplug.planning.acceptance import AcceptanceTable
 from specplug.planning.constants import LEARNING_RESERVE, LEARNING_SHARE, TOPK_COST_WEIGHT
@@ -105,13 +106,20 @@ class Speculator:
         self.cost = self.planner.cost = cost
         self.note_other_pass()
 
-    def begin(self, seq: int, prompt: IntArray, options: SequenceOptions = NO_OPTIONS) -> None:
+    def begin(
+        self,
+        seq: int,
+        prompt: IntArray,
+        options: SequenceOptions = NO_OPTIONS,
+        constraint: TokenConstraint | None = None,
+    ) -> None:
+        """`constraint` is that of the sequence's request, after the last token of the prompt; it is handed over."""
         self.note_other_pass()  # reading the prompt
         self._hand_over()
         if not self._running:  # beside other sequences a back-off goes on
             self.selection.start_text()
         self._running += 1
-        self.fusion.begin(seq, prompt, options)
+        self.fusion.begin(seq, prompt, options, constraint)
         for use in self.drafter_uses.values():
             use.begin(seq, prompt, private=options.private)
 
@@ -149,7 +157,7 @@ class Speculator:
         # A plain pass is inserted only if it will probably be timed, as the previous one was; so not beside a prompt.
         self._plain_due = not self._static and len(seqs) == 1 and self._last_rows > 0 and self.cost.plain_due
         unscaled = not self._static and self.cost.is_unscaled
-        if not self.selection.select(plain_due=self._plain_due or unscaled):
+        if not self.selection.select(plain_due=self._plain_due or unscaled, idle=self.fusion.idle(seqs)):
             return self._plan_plain(len(seqs))
         for use in self.drafter_uses.values():
             use.reading_ns = 0
@@ -262,12 +270,11 @@ class Speculator:
         """
         fusion, asked = self.fusion, self.selection.asked
         budgets = [min(self.planner.max_nodes, budget) for budget in budgets]
-        every: Sequence[int] = range(len(seqs))
-        self._active = [every if index in asked else () for index in range(len(fusion.sources))]
+        self._active = [fusion.places(index, seqs) if index in asked else () for index in range(len(fusion.sources))]
         found: list[Drafts] = [[] for _ in seqs]
         for index in asked:
             if index not in self.drafter_uses:
-                fusion.ask(index, seqs, budgets, every, found, self.selection.spent_ns)
+                fusion.ask(index, seqs, budgets, self._active[index], found, self.selection.spent_ns)
         self.wants_topk = self.selection.topk()
         self._candidates, self._plan = [], _plain_plan(len(seqs))
         if any(index not in self.drafter_uses for index in asked):

@@ -115,6 +115,8 @@ def _llama_server(profile: Profile, methods: Mapping[str, Mapping[str, Any]], mo
         length = min(int(methods[head]["max_draft"]), LONGEST_OF_HEAD)
         if methods[head]["model"] is not None:
             flags += ["--model-draft", str(methods[head]["model"])]
+        if methods[head].get("head") is not None:
+            fixed.append(f"{head} drafts with the complete output matrix: llama-server takes no part of it")
         flags += ["--spec-draft-n-max", str(length)]
         fixed.append(f"{head} drafts {length} tokens in every step: the length does not depend on measured costs")
     if lookup is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from specplug.profile.settings import Profile
 from specplug.registry import ProposerSpec
@@ -42,7 +43,7 @@ def reads_prompts(profile: Profile) -> bool:
     return any(spec.method in HEADS for spec in profile.proposers)
 
 
-TOLD_APART = ("exit", "rule", "first", "recent", "retrieved", "chunk")
+TOLD_APART = ("head", "exit", "rule", "first", "recent", "retrieved", "chunk")
 """The options in the name of a drafter: with others of them, one model is another drafter."""
 
 
@@ -50,4 +51,10 @@ def drafter_name(spec: ProposerSpec) -> str:
     """Words for a drafter: the file of its model, or the method of one that has no model of its own, and the options by
     which several drafters of one model differ, such as its exit."""
     name = Path(str(spec.options["model"])).name if "model" in spec.options else spec.method
-    return ", ".join([name, *(f"{key} {spec.options[key]}" for key in TOLD_APART if key in spec.options)])
+    told = (f"{key} {short_option(key, spec.options[key])}" for key in TOLD_APART if key in spec.options)
+    return ", ".join([name, *told])
+
+
+def short_option(key: str, value: Any) -> Any:
+    """An option of a drafter in a name: of a path only the file."""
+    return Path(str(value)).name if key in ("model", "head") else value

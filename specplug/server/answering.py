@@ -82,7 +82,8 @@ class Answering:
         if state.settings.log_prompts:
             for prompt in work.prompts:
                 log.info("prompt %r", state.engine.text(prompt.tolist()))
-        form.warnings += [text for text in jobs[0].sampler.warnings if text not in form.warnings]
+        if body.constraints:  # those of a grammar of tools are known by the tools' names
+            form.warnings += [text for text in jobs[0].sampler.warnings if text not in form.warnings]
         try:
             return cls(state, body, work, jobs, form)
         except QueueFull:
@@ -111,6 +112,7 @@ class Answering:
         form, body = self._form, self._body
         names = self._state.engine.source_names
         opened: set[int] = set()
+        unsent: dict[int, list[tuple[str, str | None]]] = {}  # segments whose text the format still holds back
         async for choice, delta in self._deltas():
             if choice.index not in opened:
                 opened.add(choice.index)
@@ -120,13 +122,14 @@ class Answering:
             if body.specplug.details:
                 proposers = [None if s.source is None else names[s.source] for s in delta.segments]
                 texts = [segment.text for segment in delta.segments]
-                more_fields["specplug"] = {"index": choice.index, "segments": list(zip(texts, proposers, strict=True))}
+                unsent.setdefault(choice.index, []).extend(zip(texts, proposers, strict=True))
             chunk_choices = form.chunk_choices(choice, delta)
             for place, chunk_choice in enumerate(chunk_choices, start=1):
+                segments = unsent.pop(choice.index, None)
+                details: Json = {} if segments is None else {"specplug": {"index": choice.index, "segments": segments}}
                 if place == len(chunk_choices) and delta.report is not None:
-                    more_fields["timings"] = timings([delta.report])
-                yield form.chunk([chunk_choice], **more_fields)
-                more_fields.pop("specplug", None)  # the segments of a delta are sent once
+                    details["timings"] = timings([delta.report])
+                yield form.chunk([chunk_choice], **more_fields, **details)
         if usage or body.specplug.details:
             counted = form.usage(self._choices, self._num_prompts) if usage else None
             figures = {"specplug": form.speculation(self._choices), **form.timings(self._choices, self._num_prompts)}

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's, and specplug's own for tokenizing, metrics and the page.
+"""The routes: OpenAI's, and specplug's own for tokenizing and metrics.
 
 The application depends on an engine only through `engine_protocol.Engine`. No request can name a file to open.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from importlib.resources import files
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,28 +27,15 @@ from specplug.server.methods import ImpliedMethods
 from specplug.server.metrics import Metrics
 from specplug.server.openai_format import Json
 from specplug.server.openai_routes import add_openai_routes
+from specplug.server.page import add_page_routes
 from specplug.server.request_schema import DetokenizeRequest, TokenizeRequest
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
 from specplug.server.token_ids import checked_ids
 from specplug.server.worker import Worker
 
-STATIC = {
-    "/": ("index.html", "text/html"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.css": ("page.css", "text/css"),
-}
-
 EMBEDDING_PATHS = ("/v1/embeddings", "/v1/embedding", "/embeddings", "/embedding")
 """Paths of the server of embedding models."""
-
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
-    "form-action 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
 
 
 def make_app(
@@ -102,6 +88,7 @@ def make_app(
     for path in EMBEDDING_PATHS:
         app.add_api_route(path, _refuse_to_embed(settings.name), methods=["POST"], include_in_schema=False)
     add_corpus_routes(app, state)
+    add_page_routes(app)
     return app
 
 
@@ -139,17 +126,6 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
     @app.post("/detokenize", responses=errors)
     async def detokenize(body: DetokenizeRequest) -> Json:
         return {"content": engine.text(checked_ids(body.tokens, engine.num_tokens).tolist())}
-
-    for path, (file, media_type) in STATIC.items():
-        content = files("specplug.server").joinpath("static", file).read_bytes()
-        app.add_api_route(path, _static_route(content, media_type), include_in_schema=False)
-
-
-def _static_route(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
-    async def send_static() -> Response:
-        return Response(content, media_type=media_type, headers=PAGE_HEADERS)
-
-    return send_static
 
 
 def _refuse_to_embed(name: str) -> Callable[[], Awaitable[Response]]:

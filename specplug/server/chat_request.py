@@ -18,6 +18,7 @@ from specplug.server.sampling_options import chat_sampling
 from specplug.server.tool_calling import ToolCalling
 from specplug.server.tool_formats.answer_events import Event, Reasoning, Text
 from specplug.server.tool_formats.answer_reader import AnswerReader
+from specplug.server.tool_formats.call_grammar import Reasoning as BeforeCalls
 from specplug.server.tools import messages_with_tools
 
 PROMPT_END = 16
@@ -34,12 +35,13 @@ class ChatRequests:
         """`model` is the name in responses."""
         self._engine = engine
         self._model = model
-        self._calling = ToolCalling(engine.chat_template, engine.control_token, engine.free_control_tokens)
         marks = marks_of(engine.chat_template)
+        around = (marks.opening, marks.closing) if marks is not None else ()
+        self._calling = ToolCalling(engine.chat_template, engine.control_token, engine.free_control_tokens, around)
         # Where the template's tool format has channels, its reader finds the reasoning.
         self._marks = None if self._calling.has_channels else marks
         self._shown: dict[int, bytes] = {}
-        for text in (marks.opening, marks.closing) if marks is not None else ():
+        for text in around:
             token = engine.control_token(text)
             if token is not None:
                 self._shown[token] = text.encode()
@@ -48,28 +50,29 @@ class ChatRequests:
         """Call it in a thread, since it compiles schemas and tokenizes. Raises UsageError for a request that cannot be
         met."""
         engine = self._engine
-        plan = self._calling.plan(body)
         messages = messages_with_tools(body, self._calling.carried)
         listed = body.tools or () if self._calling.carried and body.tool_choice != "none" else ()
         definitions = [tool.model_dump(exclude_none=True) for tool in listed]
+        prompt = engine.chat_prompt(messages, definitions, self._variables(body))
+        marks, opened = self._marks, self._is_opened(prompt)
+        before = BeforeCalls(marks.opening, marks.closing, opened) if marks is not None else None
+        plan = self._calling.plan(body, before)
         sampling = chat_sampling(body, plan.lark)
-        variables = self._variables(body, constrained=bool(sampling.constraints) and plan.lark is None)
-        prompt = engine.chat_prompt(messages, definitions, variables)
         new_reader: Callable[[], Any] | None = plan.new_reader
-        if self._marks is not None and body.reasoning_format != "none":
-            new_reader = _with_reasoning(self._marks, plan.new_reader, opened=self._is_opened(prompt))
+        if marks is not None and body.reasoning_format != "none":
+            new_reader = _with_reasoning(marks, plan.new_reader, opened=opened)
         form = ChatFormat(self._model, engine.piece, engine.end_tokens, engine.knows_plain_ms, new_reader)
         form.warnings += plan.warnings
         stops = (*body.stops, *engine.chat_stops)
         return Work([prompt], sampling, body.limit, stops, shown={**self._shown, **plan.shown}), form
 
-    def _variables(self, body: ChatRequest, *, constrained: bool) -> dict[str, Any]:
-        """Variables of the template. An answer that must be JSON from its first character on has no room for
+    def _variables(self, body: ChatRequest) -> dict[str, Any]:
+        """Variables of the template. An answer that is JSON or a call from its first character on has no room for
         reasoning."""
         variables: dict[str, Any] = {}
         if body.reasoning_effort is not None:
             variables["reasoning_effort"] = body.reasoning_effort
-        if constrained or body.reasoning_effort in EFFORTS_WITHOUT:
+        if body.constraints or body.must_call or body.reasoning_effort in EFFORTS_WITHOUT:
             variables["enable_thinking"] = False
         return variables | (body.chat_template_kwargs or {})
 

@@ -24,15 +24,10 @@ from specplug.server.scheduler import Loop
 class CountingLoop(Loop, Protocol):
     """A step loop that also keeps totals since it was opened.
 
-    decode_ms  milliseconds of all steps that can be compared with plain decoding
-    plain_ms   milliseconds that plain decoding would have taken for the same tokens, by the cost curve
-    drafts     drafts that were verified, of one token or more
-    verified   int64[proposers, positions]: verified draft tokens by proposer and by depth in the draft
-    accepted   int64[proposers, positions]: those of them that were accepted
+    drafts    drafts that were verified, of one token or more
+    verified  int64[proposers, positions]: verified draft tokens by proposer and by depth in the draft
+    accepted  int64[proposers, positions]: those of them that were accepted
     """
-
-    decode_ms: float
-    plain_ms: float
 
     @property
     def drafts(self) -> int: ...

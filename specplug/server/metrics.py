@@ -1,7 +1,7 @@
 """The server's counters and timings, for the page (/specplug/stats) and for Prometheus (/metrics).
 
 It receives counts and times, but neither prompts nor answers.
-State: totals since the start, and the steps of the last WINDOW_S seconds.
+State: totals since the start, the tokens of the last WINDOW_S seconds, and the passes of the last minute.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from specplug.server.engine_protocol import Engine
 from specplug.server.jobs import Delta, Job
+from specplug.server.recent_passes import RecentPasses
 from specplug.server.scheduler import Scheduler
 from specplug.server.shared_metrics import Drafted, Totals, llama_server_metrics, vllm_metrics
 
 WINDOW_S = 10.0
-"""Seconds over which tokens per second and the speedup are averaged."""
+"""Seconds over which tokens per second are averaged."""
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 """Upper bounds of the histograms, in seconds."""
@@ -35,7 +36,7 @@ class Metrics:
         self._engine = engine
         self._scheduler = scheduler
         self._recent_tokens: deque[tuple[float, int]] = deque()  # (time, tokens)
-        self._recent_times: deque[tuple[float, float, float]] = deque()  # (time, loop.decode_ms, loop.plain_ms)
+        self._passes = RecentPasses()
         self._last_token: dict[Job, float] = {}
         self.registry = CollectorRegistry()
         counter, histogram = _counter(self.registry), _histogram(self.registry)
@@ -70,21 +71,22 @@ class Metrics:
                 totals.prompt_s += report.prompt_ms / 1000
                 totals.decode_s += report.decode_ms / 1000
                 self._answer_s.observe(now - job.submitted_s)
-        loop = self._engine.loop
-        self._recent_times.append((now, loop.decode_ms, loop.plain_ms))
+        advanced = [job for job, delta in deltas if delta.tokens and not job.cancelled]
+        reading = any(job.stream is not None and job.stream.reading for job in list(self._scheduler.active))
+        self._passes.record(now, advanced, with_prompt=reading)
+        self._passes.forget(job for job, delta in deltas if delta.is_last)
         while self._recent_tokens and self._recent_tokens[0][0] < now - WINDOW_S:
             self._recent_tokens.popleft()
-        while self._recent_times and self._recent_times[0][0] < now - WINDOW_S:
-            self._recent_times.popleft()
 
     def forget(self, jobs: Sequence[Job]) -> None:
         """Drop the state of cancelled jobs."""
         for job in jobs:
             self._last_token.pop(job, None)
+        self._passes.forget(jobs)
 
     def snapshot(self) -> dict[str, Any]:
         """The current figures, as the page shows them."""
-        since = monotonic() - WINDOW_S
+        now = monotonic()
         scheduler, engine = self._scheduler, self._engine
         running = list(scheduler.active)
         slots = [
@@ -96,14 +98,13 @@ class Metrics:
             }
             for job in running
         ]
-        rate = sum(count for when, count in list(self._recent_tokens) if when >= since) / WINDOW_S
-        speedup = self._speedup(since)
+        rate = sum(count for when, count in list(self._recent_tokens) if when >= now - WINDOW_S) / WINDOW_S
         return {
             "slots": slots + [{"state": "idle"}] * (engine.slots - len(slots)),
             "waiting": scheduler.waiting,
             "kv_tokens": {"held": sum(job.reserved_tokens for job in running), "limit": engine.kv_tokens},
             "tokens_per_second": round(rate, 2),
-            "speedup_over_plain": round(speedup, 3) if speedup else None,
+            "last_minute": self._passes.snapshot(now),
             "proposers": [
                 {
                     "method": name,
@@ -151,14 +152,6 @@ class Metrics:
         counts = {"running": len(active), "waiting": waiting}
         yield from vllm_metrics(self._model, totals, drafted, times=times, **counts)
         yield from llama_server_metrics(totals, drafted, **counts)
-
-    def _speedup(self, since: float) -> float | None:
-        """Estimated speed relative to plain decoding; None if nothing was decoded since `since`."""
-        times = [time for time in list(self._recent_times) if time[0] >= since]
-        if not self._engine.knows_plain_ms or not times:
-            return None
-        (_, step_ms, plain_ms), (_, step_ms_now, plain_ms_now) = times[0], times[-1]
-        return (plain_ms_now - plain_ms) / (step_ms_now - step_ms) if step_ms_now > step_ms else None
 
 
 class _LiveCollector:

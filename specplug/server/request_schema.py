@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from specplug.corpora.folder import NAME
 from specplug.server.request_fields import translated, without_nulls
@@ -165,6 +165,13 @@ class CommonRequest(RequestPart):
         return tuple(self.stop or ())
 
 
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of the parts of a message that are text."""
+
+UNUSED_PARTS = ("thinking", "redacted_thinking", "reasoning", "refusal")
+"""Types of parts that clients send back, and that are no part of a prompt."""
+
+
 class LenientModel(BaseModel):
     """Part of a conversation, or a tool. Unknown fields are ignored: clients send what other servers understand."""
 
@@ -185,7 +192,7 @@ class ToolCall(LenientModel):
 
 
 class TextPart(LenientModel):
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"] = "text"
     text: str
 
 
@@ -196,6 +203,20 @@ class ChatMessage(LenientModel):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _only_text(cls, content: Any) -> Any:
+        """Clients send back parts of earlier answers; only those with text belong into a prompt."""
+        if not isinstance(content, list):
+            return content
+        parts = [part for part in content if not (isinstance(part, dict) and part.get("type") in UNUSED_PARTS)]
+        for part in parts:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind not in TEXT_PARTS:
+                raise ValueError(f"{kind[:50]} is not supported; this server takes text only")
+        return parts
 
     @property
     def text(self) -> str:

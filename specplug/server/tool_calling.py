@@ -5,15 +5,16 @@ This module depends on no engine: it gets the model's chat template and the text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from specplug.constraints.grammar_text import MAX_BYTES
+from specplug.constraints.grammar_text import grammar_text
 from specplug.errors import UsageError
+from specplug.generation.answers import Sampling
 from specplug.server.request_schema import ChatRequest
 from specplug.server.tool_formats.answer_reader import AnswerReader
 from specplug.server.tool_formats.call_formats import HERMES, recognise
-from specplug.server.tool_formats.call_grammar import ControlTokens, calls_grammar
+from specplug.server.tool_formats.call_grammar import ControlTokens, Reasoning, calls_grammar
 from specplug.server.tool_formats.parameters import Parameters, prepare
 
 
@@ -37,34 +38,43 @@ class ToolCalling:
     """How the model of a server calls tools."""
 
     def __init__(
-        self, chat_template: str, control_token: Callable[[str], int | None], free: frozenset[int] = frozenset()
+        self,
+        chat_template: str,
+        control_token: Callable[[str], int | None],
+        free: frozenset[int] = frozenset(),
+        reasoning_marks: Sequence[str] = (),
     ) -> None:
         """
         chat_template  empty where the model has none
         control_token  the id of the control token with a text; None where there is none
         free           ids of the control tokens that do not end an answer
+        reasoning_marks
+                       the texts around reasoning, if the model writes some
         """
         self.carried = "tools" in chat_template
         """Whether the chat template has a place for tools."""
         self._format = recognise(chat_template) if self.carried else HERMES
         self.has_channels = bool(self._format.channels)
         """Whether answers consist of channels, of which one is for reasoning."""
-        found = {text: control_token(text) for text in self._format.markers()}
+        found = {text: control_token(text) for text in (*self._format.markers(), *reasoning_marks)}
         marks = {text: token for text, token in found.items() if token is not None}
         self._control = ControlTokens(marks, free)
         self._shown = {token: text.encode() for text, token in marks.items()}
 
-    def plan(self, body: ChatRequest) -> CallPlan:
-        """Raises UsageError, with the tool's name, for parameters that are no schema or cannot be enforced strictly.
+    def plan(self, body: ChatRequest, reasoning: Reasoning | None = None) -> CallPlan:
+        """What constrains an answer, after its `reasoning`, and reads it.
+
+        Raises UsageError, with the tool's name, for parameters that are no schema, or strict and not enforceable.
 
         It compiles the schemas, which takes milliseconds for each tool.
         """
-        tools = {function.name: prepare(function, required=body.must_call) for function in body.offered}
-        if not tools and not self._format.channels:
+        if not body.offered and not self._format.channels:
             return CallPlan()
-        constrained = bool(tools) and body.grammar is None and not body.is_shaped
+        written = self._format.frames[0].body
+        tools = {one.name: prepare(one, written, required=body.must_call) for one in body.offered}
+        constrained = bool(tools) and not body.constraints
         return CallPlan(
-            self._grammar(body, tools) if constrained else None,
+            self._grammar(body, tools, reasoning) if constrained else None,
             lambda: AnswerReader(
                 self._format,
                 {name: one.schema for name, one in tools.items()},
@@ -75,15 +85,17 @@ class ToolCalling:
             tuple(warning for one in tools.values() for warning in one.warnings) if constrained else (),
         )
 
-    def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters]) -> str:
+    def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters], reasoning: Reasoning | None) -> str:
         lark = calls_grammar(
             self._format,
             {name: one.schema for name, one in tools.items()},
             self._control,
             required=body.must_call,
             several=body.may_call_often,
+            reasoning=reasoning,
         )
-        most = MAX_BYTES["Lark grammar"]
-        if len(lark.encode()) > most:
-            raise UsageError(f"tools: their parameters make a grammar of more than {most // 1024} KiB; send fewer")
+        try:
+            grammar_text(Sampling(lark=lark))
+        except UsageError as error:
+            raise UsageError(f"tools: all of them together: {error}") from error
         return lark

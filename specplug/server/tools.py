@@ -33,6 +33,8 @@ def _plain(message: ChatMessage, carried: bool) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": role, "content": message.text}
     if message.name is not None:
         plain["name"] = message.name
+    if message.reasoning_content and role == "assistant":
+        plain["reasoning_content"] = message.reasoning_content  # templates decide whether it is part of the prompt
     if message.tool_call_id is not None:
         plain["tool_call_id"] = message.tool_call_id
     if message.tool_calls:

@@ -15,8 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.models import drafter_folders
@@ -26,27 +24,18 @@ from specplug.models.model_facts import memory_kind
 from specplug.models.references import check_gguf
 from specplug.transforms.gguf_head import (
     EMBEDDINGS,
-    HEAD,
     SCALED,
-    TABLE,
     UNSCALED,
-    copy_tokenizer,
-    flush,
     has_known_head,
     manifest_of,
     open_reader,
     write_model,
     write_table,
 )
-
-NORM_AND_HEAD = "norm-and-head.gguf"
-"""File in the folder: a model without layers, whose input is a hidden state of the source model."""
+from specplug.transforms.gguf_states_head import NORM_AND_HEAD, write_norm_and_head
 
 RMS_HEADS = ("llama", "qwen3")
 """Architectures whose output is a matrix times an RMS norm, without a bias or a limit of the logits."""
-
-IDENTITY_WIDTH = 32
-"""Width of the attention and the feed-forward network of a layer that adds zero to its input."""
 
 
 def layers_of(source: Path) -> int:
@@ -107,7 +96,9 @@ def write_exits(
             progress(done / len(exits))
             write_model(reader, ids, partial / file_of(layers), layers=layers, quantize=quantize, threads=threads)
         if trimmed and manifest.architecture in RMS_HEADS:
-            write_norm_and_head(reader, ids, partial / NORM_AND_HEAD)
+            norm = next(tensor for tensor in reader.tensors if tensor.name == "output_norm.weight")
+            epsilon = float(reader.fields[f"{manifest.architecture}.attention.layer_norm_rms_epsilon"].contents())
+            write_norm_and_head(reader, ids, partial / NORM_AND_HEAD, norm=norm.data, epsilon=epsilon)
         if trimmed:
             write_table(reader, partial / EMBEDDINGS)
         found = tuple(Exit(layers, file_of(layers), layers) for layers in exits)
@@ -117,43 +108,6 @@ def write_exits(
 def file_of(layers: int) -> str:
     """The name of the drafter with so many layers."""
     return f"exit-{layers}.gguf"
-
-
-def write_norm_and_head(reader: Any, ids: IntArray, path: Path) -> None:
-    """Write the norm and the rows `ids` of the head as a model of the architecture `llama`.
-
-    llama.cpp opens no model without layers, so it has one that adds zero to its input.
-    """
-    from gguf import GGUFWriter
-
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    architecture = reader.fields["general.architecture"].contents()
-    width, size = int(tensors[TABLE].shape[0]), IDENTITY_WIDTH
-    writer = GGUFWriter(path, "llama")
-    copy_tokenizer(reader, ids, writer)
-    writer.add_block_count(1)
-    writer.add_context_length(1 << 12)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(size)
-    writer.add_head_count(1)
-    writer.add_head_count_kv(1)
-    writer.add_key_length(size)
-    writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
-    writer.add_layer_norm_rms_eps(reader.fields[f"{architecture}.attention.layer_norm_rms_epsilon"].contents())
-    writer.add_vocab_size(len(ids))
-    for name in (TABLE, HEAD, "output_norm.weight"):
-        if name in tensors:
-            data = tensors[name].data if name == "output_norm.weight" else tensors[name].data[ids]
-            writer.add_tensor(name, data, raw_dtype=tensors[name].tensor_type)
-    shapes = {
-        "attn_norm": (width,), "attn_q": (size, width), "attn_k": (size, width), "attn_v": (size, width),
-        "attn_output": (width, size), "ffn_norm": (width,), "ffn_gate": (size, width), "ffn_up": (size, width),
-        "ffn_down": (width, size),
-    }  # fmt: skip
-    for name, shape in shapes.items():
-        writer.add_tensor(f"blk.0.{name}.weight", np.zeros(shape, dtype=np.float32))
-    flush(writer)
 
 
 def _list(exits: Sequence[int]) -> str:

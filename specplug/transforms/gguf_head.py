@@ -161,7 +161,7 @@ def trimmed_bytes(path: Path, rows: int | None, quantize: str | None) -> int:
         body, head_bytes = sum(int(tensor.n_bytes) for tensor in others), int(head.n_bytes)
     else:
         body = round(sum(int(tensor.n_elements) for tensor in others) * BITS[quantize] / 8)
-        head_bytes = round(int(head.n_elements) * BITS[_head_format(quantize)] / 8)
+        head_bytes = round(int(head.n_elements) * BITS[head_format(quantize)] / 8)
     untied = round(kept * int(table.n_bytes)) if HEAD in tensors else 0
     return body + round(kept * head_bytes) + untied + int(table.n_bytes)
 
@@ -172,7 +172,8 @@ def check_ids(ids: IntArray, num_tokens: int, source: Path) -> None:
         raise UsageError(f"{source}: the kept ids are not ascending ids below {num_tokens}; choose others")
 
 
-def _head_format(quantize: str) -> str:
+def head_format(quantize: str) -> str:
+    """The weight format of the head of a drafter in this format."""
     return quantize if quantize in LARGE_FORMATS else EIGHT_BITS
 
 
@@ -231,7 +232,7 @@ def write_model(
             writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
     flush(writer)
     if quantize is not None:
-        requantise(path, path, quantize, threads=threads, head=_head_format(quantize), least_squares=True)
+        requantise(path, path, quantize, threads=threads, head=head_format(quantize), least_squares=True)
 
 
 def copy_tokenizer(reader: Any, ids: IntArray, writer: Any) -> None:

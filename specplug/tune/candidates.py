@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any
 
 from specplug import registry
 from specplug.core import Requires
 from specplug.planning.batch_size_schedule import Range, in_words
 from specplug.profile import PlannerSettings, Profile
-from specplug.profile.with_drafter import DRAFTERS, drafters_of
+from specplug.profile.with_drafter import DRAFTERS, drafters_of, short_option
 from specplug.registry import ProposerSpec
 from specplug.tune.exits import chooses_by_layers, is_choosing
 
@@ -84,7 +83,7 @@ class Setting:
         """A unique and readable name, such as `ngram(min_match=2), static 4 chain`."""
         methods = []
         for spec in self.proposers:
-            inside = ", ".join(f"{key}={_short(key, value)}" for key, value in sorted(spec.options.items()))
+            inside = ", ".join(f"{key}={short_option(key, value)}" for key, value in sorted(spec.options.items()))
             methods.append(f"{spec.method}({inside})" if inside else spec.method)
         planner = self.planner
         if not self.speculates:
@@ -184,11 +183,6 @@ def _all_settings(
         yield Setting(paper, PlannerSettings(mode="static", max_nodes=PAPER_NODES))
 
 
-def _short(key: str, value: Any) -> Any:
-    """An option in the name of a setting: of a path only the file."""
-    return Path(value).name if key == "model" else value
-
-
 def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
     """The method with every combination of the values in OPTIONS; defaults are left out of the spec."""
     values = OPTIONS.get(method, {})
@@ -201,8 +195,10 @@ def _with_options(method: str) -> Iterator[tuple[ProposerSpec, ...]]:
 def usable_methods(provides: Requires) -> list[str]:
     """The methods that can be built without options, and of which the engine provides everything that they require.
 
-    Those that draft with a model are tried where they are named.
+    Those that draft with a model are tried where they are named. Recorded answers have no constraints, so methods that
+    require them are not tried.
     """
+    provides = replace(provides, constraint=False)
     return [name for name in registry.names() if name not in ("none", *DRAFTERS) and is_usable(name, provides)]
 
 

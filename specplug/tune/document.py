@@ -20,6 +20,7 @@ from specplug.planning.cost import CostCurve, oracle_speedup
 from specplug.planning.request_time import ALL_ROWS
 from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps, user_folder
 from specplug.profile.with_drafter import drafter_name, drafters_of
+from specplug.profile.with_grammar import with_grammar
 from specplug.registry import ProposerSpec
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
@@ -143,7 +144,7 @@ def tuned_profile(
         measured = Measured(machine, points, learned)
     if findings.busy and not findings.batched:  # the planner will learn what passes cost
         measured = replace(measured, cost_curve=None)
-    chosen = findings.chosen.profile(request.base, request.name)
+    chosen = with_grammar(findings.chosen.profile(request.base, request.name))  # no trace has constraints
     profile = replace(
         chosen,
         proposers=tuple(map(_with_absolute_path, chosen.proposers)),

@@ -20,7 +20,7 @@ from specplug.engines.llama_cpp.context import Logits
 from specplug.engines.llama_cpp.least_length import LeastLength
 from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.engines.llama_cpp.token_matcher import TokenMatcher
-from specplug.errors import UsageError
+from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Sampling
 
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -43,7 +43,7 @@ class Constraint(Protocol):
         """
 
     def accept(self, token: int) -> None:
-        """Advance past `token`, which was emitted."""
+        """Advance past `token`, which was emitted. Raises SpecplugError beyond a limit."""
 
     def copy(self) -> Constraint:
         """A copy of this state, which advances along draft tokens."""
@@ -78,7 +78,10 @@ class MaskConstraint:
         return np.flatnonzero(mask[ids >> 3] >> (ids & 7).astype(np.uint8) & 1).astype(np.int32)
 
     def accept(self, token: int) -> None:
-        self._matcher.advance([token])
+        try:
+            self._matcher.advance([token])
+        except ValueError as error:
+            raise SpecplugError(f"the constraint cannot be kept: {error}") from None
 
     def copy(self) -> MaskConstraint:
         return MaskConstraint(self._matcher.copy(), self.warnings)

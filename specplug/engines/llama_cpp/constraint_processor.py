@@ -36,7 +36,7 @@ class ConstraintProcessor:
             self._matcher.advance(new.tolist())
             allowed = np.unpackbits(self._matcher.mask(), count=len(scores), bitorder="little").astype(bool)
         except (SpecplugError, ValueError) as error:
-            self.failure = SpecplugError(str(error))
+            self.failure = SpecplugError(f"the constraint cannot be kept: {error}")
             return scores
         self._seen = len(input_ids)
         return np.where(allowed, scores, np.float32(-np.inf))
@@ -51,12 +51,12 @@ class ConstraintProcessor:
 
 
 def create_constrained(
-    create: Callable[..., Any], guidance: Callable[[], Guidance], options: dict[str, Any]
+    create: Callable[..., Any], guidance: Guidance, options: dict[str, Any]
 ) -> dict[str, Any] | Iterator[dict[str, Any]]:
     """The result of `create(**options)`, constrained by the option `response_format`.
 
     create    `create_chat_completion` of llama-cpp-python
-    guidance  opens llguidance for the model
+    guidance  llguidance for the model
     Raises UsageError for a schema that is wrong or, where strict, cannot be enforced.
     """
     sampling = _sampling(options.get("response_format"))
@@ -66,7 +66,7 @@ def create_constrained(
         raise UsageError("grammar and response_format were given at once; use one of them")
     grammar = grammar_text(sampling)
     assert grammar is not None
-    processor = ConstraintProcessor(guidance().open(grammar))
+    processor = ConstraintProcessor(guidance.open(grammar))
     others = options.get("logits_processor") or ()
     answer = create(
         **{**options, "response_format": None, "logits_processor": LogitsProcessorList([*others, processor])}
@@ -77,9 +77,10 @@ def create_constrained(
     return _checked(answer, processor)
 
 
-def processor_in(processors: Any) -> ConstraintProcessor | None:
-    """The ConstraintProcessor in a list of logits processors, or in None."""
-    return next((one for one in processors or () if isinstance(one, ConstraintProcessor)), None)
+def constraint_after(token: int, processors: Any) -> TokenMatcher | None:
+    """The constraint of an answer after its first token; None without one among its logits processors."""
+    found = next((one for one in processors or () if isinstance(one, ConstraintProcessor)), None)
+    return found.matcher_after(token) if found is not None else None
 
 
 def _sampling(response_format: Any) -> Sampling | None:

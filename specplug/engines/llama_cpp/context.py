@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, Self
 
 import llama_cpp.llama_cpp as ll
 import numpy as np
@@ -160,7 +160,7 @@ class Context:
         self.rows = 0
         self._views: dict[tuple[int | None, int, int], Logits] = {}
 
-    def __enter__(self) -> Context:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -45,7 +45,7 @@ from specplug.proposers.datastore import wait_for_corpora
 from specplug.proposers.model_options import ModelOptions
 
 NAME = "llama-cpp"
-PROVIDES = Requires(topk=1 << 30, drafter=True)
+PROVIDES = Requires(topk=1 << 30, drafter=True, constraint=True)
 
 
 class LlamaCpp:

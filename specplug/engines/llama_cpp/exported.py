@@ -29,6 +29,9 @@ SIGNATURES: dict[str, tuple[str, str, Sequence[Any], Any]] = {
     "llama_get_embeddings_nextn": (
         "P13llama_context", "YAPEAMPEAUllama_context@@@Z", (ctypes.c_void_p,), _FLOATS,
     ),
+    "llama_set_nextn_layer_offset": (
+        "P13llama_contexti", "YAXPEAUllama_context@@H@Z", (ctypes.c_void_p, ctypes.c_int32), None,
+    ),
 }  # fmt: skip
 """By name: the arguments in the two mangled forms, then the types for ctypes."""
 

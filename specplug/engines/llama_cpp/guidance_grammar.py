@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from specplug.constraints.grammar_text import GrammarText, limits
 from specplug.engines.llama_cpp.guidance_tokenizer import GuidanceTokenizer
-from specplug.engines.llama_cpp.token_matcher import TokenMatcher, first_line
+from specplug.engines.llama_cpp.token_matcher import TokenMatcher, first_line, open_styled
 from specplug.errors import SpecplugError, UsageError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 MOST_KEPT = 12
-"""Compiled grammars that are kept, each with up to 20 MB of lexer states: a schema with its styles needs three."""
+"""Compiled grammars that are kept, each with up to 20 MB of lexer states: one schema needs two or three."""
 
 
 class Guidance:
@@ -46,7 +46,8 @@ class Guidance:
         opened = self._open(grammar.text)
         if opened.is_error():
             raise UsageError(f"the {grammar.kind} does not parse: {first_line(opened.get_error())}")
-        matcher = TokenMatcher(opened, self._end_tokens, [partial(self._open, text) for text in grammar.styles])
+        open_style = partial(open_styled, self._tokenizer.get(), self._open, grammar.styled) if grammar.styled else None
+        matcher = TokenMatcher(opened, self._end_tokens, open_style)
         try:
             empty = matcher.allows_nothing
         except SpecplugError as error:

@@ -174,18 +174,27 @@ class SamplerCopy:
             self._constraint.close()
 
     def choose(self, logits: Logits) -> int | None:
-        """The token that is drawn from `logits` (float32[rows]); None where a constraint forbids all."""
+        """The token that is drawn from `logits` (float32[rows]); None where a constraint forbids all.
+
+        Raises SpecplugError where a constraint becomes too complex.
+        """
         if not self._chains and self._constraint and self._ids is None:
             return self._constraint.best(logits)
         data = np.zeros(len(logits), dtype=TOKEN_DATA)
         return _choose(self._chains, self._constraint, data, logits, self._ids, self._noise)
 
     def draw(self, logits: Logits) -> int | None:
-        """The row of the token that is drawn from `logits`; advances as if that token had been emitted."""
-        token = self.choose(logits)
-        if token is None:
+        """The row of the token that is drawn from `logits`; advances as if that token had been emitted.
+
+        None where there is none: a drafter has no more to draft, and the sequence's own sampler raises what is wrong.
+        """
+        try:
+            token = self.choose(logits)
+            if token is None:
+                return None
+            _accept(self._chains, self._constraint, token)
+        except SpecplugError:
             return None
-        _accept(self._chains, self._constraint, token)
         return token if self._ids is None else int(np.searchsorted(self._ids, token))
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from llama_cpp import Llama
 
 from specplug import profile as profiles
-from specplug.core import ROOT, IntArray, Proposer
+from specplug.core import ROOT, IntArray, Proposer, TokenConstraint
 from specplug.engines.llama_cpp.alignment import aligned_rows
-from specplug.engines.llama_cpp.constraint_processor import create_constrained
+from specplug.engines.llama_cpp.constraint_processor import constraint_after, create_constrained
 from specplug.engines.llama_cpp.context import KV_TYPES, Context, set_state_params, set_tree_params
 from specplug.engines.llama_cpp.drafters.head_finding import loads_mtp
 from specplug.engines.llama_cpp.drafters.opening import Drafters, check_drafters
@@ -211,7 +211,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         base.close()
         if token is not None:
             _refuse((yield token))
-            self._under_way = self._decode(self._loop, token, stopping_criteria)
+            constraint = constraint_after(token, options.get("logits_processor"))
+            self._under_way = self._decode(self._loop, token, constraint, stopping_criteria)
             yield from self._under_way
 
     def create_chat_completion(self, messages: Any, *args: Any, **options: Any) -> Any:
@@ -219,9 +220,8 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
 
         An answer that is not streamed has a field `specplug` with `warnings`: what of the schema is not enforced.
         """
-        return create_constrained(
-            partial(super().create_chat_completion, messages, *args), lambda: self._described.guidance, options
-        )
+        create = partial(super().create_chat_completion, messages, *args)
+        return create_constrained(create, self._described.guidance, options)
 
     @cached_property
     def _described(self) -> Model:
@@ -235,9 +235,11 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
 
     # -- passes of the step loop ----------------------------------------------------------------------------------
 
-    def _decode(self, loop: StepLoop, token: int, stopping_criteria: Any) -> Generator[int, Sequence[int] | None, None]:
+    def _decode(
+        self, loop: StepLoop, token: int, constraint: TokenConstraint | None, stopping_criteria: Any
+    ) -> Generator[int, Sequence[int] | None, None]:
         """Yield the tokens after `token`."""
-        stream = loop.adopt(self._cached(), token)
+        stream = loop.adopt(self._cached(), token, constraint)
         try:
             while stream.finish is None:
                 yield from self._pass(loop, stream, stopping_criteria)

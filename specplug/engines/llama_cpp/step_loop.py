@@ -14,7 +14,7 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-from specplug.core import NO_OPTIONS, Draft, IntArray, SequenceOptions, Step
+from specplug.core import NO_OPTIONS, Draft, IntArray, SequenceOptions, Step, TokenConstraint
 from specplug.drafts.trees import first_branch
 from specplug.engines.llama_cpp.cells import SPARE_SHARE
 from specplug.engines.llama_cpp.context import Context
@@ -65,11 +65,6 @@ class StepLoop:
         """Sums over all finished sequences."""
         self.interrupted = False
         """Whether a pass has begun whose branches are not yet kept; stays True if the pass failed."""
-        self.decode_ms = 0.0
-        """Time of the steps that can be compared with plain decoding: none with pieces of prompts, and only while plain
-        passes have run recently."""
-        self.plain_ms = 0.0
-        """Time that plain decoding would have taken for the same tokens, by the cost curve."""
         self._exact = exact
         self._before_pass = before_pass
         self._after_pass = after_pass
@@ -136,11 +131,12 @@ class StepLoop:
             raise
         return stream
 
-    def adopt(self, prompt: IntArray, root: int) -> Stream:
-        """A sequence in slot 0 whose `prompt` (int32[n]) is in the cache and followed by `root`; its caller samples."""
+    def adopt(self, prompt: IntArray, root: int, constraint: TokenConstraint | None = None) -> Stream:
+        """A sequence in slot 0 whose `prompt` (int32[n]) is in the cache and followed by `root`; its caller samples,
+        from the tokens that `constraint` allows after `root`."""
         stream = Stream(0, prompt, None, 0, self.context.num_batch, len(prompt), perf_counter_ns(), root, len(prompt))
         self._slots.free.remove(0)
-        self._hand_to_proposers(stream)
+        self._hand_to_proposers(stream, constraint)
         return stream
 
     def finish(self, stream: Stream) -> None:
@@ -373,12 +369,12 @@ class StepLoop:
             except SpecplugError as error:
                 stream.failure = error
             stream.counters.prompt_ns = perf_counter_ns() - stream.began_ns
-            self._hand_to_proposers(stream)
+            self._hand_to_proposers(stream, stream.sampler.token_constraint() if stream.sampler else None)
 
-    def _hand_to_proposers(self, stream: Stream) -> None:
+    def _hand_to_proposers(self, stream: Stream, constraint: TokenConstraint | None) -> None:
         """Pass the prompt and its first token to the proposers; the sequence no longer reads."""
-        began = perf_counter_ns()
-        self.speculator.begin(stream.seq, np.append(stream.prompt, np.int32(stream.root)), stream.options)
+        began, prompt = perf_counter_ns(), np.append(stream.prompt, np.int32(stream.root))
+        self.speculator.begin(stream.seq, prompt, stream.options, constraint)
         if stream.sampler is not None:
             for proposer in self.speculator.fusion.sources:
                 if isinstance(proposer, DrawsWithSampler):
@@ -389,11 +385,13 @@ class StepLoop:
     # -- counting -------------------------------------------------------------------------------------------------
 
     def _count(self, passed: Pass, verified: int, learned: int, ended: int) -> None:
-        """Add a step's times and tokens to each sequence's counters, and compare it with plain decoding."""
+        """Add a step's times and tokens to each sequence's counters, and compare it with plain decoding.
+
+        Steps with pieces of prompts are not compared, and others only while plain passes have run recently.
+        """
         n, step_ms = len(passed.running), (ended - passed.began_ns) / 1e6
         add_step(passed, verified, learned)
         cost = self.speculator.cost
         if not passed.pieces and cost.shows_plain(n):
             plain_ms = cost.at(sum(s.position for s in passed.running) // n)[min(n, cost.limit) - 1]
-            self.decode_ms += step_ms
-            self.plain_ms += compare(passed, step_ms, plain_ms)
+            compare(passed, step_ms, plain_ms)

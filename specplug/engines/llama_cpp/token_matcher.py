@@ -7,19 +7,20 @@ the tokenizer itself would write it, although other tokens would spell the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from specplug.constraints.json_spacing import Spacing, respaced, spacing_of
 from specplug.errors import SpecplugError
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
-Open = Callable[[], "LLMatcher"]
-"""Opens a matcher at the beginning of the text."""
+OpenStyle = Callable[[Sequence[int]], "LLMatcher | None"]
+"""Opens a grammar with less choice after these tokens, or after others of the same meaning; None where it allows
+neither."""
 
 
 class TokenMatcher:
@@ -30,21 +31,21 @@ class TokenMatcher:
     """
 
     def __init__(
-        self, matcher: LLMatcher, end_tokens: Set[int], open_styles: Sequence[Open] = (), taken: Sequence[int] = ()
+        self, matcher: LLMatcher, end_tokens: Set[int], open_style: OpenStyle | None = None, taken: Sequence[int] = ()
     ) -> None:
         """
-        end_tokens   all tokens that end an answer
-        open_styles  grammars of some of the same texts, which leave less choice
-        taken        the tokens that `matcher` has been moved past, and perhaps one that ends the text
+        end_tokens  all tokens that end an answer
+        open_style  None where there is no grammar with less choice
+        taken       the tokens that `matcher` has been moved past, and perhaps one that ends the text
         """
         self._matcher = matcher
         self._end_tokens = end_tokens
-        self._open_styles = open_styles
+        self._open_style = open_style
         self._taken = list(taken)
 
     def copy(self) -> TokenMatcher:
         """A copy in the same place, which moves alone."""
-        return TokenMatcher(self._matcher.deep_copy(), self._end_tokens, self._open_styles, self._taken)
+        return TokenMatcher(self._matcher.deep_copy(), self._end_tokens, self._open_style, self._taken)
 
     def mask(self) -> npt.NDArray[np.uint8]:
         """uint8[V / 8]: a bit for each token, lowest first. Raises SpecplugError beyond llguidance's limits."""
@@ -88,16 +89,14 @@ class TokenMatcher:
         return [] if self._has_ended else self._matcher.compute_ff_tokens()
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Move past `tokens`. ValueError, without a move, for tokens that are not allowed.
-
-        Raises SpecplugError beyond llguidance's limits.
-        """
+        """Move past `tokens`. ValueError, without a move, for tokens that are not allowed or beyond a limit."""
         text, ends = self._parts(tokens)
         moved = 0 if self._has_ended else self._matcher.try_consume_tokens(text)
-        _check(self._matcher)
+        if self._matcher.is_error():
+            raise ValueError(f"it is too complex: {first_line(self._matcher.get_error())}")
         if moved + ends < len(tokens) or (ends and not self._matcher.is_accepting()):
             self._matcher.rollback(moved)
-            raise ValueError(f"the constraint does not allow {list(tokens)} here")
+            raise ValueError(f"it does not allow {list(tokens)} here")
         self._taken += tokens
 
     def go_back(self, count: int) -> None:
@@ -106,15 +105,12 @@ class TokenMatcher:
             self._matcher.rollback(count - self._has_ended)
             del self._taken[-count:]
 
-    def styles(self) -> list[TokenMatcher]:
-        """Those of the grammars with less choice that allow all tokens so far, after these tokens."""
-        found = []
-        for open_style in self._open_styles:
-            style = TokenMatcher(open_style(), self._end_tokens)
-            with suppress(ValueError):
-                style.advance(self._taken)
-                found.append(style)
-        return found
+    def style(self) -> TokenMatcher | None:
+        """That of a grammar with less choice, after the tokens so far; None where it does not allow them."""
+        if self._open_style is None or self._has_ended:
+            return None
+        matcher = self._open_style(self._taken)
+        return None if matcher is None else TokenMatcher(matcher, self._end_tokens)
 
     @property
     def _has_ended(self) -> bool:
@@ -126,6 +122,25 @@ class TokenMatcher:
             if token in self._end_tokens:
                 return list(tokens[:at]), True
         return list(tokens), False
+
+
+def open_styled(
+    tokenizer: LLTokenizer,
+    opened: Callable[[str], LLMatcher],
+    styled: Callable[[Spacing], str],
+    tokens: Sequence[int],
+) -> LLMatcher | None:
+    """The grammar with the spacing of a JSON text, after that text as if it had this spacing throughout.
+
+    opened  opens a grammar at the beginning of a text
+    styled  the text of the grammar with a spacing
+    tokens  those of the JSON text so far
+    """
+    text = tokenizer.decode_bytes(list(tokens))
+    spacing = spacing_of(text)
+    matcher = opened(styled(spacing))
+    same = tokenizer.tokenize_bytes(respaced(text, spacing))
+    return matcher if matcher.try_consume_tokens(same) == len(same) and not matcher.is_error() else None
 
 
 def _check(matcher: LLMatcher) -> None:

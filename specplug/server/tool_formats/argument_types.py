@@ -31,22 +31,27 @@ def resolved(schema: Any, root: Schema) -> Schema:
     return {}
 
 
-def types(schema: Any, root: Schema, depth: int = 0) -> frozenset[str]:
+def types(schema: Any, root: Schema) -> frozenset[str]:
     """JSON types of the values that a schema allows: too many rather than too few."""
-    schema = resolved(schema, root)
-    given = schema.get("type")
-    if isinstance(given, str):
-        return frozenset({given})
-    if isinstance(given, list):
-        return frozenset(one for one in given if isinstance(one, str))
-    if isinstance(schema.get("enum"), list):
-        return frozenset(map(_type_of, schema["enum"]))
-    if "const" in schema:
-        return frozenset({_type_of(schema["const"])})
-    for key in ("anyOf", "oneOf"):
-        if isinstance(schema.get(key), list) and depth < MAX_REFERENCES:
-            return frozenset().union(*(types(one, root, depth + 1) for one in schema[key]))
-    return ALL
+    found: set[str] = set()
+    waiting, seen = [schema], set[int]()
+    while waiting:
+        node = resolved(waiting.pop(), root)
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        given = node.get("type")
+        choices = [node["const"]] if "const" in node else node.get("enum")
+        inner = [one for key in ("anyOf", "oneOf") if isinstance(node.get(key), list) for one in node[key]]
+        if isinstance(given, str | list):
+            found.update([given] if isinstance(given, str) else [one for one in given if isinstance(one, str)])
+        elif isinstance(choices, list):
+            found.update(map(_type_of, choices))
+        elif inner:
+            waiting += inner
+        else:
+            return ALL
+    return frozenset(found) or ALL
 
 
 def argument(text: str, allowed: frozenset[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from specplug.server.tool_formats.argument_types import Schema
-from specplug.server.tool_formats.brace_rules import braces_rules
+from specplug.server.tool_formats.brace_rules import brace_rules
 from specplug.server.tool_formats.call_formats import (
     CHANNEL,
     END,
@@ -40,6 +40,15 @@ class ControlTokens:
     free: Set[int] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """The texts around reasoning, which comes before an answer; `opened` says that the prompt ends with the first."""
+
+    opening: str
+    closing: str
+    opened: bool
+
+
 def calls_grammar(
     tool_format: ToolFormat,
     tools: Mapping[str, Schema],
@@ -47,21 +56,25 @@ def calls_grammar(
     *,
     required: bool,
     several: bool,
+    reasoning: Reasoning | None = None,
 ) -> str:
     """The grammar of an answer.
 
-    tools     the JSON schema of the arguments, by the function's name
-    required  the answer is calls and nothing else; otherwise it is any text, and from the opening of a call on calls
-    several   more than one call is allowed
+    tools      the JSON schema of the arguments, by the function's name
+    required   the answer is calls and nothing else; otherwise it is any text, and from the opening of a call on calls
+    several    more than one call is allowed
+    reasoning  how the model writes its reasoning, in which no call begins. Where a call is required, there is only
+               reasoning that the prompt has begun
     """
     rules = Rules(control.marks)
     grammar = _Grammar(rules, tool_format, tools, several)
     if tool_format.channels:
         grammar.channels(required)
     elif required:
-        rules.add("start", grammar.written(tool_format.frames[0]))
+        rules.add("answer", grammar.written(tool_format.frames[0]))
     else:
         grammar.free_text(control)
+    rules.add("start", grammar.with_reasoning(reasoning, required))
     return rules.text()
 
 
@@ -78,6 +91,22 @@ class _Grammar:
     def written(self, frame: Frame) -> str:
         """All calls of a frame, as a rule's body."""
         return f"{self._rules.literal(frame.beginning)} {self._from_name_on(frame)}"
+
+    def with_reasoning(self, reasoning: Reasoning | None, required: bool) -> str:
+        """An answer with the reasoning that may precede it, as a rule's body."""
+        rules = self._rules
+        if reasoning is None or (required and not reasoning.opened):
+            return "answer"
+        rules.terminal("TEXT", r"/(?s:.*)/")
+        closing = rules.literal(reasoning.closing)
+        thought = f"TEXT {closing}" if "<[" in closing else rules.lazy("thought", f"TEXT {closing}")
+        if reasoning.opened:
+            rules.terminal("GAP", r"/[ \n]{1,4}/")
+            return f"{thought} GAP? answer" if required else f"{thought} answer"
+        opening = rules.literal(reasoning.opening)
+        if "<[" not in opening:
+            opening = rules.lazy("opening", f"/\\s*/ {opening}")
+        return f"answer | {opening} {thought} answer"
 
     def free_text(self, control: ControlTokens) -> None:
         """Any text, in which each frame's trigger begins calls."""
@@ -97,7 +126,7 @@ class _Grammar:
             else:
                 head = f"{lead} {rules.lazy(f'head_{number}', f'TEXT {json.dumps(frame.trigger)}')}"
             answers.append(f"{head} {rest} {self._from_name_on(frame)}")
-        rules.add("start", " | ".join(answers))
+        rules.add("answer", " | ".join(answers))
 
     def channels(self, required: bool) -> None:
         """Messages on channels, of which the last may be a call."""
@@ -108,12 +137,12 @@ class _Grammar:
         rules.add("_after", f"{rules.literal(after)} | {rules.literal(MESSAGE)}")
         rules.add("call", f"{rules.literal(name)} ({' | '.join(options)})")
         if required:
-            rules.add("start", "call")
+            rules.add("answer", "call")
             return
         spoken = " | ".join(rules.literal(f"{CHANNEL}{channel}{MESSAGE}") for channel in ("analysis", "commentary"))
         rules.add("before", f"({spoken}) TEXT {rules.literal(f'{END}{START}assistant')}")
         final = f"({spoken} | {rules.literal(f'{CHANNEL}final{MESSAGE}')}) TEXT"
-        rules.add("start", f"before* ({final} | call)")
+        rules.add("answer", f"before* ({final} | call)")
 
     def _anchored(self, frame: Frame, number: int) -> list[str]:
         """Answers that begin with the first call of a frame without a trigger, one per function."""
@@ -148,7 +177,7 @@ class _Grammar:
             if isinstance(body, FieldsCall):
                 arguments = field_rules(self._rules, f"{rule}_{index}", body, self._tools[name])
             elif isinstance(body, BracesCall):
-                arguments = braces_rules(self._rules, f"{rule}_{index}", body.quote, self._tools[name])
+                arguments = brace_rules(self._rules, f"{rule}_{index}", body.quote, self._tools[name])
             before, number, after = f"{name}{body.after}".partition("#")
             head = (
                 f"{self._rules.literal(before)} /[0-9]+/ {self._rules.literal(after)}"

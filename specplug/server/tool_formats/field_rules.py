@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,8 @@ def _value(rules: Rules, name: str, body: FieldsCall, given: Any, root: Schema) 
         return _raw(rules, name, body, f"{{{least},{most}}}" if bounded else "")
     if "string" in allowed:
         return _raw(rules, name, body, "")
-    carried = {key: root[key] for key in CARRIED if key in root}
+    needed = CARRIED if '"$ref"' in json.dumps(given) else CARRIED[-1:]
+    carried = {key: root[key] for key in needed if key in root}
     document = {**carried, **given} if isinstance(given, Mapping) else carried
     return f"{rules.add(f'{name}_json', rules.json(document))} {rules.literal(body.end)}"
 

@@ -33,17 +33,18 @@ def value(source: PartialText, emit: Emit, quote: str = "") -> Read[None]:
 
     quote  stands on both sides of a string in place of `"`; then keys may be bare
     """
-    closers = ""
+    closers: list[str] = []
     expected = (
         "value"  # or "key", "member" (a key or the end), "item" (a value or the end), "next" (a comma or the end)
     )
     while True:
         emit((yield from source.space()))
         char = yield from source.peek()
-        if char and closers.endswith(char) and expected in ("member", "item", "next"):
+        if closers and char == closers[-1] and expected in ("member", "item", "next"):
             source.at += 1
             emit(char)
-            closers, expected = closers[:-1], "next"
+            closers.pop()
+            expected = "next"
         elif expected == "next":
             if char != ",":
                 raise NotJson
@@ -58,7 +59,7 @@ def value(source: PartialText, emit: Emit, quote: str = "") -> Read[None]:
         elif char in CLOSERS:
             source.at += 1
             emit(char)
-            closers += CLOSERS[char]
+            closers.append(CLOSERS[char])
             expected = "member" if char == "{" else "item"
             continue
         else:

@@ -7,6 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from specplug.errors import UsageError
+
+MAX_CHARS = 512 * 1024
+"""Of a grammar: a hundred tools with ten arguments each have 150 KiB."""
+
 
 class Rules:
     """The rules of one grammar.
@@ -17,6 +22,7 @@ class Rules:
     def __init__(self, marks: Mapping[str, int]) -> None:
         self._marks = marks
         self._rules: dict[str, str] = {}
+        self._size = 0
         self._splits = re.compile("|".join(f"({re.escape(mark)})" for mark in sorted(marks, key=len, reverse=True)))
 
     def __contains__(self, name: str) -> bool:
@@ -27,8 +33,11 @@ class Rules:
         return "".join(f"{name}: {body}\n" for name, body in self._rules.items())
 
     def add(self, name: str, body: str) -> str:
-        """Add a rule, and return its name."""
+        """Add a rule, and return its name. UsageError where the grammar becomes too large."""
         self._rules[name] = body
+        self._size += len(name) + len(body)
+        if self._size > MAX_CHARS:
+            raise UsageError(f"tools: their grammar would have more than {MAX_CHARS // 1024} KiB; send fewer tools")
         return name
 
     def terminal(self, name: str, body: str) -> str:

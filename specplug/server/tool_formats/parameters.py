@@ -10,6 +10,8 @@ from specplug.constraints.grammar_text import json_document
 from specplug.constraints.schema_walk import everywhere
 from specplug.errors import UsageError
 from specplug.server.tool_formats.argument_types import Schema
+from specplug.server.tool_formats.call_formats import Body
+from specplug.server.tool_formats.kept_keywords import left_open
 
 
 class Function(Protocol):
@@ -28,9 +30,10 @@ class Parameters:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(function: Function, *, required: bool) -> Parameters:
+def prepare(function: Function, body: Body, *, required: bool) -> Parameters:
     """The parameters of a function as an object's schema, with llguidance's options in it.
 
+    body      how the model writes arguments
     required  the answer must call; else references to other documents are left out with a warning, as nothing can
               rely on them, unless the function is strict
     Raises UsageError, with the function's name, for what is no schema, beyond the limits, or strict and not enforced.
@@ -43,7 +46,12 @@ def prepare(function: Function, *, required: bool) -> Parameters:
         document, ignored = json_document(text, strict=bool(function.strict))
     except UsageError as error:
         raise UsageError(f"{place}{error}") from error
-    return Parameters(json.loads(document), tuple(f"{place}{warning}" for warning in (*warnings, *ignored)))
+    schema = json.loads(document)
+    for keyword in left_open(body, schema):
+        if function.strict:
+            raise UsageError(f"{place}{keyword} cannot be enforced as this model writes calls; leave out strict")
+        warnings.append(f"{keyword} is not enforced as this model writes calls")
+    return Parameters(schema, tuple(f"{place}{warning}" for warning in (*warnings, *ignored)))
 
 
 def _without_foreign_references(text: str) -> tuple[str, list[str]]:

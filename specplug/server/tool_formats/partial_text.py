@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
+from specplug.generation.text import overlap
+
 Result = TypeVar("Result")
 Read = Generator[None, None, Result]
 """Pauses for more text any number of times, then returns a result."""
@@ -98,11 +100,3 @@ class PartialText:
             if text or self.ended:
                 return text
             yield
-
-
-def overlap(text: str, opening: str) -> int:
-    """Length of the longest end of `text` that begins `opening` without completing it."""
-    for size in range(min(len(text), len(opening) - 1), 0, -1):
-        if opening.startswith(text[-size:]):
-            return size
-    return 0

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from specplug.drafts.retrieval import Span
-from specplug.engines.llama_cpp.context import Context, open_context
+from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.drafters.exit_drafter import ExitDrafter
-from specplug.engines.llama_cpp.drafters.exit_scoring import MOST_ROWS, ExitScoring, GivenStates
+from specplug.engines.llama_cpp.drafters.exit_scoring import MOST_ROWS, ExitScoring
 from specplug.engines.llama_cpp.drafters.finding import Found
 from specplug.engines.llama_cpp.drafters.first_layers import cut, layers_per_cache
+from specplug.engines.llama_cpp.drafters.states_head import StatesHead, cells_of
 from specplug.engines.llama_cpp.layer_taps import LayerTaps, why_not
-from specplug.engines.llama_cpp.model import open_model
-from specplug.errors import SpecplugError, UsageError
+from specplug.errors import SpecplugError
 from specplug.profile import Runtime
 
 
@@ -42,23 +42,16 @@ def open_scoring(drafter: ExitDrafter, found: Found, target: Context, runtime: R
     """Scoring of the exits by the target's hidden states; None where these cannot be read."""
     if found.head is None or found.ids is None or why_not(target.model) is not None:
         return None
-    model = open_model(found.head, runtime)
-    try:
-        if model.width != target.model.width or model.num_tokens != len(found.ids):
-            raise UsageError(f"{found.head}: made for another model; build the exits again")
-        states = GivenStates(model.width)
-        rows, cells = MOST_ROWS * len(drafter.exits), scoring_cells(len(drafter.exits))
-        head = open_context(model, runtime, cells=cells, num_ids=1, max_rows=rows, inputs=states)
-    except BaseException:
-        model.close()
-        raise
+    rows = MOST_ROWS * len(drafter.exits)
+    width = target.model.width
+    head = StatesHead(found.head, runtime, width=width, num_ids=len(found.ids), max_rows=rows)
     taps = LayerTaps(target, drafter.exits)
-    return ExitScoring(taps, drafter.exits, head, states, found.ids, drafter.learn_shadow, drafter.choose)
+    return ExitScoring(taps, drafter.exits, head, found.ids, drafter.learn_shadow, drafter.choose)
 
 
 def scoring_cells(exits: int) -> int:
     """KV cells of the context that scores so many exits."""
-    return -(-MOST_ROWS * exits // 256) * 256
+    return cells_of(MOST_ROWS * exits)
 
 
 def _layers_of(context: Context) -> tuple[int, ...]:

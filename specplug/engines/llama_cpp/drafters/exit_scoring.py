@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from specplug.core import IntArray
-from specplug.engines.llama_cpp.context import Context
-from specplug.engines.llama_cpp.layer_taps import HiddenStates, LayerTaps
+from specplug.engines.llama_cpp.drafters.states_head import StatesHead
+from specplug.engines.llama_cpp.layer_taps import LayerTaps
 from specplug.engines.llama_cpp.stream import Pass
 from specplug.planning.constants import (
     EXIT_SCORING_FADING,
@@ -28,18 +28,6 @@ MOST_ROWS = 16
 """Most tokens of a pass that are scored."""
 
 
-class GivenStates:
-    """Hidden states as the input of a context, whose tokens are their numbers."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self.states: HiddenStates = np.zeros((0, width), dtype=np.float32)
-
-    def rows(self, tokens: IntArray | Sequence[int]) -> npt.NDArray[np.float32]:
-        taken: HiddenStates = self.states[np.asarray(tokens)]
-        return taken
-
-
 class ExitScoring:
     """Scores exits after a pass of the target. State: a context without a text."""
 
@@ -47,15 +35,14 @@ class ExitScoring:
         self,
         taps: LayerTaps,
         exits: Sequence[int],
-        head: Context,
-        states: GivenStates,
+        head: StatesHead,
         ids: IntArray,
         learn: Callable[[int, list[float], list[float]], None],
         choose: Callable[[], bool],
     ) -> None:
         """
         exits   layers of each exit, all of which are tapped
-        head    the norm and the head as a model, whose input is `states`; it takes MOST_ROWS rows for each exit
+        head    gives the logits of MOST_ROWS states for each exit
         ids     int32[rows of the head]: the token of each row
         learn   receives the index of an exit, and the probabilities that it gave to its right and to its wrong tokens
         choose  called after all exits have learned; returns whether one of them may save time
@@ -63,7 +50,6 @@ class ExitScoring:
         self._taps = taps
         self._exits = tuple(exits)
         self._head = head
-        self._states = states
         self._ids = ids
         self._learn = learn
         self._choose = choose
@@ -115,14 +101,8 @@ class ExitScoring:
 
     def _guesses(self, rows: Sequence[int]) -> list[tuple[IntArray, npt.NDArray[np.float32]]]:
         """For each exit, int32[n] the likeliest token after each row, and float32[n] its probability."""
-        head, count = self._head, len(rows)
-        self._states.states = np.concatenate([self._taps.rows(layers, rows) for layers in self._exits])
-        head.clear()
-        head.clear_batch()
-        for at in range(len(self._states.states)):
-            head.add_span((at,), at, 0, wanted=True)
-        head.decode()
-        logits = head.logits(count * len(self._exits))
+        count = len(rows)
+        logits = self._head.logits(np.concatenate([self._taps.rows(layers, rows) for layers in self._exits]))
         best = logits.argmax(axis=1)
         top = logits[np.arange(len(best)), best]
         confidence = 1.0 / np.exp(logits - top[:, None]).sum(axis=1)
@@ -133,7 +113,6 @@ class ExitScoring:
 
     def close(self) -> None:
         self._head.close()
-        self._head.model.close()
 
 
 def _tested(passed: Pass) -> tuple[list[int], list[int]]:

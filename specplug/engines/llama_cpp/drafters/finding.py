@@ -14,7 +14,7 @@ from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
 from specplug.models import drafter_folders, references
-from specplug.models.drafter_folders import EARLY_EXIT, Manifest
+from specplug.models.drafter_folders import EARLY_EXIT, MTP_HEAD, Manifest
 from specplug.models.gguf_header import read_header
 from specplug.models.model_facts import memory_kind
 from specplug.proposers.draft_model import DraftModel
@@ -22,8 +22,8 @@ from specplug.proposers.early_exit import AUTO, EarlyExit
 from specplug.proposers.model_options import ModelOptions
 from specplug.proposers.short_context import ShortContext
 from specplug.proposers.vocab_trim import VocabTrim
-from specplug.transforms.gguf_exits import NORM_AND_HEAD
 from specplug.transforms.gguf_head import EMBEDDINGS, MODEL
+from specplug.transforms.gguf_states_head import NORM_AND_HEAD
 
 NO_SPANS = (
     "it drafts only for models whose layers all attend to the complete text, since parts of other caches cannot be "
@@ -74,7 +74,9 @@ def find(source: ModelOptions, target: Path) -> list[Found]:
         manifest, ids = _read(folder, target)
         if manifest.kind == EARLY_EXIT:
             raise UsageError(f"{folder}: a folder of early exits; name it under the method early_exit")
-        same = _same_model(manifest.source, target)
+        if manifest.kind == MTP_HEAD:
+            raise UsageError(f"{folder}: rows of an MTP layer's output matrix; name it as the head of the method mtp")
+        same = is_same_model(manifest.source, target)
         spans = same and copies_spans(target)
         return [Found(folder / MODEL, ids, (folder / EMBEDDINGS, manifest.input_scale), same, spans)]
     assert isinstance(source, DraftModel)
@@ -101,7 +103,7 @@ def _exits(source: EarlyExit, target: Path) -> list[Found]:
     manifest, ids = _read(folder, target)
     if manifest.kind != EARLY_EXIT:
         raise UsageError(f"{folder}: not a folder of early exits; build one: specplug build early-exit {target.name}")
-    if not _same_model(manifest.source, target):
+    if not is_same_model(manifest.source, target):
         raise UsageError(
             f"{folder}: its exits were made from {_described(manifest.source)}, the target is "
             f"{_described(fingerprint.model_identity(target))}; build exits of the target's own file"
@@ -137,7 +139,7 @@ def _read(folder: Path, target: Path) -> tuple[Manifest, IntArray]:
     return manifest, ids
 
 
-def _same_model(source: Mapping[str, Any], target: Path) -> bool:
+def is_same_model(source: Mapping[str, Any], target: Path) -> bool:
     """Whether a drafter was made from the target's own file."""
     identity = fingerprint.model_identity(target)
     return all(source.get(key) == identity[key] for key in ("bytes", "sample_sha256"))

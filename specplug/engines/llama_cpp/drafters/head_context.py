@@ -14,16 +14,14 @@ import llama_cpp.llama_cpp as ll
 import numpy as np
 
 from specplug.core import IntArray
-from specplug.engines.llama_cpp.context import Context, cache_bytes, context_params
+from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.drafters.state_history import States
 from specplug.engines.llama_cpp.exported import exported, missing
-from specplug.engines.llama_cpp.memory_need import check_cache
-from specplug.engines.llama_cpp.model import Model, captured_log
-from specplug.errors import SpecplugError, UsageError
-from specplug.machine.memory import available_memory
-from specplug.profile import Runtime
+from specplug.engines.llama_cpp.model import Model
+from specplug.errors import SpecplugError
 
 SET_STATES, GET_STATES = "llama_set_embeddings_nextn", "llama_get_embeddings_nextn"
+CHOOSE_LAYER = "llama_set_nextn_layer_offset"
 
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 
@@ -34,14 +32,19 @@ def why_no_states() -> str | None:
     return f"this build of llama.cpp does not export {lacking[0]}" if lacking else None
 
 
-def record_states(context: Context) -> None:
+def why_no_layers() -> str | None:
+    """Why only the first of several MTP layers can be run in this build of llama.cpp; None where all can."""
+    return f"this build of llama.cpp does not export {CHOOSE_LAYER}" if missing((CHOOSE_LAYER,)) else None
+
+
+def record_states(context: Context, *, wanted_only: bool = False) -> None:
     """Have every pass of a context record the states after its last norm, for all of its rows.
 
-    Never only for the rows with logits ("masked"): MTP layers would then give those of the first rows instead.
+    wanted_only  for those with logits, as the MTP layers of MTP_STATES_WITH_LOGITS require
     """
     function = exported(SET_STATES)
     assert function is not None
-    function(context.handle, True, False)
+    function(context.handle, True, wanted_only)
 
 
 def recorded_states(context: Context, rows: int, width: int) -> States:
@@ -54,56 +57,29 @@ def recorded_states(context: Context, rows: int, width: int) -> States:
     return context.numbers(pointer, rows, width)
 
 
-def open_head_context(
-    model: Model,
-    target: Context,
-    runtime: Runtime,
-    *,
-    cells: int,
-    num_ids: int,
-    max_rows: int,
-    mtp: bool,
-) -> HeadContext:
-    """Open a context for a head. Raises UsageError when llama.cpp rejects it, as it does without an MTP layer.
-
-    target    whose embeddings a head without its own takes
-    cells     KV cells in all, shared by all sequences
-    num_ids   sequence ids
-    max_rows  the most rows with logits in one pass
-    mtp       whether the head is the MTP layer of `model`; else `model` is a head as a whole
-    """
-    if not runtime.gpu_layers:
-        layers = model.num_layers if mtp else 1  # an MTP layer is one of those that its file counts
-        needed = cache_bytes(model, runtime, cells) // max(1, layers)
-        check_cache(needed, cells, runtime.kv_type, available_memory())
-    params = context_params(model, runtime, cells=cells, num_ids=num_ids, max_rows=max_rows)
-    params.ctx_type = ll.LLAMA_CONTEXT_TYPE_MTP if mtp else ll.LLAMA_CONTEXT_TYPE_DEFAULT
-    params.ctx_other = target.handle
-    with captured_log() as log:
-        handle = ll.llama_init_from_model(model.handle, params)
-    if not handle:
-        kind = "MTP layer" if mtp else "EAGLE-3 head"
-        raise UsageError(f"{model.path}: llama.cpp cannot run its {kind}: {log.reason()}")
-    return HeadContext(model, handle, num_ids=num_ids, max_rows=max_rows, all_or_none=not mtp)
-
-
 class HeadContext(Context):
     """As `Context`, where a row has a hidden state beside its token: zeros, where none is given.
 
     width  numbers of a state that a row is given, and of the one that it gives
     """
 
-    def __init__(self, model: Model, handle: Any, *, num_ids: int, max_rows: int, all_or_none: bool) -> None:
-        """`all_or_none`: whether logits are right only where all rows of a pass get them, as those of EAGLE-3 are."""
+    def __init__(
+        self, model: Model, handle: Any, *, num_ids: int, max_rows: int, all_or_none: bool, wanted_only: bool
+    ) -> None:
+        """
+        all_or_none  whether logits are right only where all rows of a pass get them, as those of EAGLE-3 are
+        wanted_only  whether only the rows with logits give states
+        """
         super().__init__(model, handle, num_ids=num_ids, max_rows=max_rows)
         self.width = int(ll.llama_model_n_embd_out(model.handle))
         self.all_or_none = all_or_none
+        self.wanted_only = wanted_only
         self.max_rows = max_rows
         self.num_batch = min(self.num_batch, int(ll.llama_n_ubatch(handle)))  # so that a pass is never divided
         self._states = np.zeros((self.num_batch, self.width), dtype=np.float32)
         self._batch.embd = self._states.ctypes.data_as(_FLOATS)
         self._encoder: Any = None
-        record_states(self)
+        record_states(self, wanted_only=wanted_only)
 
     def close(self) -> None:
         if self._encoder is not None:
@@ -131,8 +107,10 @@ class HeadContext(Context):
         self._states[start:stop] = 0.0
 
     def own_states(self) -> States:
-        """The states that the rows of the last pass give; a view until the next pass."""
-        return recorded_states(self, self.rows, self.width)
+        """The states that the rows of the last pass give, by `wanted_only` those with logits; a view until the next
+        pass, whose end it waits for."""
+        rows = int(self._wanted[: self.rows].sum()) if self.wanted_only else self.rows
+        return recorded_states(self, rows, self.width)
 
     def encode(self, inputs: States, seq_id: int) -> States:
         """float32[n, width]: the states that an EAGLE-3 head makes of `inputs`, at most `num_batch` rows.

@@ -31,6 +31,10 @@ READ_WITH_ROOT = READING_PIECE
 since an EAGLE-3 head computes them for all rows of a pass or for none."""
 
 
+EvaluatedPart = tuple[int, Sequence[int], States, int]
+"""A sequence, tokens and states of consecutive entries, and the first of these entries."""
+
+
 class HeadLimits(TypedDict):
     """The keyword arguments of every `HeadDrafter`."""
 
@@ -58,6 +62,7 @@ class HeadDrafter(ChainDrafter):
         context: HeadContext,
         target: Context,
         layout: Layout,
+        ids: IntArray | None = None,
         *,
         slots: int,
         max_tokens: int,
@@ -68,11 +73,12 @@ class HeadDrafter(ChainDrafter):
         """
         context     with the sequence ids 0..slots, of which the last one is used for scoring and encoding
         target      whose passes record the states
+        ids         int32[rows]: the tokens of the rows of logits; None where row i belongs to token i
         max_tokens  longest text of one sequence
         end_tokens  tokens after which nothing is drafted
         """
         super().__init__(
-            None,
+            ids,
             DrafterTimes(slots, 0),
             max_tokens=max_tokens,
             max_draft=max_draft,
@@ -89,6 +95,7 @@ class HeadDrafter(ChainDrafter):
         """float32[1, width]: the state that the head gave in the last row of each sequence that it drafts for."""
         self._score_context = min(SCORE_CONTEXT, context.num_batch)
         self._in_head = np.ones(context.model.num_tokens, dtype=bool)
+        """bool[tokens]: those that have a row of logits."""
 
     # -- the kind of head -----------------------------------------------------------------------------------------
 
@@ -105,7 +112,10 @@ class HeadDrafter(ChainDrafter):
     def warm_up(self) -> None:
         """Time passes and reading on the empty context, so that the first decision knows what they cost."""
         self.times.set_passes(*self._timing.typical(0, 16))
-        self._in_head = np.isfinite(self._context.logits(1)[0])
+        if self.ids is None:
+            self._in_head = np.isfinite(self._context.logits(1)[0])
+        else:
+            self._in_head = np.isin(np.arange(self._context.model.num_tokens), self.ids)
         rows = min(SCORE_CONTEXT, self._context.num_batch)
         self.times.set_reading(min(self._read_arbitrary(rows) for _ in range(2)) / rows)
 
@@ -231,6 +241,7 @@ class HeadDrafter(ChainDrafter):
                 context.add_states(tokens, states, self._layout.position(start), self._spare_id, wanted=wanted)
                 context.decode()
         best = context.logits(scored).argmax(axis=1)
+        best = best if self.ids is None else self.ids[best]
         context.drop(self._spare_id)
         self.times.scored(stop - first, ms_since(began))
         return int((best == int_array(text.tokens[-scored:])).sum()), scored
@@ -295,18 +306,24 @@ class HeadDrafter(ChainDrafter):
     def _read_piece(self, seq: int, count: int) -> None:
         """Read the next entries of a text, without logits."""
         began = perf_counter_ns()
-        head, text = self._heads[seq], self._texts[seq].tokens
+        head = self._heads[seq]
         first, stop = head.stored, head.stored + count
-        self._evaluate([(seq, text[first:stop], self._inputs(head.states(first, stop)), first)], wanted=False)
-        head.add_stored(stop, text[stop - 1])
+        self._read_entries(seq, first, stop)
+        head.add_stored(stop, self._texts[seq].tokens[stop - 1])
         self.times.read(count, ms_since(began))
 
-    def _evaluate(self, parts: Sequence[tuple[int, Sequence[int], States, int]], *, wanted: bool = True) -> Logits:
+    def _read_entries(self, seq: int, first: int, stop: int) -> None:
+        states = self._inputs(self._heads[seq].states(first, stop))
+        self._evaluate([(seq, self._texts[seq].tokens[first:stop], states, first)], wanted=False)
+
+    def _evaluate(
+        self, parts: Sequence[EvaluatedPart], *, wanted: bool = True, context: HeadContext | None = None
+    ) -> Logits:
         """float32[n, tokens]: the logits after the last entry of each part, in one pass, whose states are kept.
 
-        parts  a sequence, tokens and states of consecutive entries, and the first of these entries
+        context  where the head has several
         """
-        context, lasts = self._context, []
+        context, lasts = context or self._context, []
         context.clear_batch()
         try:
             for seq, tokens, states, entry in parts:
@@ -320,8 +337,8 @@ class HeadDrafter(ChainDrafter):
         own = context.own_states()  # also where they are not needed: waits for the pass
         if not wanted:
             return np.zeros((0, 0), dtype=np.float32)
-        for (seq, _, _, _), last in zip(parts, lasts, strict=True):
-            self._own[seq] = own[last : last + 1].copy()
+        for (seq, _, _, _), place in zip(parts, range(len(parts)) if context.wanted_only else lasts, strict=True):
+            self._own[seq] = own[place : place + 1].copy()
         if not context.all_or_none:
             return context.logits(len(parts))
         every = context.logits(context.rows)

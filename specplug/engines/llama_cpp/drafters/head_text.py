@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from specplug.core import IntArray
-from specplug.engines.llama_cpp.context import Context
 from specplug.engines.llama_cpp.drafters.state_history import StateHistory, States
 from specplug.engines.llama_cpp.slots import common_prefix
+
+
+class Cells(Protocol):
+    """The cells of a head: those of a context, or of several."""
+
+    def drop(self, seq_id: int, start: int = -1, stop: int = -1) -> None:
+        """Remove `seq_id` from the cells at positions [start, stop), by default from all."""
+
+    def copy(self, source: int, target: int, start: int = -1, stop: int = -1) -> None:
+        """Share the cells of `source` at positions [start, stop) with `target`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +51,8 @@ class HeadText:
     stored   the entries before this one are in the cells, from the first possible one on
     """
 
-    def __init__(self, context: Context, seq: int, layout: Layout) -> None:
-        self._context = context
+    def __init__(self, cells: Cells, seq: int, layout: Layout) -> None:
+        self._cells = cells
         self._seq = seq
         self._layout = layout
         self._ahead: int | None = None
@@ -70,7 +80,7 @@ class HeadText:
 
     def forget(self, start: int = 0) -> None:
         """Begin again with a text whose tokens from `start` on will be known."""
-        self._context.drop(self._seq)
+        self._cells.drop(self._seq)
         self._reset(start)
 
     def begin(self, prompt: IntArray, others: Sequence[HeadText]) -> None:
@@ -113,15 +123,15 @@ class HeadText:
         """Remove the entries from `stop` on from the cells."""
         if stop < self.stored:
             self.stored, self._ahead = stop, None
-            self._context.drop(self._seq, self._layout.position(stop))
+            self._cells.drop(self._seq, self._layout.position(stop))
 
     def drop_drafts(self) -> None:
         """Remove the entries of draft tokens from the cells."""
-        self._context.drop(self._seq, self._layout.position(self.stored))
+        self._cells.drop(self._seq, self._layout.position(self.stored))
 
     def drop_cells(self) -> None:
         """Remove all entries from the cells, also those that an interrupted pass has left; they can be read again."""
-        self._context.drop(self._seq)
+        self._cells.drop(self._seq)
         self.stored, self._ahead = self.first, None
 
     def _reset(self, start: int) -> None:
@@ -143,4 +153,4 @@ class HeadText:
         self._states = other._states.first(length)
         self.stored = max(self.first, min(other.stored, length))
         if self.stored > self.first:
-            self._context.copy(other._seq, self._seq, 0, self._layout.position(self.stored))
+            self._cells.copy(other._seq, self._seq, 0, self._layout.position(self.stored))
