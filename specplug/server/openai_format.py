@@ -213,6 +213,7 @@ class ChatFormat(OpenAIFormat):
             "message": message,
             "logprobs": self._logprobs(choice.tokens, choice.logprobs),
             "finish_reason": _finish(contents, choice.finish),
+            "stop_reason": choice.stop_string,
         }
 
     def first_chunk_choices(self, choice: Choice) -> list[Json]:
@@ -224,9 +225,12 @@ class ChatFormat(OpenAIFormat):
         content = _delta(contents, self._read(choice, text, final=bool(delta.finish)))
         finish = _finish(contents, delta.finish) if delta.finish else None
         logprobs = self._logprobs(delta.tokens, delta.logprobs)
+        stop = choice.stop_string
         if finish and content:  # OpenAI sends finish_reason in a chunk of its own
-            return [_chunk_choice(choice.index, content, logprobs), _chunk_choice(choice.index, {}, None, finish)]
-        return [_chunk_choice(choice.index, content, logprobs, finish)] if content or finish or logprobs else []
+            return [_chunk_choice(choice.index, content, logprobs), _chunk_choice(choice.index, {}, None, finish, stop)]
+        if content or finish or logprobs:
+            return [_chunk_choice(choice.index, content, logprobs, finish, stop)]
+        return []
 
     def _read(self, choice: Choice, text: str, *, final: bool) -> list[Event]:
         """What more of an answer's text shows; `final` says that no text follows."""
@@ -269,21 +273,20 @@ class CompletionFormat(OpenAIFormat):
         echoed, before = self._echo(choice)
         own = self._logprobs(choice, choice.tokens, choice.logprobs)
         logprobs = own if before is None else {name: before[name] + (own or NO_LOGPROBS)[name] for name in before}
-        text = echoed + choice.text
-        return {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.finish}
+        return _text_choice(choice, echoed + choice.text, logprobs, choice.finish)
 
     def first_chunk_choices(self, choice: Choice) -> list[Json]:
         if not choice.prompt:
             return []
         text, logprobs = self._echo(choice)
-        return [{"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": None}]
+        return [{**_text_choice(choice, text, logprobs, None), "stop_reason": None}]
 
     def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
         text = "".join(segment.text for segment in delta.segments)
         logprobs = self._logprobs(choice, delta.tokens, delta.logprobs)
         if not text and not delta.finish and not logprobs:
             return []
-        return [{"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish or None}]
+        return [_text_choice(choice, text, logprobs, delta.finish or None)]
 
     def _logprobs(self, choice: Choice, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Json | None:
         if not logprobs:
@@ -331,8 +334,16 @@ def error_body(message: str, error_type: str, code: str | None = None, param: st
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
-def _chunk_choice(index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None) -> Json:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+def _chunk_choice(
+    index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None, stop: str | None = None
+) -> Json:
+    """`stop_reason` is vLLM's field: the stop string that ended the answer."""
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish, "stop_reason": stop}
+
+
+def _text_choice(choice: Choice, text: str, logprobs: Json | None, finish: str | None) -> Json:
+    fields = {"index": choice.index, "text": text, "logprobs": logprobs}
+    return {**fields, "finish_reason": finish, "stop_reason": choice.stop_string}
 
 
 def _tool_call(call: Call) -> Json:

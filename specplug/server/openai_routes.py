@@ -9,20 +9,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from specplug.core import IntArray
 from specplug.server.answer_response import complete_response, streamed_response
-from specplug.server.answering import Answering, Work
+from specplug.server.answering import Answering
 from specplug.server.chat_request import ChatRequests
-from specplug.server.engine_protocol import Engine
+from specplug.server.completion_request import read_completion
 from specplug.server.error_responses import STATUS_DESCRIPTIONS
 from specplug.server.event_stream import DATA_EVENTS
-from specplug.server.filling_in import completion_to_fill
 from specplug.server.model_listing import listed_model
-from specplug.server.openai_format import CompletionFormat, Json
+from specplug.server.openai_format import Json
 from specplug.server.request_schema import ChatRequest, CommonRequest, CompletionRequest
-from specplug.server.sampling_options import completion_sampling
 from specplug.server.state import State
-from specplug.server.token_ids import checked_ids
 
 
 def add_openai_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
@@ -39,10 +35,7 @@ def add_openai_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
     @app.post("/completions", include_in_schema=False)
     @app.post("/v1/completions", responses=errors)
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        scored = body.logprobs is not None
-        form = CompletionFormat(name, engine.piece, engine.end_tokens, engine.knows_plain_ms, scored)
-        prompts = await asyncio.to_thread(_prompts, state, body)
-        work = Work(prompts, completion_sampling(body), body.limit, body.stops, bool(body.echo))
+        work, form = await asyncio.to_thread(read_completion, state, body)
         return await _respond(request, body, await Answering.start(state, body, work, form))
 
     @app.get("/models", include_in_schema=False)
@@ -62,15 +55,3 @@ async def _respond(request: Request, body: CommonRequest, answering: Answering) 
         return await complete_response(request, answering)
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return streamed_response(answering, answering.chunks(usage=usage), DATA_EVENTS)
-
-
-def _prompts(state: State, body: CompletionRequest) -> list[IntArray]:
-    if body.suffix is not None:
-        return [completion_to_fill(state, prompt, body.suffix) for prompt in body.prompts]
-    return [_prompt(state.engine, prompt, parse_special=body.special) for prompt in body.prompts]
-
-
-def _prompt(engine: Engine, prompt: str | list[int], *, parse_special: bool) -> IntArray:
-    if isinstance(prompt, str):
-        return engine.raw_prompt(prompt, parse_special=parse_special)
-    return checked_ids(prompt, engine.num_tokens)
