@@ -40,9 +40,9 @@ def test_other_files_have_names_where_the_model_has_marks_for_them() -> None:
     ("context", "answer", "lengths"),
     [
         # A window of 2,048 tokens: 1,536 of the prefix, and of the suffix 512 without the prompt's 10 and 2 more.
-        (8192, 100, (1546, 500, 5940)),
-        # A window of 996: 747 of the prefix, and 249 - 12 of the suffix; nothing is left for other files.
-        (1100, 100, (757, 237, 0)),
+        (8192, 100, (1546, 500, 6042)),
+        # A window of 996: 747 of the prefix, 249 - 12 of the suffix, and the other files have what is left.
+        (1100, 100, (757, 237, 2)),
         (110, 100, (13, 0, 0)),
         (100, 100, (10, 0, 0)),
     ],

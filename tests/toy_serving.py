@@ -208,8 +208,10 @@ class ToyEngine:
     chat_stops: tuple[str, ...] = ()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
-        parts = re.split("|".join(f"({re.escape(mark)})" for mark in self._control) or "(?!)", text)
-        ids = [[self._control[part]] if part in self._control else list(part.encode()) for part in parts if part]
+        marks = "|".join(f"({re.escape(mark)})" for mark in self._control if parse_special)
+        parts = re.split(marks or "(?!)", text)
+        control = self._control if parse_special else {}
+        ids = [[control[part]] if part in control else list(part.encode()) for part in parts if part]
         return int_array([token for piece in ids for token in piece])
 
     def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:

@@ -1,8 +1,8 @@
 """Prompts for fill-in-the-middle: the tokens with which a model marks the parts, and their order.
 
 Works on tokens, and does not depend on an engine. Source: arXiv 2207.14255 for the two orders, arXiv 2409.12186 for the
-files of a repository; sizes and separators are those of llama-server (`format_prompt_infill` in tools/server of
-github.com/ggml-org/llama.cpp).
+files of a repository; the shares of prefix and suffix, and the text between files, are those of llama-server
+(`format_prompt_infill` in tools/server of github.com/ggml-org/llama.cpp).
 """
 
 from __future__ import annotations
@@ -96,10 +96,11 @@ def fitted(
     context  tokens of prompt and answer at most
     answer   tokens of the answer at most
     """
-    window = min(WINDOW, max(0, context - answer - 4))  # three marks, and the token at the beginning
+    room = max(0, context - answer - 4)  # three marks, and the token at the beginning
+    window = min(WINDOW, room)
     quarter = window // PREFIX_SHARE
     kept_prefix = min(len(prefix), (PREFIX_SHARE - 1) * quarter)
     kept_suffix = min(len(suffix), max(0, quarter - (2 + len(prompt))))
-    kept_extra = min(len(extra), max(0, context - window - 2 * answer - 4))
+    kept_extra = min(len(extra), max(0, room - kept_prefix - len(prompt) - kept_suffix))
     whole = np.concatenate([prefix[len(prefix) - kept_prefix :], prompt])
     return int_array(whole), suffix[:kept_suffix], extra[len(extra) - kept_extra :]
