@@ -14,6 +14,9 @@ from toy_serving import ToyEngine, serving
 
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/corpora", "/tokenize", "/detokenize"]
 GETS = ["/v1/models", "/v1/models/{model}", "/v1/corpora", "/health", "/metrics", "/specplug/stats"]
+POSTS += ["/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/show"]
+POSTS += ["/completion", "/infill"]
+GETS += ["/api/tags", "/api/ps", "/api/version", "/version", "/props", "/slots"]
 CASES = [(path, "POST", mode) for path in POSTS for mode in ("positive", "negative")]
 CASES += [(path, "GET", "positive") for path in GETS]
 CASES += [("/v1/corpora/{name}", "DELETE", "positive")]
