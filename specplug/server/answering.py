@@ -72,11 +72,16 @@ class Answering:
         self._echoed = [state.engine.text(prompt.tolist()) for prompt in work.prompts] if work.echo else []
 
     @classmethod
-    async def start(cls, state: State, body: CommonRequest, work: Work, form: OpenAIFormat) -> Answering:
-        """Raises UsageError, QueueFull, or HTTPException while the server shuts down."""
+    async def start(
+        cls, state: State, body: CommonRequest, work: Work, form: OpenAIFormat, ignored_fields: Sequence[str] = ()
+    ) -> Answering:
+        """Raises UsageError, QueueFull, or HTTPException while the server shuts down.
+
+        ignored_fields  fields without a meaning of the request that `body` was translated from
+        """
         if state.closing:
             raise HTTPException(503, "the server is shutting down; retry later")
-        form.warnings += _check_fields(state, body)
+        form.warnings += _check_fields(state, {*ignored(body), *ignored_fields})
         jobs = await asyncio.to_thread(_make_jobs, state, body, work)
         if state.settings.log_prompts:
             for prompt in work.prompts:
@@ -148,9 +153,9 @@ class Answering:
             yield choice, delta
 
 
-def _check_fields(state: State, body: CommonRequest) -> list[str]:
+def _check_fields(state: State, fields: set[str]) -> list[str]:
     """A warning of the fields of a request that have no meaning here; UsageError where the server is strict."""
-    names = sorted(set(ignored(body)))
+    names = sorted(fields)
     if not names:
         return []
     if state.settings.strict:

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's, and specplug's own for tokenizing and metrics.
+"""The routes: those of each interface, and specplug's own for tokenizing and metrics.
 
 The application depends on an engine only through `engine_protocol.Engine`. No request can name a file to open.
 """
@@ -17,16 +17,20 @@ from prometheus_client import generate_latest
 from specplug import __version__
 from specplug.server.answer_recorder import AnswerRecorder, AnswerStore
 from specplug.server.chat_request import ChatRequests
+from specplug.server.completion_request import check_ids
 from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
 from specplug.server.jobs import Delta, Job
+from specplug.server.messages_api.routes import add_message_routes
 from specplug.server.methods import ImpliedMethods
 from specplug.server.metrics import Metrics
+from specplug.server.ollama_api.routes import add_ollama_routes
 from specplug.server.openai_format import Json
-from specplug.server.openai_routes import add_openai_routes, check_ids
+from specplug.server.openai_routes import add_openai_routes
 from specplug.server.page import add_page_routes
 from specplug.server.request_schema import DetokenizeRequest, TokenizeRequest
+from specplug.server.responses_api.routes import add_response_routes
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
 from specplug.server.worker import Worker
@@ -76,7 +80,11 @@ def make_app(
     app.add_middleware(_RequestCounter, metrics=metrics)
     app.add_middleware(ImpliedMethods, routes=app.routes)
     add_error_handlers(app)
-    add_openai_routes(app, state, ChatRequests(engine, settings.name))
+    chats = ChatRequests(engine, settings.name)
+    add_openai_routes(app, state, chats)
+    add_response_routes(app, state, chats)
+    add_message_routes(app, state, chats)
+    add_ollama_routes(app, state, chats)
     _add_own_routes(app, state)
     add_corpus_routes(app, state)
     add_page_routes(app)

@@ -72,6 +72,7 @@ class Report:
     step_ms           time in steps that can be compared with plain decoding
     plain_ms          time that plain decoding would have taken for the tokens of those steps, by the cost curve
     deadline_passed   True if the deadline ended the answer
+    stop_string       the stop string that ended the answer, if one did
     """
 
     prompt_tokens: int
@@ -84,6 +85,7 @@ class Report:
     step_ms: float
     plain_ms: float
     deadline_passed: bool = False
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

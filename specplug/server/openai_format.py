@@ -45,6 +45,11 @@ class Choice:
     offset: int = 0
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer; None while it goes on, and where none did."""
+        return self.report.stop_string if self.report is not None else None
+
     def add(self, delta: Delta) -> None:
         self.text += "".join(segment.text for segment in delta.segments)
         self.tokens += delta.tokens
@@ -193,6 +198,7 @@ class ChatFormat(OpenAIFormat):
             "message": message,
             "logprobs": self._logprobs(choice.tokens, choice.logprobs),
             "finish_reason": _finish(contents, choice.finish),
+            "stop_reason": choice.stop_string,
         }
 
     def first_chunk_choices(self, index: int) -> list[Json]:
@@ -204,9 +210,12 @@ class ChatFormat(OpenAIFormat):
         content = _delta(contents, self._read(choice, text, final=bool(delta.finish)))
         finish = _finish(contents, delta.finish) if delta.finish else None
         logprobs = self._logprobs(delta.tokens, delta.logprobs)
+        stop = choice.stop_string
         if finish and content:  # OpenAI sends finish_reason in a chunk of its own
-            return [_chunk_choice(choice.index, content, logprobs), _chunk_choice(choice.index, {}, None, finish)]
-        return [_chunk_choice(choice.index, content, logprobs, finish)] if content or finish or logprobs else []
+            return [_chunk_choice(choice.index, content, logprobs), _chunk_choice(choice.index, {}, None, finish, stop)]
+        if content or finish or logprobs:
+            return [_chunk_choice(choice.index, content, logprobs, finish, stop)]
+        return []
 
     def _read(self, choice: Choice, text: str, *, final: bool) -> list[Event]:
         """What more of an answer's text shows; `final` says that no text follows."""
@@ -240,14 +249,14 @@ class CompletionFormat(OpenAIFormat):
 
     def choice(self, choice: Choice) -> Json:
         logprobs = self._logprobs(choice, choice.tokens, choice.logprobs)
-        return {"index": choice.index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish}
+        return _text_choice(choice, choice.text, logprobs, choice.finish)
 
     def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
         text = "".join(segment.text for segment in delta.segments)
         logprobs = self._logprobs(choice, delta.tokens, delta.logprobs)
         if not text and not delta.finish and not logprobs:
             return []
-        return [{"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish or None}]
+        return [_text_choice(choice, text, logprobs, delta.finish or None)]
 
     def _logprobs(self, choice: Choice, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Json | None:
         if not logprobs:
@@ -277,8 +286,16 @@ def error_body(message: str, error_type: str, code: str | None = None, param: st
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
-def _chunk_choice(index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None) -> Json:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+def _chunk_choice(
+    index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None, stop: str | None = None
+) -> Json:
+    """`stop_reason` is vLLM's field: the stop string that ended the answer."""
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish, "stop_reason": stop}
+
+
+def _text_choice(choice: Choice, text: str, logprobs: Json | None, finish: str | None) -> Json:
+    fields = {"index": choice.index, "text": text, "logprobs": logprobs}
+    return {**fields, "finish_reason": finish, "stop_reason": choice.stop_string}
 
 
 def _tool_call(call: Call) -> Json:

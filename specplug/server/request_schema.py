@@ -169,6 +169,15 @@ UNUSED_PARTS = ("thinking", "redacted_thinking", "reasoning", "refusal")
 """Types of parts that clients send back, and that are no part of a prompt."""
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+"""OpenAI permits 64 characters, Anthropic 128."""
+
+
+def not_text(kind: str) -> str:
+    """What is said of a part of a message that is no text."""
+    return f"{kind[:50]} is not supported; this server takes text only"
+
+
 class LenientModel(BaseModel):
     """Part of a conversation, or a tool. Unknown fields are ignored: clients send what other servers understand."""
 
@@ -212,7 +221,7 @@ class ChatMessage(LenientModel):
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
             if isinstance(kind, str) and kind not in TEXT_PARTS:
-                raise ValueError(f"{kind[:50]} is not supported; this server takes text only")
+                raise ValueError(not_text(kind))
         return parts
 
     @property
@@ -223,7 +232,7 @@ class ChatMessage(LenientModel):
 
 
 class Function(LenientModel):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool | None = None

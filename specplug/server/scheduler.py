@@ -238,6 +238,7 @@ class Scheduler:
             step_ms=job.stream.decode_ms,
             plain_ms=job.stream.plain_ms,
             deadline_passed=deadline_passed,
+            stop_string=job.text.stop_string,
         )
 
     def _end(self, job: Job) -> None:
