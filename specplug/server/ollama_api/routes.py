@@ -77,7 +77,7 @@ def add_ollama_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
         if not body.raw:
             return await respond_to_chat(request, *await asyncio.to_thread(translated_prompt, body), conversion)
         text, ignored = await asyncio.to_thread(translated_text, body)
-        work, form = await asyncio.to_thread(read_completion, engine, name, text)
+        work, form = await asyncio.to_thread(read_completion, state, text)
         answering = await Answering.start(state, text, work, form, ignored)
         return await respond(request, answering, bool(text.stream), conversion)
 
