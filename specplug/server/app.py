@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,25 +15,30 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import generate_latest
 
 from specplug import __version__
+from specplug.errors import UsageError
 from specplug.server.answer_recorder import AnswerRecorder, AnswerStore
 from specplug.server.chat_request import ChatRequests
-from specplug.server.completion_request import check_ids
 from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
 from specplug.server.jobs import Delta, Job
-from specplug.server.messages_api.messages_routes import add_message_routes
+from specplug.server.llama_server_api.routes import add_llama_server_routes
+from specplug.server.messages_api.routes import add_message_routes
 from specplug.server.methods import ImpliedMethods
 from specplug.server.metrics import Metrics
-from specplug.server.ollama_api.ollama_routes import add_ollama_routes
+from specplug.server.ollama_api.routes import add_ollama_routes
 from specplug.server.openai_format import Json
 from specplug.server.openai_routes import add_openai_routes
 from specplug.server.page import add_page_routes
 from specplug.server.request_schema import DetokenizeRequest, TokenizeRequest
-from specplug.server.responses_api.responses_routes import add_response_routes
+from specplug.server.responses_api.routes import add_response_routes
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
+from specplug.server.token_ids import checked_ids
 from specplug.server.worker import Worker
+
+EMBEDDING_PATHS = ("/v1/embeddings", "/v1/embedding", "/embeddings", "/embedding")
+"""Paths of the server of embedding models."""
 
 
 def make_app(
@@ -52,7 +57,7 @@ def make_app(
         piece=engine.piece,
         end_tokens=engine.end_tokens,
     )
-    metrics = Metrics(engine, scheduler)
+    metrics = Metrics(engine, scheduler, settings.name)
     answers = AnswerRecorder(answer_store, engine) if answer_store is not None else None
 
     def record(deltas: Sequence[tuple[Job, Delta]]) -> None:
@@ -85,7 +90,10 @@ def make_app(
     add_response_routes(app, state, chats)
     add_message_routes(app, state, chats)
     add_ollama_routes(app, state, chats)
+    add_llama_server_routes(app, state)
     _add_own_routes(app, state)
+    for path in EMBEDDING_PATHS:
+        app.add_api_route(path, _refuse_to_embed(settings.name), methods=["POST"], include_in_schema=False)
     add_corpus_routes(app, state)
     add_page_routes(app)
     return app
@@ -95,6 +103,7 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
     engine = state.engine
     errors: Any = {400: {"description": STATUS_DESCRIPTIONS[400]}}
 
+    @app.get("/v1/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "The server is shutting down, or its engine has stopped."}})
     async def health() -> Response:
         available = state.worker.alive and not state.closing
@@ -103,6 +112,10 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/version")
+    async def version() -> Json:
+        return {"version": __version__}
 
     @app.get("/specplug/stats")
     async def stats() -> Json:
@@ -119,8 +132,17 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/detokenize", responses=errors)
     async def detokenize(body: DetokenizeRequest) -> Json:
-        check_ids(body.tokens, engine.num_tokens)
-        return {"content": engine.text(body.tokens)}
+        return {"content": engine.text(checked_ids(body.tokens, engine.num_tokens).tolist())}
+
+
+def _refuse_to_embed(name: str) -> Callable[[], Awaitable[Response]]:
+    async def refuse() -> Response:
+        raise UsageError(
+            f"{name} generates text, and this server has no embeddings; serve an embedding model, or this one with "
+            "--embeddings"
+        )
+
+    return refuse
 
 
 class _RequestCounter:

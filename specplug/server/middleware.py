@@ -22,7 +22,7 @@ from typing import Any
 from specplug.server.error_shapes import shaped
 from specplug.server.openai_format import error_body
 
-OPEN_PATH = "/health"
+OPEN_PATHS = frozenset({"/health", "/v1/health"})
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Scope = MutableMapping[str, Any]
@@ -86,7 +86,7 @@ class Guard:
                 "--host 0.0.0.0 --api-key KEY to serve other machines and containers"
             )
             return 421, message, "misdirected_request"
-        if scope["path"] == OPEN_PATH or self._key is None:
+        if scope["path"] in OPEN_PATHS or self._key is None:
             return None
         sent = (_sent_key(headers.get(b"authorization", b"")), headers.get(b"x-api-key", b"").strip())
         if not any(one is not None and hmac.compare_digest(one, self._key) for one in sent):

@@ -17,6 +17,7 @@ NAMES = {
     "repetition_penalty": "repeat_penalty",
     "repeat_last_n": "penalty_last_n",
     "n_predict": "max_tokens",
+    "n_cmpl": "n",
     "max_new_tokens": "max_tokens",
     "guided_json": "json_schema",
     "guided_regex": "regex",
@@ -55,6 +56,7 @@ WITHOUT_EFFECT = {
     "return_progress": (False,),
     "post_sampling_probs": (False,),
     "best_of": (1,),
+    "id_slot": (-1,),
 }
 """Values of other servers' fields that ask for what happens here anyway, so that nothing is ignored."""
 

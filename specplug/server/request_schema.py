@@ -28,6 +28,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 """Tokens of a text completion whose request names no number, as in OpenAI's API."""
 
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+MaxTokens = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Tokens of a text completion at most; 0 evaluates the prompt alone."""
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -92,6 +94,7 @@ class CommonRequest(RequestPart):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    timings_per_token: bool = False
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -318,6 +321,7 @@ class ChatRequest(CommonRequest):
 
 class CompletionRequest(CommonRequest):
     prompt: str | list[str] | Ids | list[Ids]
+    max_tokens: MaxTokens | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     special: bool = True
@@ -328,10 +332,8 @@ class CompletionRequest(CommonRequest):
     def _check_combinations(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise ValueError("best_of other than n is not supported; leave it out")
-        if self.suffix:
-            raise ValueError("suffix is not supported; leave it out")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not supported; use one of them")
+        if self.suffix is not None and self.echo:
+            raise ValueError("suffix and echo exclude each other; use one")
         if not self.prompts:
             raise ValueError("no prompt; give at least one")
         if len(self.prompts) * self.n > MAX_PROMPTS:
@@ -340,7 +342,8 @@ class CompletionRequest(CommonRequest):
 
     @property
     def limit(self) -> int | None:
-        return None if self.unlimited else self.max_tokens or DEFAULT_COMPLETION_TOKENS
+        default = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return None if self.unlimited else default
 
     @property
     def prompts(self) -> list[str | list[int]]:

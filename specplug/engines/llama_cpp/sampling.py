@@ -124,11 +124,7 @@ class Sampler:
         count = self.sampling.logprobs
         if count is None:
             return None
-        line: FloatArray = logits[row].astype(np.float64)
-        line -= line.max()
-        line -= np.log(np.exp(line).sum())
-        best = top_ids(logits[row : row + 1], count)[0].tolist() if count else []
-        return TokenLogprobs(float(line[token]), [(t, float(line[t])) for t in best])
+        return token_logprobs(logits[row], token, count)
 
     def _possible(self, token: int | None) -> int:
         if token is None:
@@ -143,6 +139,15 @@ class Sampler:
         chain = ll.llama_sampler_chain_init(params)
         self._chains.append(chain)
         return chain
+
+
+def token_logprobs(logits: Logits, token: int, count: int) -> TokenLogprobs:
+    """The log probability of `token`, and those of the `count` likeliest ones, from one row of logits (float32[V])."""
+    line: FloatArray = logits.astype(np.float64)
+    line -= line.max()
+    line -= np.log(np.exp(line).sum())
+    best = top_ids(logits[None], count)[0].tolist() if count else []
+    return TokenLogprobs(float(line[token]), [(t, float(line[t])) for t in best])
 
 
 class SamplerCopy:

@@ -17,9 +17,9 @@ from specplug.server.chat_request import ChatRequests
 from specplug.server.completion_request import read_completion
 from specplug.server.error_responses import STATUS_DESCRIPTIONS
 from specplug.server.event_stream import JSON_LINES
-from specplug.server.ollama_api.ollama_answer import ChatConversion, GenerateConversion, OllamaConversion, head
-from specplug.server.ollama_api.ollama_errors import ollama_error
-from specplug.server.ollama_api.ollama_request import (
+from specplug.server.ollama_api.answer import ChatConversion, GenerateConversion, OllamaConversion, head
+from specplug.server.ollama_api.errors import ollama_error
+from specplug.server.ollama_api.request import (
     ChatBody,
     GenerateBody,
     ShowBody,
@@ -77,7 +77,7 @@ def add_ollama_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
         if not body.raw:
             return await respond_to_chat(request, *await asyncio.to_thread(translated_prompt, body), conversion)
         text, ignored = await asyncio.to_thread(translated_text, body)
-        work, form = await asyncio.to_thread(read_completion, engine, name, text)
+        work, form = await asyncio.to_thread(read_completion, state, text)
         answering = await Answering.start(state, text, work, form, ignored)
         return await respond(request, answering, bool(text.stream), conversion)
 
