@@ -214,6 +214,27 @@ def test_fields_without_a_meaning_are_ignored_and_named(url: str, one: Interface
         assert ask(strict, one.path, one.ask("abc"))[0] == 200
 
 
+HALF = "\ud800"
+
+
+@EACH
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metadata": {"a": HALF}},
+        {"user": HALF, "model": HALF},
+        {"instructions": HALF, "system": HALF},
+        {"text": {"format": {"type": "json_schema", "name": HALF, "schema": {"type": "object"}}}},
+        {"stop_sequences": [HALF], "options": {"stop": [HALF]}},
+        {HALF: 1},
+    ],
+)
+def test_half_a_surrogate_pair_in_any_field(url: str, one: Interface, fields: dict[str, Any]) -> None:
+    for stream in (False, True):
+        status, body, _ = ask(url, one.path, one.ask("abc") | fields | {"stream": stream})
+        assert status == 200 or (status == 400 and one.is_error(body))
+
+
 FIELDS = st.sampled_from(
     "model input instructions messages system prompt max_tokens max_output_tokens temperature top_p top_k stop "
     "stop_sequences stream tools tool_choice text reasoning thinking think format options include images raw suffix "
