@@ -17,7 +17,7 @@ from test_server_http import ask
 from toy_serving import ToyEngine, serving
 
 from specplug.errors import SpecplugError
-from specplug.server.ollama_api.request import ChatBody, translated_chat
+from specplug.server.ollama_api.ollama_request import ChatBody, translated_chat
 
 CALL = '<tool_call>{"name": "look", "arguments": {"at": "é"}}</tool_call>'
 LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}

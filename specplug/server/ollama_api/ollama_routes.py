@@ -17,9 +17,9 @@ from specplug.server.chat_request import ChatRequests
 from specplug.server.completion_request import read_completion
 from specplug.server.error_responses import STATUS_DESCRIPTIONS
 from specplug.server.event_stream import JSON_LINES
-from specplug.server.ollama_api.answer import ChatConversion, GenerateConversion, OllamaConversion, head
-from specplug.server.ollama_api.errors import ollama_error
-from specplug.server.ollama_api.request import (
+from specplug.server.ollama_api.ollama_answer import ChatConversion, GenerateConversion, OllamaConversion, head
+from specplug.server.ollama_api.ollama_errors import ollama_error
+from specplug.server.ollama_api.ollama_request import (
     ChatBody,
     GenerateBody,
     ShowBody,
