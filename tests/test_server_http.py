@@ -316,6 +316,15 @@ def test_fields_without_a_meaning_are_ignored_and_named(url: str, fields: dict[s
     assert ignored_fields(url) > before
 
 
+def test_an_answer_names_the_stop_string_that_ended_it(url: str) -> None:
+    for text, stop in (("abcdef", "de"), ("abc", None)):
+        asked = chat(text, stop=["x", "de"])
+        (last,) = [chunk["choices"][0] for chunk in events(url, asked) if chunk["choices"][0]["finish_reason"]]
+        assert ask(url, body=asked)[1]["choices"][0]["stop_reason"] == last["stop_reason"] == stop
+        texts = ask(url, "/v1/completions", {"prompt": text, "stop": "de"})[1]["choices"]
+        assert [one["stop_reason"] for one in texts] == [stop]
+
+
 def ignored_fields(url: str) -> float:
     text = ask(url, "/metrics")[1]
     return next(

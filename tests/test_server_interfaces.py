@@ -1,9 +1,12 @@
 """What all interfaces of the server have in common, on a toy engine: keys, errors, fields, streams and any JSON."""
 
+import http.client
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -166,6 +169,25 @@ def test_a_stream_that_fails_ends_with_an_error(one: Interface, error: Exception
         assert status == 503 and one.is_error(body)
         assert one.answer(ask(server, one.path, one.ask("abc"))[1]) == "abc"
         assert engine.loop.open == 0
+
+
+@EACH
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_disconnects_frees_its_slot(one: Interface, stream: bool) -> None:
+    engine = ToyEngine(step_s=0.02)
+    with serving(engine) as server:
+        connection = http.client.HTTPConnection(urlsplit(server).netloc, timeout=20)
+        body = json.dumps(one.ask("x" * 4000) | {"stream": stream})
+        connection.request("POST", one.path, body, {"content-type": "application/json"})
+        while not engine.loop.open:
+            sleep(0.01)
+        if stream:
+            connection.getresponse().read(100)
+        connection.close()
+        began = monotonic()
+        while engine.loop.open:
+            assert monotonic() - began < 2
+            sleep(0.005)
 
 
 @EACH

@@ -21,7 +21,7 @@ from toy_serving import ToyEngine, serving
 
 from specplug.errors import SpecplugError
 from specplug.server.event_stream import with_pings
-from specplug.server.messages_api.messages_request import MessageRequest, translated
+from specplug.server.messages_api.request import MessageRequest, translated
 from specplug.server.state import Settings
 
 CALL = '<tool_call>{"name": "look", "arguments": {"at": "é", "n": [1, 2]}}</tool_call>'

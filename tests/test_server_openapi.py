@@ -12,7 +12,7 @@ pytest.importorskip("schemathesis")
 import schemathesis
 from toy_serving import ToyEngine, serving
 
-POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/corpora", "/tokenize", "/detokenize"]
+POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/corpora", "/tokenize", "/detokenize", "/completion", "/infill"]
 OTHERS = ["/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/show"]
 OTHERS += ["/completion", "/infill"]
 """Their bodies are large, so that few are made here; test_server_interfaces.py makes more."""

@@ -13,7 +13,7 @@ pytest.importorskip("openai")
 import openai
 from toy_serving import ToyEngine, serving
 
-from specplug.server.responses_api.responses_request import ResponseRequest, translated
+from specplug.server.responses_api.request import ResponseRequest, translated
 
 CALL = '<tool_call>{"name": "look", "arguments": {"at": "é"}}</tool_call>'
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object"}}

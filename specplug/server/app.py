@@ -22,16 +22,16 @@ from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
 from specplug.server.jobs import Delta, Job
-from specplug.server.llama_server_api.llama_server_routes import add_llama_server_routes
-from specplug.server.messages_api.messages_routes import add_message_routes
+from specplug.server.llama_server_api.routes import add_llama_server_routes
+from specplug.server.messages_api.routes import add_message_routes
 from specplug.server.methods import ImpliedMethods
 from specplug.server.metrics import Metrics
-from specplug.server.ollama_api.ollama_routes import add_ollama_routes
+from specplug.server.ollama_api.routes import add_ollama_routes
 from specplug.server.openai_format import Json
 from specplug.server.openai_routes import add_openai_routes
 from specplug.server.page import add_page_routes
 from specplug.server.request_schema import DetokenizeRequest, TokenizeRequest
-from specplug.server.responses_api.responses_routes import add_response_routes
+from specplug.server.responses_api.routes import add_response_routes
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
 from specplug.server.token_ids import checked_ids

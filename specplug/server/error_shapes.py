@@ -5,8 +5,8 @@ This module depends on plain data alone.
 
 from __future__ import annotations
 
-from specplug.server.messages_api.messages_errors import message_error
-from specplug.server.ollama_api.ollama_errors import ollama_error
+from specplug.server.messages_api.errors import message_error
+from specplug.server.ollama_api.errors import ollama_error
 from specplug.server.openai_format import Json
 
 SHAPES = (("/v1/messages", message_error), ("/api", ollama_error))

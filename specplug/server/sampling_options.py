@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from specplug.generation.answers import Sampling
-from specplug.server.llama_server_api.llama_server_request import LlamaServerRequest
+from specplug.server.llama_server_api.request import LlamaServerRequest
 from specplug.server.openai_format import Json
 from specplug.server.request_schema import ChatRequest, CommonRequest, CompletionRequest
 

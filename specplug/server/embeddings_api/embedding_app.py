@@ -21,7 +21,7 @@ from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.server.embeddings_api.embedder import Embedder
 from specplug.server.embeddings_api.embedding_queue import EmbeddingQueue, Vector
-from specplug.server.embeddings_api.embedding_request import EmbeddingRequest
+from specplug.server.embeddings_api.request import EmbeddingRequest
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, ContextExceeded, add_error_handlers
 from specplug.server.event_stream import unless_disconnected
 from specplug.server.methods import ImpliedMethods

@@ -9,7 +9,7 @@ from __future__ import annotations
 from specplug import __version__
 from specplug.generation.answers import Sampling
 from specplug.server.jobs import Job
-from specplug.server.llama_server_api.llama_server_answer import sampling_settings
+from specplug.server.llama_server_api.answer import sampling_settings
 from specplug.server.openai_format import Json
 from specplug.server.state import State
 

@@ -14,8 +14,8 @@ from specplug.server.answering import Answering
 from specplug.server.chat_request import ChatRequests
 from specplug.server.error_responses import STATUS_DESCRIPTIONS
 from specplug.server.event_stream import NAMED_EVENTS
-from specplug.server.responses_api.responses_answer import ResponseConversion
-from specplug.server.responses_api.responses_request import ResponseRequest, translated
+from specplug.server.responses_api.answer import ResponseConversion
+from specplug.server.responses_api.request import ResponseRequest, translated
 from specplug.server.state import State
 
 

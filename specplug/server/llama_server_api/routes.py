@@ -16,14 +16,14 @@ from specplug.server.answering import Answering, Work
 from specplug.server.error_responses import STATUS_DESCRIPTIONS
 from specplug.server.event_stream import DATA_EVENTS
 from specplug.server.filling_in import infill_prompt
-from specplug.server.llama_server_api.llama_server_answer import LlamaServerFormat
-from specplug.server.llama_server_api.llama_server_request import (
+from specplug.server.llama_server_api.answer import LlamaServerFormat
+from specplug.server.llama_server_api.mixed_prompt import mixed_prompt
+from specplug.server.llama_server_api.request import (
     InfillRequest,
     LlamaCompletionRequest,
     LlamaServerRequest,
     Prompt,
 )
-from specplug.server.llama_server_api.mixed_prompt import mixed_prompt
 from specplug.server.llama_server_api.server_properties import properties, slot_states
 from specplug.server.openai_format import Json
 from specplug.server.sampling_options import llama_server_sampling

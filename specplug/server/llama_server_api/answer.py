@@ -10,7 +10,7 @@ from typing import Any
 
 from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.server.jobs import Delta
-from specplug.server.llama_server_api.llama_server_request import LlamaServerRequest
+from specplug.server.llama_server_api.request import LlamaServerRequest
 from specplug.server.openai_format import MIN_LOGPROB, Choice, Json, OpenAIFormat
 
 

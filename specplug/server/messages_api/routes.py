@@ -14,9 +14,9 @@ from specplug.server.answering import Answering
 from specplug.server.chat_request import ChatRequests
 from specplug.server.error_responses import STATUS_DESCRIPTIONS
 from specplug.server.event_stream import NAMED_EVENTS, with_pings
-from specplug.server.messages_api.messages_answer import PING, MessageConversion
-from specplug.server.messages_api.messages_errors import message_error
-from specplug.server.messages_api.messages_request import MessageRequest, translated
+from specplug.server.messages_api.answer import PING, MessageConversion
+from specplug.server.messages_api.errors import message_error
+from specplug.server.messages_api.request import MessageRequest, translated
 from specplug.server.openai_format import Json
 from specplug.server.state import State
 

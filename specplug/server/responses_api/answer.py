@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from specplug.server.conversion import Block, Conversion, End
 from specplug.server.openai_format import Json
-from specplug.server.responses_api.responses_request import ResponseRequest
+from specplug.server.responses_api.request import ResponseRequest
 
 ID_PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
 
