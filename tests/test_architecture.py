@@ -45,6 +45,10 @@ REPEATED_NAMES = {
     "rounding": "one per engine: its rule for rounding",
     "vocab_trim": "the proposer, and building its drafter",
     "early_exit": "the proposer, and building its drafters",
+    "routes": "one per interface of the server: its paths",
+    "request": "one per interface of the server: its fields",
+    "answer": "one per interface of the server: its bodies",
+    "errors": "the exceptions, and one per interface of the server: its error bodies",
 }
 """Module and folder names that may occur more than once, each with the role that its places share."""
 
