@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from specplug.generation.fill_in import OtherFile
+from specplug.server.request_fields import MOST_TOKENS
 from specplug.server.request_schema import MAX_PROMPTS, CommonRequest, MaxTokens, RequestPart
 
 MAX_PROBS = 100
@@ -28,6 +29,10 @@ class LlamaServerRequest(CommonRequest):
     n_probs: Annotated[int, Field(ge=0, le=MAX_PROBS)] = 0
     return_tokens: bool = False
     response_fields: Annotated[list[str], Field(max_length=MAX_FIELDS)] | None = None
+
+    @property
+    def limit(self) -> int | None:
+        return None if self.max_tokens == MOST_TOKENS else self.max_tokens
 
 
 class LlamaCompletionRequest(LlamaServerRequest):
