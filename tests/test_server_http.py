@@ -502,6 +502,10 @@ def schema(inner: Any) -> dict[str, Any]:
     return chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": inner}})
 
 
+def link(n: int) -> dict[str, Any]:
+    return {"items": {"$ref": f"#/$defs/d{n}"}}
+
+
 def nested(depth: int) -> dict[str, Any]:
     return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "string"}
 
@@ -516,6 +520,10 @@ def nested(depth: int) -> dict[str, Any]:
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "no value can end at #"),
         (False, "allows no value"),
         ({"const": "\ud83d"}, "JSON schema"),
+        ({"const": -(2**63)}, "const at #: -9223372036854775808 has too many digits"),
+        ({"$ref": "#/$defs/d0", "$defs": {f"d{n}": link(n + 1) for n in range(1200)}}, "the schema has no #/$defs/d"),
+        ({"$ref": "#/$defs/d0", "$defs": {f"d{n}": link((n + 1) % 1200) for n in range(1200)}}, "in one chain"),
+        ({"enum": []}, "enum at #"),
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused_with_its_place(url: str, inner: Any, expected: str) -> None:
@@ -523,6 +531,15 @@ def test_a_schema_that_cannot_be_kept_is_refused_with_its_place(url: str, inner:
     status, answer, _ = ask(url, body=schema(inner))
     assert status == 400 and expected in answer["error"]["message"] and "\n" not in answer["error"]["message"]
     assert process_time() - began < 1
+    assert ask(url, body=schema({"type": "object"}))[0] == 200
+
+
+def test_a_schema_of_a_megabyte_is_refused() -> None:
+    large = {"type": "object", "properties": {f"property {n}": {"type": "string"} for n in range(26_000)}}
+    with serving(ToyEngine()) as server_url:
+        status, answer, _ = ask(server_url, body=schema(large))
+        assert status == 400 and "more than 256 KiB" in answer["error"]["message"]
+        assert ask(server_url, body=schema({"type": "object"}))[0] == 200
 
 
 LAX = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
