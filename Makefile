@@ -1,7 +1,7 @@
 # make demo        show the gain on a packaged model, beside plain decoding
 # make test        run every test, those on the real model included
 # make test-vllm   run the tests that need vLLM, in an environment of their own (3 GB)
-# make test-clients  run the tests of other programs' clients, in an environment of their own (1 GB)
+# make test-clients   run the recipes for other programs, in an environment of their own (2 GB)
 # make lint        run ruff and mypy --strict
 # make venv        set up the environment of the first two; make venv-vllm sets up the one with vLLM
 

@@ -24,11 +24,11 @@ CLIENTS = ("openai", "anthropic", "litellm")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a tool; `arguments` is None where the client received no JSON object."""
+    """A call of a tool; `arguments` is empty where the client received no JSON object."""
 
     id: str
     name: str
-    arguments: Mapping[str, Any] | None
+    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class AnthropicAgent(Agent):
         self.messages.append({"role": "user", "content": content})
 
 
-# -- OpenAI's answers: the text, (id, name, JSON text) of each call, the usage, when the first of it arrived ------------
+# -- OpenAI's answers: the text, (id, name, JSON text) of each call, the usage, when the first of it arrived -----------
 
 Written = list[tuple[str, str, str]]
 
@@ -198,12 +198,12 @@ def _read_chunks(chunks: Any) -> tuple[str, Written, Any, float]:
     return text, calls, usage, first or perf_counter()
 
 
-def _object(text: str) -> Mapping[str, Any] | None:
+def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 # -- Anthropic's answers: the blocks, the usage, when the first of it arrived ------------------------------------------
@@ -230,10 +230,12 @@ def _read_events(events: Any) -> tuple[list[dict[str, Any]], dict[str, Any], flo
             arguments = ""
         elif event.type == "content_block_delta" and event.delta.type == "text_delta":
             blocks[-1]["text"] += event.delta.text
+        elif event.type == "content_block_delta" and event.delta.type == "thinking_delta":
+            blocks[-1]["thinking"] += event.delta.thinking
         elif event.type == "content_block_delta" and event.delta.type == "input_json_delta":
             arguments += event.delta.partial_json
         elif event.type == "content_block_stop" and blocks[-1]["type"] == "tool_use":
-            blocks[-1]["input"] = _object(arguments or "{}")
+            blocks[-1]["input"] = _object(arguments)
         elif event.type == "message_delta":
             usage |= {name: count for name in USAGE if (count := getattr(event.usage, name)) is not None}
     return blocks, usage, first or perf_counter()
@@ -241,7 +243,5 @@ def _read_events(events: Any) -> tuple[list[dict[str, Any]], dict[str, Any], flo
 
 def _sent_back(block: Any) -> dict[str, Any]:
     """A block as the next request has it."""
-    if block.type == "text":
-        return {"type": "text", "text": block.text}
-    assert block.type == "tool_use", f"a block of the type {block.type}"
-    return {"type": "tool_use", "id": block.id, "name": block.name, "input": dict(block.input)}
+    fields: dict[str, Any] = block.model_dump(mode="json", exclude_none=True)
+    return fields
