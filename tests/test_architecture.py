@@ -267,7 +267,7 @@ def test_the_command_line_imports_itself_relatively(path: Path) -> None:
     assert not any(below(name, package) for name in imports(path) for package in ("specplug_cli", "cli"))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "specplug" / "server").glob("*.py")), ids=relative)
+@pytest.mark.parametrize("path", sorted((ROOT / "specplug" / "server").rglob("*.py")), ids=relative)
 def test_the_server_imports_no_engine(path: Path) -> None:
     assert not any(below(name, "specplug.engines") for name in imports(path))
 

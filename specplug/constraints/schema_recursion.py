@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from specplug.constraints.schema_depth import applied, reversed_edges
 from specplug.constraints.schema_walk import Node, reachable, referred
 
 
@@ -13,12 +14,15 @@ def endless(root: Node) -> str | None:
     What this module cannot decide counts as ending.
     """
     nodes = dict(reachable(root))
+    by_id = {id(node): node for node in nodes.values()}
+    outer = reversed_edges({key: list(map(id, applied(root, node))) for key, node in by_id.items()})
     ends: set[int] = set()
-    found = True
-    while found:  # each round adds the schemas that end with the help of those before
-        before = len(ends)
-        ends.update(id(node) for node in nodes.values() if id(node) not in ends and _ends(root, node, ends))
-        found = len(ends) > before
+    waiting = list(by_id)
+    while waiting:
+        key = waiting.pop()
+        if key not in ends and _ends(root, by_id[key], ends):
+            ends.add(key)
+            waiting += outer.get(key, ())
     if id(root) in ends:
         return None
     stuck = [pointer for pointer, node in nodes.items() if id(node) not in ends]

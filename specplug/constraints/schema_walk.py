@@ -20,6 +20,18 @@ SINGLE = (
     *("not", "if", "then", "else"),
 )
 
+KEYWORDS = frozenset(
+    (
+        *(*MAPS, *DEFINITIONS, *LISTS, *SINGLE, "dependencies"),
+        *("$schema", "$id", "id", "$anchor", "$ref", "$dynamicRef", "$dynamicAnchor", "$recursiveRef"),
+        *("type", "enum", "const", "format", "pattern", "multipleOf"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+        *("minLength", "maxLength", "minItems", "maxItems", "uniqueItems", "minContains", "maxContains"),
+        *("required", "dependentRequired", "minProperties", "maxProperties"),
+    )
+)
+"""Those that can make a value invalid, or that lead to such ones."""
+
 
 def children(node: Node) -> Iterator[tuple[str, Any]]:
     """The subschemas in a schema, without its definitions, each with its JSON pointer from there."""

@@ -29,10 +29,6 @@ class LlamaServerRequest(CommonRequest):
     return_tokens: bool = False
     response_fields: Annotated[list[str], Field(max_length=MAX_FIELDS)] | None = None
 
-    @property
-    def limit(self) -> int | None:
-        return None if self.unlimited else self.max_tokens
-
 
 class LlamaCompletionRequest(LlamaServerRequest):
     prompt: str | list[TokenId | str | list[TokenId | str]]
