@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from specplug.constraints.schema_walk import referred
+from specplug.constraints.schema_walk import WHOLE, moved, referred
 from specplug.server.tool_formats.json_text import as_json, quoted
 
 Schema = Mapping[str, Any]
@@ -35,6 +36,15 @@ def chain(schema: Any, root: Schema) -> list[tuple[str, Schema]]:
 def resolved(schema: Any, root: Schema) -> Schema:
     """The schema that `schema` refers to within `root`; empty, which allows everything, where there is none."""
     return chain(schema, root)[-1][1]
+
+
+def document(part: Schema, root: Schema) -> Schema:
+    """A part of `root` as a document of its own, with the draft and llguidance's options that `root` has."""
+    carried = {key: root[key] for key in ("$schema", "x-guidance") if key in root}
+    if '"$ref"' not in json.dumps(part):
+        return {**part, **carried}
+    whole = {key: value for key, value in root.items() if key not in carried}
+    return {**moved(part), **carried, "$defs": {WHOLE: moved(whole)}}
 
 
 def types(schema: Any, root: Schema) -> frozenset[str]:
