@@ -6,13 +6,15 @@ import os
 import shlex
 import sys
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from specplug.engines.remembering import remembering
 from specplug.errors import EngineError, UsageError
-from specplug.models.references import model_name
-from specplug.profile import Profile
+from specplug.models.references import embedding_model, model_name
+from specplug.profile import Profile, Runtime
 from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 
@@ -23,6 +25,7 @@ from .options import (
     chosen_profiles,
     draft_option,
     drafter_spec,
+    kind_of,
     model_option,
     model_path,
     note,
@@ -31,6 +34,11 @@ from .options import (
     yes_option,
 )
 from .preparation import needs_of, prepare
+
+if TYPE_CHECKING:
+    from specplug.server.middleware import Limits
+    from specplug.server.process import Address
+    from specplug.server.state import Settings
 
 LLAMA_CPP_OPTIONS = (
     *(
@@ -42,6 +50,8 @@ LLAMA_CPP_OPTIONS = (
         "max_body",
         "insecure",
         "strict",
+        "embeddings",
+        "spm_infill",
         "log_prompts",
         "cors_origin",
         "name",
@@ -125,6 +135,16 @@ SERVE_PROFILE = "serve"
 @click.option(
     "--strict", is_flag=True, help="llama.cpp: refuse fields of requests that have no meaning here, as OpenAI does."
 )
+@click.option(
+    "--embeddings",
+    is_flag=True,
+    help="llama.cpp: serve embeddings with a model that generates text; an embedding model needs no flag.",
+)
+@click.option(
+    "--spm-infill",
+    is_flag=True,
+    help="llama.cpp: fill-in-the-middle prompts with the suffix before the prefix.",
+)
 @click.option("--log-prompts", is_flag=True, help="llama.cpp: log prompts and answers.")
 @click.pass_context
 def serve(
@@ -156,6 +176,8 @@ def serve(
     cors_origin: tuple[str, ...],
     insecure: bool,
     strict: bool,
+    embeddings: bool,
+    spm_infill: bool,
     log_prompts: bool,
 ) -> None:
     """Serve MODEL, or the model of --model, with a profile.
@@ -215,6 +237,7 @@ def serve(
     from specplug.engines.llama_cpp.drafters.head_finding import with_own_heads
     from specplug.engines.llama_cpp.drafters.opening import open_target
     from specplug.engines.llama_cpp.serving_engine import open_serving_engine
+    from specplug.server.app import make_app
     from specplug.server.middleware import Limits
     from specplug.server.process import Address, run
     from specplug.server.state import Settings
@@ -222,9 +245,15 @@ def serve(
     address = Address(host or "127.0.0.1", port or 8000, api_key, insecure, cors_origin)
     address.check()  # before a model is downloaded or loaded
     prepare([chosen], yes=yes)
-    path = model_path(chosen)
+    ref = chosen.model or ""
+    embedding = embedding_model(ref, kind_of(chosen))
+    path = embedding or model_path(chosen)
+    served = name or model_name(ref, path)
+    settings = Settings(served, queue, deadline, log_prompts, private, strict, spm_infill)
+    if embedding is not None or embeddings:
+        _serve_embeddings(path, chosen.runtime, settings, address, Limits(max_body), grace)
+        return
     chosen = with_own_heads(chosen, path)
-    settings = Settings(name or model_name(chosen.model or "", path), queue, deadline, log_prompts, private, strict)
     with (
         remembering(chosen, lambda: path, note, reopened=True) as remembered,
         open_target(path, [remembered.profile], chosen.runtime, note) as opened,
@@ -238,7 +267,22 @@ def serve(
         ) as serving,
     ):
         store = remembered if remembered.name else None
-        run(serving, settings, address, Limits(max_body), grace=grace, answer_store=store, notify=note)
+        app = make_app(serving, settings, has_key=api_key is not None, answer_store=store)
+        described = f"{serving.slots} slots, KV cache of {serving.kv_tokens} tokens"
+        limits = Limits(max_body)
+        run(app, address, limits, grace=grace, described=described, log_prompts=log_prompts, notify=note)
+
+
+def _serve_embeddings(
+    path: Path, runtime: Runtime, settings: Settings, address: Address, limits: Limits, grace: float
+) -> None:
+    from specplug.engines.llama_cpp.embedding_engine import EmbeddingEngine
+    from specplug.server.embeddings_api.embedding_app import make_embedding_app
+    from specplug.server.process import run
+
+    with EmbeddingEngine(path, runtime) as embedder:
+        described = f"embeddings of {embedder.width} numbers, texts of up to {embedder.max_tokens} tokens"
+        run(make_embedding_app(embedder, settings), address, limits, grace=grace, described=described, notify=note)
 
 
 def _require_server() -> None:

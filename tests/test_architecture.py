@@ -45,6 +45,10 @@ REPEATED_NAMES = {
     "rounding": "one per engine: its rule for rounding",
     "vocab_trim": "the proposer, and building its drafter",
     "early_exit": "the proposer, and building its drafters",
+    "routes": "one per interface of the server: its paths",
+    "request": "one per interface of the server: its fields",
+    "answer": "one per interface of the server: its bodies",
+    "errors": "the exceptions, and one per interface of the server: its error bodies",
 }
 """Module and folder names that may occur more than once, each with the role that its places share."""
 
@@ -263,7 +267,7 @@ def test_the_command_line_imports_itself_relatively(path: Path) -> None:
     assert not any(below(name, package) for name in imports(path) for package in ("specplug_cli", "cli"))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "specplug" / "server").glob("*.py")), ids=relative)
+@pytest.mark.parametrize("path", sorted((ROOT / "specplug" / "server").rglob("*.py")), ids=relative)
 def test_the_server_imports_no_engine(path: Path) -> None:
     assert not any(below(name, "specplug.engines") for name in imports(path))
 

@@ -248,7 +248,7 @@ UNIQUE = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems":
         (tool("find", FOREIGN), "required", "tools: find: JSON schema: $ref at #/properties/a: another document"),
         (tool("find", FOREIGN, strict=True), "auto", "tools: find: JSON schema: $ref at #/properties/a"),
         (tool("find", UNIQUE, strict=True), "auto", "tools: find: JSON schema: uniqueItems at #/properties/a"),
-        (tool("find", {"enum": ["\ud800"]}), "auto", ""),
+        (tool("find", {"enum": ["\ud800"]}), "auto", "tools: find: the JSON schema has half"),
     ],
 )
 def test_a_tool_that_is_wrong_is_named_before_the_prompt_is_read(bad: Any, choice: str, expected: str) -> None:
@@ -259,6 +259,15 @@ def test_a_tool_that_is_wrong_is_named_before_the_prompt_is_read(bad: Any, choic
             status, answer, _ = ask(server, body=body)
             assert status == 400 and is_error(answer) and expected in answer["error"]["message"]
     assert engine.loop.begun == [] and engine.samplings == []
+
+
+def test_a_tool_whose_grammar_is_too_large_is_named() -> None:
+    large = {"type": "object", "properties": {f"p{n}": {"$ref": "#/$defs/a"} for n in range(10)}}
+    large["$defs"] = {"a": {"type": "integer"}, "b": {"const": "x" * 100_000}}
+    with serving(ToyEngine(chat_template=TEMPLATES["qwen-xml"])) as server:
+        status, answer, _ = ask(server, body=chat("abc", tools=[tool(), tool("find", large)]))
+    assert status == 400
+    assert answer["error"]["message"].startswith("tools: find: the grammar would have more than 512 KiB")
 
 
 def test_what_of_a_tool_is_not_enforced_is_a_warning_with_its_name(url: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny_gguf import FEED_FORWARD, HEADS, KV_HEADS, NUM_TOKENS, WIDTH, TinyGguf
+from tiny_gguf import CONTEXT, FEED_FORWARD, HEADS, KV_HEADS, NUM_TOKENS, WIDTH, TinyGguf
 from tiny_layers import (
     EPSILON,
     SSM_HEADS,
@@ -297,6 +297,34 @@ ARCHITECTURES: dict[str, Callable[..., Path]] = {
 
 SNAPSHOTS = ("lfm2", "lfm2_window", "qwen35", "qwen35_mtp", "nemotron_h")
 """Those of which llama.cpp keeps the states of the last rows (`n_rs_seq`)."""
+
+
+def bert(path: Path, *, layers: int = 2, pooling: int = 1, **common: Any) -> Path:
+    """An embedding model, with positions that are added to the embeddings. `pooling`: llama.cpp's number."""
+    file = TinyGguf(path, "bert", layers=layers, **common)
+    file.keys(attention__head_count=HEADS, attention__head_count_kv=HEADS, attention__layer_norm_epsilon=EPSILON)
+    file.keys(attention__causal=False, pooling_type=pooling, feed_forward_length=FEED_FORWARD)
+    file.token_types(2)
+    file.near("position_embd.weight", file.width, CONTEXT)
+    file.near("token_types.weight", file.width, 2)
+    _biased_norm(file, "token_embd_norm")
+    for layer in range(layers):
+        at = f"blk.{layer}."
+        for name, inputs, outputs in (
+            *((f"attn_{one}", file.width, file.width) for one in ("q", "k", "v", "output")),
+            ("ffn_up", file.width, FEED_FORWARD),
+            ("ffn_down", FEED_FORWARD, file.width),
+        ):
+            file.matrix(f"{at}{name}.weight", inputs, outputs)
+            file.near(f"{at}{name}.bias", outputs)
+        _biased_norm(file, f"{at}attn_output_norm")
+        _biased_norm(file, f"{at}layer_output_norm")
+    return file.close()
+
+
+def _biased_norm(file: TinyGguf, name: str) -> None:
+    file.norm(f"{name}.weight")
+    file.near(f"{name}.bias", file.width)
 
 
 def eagle3(

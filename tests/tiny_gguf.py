@@ -5,7 +5,7 @@ Shapes are given as ggml gives them, the contiguous dimension first. Keys are wr
 of gguf needs to know an architecture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,14 @@ class TinyGguf:
         seed: int = 0,
         embeddings: bool = True,
         num_tokens: int = NUM_TOKENS,
+        control: Sequence[str] = (),
         given: Mapping[str, npt.NDArray[Any] | float] | None = None,
     ) -> None:
         """
         weights     type of the matrices: f32 or q8_0
         embeddings  whether the model has its own
         num_tokens  size of the vocabulary, which is then the first part of `vocabulary`
+        control     further control tokens, in place of the last syllables
         given       tensors that are not random, by the last parts of their names; a number fills one
         """
         self.path = path
@@ -91,7 +93,7 @@ class TinyGguf:
         self._writer = gguf.GGUFWriter(path, architecture)
         self._add("general.file_type", FILE_TYPES[weights])
         self.keys(block_count=layers, context_length=CONTEXT, embedding_length=width, vocab_size=num_tokens)
-        self._add_vocabulary(num_tokens)
+        self._add_vocabulary(num_tokens, control)
         if embeddings:
             self.values("token_embd.weight", self.random.normal(0, 1, (num_tokens, width)), matrix=True)
 
@@ -99,6 +101,10 @@ class TinyGguf:
         """Metadata of the architecture: int, float, bool, or a list. `__` in a name stands for a dot."""
         for name, value in values.items():
             self._add(f"{self._architecture}.{name.replace('__', '.')}", value)
+
+    def token_types(self, count: int) -> None:
+        """The number of kinds of texts that a model tells apart."""
+        self._add("tokenizer.ggml.token_type_count", count)
 
     def matrix(self, name: str, inputs: int, outputs: int, *more: int, gain: float = 1.0) -> None:
         """Its outputs are about `gain` times as large as its inputs."""
@@ -134,14 +140,15 @@ class TinyGguf:
         self._writer.close()
         return self.path
 
-    def _add_vocabulary(self, num_tokens: int) -> None:
+    def _add_vocabulary(self, num_tokens: int, control: Sequence[str]) -> None:
         tokens, merges = vocabulary()
-        kept = set(tokens[: num_tokens - 2])
-        tokens = [*tokens[: num_tokens - 2], START, END]
+        normal = num_tokens - 2 - len(control)
+        kept = set(tokens[:normal])
+        tokens = [*tokens[:normal], *control, START, END]
         self._add("tokenizer.ggml.model", "gpt2")
         self._add("tokenizer.ggml.pre", "gpt-2")
         self._add("tokenizer.ggml.tokens", tokens)
-        self._add("tokenizer.ggml.token_type", [NORMAL] * (num_tokens - 2) + [CONTROL] * 2)
+        self._add("tokenizer.ggml.token_type", [NORMAL] * normal + [CONTROL] * (num_tokens - normal))
         self._add("tokenizer.ggml.merges", [one for one in merges if one.replace(" ", "") in kept])
         self._add("tokenizer.ggml.bos_token_id", num_tokens - 2)
         self._add("tokenizer.ggml.eos_token_id", num_tokens - 1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 
 from specplug.constraints.gbnf_limits import check_gbnf
 from specplug.constraints.grammar_text import grammar_text
@@ -18,12 +19,14 @@ from specplug.corpora.folder import Corpus, check_files, open_corpus, place
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.generation.counters import Counters
+from specplug.generation.fill_in import FillInTokens
+from specplug.generation.model_description import ModelDescription
 from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
 from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
 from specplug.server.middleware import Limits
-from specplug.server.process import Address, guarded
+from specplug.server.process import Address, connections, guarded
 from specplug.server.state import Settings
 
 END = 256
@@ -55,6 +58,7 @@ class ToyStream:
     plain_ms: float = 0.0
     fresh: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str | None = None
     counters: Counters = field(default_factory=Counters)
     position: int = 0
@@ -79,6 +83,7 @@ class ToyLoop:
         self.steps = 0
         self.fail: BaseException | None = None
         self._steps_before = 0
+        self.drafts = 0
         self.verified = np.zeros((1, 16), dtype=np.int64)
         self.accepted = np.zeros((1, 16), dtype=np.int64)
         self.prefixes_shared = False
@@ -113,6 +118,10 @@ class ToyLoop:
             stream.counters.target_ns += PLAIN_NS + DRAFT_ROW_NS * drafted
         for stream in reading:
             stream.reading = False
+            if (top := stream.sampler.sampling.prompt_logprobs) is not None:
+                stream.prompt_logprobs = [
+                    TokenLogprobs(-float(t), [(t, -float(t))] * min(top, 1)) for t in stream.prompt[1:]
+                ]
             self._emit(stream, 1)
 
     def fail_after(self, steps: int, error: BaseException) -> None:
@@ -132,10 +141,15 @@ class ToyLoop:
             token = stream.prompt[stream.position] if stream.position < len(stream.prompt) else END
             stream.position += 1
             stream.fresh.append(token)
-            if token == END or stream.position == stream.max_tokens:
-                stream.finish = "stop" if token == END else "length"
+            ends = token == END or token in stream.sampler.sampling.stop_tokens
+            if ends or stream.position == stream.max_tokens:
+                stream.finish = "stop" if ends else "length"
                 break
         stream.drafters = [0] * (len(stream.fresh) - 1)
+        if stream.drafters:
+            self.drafts += 1
+            self.verified[0][0] += 1
+            self.accepted[0][0] += 1
         top = stream.sampler.sampling.logprobs
         stream.logprobs = [] if top is None else [TokenLogprobs(-0.5, [(t, -0.5)] * min(top, 1)) for t in stream.fresh]
 
@@ -145,6 +159,7 @@ class ToyEngine:
     end_tokens = frozenset({END})
     source_names = ["suffix"]  # noqa: RUF012
     knows_plain_ms = True
+    description = ModelDescription("toy.gguf", 1_700_000_000, 1000, 4000, 64, END + 1, 2, 8192, "", "<end>")
 
     def __init__(
         self,
@@ -155,12 +170,14 @@ class ToyEngine:
         datastore: Datastore | None = None,
         chat_template: str = "",
         control: Sequence[str] = (),
+        fill_in_tokens: FillInTokens | None = None,
     ) -> None:
         """Corpora of the vocabulary and of a tokenizer that is all zeros fit.
 
         control  texts of control tokens, which prompts and so answers may contain
         """
         self.chat_template = chat_template
+        self.fill_in_tokens = fill_in_tokens
         self._control = {text: END + 1 + index for index, text in enumerate(control)}
         self.free_control_tokens = frozenset(self._control.values())
         self.num_tokens = END + 1 + len(control)
@@ -192,8 +209,10 @@ class ToyEngine:
     chat_stops: tuple[str, ...] = ()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> IntArray:
-        parts = re.split("|".join(f"({re.escape(mark)})" for mark in self._control) or "(?!)", text)
-        ids = [[self._control[part]] if part in self._control else list(part.encode()) for part in parts if part]
+        marks = "|".join(f"({re.escape(mark)})" for mark in self._control if parse_special)
+        parts = re.split(marks or "(?!)", text)
+        control = self._control if parse_special else {}
+        ids = [[control[part]] if part in control else list(part.encode()) for part in parts if part]
         return int_array([token for piece in ids for token in piece])
 
     def raw_prompt(self, text: str, *, parse_special: bool = True) -> IntArray:
@@ -229,16 +248,25 @@ def serving(
     origins: tuple[str, ...] = (),
     port: int = 0,
 ) -> Iterator[str]:
-    """Run the server in a thread, on a free port or on `port`; yields its URL."""
+    """Run the server of an engine in a thread, on a free port or on `port`; yields its URL."""
     app = make_app(engine, settings or Settings("toy"), has_key=key is not None, answer_store=answer_store)
+    with running(app, key=key, limits=limits, origins=origins, port=port) as url:
+        yield url
+
+
+@contextmanager
+def running(
+    app: FastAPI,
+    *,
+    key: str | None = None,
+    limits: Limits | None = None,
+    origins: tuple[str, ...] = (),
+    port: int = 0,
+) -> Iterator[str]:
+    """Run an application in a thread, on a free port or on `port`; yields its URL."""
     address = Address(key=key, origins=origins)
-    config = uvicorn.Config(
-        guarded(app, address, limits or Limits(body_seconds=1.0)),
-        port=port,
-        log_level="critical",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
+    config = connections(guarded(app, address, limits or Limits(body_seconds=1.0)), timeout_graceful_shutdown=1)
+    config.port = port
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

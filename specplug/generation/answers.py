@@ -29,6 +29,8 @@ class Sampling:
                    dialect of Lark. At most one of them constrains the answer
     strict         what of `json_schema` cannot be enforced is refused; otherwise it is ignored, with a warning
     logprobs       number of alternatives to report per token; None reports no log probabilities
+    prompt_logprobs
+                   the same for the tokens of the prompt
     stop_tokens    ids of tokens that end the answer, beside the model's own
     min_tokens     tokens before which the answer does not end; without effect where a grammar or schema constrains it
     """
@@ -50,6 +52,7 @@ class Sampling:
     lark: str | None = None
     strict: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stop_tokens: frozenset[int] = frozenset()
     min_tokens: int = 0
 

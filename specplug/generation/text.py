@@ -30,8 +30,12 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = [s for s in stop if s]
         self._held: list[Segment] = []
-        self.stopped = False
-        """True from the first stop string on; later tokens are ignored."""
+        self.stop_string: str | None = None
+        """The first stop string in the text, from which on tokens are ignored; None as long as there is none."""
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop_string is not None
 
     def feed(self, data: bytes, drafted: bool, source: int | None = None) -> list[Segment]:
         """The text that can be shown after one more token."""
@@ -57,10 +61,10 @@ class TextStream:
             return free
         text = "".join(segment.text for segment in self._held)
         # The first stop string to be complete counts, so that the text does not depend on how it is split into tokens.
-        complete = [(text.find(s) + len(s), text.find(s)) for s in self._stop if s in text]
+        complete = [(text.find(s) + len(s), text.find(s), s) for s in self._stop if s in text]
         if complete:
-            self.stopped = True
-            free, self._held = _cut(self._held, min(complete)[1])[0], []
+            _, at, self.stop_string = min(complete)
+            free, self._held = _cut(self._held, at)[0], []
             return free
         keep = 0 if final else max(overlap(text, s) for s in self._stop)
         free, self._held = _cut(self._held, len(text) - keep)

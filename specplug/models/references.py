@@ -26,6 +26,9 @@ __all__ = ["DEMO", "check_gguf", "drafters_beside", "model_name", "resolve", "to
 HEADS_ONLY = ("eagle3", "dflash")
 """Architectures that compute on another model's hidden states."""
 
+RANKS = 4
+"""llama.cpp's pooling type of models that rank texts."""
+
 MOST_BESIDE = 32
 """Most files of a folder that are looked at, since reading a header takes some 50 ms."""
 
@@ -63,10 +66,30 @@ def model_name(ref: str, path: Path) -> str:
     return part["name"] if part else path.stem
 
 
-def check_gguf(path: Path, *, head: bool = False) -> Header:
+def embedding_model(ref: str, kind: Kind | None = None) -> Path | None:
+    """The file of an embedding model; None where the reference is another kind of model. UsageError as `resolve`."""
+    path = _located(ref, kind)
+    if _is_directory(path, ref):
+        return None
+    header = read_header(path)
+    if not embeds(header):
+        return None
+    if header.numbers.get("pooling_type") == RANKS:
+        raise UsageError(f"{path}: {header.architecture} ranks texts, which is not supported; name another model")
+    check_gguf(path, embeddings=True)
+    return path
+
+
+def embeds(header: Header) -> bool:
+    """Whether a model makes one vector of a text instead of continuing it."""
+    return not header.is_causal or bool(header.numbers.get("pooling_type"))
+
+
+def check_gguf(path: Path, *, head: bool = False, embeddings: bool = False) -> Header:
     """The header of a GGUF file. UsageError unless it holds a language model and all its parts are complete.
 
-    head  whether a head will do
+    head        whether a head will do
+    embeddings  whether an embedding model will do
     """
     _check_parts(path)
     header = read_header(path)
@@ -75,18 +98,15 @@ def check_gguf(path: Path, *, head: bool = False) -> Header:
         raise UsageError(f"{path}: a GGUF file without a model in it; name one that holds a language model")
     if not header.num_layers:  # llama.cpp aborts the entire process on a model without layers
         raise UsageError(f"{path}: {header.architecture} without layers is no language model; name another file")
-    if not header.is_causal:
+    if embeds(header) and not embeddings:
+        pooled = " with pooling" if header.is_causal else ""
         raise UsageError(
-            f"{path}: {header.architecture} is an embedding model, which generates no text; name a language model"
+            f"{path}: {header.architecture}{pooled} is an embedding model, which generates no text; name a language "
+            "model, or serve this one with: specplug serve"
         )
     if header.architecture in HEADS_ONLY and not head:
         raise UsageError(
             f"{path}: {header.architecture} drafts with the hidden states of another model; name a complete model"
-        )
-    if header.numbers.get("pooling_type"):
-        raise UsageError(
-            f"{path}: {header.architecture} with pooling is an embedding model, which generates no text; name a "
-            "language model"
         )
     for part in parts_of(path):
         extent, size = (header if part == path else read_header(part)).extent, part.stat().st_size

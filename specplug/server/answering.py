@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
@@ -24,6 +25,7 @@ from specplug.server.request_fields import ignored
 from specplug.server.request_schema import CommonRequest, SpecplugOptions
 from specplug.server.scheduler import QueueFull
 from specplug.server.state import State
+from specplug.server.timings import timings
 from specplug.server.worker import Mailbox
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class Work:
 
     prompts     int32[n] each
     sampling    its `penalty_last_n` is -1 where penalties consider the complete answer
-    max_tokens  tokens of each answer at most; None for as many as the context has room for
+    max_tokens  tokens of each answer at most; None for as many as the context has room for; 0 to evaluate prompts alone
     stops       strings that end an answer
     echo        whether the prompt stands before each answer
     shown       texts of the control tokens that are part of an answer's text
@@ -68,15 +70,23 @@ class Answering:
         self._num_prompts = len(work.prompts)
         self._indices = {job: index for index, job in enumerate(jobs)}
         self._mailbox: Mailbox = state.worker.submit(jobs)
-        self._choices = [Choice(index) for index in range(len(jobs))]
-        self._echoed = [state.engine.text(prompt.tolist()) for prompt in work.prompts] if work.echo else []
+        self._choices = [Choice(index, job.prompt.tolist() if work.echo else []) for index, job in enumerate(jobs)]
 
     @classmethod
-    async def start(cls, state: State, body: CommonRequest, work: Work, form: OpenAIFormat) -> Answering:
-        """Raises UsageError, QueueFull, or HTTPException while the server shuts down."""
+    async def start(
+        cls, state: State, body: CommonRequest, work: Work, form: OpenAIFormat, ignored_fields: Sequence[str] = ()
+    ) -> Answering:
+        """Raises UsageError, QueueFull, or HTTPException while the server shuts down.
+
+        ignored_fields  fields without a meaning of the request that `body` was translated from
+        """
         if state.closing:
             raise HTTPException(503, "the server is shutting down; retry later")
-        form.warnings += _check_fields(state, body)
+        form.warnings += _check_fields(state, {*ignored(body), *ignored_fields})
+        if work.sampling.min_tokens and work.sampling.constraints:
+            form.warnings.append(
+                "min_tokens and ignore_eos have no effect: the constraint decides where the answer ends"
+            )
         jobs = await asyncio.to_thread(_make_jobs, state, body, work)
         if state.settings.log_prompts:
             for prompt in work.prompts:
@@ -101,8 +111,6 @@ class Answering:
         async for choice, delta in self._deltas():
             if delta.finish and self._state.settings.log_prompts:
                 log.info("answer %r", choice.text)
-        for choice in self._choices if self._echoed else ():
-            choice.text = self._echoed[choice.index // self._body.n] + choice.text
         return self._form.complete(self._choices, self._num_prompts)
 
     async def chunks(self, *, usage: bool) -> AsyncIterator[Json]:
@@ -114,26 +122,28 @@ class Answering:
         names = self._state.engine.source_names
         opened: set[int] = set()
         unsent: dict[int, list[tuple[str, str | None]]] = {}  # segments whose text the format still holds back
+        with_usage: Json = {"usage": None} if usage else {}
         async for choice, delta in self._deltas():
             if choice.index not in opened:
                 opened.add(choice.index)
-                for first in form.first_chunk_choices(choice.index):
-                    yield form.chunk([first])
-                if self._echoed:
-                    text = self._echoed[choice.index // body.n]
-                    yield form.chunk([{"index": choice.index, "text": text, "logprobs": None, "finish_reason": None}])
-            more_fields: Json = {"usage": None} if usage else {}
+                for first in form.first_chunk_choices(choice):
+                    yield form.chunk([first], **with_usage)
+            more_fields = dict(with_usage)
             if body.specplug.details:
                 proposers = [None if s.source is None else names[s.source] for s in delta.segments]
                 texts = [segment.text for segment in delta.segments]
                 unsent.setdefault(choice.index, []).extend(zip(texts, proposers, strict=True))
-            for chunk_choice in form.chunk_choices(choice, delta):
+            chunk_choices = form.chunk_choices(choice, delta)
+            for place, chunk_choice in enumerate(chunk_choices, start=1):
                 segments = unsent.pop(choice.index, None)
                 details: Json = {} if segments is None else {"specplug": {"index": choice.index, "segments": segments}}
+                if place == len(chunk_choices) and delta.report is not None:
+                    details["timings"] = timings([delta.report])
                 yield form.chunk([chunk_choice], **more_fields, **details)
         if usage or body.specplug.details:
             counted = form.usage(self._choices, self._num_prompts) if usage else None
-            yield form.chunk([], usage=counted, specplug=form.speculation(self._choices))
+            figures = {"specplug": form.speculation(self._choices), **form.timings(self._choices, self._num_prompts)}
+            yield form.chunk([], usage=counted, **figures)
 
     async def _deltas(self) -> AsyncIterator[tuple[Choice, Delta]]:
         """Each delta with the choice that it was added to, until all are complete. Raises the error of a failed job."""
@@ -148,9 +158,9 @@ class Answering:
             yield choice, delta
 
 
-def _check_fields(state: State, body: CommonRequest) -> list[str]:
+def _check_fields(state: State, fields: set[str]) -> list[str]:
     """A warning of the fields of a request that have no meaning here; UsageError where the server is strict."""
-    names = sorted(set(ignored(body)))
+    names = sorted(fields)
     if not names:
         return []
     if state.settings.strict:
@@ -167,7 +177,9 @@ def _make_jobs(state: State, body: CommonRequest, work: Work) -> list[Job]:
     seconds = options.deadline or state.settings.deadline
     deadline = monotonic() + seconds if seconds is not None else None
     sampling = with_stop_tokens(work.sampling, work.stops, engine.control_token)
-    streamed, stop = bool(body.stream), tuple(work.stops)
+    common: dict[str, Any] = {"options": asked, "shown": work.shown, "reports": body.timings_per_token}
+    common |= {"stop": tuple(work.stops), "stop_tokens": sampling.stop_tokens}
+    common |= {"streamed": bool(body.stream), "deadline": deadline}
     jobs: list[Job] = []
     try:
         for prompt in work.prompts:
@@ -179,13 +191,12 @@ def _make_jobs(state: State, body: CommonRequest, work: Work) -> list[Job]:
                     f"the prompt has {len(prompt)} tokens, and the server was started with a context of "
                     f"{engine.max_context}; shorten the prompt, or start the server with a larger --context"
                 )
-            limit = min(work.max_tokens or room, room)
-            penalised = limit if sampling.penalty_last_n < 0 else sampling.penalty_last_n
+            limit = room if work.max_tokens is None else min(work.max_tokens, room)
+            penalised = limit if sampling.penalty_last_n < 0 else min(sampling.penalty_last_n, limit)
             for index in range(body.n):
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
                 sampler = engine.sampler(replace(sampling, seed=seed, penalty_last_n=penalised))
-                job = Job(prompt, sampler, limit, max_draft, stop, deadline, streamed, options=asked, shown=work.shown)
-                jobs.append(job)
+                jobs.append(Job(prompt, sampler, limit, max_draft, **common))
     except BaseException:
         for job in jobs:
             job.sampler.close()

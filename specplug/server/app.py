@@ -1,4 +1,4 @@
-"""The routes: OpenAI's, and specplug's own for tokenizing and metrics.
+"""The routes: those of each interface, and specplug's own for tokenizing and metrics.
 
 The application depends on an engine only through `engine_protocol.Engine`. No request can name a file to open.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,21 +15,30 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import generate_latest
 
 from specplug import __version__
+from specplug.errors import UsageError
 from specplug.server.answer_recorder import AnswerRecorder, AnswerStore
 from specplug.server.chat_request import ChatRequests
 from specplug.server.corpus_routes import add_corpus_routes
 from specplug.server.engine_protocol import Engine
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, add_error_handlers
 from specplug.server.jobs import Delta, Job
+from specplug.server.llama_server_api.routes import add_llama_server_routes
+from specplug.server.messages_api.routes import add_message_routes
 from specplug.server.methods import ImpliedMethods
 from specplug.server.metrics import Metrics
+from specplug.server.ollama_api.routes import add_ollama_routes
 from specplug.server.openai_format import Json
-from specplug.server.openai_routes import add_openai_routes, check_ids
+from specplug.server.openai_routes import add_openai_routes
 from specplug.server.page import add_page_routes
 from specplug.server.request_schema import DetokenizeRequest, TokenizeRequest
+from specplug.server.responses_api.routes import add_response_routes
 from specplug.server.scheduler import Scheduler
 from specplug.server.state import Settings, State
+from specplug.server.token_ids import checked_ids
 from specplug.server.worker import Worker
+
+EMBEDDING_PATHS = ("/v1/embeddings", "/v1/embedding", "/embeddings", "/embedding")
+"""Paths of the server of embedding models."""
 
 
 def make_app(
@@ -48,7 +57,7 @@ def make_app(
         piece=engine.piece,
         end_tokens=engine.end_tokens,
     )
-    metrics = Metrics(engine, scheduler)
+    metrics = Metrics(engine, scheduler, settings.name)
     answers = AnswerRecorder(answer_store, engine) if answer_store is not None else None
 
     def record(deltas: Sequence[tuple[Job, Delta]]) -> None:
@@ -73,11 +82,18 @@ def make_app(
 
     app = FastAPI(title="specplug", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.specplug = state
-    app.add_middleware(_RequestCounter, metrics=metrics)
     app.add_middleware(ImpliedMethods, routes=app.routes)
+    app.add_middleware(_RequestCounter, metrics=metrics)
     add_error_handlers(app)
-    add_openai_routes(app, state, ChatRequests(engine, settings.name))
+    chats = ChatRequests(engine, settings.name)
+    add_openai_routes(app, state, chats)
+    add_response_routes(app, state, chats)
+    add_message_routes(app, state, chats)
+    add_ollama_routes(app, state, chats)
+    add_llama_server_routes(app, state)
     _add_own_routes(app, state)
+    for path in EMBEDDING_PATHS:
+        app.add_api_route(path, _refuse_to_embed(settings.name), methods=["POST"], include_in_schema=False)
     add_corpus_routes(app, state)
     add_page_routes(app)
     return app
@@ -87,6 +103,7 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
     engine = state.engine
     errors: Any = {400: {"description": STATUS_DESCRIPTIONS[400]}}
 
+    @app.get("/v1/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "The server is shutting down, or its engine has stopped."}})
     async def health() -> Response:
         available = state.worker.alive and not state.closing
@@ -95,6 +112,10 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/version")
+    async def version() -> Json:
+        return {"version": __version__}
 
     @app.get("/specplug/stats")
     async def stats() -> Json:
@@ -111,8 +132,17 @@ def _add_own_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/detokenize", responses=errors)
     async def detokenize(body: DetokenizeRequest) -> Json:
-        check_ids(body.tokens, engine.num_tokens)
-        return {"content": engine.text(body.tokens)}
+        return {"content": engine.text(checked_ids(body.tokens, engine.num_tokens).tolist())}
+
+
+def _refuse_to_embed(name: str) -> Callable[[], Awaitable[Response]]:
+    async def refuse() -> Response:
+        raise UsageError(
+            f"{name} generates text, and this server has no embeddings; serve an embedding model, or this one with "
+            "--embeddings"
+        )
+
+    return refuse
 
 
 class _RequestCounter:
@@ -123,11 +153,22 @@ class _RequestCounter:
         self._metrics = metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        counted = scope["type"] != "http"
+
+        def count(status: int) -> None:
+            nonlocal counted
+            counted = True
+            route = scope.get("route")  # the label is the route's pattern, so that clients cannot add labels
+            self._metrics.requests.labels(route.path if route is not None else "other", str(status)).inc()
+
         async def send_and_count(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                route = scope.get("route")  # the label is the route's pattern, so that clients cannot add labels
-                path = route.path if route is not None else "other"
-                self._metrics.requests.labels(path, str(message["status"])).inc()
+            if message["type"] == "http.response.start" and not counted:
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, send_and_count if scope["type"] == "http" else send)
+        try:
+            await self._app(scope, receive, send_and_count)
+        except Exception:  # answered outside of all middleware
+            if not counted:
+                count(500)
+            raise

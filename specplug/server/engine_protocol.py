@@ -14,6 +14,8 @@ import numpy.typing as npt
 from specplug.core import IntArray
 from specplug.corpora.folder import Corpus
 from specplug.generation.answers import Sampling
+from specplug.generation.fill_in import FillInTokens
+from specplug.generation.model_description import ModelDescription
 from specplug.profile import Profile
 from specplug.proposers.datastore import Datastore
 from specplug.server.scheduler import Loop
@@ -22,9 +24,13 @@ from specplug.server.scheduler import Loop
 class CountingLoop(Loop, Protocol):
     """A step loop that also keeps totals since it was opened.
 
+    drafts    drafts that were verified, of one token or more
     verified  int64[proposers, positions]: verified draft tokens by proposer and by depth in the draft
     accepted  int64[proposers, positions]: those of them that were accepted
     """
+
+    @property
+    def drafts(self) -> int: ...
 
     @property
     def verified(self) -> npt.NDArray[np.int64]: ...
@@ -55,6 +61,14 @@ class Engine(Protocol):
     @property
     def end_tokens(self) -> frozenset[int]:
         """Ids of the tokens that end an answer."""
+
+    @property
+    def description(self) -> ModelDescription:
+        """Facts of the model's file."""
+
+    @property
+    def fill_in_tokens(self) -> FillInTokens | None:
+        """The tokens for fill-in-the-middle; None where the model has none."""
 
     @property
     def chat_template(self) -> str:

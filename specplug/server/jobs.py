@@ -34,6 +34,8 @@ class Stream(Protocol):
     fresh      tokens that the last step emitted: the accepted draft tokens, then the target's own token
     drafters   index of the proposer of each accepted draft token in `fresh`, so one entry less than `fresh`
     logprobs   one entry per token in `fresh` if the request asked for them, else empty
+    prompt_logprobs
+               those of the prompt's tokens from the second one on, once it is evaluated, if the request asked for them
     finish     None while the answer goes on, then "stop" or "length"
     failure    the error that ended this answer alone, such as a failed sampler
     counters   totals over the steps of this answer
@@ -55,6 +57,9 @@ class Stream(Protocol):
     def logprobs(self) -> list[TokenLogprobs]: ...
 
     @property
+    def prompt_logprobs(self) -> list[TokenLogprobs]: ...
+
+    @property
     def finish(self) -> str | None: ...
 
     @property
@@ -63,7 +68,7 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The figures of a finished answer.
+    """The figures of an answer, finished or not.
 
     cached            prompt tokens that were in the KV cache already
     queued_ms         from the request until the answer got a slot
@@ -72,6 +77,8 @@ class Report:
     step_ms           time in steps that can be compared with plain decoding
     plain_ms          time that plain decoding would have taken for the tokens of those steps, by the cost curve
     deadline_passed   True if the deadline ended the answer
+    stop_string       the stop string that ended the answer, if one did
+    slot              number of the slot that answered
     """
 
     prompt_tokens: int
@@ -84,6 +91,8 @@ class Report:
     step_ms: float
     plain_ms: float
     deadline_passed: bool = False
+    stop_string: str | None = None
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,10 @@ class Delta:
     """The output of one step for one answer.
 
     logprobs  one entry per token in `tokens` if the request asked for them
+    prompt_logprobs
+              on the first delta, those of the prompt's tokens from the second one on, if the request asked for them
     finish    "" while the answer goes on, then "stop" or "length"
-    report    set on the last delta, unless that is an error
+    report    set on the last delta, unless that is an error, and on each one of a job with `reports`
     error     set on the last delta if the answer failed
     """
 
@@ -101,6 +112,7 @@ class Delta:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str = ""
     report: Report | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     error: SpecplugError | None = None
 
     @property
@@ -115,6 +127,7 @@ class Delta:
             self.logprobs + later.logprobs,
             later.finish,
             later.report,
+            self.prompt_logprobs + later.prompt_logprobs,
         )
 
 
@@ -122,11 +135,14 @@ class Delta:
 class Job:
     """A prompt (int32[n], n >= 1) to answer, and the state of its answer.
 
-    max_tokens    largest number of tokens to generate
+    max_tokens    largest number of tokens to generate; 0 evaluates the prompt alone
     max_draft     largest number of draft tokens per step; 0 is plain decoding
     stop          strings that end the answer
+    stop_tokens   ids of tokens that end the answer, and are no part of its text
     deadline      time on the scheduler's clock, in seconds; None is no deadline
     streamed      False if the client receives the complete answer at once
+    reports       True for figures with every delta
+    slot          number of the slot that it has, from its start on
     cancelled     may be set from any thread; the scheduler checks it before each step
     options       what the request asks of the proposers, and whether it is private
     shown         texts of the control tokens that its answer shows; others print nothing
@@ -140,13 +156,16 @@ class Job:
     max_tokens: int
     max_draft: int
     stop: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
     deadline: float | None = None
     streamed: bool = True
+    reports: bool = False
     cancelled: bool = False
     options: SequenceOptions = NO_OPTIONS
     shown: Mapping[int, bytes] = field(default_factory=dict)
     text: TextStream = field(init=False)
     stream: Stream | None = None
+    slot: int = 0
     tokens: list[int] = field(default_factory=list)
     submitted_s: float = 0.0
     started_s: float = 0.0

@@ -18,6 +18,7 @@ from specplug.server.engine_protocol import Engine
 from specplug.server.jobs import Delta, Job
 from specplug.server.recent_passes import RecentPasses
 from specplug.server.scheduler import Scheduler
+from specplug.server.shared_metrics import Drafted, Totals, llama_server_metrics, vllm_metrics
 
 WINDOW_S = 10.0
 """Seconds over which tokens per second are averaged."""
@@ -29,7 +30,9 @@ BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 12
 class Metrics:
     """The metrics of one server. `record` is called in the engine's thread with the deltas of every step."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler) -> None:
+    def __init__(self, engine: Engine, scheduler: Scheduler, model: str) -> None:
+        """`model`: its name in metrics that have one."""
+        self._model = model
         self._engine = engine
         self._scheduler = scheduler
         self._recent_tokens: deque[tuple[float, int]] = deque()  # (time, tokens)
@@ -39,9 +42,7 @@ class Metrics:
         counter, histogram = _counter(self.registry), _histogram(self.registry)
         self.requests = counter("specplug_requests", "HTTP requests answered.", ("path", "status"))
         self.ignored_fields = counter("specplug_ignored_fields", "Fields of requests that have no meaning here.")
-        self._prompt_tokens = counter("specplug_prompt_tokens", "Prompt tokens of finished answers.")
-        self._cached_tokens = counter("specplug_cached_prompt_tokens", "Prompt tokens found in the KV cache.")
-        self._tokens = counter("specplug_generated_tokens", "Tokens generated.")
+        self._totals = Totals()
         self._first_s = histogram(
             "specplug_time_to_first_token_seconds", "Seconds from a request to the first token of an answer."
         )
@@ -54,7 +55,7 @@ class Metrics:
         for job, delta in deltas:
             # A cancelled job gets no last delta that would remove it from _last_token again.
             if delta.tokens and not job.cancelled:
-                self._tokens.inc(len(delta.tokens))
+                self._totals.tokens += len(delta.tokens)
                 self._recent_tokens.append((now, len(delta.tokens)))
                 if job in self._last_token:
                     self._gap_s.observe(now - self._last_token[job])
@@ -63,15 +64,19 @@ class Metrics:
                 self._last_token[job] = now
             if delta.is_last:
                 self._last_token.pop(job, None)
-            if delta.report is not None:
-                report = delta.report
-                self._prompt_tokens.inc(report.prompt_tokens)
-                self._cached_tokens.inc(report.cached)
+            if delta.finish and delta.report is not None:
+                totals, report = self._totals, delta.report
+                totals.prompt_tokens += report.prompt_tokens
+                totals.cached_tokens += report.cached
+                totals.prompt_s += report.prompt_ms / 1000
+                totals.decode_s += report.decode_ms / 1000
                 self._answer_s.observe(now - job.submitted_s)
         advanced = [job for job, delta in deltas if delta.tokens and not job.cancelled]
         reading = any(job.stream is not None and job.stream.reading for job in list(self._scheduler.active))
         self._passes.record(now, advanced, with_prompt=reading)
         self._passes.forget(job for job, delta in deltas if delta.is_last)
+        # One that was cancelled meanwhile has been forgotten already, and gets no last delta.
+        self.forget([job for job in advanced if job.cancelled])
         while self._recent_tokens and self._recent_tokens[0][0] < now - WINDOW_S:
             self._recent_tokens.popleft()
 
@@ -115,8 +120,14 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """The metrics that are read at scrape time: gauges, and the counters that the engine keeps."""
         scheduler, engine = self._scheduler, self._engine
-        active = list(scheduler.active)
-        yield _gauge("specplug_waiting_answers", "Answers that wait for a slot.", scheduler.waiting)
+        active, waiting, totals = list(scheduler.active), scheduler.waiting, self._totals
+        for name, text, total in (
+            ("specplug_prompt_tokens", "Prompt tokens of finished answers.", totals.prompt_tokens),
+            ("specplug_cached_prompt_tokens", "Prompt tokens found in the KV cache.", totals.cached_tokens),
+            ("specplug_generated_tokens", "Tokens generated.", totals.tokens),
+        ):
+            yield CounterMetricFamily(name, text, value=total)
+        yield _gauge("specplug_waiting_answers", "Answers that wait for a slot.", waiting)
         yield _gauge("specplug_running_answers", "Answers that are being generated.", len(active))
         yield _gauge("specplug_slots", "Largest number of answers that run at once.", engine.slots)
         yield _gauge(
@@ -137,6 +148,12 @@ class Metrics:
                         family.add_metric((name, str(position)), count)
         yield guessed
         yield accepted
+        loop = engine.loop
+        drafted = Drafted(loop.drafts, int(loop.verified.sum()), loop.accepted.sum(axis=0).tolist())
+        times = {"vllm:time_to_first_token_seconds": self._first_s, "vllm:e2e_request_latency_seconds": self._answer_s}
+        counts = {"running": len(active), "waiting": waiting}
+        yield from vllm_metrics(self._model, totals, drafted, times=times, **counts)
+        yield from llama_server_metrics(totals, drafted, **counts)
 
 
 class _LiveCollector:

@@ -19,9 +19,10 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from specplug.server.error_shapes import shaped
 from specplug.server.openai_format import error_body
 
-OPEN_PATH = "/health"
+OPEN_PATHS = frozenset({"/health", "/v1/health"})
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Scope = MutableMapping[str, Any]
@@ -61,7 +62,7 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         error = self._header_error(scope, headers)
         if error is not None:
-            await _send_error(send, *error)
+            await _send_error(send, scope["path"], *error)
             return
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._run(scope, receive, send)
@@ -70,7 +71,7 @@ class Guard:
         if body is None:  # the client has disconnected
             return
         if isinstance(body, tuple):
-            await _send_error(send, *body)
+            await _send_error(send, scope["path"], *body)
             return
         await self._run(scope, _receive_body_first(body, receive), send)
 
@@ -85,11 +86,12 @@ class Guard:
                 "--host 0.0.0.0 --api-key KEY to serve other machines and containers"
             )
             return 421, message, "misdirected_request"
-        if scope["path"] == OPEN_PATH or self._key is None:
+        if scope["path"] in OPEN_PATHS or self._key is None:
             return None
-        sent = _sent_key(headers.get(b"authorization", b""))
-        if sent is None or not hmac.compare_digest(sent, self._key):
-            return 401, "the API key is missing or wrong; send Authorization: Bearer KEY", "invalid_api_key"
+        sent = (_sent_key(headers.get(b"authorization", b"")), headers.get(b"x-api-key", b"").strip())
+        if not any(one is not None and hmac.compare_digest(one, self._key) for one in sent):
+            message = "the API key is missing or wrong; send Authorization: Bearer KEY, or X-Api-Key: KEY"
+            return 401, message, "invalid_api_key"
         return None
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | tuple[int, str, str] | None:
@@ -160,9 +162,9 @@ def _sent_key(value: bytes) -> bytes | None:
     return None
 
 
-async def _send_error(send: Send, status: int, message: str, code: str) -> None:
+async def _send_error(send: Send, path: str, status: int, message: str, code: str) -> None:
     error_type = "authentication_error" if status == 401 else "invalid_request_error"
-    body = json.dumps(error_body(message, error_type, code)).encode()
+    body = json.dumps(shaped(path, status, error_body(message, error_type, code))).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -16,6 +16,7 @@ from typing import Any
 from specplug import __version__
 from specplug.generation.answers import TokenLogprobs
 from specplug.server.jobs import Delta, Report
+from specplug.server.timings import timings
 from specplug.server.tool_formats.answer_events import Arguments, Call, CallBegins, Contents, Event, Reasoning, Text
 from specplug.server.tool_formats.answer_reader import AnswerReader
 
@@ -25,6 +26,8 @@ MAX_HEADER_CHARS = 2000
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
 
+NO_LOGPROBS: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
 Json = dict[str, Any]
 
 
@@ -32,23 +35,34 @@ Json = dict[str, Any]
 class Choice:
     """The part of one answer that has been generated so far.
 
+    prompt  tokens that stand before the answer, where the request asks for them
+    prompt_logprobs
+            those of the tokens of the prompt from the second one on, where it asks for them, too
     offset  characters before the next token, for `text_offset` of text completions; those that are complete, as a
             character may be divided among tokens
     """
 
     index: int
+    prompt: list[int] = field(default_factory=list)
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str = ""
     report: Report | None = None
     offset: int = 0
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer; None while it goes on, and where none did."""
+        return self.report.stop_string if self.report is not None else None
+
     def add(self, delta: Delta) -> None:
         self.text += "".join(segment.text for segment in delta.segments)
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
+        self.prompt_logprobs += delta.prompt_logprobs
         self.finish = delta.finish
         self.report = delta.report
 
@@ -88,6 +102,7 @@ class OpenAIFormat:
             "choices": [self.choice(choice) for choice in choices],
             "usage": self.usage(choices, num_prompts),
             "specplug": self.speculation(choices),
+            **self.timings(choices, num_prompts),
         }
 
     def chunk(self, choices: Sequence[Json], **more_fields: Any) -> Json:
@@ -98,8 +113,8 @@ class OpenAIFormat:
         """An entry of `choices` in a response that is not streamed."""
         raise NotImplementedError
 
-    def first_chunk_choices(self, index: int) -> list[Json]:
-        """The entries of `choices`, one chunk each, that come before the first text of answer `index`."""
+    def first_chunk_choices(self, choice: Choice) -> list[Json]:
+        """The entries of `choices`, one chunk each, that come before the first text of an answer."""
         return []
 
     def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
@@ -124,6 +139,11 @@ class OpenAIFormat:
                 "rejected_prediction_tokens": sum(c.draft_tokens for c in counters) - accepted,
             },
         }
+
+    def timings(self, choices: Sequence[Choice], num_prompts: int) -> Json:
+        """llama-server's field `timings`."""
+        reports = [choice.report for choice in choices if choice.report is not None]
+        return {"timings": timings(reports, max(1, len(choices) // num_prompts))} if reports else {}
 
     def speculation(self, choices: Sequence[Choice]) -> Json:
         """The `specplug` field: counts summed over the answers, times of the slowest answer, and warnings."""
@@ -193,10 +213,11 @@ class ChatFormat(OpenAIFormat):
             "message": message,
             "logprobs": self._logprobs(choice.tokens, choice.logprobs),
             "finish_reason": _finish(contents, choice.finish),
+            "stop_reason": choice.stop_string,
         }
 
-    def first_chunk_choices(self, index: int) -> list[Json]:
-        return [_chunk_choice(index, {"role": "assistant", "content": "", "refusal": None})]
+    def first_chunk_choices(self, choice: Choice) -> list[Json]:
+        return [_chunk_choice(choice.index, {"role": "assistant", "content": "", "refusal": None})]
 
     def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
         text = "".join(segment.text for segment in delta.segments)
@@ -204,9 +225,12 @@ class ChatFormat(OpenAIFormat):
         content = _delta(contents, self._read(choice, text, final=bool(delta.finish)))
         finish = _finish(contents, delta.finish) if delta.finish else None
         logprobs = self._logprobs(delta.tokens, delta.logprobs)
+        stop = choice.stop_string
         if finish and content:  # OpenAI sends finish_reason in a chunk of its own
-            return [_chunk_choice(choice.index, content, logprobs), _chunk_choice(choice.index, {}, None, finish)]
-        return [_chunk_choice(choice.index, content, logprobs, finish)] if content or finish or logprobs else []
+            return [_chunk_choice(choice.index, content, logprobs), _chunk_choice(choice.index, {}, None, finish, stop)]
+        if content or finish or logprobs:
+            return [_chunk_choice(choice.index, content, logprobs, finish, stop)]
+        return []
 
     def _read(self, choice: Choice, text: str, *, final: bool) -> list[Event]:
         """What more of an answer's text shows; `final` says that no text follows."""
@@ -238,31 +262,64 @@ class CompletionFormat(OpenAIFormat):
     object_type = chunk_type = "text_completion"
     id_prefix = "cmpl"
 
+    def __init__(
+        self, model: str, piece: Callable[[int], bytes], end_tokens: frozenset[int], knows_plain_ms: bool, scored: bool
+    ) -> None:
+        """scored  whether log probabilities are wanted"""
+        super().__init__(model, piece, end_tokens, knows_plain_ms)
+        self._scored = scored
+
     def choice(self, choice: Choice) -> Json:
-        logprobs = self._logprobs(choice, choice.tokens, choice.logprobs)
-        return {"index": choice.index, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish}
+        echoed, before = self._echo(choice)
+        own = self._logprobs(choice, choice.tokens, choice.logprobs)
+        logprobs = own if before is None else {name: before[name] + (own or NO_LOGPROBS)[name] for name in before}
+        return _text_choice(choice, echoed + choice.text, logprobs, choice.finish)
+
+    def first_chunk_choices(self, choice: Choice) -> list[Json]:
+        if not choice.prompt:
+            return []
+        text, logprobs = self._echo(choice)
+        return [{**_text_choice(choice, text, logprobs, None), "stop_reason": None}]
 
     def chunk_choices(self, choice: Choice, delta: Delta) -> list[Json]:
         text = "".join(segment.text for segment in delta.segments)
         logprobs = self._logprobs(choice, delta.tokens, delta.logprobs)
         if not text and not delta.finish and not logprobs:
             return []
-        return [{"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish or None}]
+        return [_text_choice(choice, text, logprobs, delta.finish or None)]
 
     def _logprobs(self, choice: Choice, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> Json | None:
         if not logprobs:
             return None
-        printed = self._printed(tokens, logprobs)
+        # After a prompt, readers count tokens, and an end token is one.
+        pairs = zip(tokens, logprobs, strict=False) if choice.prompt else self._printed(tokens, logprobs)
+        return self._entries(choice, list(pairs))
+
+    def _echo(self, choice: Choice) -> tuple[str, Json | None]:
+        """The text of the prompt that stands before an answer, and its log probabilities if they are wanted."""
+        prompt = choice.prompt
+        text = b"".join(map(self._piece, prompt)).decode("utf-8", "replace")
+        if not prompt or not self._scored:
+            return text, None
+        scores = [None, *choice.prompt_logprobs]  # nothing comes before the first token
+        return text, self._entries(choice, list(zip(prompt, scores, strict=True)))
+
+    def _entries(self, choice: Choice, pairs: Sequence[tuple[int, TokenLogprobs | None]]) -> Json:
+        """OpenAI's lists, one entry per token."""
         offsets = []
-        for token, _ in printed:
+        for token, _ in pairs:
             offsets.append(choice.offset)
             choice.offset += len(choice.decoder.decode(self._piece(token)))
         return {
-            "tokens": [self._text(token) for token, _ in printed],
-            "token_logprobs": [max(reported.logprob, MIN_LOGPROB) for _, reported in printed],
-            "top_logprobs": [{self._text(t): max(p, MIN_LOGPROB) for t, p in reported.top} for _, reported in printed],
+            "tokens": [self._text(token) for token, _ in pairs],
+            "token_logprobs": [None if one is None else max(one.logprob, MIN_LOGPROB) for _, one in pairs],
+            "top_logprobs": [None if one is None else self._top(one) for _, one in pairs],
             "text_offset": offsets,
         }
+
+    def _top(self, reported: TokenLogprobs) -> Json:
+        """The likeliest tokens by their text; of several with the same one, the likeliest."""
+        return {self._text(token): max(logprob, MIN_LOGPROB) for token, logprob in reversed(reported.top)}
 
 
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
@@ -277,8 +334,16 @@ def error_body(message: str, error_type: str, code: str | None = None, param: st
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
-def _chunk_choice(index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None) -> Json:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+def _chunk_choice(
+    index: int, delta: Json, logprobs: Json | None = None, finish: str | None = None, stop: str | None = None
+) -> Json:
+    """`stop_reason` is vLLM's field: the stop string that ended the answer."""
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish, "stop_reason": stop}
+
+
+def _text_choice(choice: Choice, text: str, logprobs: Json | None, finish: str | None) -> Json:
+    fields = {"index": choice.index, "text": text, "logprobs": logprobs}
+    return {**fields, "finish_reason": finish, "stop_reason": choice.stop_string}
 
 
 def _tool_call(call: Call) -> Json:

@@ -17,16 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from types import FrameType
+from typing import Any, Protocol
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from specplug.errors import SpecplugError, UsageError
-from specplug.server.answer_recorder import AnswerStore
-from specplug.server.app import make_app
-from specplug.server.engine_protocol import Engine
 from specplug.server.middleware import LOCAL_NAMES, App, Guard, Limits
-from specplug.server.state import Settings, State
+from specplug.server.openai_format import WARNINGS_HEADER
 
 SWITCH_INTERVAL_S = 0.0005
 """Interval of `sys.setswitchinterval` in seconds. A short one keeps the engine's thread from waiting for the GIL while
@@ -75,41 +74,51 @@ class Address:
             )
 
 
+class Work(Protocol):
+    """What answers the requests of an application."""
+
+    def abort_all(self) -> None:
+        """End every request under way with an error."""
+
+
+class AppState(Protocol):
+    """What `app.state.specplug` has.
+
+    closing  set once the server accepts no new requests
+    """
+
+    closing: bool
+
+    @property
+    def worker(self) -> Work: ...
+
+
 def run(
-    engine: Engine,
-    settings: Settings,
+    app: FastAPI,
     address: Address,
     limits: Limits,
     *,
     grace: float,
-    answer_store: AnswerStore | None = None,
+    described: str,
+    log_prompts: bool = False,
     notify: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; unfinished answers then have `grace` seconds to complete.
 
+    app        has an AppState as its `state.specplug`
+    described  what the line that names the address says of the server
     Raises UsageError if the address is not permitted or not free.
     """
     address.check()
-    app = make_app(engine, settings, has_key=address.key is not None, answer_store=answer_store)
     listening = _listen(address)
-    config = uvicorn.Config(
-        guarded(app, address, limits),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=ceil(grace) + DRAIN_S,
-        limit_concurrency=None,
-        h11_max_incomplete_event_size=64 * 1024,
-        ws="none",
-        timeout_keep_alive=KEEP_ALIVE_S,
-    )
+    config = connections(guarded(app, address, limits), timeout_graceful_shutdown=ceil(grace) + DRAIN_S)
     server = _Server(config, app.state.specplug, grace)
-    _log_to_stderr(settings.log_prompts)
+    _log_to_stderr(log_prompts)
     # Until uvicorn has its own handler, too.
     previous_handlers = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM,)}
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    notify(f"listening on {_url(listening[0])} ({engine.slots} slots, KV cache of {engine.kv_tokens} tokens)")
+    notify(f"listening on {_url(listening[0])} ({described})")
     try:
         server.run(sockets=listening)
     finally:
@@ -122,6 +131,21 @@ def run(
         raise SpecplugError("the server did not start; see its messages above")
 
 
+def connections(app: App, **more: Any) -> uvicorn.Config:
+    """How connections are handled; `more` are further settings of uvicorn."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=None,
+        h11_max_incomplete_event_size=64 * 1024,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        **more,
+    )
+
+
 def guarded(app: App, address: Address, limits: Limits) -> App:
     """The application behind the checks that every request passes first."""
     hosts = LOCAL_NAMES | {address.host} if address.is_local and address.key is None else None
@@ -129,14 +153,19 @@ def guarded(app: App, address: Address, limits: Limits) -> App:
     if not address.origins:
         return guard
     # CORS is outermost, because a preflight request carries no key.
-    methods, headers = ("GET", "HEAD", "POST", "DELETE"), ["*"]
-    return CORSMiddleware(guard, allow_origins=address.origins, allow_methods=methods, allow_headers=headers)
+    return CORSMiddleware(
+        guard,
+        allow_origins=address.origins,
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
+        allow_headers=["*"],
+        expose_headers=[WARNINGS_HEADER, "retry-after"],
+    )
 
 
 class _Server(uvicorn.Server):
     """Refuses new requests from the first signal on; aborts the running ones after `grace` seconds."""
 
-    def __init__(self, config: uvicorn.Config, state: State, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, state: AppState, grace: float) -> None:
         super().__init__(config)
         self._state = state
         self._grace = grace

@@ -28,6 +28,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 """Tokens of a text completion whose request names no number, as in OpenAI's API."""
 
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+MaxTokens = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""Tokens of a text completion at most; 0 evaluates the prompt alone."""
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -92,6 +94,7 @@ class CommonRequest(RequestPart):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    timings_per_token: bool = False
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -100,7 +103,6 @@ class CommonRequest(RequestPart):
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     ignore_eos: bool = False
     stop_token_ids: Annotated[Ids, Field(max_length=MAX_STOPS)] = Field(default_factory=list)
-    unlimited: bool = False
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=MAX_BIASES)
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | str | None = None
@@ -155,12 +157,18 @@ class CommonRequest(RequestPart):
     @property
     def limit(self) -> int | None:
         """Tokens of an answer at most; None for as many as the context has room for."""
-        return None if self.unlimited else self.max_tokens
+        return self.max_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
         return tuple(self.stop or ())
 
+
+TEMPLATE_NAMES = {
+    *("messages", "tools", "functions", "function_call", "tool_choice", "add_generation_prompt"),
+    *("eos_token", "bos_token", "raise_exception", "strftime_now", "self"),
+}
+"""Variables of chat templates that the server sets itself."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of the parts of a message that are text."""
@@ -169,10 +177,24 @@ UNUSED_PARTS = ("thinking", "redacted_thinking", "reasoning", "refusal")
 """Types of parts that clients send back, and that are no part of a prompt."""
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+"""OpenAI permits 64 characters, Anthropic 128."""
+
+
+def not_text(kind: str) -> str:
+    """What is said of a part of a message that is no text."""
+    return f"{kind[:50]} is not supported; this server takes text only"
+
+
 class LenientModel(BaseModel):
     """Part of a conversation, or a tool. Unknown fields are ignored: clients send what other servers understand."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, part: Any) -> Any:
+        return without_nulls(part)
 
 
 class FunctionCall(LenientModel):
@@ -212,7 +234,7 @@ class ChatMessage(LenientModel):
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
             if isinstance(kind, str) and kind not in TEXT_PARTS:
-                raise ValueError(f"{kind[:50]} is not supported; this server takes text only")
+                raise ValueError(not_text(kind))
         return parts
 
     @property
@@ -223,7 +245,7 @@ class ChatMessage(LenientModel):
 
 
 class Function(LenientModel):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool | None = None
@@ -269,6 +291,14 @@ class ChatRequest(CommonRequest):
     prediction: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
 
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _free_names(cls, variables: dict[str, Any] | None) -> dict[str, Any] | None:
+        taken = sorted(TEMPLATE_NAMES & set(variables or {}))
+        if taken:
+            raise ValueError(f"{taken[0]} is set by the server; leave it out")
+        return variables
+
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
@@ -287,7 +317,7 @@ class ChatRequest(CommonRequest):
 
     @property
     def limit(self) -> int | None:
-        return None if self.unlimited else self.max_completion_tokens or self.max_tokens
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def must_call(self) -> bool:
@@ -309,6 +339,7 @@ class ChatRequest(CommonRequest):
 
 class CompletionRequest(CommonRequest):
     prompt: str | list[str] | Ids | list[Ids]
+    max_tokens: MaxTokens | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     special: bool = True
@@ -319,10 +350,8 @@ class CompletionRequest(CommonRequest):
     def _check_combinations(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise ValueError("best_of other than n is not supported; leave it out")
-        if self.suffix:
-            raise ValueError("suffix is not supported; leave it out")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not supported; use one of them")
+        if self.suffix is not None and self.echo:
+            raise ValueError("suffix and echo exclude each other; use one")
         if not self.prompts:
             raise ValueError("no prompt; give at least one")
         if len(self.prompts) * self.n > MAX_PROMPTS:
@@ -331,7 +360,8 @@ class CompletionRequest(CommonRequest):
 
     @property
     def limit(self) -> int | None:
-        return None if self.unlimited else self.max_tokens or DEFAULT_COMPLETION_TOKENS
+        default = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return default
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -8,10 +8,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 from specplug.generation.answers import Sampling
+from specplug.server.llama_server_api.request import LlamaServerRequest
 from specplug.server.openai_format import Json
 from specplug.server.request_schema import ChatRequest, CommonRequest, CompletionRequest
+
+LLAMA_SERVER_DEFAULTS: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "penalty_last_n": 64}
+"""Defaults of llama-server that differ from those of OpenAI's API."""
 
 NEVER_ENDS = 2**31 - 1
 """Least number of tokens of an answer that goes on until its limit."""
@@ -25,7 +30,15 @@ def chat_sampling(body: ChatRequest, lark: str | None = None) -> Sampling:
 
 
 def completion_sampling(body: CompletionRequest) -> Sampling:
-    return _sampling(body, logprobs=body.logprobs)
+    sampling = _sampling(body, logprobs=body.logprobs)
+    return replace(sampling, prompt_logprobs=body.logprobs) if body.echo else sampling
+
+
+def llama_server_sampling(body: LlamaServerRequest) -> Sampling:
+    """As llama-server samples, whose defaults differ from OpenAI's."""
+    unset = LLAMA_SERVER_DEFAULTS.keys() - body.model_fields_set
+    defaults = {name: value for name, value in LLAMA_SERVER_DEFAULTS.items() if name in unset}
+    return replace(_sampling(body, logprobs=body.n_probs or None), **defaults)
 
 
 def _sampling(body: CommonRequest, *, logprobs: int | None) -> Sampling:

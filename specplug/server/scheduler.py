@@ -194,7 +194,9 @@ class Scheduler:
                 self._queue.popleft()
                 self.active.append(job)
             job.started_s = self.clock()
-            job.stream = self.loop.begin(job.prompt, job.sampler, job.max_tokens, job.max_draft, job.options)
+            job.slot = min(set(range(self.slots)) - {other.slot for other in self.active if other is not job})
+            most = max(1, job.max_tokens)
+            job.stream = self.loop.begin(job.prompt, job.sampler, most, job.max_draft, job.options)
             reserved += job.reserved_tokens
 
     def _collect(self, job: Job) -> Delta:
@@ -204,25 +206,26 @@ class Scheduler:
         if stream.failure is not None:
             self._end(job)
             return Delta(error=stream.failure)
-        if not job.tokens:
+        first = not job.tokens
+        if first:
             job.first_token_s = self.clock()
-        fresh, sources = stream.fresh, [*stream.drafters, None]
+        fresh, sources = (stream.fresh, [*stream.drafters, None]) if job.max_tokens else ([], [])
         segments, count = [], 0
         for token, source in zip(fresh, sources, strict=True):
             count += 1
-            if token not in self._end_tokens:
+            if token not in self._end_tokens and token not in job.stop_tokens:
                 segments += job.text.feed(job.shown.get(token) or self._piece(token), source is not None, source)
             if job.text.stopped:
                 break
         job.tokens += fresh[:count]
-        finish = "stop" if job.text.stopped else stream.finish or ""
-        report = None
+        finish = "stop" if job.text.stopped else (stream.finish or "") if job.max_tokens else "length"
+        report = self._report(job) if finish or job.reports else None
         if finish:
             segments += job.text.close()
-            report = self._report(job)
             self._mean_job_s += (self.clock() - job.started_s - self._mean_job_s) * SMOOTHING
             self._end(job)
-        return Delta(segments, fresh[:count], stream.logprobs[:count], finish, report)
+        scores = stream.prompt_logprobs if first else []
+        return Delta(segments, fresh[:count], stream.logprobs[:count], finish, report, scores)
 
     def _report(self, job: Job, deadline_passed: bool = False) -> Report:
         assert job.stream is not None
@@ -238,6 +241,8 @@ class Scheduler:
             step_ms=job.stream.decode_ms,
             plain_ms=job.stream.plain_ms,
             deadline_passed=deadline_passed,
+            stop_string=job.text.stop_string,
+            slot=job.slot,
         )
 
     def _end(self, job: Job) -> None:

@@ -18,6 +18,7 @@ class Settings:
     deadline     seconds per answer if the request sets none; None is no limit
     log_prompts  True writes prompts and answers to the log
     private      True if nothing of any request may be kept when the server ends
+    suffix_first True puts the suffix before the prefix in prompts for fill-in-the-middle
     strict       True refuses fields that have no meaning here, as OpenAI does; otherwise they are ignored
     """
 
@@ -27,6 +28,7 @@ class Settings:
     log_prompts: bool = False
     private: bool = False
     strict: bool = False
+    suffix_first: bool = False
 
 
 @dataclass(slots=True)

@@ -86,6 +86,18 @@ class ToolCalling:
         )
 
     def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters], reasoning: Reasoning | None) -> str:
+        """The grammar of all tools. Raises UsageError with the name of the tool that does not compile, if it is one."""
+        try:
+            return self._checked(body, tools, reasoning)
+        except UsageError as error:
+            for name, one in tools.items():
+                try:
+                    self._checked(body, {name: one}, reasoning)
+                except UsageError as its_own:
+                    raise UsageError(f"tools: {name}: {its_own}") from its_own
+            raise UsageError(f"tools: all of them together: {error}") from error
+
+    def _checked(self, body: ChatRequest, tools: Mapping[str, Parameters], reasoning: Reasoning | None) -> str:
         lark = calls_grammar(
             self._format,
             {name: one.schema for name, one in tools.items()},
@@ -94,8 +106,5 @@ class ToolCalling:
             several=body.may_call_often,
             reasoning=reasoning,
         )
-        try:
-            grammar_text(Sampling(lark=lark))
-        except UsageError as error:
-            raise UsageError(f"tools: all of them together: {error}") from error
+        grammar_text(Sampling(lark=lark))
         return lark

@@ -135,6 +135,7 @@ class Context:
         self.cells: int = ll.llama_n_ctx(handle)
         self.num_batch: int = ll.llama_n_batch(handle)
         self.num_ids = num_ids
+        self.max_rows = max_rows
         n = self.num_batch
         self._tokens = np.zeros(n, dtype=np.int32)
         self._positions = np.zeros(n, dtype=np.int32)
@@ -225,6 +226,13 @@ class Context:
         """Evaluate the batch in one pass. Raises SpecplugError when llama.cpp fails."""
         self._batch.n_tokens = self.rows
         code = ll.llama_decode(self.handle, self._batch)
+        if code != 0:
+            self._fail(code)
+
+    def encode_texts(self) -> None:
+        """As `decode`, for a model without a KV cache, which reads complete texts only."""
+        self._batch.n_tokens = self.rows
+        code = ll.llama_encode(self.handle, self._batch)
         if code != 0:
             self._fail(code)
 

@@ -13,9 +13,10 @@ DEPTHS = 16
 
 
 class DraftCounts:
-    """State: two lists of DEPTHS integers per proposer."""
+    """State: two lists of DEPTHS integers per proposer, and the number of drafts."""
 
     def __init__(self, num_proposers: int) -> None:
+        self.drafts = 0
         self._verified = [[0] * DEPTHS for _ in range(num_proposers)]
         self._accepted = [[0] * DEPTHS for _ in range(num_proposers)]
 
@@ -31,6 +32,7 @@ class DraftCounts:
 
     def add(self, tree: Tree, proposer_of: IntArray) -> list[int]:
         """Count a verified draft. `proposer_of` maps buckets to proposers; returns that of each accepted token."""
+        self.drafts += 1
         owners = proposer_of[tree.draft.buckets].tolist()
         depths = [min(depth, DEPTHS) - 1 for depth in tree.draft.depths().tolist()]
         for proposer, depth in zip(owners, depths, strict=True):

@@ -124,17 +124,13 @@ class Sampler:
         count = self.sampling.logprobs
         if count is None:
             return None
-        line: FloatArray = logits[row].astype(np.float64)
-        line -= line.max()
-        line -= np.log(np.exp(line).sum())
-        best = top_ids(logits[row : row + 1], count)[0].tolist() if count else []
-        return TokenLogprobs(float(line[token]), [(t, float(line[t])) for t in best])
+        return token_logprobs(logits[row], token, count)
 
     def _possible(self, token: int | None) -> int:
         if token is None:
             if self._constraint:
-                raise SpecplugError("the grammar allows no further token, not even the end; correct the grammar")
-            raise SpecplugError(f"no token can be drawn at temperature {self.sampling.temperature}; use a higher one")
+                raise UsageError("the grammar allows no further token, not even the end; correct the grammar")
+            raise UsageError(f"no token can be drawn at temperature {self.sampling.temperature}; use a higher one")
         return token
 
     def _open_chain(self) -> Any:
@@ -143,6 +139,15 @@ class Sampler:
         chain = ll.llama_sampler_chain_init(params)
         self._chains.append(chain)
         return chain
+
+
+def token_logprobs(logits: Logits, token: int, count: int) -> TokenLogprobs:
+    """The log probability of `token`, and those of the `count` likeliest ones, from one row of logits (float32[V])."""
+    line: FloatArray = logits.astype(np.float64)
+    line -= line.max()
+    line -= np.log(np.exp(line).sum())
+    best = top_ids(logits[None], count)[0].tolist() if count else []
+    return TokenLogprobs(float(line[token]), [(t, float(line[t])) for t in best])
 
 
 class SamplerCopy:
@@ -215,9 +220,10 @@ def _check(sampling: Sampling, num_tokens: int) -> None:
     for name, value, low, high in limits:
         if not low <= value <= high:  # false for NaN as well
             raise UsageError(f"{name} is {value}; use a value from {low} to {high}")
-    for token in sampling.logit_bias:
-        if not 0 <= token < num_tokens:
-            raise UsageError(f"logit bias names token {token}; the vocabulary has {num_tokens} tokens")
+    for what, tokens in (("logit bias", sampling.logit_bias), ("stop_tokens", sampling.stop_tokens)):
+        for token in tokens:
+            if not 0 <= token < num_tokens:
+                raise UsageError(f"{what} names token {token}; the vocabulary has {num_tokens} tokens")
     if len(sampling.constraints) > 1:
         raise UsageError(f"{' and '.join(sampling.constraints)} were given at once; use one of them")
 

@@ -9,12 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from specplug.core import IntArray
 from specplug.corpora.folder import NAME, Corpus, corpora_folder, open_corpus
 from specplug.engines.llama_cpp.chat_template import NO_TEMPLATE, Message
+from specplug.engines.llama_cpp.described_model import description_of, fill_in_tokens_of
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.sampling import Sampler
 from specplug.engines.llama_cpp.step_loop import StepLoop
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
+from specplug.generation.fill_in import FillInTokens
+from specplug.generation.model_description import ModelDescription
 from specplug.models.corpus_fit import check_fits
 from specplug.profile import CostPoints, Profile
 from specplug.proposers.datastore import Datastore, datastore_of
@@ -91,6 +94,8 @@ class ServingEngine:
         if not model.chat.is_own:
             notify(NO_TEMPLATE)
         self.model = model
+        self._description = description_of(model)
+        self._fill_in_tokens = fill_in_tokens_of(model)
         self.slots = slots
         self.profile = self._engine.profile
         self.kv_tokens = self._engine.kv_tokens
@@ -117,6 +122,16 @@ class ServingEngine:
     @property
     def end_tokens(self) -> frozenset[int]:
         return self.model.end_tokens
+
+    @property
+    def description(self) -> ModelDescription:
+        """Facts of the model's file."""
+        return self._description
+
+    @property
+    def fill_in_tokens(self) -> FillInTokens | None:
+        """The tokens for fill-in-the-middle."""
+        return self._fill_in_tokens
 
     @property
     def chat_template(self) -> str:

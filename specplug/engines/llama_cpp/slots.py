@@ -26,16 +26,17 @@ class Slots:
         self._count = count
         self._reuse = reuse
 
-    def take(self, prompt: IntArray) -> tuple[int, int, list[int]]:
+    def take(self, prompt: IntArray, *, reuse: bool = True) -> tuple[int, int, list[int]]:
         """A free slot for a prompt (int32[n], n >= 1), how many of the prompt's tokens the slot now holds, and where
         checkpoints are to be made while the others are read.
 
+        reuse  False where all tokens have to be read
         Raises UsageError where no slot is free.
         """
         if not self.free:
             raise UsageError("every slot is taken; finish a sequence first")
         cells = self._cells
-        if not self._reuse:
+        if not (self._reuse and reuse):
             seq = self.free.pop(0)
             cells.truncate(seq)
             return seq, 0, []

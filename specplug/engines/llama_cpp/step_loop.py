@@ -23,12 +23,13 @@ from specplug.engines.llama_cpp.emission import emit, emit_along
 from specplug.engines.llama_cpp.exact_passes import ExactPasses
 from specplug.engines.llama_cpp.prefill_budget import PrefillBudget
 from specplug.engines.llama_cpp.prefill_order import shares
+from specplug.engines.llama_cpp.prompt_scores import add_scores, scored_rows
 from specplug.engines.llama_cpp.rollback import AnyTail, Rollback
 from specplug.engines.llama_cpp.sampling import DrawsWithSampler, Sampler
 from specplug.engines.llama_cpp.slots import Slots
 from specplug.engines.llama_cpp.step_times import add_step, compare
 from specplug.engines.llama_cpp.stream import Pass, Piece, Stream
-from specplug.engines.llama_cpp.tree_batch import Tree, lay_out
+from specplug.engines.llama_cpp.tree_batch import lay_out
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.counters import Counters
 from specplug.generation.topk import top_ids
@@ -80,6 +81,11 @@ class StepLoop:
         return self._exact is not None and self._exact.padded
 
     @property
+    def drafts(self) -> int:
+        """Drafts that were verified, of one token or more."""
+        return self._draft_counts.drafts
+
+    @property
     def verified(self) -> npt.NDArray[np.int64]:
         """int64[proposers, depths]: verified draft tokens, by proposer and by depth in the draft."""
         return self._draft_counts.verified
@@ -99,7 +105,7 @@ class StepLoop:
         The sequence owns the sampler from now on. Raises UsageError where no slot is free.
         """
         began = perf_counter_ns()
-        seq, cached, places = self._slots.take(prompt)
+        seq, cached, places = self._slots.take(prompt, reuse=sampler.sampling.prompt_logprobs is None)
         stream = Stream(
             seq, prompt, sampler, max_tokens, max_draft, cached, began, position=cached, places=places, options=options
         )
@@ -243,7 +249,7 @@ class StepLoop:
             context.add(running[0].root, 0, (self._pad_id,))
         drafted = perf_counter_ns()
         context.decode()
-        logits = context.logits(tree_rows + sum(piece.last for piece in pieces) + padded)
+        logits = context.logits(tree_rows + sum(piece.num_logits for piece in pieces) + padded)
         if padded:  # before anything else: no free cell may precede a taken one
             context.drop(self._pad_id)
         return Pass(running, trees, pieces, tree_rows, logits, began, drafted, perf_counter_ns(), others)
@@ -303,13 +309,13 @@ class StepLoop:
         if sequences and not self._exact:
             room = min(room, self.prefill_budget.rows(sequences, tree_rows))
         unread = [(stream.places or [len(stream.prompt)])[0] - stream.position for stream in reading]
-        return [(stream, rows) for stream, rows in zip(reading, shares(unread, room), strict=True) if rows]
+        return scored_rows(reading, shares(unread, room), self.context.max_rows - tree_rows)
 
     def _add(self, stream: Stream, rows: int) -> Piece:
         first, at = self.context.rows, stream.position
         tokens = stream.prompt[at : at + rows]
         last = at + rows == len(stream.prompt)
-        self.context.add_span(tokens, at, stream.seq, wanted=False, last=last)
+        self.context.add_span(tokens, at, stream.seq, wanted=stream.top_of_prompt is not None, last=last)
         return Piece(stream, tokens, first, last)
 
     def _keep(self, passed: Pass) -> None:
@@ -342,7 +348,7 @@ class StepLoop:
         topk_ns = perf_counter_ns() - began
         # A sequence that failed may have emitted nothing; it is about to be forgotten, so any token will do.
         steps = [
-            Step(s.fresh or [0], tree.draft, tree.accepted, _rows_of(topk, tree))
+            Step(s.fresh or [0], tree.draft, tree.accepted, None if topk is None else topk[tree.rows])
             for s, tree in zip(running, passed.trees, strict=True)
         ]
         target_ms = None if passed.pieces else passed.target_ms
@@ -350,8 +356,10 @@ class StepLoop:
 
     def _begin_decoding(self, passed: Pass) -> None:
         """Emit the first token of sequences whose prompts are read; they run from now on."""
-        row = passed.tree_rows
+        row = passed.tree_rows - 1
         for piece in passed.pieces:
+            add_scores(piece, passed.logits[row + 1 : row + 1 + piece.num_logits])
+            row += piece.num_logits
             if not piece.last:
                 continue
             stream = piece.stream
@@ -360,7 +368,6 @@ class StepLoop:
                 stream.root = emit(stream, self.context, passed.logits, row, self._end_tokens)
             except SpecplugError as error:
                 stream.failure = error
-            row += 1
             stream.counters.prompt_ns = perf_counter_ns() - stream.began_ns
             self._hand_to_proposers(stream, stream.sampler.token_constraint() if stream.sampler else None)
 
@@ -388,10 +395,3 @@ class StepLoop:
         if not passed.pieces and cost.shows_plain(n):
             plain_ms = cost.at(sum(s.position for s in passed.running) // n)[min(n, cost.limit) - 1]
             compare(passed, step_ms, plain_ms)
-
-
-def _rows_of(topk: IntArray | None, tree: Tree) -> IntArray | None:
-    """The top ids of the root's row and of every node's."""
-    if topk is None:
-        return None
-    return topk[[tree.first, *tree.row_of]] if tree.row_of else topk[tree.first : tree.first + 1]

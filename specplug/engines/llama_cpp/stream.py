@@ -28,6 +28,8 @@ class Stream:
     root       the last emitted token: known, not yet in the KV cache
     position   tokens of the sequence in the KV cache
     reading    whether its prompt is still being read
+    prompt_logprobs
+               those of the prompt's tokens from the second one on, if its request asked for them
     fresh      the tokens emitted by the last step; all but the last were accepted draft tokens
     drafters   the proposer, by index, of each accepted draft token of the last step
     finish     None while running; then "stop" (end token) or "length"
@@ -55,7 +57,13 @@ class Stream:
     counters: Counters = field(default_factory=Counters)
     decode_ms: float = 0.0
     plain_ms: float = 0.0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     options: SequenceOptions = NO_OPTIONS
+
+    @property
+    def top_of_prompt(self) -> int | None:
+        """How many alternatives to report per token of the prompt; None where no log probabilities are wanted."""
+        return None if self.sampler is None else self.sampler.sampling.prompt_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +75,17 @@ class Piece:
     first: int
     last: bool
 
+    @property
+    def num_logits(self) -> int:
+        """Its rows with logits: all where the prompt's log probabilities are wanted, else the prompt's last one."""
+        return len(self.tokens) if self.stream.top_of_prompt is not None else int(self.last)
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
     """One target pass: the trees of `running`, pieces of prompts, the logits, and when its parts ended (nanoseconds).
 
-    logits  float32[rows, V]  one row for the root and every node of every tree, then one for each prompt that ends
+    logits  float32[rows, V]  one row for the root and every node of every tree, then those of each piece
     others  sequences that run in other passes of the same step
     """
 

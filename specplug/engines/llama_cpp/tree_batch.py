@@ -35,6 +35,11 @@ class Tree:
     num_rows: int
     accepted: list[int] = field(default_factory=list)
 
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the root and of every node."""
+        return [self.first, *self.row_of]
+
     def children(self) -> dict[tuple[int, int], int]:
         """The node that follows (node or ROOT, token)."""
         draft = self.draft

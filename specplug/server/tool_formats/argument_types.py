@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from specplug.constraints.schema_walk import WHOLE, moved, referred
 from specplug.server.tool_formats.json_text import as_json, quoted
 
 Schema = Mapping[str, Any]
@@ -16,19 +18,33 @@ PYTHON = {"True": "true", "False": "false", "None": "null"}
 MAX_REFERENCES = 32
 
 
+def chain(schema: Any, root: Schema) -> list[tuple[str, Schema]]:
+    """A schema within `root` and those that its reference leads to, the last one without a reference.
+
+    Each has its JSON pointer, which is "" for the first. Where there is none, the last is empty and allows everything.
+    """
+    found: list[tuple[str, Schema]] = []
+    pointer = ""
+    while len(found) < MAX_REFERENCES and isinstance(schema, Mapping):
+        found.append((pointer, schema))
+        if "$ref" not in schema:
+            return found
+        pointer, schema = referred(root, schema["$ref"]) or ("", None)
+    return [*found, ("", {})]
+
+
 def resolved(schema: Any, root: Schema) -> Schema:
     """The schema that `schema` refers to within `root`; empty, which allows everything, where there is none."""
-    for _ in range(MAX_REFERENCES):
-        if not isinstance(schema, Mapping):
-            return {}
-        reference = schema.get("$ref")
-        if not isinstance(reference, str):
-            return schema
-        schema = root if reference.startswith("#") else {}
-        for part in reference.lstrip("#").strip("/").split("/") if reference.strip("#/") else []:
-            key = part.replace("~1", "/").replace("~0", "~")
-            schema = schema.get(key) if isinstance(schema, Mapping) else None
-    return {}
+    return chain(schema, root)[-1][1]
+
+
+def document(part: Schema, root: Schema) -> Schema:
+    """A part of `root` as a document of its own, with the draft and llguidance's options that `root` has."""
+    carried = {key: root[key] for key in ("$schema", "x-guidance") if key in root}
+    if '"$ref"' not in json.dumps(part):
+        return {**part, **carried}
+    whole = {key: value for key, value in root.items() if key not in carried}
+    return {**moved(part), **carried, "$defs": {WHOLE: moved(whole)}}
 
 
 def types(schema: Any, root: Schema) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specplug.server.tool_formats.argument_types import Schema, resolved, types
+from specplug.server.tool_formats.argument_types import Schema, document, resolved, types
 from specplug.server.tool_formats.lark_rules import Rules
 
 ANY, ANY_OBJECT, STRING = "braces_any", "braces_object", "braces_string"
@@ -70,13 +70,13 @@ class _Braces:
         if kind == "array":
             item = self._value(schema.get("items", {}))
             return rules.add(name, f'"[" ({item} ("," {item})*)? "]"')
-        return rules.add(name, rules.json({**schema, "x-guidance": self._root.get("x-guidance", {})}))
+        return rules.add(name, rules.json(document(schema, self._root)))
 
 
 def _add_any(rules: Rules, quote: str) -> None:
     """Rules for values without a schema, and for strings between quotes, which may be control tokens."""
     if quote.startswith("<["):
-        rules.terminal("BRACES_TEXT", r"/(?s:.*)/")
+        rules.add("BRACES_TEXT", r"/(?s:.*)/")
         rules.add(STRING, f"{quote} BRACES_TEXT {quote}")
     else:
         rules.add(STRING, f"{quote} {rules.lazy('braces_end', f'/(?s:.*)/ {quote}')}")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from specplug.server.tool_formats.argument_types import Schema, resolved, types
+from specplug.server.tool_formats.argument_types import Schema, document, resolved, types
 from specplug.server.tool_formats.call_formats import FieldsCall
 from specplug.server.tool_formats.lark_rules import Rules
-
-CARRIED = ("$defs", "definitions", "x-guidance")
-"""Keys of a schema that its parts need as documents of their own."""
 
 
 def field_rules(rules: Rules, prefix: str, body: FieldsCall, schema: Schema) -> str:
@@ -46,10 +42,7 @@ def _value(rules: Rules, name: str, body: FieldsCall, given: Any, root: Schema) 
         return _raw(rules, name, body, f"{{{least},{most}}}" if bounded else "")
     if "string" in allowed:
         return _raw(rules, name, body, "")
-    needed = CARRIED if '"$ref"' in json.dumps(given) else CARRIED[-1:]
-    carried = {key: root[key] for key in needed if key in root}
-    document = {**carried, **given} if isinstance(given, Mapping) else carried
-    return f"{rules.add(f'{name}_json', rules.json(document))} {rules.literal(body.end)}"
+    return f"{rules.add(f'{name}_json', rules.json(document(given, root)))} {rules.literal(body.end)}"
 
 
 def _raw(rules: Rules, name: str, body: FieldsCall, count: str) -> str:

@@ -1,0 +1,1 @@
+"""The server for embedding models: OpenAI's and llama-server's paths for embeddings."""

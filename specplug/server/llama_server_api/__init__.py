@@ -1,0 +1,1 @@
+"""llama-server's own interface: /completion, /infill, /props and /slots."""

@@ -1,0 +1,1 @@
+"""OpenAI's Responses interface: /v1/responses, without kept responses."""
