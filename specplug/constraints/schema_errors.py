@@ -137,7 +137,7 @@ def places(root: Node, warning: str, attempt: Attempt) -> list[str]:
             and "oneOf" in node
             and attempt.alone({"oneOf": node["oneOf"]}, lenient=False) != ""
         ):
-            lines.append(f"oneOf at #{pointer} is taken as anyOf")
+            lines.append(f"oneOf at #{_shown(pointer)} is taken as anyOf")
         elif warning.startswith("min/maxProperties"):
             lines += [ignored(key, pointer) for key in _SIZES if key in node]
     return lines or [warning]
@@ -145,12 +145,17 @@ def places(root: Node, warning: str, attempt: Attempt) -> list[str]:
 
 def ignored(keyword: str, pointer: str, why: str = "") -> str:
     """The warning that a keyword is not enforced."""
-    return f"{keyword} at #{pointer} is not enforced" + (f": {one_line(why)}" if why else "")
+    return f"{_shown(keyword)} at #{_shown(pointer)} is not enforced" + (f": {one_line(why)}" if why else "")
 
 
 def error_at(keyword: str, pointer: str, why: str) -> UsageError:
     """The error about a keyword, in one line."""
-    return UsageError(f"JSON schema: {keyword} at #{pointer}: {one_line(why)}")
+    return UsageError(f"JSON schema: {_shown(keyword)} at #{_shown(pointer)}: {one_line(why)}")
+
+
+def _shown(name: str) -> str:
+    """A name of the client's choice as a part of one line."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def one_line(error: str) -> str:
