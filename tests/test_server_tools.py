@@ -248,6 +248,8 @@ UNIQUE = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems":
         (tool("find", FOREIGN), "required", "tools: find: JSON schema: $ref at #/properties/a: another document"),
         (tool("find", FOREIGN, strict=True), "auto", "tools: find: JSON schema: $ref at #/properties/a"),
         (tool("find", UNIQUE, strict=True), "auto", "tools: find: JSON schema: uniqueItems at #/properties/a"),
+        (tool("find", {"type": "string"}), "auto", "tools: find: JSON schema: type at #: arguments are an object"),
+        (tool("find", {"type": ["object", "null"]}), "auto", "tools: find: JSON schema: type at #: arguments are"),
         (tool("find", {"enum": ["\ud800"]}), "auto", "tools: find: the JSON schema has half"),
     ],
 )
@@ -262,7 +264,7 @@ def test_a_tool_that_is_wrong_is_named_before_the_prompt_is_read(bad: Any, choic
 
 
 def test_a_tool_whose_grammar_is_too_large_is_named() -> None:
-    large = {"type": "object", "properties": {f"p{n}": {"$ref": "#/$defs/a"} for n in range(10)}}
+    large = {"type": "object", "properties": {f"p{n}": {"anyOf": [{"$ref": "#/$defs/a"}]} for n in range(10)}}
     large["$defs"] = {"a": {"type": "integer"}, "b": {"const": "x" * 100_000}}
     with serving(ToyEngine(chat_template=TEMPLATES["qwen-xml"])) as server:
         status, answer, _ = ask(server, body=chat("abc", tools=[tool(), tool("find", large)]))
