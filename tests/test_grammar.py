@@ -1,4 +1,5 @@
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import pytest
 from toy_constraint import Toy, by_place, of_target
@@ -6,7 +7,7 @@ from toy_constraint import Toy, by_place, of_target
 from specplug.core import NO_OPTIONS, Draft, IntArray, Proposer, SequenceOptions, Step, TokenConstraint, int_array
 from specplug.errors import SpecplugError
 from specplug.planning.fusion import Fusion
-from specplug.proposers.grammar import Grammar
+from specplug.proposers.grammar import MOST_STYLES, Grammar
 from specplug.testing import ProposerContract, ReplayResult, ToyTarget, replay
 
 ANY = range(100)
@@ -191,6 +192,22 @@ def test_a_text_that_leaves_the_style_gets_another_one_after_some_tokens() -> No
     assert emit(fusion, KEY, COLON, SPACE)[:1] != [(SPACE, "forced by style")]
     emit(fusion, 15, KEY, COLON, SPACE, 16)
     assert (SPACE, "forced by style") in emit(fusion, KEY, COLON, SPACE, 17), "and back again"
+
+
+def test_a_text_that_leaves_every_style_gets_few() -> None:
+    asked: list[int] = []
+    following = json_like(201).following
+
+    def style(text: Sequence[int]) -> TokenConstraint:
+        asked.append(len(text))
+        return Toy(lambda after: (), text)  # the text leaves it with the next token
+
+    fusion, _ = begun(Toy(following, style=style))
+    for _ in range(200):
+        fusion.observe(0, Step([KEY, COLON, SPACE, 12], Draft.of([], [], []), []))
+    assert len(asked) == MOST_STYLES
+    waits = [late - early for early, late in pairwise(asked)]
+    assert waits == [8, 8, 16, 32, 64, 128, 256]
 
 
 def test_a_match_of_two_tokens_comes_before_the_style_and_does_not_end_it() -> None:

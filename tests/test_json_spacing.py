@@ -17,6 +17,7 @@ from specplug.constraints.json_spacing import PYTHONS, Spacing, respaced, spacin
         (b'{"a": "x, y:z",', ", ", ": "),  # inside a string
         (b'{"a": "quo\\"te:1,2', ", ", ": "),
         (b'["a" , "b" , "c"', " , ", ": "),
+        (b'a  ,b : {"c":1,"d":2} , e : ', ",", ":"),  # outside of the JSON
     ],
 )
 def test_the_last_separators_count(text: bytes, item: str, key: str) -> None:
@@ -32,6 +33,8 @@ def test_the_last_separators_count(text: bytes, item: str, key: str) -> None:
         (b'{"a":', PYTHONS, b'{"a":'),  # its space may follow
         (b'{"a": ', PYTHONS, b'{"a": '),
         (b'{"a": 1 ,', Spacing(" , ", ": "), b'{"a": 1 ,'),
+        (b'Say , "so :  ', PYTHONS, b'Say , "so :  '),  # no JSON
+        (b'a  : "{ "a" :1} ,  {"b":2 } , ', PYTHONS, b'a  : "{"a": 1} ,  {"b": 2} , '),
         (b'{"a": "one  two', PYTHONS, b'{"a": "one  two'),
         (b'{"a": "\\" , ', PYTHONS, b'{"a": "\\" , '),
     ],

@@ -323,3 +323,14 @@ def test_wrong_lark_grammars_are_refused_in_one_line(lark: str, expected: str) -
 
 def test_without_a_constraint_of_llguidance_there_is_no_grammar() -> None:
     assert grammar_text(Sampling(grammar='root ::= "a"')) is None and grammar_text(Sampling()) is None
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_what_is_kept_of_documents_is_limited_by_their_sizes(size: int) -> None:
+    def document(number: int) -> str:
+        return json.dumps({"description": "x" * size, "const": number})
+
+    kept = [json_document(document(number), strict=False)[0] for number in range(40)]
+    most = 4 * 2**20
+    still = sum(json_document(document(number), strict=False)[0] is kept[number] for number in reversed(range(40)))
+    assert still == min(40, most // (16 * 1024 if size < 16 * 1024 else 256 * 1024))

@@ -139,6 +139,15 @@ def test_a_grammar_with_a_schema_in_it_has_a_style_too() -> None:
     assert forced_by_style(matcher) == ', "age":'
 
 
+def test_text_around_the_json_is_not_taken_for_a_part_of_it() -> None:
+    document, _ = json_document(json.dumps(PERSON), strict=False)
+    matcher = matcher_of(grammar_text(Sampling(lark=f'start: "Name , age : it\'s " %json {document} " , 12"')))
+    matcher.advance(tokens_of("Name , age : it's "))
+    assert forced_by_style(matcher) == '{"name": "ab", "age": '
+    matcher.advance(tokens_of('{"name":"ab","age":12}'))
+    assert forced_by_style(matcher) == " , 12"
+
+
 def test_no_style_is_left_at_the_end() -> None:
     matcher = of_schema({"const": 12})
     matcher.advance([*tokens_of("12"), END])

@@ -10,7 +10,8 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from specplug.constraints.grammar_text import GrammarText, limits
-from specplug.engines.llama_cpp.token_matcher import TokenMatcher, open_styled
+from specplug.engines.llama_cpp.guidance_grammar import Guidance
+from specplug.engines.llama_cpp.token_matcher import TokenMatcher
 
 PAIRS = [b'{"', b'":', b', "', b'": ', b'", "', b'"}', b"ab", b"tr", b"true", b"false", b"null", b"\\n", b"12"]
 END, OTHER_END = 256 + len(PAIRS), 257 + len(PAIRS)
@@ -48,14 +49,28 @@ def text_of(tokens: Sequence[int]) -> str:
     return b"".join(PIECES[token] for token in tokens if token < END).decode("utf-8", "replace")
 
 
+class _Built:
+    """In place of `GuidanceTokenizer`, whose tokenizer is that of a model."""
+
+    end_tokens = frozenset({END, OTHER_END})
+
+    def begin(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def get(self) -> LLTokenizer:
+        return tokenizer()
+
+
+def guidance() -> Guidance:
+    return Guidance(_Built())  # type: ignore[arg-type]
+
+
 def matcher_of(grammar: GrammarText | None) -> TokenMatcher:
+    """At the beginning of a text, also where the grammar allows none."""
     assert grammar is not None
-
-    def opened(text: str) -> LLMatcher:
-        return LLMatcher(tokenizer(), text, log_level=0, limits=limits())
-
-    open_style = partial(open_styled, tokenizer(), opened, grammar.styled) if grammar.styled else None
-    return TokenMatcher(opened(grammar.text), {END, OTHER_END}, open_style)
+    opened = LLMatcher(tokenizer(), grammar.text, log_level=0, limits=limits())
+    return TokenMatcher(opened, {END, OTHER_END}, partial(guidance().style, grammar) if grammar.styled else None)
 
 
 def allowed_tokens(matcher: TokenMatcher) -> list[int]:

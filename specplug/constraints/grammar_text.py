@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from specplug.constraints.json_schema import MAX_BYTES as MAX_SCHEMA_BYTES
 from specplug.constraints.json_schema import prepare
 from specplug.constraints.json_spacing import Spacing
 from specplug.errors import EngineError, UsageError
@@ -22,6 +23,10 @@ SPACING: Mapping[str, Any] = {"whitespace_flexible": True, "whitespace_pattern":
 
 MAX_BYTES = {"regular expression": 64 * 1024, "Lark grammar": 1024 * 1024}
 """A Lark grammar may contain the schemas of all tools of a request."""
+
+
+_SMALL_CHARS = 16 * 1024
+"""Of a schema: small and large ones are kept apart, 4 MB of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +74,28 @@ def grammar_text(sampling: Sampling) -> GrammarText | None:
     return _of_text("Lark grammar", sampling.lark)
 
 
-@lru_cache(maxsize=256)
 def json_document(text: str, *, strict: bool) -> tuple[str, tuple[str, ...]]:
     """A JSON schema as text for `%json` in a Lark grammar, with its options in it; and what it does not enforce.
 
     Raises UsageError as `grammar_text` does.
     """
+    document = _small_document if len(text) <= _SMALL_CHARS else _large_document
+    return document(text, strict)
+
+
+def _document(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
     prepared = prepare(text, strict=strict, compiles=_compile)
     return _with_options(prepared.text, {**prepared.options, **SPACING}), prepared.warnings
+
+
+_small_document = lru_cache(maxsize=4 * 1024**2 // _SMALL_CHARS)(_document)
+_large_document = lru_cache(maxsize=4 * 1024**2 // MAX_SCHEMA_BYTES)(_document)
 
 
 @lru_cache(maxsize=16)
 def _of_schema(text: str, strict: bool) -> GrammarText:
     prepared = prepare(text, strict=strict, compiles=_compile)
 
-    @cache
     def styled(spacing: Spacing) -> str:
         return _schema_grammar(prepared.text, {**prepared.options, **_fixed(spacing)})
 
@@ -109,7 +121,6 @@ def _of_text(kind: str, text: str) -> GrammarText:
         raise UsageError(f"the {kind} does not parse: {reason[:300]}")
     spaced = _options(SPACING)
 
-    @cache
     def styled(spacing: Spacing) -> str:
         return LLMatcher.grammar_from_lark(text.replace(spaced, _options(_fixed(spacing))))
 

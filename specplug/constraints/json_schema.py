@@ -24,6 +24,7 @@ from specplug.constraints.schema_errors import (
     is_of_regex,
     places,
 )
+from specplug.constraints.schema_formats import write_formats
 from specplug.constraints.schema_names import point_references
 from specplug.constraints.schema_numbers import fit_numbers
 from specplug.constraints.schema_recursion import endless
@@ -82,6 +83,7 @@ def prepare(text: str, *, strict: bool, compiles: Compile) -> PreparedSchema:
     stuck = endless(root)
     if stuck is not None:
         raise error_at("no value can end", stuck, "it requires a value of its own schema")
+    write_formats(root)
     warnings += fit_numbers(root, strict=strict)
     attempt = Attempt(root, compiles)
     error, _ = attempt.compile(root, lenient=False)

@@ -30,7 +30,13 @@ Found = tuple[Sequence[int], int]
 
 
 RESTYLE_TOKENS = 8
-"""Tokens that are emitted at least until another style is asked for, as that takes up to a millisecond. Chosen."""
+"""Tokens that are emitted at least until a second style, and a third; each further one waits twice as long.
+
+A style reads the whole text, so that all styles of a text together take time in proportion to its length. Chosen.
+"""
+
+MOST_STYLES = 8
+"""Styles of one text: one that has left so many has none that it keeps to. Chosen."""
 
 
 @dataclass(slots=True)
@@ -38,12 +44,14 @@ class _Running:
     """A sequence with a constraint.
 
     style     None where there is none, or the text has left it
+    styles    how many there have been
     restyle   place in the text from which on another style is asked for, once this one was left; None for never
     """
 
     constraint: TokenConstraint
     index: SuffixIndex
     style: TokenConstraint | None = None
+    styles: int = 0
     restyle: int | None = 0
 
     def choose_style(self) -> None:
@@ -51,7 +59,10 @@ class _Running:
         place = len(self.index.tokens)
         if self.style is None and self.restyle is not None and place >= self.restyle:
             self.style = self.constraint.style()
-            self.restyle = None if self.style is None else place + RESTYLE_TOKENS
+            self.restyle = None
+            if self.style is not None and self.styles < MOST_STYLES - 1:
+                self.restyle = place + (RESTYLE_TOKENS << max(0, self.styles - 1))
+                self.styles += 1
 
 
 class Grammar:

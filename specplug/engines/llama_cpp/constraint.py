@@ -17,6 +17,7 @@ from specplug.constraints.gbnf_limits import check_gbnf
 from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray, TokenConstraint
 from specplug.engines.llama_cpp.context import Logits
+from specplug.engines.llama_cpp.guided_text import GuidedText
 from specplug.engines.llama_cpp.least_length import LeastLength
 from specplug.engines.llama_cpp.model import Model, captured_stderr
 from specplug.engines.llama_cpp.token_matcher import TokenMatcher
@@ -46,7 +47,7 @@ class Constraint(Protocol):
         """Advance past `token`, which was emitted. Raises SpecplugError beyond a limit."""
 
     def copy(self) -> Constraint:
-        """A copy of this state, which advances along draft tokens."""
+        """A copy of this state, which advances along draft tokens; no limit of this state depends on what it tries."""
 
     def token_constraint(self) -> TokenConstraint | None:
         """A copy of this state for proposers; None where the kind of constraint has none."""
@@ -58,13 +59,13 @@ class Constraint(Protocol):
 class MaskConstraint:
     """A grammar of llguidance."""
 
-    def __init__(self, matcher: TokenMatcher, warnings: Sequence[str] = ()) -> None:
-        """Takes over `matcher`."""
+    def __init__(self, text: GuidedText, warnings: Sequence[str] = ()) -> None:
+        """Takes over `text`."""
         self.warnings = warnings
-        self._matcher = matcher
+        self._text = text
 
     def best(self, logits: Logits) -> int | None:
-        mask = self._matcher.mask()
+        mask = self._text.mask()
         best = int(logits.argmax())
         if mask[best >> 3] >> (best & 7) & 1:
             return best
@@ -72,22 +73,22 @@ class MaskConstraint:
         return int(allowed[logits[allowed].argmax()]) if len(allowed) else None
 
     def rows(self, logits: Logits, ids: IntArray | None) -> IntArray:
-        mask = self._matcher.mask()
+        mask = self._text.mask()
         if ids is None:
             return _set_bits(mask, len(logits))
         return np.flatnonzero(mask[ids >> 3] >> (ids & 7).astype(np.uint8) & 1).astype(np.int32)
 
     def accept(self, token: int) -> None:
         try:
-            self._matcher.advance([token])
-        except ValueError as error:
+            self._text.advance([token])
+        except (ValueError, SpecplugError) as error:
             raise SpecplugError(f"the constraint cannot be kept: {error}") from None
 
     def copy(self) -> MaskConstraint:
-        return MaskConstraint(self._matcher.copy(), self.warnings)
+        return MaskConstraint(self._text.copy_for_drafts(), self.warnings)
 
     def token_constraint(self) -> TokenMatcher:
-        return self._matcher.copy()
+        return self._text.for_drafts()
 
     def close(self) -> None:
         pass

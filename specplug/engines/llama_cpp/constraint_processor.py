@@ -13,6 +13,7 @@ from llama_cpp import LogitsProcessorList
 from specplug.constraints.grammar_text import grammar_text
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.guidance_grammar import Guidance
+from specplug.engines.llama_cpp.guided_text import GuidedText
 from specplug.engines.llama_cpp.token_matcher import TokenMatcher
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Sampling
@@ -21,33 +22,46 @@ from specplug.generation.answers import Sampling
 class ConstraintProcessor:
     """Masks the logits of one answer. llama-cpp-python calls it for each token, with all tokens before it."""
 
-    def __init__(self, matcher: TokenMatcher) -> None:
-        """Takes over `matcher`, which is at the beginning of a text."""
-        self._matcher = matcher
+    def __init__(self, text: GuidedText, end_token: int) -> None:
+        """
+        text       at its beginning; taken over
+        end_token  ends an answer whose constraint is not kept
+        """
+        self._text = text
+        self._end_token = end_token
         self._seen: int | None = None
         self.failure: SpecplugError | None = None
         """Why the constraint is not kept: llama.cpp calls from C, where no exception can pass."""
 
     def __call__(self, input_ids: IntArray, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if self.failure is not None:
-            return scores
+            return self._end(scores)
         try:
             new = input_ids[len(input_ids) if self._seen is None else self._seen :]
-            self._matcher.advance(new.tolist())
-            allowed = np.unpackbits(self._matcher.mask(), count=len(scores), bitorder="little").astype(bool)
+            self._text.advance(new.tolist())
+            allowed = np.unpackbits(self._text.mask(), count=len(scores), bitorder="little").astype(bool)
         except (SpecplugError, ValueError) as error:
             self.failure = SpecplugError(f"the constraint cannot be kept: {error}")
-            return scores
+            return self._end(scores)
         self._seen = len(input_ids)
         return np.where(allowed, scores, np.float32(-np.inf))
 
+    def _end(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits that leave the end of the answer only."""
+        ended = np.full_like(scores, -np.inf)
+        ended[self._end_token] = 0.0
+        return ended
+
     def matcher_after(self, token: int) -> TokenMatcher | None:
-        """The constraint after `token`, which was just sampled and is allowed; None after a failure."""
+        """The constraint after `token`, which was just sampled and is allowed; None after a failure or at a limit."""
         if self.failure is not None:
             return None
-        copied = self._matcher.copy()
-        copied.advance([token])
-        return copied
+        matcher = self._text.for_drafts()
+        try:
+            matcher.advance([token])
+        except (ValueError, SpecplugError):  # a limit that the drafts have met, and the answer perhaps never meets
+            return None
+        return matcher
 
 
 def create_constrained(
@@ -66,7 +80,7 @@ def create_constrained(
         raise UsageError("grammar and response_format were given at once; use one of them")
     grammar = grammar_text(sampling)
     assert grammar is not None
-    processor = ConstraintProcessor(guidance.open(grammar))
+    processor = ConstraintProcessor(guidance.open(grammar), guidance.end_token)
     others = options.get("logits_processor") or ()
     answer = create(
         **{**options, "response_format": None, "logits_processor": LogitsProcessorList([*others, processor])}

@@ -26,6 +26,7 @@ import numpy as np
 from specplug.core import IntArray
 from specplug.engines.llama_cpp.chat_template import ChatTemplate, Message
 from specplug.engines.llama_cpp.guidance_grammar import Guidance
+from specplug.engines.llama_cpp.guidance_tokenizer import GuidanceTokenizer
 from specplug.engines.llama_cpp.library_check import WAYS, Way, check_model
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Runtime
@@ -87,7 +88,7 @@ class Model:
         self.num_tokens: int = ll.llama_vocab_n_tokens(self.vocab)
         self.train_context: int = ll.llama_model_n_ctx_train(self.handle)
         self.end_tokens = frozenset(t for t in range(self.num_tokens) if ll.llama_vocab_is_eog(self.vocab, t))
-        self.guidance = Guidance(self.vocab, self.num_tokens, self.end_tokens)
+        self.guidance = Guidance(GuidanceTokenizer(self.vocab, self.num_tokens, self.end_tokens))
         """For constraints."""
         self._pieces: dict[int, bytes] = {}
 

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from specplug.constraints.json_spacing import Spacing, respaced, spacing_of
 from specplug.errors import SpecplugError
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
-OpenStyle = Callable[[Sequence[int]], "LLMatcher | None"]
-"""Opens a grammar with less choice after these tokens, or after others of the same meaning; None where it allows
-neither."""
+OpenStyle = Callable[[Sequence[int]], "TokenMatcher | None"]
+"""Opens a grammar with less choice after these tokens, or after others of the same meaning; None where there is none
+that allows them."""
 
 
 class TokenMatcher:
@@ -31,43 +30,50 @@ class TokenMatcher:
     """
 
     def __init__(
-        self, matcher: LLMatcher, end_tokens: Set[int], open_style: OpenStyle | None = None, taken: Sequence[int] = ()
+        self,
+        matcher: LLMatcher,
+        end_tokens: Set[int],
+        open_style: OpenStyle | None = None,
+        taken: Sequence[int] = (),
+        at_limit: Callable[[], None] = lambda: None,
     ) -> None:
         """
         end_tokens  all tokens that end an answer
         open_style  None where there is no grammar with less choice
         taken       the tokens that `matcher` has been moved past, and perhaps one that ends the text
+        at_limit    called where `matcher` has met one of llguidance's limits, and is of no use any more
         """
         self._matcher = matcher
         self._end_tokens = end_tokens
         self._open_style = open_style
         self._taken = list(taken)
+        self._at_limit = at_limit
 
     def copy(self) -> TokenMatcher:
-        """A copy in the same place, which moves alone."""
-        return TokenMatcher(self._matcher.deep_copy(), self._end_tokens, self._open_style, self._taken)
+        """A copy in the same place, which moves alone; llguidance's limits apply to all copies together."""
+        return TokenMatcher(self._matcher.deep_copy(), self._end_tokens, self._open_style, self._taken, self._at_limit)
 
     def mask(self) -> npt.NDArray[np.uint8]:
         """uint8[V / 8]: a bit for each token, lowest first. Raises SpecplugError beyond llguidance's limits."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        _check(self._matcher)
+        self._check()
         return bits
 
     @property
     def allows_nothing(self) -> bool:
         """Whether no text can follow, and none can end here. Raises SpecplugError beyond llguidance's limits."""
-        trial = self._matcher.deep_copy()
-        bits = np.frombuffer(trial.compute_bitmask(), dtype=np.uint8)
-        if trial.get_error().startswith("NoExtension"):
+        trial = self.copy()
+        bits = np.frombuffer(trial._matcher.compute_bitmask(), dtype=np.uint8)
+        if trial._matcher.get_error().startswith("NoExtension"):
             return True
         allowed = set(np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()) - self._end_tokens
         if allowed:
-            trial.consume_token(min(allowed))  # some limits are found only after a token
-        _check(trial)
+            trial._matcher.consume_token(min(allowed))  # some limits are found only after a token
+        trial._check()
         return not allowed and not self._matcher.is_accepting()
 
     def allowed(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` the masks allow, one after the other. Changes nothing."""
+        """How many of `tokens` the masks allow, one after the other; 0 beyond llguidance's limits. Changes nothing."""
         if self._has_ended:
             return 0
         matcher, at = self._matcher, 0
@@ -82,18 +88,19 @@ class TokenMatcher:
                 break
         can_end = ends and at == len(text) and matcher.is_accepting()
         matcher.rollback(at)
-        return at + can_end
+        return 0 if self._is_spoilt() else at + can_end
 
     def forced(self) -> list[int]:
         """The tokens that are the only ones allowed, one after the other; empty where there is a choice."""
-        return [] if self._has_ended else self._matcher.compute_ff_tokens()
+        forced = [] if self._has_ended else self._matcher.compute_ff_tokens()
+        return [] if self._is_spoilt() else forced
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Move past `tokens`. ValueError, without a move, for tokens that are not allowed or beyond a limit."""
+        """Move past `tokens`. Raises ValueError, without a move, for tokens that are not allowed, and SpecplugError
+        beyond llguidance's limits."""
         text, ends = self._parts(tokens)
         moved = 0 if self._has_ended else self._matcher.try_consume_tokens(text)
-        if self._matcher.is_error():
-            raise ValueError(f"it is too complex: {first_line(self._matcher.get_error())}")
+        self._check()
         if moved + ends < len(tokens) or (ends and not self._matcher.is_accepting()):
             self._matcher.rollback(moved)
             raise ValueError(f"it does not allow {list(tokens)} here")
@@ -109,12 +116,23 @@ class TokenMatcher:
         """That of a grammar with less choice, after the tokens so far; None where it does not allow them."""
         if self._open_style is None or self._has_ended:
             return None
-        matcher = self._open_style(self._taken)
-        return None if matcher is None else TokenMatcher(matcher, self._end_tokens)
+        return self._open_style(self._taken)
 
     @property
     def _has_ended(self) -> bool:
         return bool(self._taken) and self._taken[-1] in self._end_tokens
+
+    def _is_spoilt(self) -> bool:
+        """Whether the matcher has met one of llguidance's limits; then it allows nothing."""
+        if self._matcher.is_error():
+            self._at_limit()
+            return True
+        return False
+
+    def _check(self) -> None:
+        """Raise SpecplugError if the matcher has met one of llguidance's limits."""
+        if self._is_spoilt():
+            raise SpecplugError(f"the constraint is too complex: {first_line(self._matcher.get_error())}")
 
     def _parts(self, tokens: Sequence[int]) -> tuple[list[int], bool]:
         """The tokens before the first one that ends the text, and whether there is such a token."""
@@ -122,31 +140,6 @@ class TokenMatcher:
             if token in self._end_tokens:
                 return list(tokens[:at]), True
         return list(tokens), False
-
-
-def open_styled(
-    tokenizer: LLTokenizer,
-    opened: Callable[[str], LLMatcher],
-    styled: Callable[[Spacing], str],
-    tokens: Sequence[int],
-) -> LLMatcher | None:
-    """The grammar with the spacing of a JSON text, after that text as if it had this spacing throughout.
-
-    opened  opens a grammar at the beginning of a text
-    styled  the text of the grammar with a spacing
-    tokens  those of the JSON text so far
-    """
-    text = tokenizer.decode_bytes(list(tokens))
-    spacing = spacing_of(text)
-    matcher = opened(styled(spacing))
-    same = tokenizer.tokenize_bytes(respaced(text, spacing))
-    return matcher if matcher.try_consume_tokens(same) == len(same) and not matcher.is_error() else None
-
-
-def _check(matcher: LLMatcher) -> None:
-    """Raise SpecplugError if a matcher has met one of llguidance's limits."""
-    if matcher.is_error():
-        raise SpecplugError(f"the constraint is too complex: {first_line(matcher.get_error())}")
 
 
 def first_line(text: str) -> str:
