@@ -282,6 +282,24 @@ def test_what_of_a_tool_is_not_enforced_is_a_warning_with_its_name(url: str) -> 
     assert headers["specplug-warnings"].startswith("tools: find: uniqueItems")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("response_format", {"type": "json_object"}),
+        ("regex", "a"),
+        ("lark", 'start: "a"'),
+        ("choice", ["a"]),
+        ("grammar", 'root ::= "a"'),
+    ],
+)
+def test_another_constraint_holds_in_place_of_the_tools_with_a_warning(url: str, field: str, value: Any) -> None:
+    _, answer, headers = ask(url, body=chat("abc", tools=[tool("find", UNIQUE)], **{field: value}))
+    expected = f"tools: calls are not enforced, as {field} constrains the answer"
+    assert answer["specplug"]["warnings"] == [expected] and headers["specplug-warnings"] == expected
+    _, answer, _ = ask(url, body=chat("abc", tools=[tool()], tool_choice="none", **{field: value}))
+    assert answer["specplug"]["warnings"] == []
+
+
 # -- streams that fail ------------------------------------------------------------------------------------------------
 
 
