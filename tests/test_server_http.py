@@ -327,6 +327,23 @@ def test_an_answer_names_the_stop_string_that_ended_it(url: str) -> None:
         assert [one["stop_reason"] for one in texts] == [stop]
 
 
+@pytest.mark.parametrize("field", ["choice", "guided_choice"])
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a" * 70_000], "choice (guided_choice) has more than 64 KiB"),
+        (["\ud800"], "choice (guided_choice) is not Unicode text"),
+        (["", ""], "choice (guided_choice) allows no text"),
+    ],
+)
+def test_choices_that_cannot_be_enforced_are_refused_by_the_field(
+    url: str, field: str, texts: list[str], expected: str
+) -> None:
+    for path, body in (("/v1/chat/completions", chat("abc")), ("/v1/completions", {"prompt": "abc"})):
+        status, answer, _ = ask(url, path, body | {field: texts})
+        assert (status, answer["error"]["message"]) == (400, expected)
+
+
 def ignored_fields(url: str) -> float:
     text = ask(url, "/metrics")[1]
     return next(

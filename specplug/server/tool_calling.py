@@ -82,7 +82,7 @@ class ToolCalling:
                 whole_calls=not constrained,
             ),
             self._shown,
-            tuple(warning for one in tools.values() for warning in one.warnings) if constrained else (),
+            _warnings(tools, body.constraints),
         )
 
     def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters], reasoning: Reasoning | None) -> str:
@@ -108,3 +108,10 @@ class ToolCalling:
         )
         grammar_text(Sampling(lark=lark))
         return lark
+
+
+def _warnings(tools: Mapping[str, Parameters], others: Sequence[str]) -> tuple[str, ...]:
+    """What of the tools is not enforced, beside the `others`, the fields that constrain the answer."""
+    if tools and others:
+        return (f"tools: calls are not enforced, as {others[0]} constrains the answer",)
+    return tuple(warning for one in tools.values() for warning in one.warnings)
