@@ -110,7 +110,7 @@ class CommonRequest(RequestPart):
     lark: str | None = None
     choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICE_TEXTS)] | None = None
     response_format: ResponseFormat | None = None
-    user: str | None = None
+    user: Any = None
     specplug: SpecplugOptions = SpecplugOptions()
 
     @field_validator("stop")
