@@ -14,8 +14,9 @@ the model, greedily. Every text that ends is checked by `jsonschema`, formats in
 fault, unless the schema's warnings name a keyword that the text violates.
 
 The values of the suite are read under the mask, as JSON with Python's spacing. A valid one that is refused is counted
-by what makes it acceptable: another order of its properties, integers without a fraction, or open objects. An invalid
-one that is accepted is a fault, unless a warning names a keyword that it violates.
+by what makes it acceptable: another order of its properties, integers without a fraction, open objects, no format, no
+bound beyond 10^18, or no keywords beside `$ref`. An invalid one that is accepted is a fault, unless a warning names a
+keyword that it violates. Values about which `jsonschema` and the suite disagree count as disputed.
 
 Prints a table by group (a keyword in the suite), the refusals by keyword, and every fault; exits with 1 after faults.
 """
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,9 +37,11 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+from referencing.exceptions import Unresolvable
 
 from specplug import profile
 from specplug.constraints.grammar_text import grammar_text
+from specplug.constraints.schema_numbers import FARTHEST
 from specplug.constraints.schema_walk import everywhere
 from specplug.engines.llama_cpp.engine import LlamaCpp
 from specplug.engines.llama_cpp.model import Model, open_model
@@ -139,7 +143,9 @@ class Checker:
         except ValueError as error:
             self._fault(case, strict, f"{text[:80]!r} is no JSON: {error}")
             return "invalid"
-        violated = list(violations(case.schema, value))
+        violated = violations(case.schema, value)
+        if violated is None:
+            return "not judged"
         if not violated:
             return "valid"
         if all(keywords & named(warnings) for keywords in violated):
@@ -176,18 +182,26 @@ class Checker:
         if self._accepts(matcher, value):
             if valid:
                 return "valid, accepted"
-            if all(keywords & named(warnings) for keywords in violations(case.schema, value)):
+            violated = violations(case.schema, value)
+            if not violated:
+                return "disputed"
+            if all(keywords & named(warnings) for keywords in violated):
                 return "invalid, accepted with a warning"
             self._fault(case, strict, f"{json.dumps(value)[:80]} is accepted; warnings: {list(warnings)}")
             return "invalid, accepted"
         if not valid:
             return "invalid, refused"
+        if violations(case.schema, value) != []:
+            return "disputed"
         if any(self._accepts(matcher, one) for one in reordered(value)):
             return "valid, order of properties"
         if any(self._accepts(matcher, one) for one in reordered(whole(value))):
             return "valid, fraction of an integer"
-        if self._accepts(self._open(opened(case.schema), strict=strict)[0], value):
-            return "valid, closed object"
+        for name, wider in WIDER.items():
+            if self._accepts(self._open(wider(case.schema), strict=False)[0], value):
+                return f"valid, {name}"
+        if warnings:
+            return "valid, refused with a warning"
         self._fault(case, strict, f"the valid {json.dumps(value)[:80]} is refused")
         return "valid, refused"
 
@@ -207,11 +221,14 @@ class Checker:
         )
 
 
-def violations(schema: dict[str, Any], value: Any) -> Iterator[set[str]]:
-    """For each error of a value the keywords that lead to it or are part of it."""
+def violations(schema: dict[str, Any], value: Any) -> list[set[str]] | None:
+    """For each error of a value the keywords that lead to it or are part of it; None where `jsonschema` fails."""
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    for error in kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(value):
-        yield set(_keywords(error))
+    try:
+        errors = list(kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(value))
+    except (re.error, RecursionError, Unresolvable):
+        return None
+    return [set(_keywords(error)) for error in errors]
 
 
 def _keywords(error: jsonschema.ValidationError) -> Iterator[str]:
@@ -254,6 +271,41 @@ def opened(schema: dict[str, Any]) -> dict[str, Any]:
     return copied
 
 
+def without_formats(schema: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(schema))
+    for node in everywhere(copied):
+        node.pop("format", None)
+    return copied
+
+
+def without_far_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(schema))
+    for node in everywhere(copied):
+        for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+            if isinstance(node.get(key), int | float) and abs(node[key]) > FARTHEST:
+                del node[key]
+    return copied
+
+
+def without_siblings(schema: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(schema))
+    for node in everywhere(copied):
+        if "$ref" in node and node is not copied:
+            reference = node["$ref"]
+            node.clear()
+            node["$ref"] = reference
+    return copied
+
+
+WIDER = {
+    "closed object": opened,
+    "format": without_formats,
+    "far bound": without_far_bounds,
+    "beside $ref": without_siblings,
+}
+"""What makes a schema wider, by what is narrower here than in JSON Schema."""
+
+
 def ask(engine: LlamaCpp, checker: Checker, chosen: Sequence[Case], max_tokens: int) -> dict[str, Counter[str]]:
     """Greedy answers of the model to schemas, by way of treating them."""
     found: dict[str, Counter[str]] = {"strict": Counter(), "lenient": Counter()}
@@ -280,21 +332,21 @@ def table(found: dict[tuple[str, str, str], Counts]) -> list[str]:
     """A Markdown table: a row for each group and way."""
     lines = [
         "| source | group | way | schemas | refused | with warnings | texts valid | invalid, warned | cut "
-        "| valid values taken | narrower: order, fraction, closed | invalid values refused | taken, warned |",
-        "|---" * 13 + "|",
+        "| valid values taken | narrower: order, fraction, closed, format, bound, $ref | invalid refused "
+        "| taken, warned | disputed |",
+        "|---" * 14 + "|",
     ]
     for (source, group, way), one in found.items():
         values, texts = one.values, one.texts
-        narrower = [
-            values[f"valid, {why}"] for why in ("order of properties", "fraction of an integer", "closed object")
-        ]
+        narrower = [values[f"valid, {why}"] for why in ("order of properties", "fraction of an integer", *WIDER)]
         valid = sum(count for name, count in values.items() if name.startswith("valid"))
-        invalid = values.total() - valid
+        invalid = sum(count for name, count in values.items() if name.startswith("invalid"))
         lines.append(
             f"| {source} | {group} | {way} | {one.schemas} | {one.refused.total()} | {one.warned} "
             f"| {texts['valid']} of {texts.total() - texts['cut']} | {texts['invalid, warned']} | {texts['cut']} "
             f"| {values['valid, accepted']} of {valid} | {', '.join(map(str, narrower))} "
-            f"| {values['invalid, refused']} of {invalid} | {values['invalid, accepted with a warning']} |"
+            f"| {values['invalid, refused']} of {invalid} | {values['invalid, accepted with a warning']} "
+            f"| {values['disputed']} |"
         )
     return lines
 

@@ -2,13 +2,15 @@
 
     python benchmarks/serve_load.py MODEL.gguf [--profile serve] [--clients 16] [--requests 500] [--slots 8]
                                     [--prompts 40] [--part load|gaps|behind|all] [--rounds 3] [--end-token ID]
+                                    [--constrained 0.33]
 
 The script starts the server. `--end-token ID` (2 for SmolLM2) forbids that token, so that streams do not end early.
 Prints, for each part:
 
 load    Every distinct prompt is answered alone with plain decoding. Then `--clients` clients request them in random
         order, with random lengths, and every answer must be a prefix of the answer alone, or equal to it. Prints the
-        number of answers that differ, tokens per second, and the server's resident memory.
+        number of answers that differ, tokens per second, and the server's resident memory. With `--constrained` this
+        share of the prompts is answered by a JSON schema, strictly, and every such answer that ends must be valid.
 gaps    `--rounds` times, two streams run during the prefill of a prompt of 2,000 tokens. Prints the delays between
         their chunks, and those in the seconds before the prompt.
 behind  `--rounds` times, a short question follows three such prompts while a stream runs. Prints the time to the first
@@ -18,6 +20,7 @@ behind  `--rounds` times, a short question follows three such prompts while a st
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import subprocess
 import sys
@@ -26,7 +29,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median, quantiles
+from typing import Any
 
+import jsonschema
 import psutil
 from openai_endpoint import TOPICS, Endpoint, answer
 from serve_speed import serving
@@ -48,6 +53,21 @@ TEMPLATES = [
 ]
 
 
+SHAPES: list[dict[str, Any]] = [
+    {
+        "type": "object",
+        "properties": {"topic": {"type": "string", "maxLength": 12}, "number": {"type": "integer", "maximum": 99}},
+        "required": ["topic", "number"],
+    },
+    {"type": "array", "items": {"enum": ["sea", "moon", "rain"]}, "minItems": 2, "maxItems": 5},
+    {
+        "type": "object",
+        "properties": {"day": {"type": "string", "format": "date"}, "certain": {"type": "boolean"}},
+        "required": ["day", "certain"],
+    },
+]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -59,6 +79,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("load", "gaps", "behind", "all"), default="all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--end-token", type=int)
+    parser.add_argument("--constrained", type=float, default=0.0, help="share of the prompts of the load")
     args = parser.parse_args()
     command = ["specplug_cli.main", "serve", args.model, "--profile", args.profile, "--slots", str(args.slots)]
     with serving(command) as (port, process):
@@ -75,15 +96,21 @@ def main() -> None:
 def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Namespace) -> None:
     draw = random.Random(0)
     texts = [TEMPLATES[n % len(TEMPLATES)].format(topic=TOPICS[n % 8], n=n) for n in range(args.prompts)]
-    alone = {text: answer(replace(endpoint, plain=True), text, 96).text for text in texts}
+    shapes = [SHAPES[n % len(SHAPES)] for n in range(round(args.constrained * len(texts)))]
+    by_schema = dict(zip(draw.sample(texts, len(shapes)), shapes, strict=True))
+    formats = {text: response_format(schema) for text, schema in by_schema.items()}
+    alone = {text: answer(replace(endpoint, plain=True), text, 96, **formats.get(text, {})).text for text in texts}
     asked = [(draw.choice(texts), draw.choice((4, 16, 32, 64, 96))) for _ in range(args.requests)]
     server = psutil.Process(process.pid)
     memory: list[float] = []
+    invalid: list[str] = []
 
     def one(request: tuple[str, int]) -> tuple[bool, int]:
         text, max_tokens = request
-        got = answer(endpoint, text, max_tokens)
+        got = answer(endpoint, text, max_tokens, **formats.get(text, {}))
         memory.append(server.memory_info().rss / 2**20)
+        if text in by_schema and got.tokens < max_tokens and not is_valid(got.text, by_schema[text]):
+            invalid.append(got.text)
         return alone[text].startswith(got.text) and (max_tokens < 96 or got.text == alone[text]), got.tokens
 
     began = time.perf_counter()
@@ -95,10 +122,26 @@ def load(endpoint: Endpoint, process: subprocess.Popen[bytes], args: argparse.Na
         f"{len(done)} of {args.requests} answered, {sum(not same for same, _ in done)} differ from the answer alone, "
         f"{sum(tokens for _, tokens in done) / seconds:.1f} tokens/s"
     )
+    if by_schema:
+        constrained = sum(text in by_schema for text, _ in asked)
+        print(f"{constrained} of them constrained, {len(invalid)} of these ended and are not valid")
     print(
         f"memory {memory[0]:.1f} MiB after the first answer; over the last {len(late)} answers from {late[0]:.1f} to "
         f"{late[-1]:.1f} MiB, between {min(late):.1f} and {max(late):.1f}"
     )
+
+
+def response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """The field of a request that constrains its answer."""
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}}}
+
+
+def is_valid(text: str, schema: dict[str, Any]) -> bool:
+    try:
+        jsonschema.validate(json.loads(text), schema)
+    except (ValueError, jsonschema.ValidationError):
+        return False
+    return True
 
 
 def gaps(endpoint: Endpoint, rounds: int) -> None:

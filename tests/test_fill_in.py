@@ -94,3 +94,4 @@ def test_the_files_own_marks_are_found(
     assert (described.file, described.num_tokens, described.width) == ("tiny.gguf", 2048, 64)
     assert described.created == int(path.stat().st_mtime) and 0 < described.num_bytes < path.stat().st_size
     assert (described.begin_text, described.end_text, described.train_context) == ("<|start|>", "<|end|>", 4096)
+    assert (described.architecture, described.weight_format) == ("llama", "F32")

@@ -163,6 +163,8 @@ INFILL = {"input_prefix": "ab", "input_suffix": "yz", "prompt": "c"}
     [
         ("/infill", INFILL, [257, *b"abc", 258, *b"yz", 259]),
         ("/infill", {**INFILL, "input_prefix": "<pre>"}, [257, *b"<pre>c", 258, *b"yz", 259]),
+        ("/infill", {**INFILL, "n_predict": -1}, [257, *b"abc", 258, *b"yz", 259]),
+        ("/infill", {**INFILL, "n_predict": 10**6}, [257, *b"abc", 258, *b"yz", 259]),
         ("/v1/completions", {"prompt": "ab", "suffix": "yz"}, [257, *b"ab", 258, *b"yz", 259]),
         ("/v1/completions", {"prompt": [97], "suffix": ""}, [257, 97, 258, 259]),
     ],

@@ -257,7 +257,7 @@ def test_a_conversation_that_is_deleted_while_it_is_answered_does_not_come_back(
 
 def test_reasoning_is_not_sent_back(page: Any) -> None:
     bodies = bodies_of(page)
-    body = streamed({"reasoning_content": "because"}, {"content": "<think>why</think>answer"})
+    body = streamed({"reasoning_content": "because"}, {"content": "answer"})
     page.route(CHAT, lambda route: route.fulfill(body=body, content_type="text/event-stream"))
     ask(page, "question")
     page.unroute(CHAT)

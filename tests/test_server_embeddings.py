@@ -1,6 +1,8 @@
 """Embeddings: the server on a toy embedder, and the engine on a tiny embedding model with random weights."""
 
 import base64
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from serving import served
 from test_server_http import ask, is_error
 from toy_serving import ToyEngine, running, serving
 
@@ -259,3 +262,33 @@ def test_embedding_models_are_told_from_others(tmp_path: Path) -> None:
         embedding_model(str(ranking))
     with pytest.raises(UsageError, match="generates no text; name a language model, or serve this one with: specplug"):
         check_gguf(model)
+
+
+@pytest.mark.parametrize("flag", [(), ("--embeddings",)], ids=["bert", "llama"])
+def test_the_command_serves_embeddings(flag: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    from tiny_architectures import bert, llama
+
+    model = (llama if flag else bert)(tmp_path / "tiny.gguf", layers=1)
+    with served(tmp_path, model, *flag) as server:
+        body = ask(server.url, EMBEDDINGS, {"input": TEXTS})[1]
+        assert np.linalg.norm(vectors(body), axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
+        assert body["model"] == "tiny" and ask(server.url, "/v1/models")[1]["data"][0]["max_model_len"] == 1024
+        assert ask(server.url, "/v1/chat/completions", {"messages": []})[0] == 400
+        assert server.terminate() == 0
+    assert "embeddings of 64 numbers, texts of up to 1024 tokens" in server.log.read_text()
+
+
+@pytest.mark.parametrize("command", [("run", "hello"), ("bench",)])
+def test_other_commands_refuse_an_embedding_model_by_name(command: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    from tiny_architectures import bert
+
+    model = bert(tmp_path / "tiny.gguf", layers=1)
+    arguments = [sys.executable, "-m", "specplug_cli.main", command[0], "--model", str(model), *command[1:]]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    said = f"{model}: bert is an embedding model, which generates no text; name a language model, or serve this one"
+    assert done.stderr.splitlines()[-1].startswith(f"specplug: error: {said}")

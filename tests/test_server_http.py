@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from time import monotonic, process_time, sleep
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,11 +19,12 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("llguidance")
 
+from fastapi import FastAPI
 from toy_serving import ToyEngine, serving
 
 from specplug.errors import SpecplugError, UsageError
 from specplug.server.middleware import Limits
-from specplug.server.process import KEEP_ALIVE_S, Address, _listen
+from specplug.server.process import Address, _listen, connections, guarded
 from specplug.server.state import Settings
 
 PATHS = [
@@ -159,7 +161,7 @@ def test_localhost_listens_on_all_its_addresses() -> None:
 
 
 def test_idle_connections_stay_open_for_longer_than_a_minute() -> None:
-    assert KEEP_ALIVE_S > 60
+    assert connections(guarded(FastAPI(), Address(), Limits())).timeout_keep_alive > 60
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "some.host"])
@@ -316,6 +318,32 @@ def test_fields_without_a_meaning_are_ignored_and_named(url: str, fields: dict[s
     assert ignored_fields(url) > before
 
 
+def test_an_answer_names_the_stop_string_that_ended_it(url: str) -> None:
+    for text, stop in (("abcdef", "de"), ("abc", None)):
+        asked = chat(text, stop=["x", "de"])
+        (last,) = [chunk["choices"][0] for chunk in events(url, asked) if chunk["choices"][0]["finish_reason"]]
+        assert ask(url, body=asked)[1]["choices"][0]["stop_reason"] == last["stop_reason"] == stop
+        texts = ask(url, "/v1/completions", {"prompt": text, "stop": "de"})[1]["choices"]
+        assert [one["stop_reason"] for one in texts] == [stop]
+
+
+@pytest.mark.parametrize("field", ["choice", "guided_choice"])
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a" * 70_000], "choice (guided_choice) has more than 64 KiB"),
+        (["\ud800"], "choice (guided_choice) is not Unicode text"),
+        (["", ""], "choice (guided_choice) allows no text"),
+    ],
+)
+def test_choices_that_cannot_be_enforced_are_refused_by_the_field(
+    url: str, field: str, texts: list[str], expected: str
+) -> None:
+    for path, body in (("/v1/chat/completions", chat("abc")), ("/v1/completions", {"prompt": "abc"})):
+        status, answer, _ = ask(url, path, body | {field: texts})
+        assert (status, answer["error"]["message"]) == (400, expected)
+
+
 def ignored_fields(url: str) -> float:
     text = ask(url, "/metrics")[1]
     return next(
@@ -324,26 +352,79 @@ def ignored_fields(url: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "expected"),
     [
-        {"cache_prompt": True, "skip_special_tokens": True, "mirostat": 0, "dry_multiplier": 0.0},
-        {name: None for name in ("n", "stop", "temperature", "stream_options", "logit_bias", "tools", "specplug", "x")},
-        {"repetition_penalty": 1.1, "n_predict": 5, "repeat_last_n": -1, "typical_p": 0.9, "top_k": -1},
-        {"max_tokens": -1, "seed": -1, "temperature": 3, "top_k": 100_000, "presence_penalty": None},
-        {
-            "min_tokens": 3,
-            "ignore_eos": True,
-            "stop_token_ids": [3],
-            "chat_template_kwargs": {"enable_thinking": False},
-        },
-        {"logit_bias": [[5, 1.5], [6, False]], "reasoning_effort": "low", "metadata": {"a": "b"}},
-        {"guided_choice": ["abc", "b"], "response_format": {"type": "text"}},
-        {"structured_outputs": {"regex": "[a-c]+"}},
+        ({"cache_prompt": True, "skip_special_tokens": True, "mirostat": 0, "dry_multiplier": 0.0}, {}),
+        ({name: None for name in ("n", "stop", "temperature", "logit_bias", "tools", "specplug", "seed", "x")}, {}),
+        (
+            {"repetition_penalty": 1.1, "repeat_last_n": 7, "typical_p": 0.9},
+            {"repeat_penalty": 1.1, "penalty_last_n": 3, "typical_p": 0.9},
+        ),
+        ({"top_k": -1, "seed": -1, "repeat_last_n": -1}, {"top_k": 0, "seed": None}),
+        ({"temperature": 3, "top_k": 100_000}, {"temperature": 3.0, "top_k": 100_000}),
+        ({"min_tokens": 3, "stop_token_ids": [3]}, {"min_tokens": 3, "stop_tokens": frozenset({3})}),
+        ({"ignore_eos": True}, {"min_tokens": 2**31 - 1}),
+        ({"logit_bias": [[5, 1.5], [6, False]]}, {"logit_bias": {5: 1.5, 6: -100.0}}),
+        ({"guided_choice": ["a+b", "b"]}, {"regex": r"a\+b|b"}),
+        ({"structured_outputs": {"regex": "[a-c]+"}}, {"regex": "[a-c]+"}),
+        ({"guided_json": {"type": "object"}}, {"json_schema": '{"type": "object"}'}),
+        ({"guided_grammar": 'root ::= "a"'}, {"grammar": 'root ::= "a"'}),
+        ({"guided_grammar": 'start: "::=" /a/'}, {"lark": 'start: "::=" /a/'}),
+        ({"reasoning_effort": "low", "metadata": {"a": "b"}, "response_format": {"type": "text"}}, {}),
     ],
 )
-def test_fields_of_other_servers_that_have_a_meaning_here(url: str, fields: dict[str, Any]) -> None:
-    status, body, headers = ask(url, body=chat("abc", **fields))
-    assert status == 200 and "specplug-warnings" not in headers, body
+def test_fields_of_other_servers_that_have_a_meaning_here(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    engine = ToyEngine()
+    with serving(engine) as url:
+        status, body, headers = ask(url, body=chat("abc", max_tokens=3, **fields))
+        assert status == 200 and "specplug-warnings" not in headers, body
+        ask(url, body=chat("abc", max_tokens=3))
+    got, plain = engine.samplings
+    assert got == replace(plain, **expected)
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens"),
+    [
+        ({"max_tokens": 2}, 2),
+        ({"n_predict": 2}, 2),
+        ({"max_tokens": -1}, 6),
+        ({"max_tokens": -1, "max_completion_tokens": 3}, 3),
+        ({"max_completion_tokens": -1}, 6),
+    ],
+)
+def test_limits_of_tokens(url: str, limits: dict[str, int], tokens: int) -> None:
+    assert ask(url, body=chat("abcde", **limits))[1]["usage"]["completion_tokens"] == tokens
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+def test_a_route_names_its_own_methods(url: str, path: str) -> None:
+    status, body, _ = ask(url, path, {})
+    assert status == 405 and body["error"]["message"] == f"{path} does not take POST; use GET"
+
+
+def test_the_text_of_a_stop_token_is_no_part_of_the_answer(url: str) -> None:
+    _, body, _ = ask(url, body=chat("abcd", stop_token_ids=[ord("c")]))
+    choice = body["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("ab", "stop")
+
+
+def test_what_a_constraint_leaves_without_effect_is_named(url: str) -> None:
+    body = chat("abc", regex="[a-c]*", ignore_eos=True)
+    assert "min_tokens and ignore_eos have no effect" in ask(url, body=body)[2]["specplug-warnings"]
+    body = chat("abc", structured_outputs={"structural_tag": "x"}, continue_final_message=False)
+    assert ask(url, body=body)[2]["specplug-warnings"] == "ignored: continue_final_message, structured_outputs"
+
+
+def test_a_grammar_of_blank_lines_takes_no_time(url: str) -> None:
+    began = process_time()
+    ask(url, body=chat("abc", grammar="\n" * 60_000))
+    assert process_time() - began < 5
+
+
+def test_names_that_the_server_gives_its_templates_are_refused(url: str) -> None:
+    status, body, _ = ask(url, body=chat(chat_template_kwargs={"messages": []}))
+    assert status == 400 and "messages is set by the server" in body["error"]["message"]
 
 
 def test_a_limit_of_minus_one_is_none() -> None:
@@ -385,6 +466,13 @@ def test_parts_of_earlier_messages_that_are_no_text_are_left_out(url: str) -> No
     assert status == 200 and body["choices"][0]["message"]["content"] == "abc"
 
 
+def test_null_is_unset_within_messages(url: str) -> None:
+    call = {"id": None, "type": None, "function": {"name": "f", "arguments": None}}
+    answered = {"role": "assistant", "content": [{"type": None, "text": "x"}], "tool_calls": [call]}
+    messages = [{"role": "user", "content": "hi"}, answered, {"role": "tool", "content": "abc", "tool_call_id": None}]
+    assert ask(url, body={"messages": messages})[0] == 200
+
+
 # -- reasoning --------------------------------------------------------------------------------------------------------
 
 THINKS = "{{ messages }}<think></think>"
@@ -398,6 +486,8 @@ def test_reasoning_is_apart_from_the_answer_streamed_and_not() -> None:
         deltas = [chunk["choices"][0]["delta"] for chunk in events(url, asked)]
         assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "It is two."
         assert "".join(delta.get("content", "") for delta in deltas) == "Two."
+        shaped = asked | {"regex": "(?s).*"}  # the text is constrained, so that all of it is the answer
+        assert ask(url, body=shaped)[1]["choices"][0]["message"]["content"].startswith("<think>")
         as_text = ask(url, body=asked | {"reasoning_format": "none"})[1]["choices"][0]["message"]["content"]
         assert as_text.startswith("<think>")
     with serving(ToyEngine()) as url:
@@ -429,6 +519,10 @@ def schema(inner: Any) -> dict[str, Any]:
     return chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": inner}})
 
 
+def link(n: int) -> dict[str, Any]:
+    return {"items": {"$ref": f"#/$defs/d{n}"}}
+
+
 def nested(depth: int) -> dict[str, Any]:
     return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "string"}
 
@@ -443,6 +537,10 @@ def nested(depth: int) -> dict[str, Any]:
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "no value can end at #"),
         (False, "allows no value"),
         ({"const": "\ud83d"}, "JSON schema"),
+        ({"const": -(2**63)}, "const at #: -9223372036854775808 has too many digits"),
+        ({"$ref": "#/$defs/d0", "$defs": {f"d{n}": link(n + 1) for n in range(1200)}}, "the schema has no #/$defs/d"),
+        ({"$ref": "#/$defs/d0", "$defs": {f"d{n}": link((n + 1) % 1200) for n in range(1200)}}, "in one chain"),
+        ({"enum": []}, "enum at #"),
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused_with_its_place(url: str, inner: Any, expected: str) -> None:
@@ -450,6 +548,15 @@ def test_a_schema_that_cannot_be_kept_is_refused_with_its_place(url: str, inner:
     status, answer, _ = ask(url, body=schema(inner))
     assert status == 400 and expected in answer["error"]["message"] and "\n" not in answer["error"]["message"]
     assert process_time() - began < 1
+    assert ask(url, body=schema({"type": "object"}))[0] == 200
+
+
+def test_a_schema_of_a_megabyte_is_refused() -> None:
+    large = {"type": "object", "properties": {f"property {n}": {"type": "string"} for n in range(26_000)}}
+    with serving(ToyEngine()) as server_url:
+        status, answer, _ = ask(server_url, body=schema(large))
+        assert status == 400 and "more than 256 KiB" in answer["error"]["message"]
+        assert ask(server_url, body=schema({"type": "object"}))[0] == 200
 
 
 LAX = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}

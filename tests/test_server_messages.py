@@ -258,7 +258,9 @@ def test_blocks_become_messages() -> None:
     calls = [(call.id, call.function.name, call.function.arguments) for call in messages[2].tool_calls]
     assert calls == [("1", "look", {"at": 1}), ("2", "find", {})]
     assert [(one.name, one.tool_call_id) for one in messages[3:6]] == [("find", "2"), ("look", "1"), (None, "3")]
-    assert [one.role for one in chat(system="s").messages] == ["system", "user"]
+    in_one_text = chat(system=f"{billing['text']}\n\nOne.\nTwo.").messages
+    assert [(one.role, one.text) for one in in_one_text] == [("system", "One.\nTwo."), ("user", "a")]
+    assert [one.role for one in chat(system=[billing]).messages] == ["user"]
 
 
 def test_tools_thinking_and_the_format_of_the_text() -> None:

@@ -17,6 +17,7 @@ from test_server_http import ask
 from toy_serving import ToyEngine, serving
 
 from specplug.errors import SpecplugError
+from specplug.generation.fill_in import FillInTokens
 from specplug.server.ollama_api.request import ChatBody, translated_chat
 
 CALL = '<tool_call>{"name": "look", "arguments": {"at": "é"}}</tool_call>'
@@ -78,6 +79,14 @@ def test_a_prompt_with_and_without_the_template(client: Any) -> None:
     assert (thought.thinking, thought.response) == ("so", "Well.")
     raw = client.generate(model="toy", prompt="<think>\nso\n</think>\nWell.", raw=True)
     assert raw.response.startswith("<think>")
+
+
+def test_a_suffix_is_filled_in_where_the_model_can() -> None:
+    marks = ToyEngine(control=["<pre>", "<suf>", "<mid>"])
+    marks.fill_in_tokens = FillInTokens(*(marks.control_token(text) or 0 for text in ("<pre>", "<suf>", "<mid>")))
+    with serving(marks) as server, connect(server) as client:
+        assert client.generate(model="toy", prompt="ab", suffix="cd").response == "abcd"
+        assert client.show("toy").capabilities == ["completion", "tools", "insert"]
 
 
 def test_an_answer_is_streamed_unless_the_request_says_otherwise(url: str) -> None:
@@ -150,7 +159,7 @@ def test_log_probabilities(client: Any) -> None:
         ("chat", {"format": {"type": "text"}}, "JSON schema"),
         ("chat", {"format": "xml"}, "format"),
         ("generate", {"images": ["abcd"]}, "images: an image is not supported"),
-        ("generate", {"suffix": "x"}, "suffix is not supported"),
+        ("generate", {"suffix": "x"}, "the model toy has no tokens for fill-in-the-middle"),
         ("generate", {"context": [1]}, "context is not supported; send"),
         ("generate", {"template": "x"}, "template is not supported; write"),
     ],
@@ -195,13 +204,15 @@ def test_what_is_ignored_is_named(url: str) -> None:
 
 def test_what_clients_ask_about_the_model(client: Any, url: str) -> None:
     (model,) = client.list().models
-    assert (model.model, model.details.format) == ("toy", "gguf") and len(model.digest) == 64
+    assert (model.model, model.details.format, model.size) == ("toy", "gguf", 4000) and len(model.digest) == 64
+    assert model.modified_at.timestamp() == ENGINE.description.created
     (running,) = client.ps().models
     assert (running.name, running.context_length, running.digest) == ("toy", 4096, model.digest)
     shown = client.show("toy")
     assert shown.capabilities == ["completion", "tools", "thinking"] and shown.template == "<think></think>"
     family = shown.modelinfo["general.architecture"]
     assert shown.modelinfo[f"{family}.context_length"] == 4096
+    assert shown.modelinfo["general.parameter_count"] == ENGINE.description.num_params
     version = ask(url, "/api/version", headers={"authorization": "Bearer k"})[1]["version"]
     assert tuple(map(int, version.split("."))) >= (0, 6, 4), "Copilot refuses older ones"
 

@@ -14,6 +14,7 @@ from toy_serving import ToyEngine, serving
 
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/corpora", "/tokenize", "/detokenize", "/completion", "/infill"]
 OTHERS = ["/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/show"]
+OTHERS += ["/completion", "/infill"]
 """Their bodies are large, so that few are made here; test_server_interfaces.py makes more."""
 GETS = ["/v1/models", "/v1/models/{model}", "/v1/corpora", "/health", "/metrics", "/specplug/stats"]
 GETS += ["/api/tags", "/api/ps", "/api/version", "/version", "/props", "/slots"]

@@ -248,7 +248,9 @@ UNIQUE = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems":
         (tool("find", FOREIGN), "required", "tools: find: JSON schema: $ref at #/properties/a: another document"),
         (tool("find", FOREIGN, strict=True), "auto", "tools: find: JSON schema: $ref at #/properties/a"),
         (tool("find", UNIQUE, strict=True), "auto", "tools: find: JSON schema: uniqueItems at #/properties/a"),
-        (tool("find", {"enum": ["\ud800"]}), "auto", ""),
+        (tool("find", {"type": "string"}), "auto", "tools: find: JSON schema: type at #: arguments are an object"),
+        (tool("find", {"type": ["object", "null"]}), "auto", "tools: find: JSON schema: type at #: arguments are"),
+        (tool("find", {"enum": ["\ud800"]}), "auto", "tools: find: the JSON schema has half"),
     ],
 )
 def test_a_tool_that_is_wrong_is_named_before_the_prompt_is_read(bad: Any, choice: str, expected: str) -> None:
@@ -261,6 +263,15 @@ def test_a_tool_that_is_wrong_is_named_before_the_prompt_is_read(bad: Any, choic
     assert engine.loop.begun == [] and engine.samplings == []
 
 
+def test_a_tool_whose_grammar_is_too_large_is_named() -> None:
+    large = {"type": "object", "properties": {f"p{n}": {"anyOf": [{"$ref": "#/$defs/a"}]} for n in range(10)}}
+    large["$defs"] = {"a": {"type": "integer"}, "b": {"const": "x" * 100_000}}
+    with serving(ToyEngine(chat_template=TEMPLATES["qwen-xml"])) as server:
+        status, answer, _ = ask(server, body=chat("abc", tools=[tool(), tool("find", large)]))
+    assert status == 400
+    assert answer["error"]["message"].startswith("tools: find: the grammar would have more than 512 KiB")
+
+
 def test_what_of_a_tool_is_not_enforced_is_a_warning_with_its_name(url: str) -> None:
     body = chat("abc", tools=[tool("find", UNIQUE), tool("look", FOREIGN)])
     _, answer, headers = ask(url, body=body)
@@ -269,6 +280,24 @@ def test_what_of_a_tool_is_not_enforced_is_a_warning_with_its_name(url: str) -> 
         "tools: look: $ref to https://example.org/x.json is not enforced: it is another document",
     ]
     assert headers["specplug-warnings"].startswith("tools: find: uniqueItems")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("response_format", {"type": "json_object"}),
+        ("regex", "a"),
+        ("lark", 'start: "a"'),
+        ("choice", ["a"]),
+        ("grammar", 'root ::= "a"'),
+    ],
+)
+def test_another_constraint_holds_in_place_of_the_tools_with_a_warning(url: str, field: str, value: Any) -> None:
+    _, answer, headers = ask(url, body=chat("abc", tools=[tool("find", UNIQUE)], **{field: value}))
+    expected = f"tools: calls are not enforced, as {field} constrains the answer"
+    assert answer["specplug"]["warnings"] == [expected] and headers["specplug-warnings"] == expected
+    _, answer, _ = ask(url, body=chat("abc", tools=[tool()], tool_choice="none", **{field: value}))
+    assert answer["specplug"]["warnings"] == []
 
 
 # -- streams that fail ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ pytest.importorskip("jsonschema")
 import jsonschema
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from specplug.constraints.grammar_text import limits
 from specplug.errors import UsageError
 from specplug.server.request_schema import Function
 from specplug.server.tool_formats.answer_events import Contents
@@ -75,7 +76,7 @@ def matcher(family: str, words: ByteVocabulary, tools: Mapping[str, Any] = TOOLS
         ControlTokens(marks, frozenset(control.values())),
         **{"required": True, "several": True, **options},
     )
-    opened = LLMatcher(words.guidance, LLMatcher.grammar_from_lark(grammar), log_level=0)
+    opened = LLMatcher(words.guidance, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=limits())
     assert not opened.is_error(), opened.get_error()
     return opened
 
@@ -204,6 +205,40 @@ def test_definitions_that_refer_to_each_other_are_written_once(family: str) -> N
     assert allows(matcher(family, words, {"f": schema}), words.ids(answers[family]))
 
 
+WRITTEN = {
+    "qwen-xml": "<tool_call>\n<function=f>\n{}</function>\n</tool_call>",
+    "glm": "<tool_call>f\n{}</tool_call>",
+    "gemma": "<|tool_call>call:f{{{}}}<tool_call|>",
+}
+PAIRS = {
+    "qwen-xml": "<parameter={}>\n{}\n</parameter>\n",
+    "glm": "<arg_key>{}</arg_key>\n<arg_value>{}</arg_value>\n",
+    "gemma": "{}:{}",
+}
+
+
+def call(family: str, **values: str) -> str:
+    """A call of `f` with these arguments, as they are written."""
+    pairs = [PAIRS[family].format(*pair) for pair in values.items()]
+    return WRITTEN[family].format(("," if family == "gemma" else "").join(pairs))
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"properties": {"a": {"type": "integer", "maximum": 5}, "b": {"$ref": "#/properties/a"}}}, "4", "6"),
+        ({"properties": {"b": {"type": "integer", "allOf": [{"$ref": "#/$defs/p"}]}}}, "4", "6"),
+        ({"properties": {"b": {"type": "boolean", "anyOf": [{"$ref": "#/$defs/q"}, {"const": 1}]}}}, "true", "false"),
+    ],
+)
+def test_references_of_an_argument_lead_anywhere_in_its_tool(family: str, schema: Any, right: str, wrong: str) -> None:
+    definitions = {"p": {"maximum": 5}, "q": {"anyOf": [{"$ref": "#/$defs/r"}]}, "r": {"const": True}}
+    words, tools = vocabulary(family, special=False), {"f": schema | {"$defs": definitions}}
+    assert allows(matcher(family, words, tools), words.ids(call(family, b=right)))
+    assert not allows(matcher(family, words, tools), words.ids(call(family, b=wrong)))
+
+
 HERMES_CALL = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
 
 
@@ -234,7 +269,7 @@ def test_no_call_begins_in_reasoning(special: bool, opened: bool, required: bool
         several=True,
         reasoning=Reasoning(THINK, "</think>", opened),
     )
-    opened_matcher = LLMatcher(words.guidance, LLMatcher.grammar_from_lark(grammar), log_level=0)
+    opened_matcher = LLMatcher(words.guidance, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=limits())
     assert not opened_matcher.is_error(), opened_matcher.get_error()
     assert allows(opened_matcher, words.ids(answer)) == right
 
@@ -242,46 +277,8 @@ def test_no_call_begins_in_reasoning(special: bool, opened: bool, required: bool
 def test_a_grammar_that_is_too_large_is_refused() -> None:
     words = vocabulary("qwen-xml", special=False)
     schema = {
-        "properties": {f"p{n}": {"$ref": "#/$defs/a"} for n in range(200)},
+        "properties": {f"p{n}": {"type": "array", "items": {"$ref": "#/$defs/a"}} for n in range(200)},
         "$defs": {"a": {"type": "integer"}, "b": {"enum": ["x" * 20_000]}},
     }
-    with pytest.raises(UsageError, match="tools: their grammar would have more than 512 KiB; send fewer tools"):
+    with pytest.raises(UsageError, match="the grammar would have more than 512 KiB; send smaller or fewer tools"):
         matcher("qwen-xml", words, {"f": schema})
-
-
-OPEN = {
-    "properties": {
-        "a": {"type": "string", "pattern": "^a+$"},
-        "b": {"type": "array", "items": {"type": "string", "maxLength": 3}, "minItems": 1},
-        "c": {"type": "integer", "minimum": 3},
-        "d": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-    }
-}
-
-
-@pytest.mark.parametrize(
-    ("family", "expected"),
-    [
-        ("hermes", []),
-        ("glm", ["pattern at #/properties/a", "anyOf at #/properties/d"]),
-        (
-            "gemma",
-            [
-                "pattern at #/properties/a",
-                "minItems at #/properties/b",
-                "maxLength at #/properties/b/items",
-                "anyOf at #/properties/d",
-            ],
-        ),
-    ],
-)
-def test_what_a_family_cannot_keep_is_a_warning_or_refused_where_strict(family: str, expected: list[str]) -> None:
-    written = recognise(TEMPLATES[family]).frames[0].body
-    found = prepare(Function(name="f", parameters=OPEN), written, required=True).warnings
-    assert list(found) == [f"tools: f: {one} is not enforced as this model writes calls" for one in expected]
-    strict = Function(name="f", parameters=OPEN, strict=True)
-    if expected:
-        with pytest.raises(UsageError, match=f"tools: f: {expected[0]} cannot be enforced"):
-            prepare(strict, written, required=True)
-    else:
-        assert prepare(strict, written, required=True).warnings == ()

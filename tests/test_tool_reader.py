@@ -159,10 +159,15 @@ def test_any_text_is_read_the_same_however_it_is_split(family: str, parts: list[
         ({"$ref": "#/$defs/loop"}, None),
         ({"$ref": "https://example.org/x"}, None),
         (True, None),
+        ({"$ref": "#/$defs/a%20b"}, {"null"}),
+        ({"$ref": "#/anyOf/1"}, {"boolean"}),
     ],
 )
 def test_types_of_an_argument(schema: Any, expected: set[str] | None) -> None:
-    root = {"$defs": {"a": {"type": ["integer", "null"]}, "loop": {"$ref": "#/$defs/loop"}}}
+    root = {
+        "$defs": {"a": {"type": ["integer", "null"]}, "loop": {"$ref": "#/$defs/loop"}, "a b": {"type": "null"}},
+        "anyOf": [{}, {"type": "boolean"}],
+    }
     assert types(schema, root) == (expected or types({}, {}))
 
 
@@ -173,6 +178,10 @@ def test_types_of_an_argument(schema: Any, expected: set[str] | None) -> None:
         ("14", {"integer"}, "14"),
         ("14", {"string", "null"}, '"14"'),
         ("null", {"string", "null"}, "null"),
+        ("1.5", {"string", "integer"}, '"1.5"'),
+        ("15", {"string", "integer"}, "15"),
+        ("1e5", {"string", "number"}, "1e5"),
+        ("1.5", {"integer"}, "1.5"),
         ("None", {"null"}, "null"),
         ("True", {"string", "boolean"}, '"True"'),
         ('{"a": NaN}', {"object"}, '{"a": "NaN"}'),

@@ -26,7 +26,7 @@ from specplug.proposers.datastore import Datastore
 from specplug.server.answer_recorder import AnswerStore
 from specplug.server.app import make_app
 from specplug.server.middleware import Limits
-from specplug.server.process import Address, guarded
+from specplug.server.process import Address, connections, guarded
 from specplug.server.state import Settings
 
 END = 256
@@ -141,8 +141,9 @@ class ToyLoop:
             token = stream.prompt[stream.position] if stream.position < len(stream.prompt) else END
             stream.position += 1
             stream.fresh.append(token)
-            if token == END or stream.position == stream.max_tokens:
-                stream.finish = "stop" if token == END else "length"
+            ends = token == END or token in stream.sampler.sampling.stop_tokens
+            if ends or stream.position == stream.max_tokens:
+                stream.finish = "stop" if ends else "length"
                 break
         stream.drafters = [0] * (len(stream.fresh) - 1)
         if stream.drafters:
@@ -264,13 +265,8 @@ def running(
 ) -> Iterator[str]:
     """Run an application in a thread, on a free port or on `port`; yields its URL."""
     address = Address(key=key, origins=origins)
-    config = uvicorn.Config(
-        guarded(app, address, limits or Limits(body_seconds=1.0)),
-        port=port,
-        log_level="critical",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
+    config = connections(guarded(app, address, limits or Limits(body_seconds=1.0)), timeout_graceful_shutdown=1)
+    config.port = port
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

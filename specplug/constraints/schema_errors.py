@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
-from specplug.constraints.schema_walk import Node, children, reachable, referred
+from specplug.constraints.schema_walk import WHOLE, Node, children, moved, reachable, referred
 from specplug.errors import UsageError
 
 Compile = Callable[[str, Mapping[str, Any]], tuple[str, Sequence[str]]]
@@ -21,7 +21,6 @@ _SEARCH_S = 0.3
 """Time to find the place of an error, which large schemas could exceed."""
 
 _MAX_KEYWORDS = 16
-_ROOT = "document"
 _SIZES = ("minProperties", "maxProperties")
 
 
@@ -42,16 +41,16 @@ class Attempt:
     def alone(self, node: Node, *, lenient: bool) -> str | None:
         """The error of a subschema by itself, or ""; None where there is no time left to find out."""
         if self._until is None:
-            self._until = perf_counter() + _SEARCH_S
-        elif perf_counter() > self._until:
+            self._until = thread_time() + _SEARCH_S
+        elif thread_time() > self._until:
             return None
         document = {"$schema": self._root["$schema"]} if "$schema" in self._root else {}
-        error, _ = self.compile(document | _moved(node) | {"$defs": {_ROOT: self._moved_root}}, lenient=lenient)
+        error, _ = self.compile(document | moved(node) | {"$defs": {WHOLE: self._moved_root}}, lenient=lenient)
         return error
 
     @cached_property
     def _moved_root(self) -> Any:
-        return _moved(self._root)
+        return moved(self._root)
 
     def located(self, error: str, *, lenient: bool) -> UsageError:
         """The error with the innermost place where it occurs, and the keyword."""
@@ -170,19 +169,6 @@ def one_line(error: str) -> str:
         return "it cannot be enforced where its schemas overlap; use anyOf, or leave out strict"
     if first.startswith("Resource"):
         return FOREIGN
-    first = first.replace(f"json-schema:///#/$defs/{_ROOT}", "#").replace("json-schema:///#", "#")
+    first = first.replace(f"json-schema:///#/$defs/{WHOLE}", "#").replace("json-schema:///#", "#")
     first = re.sub(r"Regex is empty:.*", "no text satisfies it", first)
     return re.sub(r" at line 1 column \d+$", "", first)[:300]
-
-
-def _moved(value: Any) -> Any:
-    """A part of a document as it reads in another one, which contains the document as the definition _ROOT."""
-    if isinstance(value, list):
-        return [_moved(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    moved = {key: _moved(inner) for key, inner in value.items()}
-    reference = value.get("$ref")
-    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        moved["$ref"] = f"#/$defs/{_ROOT}{reference[1:]}"
-    return moved

@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import quote, urldefrag, urljoin
 
-from specplug.constraints.schema_walk import DEFINITIONS, Node, children, escaped
+from specplug.constraints.schema_walk import DEFINITIONS, Node, children, escaped, everywhere
 
 _DRAFT_4 = "draft-04"
+_ALONE = ("draft-04", "draft-06", "draft-07")
+"""In these drafts names beside `$ref` have no effect."""
 
 
 def point_references(root: Node) -> None:
     """Replace references by name in place, and remove `$id`. References to other documents stay as they are."""
     key = "id" if _DRAFT_4 in str(root.get("$schema")) else "$id"
+    if any(draft in str(root.get("$schema")) for draft in _ALONE):
+        for node in everywhere(root):
+            if "$ref" in node:
+                node.pop(key, None)
     documents = {"": ""}
     anchors: dict[tuple[str, str], str] = {}
     uses: list[tuple[Node, str]] = []

@@ -5,7 +5,7 @@ Knows which keywords contain schemas and which contain values, and no other mean
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -31,6 +31,9 @@ KEYWORDS = frozenset(
     )
 )
 """Those that can make a value invalid, or that lead to such ones."""
+
+WHOLE = "document"
+"""The definition that contains the whole document, in a document that one of its parts became."""
 
 
 def children(node: Node) -> Iterator[tuple[str, Any]]:
@@ -80,7 +83,7 @@ def everywhere(root: Node) -> Iterator[Node]:
                 waiting += node[key].values()
 
 
-def referred(root: Node, reference: Any) -> tuple[str, Any] | None:
+def referred(root: Mapping[str, Any], reference: Any) -> tuple[str, Any] | None:
     """Where a `$ref` leads within the document: the pointer and the schema; None for other references."""
     if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
         return None
@@ -100,3 +103,16 @@ def referred(root: Node, reference: Any) -> tuple[str, Any] | None:
 def escaped(name: str) -> str:
     """A name as part of a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")
+
+
+def moved(value: Any) -> Any:
+    """A part of a document as it reads in another one, which contains the document as the definition WHOLE."""
+    if isinstance(value, list):
+        return [moved(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    copied = {key: moved(inner) for key, inner in value.items()}
+    reference = value.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        copied["$ref"] = f"#/$defs/{WHOLE}{reference[1:]}"
+    return copied

@@ -19,6 +19,8 @@ class ModelDescription:
     train_context  tokens of the longest text that it was trained for
     begin_text, end_text
                    texts of the tokens that begin a text and end an answer; empty where there is none
+    architecture   its name in llama.cpp; empty where the file does not tell
+    weight_format  format of most weights, such as Q4_K_M; empty where the file does not tell
     """
 
     file: str
@@ -31,3 +33,5 @@ class ModelDescription:
     train_context: int
     begin_text: str = ""
     end_text: str = ""
+    architecture: str = ""
+    weight_format: str = ""

@@ -83,6 +83,10 @@ class Answering:
         if state.closing:
             raise HTTPException(503, "the server is shutting down; retry later")
         form.warnings += _check_fields(state, {*ignored(body), *ignored_fields})
+        if work.sampling.min_tokens and work.sampling.constraints:
+            form.warnings.append(
+                "min_tokens and ignore_eos have no effect: the constraint decides where the answer ends"
+            )
         jobs = await asyncio.to_thread(_make_jobs, state, body, work)
         if state.settings.log_prompts:
             for prompt in work.prompts:
@@ -118,12 +122,13 @@ class Answering:
         names = self._state.engine.source_names
         opened: set[int] = set()
         unsent: dict[int, list[tuple[str, str | None]]] = {}  # segments whose text the format still holds back
+        with_usage: Json = {"usage": None} if usage else {}
         async for choice, delta in self._deltas():
             if choice.index not in opened:
                 opened.add(choice.index)
                 for first in form.first_chunk_choices(choice):
-                    yield form.chunk([first])
-            more_fields: Json = {"usage": None} if usage else {}
+                    yield form.chunk([first], **with_usage)
+            more_fields = dict(with_usage)
             if body.specplug.details:
                 proposers = [None if s.source is None else names[s.source] for s in delta.segments]
                 texts = [segment.text for segment in delta.segments]
@@ -173,7 +178,8 @@ def _make_jobs(state: State, body: CommonRequest, work: Work) -> list[Job]:
     deadline = monotonic() + seconds if seconds is not None else None
     sampling = with_stop_tokens(work.sampling, work.stops, engine.control_token)
     common: dict[str, Any] = {"options": asked, "shown": work.shown, "reports": body.timings_per_token}
-    streamed, stop = bool(body.stream), tuple(work.stops)
+    common |= {"stop": tuple(work.stops), "stop_tokens": sampling.stop_tokens}
+    common |= {"streamed": bool(body.stream), "deadline": deadline}
     jobs: list[Job] = []
     try:
         for prompt in work.prompts:
@@ -186,11 +192,11 @@ def _make_jobs(state: State, body: CommonRequest, work: Work) -> list[Job]:
                     f"{engine.max_context}; shorten the prompt, or start the server with a larger --context"
                 )
             limit = room if work.max_tokens is None else min(work.max_tokens, room)
-            penalised = limit if sampling.penalty_last_n < 0 else sampling.penalty_last_n
+            penalised = limit if sampling.penalty_last_n < 0 else min(sampling.penalty_last_n, limit)
             for index in range(body.n):
                 seed = None if sampling.seed is None else (sampling.seed + index) % (2**32 - 1)
                 sampler = engine.sampler(replace(sampling, seed=seed, penalty_last_n=penalised))
-                jobs.append(Job(prompt, sampler, limit, max_draft, stop, deadline, streamed, **common))
+                jobs.append(Job(prompt, sampler, limit, max_draft, **common))
     except BaseException:
         for job in jobs:
             job.sampler.close()

@@ -82,8 +82,8 @@ def make_app(
 
     app = FastAPI(title="specplug", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.specplug = state
-    app.add_middleware(_RequestCounter, metrics=metrics)
     app.add_middleware(ImpliedMethods, routes=app.routes)
+    app.add_middleware(_RequestCounter, metrics=metrics)
     add_error_handlers(app)
     chats = ChatRequests(engine, settings.name)
     add_openai_routes(app, state, chats)
@@ -153,11 +153,22 @@ class _RequestCounter:
         self._metrics = metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        counted = scope["type"] != "http"
+
+        def count(status: int) -> None:
+            nonlocal counted
+            counted = True
+            route = scope.get("route")  # the label is the route's pattern, so that clients cannot add labels
+            self._metrics.requests.labels(route.path if route is not None else "other", str(status)).inc()
+
         async def send_and_count(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                route = scope.get("route")  # the label is the route's pattern, so that clients cannot add labels
-                path = route.path if route is not None else "other"
-                self._metrics.requests.labels(path, str(message["status"])).inc()
+            if message["type"] == "http.response.start" and not counted:
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, send_and_count if scope["type"] == "http" else send)
+        try:
+            await self._app(scope, receive, send_and_count)
+        except Exception:  # answered outside of all middleware
+            if not counted:
+                count(500)
+            raise

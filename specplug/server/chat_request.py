@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from specplug.core import IntArray
 from specplug.server.answering import Work
 from specplug.server.engine_protocol import Engine
@@ -55,6 +57,11 @@ class ChatRequests:
         definitions = [tool.model_dump(exclude_none=True) for tool in listed]
         prompt = engine.chat_prompt(messages, definitions, self._variables(body))
         marks, opened = self._marks, self._is_opened(prompt)
+        if marks is not None and body.constraints:  # the text is constrained from its first character on
+            if opened:
+                closing = engine.tokenize(f"{marks.closing}\n\n", add_special=False, parse_special=True)
+                prompt = np.concatenate([prompt, closing])
+            marks, opened = None, False
         before = BeforeCalls(marks.opening, marks.closing, opened) if marks is not None else None
         plan = self._calling.plan(body, before)
         sampling = chat_sampling(body, plan.lark)

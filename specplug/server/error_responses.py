@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from specplug.errors import SpecplugError, UsageError
@@ -80,7 +81,7 @@ def add_error_handlers(app: FastAPI) -> None:
         if error.status_code == 404 and text == "Not Found":
             text = f"there is no {request.url.path[:100]}; this server has {', '.join(MAIN_PATHS)} (all: /openapi.json)"
         elif error.status_code == 405:
-            allowed = (error.headers or {}).get("allow", "POST")
+            allowed = Headers(error.headers).get("allow", "POST")
             text = f"{request.url.path[:100]} does not take {request.method}; use {allowed}"
         return _response(request, error.status_code, error_body(text, error_type, code), error.headers)
 

@@ -13,8 +13,8 @@ from specplug.generation.fill_in import FillInTokens, OtherFile, fitted, in_orde
 from specplug.server.state import State
 from specplug.server.token_ids import checked_ids
 
-UNLIMITED_ANSWER = 256
-"""Tokens that are kept free for an answer without a limit."""
+MOST_FREE = 4
+"""One part of this many of the context is kept free for the answer at most, however long it may become."""
 
 
 def completion_to_fill(state: State, prefix: str | Sequence[int], suffix: str) -> IntArray:
@@ -32,10 +32,10 @@ def infill_prompt(
     engine = state.engine
     typed = engine.tokenize(prompt, add_special=False, parse_special=True)
     extra = other_files(marks, files, lambda text: _tokens(state, text))
-    answer = UNLIMITED_ANSWER if max_tokens is None else max_tokens
-    before, after, others = fitted(
-        _tokens(state, prefix), typed, _tokens(state, suffix), extra, context=engine.max_context, answer=answer
-    )
+    context = engine.max_context
+    answer = context // MOST_FREE if max_tokens is None else min(max_tokens, context // MOST_FREE)
+    parts = _tokens(state, prefix), typed, _tokens(state, suffix), extra
+    before, after, others = fitted(*parts, context=context, answer=answer)
     return in_order(marks, before, after, suffix_first=state.settings.suffix_first, before=others)
 
 

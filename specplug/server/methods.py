@@ -24,7 +24,8 @@ class ImpliedMethods:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope.get("method")
         if method == "HEAD":
-            await self._app({**scope, "method": "GET"}, receive, _without_body(send))
+            scope["method"] = "GET"
+            await self._app(scope, receive, _without_body(send))
         elif method == "OPTIONS" and (methods := self._methods(scope)):
             allowed = ", ".join(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))
             await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allowed.encode())]})

@@ -75,6 +75,8 @@ class Metrics:
         reading = any(job.stream is not None and job.stream.reading for job in list(self._scheduler.active))
         self._passes.record(now, advanced, with_prompt=reading)
         self._passes.forget(job for job, delta in deltas if delta.is_last)
+        # One that was cancelled meanwhile has been forgotten already, and gets no last delta.
+        self.forget([job for job in advanced if job.cancelled])
         while self._recent_tokens and self._recent_tokens[0][0] < now - WINDOW_S:
             self._recent_tokens.popleft()
 

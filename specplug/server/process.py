@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,6 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from specplug.errors import SpecplugError, UsageError
 from specplug.server.middleware import LOCAL_NAMES, App, Guard, Limits
+from specplug.server.openai_format import WARNINGS_HEADER
 
 SWITCH_INTERVAL_S = 0.0005
 """Interval of `sys.setswitchinterval` in seconds. A short one keeps the engine's thread from waiting for the GIL while
@@ -110,17 +111,7 @@ def run(
     """
     address.check()
     listening = _listen(address)
-    config = uvicorn.Config(
-        guarded(app, address, limits),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=ceil(grace) + DRAIN_S,
-        limit_concurrency=None,
-        h11_max_incomplete_event_size=64 * 1024,
-        ws="none",
-        timeout_keep_alive=KEEP_ALIVE_S,
-    )
+    config = connections(guarded(app, address, limits), timeout_graceful_shutdown=ceil(grace) + DRAIN_S)
     server = _Server(config, app.state.specplug, grace)
     _log_to_stderr(log_prompts)
     # Until uvicorn has its own handler, too.
@@ -140,6 +131,21 @@ def run(
         raise SpecplugError("the server did not start; see its messages above")
 
 
+def connections(app: App, **more: Any) -> uvicorn.Config:
+    """How connections are handled; `more` are further settings of uvicorn."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=None,
+        h11_max_incomplete_event_size=64 * 1024,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        **more,
+    )
+
+
 def guarded(app: App, address: Address, limits: Limits) -> App:
     """The application behind the checks that every request passes first."""
     hosts = LOCAL_NAMES | {address.host} if address.is_local and address.key is None else None
@@ -147,8 +153,13 @@ def guarded(app: App, address: Address, limits: Limits) -> App:
     if not address.origins:
         return guard
     # CORS is outermost, because a preflight request carries no key.
-    methods, headers = ("GET", "HEAD", "POST", "DELETE"), ["*"]
-    return CORSMiddleware(guard, allow_origins=address.origins, allow_methods=methods, allow_headers=headers)
+    return CORSMiddleware(
+        guard,
+        allow_origins=address.origins,
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
+        allow_headers=["*"],
+        expose_headers=[WARNINGS_HEADER, "retry-after"],
+    )
 
 
 class _Server(uvicorn.Server):

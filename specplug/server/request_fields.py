@@ -26,17 +26,26 @@ NAMES = {
 }
 """Names of fields here, by those of other servers."""
 
-UNSET = {
-    "max_tokens": (-1,),
-    "max_completion_tokens": (-1,),
-    "seed": (-1,),
-    "top_k": (-1,),
-    "penalty_last_n": (-1,),
-}
-"""Values with which other servers leave a field unset: no limit, random, off."""
+MOST_TOKENS = 2**31 - 1
+"""As a limit of tokens it is none, since no context is that long."""
 
-NO_LIMIT = ("max_tokens", "max_completion_tokens")
-"""Fields whose unset value means no limit, while a request without them may get one."""
+MINUS_ONE = {
+    "max_tokens": MOST_TOKENS,
+    "max_completion_tokens": MOST_TOKENS,
+    "top_k": 0,
+    "seed": None,
+    "penalty_last_n": None,
+}
+"""What other servers mean by -1: no limit, off, or as if the field were unset."""
+
+STRUCTURED = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+    "json_object": "",
+}
+"""Names of fields here, by those in vLLM's `structured_outputs`."""
 
 WITHOUT_EFFECT = {
     "cache_prompt": (True,),
@@ -44,7 +53,7 @@ WITHOUT_EFFECT = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
-    "continue_final_message": (False, True),
+    "continue_final_message": (True,),
     "add_generation_prompt": (True,),
     "mirostat": (0,),
     "dry_multiplier": (0,),
@@ -61,6 +70,10 @@ WITHOUT_EFFECT = {
 """Values of other servers' fields that ask for what happens here anyway, so that nothing is ignored."""
 
 
+GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+LARK_START = re.compile(r"^\s*\??start\s*:(?!:)", re.MULTILINE)
+
+
 def translated(body: Any) -> Any:
     """A request's fields under the names used here. What is null is unset, as is what asks for the default."""
     if not isinstance(body, Mapping):
@@ -73,9 +86,11 @@ def translated(body: Any) -> Any:
     for name, own in NAMES.items():
         if name in fields:
             fields.setdefault(own, fields.pop(name))
-    if any(name in fields and _is_unset(name, fields[name]) for name in NO_LIMIT):
-        fields["unlimited"] = True
-    fields = {name: value for name, value in fields.items() if not _is_unset(name, value)}
+    for name, meant in MINUS_ONE.items():
+        if type(fields.get(name)) in (int, float) and fields[name] == -1:
+            fields[name] = meant
+            if meant is None:
+                del fields[name]
     if isinstance(fields.get("logit_bias"), list):
         fields["logit_bias"] = _pairs(fields["logit_bias"])
     return fields
@@ -96,26 +111,25 @@ def ignored(part: BaseModel, place: str = "") -> Iterator[str]:
                 yield from ignored(inner, f"{place}{name}.")
 
 
-def _is_unset(name: str, value: Any) -> bool:
-    return name in UNSET and not isinstance(value, bool | list | dict) and value in UNSET[name]
-
-
 def _unpack_structured_outputs(fields: dict[str, Any]) -> None:
     """Fields of vLLM's `structured_outputs`, and its grammar, which is GBNF or of the dialect of llguidance."""
     wanted = fields.pop("structured_outputs", None)
     if isinstance(wanted, Mapping):
-        for name, own in (("json", "json_schema"), ("regex", "regex"), ("choice", "choice"), ("grammar", "grammar")):
-            if wanted.get(name) is not None:
+        for name, own in STRUCTURED.items():
+            if own and wanted.get(name) is not None:
                 fields.setdefault(own, wanted[name])
         if wanted.get("json_object"):
             fields.setdefault("json_schema", {"type": "object"})
+        rest = {name: value for name, value in wanted.items() if name not in STRUCTURED and value is not None}
+        if rest:
+            fields["structured_outputs"] = rest
     elif wanted is not None:
         fields["structured_outputs"] = wanted
     guided = fields.pop("guided_grammar", None)
     if guided is not None:
         fields.setdefault("grammar", guided)
     grammar = fields.get("grammar")
-    if isinstance(grammar, str) and "::=" not in grammar and re.search(r"^\s*\??start\s*:", grammar, re.MULTILINE):
+    if isinstance(grammar, str) and not GBNF_RULE.search(grammar) and LARK_START.search(grammar):
         fields["lark"] = fields.pop("grammar")
 
 

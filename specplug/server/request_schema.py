@@ -103,7 +103,6 @@ class CommonRequest(RequestPart):
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     ignore_eos: bool = False
     stop_token_ids: Annotated[Ids, Field(max_length=MAX_STOPS)] = Field(default_factory=list)
-    unlimited: bool = False
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=MAX_BIASES)
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | str | None = None
@@ -158,12 +157,18 @@ class CommonRequest(RequestPart):
     @property
     def limit(self) -> int | None:
         """Tokens of an answer at most; None for as many as the context has room for."""
-        return None if self.unlimited else self.max_tokens
+        return self.max_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
         return tuple(self.stop or ())
 
+
+TEMPLATE_NAMES = {
+    *("messages", "tools", "functions", "function_call", "tool_choice", "add_generation_prompt"),
+    *("eos_token", "bos_token", "raise_exception", "strftime_now", "self"),
+}
+"""Variables of chat templates that the server sets itself."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of the parts of a message that are text."""
@@ -185,6 +190,11 @@ class LenientModel(BaseModel):
     """Part of a conversation, or a tool. Unknown fields are ignored: clients send what other servers understand."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, part: Any) -> Any:
+        return without_nulls(part)
 
 
 class FunctionCall(LenientModel):
@@ -281,6 +291,14 @@ class ChatRequest(CommonRequest):
     prediction: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
 
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _free_names(cls, variables: dict[str, Any] | None) -> dict[str, Any] | None:
+        taken = sorted(TEMPLATE_NAMES & set(variables or {}))
+        if taken:
+            raise ValueError(f"{taken[0]} is set by the server; leave it out")
+        return variables
+
     @model_validator(mode="after")
     def _check_combinations(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
@@ -299,7 +317,7 @@ class ChatRequest(CommonRequest):
 
     @property
     def limit(self) -> int | None:
-        return None if self.unlimited else self.max_completion_tokens or self.max_tokens
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def must_call(self) -> bool:
@@ -343,7 +361,7 @@ class CompletionRequest(CommonRequest):
     @property
     def limit(self) -> int | None:
         default = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return None if self.unlimited else default
+        return default
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from specplug.constraints.grammar_text import grammar_text
+from specplug.constraints.lark_documents import prepared_lark
+from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 from specplug.server.llama_server_api.request import LlamaServerRequest
 from specplug.server.openai_format import Json
@@ -59,13 +63,25 @@ def _sampling(body: CommonRequest, *, logprobs: int | None) -> Sampling:
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         grammar=body.grammar,
         json_schema=schema,
-        regex=body.regex if body.choice is None else "|".join(map(re.escape, body.choice)),
-        lark=body.lark,
+        regex=body.regex if body.choice is None else _one_of(body.choice),
+        lark=None if body.lark is None else prepared_lark(body.lark),
         strict=strict,
         logprobs=logprobs,
         stop_tokens=frozenset(body.stop_token_ids),
         min_tokens=NEVER_ENDS if body.ignore_eos else body.min_tokens,
     )
+
+
+def _one_of(texts: Sequence[str]) -> str:
+    """A regular expression of some texts. Raises UsageError, in terms of the field, where they cannot be enforced."""
+    if not any(texts):
+        raise UsageError("choice (guided_choice) allows no text")
+    regex = "|".join(map(re.escape, texts))
+    try:
+        grammar_text(Sampling(regex=regex))
+    except UsageError as error:
+        raise UsageError(str(error).replace("the regular expression", "choice (guided_choice)")) from error
+    return regex
 
 
 def _schema(body: CommonRequest) -> tuple[str | None, bool]:

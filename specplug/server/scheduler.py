@@ -217,7 +217,7 @@ class Scheduler:
         segments, count = [], 0
         for token, source in zip(fresh, sources, strict=True):
             count += 1
-            if token not in self._end_tokens:
+            if token not in self._end_tokens and token not in job.stop_tokens:
                 segments += job.text.feed(job.shown.get(token) or self._piece(token), source is not None, source)
             if job.text.stopped:
                 break

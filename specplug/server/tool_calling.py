@@ -82,10 +82,22 @@ class ToolCalling:
                 whole_calls=not constrained,
             ),
             self._shown,
-            tuple(warning for one in tools.values() for warning in one.warnings) if constrained else (),
+            _warnings(tools, body.constraints),
         )
 
     def _grammar(self, body: ChatRequest, tools: Mapping[str, Parameters], reasoning: Reasoning | None) -> str:
+        """The grammar of all tools. Raises UsageError with the name of the tool that does not compile, if it is one."""
+        try:
+            return self._checked(body, tools, reasoning)
+        except UsageError as error:
+            for name, one in tools.items():
+                try:
+                    self._checked(body, {name: one}, reasoning)
+                except UsageError as its_own:
+                    raise UsageError(f"tools: {name}: {its_own}") from its_own
+            raise UsageError(f"tools: all of them together: {error}") from error
+
+    def _checked(self, body: ChatRequest, tools: Mapping[str, Parameters], reasoning: Reasoning | None) -> str:
         lark = calls_grammar(
             self._format,
             {name: one.schema for name, one in tools.items()},
@@ -94,8 +106,12 @@ class ToolCalling:
             several=body.may_call_often,
             reasoning=reasoning,
         )
-        try:
-            grammar_text(Sampling(lark=lark))
-        except UsageError as error:
-            raise UsageError(f"tools: all of them together: {error}") from error
+        grammar_text(Sampling(lark=lark))
         return lark
+
+
+def _warnings(tools: Mapping[str, Parameters], others: Sequence[str]) -> tuple[str, ...]:
+    """What of the tools is not enforced, beside the `others`, the fields that constrain the answer."""
+    if tools and others:
+        return (f"tools: calls are not enforced, as {others[0]} constrains the answer",)
+    return tuple(warning for one in tools.values() for warning in one.warnings)

@@ -47,7 +47,8 @@ def _plain(message: ChatMessage, carried: bool) -> dict[str, Any]:
             for call in message.tool_calls
         ]
         if not carried:
-            plain["content"] += "\n".join(_written(call.function) for call in message.tool_calls)
+            written = [_written(call.function) for call in message.tool_calls]
+            plain["content"] = "\n".join([plain["content"], *written] if plain["content"] else written)
     return plain
 
 

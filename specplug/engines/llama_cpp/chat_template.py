@@ -1,6 +1,6 @@
 """Conversations as prompts: the chat template of a model file, and the tokens of what it renders.
 
-Text that somebody typed never becomes a control token: where it contains the text of one, that text is tokenized as
+Text that somebody typed never becomes a control token: where a string contains the text of one, it is tokenized as
 characters. Depends on a model's vocabulary and metadata, not on a context.
 """
 
@@ -82,11 +82,12 @@ class ChatTemplate:
         answers    end with the beginning of an answer
         Raises UsageError where the template fails.
         """
-        texts = list(_strings([messages, tools]))
+        texts = list(_strings([messages, tools, variables or {}]))
         mark = None
         if any(self._names_control(text) for text in texts):
             mark = next(one for one in _MARKS if not any(one in text for text in texts))
-            messages, tools = (_mapped(part, lambda text: self._marked(text, mark)) for part in (messages, tools))
+            given = (messages, tools, variables)
+            messages, tools, variables = (_mapped(part, lambda text: self._marked(text, mark)) for part in given)
         rendered = self._rendered(messages, tools, variables or {}, answers)
         if mark is None:
             return self._model.tokenize(rendered, add_special=False, parse_special=True)
@@ -206,11 +207,11 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a nested value with all its strings changed, but for the names of fields."""
+    """A copy of a nested value with all its strings changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(inner, change) for key, inner in value.items()}
+        return {_mapped(key, change): _mapped(inner, change) for key, inner in value.items()}
     if isinstance(value, Sequence):
         return [_mapped(inner, change) for inner in value]
     return value

@@ -6,6 +6,7 @@ Reads llama.cpp's model and vocabulary; computes nothing with them.
 from __future__ import annotations
 
 import llama_cpp.llama_cpp as ll
+from gguf import LlamaFileType
 
 from specplug.engines.llama_cpp.model import Model
 from specplug.generation.fill_in import FillInTokens
@@ -27,6 +28,8 @@ def description_of(model: Model) -> ModelDescription:
         train_context=model.train_context,
         begin_text=_text(model, ll.llama_vocab_bos(model.vocab)),
         end_text=_text(model, ll.llama_vocab_eos(model.vocab)),
+        architecture=model.meta("general.architecture") or "",
+        weight_format=_weight_format(model.meta("general.file_type") or ""),
     )
 
 
@@ -47,6 +50,12 @@ def fill_in_tokens_of(model: Model) -> FillInTokens | None:
         None if file == NONE else file,
         ll.llama_vocab_bos(vocab) if ll.llama_vocab_get_add_bos(vocab) else None,
     )
+
+
+def _weight_format(file_type: str) -> str:
+    """The name of llama.cpp's number for the format of a file."""
+    known: dict[str, str] = {str(one.value): one.name for one in LlamaFileType}
+    return known.get(file_type, "").removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def _text(model: Model, token: int) -> str:

@@ -307,13 +307,16 @@ class LlamaCpp:
         options = SequenceOptions(private=request.private)
         sampling = with_stop_tokens(request.sampling, request.stop, self.model.control_token)
         stream = self.loop.start(request.prompt, self.sampler(sampling), most, options)
-        return _Writer(self.model, stream, request.stop, answer)
+        return _Writer(self.model, stream, request.stop, sampling.stop_tokens, answer)
 
 
 class _Writer:
     """Turns the tokens that one sequence emits into an Answer."""
 
-    def __init__(self, model: Model, stream: Stream, stop: tuple[str, ...], answer: Answer) -> None:
+    def __init__(
+        self, model: Model, stream: Stream, stop: tuple[str, ...], stop_tokens: frozenset[int], answer: Answer
+    ) -> None:
+        self._stop_tokens = stop_tokens
         self.stream = stream
         self.answer = answer
         answer.counters = stream.counters
@@ -331,7 +334,7 @@ class _Writer:
             answer.tokens.append(token)
             if stream.logprobs:
                 answer.logprobs.append(stream.logprobs[i])
-            if token not in self._model.end_tokens:
+            if token not in self._model.end_tokens and token not in self._stop_tokens:
                 released += self._text.feed(self._model.piece(token), i < accepted)
             if self._text.stopped:
                 answer.finish = "stop"

@@ -129,8 +129,8 @@ class Sampler:
     def _possible(self, token: int | None) -> int:
         if token is None:
             if self._constraint:
-                raise SpecplugError("the grammar allows no further token, not even the end; correct the grammar")
-            raise SpecplugError(f"no token can be drawn at temperature {self.sampling.temperature}; use a higher one")
+                raise UsageError("the grammar allows no further token, not even the end; correct the grammar")
+            raise UsageError(f"no token can be drawn at temperature {self.sampling.temperature}; use a higher one")
         return token
 
     def _open_chain(self) -> Any:
@@ -220,9 +220,10 @@ def _check(sampling: Sampling, num_tokens: int) -> None:
     for name, value, low, high in limits:
         if not low <= value <= high:  # false for NaN as well
             raise UsageError(f"{name} is {value}; use a value from {low} to {high}")
-    for token in sampling.logit_bias:
-        if not 0 <= token < num_tokens:
-            raise UsageError(f"logit bias names token {token}; the vocabulary has {num_tokens} tokens")
+    for what, tokens in (("logit bias", sampling.logit_bias), ("stop_tokens", sampling.stop_tokens)):
+        for token in tokens:
+            if not 0 <= token < num_tokens:
+                raise UsageError(f"{what} names token {token}; the vocabulary has {num_tokens} tokens")
     if len(sampling.constraints) > 1:
         raise UsageError(f"{' and '.join(sampling.constraints)} were given at once; use one of them")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from specplug.generation.fill_in import OtherFile
+from specplug.server.request_fields import MOST_TOKENS
 from specplug.server.request_schema import MAX_PROMPTS, CommonRequest, MaxTokens, RequestPart
 
 MAX_PROBS = 100
@@ -31,7 +32,7 @@ class LlamaServerRequest(CommonRequest):
 
     @property
     def limit(self) -> int | None:
-        return None if self.unlimited else self.max_tokens
+        return None if self.max_tokens == MOST_TOKENS else self.max_tokens
 
 
 class LlamaCompletionRequest(LlamaServerRequest):

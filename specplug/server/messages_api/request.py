@@ -24,7 +24,7 @@ from specplug.server.request_schema import (
 from specplug.server.translation import translate
 
 BILLING = "x-anthropic-billing-header:"
-"""Claude Code begins its system prompt with a block of this name, whose text changes with every request. It is not for
+"""Claude Code begins its system prompt with a line of this name, whose text changes with every request. It is not for
 the model, and no prompt that begins with it would ever be found in the cache."""
 
 NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
@@ -204,8 +204,8 @@ def translated(body: MessageRequest) -> tuple[ChatRequest, list[str]]:
 
 def _conversation(body: MessageRequest) -> Iterator[Json]:
     """The messages of a chat request. A result of a tool gets the name of the tool."""
-    system = [block.text for block in body.system or () if not block.text.startswith(BILLING)]
-    if system:
+    system = [_without_billing(block.text) for block in body.system or ()]
+    if system := [text for text in system if text]:
         yield {"role": "system", "content": "\n\n".join(system)}
     tools: dict[str, str] = {}
     for message in body.messages:
@@ -214,6 +214,10 @@ def _conversation(body: MessageRequest) -> Iterator[Json]:
             tools |= {block.id: block.name for block in message.content if isinstance(block, ToolUse)}
         else:
             yield from _others(message, tools)
+
+
+def _without_billing(text: str) -> str:
+    return text.partition("\n")[2].lstrip("\n") if text.startswith(BILLING) else text
 
 
 def _assistant(message: Message) -> Json:

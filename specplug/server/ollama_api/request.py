@@ -101,23 +101,28 @@ class ChatBody(AnswerRequest):
 
 INSTEAD = {
     "context": "send the earlier conversation to /api/chat",
-    "suffix": "leave it out",
     "template": "write the whole prompt yourself, with raw: true",
 }
 
 
 class GenerateBody(AnswerRequest):
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     images: Images = None
     raw: bool = False
 
     @model_validator(mode="after")
     def _is_text(self) -> GenerateBody:
-        for name in ("context", "suffix", "template"):
+        for name, instead in INSTEAD.items():
             if (self.model_extra or {}).get(name):
-                raise ValueError(f"{name} is not supported; {INSTEAD[name]}")
+                raise ValueError(f"{name} is not supported; {instead}")
         return self
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the prompt is continued as it is, rather than answered as a message of a chat."""
+        return self.raw or bool(self.suffix)
 
 
 class ShowBody(RequestPart):
@@ -139,7 +144,8 @@ def translated_prompt(body: GenerateBody) -> tuple[ChatRequest, list[str]]:
 
 def translated_text(body: GenerateBody) -> tuple[CompletionRequest, list[str]]:
     """The request for a text that continues a prompt as it is, and the fields without a meaning. Raises UsageError."""
-    request, ignored = _translated(body, CompletionRequest, {"prompt": body.prompt})
+    fields: Json = {"prompt": body.prompt or "", "suffix": body.suffix or None}
+    request, ignored = _translated(body, CompletionRequest, fields)
     unread = ("system", "think", "logprobs", "top_logprobs")
     return request, ignored + [name for name in unread if getattr(body, name)]
 

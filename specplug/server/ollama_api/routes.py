@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from specplug.generation.model_description import ModelDescription
 from specplug.server.answer_response import complete_response, streamed_response
 from specplug.server.answering import Answering
 from specplug.server.chat_request import ChatRequests
@@ -43,7 +44,8 @@ FRAMING = replace(JSON_LINES, error=ollama_error)
 
 def add_ollama_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
     name, engine = state.settings.name, state.engine
-    model = _model(name)
+    description = engine.description
+    model = _listed(name, description)
     errors: Any = {status: {"description": text, "model": None} for status, text in STATUS_DESCRIPTIONS.items()}
 
     async def respond(request: Request, answering: Answering, stream: bool, conversion: OllamaConversion) -> Response:
@@ -72,9 +74,9 @@ def add_ollama_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
     @app.post("/api/generate", responses=errors)
     async def generate(request: Request, body: GenerateBody) -> Response:
         conversion = GenerateConversion(name)
-        if not body.prompt:
+        if not body.prompt and not body.suffix:
             return loaded(conversion)
-        if not body.raw:
+        if not body.is_text:
             return await respond_to_chat(request, *await asyncio.to_thread(translated_prompt, body), conversion)
         text, ignored = await asyncio.to_thread(translated_text, body)
         work, form = await asyncio.to_thread(read_completion, state, text)
@@ -92,14 +94,21 @@ def add_ollama_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
 
     @app.post("/api/show", responses={400: {"description": STATUS_DESCRIPTIONS[400]}})
     async def show(body: ShowBody) -> Json:
+        family = model["details"]["family"]
         thinks = marks_of(engine.chat_template) is not None
+        fills_in = engine.fill_in_tokens is not None
         return {
             "modelfile": f"FROM {name}",
             "parameters": f"num_ctx {engine.max_context}",
             "template": engine.chat_template,
-            "details": DETAILS,
-            "model_info": {"general.architecture": FAMILY, f"{FAMILY}.context_length": engine.max_context},
-            "capabilities": ["completion", "tools", *(["thinking"] if thinks else [])],
+            "details": model["details"],
+            "model_info": {
+                "general.architecture": family,
+                "general.parameter_count": description.num_params,
+                f"{family}.context_length": engine.max_context,
+                f"{family}.embedding_length": description.width,
+            },
+            "capabilities": ["completion", "tools", *["thinking"] * thinks, *["insert"] * fills_in],
         }
 
     @app.get("/api/version")
@@ -107,21 +116,26 @@ def add_ollama_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
         return {"version": API_VERSION}
 
 
-FAMILY = "specplug"
-"""Stands for the model's architecture, which engines do not tell."""
+def _listed(name: str, description: ModelDescription) -> Json:
+    """An entry of a list of models."""
+    family = description.architecture or "unknown"
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": datetime.fromtimestamp(description.created, UTC).isoformat().replace("+00:00", "Z"),
+        "size": description.num_bytes,
+        "digest": hashlib.sha256(f"{name} {description}".encode()).hexdigest(),
+        "details": {
+            "parent_model": "",
+            "format": "gguf",
+            "family": family,
+            "families": [family],
+            "parameter_size": _size(description.num_params),
+            "quantization_level": description.weight_format,
+        },
+    }
 
-DETAILS: Json = {
-    "parent_model": "",
-    "format": "gguf",
-    "family": FAMILY,
-    "families": [FAMILY],
-    "parameter_size": "",
-    "quantization_level": "",
-}
 
-
-def _model(name: str) -> Json:
-    """An entry of a list of models; it stays the same as long as the server runs."""
-    began = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    digest = hashlib.sha256(name.encode()).hexdigest()
-    return {"name": name, "model": name, "modified_at": began, "size": 0, "digest": digest, "details": DETAILS}
+def _size(num_params: int) -> str:
+    """The number of weights as in a model's name: 135M, 1.5B."""
+    return f"{num_params / 1e9:.1f}B" if num_params >= 1e9 else f"{num_params / 1e6:.0f}M"

@@ -5,6 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/responses-streaming
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -20,11 +21,15 @@ class ResponseConversion(Conversion):
     """Reasoning, text and calls are an item each."""
 
     def __init__(self, model: str, body: ResponseRequest, count: Callable[[str], int]) -> None:
-        """count  the tokens of a text, for the count of reasoning tokens"""
+        """Raises UnicodeEncodeError for fields that cannot be repeated in a response.
+
+        count  the tokens of a text, for the count of reasoning tokens
+        """
         super().__init__()
         self._count = count
         self._sequence_number = 0
         self._response = _response(model, body)
+        json.dumps(self._response, ensure_ascii=False).encode()
         self._items: list[Json] = []
 
     def begin(self) -> Iterable[Json]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from specplug.server.tool_formats.argument_types import Schema, resolved, types
+from specplug.server.tool_formats.argument_types import STRUCTURED, Schema, choices, direct, document, resolved, types
 from specplug.server.tool_formats.lark_rules import Rules
+
+OF_NUMBERS = frozenset({"multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+"""Keywords about numbers."""
 
 ANY, ANY_OBJECT, STRING = "braces_any", "braces_object", "braces_string"
 
@@ -26,15 +30,16 @@ class _Braces:
         self._prefix = prefix
         self._quote = quote
         self._root = root
-        self._names: dict[int, str] = {}
+        self._names: dict[tuple[int, str], str] = {}
 
     def object(self, schema: Schema) -> str:
-        properties = schema.get("properties")
+        properties = schema.get("properties", {} if schema.get("additionalProperties") is False else None)
         if not isinstance(properties, Mapping):
             return ANY_OBJECT
-        if id(schema) in self._names:
-            return self._names[id(schema)]
-        name = self._names[id(schema)] = f"{self._prefix}_{len(self._names)}"
+        properties = {key: given for key, given in properties.items() if given is not False}
+        name, is_new = self._name(schema, "object")
+        if not is_new:
+            return name
         given = schema.get("required")
         required = set(given) & set(properties) if isinstance(given, list) else set()
         # A comma stands between two pairs, whichever of them are there: `follow` is what may come after a pair.
@@ -54,29 +59,57 @@ class _Braces:
 
     def _value(self, given: Any) -> str:
         rules, schema, allowed = self._rules, resolved(given, self._root), types(given, self._root)
-        choices = [schema["const"]] if "const" in schema else schema.get("enum")
-        if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
-            return f"({' | '.join(rules.literal(f'{self._quote}{choice}{self._quote}') for choice in choices)})"
-        if len(allowed) != 1:
+        if not allowed & STRUCTURED:
+            part = direct(given, self._root)
+            return self._json(part, part)
+        listed = choices(schema, allowed)
+        if listed:
+            return f"({' | '.join(rules.literal(_written(choice, self._quote)) for choice in listed)})"
+        if "type" not in schema:
             return ANY
-        (kind,) = allowed
-        if kind == "string":
-            return STRING
-        if kind == "object":
-            return self.object(schema)
-        if id(schema) in self._names:
-            return self._names[id(schema)]
-        name = self._names[id(schema)] = f"{self._prefix}_{len(self._names)}"
-        if kind == "array":
+        options = [STRING] if "string" in allowed else []
+        if "object" in allowed:
+            options.append(self.object(schema))
+        if "array" in allowed:
+            options.append(self._array(schema))
+        if scalars := sorted(allowed - STRUCTURED):
+            limits = {key: schema[key] for key in OF_NUMBERS if key in schema}
+            options.append(self._json(schema, {"type": scalars, **limits}))
+        return f"({' | '.join(options)})"
+
+    def _array(self, schema: Schema) -> str:
+        name, is_new = self._name(schema, "array")
+        if is_new:
             item = self._value(schema.get("items", {}))
-            return rules.add(name, f'"[" ({item} ("," {item})*)? "]"')
-        return rules.add(name, rules.json({**schema, "x-guidance": self._root.get("x-guidance", {})}))
+            self._rules.add(name, f'"[" ({item} ("," {item})*)? "]"')
+        return name
+
+    def _json(self, schema: Schema, part: Schema) -> str:
+        """A rule for the values of a part of `schema`, or of it, that are written as JSON."""
+        name, is_new = self._name(schema, "json")
+        return self._rules.add(name, self._rules.json(document(part, self._root))) if is_new else name
+
+    def _name(self, schema: Schema, kind: str) -> tuple[str, bool]:
+        """The name of the rule for the values of a schema that have a kind, and whether there is no such rule yet."""
+        is_new = (id(schema), kind) not in self._names
+        return self._names.setdefault((id(schema), kind), f"{self._prefix}_{len(self._names)}"), is_new
+
+
+def _written(value: Any, quote: str) -> str:
+    """A value as it stands in braces."""
+    if isinstance(value, str):
+        return f"{quote}{value}{quote}"
+    if isinstance(value, list):
+        return f"[{','.join(_written(one, quote) for one in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_written(value[key], quote)}' for key in sorted(value))}}}"
+    return json.dumps(value)
 
 
 def _add_any(rules: Rules, quote: str) -> None:
     """Rules for values without a schema, and for strings between quotes, which may be control tokens."""
     if quote.startswith("<["):
-        rules.terminal("BRACES_TEXT", r"/(?s:.*)/")
+        rules.add("BRACES_TEXT", r"/(?s:.*)/")
         rules.add(STRING, f"{quote} BRACES_TEXT {quote}")
     else:
         rules.add(STRING, f"{quote} {rules.lazy('braces_end', f'/(?s:.*)/ {quote}')}")

@@ -97,11 +97,11 @@ class _Grammar:
         rules = self._rules
         if reasoning is None or (required and not reasoning.opened):
             return "answer"
-        rules.terminal("TEXT", r"/(?s:.*)/")
+        rules.add("TEXT", r"/(?s:.*)/")
         closing = rules.literal(reasoning.closing)
         thought = f"TEXT {closing}" if "<[" in closing else rules.lazy("thought", f"TEXT {closing}")
         if reasoning.opened:
-            rules.terminal("GAP", r"/[ \n]{1,4}/")
+            rules.add("GAP", r"/[ \n]{1,4}/")
             return f"{thought} GAP? answer" if required else f"{thought} answer"
         opening = rules.literal(reasoning.opening)
         if "<[" not in opening:
@@ -112,7 +112,7 @@ class _Grammar:
         """Any text, in which each frame's trigger begins calls."""
         rules = self._rules
         others = sorted(control.free - set(control.marks.values()))
-        rules.terminal("TEXT", r"/(?s:.*)/")
+        rules.add("TEXT", r"/(?s:.*)/")
         rules.add("text", f"TEXT ({_ranges(others)} TEXT)*" if others else "TEXT")
         lead = rules.add("lead", f"(TEXT {_ranges(others)})*") if others else ""
         answers = ["text"]
@@ -132,7 +132,7 @@ class _Grammar:
         """Messages on channels, of which the last may be a call."""
         rules = self._rules
         after, name = HARMONY.after, HARMONY.before
-        rules.terminal("TEXT", r"/(?s:.*)/")
+        rules.add("TEXT", r"/(?s:.*)/")
         options = [f"{rules.literal(function)} _after {arguments}" for function, arguments in self._arguments.items()]
         rules.add("_after", f"{rules.literal(after)} | {rules.literal(MESSAGE)}")
         rules.add("call", f"{rules.literal(name)} ({' | '.join(options)})")
@@ -152,7 +152,7 @@ class _Grammar:
                 f"head_{number}_{index}", f'/{frame.heads}\\{{\\s*"name"\\s*:\\s*"{re.escape(name)}"/'
             )
             answers.append(f'{head} KEY {arguments} "}}" {self._more(frame)} {end}')
-        self._rules.terminal("KEY", r'/\s*,\s*"(arguments|parameters)"\s*:\s*/')
+        self._rules.add("KEY", r'/\s*,\s*"(arguments|parameters)"\s*:\s*/')
         return answers
 
     def _from_name_on(self, frame: Frame) -> str:

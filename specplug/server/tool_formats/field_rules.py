@@ -6,12 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from specplug.server.tool_formats.argument_types import Schema, resolved, types
+from specplug.server.tool_formats.argument_types import Schema, argument, choices, document, resolved, types
 from specplug.server.tool_formats.call_formats import FieldsCall
 from specplug.server.tool_formats.lark_rules import Rules
-
-CARRIED = ("$defs", "definitions", "x-guidance")
-"""Keys of a schema that its parts need as documents of their own."""
 
 
 def field_rules(rules: Rules, prefix: str, body: FieldsCall, schema: Schema) -> str:
@@ -27,6 +24,8 @@ def field_rules(rules: Rules, prefix: str, body: FieldsCall, schema: Schema) -> 
         return rules.add(prefix, f"({rules.literal(body.key)} {prefix}_key {rules.literal(body.value)} {value})*")
     parts = []
     for index, (key, given) in enumerate(properties.items()):
+        if given is False:
+            continue
         value = _value(rules, f"{prefix}_{index}", body, given, schema)
         field = f"{rules.literal(f'{body.key}{key}{body.value}')} {value}"
         parts.append(field if isinstance(required, list) and key in required else f"({field})?")
@@ -36,20 +35,29 @@ def field_rules(rules: Rules, prefix: str, body: FieldsCall, schema: Schema) -> 
 def _value(rules: Rules, name: str, body: FieldsCall, given: Any, root: Schema) -> str:
     """One value, and the text after it."""
     schema, allowed = resolved(given, root), types(given, root)
-    choices = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
-        options = " | ".join(rules.literal(choice) or '""' for choice in choices)
+    if "string" not in allowed:
+        return f"{rules.add(f'{name}_json', rules.json(document(given, root)))} {rules.literal(body.end)}"
+    listed = bare_choices(schema, allowed)
+    if listed:
+        options = " | ".join(rules.literal(choice) or '""' for choice in listed)
         return f"({options}) {rules.literal(body.end)}"
-    if allowed == {"string"}:
-        least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-        bounded = isinstance(least, int) and isinstance(most, int | str) and (least or most != "")
-        return _raw(rules, name, body, f"{{{least},{most}}}" if bounded else "")
-    if "string" in allowed:
-        return _raw(rules, name, body, "")
-    needed = CARRIED if '"$ref"' in json.dumps(given) else CARRIED[-1:]
-    carried = {key: root[key] for key in needed if key in root}
-    document = {**carried, **given} if isinstance(given, Mapping) else carried
-    return f"{rules.add(f'{name}_json', rules.json(document))} {rules.literal(body.end)}"
+    return _raw(rules, name, body, length(schema) if allowed == {"string"} else "")
+
+
+def bare_choices(schema: Schema, allowed: frozenset[str]) -> list[str]:
+    """The texts of the values that a schema lists; empty where it lists none, or one that would be read as another."""
+    texts = []
+    for choice in choices(schema, allowed):
+        texts.append(choice if isinstance(choice, str) else json.dumps(choice, ensure_ascii=False))
+        if json.dumps(json.loads(argument(texts[-1], allowed))) != json.dumps(choice):
+            return []
+    return texts
+
+
+def length(schema: Schema) -> str:
+    """How often a string's characters may occur, as a regular expression has it; empty where that is not limited."""
+    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
+    return f"{{{least},{most}}}" if least or most != "" else ""
 
 
 def _raw(rules: Rules, name: str, body: FieldsCall, count: str) -> str:

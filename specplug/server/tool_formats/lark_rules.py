@@ -33,15 +33,15 @@ class Rules:
         return "".join(f"{name}: {body}\n" for name, body in self._rules.items())
 
     def add(self, name: str, body: str) -> str:
-        """Add a rule, and return its name. UsageError where the grammar becomes too large."""
+        """Add a rule, or a terminal, whose name is in capitals, and return its name.
+
+        Raises UsageError where the grammar becomes too large.
+        """
         self._rules[name] = body
         self._size += len(name) + len(body)
         if self._size > MAX_CHARS:
-            raise UsageError(f"tools: their grammar would have more than {MAX_CHARS // 1024} KiB; send fewer tools")
+            raise UsageError(f"the grammar would have more than {MAX_CHARS // 1024} KiB; send smaller or fewer tools")
         return name
-
-    def terminal(self, name: str, body: str) -> str:
-        return self.add(name, body)
 
     def lazy(self, name: str, body: str) -> str:
         """Add a terminal that ends at its first match, and wins there over longer ones."""

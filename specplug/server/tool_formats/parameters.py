@@ -39,6 +39,8 @@ def prepare(function: Function, body: Body, *, required: bool) -> Parameters:
     Raises UsageError, with the function's name, for what is no schema, beyond the limits, or strict and not enforced.
     """
     place, warnings = f"tools: {function.name}: ", list[str]()
+    if function.parameters.get("type", "object") != "object":
+        raise UsageError(f'{place}JSON schema: type at #: arguments are an object; write "object"')
     text = json.dumps({"type": "object", **function.parameters})
     if not required and not function.strict:
         text, warnings = _without_foreign_references(text)
@@ -48,6 +50,8 @@ def prepare(function: Function, body: Body, *, required: bool) -> Parameters:
         raise UsageError(f"{place}{error}") from error
     schema = json.loads(document)
     for keyword in left_open(body, schema):
+        if any(line.startswith(f"{keyword} is not enforced") for line in ignored):
+            continue
         if function.strict:
             raise UsageError(f"{place}{keyword} cannot be enforced as this model writes calls; leave out strict")
         warnings.append(f"{keyword} is not enforced as this model writes calls")

@@ -1,9 +1,5 @@
 // The record of an answer, and what is sent of a conversation. No elements of the page.
 
-const OPENING = "<think>";
-const CLOSING = "</think>";
-const CLOSING_LINE = /(^|\n)[ \t]*<\/think>[ \t]*(\n|$)/;
-
 /** An answer without text. `outcome`: running, then complete, length, stopped or failed. */
 export function emptyAnswer() {
   return { role: "assistant", content: "", reasoning: "", segments: [], figures: null, outcome: "running", error: "" };
@@ -23,37 +19,15 @@ export function addEvent(answer, event) {
   }
 }
 
-/** The reasoning and the text of an answer. Reasoning may be between <think> and </think> in its content. */
-export function parts({ content, reasoning, outcome }) {
-  const start = content.trimStart();
-  if (start.startsWith(OPENING)) {
-    const end = start.indexOf(CLOSING);
-    if (end < 0) return { reasoning: reasoning + start.slice(OPENING.length), text: "" };
-    return {
-      reasoning: reasoning + start.slice(OPENING.length, end),
-      text: start.slice(end + CLOSING.length).trimStart(),
-    };
-  }
-  if (outcome === "running" && OPENING.startsWith(start)) return { reasoning, text: "" };
-  const closing = CLOSING_LINE.exec(content); // where the prompt ends with <think>, the answer has only the other mark
-  if (closing) {
-    return {
-      reasoning: reasoning + content.slice(0, closing.index),
-      text: content.slice(closing.index + closing[0].length).trimStart(),
-    };
-  }
-  return { reasoning, text: content };
-}
-
 /** The messages of a request. Messages of one role in a row, as after a failed answer, are joined. */
 export function requestMessages(system, messages) {
   const sent = system.trim() ? [{ role: "system", content: system }] : [];
   for (const message of messages) {
-    const content = message.role === "assistant" ? parts(message).text : message.content;
+    const { role, content } = message;
     const last = sent.at(-1);
     if (!content) continue;
-    if (last?.role === message.role) last.content += `\n\n${content}`;
-    else sent.push({ role: message.role, content });
+    if (last?.role === role) last.content += `\n\n${content}`;
+    else sent.push({ role, content });
   }
   return sent;
 }

@@ -1,6 +1,5 @@
 // Saves conversations as files: one as Markdown, all as JSON.
 
-import { parts } from "./answer.js";
 import { make } from "./elements.js";
 
 /** Download a conversation as Markdown. */
@@ -8,8 +7,7 @@ export function exportOne(conversation) {
   const pieces = [`# ${conversation.title}`];
   if (conversation.system) pieces.push("## System", conversation.system);
   for (const message of conversation.messages) {
-    const text = message.role === "assistant" ? parts(message).text : message.content;
-    pieces.push(message.role === "assistant" ? "## Model" : "## You", text || "(no answer)");
+    pieces.push(message.role === "assistant" ? "## Model" : "## You", message.content || "(no answer)");
   }
   download(`${fileName(conversation.title)}.md`, "text/markdown", `${pieces.join("\n\n")}\n`);
 }

@@ -1,6 +1,5 @@
 // One message on the page: its text, its reasoning, its buttons, and the editor of a question.
 
-import { parts } from "./answer.js";
 import { copyButton } from "./clipboard.js";
 import { DraftedView } from "./drafted_text.js";
 import { button, make } from "./elements.js";
@@ -75,7 +74,7 @@ export class AnswerView {
       class: "quiet",
       "aria-pressed": "false",
     });
-    this.copying = copyButton(() => parts(this.message).text, "Copy answer");
+    this.copying = copyButton(() => this.message.content, "Copy answer");
     const retrying = button("Retry", retry, { class: "quiet retry" });
     this.tools = make("div", { class: "tools" }, this.copying, retrying, this.drafting);
     this.element = make(
@@ -111,7 +110,7 @@ export class AnswerView {
   show() {
     const began = performance.now(),
       running = this.message.outcome === "running";
-    const { reasoning, text } = parts(this.message);
+    const { reasoning, content: text } = this.message;
     this.reasoning.hidden = !reasoning.trim();
     this.reasoningTitle.textContent = running && !text ? "Reasoning …" : "Reasoning";
     this.reasoningText.textContent = reasoning.trim();
