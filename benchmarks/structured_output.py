@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -45,7 +46,7 @@ from specplug.engines.llama_cpp.model import Model, open_model
 from specplug.generation.answers import Request, Sampling
 from specplug.machine import hardware
 from specplug.models.references import DEMO, resolve
-from specplug.planning.constants import PRIOR_WEIGHT
+from specplug.planning.acceptance import AcceptanceTable
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
 
@@ -285,6 +286,7 @@ def measure(args: argparse.Namespace, ref: str, name: str, model: Model, console
         ]
         if args.server:
             arms.append(server_arm(args.server, max_tokens, args.schema_in_prompt))
+        rejected = count_rejected(engines["grammar"].loop.speculator.table)
         for arm in arms:  # opens what is opened once
             arm.answer(shapes[-1], SAMPLINGS[name])
         for repeat in range(args.repeats):
@@ -295,7 +297,6 @@ def measure(args: argparse.Namespace, ref: str, name: str, model: Model, console
                     arm.answers.append(arm.answer(shape, sampling))
         table = engines["grammar"].loop.speculator.table
         forced = next(place for place, one in enumerate(table.buckets) if one.name.endswith(" forced"))
-        rejected = table.misses[forced] > PRIOR_WEIGHT * (1.0 - table.buckets[forced].prior)
         steps = engines["grammar"].loop.counters
         result = {
             "model": ref,
@@ -308,10 +309,23 @@ def measure(args: argparse.Namespace, ref: str, name: str, model: Model, console
                 one.tokens == other.tokens for one, other in zip(arms[2].answers, arms[3].answers, strict=True)
             ),
             "tokens_per_pass": round(steps.mean_acceptance_length, 3),
-            "forced_all_accepted": not rejected,
+            "forced_all_accepted": not rejected[forced],
         }
     print_result(console, result)
     return result
+
+
+def count_rejected(table: AcceptanceTable) -> Counter[int]:
+    """The draft tokens of each bucket that the target rejects from now on."""
+    rejected: Counter[int] = Counter()
+    learn = table.count
+
+    def count(bucket: int, hits: int, misses: int) -> None:
+        rejected[bucket] += misses
+        learn(bucket, hits, misses)
+
+    table.count = count  # type: ignore[method-assign]
+    return rejected
 
 
 def print_result(console: Console, result: dict[str, Any]) -> None:

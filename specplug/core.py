@@ -251,8 +251,8 @@ class TokenConstraint(Protocol):
         """Undo the last `count` tokens of `advance`."""
 
     def style(self) -> TokenConstraint | None:
-        """A constraint of the same texts that leaves less choice, at the same place, such as JSON that goes on with the
-        spacing of the text so far; None where there is none. What it forces is likely, but not certain.
+        """A constraint at the same place that allows some of the texts that this one allows, such as JSON that goes on
+        with the spacing of the text so far; None where there is none. What it forces is likely, but not certain.
         """
 
 

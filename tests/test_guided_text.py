@@ -120,3 +120,30 @@ def test_a_processor_ends_an_answer_at_a_limit(states: list[int]) -> None:
     for _ in range(2):
         assert np.flatnonzero(np.isfinite(processor(ids, scores))).tolist() == [END]
     assert processor.matcher_after(END) is None
+
+
+@pytest.mark.parametrize(("properties", "compiles_later"), [(2, True), (1500, False)])
+def test_the_usual_style_is_compiled_with_the_grammar_and_others_only_if_small(
+    monkeypatch: pytest.MonkeyPatch, properties: int, compiles_later: bool
+) -> None:
+    names = [f"property_{i}" for i in range(properties)]
+    grammar = of_schema({"prefixItems": [{"properties": {name: {"const": 1}}, "required": [name]} for name in names]})
+    assert (len(grammar.text) <= guidance_grammar.QUICK_CHARS) is compiles_later
+    opener = guidance()
+    text = opener.open(grammar)
+    compiled: list[str] = []
+    compile_text = opener._compile
+    monkeypatch.setattr(opener, "_compile", lambda text: compiled.append(text) or compile_text(text))
+    drafts = text.for_drafts()
+    assert drafts.style() is not None and not compiled
+    drafts.advance(tokens_of('[{"property_0":1'))
+    assert (drafts.style() is not None) is compiles_later is bool(compiled)
+
+
+def test_the_lock_is_free_while_a_grammar_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    opener = guidance()
+    compile_text = opener._compile
+    held: list[bool] = []
+    monkeypatch.setattr(opener, "_compile", lambda text: held.append(opener._lock.locked()) or compile_text(text))
+    opener.open(of_schema(STRINGS))
+    assert held == [False] * 3, "the grammar for the answer and for drafts, and a style"

@@ -3,15 +3,16 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_serving import END, ToyLoop, ToySampler
+from toy_serving import END, ToyLoop, ToySampler, ToyStream
 
 pytest.importorskip("fastapi")
 
 from specplug.core import int_array
 from specplug.errors import SpecplugError
 from specplug.generation.answers import Sampling
+from specplug.server.error_responses import error_response
 from specplug.server.jobs import Delta, Job
-from specplug.server.scheduler import DeadlinePassed, EngineFailed, QueueFull, Scheduler
+from specplug.server.scheduler import AnswerFailed, DeadlinePassed, EngineFailed, QueueFull, Scheduler
 
 
 class Clock:
@@ -135,6 +136,21 @@ def test_a_failed_pass_ends_the_running_jobs_only() -> None:
     assert isinstance(dict(deltas)[lost].error, EngineFailed)
     assert text_of(next_one, deltas) == "next"
     assert loop.resets == 1 and loop.open == 0
+
+
+def test_a_failed_answer_ends_alone_with_a_status_of_the_server() -> None:
+    scheduler, loop, _ = make_scheduler(slots=2)
+    lost, other = job("lost"), job("other")
+    scheduler.submit([lost, other])
+    deltas = scheduler.step()
+    assert isinstance(lost.stream, ToyStream)
+    lost.stream.failure = SpecplugError("the constraint is too complex")
+    deltas += run(scheduler)
+    error = dict(deltas)[lost].error
+    assert isinstance(error, AnswerFailed)
+    status, body, _ = error_response(error)
+    assert (status, body["error"]["code"]) == (500, "answer_failed")
+    assert text_of(other, deltas) == "other" and loop.open == 0
 
 
 def test_a_stop_string_ends_the_answer_at_once() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isinf
 from time import thread_time
@@ -36,6 +36,9 @@ MAX_BYTES = 256 * 1024
 
 MAX_DEPTH = 100
 """Levels of JSON; llguidance's own parser takes 128."""
+
+MAX_POINTER_CHARS = 20_000_000
+"""Characters of names, counted for each part of a schema that is below them: each part has its JSON pointer."""
 
 MAX_PROPERTIES = 1000
 """Of one object; the time to compile grows with the square: 0.1 s for these."""
@@ -117,11 +120,15 @@ def _parse(text: str) -> Node:
         raise UsageError("the JSON schema has half of a surrogate pair, which is no character") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the JSON schema is not JSON: {error}") from None
-    level: list[Any] = [root]
+    level: list[tuple[Any, int]] = [(root, 0)]
+    chars = 0
     for _ in range(MAX_DEPTH):
-        level = [inner for one in level for inner in _inside(one)]
+        level = [(inner, above + len(name)) for one, above in level for name, inner in _inside(one)]
+        chars += sum(above for _, above in level)
     if level:
         raise UsageError(f"the JSON schema is nested deeper than {MAX_DEPTH}")
+    if chars > MAX_POINTER_CHARS:
+        raise UsageError("the JSON schema has too many parts below long names; shorten the names")
     if root is True:
         return {}
     if root is False:
@@ -132,10 +139,11 @@ def _parse(text: str) -> Node:
     return root
 
 
-def _inside(value: Any) -> Sequence[Any]:
+def _inside(value: Any) -> Iterable[tuple[str, Any]]:
+    """The parts of a value, each with its name, or "" in a list."""
     if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else ()
+        return value.items()
+    return (("", one) for one in value) if isinstance(value, list) else ()
 
 
 def _no_number(name: str) -> float:

@@ -7,8 +7,11 @@ the closed schema is one of the original. Objects stay open where several schema
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from specplug.constraints.schema_depth import reversed_edges
 from specplug.constraints.schema_walk import Node, everywhere, referred
 
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
@@ -17,11 +20,7 @@ _SHAPES = ("properties", "patternProperties", "additionalProperties", "required"
 
 def close_objects(root: Node) -> None:
     """Adds `additionalProperties: false` in place, wherever it only removes properties that nobody named."""
-    open_ids: set[int] = set()
-    for node in everywhere(root):
-        parts = _parts(root, node)
-        if len(parts) > 1:
-            open_ids.update(id(schema) for part in parts for schema in part)
+    open_ids = _kept_open(root)
     for node in everywhere(root):
         if id(node) not in open_ids and _can_close(node):
             node["additionalProperties"] = False
@@ -41,31 +40,60 @@ def _can_close(node: Node) -> bool:
     return all(name in properties for name in required if isinstance(name, str)) and least <= len(properties)
 
 
-def _parts(root: Node, node: Node) -> list[list[Node]]:
-    """The groups of schemas of an object's properties that apply to one value together, with `node` as outermost."""
-    own = [[node]] if any(key in node for key in _SHAPES) else []
-    beside: list[list[Node]] = []
-    for key in _IN_PLACE:
-        choices = [_shapes(root, one, set()) for one in _list(node.get(key))]
-        beside += choices if key == "allOf" else [[schema for choice in choices for schema in choice]]
-    if "$ref" in node:
-        target = referred(root, node["$ref"])
-        beside.append(_shapes(root, target[1], set()) if target is not None else [])
-    return own + [part for part in beside if part]
+def _kept_open(root: Node) -> set[int]:
+    """The schemas that apply to one value together with another schema that is about an object's properties."""
+    groups = _groups(root)
+    inner = {key: [one for group in parts for one in group] for key, parts in groups.nodes.items()}
+    shaped = _closure(reversed_edges(inner), groups.shaped)
+    shared = [
+        key
+        for key, parts in groups.nodes.items()
+        if (key in groups.shaped) + sum(any(one in shaped for one in part) for part in parts) > 1
+    ]
+    return _closure(inner, shared)
 
 
-def _shapes(root: Node, node: Any, seen: set[int]) -> list[Node]:
-    """The schemas with keywords about properties that apply to the same value as `node`, itself included."""
-    if not isinstance(node, dict) or id(node) in seen:
-        return []
-    seen.add(id(node))
-    found = [node] if any(key in node for key in _SHAPES) else []
-    for key in _IN_PLACE:
-        for one in _list(node.get(key)):
-            found += _shapes(root, one, seen)
-    target = referred(root, node.get("$ref"))
-    if target is not None:
-        found += _shapes(root, target[1], seen)
+@dataclass(slots=True)
+class _Groups:
+    """Schemas by their ids.
+
+    nodes   of each, the schemas that apply to the same value: those of one group are alternatives
+    shaped  those that are about an object's properties themselves
+    """
+
+    nodes: dict[int, list[list[int]]] = field(default_factory=dict)
+    shaped: set[int] = field(default_factory=set)
+
+
+def _groups(root: Node) -> _Groups:
+    found = _Groups()
+    waiting: list[Any] = list(everywhere(root))
+    while waiting:
+        node = waiting.pop()
+        if id(node) in found.nodes:
+            continue
+        parts = [[one] for one in _list(node.get("allOf"))]
+        parts += [_list(node.get("anyOf")), _list(node.get("oneOf"))]
+        target = referred(root, node.get("$ref"))
+        if target is not None:
+            parts.append([target[1]])
+        schemas = [[one for one in part if isinstance(one, dict)] for part in parts]
+        found.nodes[id(node)] = [[id(one) for one in part] for part in schemas]
+        waiting += [one for part in schemas for one in part]
+        if any(key in node for key in _SHAPES):
+            found.shaped.add(id(node))
+    return found
+
+
+def _closure(edges: Mapping[int, Sequence[int]], starts: Iterable[int]) -> set[int]:
+    """All that edges lead to from `starts`, these included."""
+    waiting = list(starts)
+    found = set(waiting)
+    while waiting:
+        for one in edges.get(waiting.pop(), ()):
+            if one not in found:
+                found.add(one)
+                waiting.append(one)
     return found
 
 

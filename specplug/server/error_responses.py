@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from specplug.errors import SpecplugError, UsageError
 from specplug.server.error_shapes import shaped
 from specplug.server.openai_format import Json, error_body
-from specplug.server.scheduler import DeadlinePassed, EngineFailed, QueueFull
+from specplug.server.scheduler import AnswerFailed, DeadlinePassed, EngineFailed, QueueFull
 from specplug.server.worker import ShuttingDown
 
 STATUS_DESCRIPTIONS = {
@@ -25,6 +25,7 @@ STATUS_DESCRIPTIONS = {
     404: "There is no model of this name.",
     408: "The deadline passed before the first token.",
     429: "The queue is full; the header Retry-After says when to retry.",
+    500: "The answer could not go on, such as under a constraint that became too complex.",
     503: "The server is shutting down, or the engine failed while it generated this answer.",
 }
 """Descriptions for the OpenAPI document."""
@@ -104,6 +105,8 @@ def error_response(error: SpecplugError) -> tuple[int, Json, dict[str, str] | No
         return 408, error_body(text, "timeout_error", "deadline_passed"), None
     if isinstance(error, ShuttingDown):
         return 503, error_body(text, "server_error", "closing"), None
+    if isinstance(error, AnswerFailed):
+        return 500, error_body(text, "server_error", "answer_failed"), None
     if isinstance(error, EngineFailed):
         return 503, error_body(text, "server_error", "engine_failed"), None
     code = "context_length_exceeded" if isinstance(error, ContextExceeded) else None

@@ -72,6 +72,10 @@ class EngineFailed(SpecplugError):
     """A target pass failed, and with it every running answer."""
 
 
+class AnswerFailed(SpecplugError):
+    """One answer cannot go on, such as where its constraint allows no further token or becomes too complex."""
+
+
 class Scheduler:
     """Queues jobs and runs them. One thread calls `step` as long as `has_work` is True."""
 
@@ -205,7 +209,7 @@ class Scheduler:
         assert stream is not None
         if stream.failure is not None:
             self._end(job)
-            return Delta(error=stream.failure)
+            return Delta(error=AnswerFailed(str(stream.failure)))
         first = not job.tokens
         if first:
             job.first_token_s = self.clock()

@@ -28,8 +28,8 @@ Key = tuple[str, Spacing | None]
 MOST_KEPT = 12
 """Compiled grammars that are kept, each with up to 20 MB of lexer states: one schema needs two or three."""
 
-QUICK_CHARS = 16 * 1024
-"""Characters of a grammar that takes about 10 ms to compile at most, so that the engine's thread may compile it."""
+QUICK_CHARS = 4 * 1024
+"""Characters of a grammar that the engine's thread may compile: a schema of that size takes less than 10 ms."""
 
 
 class Guidance:

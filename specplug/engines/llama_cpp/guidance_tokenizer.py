@@ -26,8 +26,8 @@ _MAX_PIECE_BYTES = 1 << 16
 class GuidanceTokenizer:
     """llguidance's tokenizer of one model, built at its first use or, after `begin`, in a thread of its own.
 
-    State: 20 MB with a vocabulary of 49,152 tokens, 57 MB with 151,936, 109 MB with 262,144, and none before it is
-    built. Close it before the model: it tokenizes with llama.cpp's vocabulary.
+    State: 28 MB with a vocabulary of 49,152 tokens, 56 MB with 151,936, and none before it is built. Close it before
+    the model: it tokenizes with llama.cpp's vocabulary.
     """
 
     def __init__(self, vocab: Any, num_tokens: int, end_tokens: Set[int]) -> None:

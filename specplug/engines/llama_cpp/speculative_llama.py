@@ -320,8 +320,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         model = self._described
         rollback = self._choose_rollback()
         max_nodes = min(self._max_nodes, self.n_batch - 1)
-        num_ids = rollback.num_ids(1, self._max_nodes)
-        context = Context(model, self._ctx.ctx, num_ids=num_ids, max_rows=max_nodes + 2)
+        context = Context(model, self._ctx.ctx, num_ids=rollback.num_ids(1, self._max_nodes), max_rows=max_nodes + 2)
         runtime = self._runtime()
         # A batch holds the root and all nodes, whatever a profile's own curve covers.
         fitting = replace(self.profile, runtime=runtime, planner=replace(self.profile.planner, max_nodes=max_nodes))
