@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from specplug.constraints.grammar_text import grammar_text
+from specplug.constraints.lark_documents import prepared_lark
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 
@@ -36,10 +37,13 @@ def constraint_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def taken_constraint(options: dict[str, Any]) -> dict[str, Any]:
     """Takes the options of `constraint_options` out of a command's, as arguments of `Sampling`.
 
-    Raises UsageError for files that cannot be read.
+    Raises UsageError for files that cannot be read, and for schemas in a Lark grammar that cannot be enforced.
     """
     given = {name: options.pop(name) for name in _OPTIONS}
-    return {name: _text(value) if name in _FILES else value for name, value in given.items()}
+    taken = {name: _text(value) if name in _FILES else value for name, value in given.items()}
+    if taken["lark"] is not None:
+        taken["lark"] = prepared_lark(taken["lark"])
+    return taken
 
 
 def check_constraint(sampling: Sampling) -> None:

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("llguidance")
 
-from specplug.engines.llama_cpp.constraint import Constraint, constraint_of
+from specplug.engines.llama_cpp.constraint import Constraint, constraint_of, gbnf_error
 from specplug.engines.llama_cpp.guidance_tokenizer import vocabulary_bytes
 from specplug.engines.llama_cpp.model import Model
 from specplug.engines.llama_cpp.sampling import Sampler
@@ -153,6 +153,25 @@ def test_without_a_constraint_there_is_none_and_bad_ones_are_refused(q8_0: Model
         constraint_of(q8_0, Sampling(grammar="root ::= " + "(" * 5000))
     with pytest.raises(UsageError, match="json_schema and regex were given at once"):
         Sampler(q8_0, Sampling(json_schema="{}", regex="a"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason", "others"),
+    [
+        ([], "no reason given", []),
+        (["a warning"], "no reason given", ["a warning"]),
+        (["parse: error parsing grammar: expecting ')' at ", "", "root ::= (", '"a"'], "expecting ')' at", []),
+        (
+            ["before", "parse: error parsing grammar: why", "", "root ::= (", '"a"', "", "after", "parse: it"],
+            "why",
+            ["before", "after", "parse: it"],
+        ),
+    ],
+)
+def test_the_reason_of_a_grammar_is_not_another_line_on_stderr(
+    lines: list[str], reason: str, others: list[str]
+) -> None:
+    assert gbnf_error(lines, 'root ::= (\n"a"\n') == (reason, others)
 
 
 @pytest.mark.parametrize("grammar", ['"July 4, 1776"', '"((((" [(){}\\]] "x{9999999}"', '"a" # {4096} ((('])

@@ -212,6 +212,13 @@ def test_what_is_ignored_is_listed_with_its_place_and_refused_where_strict(schem
 NESTED: Any = {"type": "string"}
 for _ in range(120):
     NESTED = {"type": "array", "items": NESTED}
+
+
+def test_a_warning_is_one_line_whatever_a_property_is_called() -> None:
+    grammar = grammar_text(Sampling(json_schema=json.dumps({"properties": {"a\nb\r": {"not": {}}}})))
+    assert grammar is not None and grammar.warnings == ("not at #/properties/a\\nb\\r is not enforced",)
+
+
 WRONG = {
     "no JSON": ("{", "not JSON"),
     "NaN": ('{"minimum": NaN}', "not JSON"),
@@ -249,6 +256,11 @@ WRONG = {
     ),
     "a large integer": ('{"minimum": 1' + "0" * 400 + "}", "a number of more than 300 digits"),
     "a large number": ('{"minimum": 1e400}', "1e400 is out of range"),
+    "a divisor that is no number": (only({"multipleOf": True}), "multipleOf at #/properties/v: "),
+    "a line break in a name": (
+        {"properties": {"a\nb\u2028": {"multipleOf": "x"}}},
+        "multipleOf at #/properties/a\\nb\\u2028: ",
+    ),
     "half a surrogate": ('{"const": "\\ud83d"}', "half of a surrogate pair"),
 }
 
@@ -260,7 +272,7 @@ def test_a_schema_that_cannot_be_kept_is_refused_in_one_line(name: str, strict: 
     text = schema if isinstance(schema, str) else json.dumps(schema)
     with pytest.raises(UsageError, match=re.escape(expected)) as refusal:
         grammar_text(Sampling(json_schema=text, strict=strict))
-    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+    assert len(str(refusal.value).splitlines()) == 1 and len(str(refusal.value)) < 500
 
 
 ENDING = [

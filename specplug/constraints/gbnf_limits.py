@@ -10,8 +10,8 @@ MAX_BYTES = 64 * 1024
 MAX_DEPTH = 100
 """Parentheses within each other."""
 
-_TEXTS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
-"""Literals, classes of characters and comments, in which parentheses mean themselves."""
+_TEXTS = re.compile(r'"(?:\\.?|[^"\\])*+"?|\[(?:\\.?|[^\]\\])*+\]?|#[^\n]*', re.DOTALL)
+"""Literals, classes of characters and comments, in which parentheses mean themselves; unclosed ones go to the end."""
 
 
 def check_gbnf(grammar: str) -> None:

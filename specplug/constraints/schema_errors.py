@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 from specplug.constraints.schema_walk import WHOLE, Node, children, moved, reachable, referred
@@ -41,8 +41,8 @@ class Attempt:
     def alone(self, node: Node, *, lenient: bool) -> str | None:
         """The error of a subschema by itself, or ""; None where there is no time left to find out."""
         if self._until is None:
-            self._until = perf_counter() + _SEARCH_S
-        elif perf_counter() > self._until:
+            self._until = thread_time() + _SEARCH_S
+        elif thread_time() > self._until:
             return None
         document = {"$schema": self._root["$schema"]} if "$schema" in self._root else {}
         error, _ = self.compile(document | moved(node) | {"$defs": {WHOLE: self._moved_root}}, lenient=lenient)
@@ -137,7 +137,7 @@ def places(root: Node, warning: str, attempt: Attempt) -> list[str]:
             and "oneOf" in node
             and attempt.alone({"oneOf": node["oneOf"]}, lenient=False) != ""
         ):
-            lines.append(f"oneOf at #{pointer} is taken as anyOf")
+            lines.append(f"oneOf at #{_shown(pointer)} is taken as anyOf")
         elif warning.startswith("min/maxProperties"):
             lines += [ignored(key, pointer) for key in _SIZES if key in node]
     return lines or [warning]
@@ -145,12 +145,17 @@ def places(root: Node, warning: str, attempt: Attempt) -> list[str]:
 
 def ignored(keyword: str, pointer: str, why: str = "") -> str:
     """The warning that a keyword is not enforced."""
-    return f"{keyword} at #{pointer} is not enforced" + (f": {one_line(why)}" if why else "")
+    return f"{_shown(keyword)} at #{_shown(pointer)} is not enforced" + (f": {one_line(why)}" if why else "")
 
 
 def error_at(keyword: str, pointer: str, why: str) -> UsageError:
     """The error about a keyword, in one line."""
-    return UsageError(f"JSON schema: {keyword} at #{pointer}: {one_line(why)}")
+    return UsageError(f"JSON schema: {_shown(keyword)} at #{_shown(pointer)}: {one_line(why)}")
+
+
+def _shown(name: str) -> str:
+    """A name of the client's choice as a part of one line."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def one_line(error: str) -> str:

@@ -70,7 +70,9 @@ def _rounded_down(bound: int | float) -> int | float:
 
 def _divisor(node: Node) -> Iterator[tuple[str, str]]:
     divisor = node.get("multipleOf")
-    if isinstance(divisor, int | float) and _without_point(divisor) > MAX_DIVISOR:
+    if isinstance(divisor, bool) or not isinstance(divisor, int | float):
+        return
+    if _without_point(divisor) > MAX_DIVISOR:
         yield "multipleOf", f"{_short(divisor)} has too many digits"
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from specplug.constraints.grammar_text import grammar_text
+from specplug.constraints.lark_documents import prepared_lark
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 from specplug.server.llama_server_api.request import LlamaServerRequest
@@ -63,7 +64,7 @@ def _sampling(body: CommonRequest, *, logprobs: int | None) -> Sampling:
         grammar=body.grammar,
         json_schema=schema,
         regex=body.regex if body.choice is None else _one_of(body.choice),
-        lark=body.lark,
+        lark=None if body.lark is None else prepared_lark(body.lark),
         strict=strict,
         logprobs=logprobs,
         stop_tokens=frozenset(body.stop_token_ids),

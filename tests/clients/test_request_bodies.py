@@ -136,7 +136,6 @@ OPENAI: dict[str, tuple[str, dict[str, Any]]] = {
             "stop": [],
             "seed": None,
             "stream_options": {"include_usage": True},
-            "user": {"name": "Ada", "id": "1", "email": "ada@example.org", "role": "admin"},
         },
     ),
     "Open WebUI's title": (

@@ -7,6 +7,7 @@ a GBNF grammar goes through llama.cpp's grammar sampler, which tests each token 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from specplug.generation.answers import Sampling
 
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama.cpp's llama_token_data."""
+
+_PARSE_ERROR = "parse: error parsing grammar: "
 
 
 class Constraint(Protocol):
@@ -145,10 +148,25 @@ def constraint_of(model: Model, sampling: Sampling) -> Constraint | None:
     check_gbnf(sampling.grammar)
     with captured_stderr() as lines:
         sampler = ll.llama_sampler_init_grammar(model.vocab, sampling.grammar.encode("utf-8"), b"root")
+    reason, others = gbnf_error(lines, sampling.grammar)
+    if others and sys.stderr is not None:  # of other threads
+        print("\n".join(others), file=sys.stderr)
     if not sampler:
-        reason = lines[0].removeprefix("parse: error parsing grammar: ").strip() if lines else "no reason given"
         raise UsageError(f"the grammar does not parse: {reason}")
     return GrammarConstraint(sampler)
+
+
+def gbnf_error(lines: Sequence[str], grammar: str) -> tuple[str, Sequence[str]]:
+    """Why llama.cpp does not parse a grammar in GBNF, and the lines among those on stderr that are about other things.
+
+    llama.cpp writes the reason, an empty line and the grammar.
+    """
+    start = next((place for place, line in enumerate(lines) if line.startswith(_PARSE_ERROR)), None)
+    if start is None:
+        return "no reason given", lines
+    echo = "\n\n" + "\n".join(grammar.splitlines())
+    _, _, after = "\n".join(lines[start:]).partition(echo)
+    return lines[start].removeprefix(_PARSE_ERROR).strip(), [*lines[:start], *after.strip("\n").splitlines()]
 
 
 def _set_bits(mask: np.ndarray[Any, np.dtype[np.uint8]], count: int) -> IntArray:
