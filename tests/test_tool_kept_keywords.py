@@ -111,6 +111,7 @@ def of_b(schema: Any) -> dict[str, Any]:
         ("gemma", of_b({"items": {"type": "null"}}), "items at #/properties/b"),
         ("gemma", of_b({"type": "array", "items": False}), "items at #/properties/b"),
         ("gemma", of_b({"type": "object", "required": ["c"]}), "required at #/properties/b"),
+        ("gemma", of_b({"type": "object", "required": ["b"], **of_b(False)}), "required at #/properties/b"),
     ],
 )  # fmt: skip
 def test_every_keyword_that_is_not_kept_is_reported(family: str, schema: Any, keyword: str) -> None:

@@ -107,9 +107,9 @@ class _Braces:
 def _kept_of_object(node: Schema) -> Iterator[str]:
     """The keywords about an object that are kept where its properties are written as listed, and no others."""
     properties, required = node.get("properties"), node.get("required", ())
-    listed = properties if isinstance(properties, Mapping) else {}
+    named = properties if isinstance(properties, Mapping) else {}
     yield "properties"
-    if all(name in listed for name in required):
+    if all(named.get(name, False) is not False for name in required):
         yield "required"
     if properties is not None or node.get("additionalProperties") is False:
         yield "additionalProperties"
