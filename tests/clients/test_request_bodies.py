@@ -1,7 +1,8 @@
 """Requests of the form that programs without a client for Python send: Continue, Cline and Open WebUI.
 
-The forms follow these programs' sources (Continue: core/llm/llms/OpenAI.ts and Ollama.ts; Cline:
-src/core/api/providers/openai.ts; Open WebUI: backend/open_webui/routers). The texts are invented.
+The forms for OpenAI's interface follow these programs' sources (Continue: core/llm/llms/OpenAI.ts; Cline:
+src/core/api/providers/openai.ts; Open WebUI: backend/open_webui/routers); those for Ollama's follow its documentation.
+The texts are invented.
 """
 
 import json
