@@ -598,6 +598,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Profile]:
         profiles.append(chosen)
         raise UsageError("no model is opened here")
 
+    monkeypatch.setattr(serve, "embedding_model", lambda ref, kind: None)
     monkeypatch.setattr(serve, "model_path", refuse)
     return profiles
 

@@ -137,8 +137,8 @@ def test_a_temperature_that_makes_logits_overflow_is_an_error(q8_0: Any) -> None
     from specplug.engines.llama_cpp.sampling import Sampler
     from specplug.errors import SpecplugError
 
-    values = np.full(q8_0.num_tokens, 50.0, dtype=np.float32)
-    sampler = Sampler(q8_0, Sampling(temperature=1e-38, seed=4), coupled=True)
+    values = np.full(q8_0.num_tokens, 1e10, dtype=np.float32)
+    sampler = Sampler(q8_0, Sampling(temperature=1e-30, seed=4), coupled=True)
     with pytest.raises(SpecplugError, match="use a higher one"):
         sampler.pick_from(values)
     sampler.close()

@@ -87,8 +87,13 @@ def q8_0_profile(profile: Profile) -> Profile:
     return replace(profile, runtime=replace(profile.runtime, kv_type="bf16"))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("weights", ["f32", "q8_0"])
+UNQUANTISED = ("greedy", "sampled", "grammar", "schema")
+"""The settings that are tried with float32 weights, too, whose passes take several times as long."""
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"), [*(("q8_0", name) for name in SETTINGS), *(("f32", name) for name in UNQUANTISED)]
+)
 def test_trees_and_chains_emit_plain_decodings_tokens(weights: str, name: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(weights)
     accepted = 0

@@ -325,8 +325,6 @@ def test_a_closed_stream_ends_its_answer_at_once(client: Any, server: Served) ->
 
 
 def test_errors_raise_the_clients_own_exceptions(client: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="Unrecognized request argument supplied: colour"):
-        ask(client, "hi", extra_body={"colour": "red"})
     with pytest.raises(openai.BadRequestError) as error:
         ask(client, "word " * 3000)
     assert error.value.code == "context_length_exceeded"

@@ -374,6 +374,10 @@ class CompletionRequest(CommonRequest):
 
 
 class AddCorpusRequest(RequestPart):
+    """It has no other fields: a corpus is named, and never found by a path."""
+
+    model_config = ConfigDict(extra="forbid")
+
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 
 
