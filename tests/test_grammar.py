@@ -19,7 +19,7 @@ class TestContractWithoutConstraint(ProposerContract):
 
 
 class Driven(Fusion):
-    """A fusion of `grammar` alone, whose sequences all have a constraint, or as told."""
+    """A fusion of `grammar` alone, whose sequences all have a constraint, or those that are given."""
 
     def __init__(self, constraint: TokenConstraint | None = None) -> None:
         super().__init__([Grammar()])

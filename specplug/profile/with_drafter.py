@@ -43,7 +43,7 @@ def reads_prompts(profile: Profile) -> bool:
     return any(spec.method in HEADS for spec in profile.proposers)
 
 
-TOLD_APART = ("head", "exit", "rule", "first", "recent", "retrieved", "chunk")
+NAMED_OPTIONS = ("head", "exit", "rule", "first", "recent", "retrieved", "chunk")
 """The options in the name of a drafter: with others of them, one model is another drafter."""
 
 
@@ -51,8 +51,8 @@ def drafter_name(spec: ProposerSpec) -> str:
     """Words for a drafter: the file of its model, or the method of one that has no model of its own, and the options by
     which several drafters of one model differ, such as its exit."""
     name = Path(str(spec.options["model"])).name if "model" in spec.options else spec.method
-    told = (f"{key} {short_option(key, spec.options[key])}" for key in TOLD_APART if key in spec.options)
-    return ", ".join([name, *told])
+    named = (f"{key} {short_option(key, spec.options[key])}" for key in NAMED_OPTIONS if key in spec.options)
+    return ", ".join([name, *named])
 
 
 def short_option(key: str, value: Any) -> Any:

@@ -68,7 +68,7 @@ class Conversion:
         return ()
 
     def added(self, block: Block, text: str, logprobs: Sequence[Json]) -> Iterable[Json]:
-        """`text` was added to a block; `logprobs` are those of tokens that were not told yet."""
+        """`text` was added to a block; `logprobs` are those of tokens that no earlier call had."""
         return ()
 
     def closed(self, block: Block, *, complete: bool) -> Iterable[Json]:

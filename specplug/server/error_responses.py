@@ -41,7 +41,7 @@ MAIN_PATHS = (
     "/health",
     "/metrics",
 )
-"""The paths that a request for another one is told."""
+"""The paths that the error for an unknown path names."""
 
 
 class ContextExceeded(UsageError):
@@ -53,7 +53,7 @@ class InvalidField(UsageError):
 
     def __init__(self, errors: Sequence[Any], names: Mapping[str, str]) -> None:
         """
-        errors  what pydantic has found, the first of which is told
+        errors  what pydantic has found; the message names the first
         names   names of fields in the request, by those in what pydantic has checked
         """
         first, *rest = errors[0]["loc"] or ("",)

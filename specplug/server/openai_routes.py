@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from starlette.exceptions import HTTPException
 
 from specplug.server.answer_response import complete_response, streamed_response
 from specplug.server.answering import Answering
@@ -15,15 +14,13 @@ from specplug.server.chat_request import ChatRequests
 from specplug.server.completion_request import read_completion
 from specplug.server.error_responses import STATUS_DESCRIPTIONS
 from specplug.server.event_stream import DATA_EVENTS
-from specplug.server.model_listing import listed_model
-from specplug.server.openai_format import Json
+from specplug.server.model_listing import add_model_routes, listed_model
 from specplug.server.request_schema import ChatRequest, CommonRequest, CompletionRequest
 from specplug.server.state import State
 
 
 def add_openai_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
     engine, name = state.engine, state.settings.name
-    listed = listed_model(name, engine.description, engine.max_context)
     errors: Any = {status: {"description": text, "model": None} for status, text in STATUS_DESCRIPTIONS.items()}
 
     @app.post("/chat/completions", include_in_schema=False)
@@ -38,16 +35,7 @@ def add_openai_routes(app: FastAPI, state: State, chats: ChatRequests) -> None:
         work, form = await asyncio.to_thread(read_completion, state, body)
         return await _respond(request, body, await Answering.start(state, body, work, form))
 
-    @app.get("/models", include_in_schema=False)
-    @app.get("/v1/models")
-    async def models() -> Json:
-        return {"object": "list", "data": [listed]}
-
-    @app.get("/v1/models/{model:path}", responses={404: {"description": STATUS_DESCRIPTIONS[404]}})
-    async def model(model: str) -> Json:
-        if model != name:
-            raise HTTPException(404, f"the model {model[:100]!r} does not exist; this server has {name!r}")
-        return listed
+    add_model_routes(app, listed_model(name, engine.description, engine.max_context))
 
 
 async def _respond(request: Request, body: CommonRequest, answering: Answering) -> Response:

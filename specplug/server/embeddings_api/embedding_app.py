@@ -25,7 +25,7 @@ from specplug.server.embeddings_api.request import EmbeddingRequest
 from specplug.server.error_responses import STATUS_DESCRIPTIONS, ContextExceeded, add_error_handlers
 from specplug.server.event_stream import unless_disconnected
 from specplug.server.methods import ImpliedMethods
-from specplug.server.model_listing import listed_model
+from specplug.server.model_listing import add_model_routes, listed_model
 from specplug.server.openai_format import Json, warning_headers
 from specplug.server.request_fields import ignored
 from specplug.server.state import Settings
@@ -96,20 +96,9 @@ def _add_embedding_routes(app: FastAPI, state: EmbeddingState) -> None:
 
 def _add_describing_routes(app: FastAPI, state: EmbeddingState) -> None:
     embedder, name, queue = state.embedder, state.settings.name, state.worker
-    listed = listed_model(name, embedder.description, embedder.max_tokens)
+    add_model_routes(app, listed_model(name, embedder.description, embedder.max_tokens))
     registry = CollectorRegistry()
     registry.register(_Figures(queue))
-
-    @app.get("/models", include_in_schema=False)
-    @app.get("/v1/models")
-    async def models() -> Json:
-        return {"object": "list", "data": [listed]}
-
-    @app.get("/v1/models/{model:path}", responses={404: {"description": STATUS_DESCRIPTIONS[404]}})
-    async def model(model: str) -> Json:
-        if model != name:
-            raise HTTPException(404, f"the model {model[:100]!r} does not exist; this server has {name!r}")
-        return listed
 
     @app.get("/v1/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "The server is shutting down."}})

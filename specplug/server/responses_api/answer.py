@@ -92,7 +92,7 @@ class ResponseConversion(Conversion):
         return place if block.kind == "call" else {**place, "content_index": 0}
 
     def _item(self, block: Block, status: str) -> Json:
-        """An item of the output; parts of its content are told apart from an item that is in progress."""
+        """An item of the output. One in progress has no content yet: its parts have events of their own."""
         item: Json = {"id": self._items[block.index]["id"], "status": status}
         content = [] if status == "in_progress" else [_part(block)]
         if block.kind == "call":

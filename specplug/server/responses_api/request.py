@@ -221,7 +221,7 @@ class ResponseRequest(RequestPart):
 
     @property
     def allowed(self) -> list[FunctionTool]:
-        """The functions of which the model is told."""
+        """The functions that the prompt describes."""
         functions = [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
         if isinstance(self.tool_choice, AllowedTools):
             names = {tool.name for tool in self.tool_choice.tools}
