@@ -20,6 +20,7 @@ LAYERS = (
     ("corpora", "machine", "models", "planning", "profile"),
     ("proposers", "transforms"),
     ("engines", "server"),
+    ("subjects",),
     ("bench",),
     ("tune",),
     ("build",),
