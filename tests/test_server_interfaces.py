@@ -171,6 +171,17 @@ def test_a_stream_that_fails_ends_with_an_error(one: Interface, error: Exception
         assert engine.loop.open == 0
 
 
+def test_an_answer_that_fails_on_its_way_loses_no_text() -> None:
+    engine = ToyEngine()
+    engine.loop.answers_fail_at = 7
+    with serving(engine) as server:
+        body = {"prompt": "0123456789", "max_tokens": 10, "n": 2}
+        status, answer, _ = ask(server, "/v1/completions", body)
+        assert (status, answer["error"]["code"]) == (500, "answer_failed")
+        assert [text[:7] for text in answer["error"]["specplug"]["texts"]] == ["0123456"] * 2
+        assert engine.loop.open == 0
+
+
 @EACH
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_disconnects_frees_its_slot(one: Interface, stream: bool) -> None:

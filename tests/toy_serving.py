@@ -71,6 +71,7 @@ class ToyLoop:
     options            what their requests ask of the proposers
     open               number of streams that have begun and not finished
     fail               raised by the next step, once
+    answers_fail_at    every answer ends with a failure of its own after so many tokens; None: none does
     prefixes_shared    True makes equal prompts wait for each other
     """
 
@@ -82,6 +83,7 @@ class ToyLoop:
         self.resets = 0
         self.steps = 0
         self.fail: BaseException | None = None
+        self.answers_fail_at: int | None = None
         self._steps_before = 0
         self.drafts = 0
         self.verified = np.zeros((1, 16), dtype=np.int64)
@@ -136,6 +138,8 @@ class ToyLoop:
         self.resets += 1
 
     def _emit(self, stream: ToyStream, count: int) -> None:
+        if self.answers_fail_at is not None and stream.position >= self.answers_fail_at:
+            stream.failure = SpecplugError("the constraint is too complex")
         stream.fresh = []
         for _ in range(count):
             token = stream.prompt[stream.position] if stream.position < len(stream.prompt) else END

@@ -23,7 +23,7 @@ from specplug.server.jobs import Delta, Job
 from specplug.server.openai_format import Choice, Json, OpenAIFormat
 from specplug.server.request_fields import ignored
 from specplug.server.request_schema import CommonRequest, SpecplugOptions
-from specplug.server.scheduler import QueueFull
+from specplug.server.scheduler import AnswerFailed, QueueFull
 from specplug.server.state import State
 from specplug.server.timings import timings
 from specplug.server.worker import Mailbox
@@ -108,9 +108,13 @@ class Answering:
 
     async def complete(self) -> Json:
         """The body of the complete response. Raises the error of a failed job."""
-        async for choice, delta in self._deltas():
-            if delta.finish and self._state.settings.log_prompts:
-                log.info("answer %r", choice.text)
+        try:
+            async for choice, delta in self._deltas():
+                if delta.finish and self._state.settings.log_prompts:
+                    log.info("answer %r", choice.text)
+        except AnswerFailed as failed:
+            failed.texts = [choice.text for choice in self._choices]
+            raise
         return self._form.complete(self._choices, self._num_prompts)
 
     async def chunks(self, *, usage: bool) -> AsyncIterator[Json]:

@@ -106,7 +106,10 @@ def error_response(error: SpecplugError) -> tuple[int, Json, dict[str, str] | No
     if isinstance(error, ShuttingDown):
         return 503, error_body(text, "server_error", "closing"), None
     if isinstance(error, AnswerFailed):
-        return 500, error_body(text, "server_error", "answer_failed"), None
+        body = error_body(text, "server_error", "answer_failed")
+        if error.texts:
+            body["error"]["specplug"] = {"texts": list(error.texts)}
+        return 500, body, None
     if isinstance(error, EngineFailed):
         return 503, error_body(text, "server_error", "engine_failed"), None
     code = "context_length_exceeded" if isinstance(error, ContextExceeded) else None

@@ -73,7 +73,12 @@ class EngineFailed(SpecplugError):
 
 
 class AnswerFailed(SpecplugError):
-    """One answer cannot go on, such as where its constraint allows no further token or becomes too complex."""
+    """One answer cannot go on, such as where its constraint allows no further token or becomes too complex.
+
+    texts  what the answers to its request had by then, where these were not sent yet
+    """
+
+    texts: Sequence[str] = ()
 
 
 class Scheduler:
