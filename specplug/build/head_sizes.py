@@ -154,6 +154,21 @@ def best_in_each(logits: npt.NDArray[np.float32], parts: Sequence[IntArray]) -> 
     return best
 
 
+def hits_in_each(
+    logits: Iterable[npt.NDArray[np.float32]], parts: Sequence[IntArray], ids: IntArray, answer: IntArray
+) -> list[Hits]:
+    """For each nested set, at which tokens of an answer after the first the most likely token of the set is right.
+
+    logits  float32[n, V] each, of consecutive tokens
+    parts   the nested sets as `added` returns them
+    ids     int32[V]: the token of each row of the head
+    answer  int32[n]
+    """
+    rows = [best_in_each(part, parts) for part in logits]
+    best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
+    return [ids[column] == answer[1:] for column in best.T]
+
+
 def emitted_per_pass(answers: Iterable[Hits], gamma: int) -> float:
     """Tokens per target pass with chains of `gamma` draft tokens: the accepted ones and the target's own token."""
     tokens = passes = 0

@@ -19,7 +19,7 @@ import numpy as np
 from specplug.bench.arms import Arm, ProfileArm, plain
 from specplug.bench.interleaved import run_arms
 from specplug.bench.workloads import Prompt
-from specplug.build.head_sizes import LONGEST, Costs, Hits, added, best_in_each
+from specplug.build.head_sizes import LONGEST, Costs, Hits, added, hits_in_each
 from specplug.build.source import Progress
 from specplug.core import IntArray
 from specplug.errors import EngineError, UsageError
@@ -161,12 +161,9 @@ class GgufSource:
         with self._context(drafter, cells=cells, max_rows=ROWS, file=file) as context:
             for done, answer in enumerate(answers, start=1):
                 text = np.concatenate((answer.prompt, answer.tokens[:-1]))
-                rows = [
-                    best_in_each(logits, parts) for logits in teacher_forced_logits(context, text, len(answer.prompt))
-                ]
-                best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
-                for column, hits in enumerate(all_hits):
-                    hits.append(ids[best[:, column]] == answer.tokens[1:])
+                logits = teacher_forced_logits(context, text, len(answer.prompt))
+                for hits, found in zip(all_hits, hits_in_each(logits, parts, ids, answer.tokens), strict=True):
+                    hits.append(found)
                 progress(done / len(answers))
         return all_hits
 

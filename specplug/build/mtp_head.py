@@ -11,9 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from specplug.build.head_sizes import LONGEST, Costs, Hits, added, best_in_each
+from specplug.build.head_sizes import LONGEST, Costs, Hits, added, hits_in_each
 from specplug.build.llama_cpp import CELLS, ROUNDS, SAMPLE, GgufSource, longest
 from specplug.build.source import Progress
 from specplug.core import IntArray
@@ -55,10 +53,9 @@ class MtpSource(GgufSource):
             target = stack.enter_context(self._target_context(longest(answers), rows=1))
             head = stack.enter_context(self._drafter(target, self._all_rows(workplace)))
             for done, answer in enumerate(answers, start=1):
-                rows = [best_in_each(logits[None], parts) for logits in head.logits_along(answer.prompt, answer.tokens)]
-                best = np.concatenate(rows) if rows else np.zeros((0, len(parts)), dtype=np.int32)
-                for column, hits in enumerate(all_hits):
-                    hits.append(ids[best[:, column]] == answer.tokens[1:])
+                logits = (row[None] for row in head.logits_along(answer.prompt, answer.tokens))
+                for hits, found in zip(all_hits, hits_in_each(logits, parts, ids, answer.tokens), strict=True):
+                    hits.append(found)
                 progress(done / len(answers))
         return all_hits
 
