@@ -86,6 +86,7 @@ def test_a_stream_names_its_events_and_amounts_to_the_same_message(client: Any) 
         ("abcdef", {"max_tokens": 3}, ("abc", "max_tokens", None)),
         ("abcdef", {"stop_sequences": ["x", "de"]}, ("abc", "stop_sequence", "de")),
         ("ab", {"stop_sequences": ["abc"]}, ("ab", "end_turn", None)),
+        ("abc", {"stop_sequences": ["<end>"]}, ("abc", "stop_sequence", "<end>")),
     ],
 )
 def test_why_an_answer_ended(client: Any, text: str, fields: dict[str, Any], expected: Any) -> None:

@@ -182,7 +182,8 @@ def _make_jobs(state: State, body: CommonRequest, work: Work) -> list[Job]:
     deadline = monotonic() + seconds if seconds is not None else None
     sampling = with_stop_tokens(work.sampling, work.stops, engine.control_token)
     common: dict[str, Any] = {"options": asked, "shown": work.shown, "reports": body.timings_per_token}
-    common |= {"stop": tuple(work.stops), "stop_tokens": sampling.stop_tokens}
+    named = {engine.control_token(stop): stop for stop in work.stops}
+    common |= {"stop": tuple(work.stops), "stop_tokens": {token: named.get(token) for token in sampling.stop_tokens}}
     common |= {"streamed": bool(body.stream), "deadline": deadline}
     jobs: list[Job] = []
     try:

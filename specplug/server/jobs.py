@@ -138,7 +138,8 @@ class Job:
     max_tokens    largest number of tokens to generate; 0 evaluates the prompt alone
     max_draft     largest number of draft tokens per step; 0 is plain decoding
     stop          strings that end the answer
-    stop_tokens   ids of tokens that end the answer, and are no part of its text
+    stop_tokens   ids of tokens that end the answer and are no part of its text, each with the stop string that it is
+                  the control token of; None where the request gave the id
     deadline      time on the scheduler's clock, in seconds; None is no deadline
     streamed      False if the client receives the complete answer at once
     reports       True for figures with every delta
@@ -156,7 +157,7 @@ class Job:
     max_tokens: int
     max_draft: int
     stop: tuple[str, ...] = ()
-    stop_tokens: frozenset[int] = frozenset()
+    stop_tokens: Mapping[int, str | None] = field(default_factory=dict)
     deadline: float | None = None
     streamed: bool = True
     reports: bool = False

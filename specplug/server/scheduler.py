@@ -250,7 +250,7 @@ class Scheduler:
             step_ms=job.stream.decode_ms,
             plain_ms=job.stream.plain_ms,
             deadline_passed=deadline_passed,
-            stop_string=job.text.stop_string,
+            stop_string=job.text.stop_string or job.stop_tokens.get(job.tokens[-1] if job.tokens else -1),
             slot=job.slot,
         )
 
