@@ -29,7 +29,7 @@ LAYERS = (
 )
 """The folders and loose modules of the package, from the bottom up. A module imports from its own layer and below."""
 
-TOP_MODULES = {"__init__", "core", "errors", "registry", "testing"}
+TOP_MODULES = {"__init__", "core", "errors", "registry"}
 """The modules directly in specplug/; all others are in a folder."""
 
 REPEATED_NAMES = {

@@ -1,147 +1,16 @@
-"""Contract tests for proposers, a toy target, and greedy replay of a known text. This module is for third parties, too.
-
-To test a proposer of your own, subclass `ProposerContract`; pytest collects the tests that it inherits:
-
-    class TestMine(ProposerContract):
-        def make(self):
-            return Mine()
-
-The contract is that of `specplug.core.Proposer`. The tests are plain functions and asserts; this module depends on no
-engine, no model and no test runner.
-Source: the tree walk is greedy tree verification (SpecInfer, arXiv 2305.09781); the toy target is our own.
-"""
+"""The contract of a proposer as tests, which are plain functions and asserts. It depends on no test runner."""
 
 from __future__ import annotations
 
 import pickle
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from specplug.core import EMPTY, ROOT, BatchProposer, Draft, IntArray, Proposer, Step, int_array
-from specplug.verification.reference import verify_tree
-
-TopK = Callable[[Sequence[int]], IntArray]
-"""Returns the target's most likely next ids (int32[k], most likely first) after a context."""
-
-
-class ToyTarget:
-    """A tiny deterministic language model: its logits are a function of the last `order` tokens.
-
-    Each token has `branches` plausible successors, which the seed fixes; the tokens before it decide their order. So
-    the text repeats its bigrams, branches after them, and is determined by `order` tokens of context: proposers of
-    every kind find something to draft.
-    """
-
-    def __init__(self, vocab: int = 64, seed: int = 0, *, order: int = 3, branches: int = 3) -> None:
-        assert vocab > branches >= 1 and order >= 1
-        self.vocab = vocab
-        self.seed = seed
-        self.order = order
-        self.branches = branches
-
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32[vocab]: logits of the token after `tokens`: noise in [0, 1), plausible successors at 4 or more."""
-        last = int(tokens[-1]) if len(tokens) else -1
-        ids = np.arange(self.vocab, dtype=np.uint64)
-        logits = (_mix(ids + np.uint64(_hash(self.seed, last))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        shift = _hash(self.seed, *(int(token) for token in tokens[-self.order :]))
-        for rank, token in enumerate(self._successors(last)):
-            logits[token] = 4.0 + 2.0 * ((rank + shift) % self.branches)
-        return logits.astype(np.float32)
-
-    def topk(self, tokens: Sequence[int], k: int) -> IntArray:
-        """int32[k]: the most likely next ids, most likely first; of equally likely ones the lower id first."""
-        return int_array(np.argsort(-self.logits(tokens), kind="stable")[:k].astype(np.int32))
-
-    def greedy(self, prompt: Sequence[int], n: int) -> list[int]:
-        """The n tokens that plain greedy decoding emits after `prompt`."""
-        tokens = [int(token) for token in prompt]
-        for _ in range(n):
-            tokens.append(int(np.argmax(self.logits(tokens))))
-        return tokens[len(tokens) - n :]
-
-    def prompt(self, n: int, key: int = 0) -> IntArray:
-        """int32[n]: a prompt of n tokens, which depends on the seed and `key` alone."""
-        return int_array([_hash(self.seed, -2, key, i) % self.vocab for i in range(n)])
-
-    def _successors(self, last: int) -> list[int]:
-        start = _hash(self.seed, last, -3)
-        stride = 1 + _hash(self.seed, last, -4) % ((self.vocab - 1) // self.branches)
-        return [(start + j * stride) % self.vocab for j in range(self.branches)]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayResult:
-    """The steps of a replay, and the text that they emitted."""
-
-    steps: list[Step]
-    emitted: list[int]
-
-    @property
-    def mean_acceptance_length(self) -> float:
-        """Tokens per target pass, including the target's own token: plain decoding is 1.00."""
-        return len(self.emitted) / len(self.steps) if self.steps else 0.0
-
-    def bucket_counts(self, num_buckets: int) -> npt.NDArray[np.int64]:
-        """int64[num_buckets, 2]: the number of nodes whose parent was accepted, and of those that were accepted too."""
-        counts = np.zeros((num_buckets, 2), dtype=np.int64)
-        for step in self.steps:
-            reached = {ROOT, *step.accepted}
-            for node, (parent, bucket) in enumerate(
-                zip(step.draft.parents.tolist(), step.draft.buckets.tolist(), strict=True)
-            ):
-                if parent in reached:
-                    counts[bucket] += (1, node in reached)
-        return counts
-
-
-def replay(
-    proposer: Proposer,
-    prompt: Sequence[int] | IntArray,
-    continuation: Sequence[int],
-    budget: int,
-    topk: TopK | None = None,
-    *,
-    seq: int = 0,
-) -> ReplayResult:
-    """Drive `proposer` from `begin` to `end`, as an engine would, over a text that the target is known to emit.
-
-    prompt        the tokens before the text; the last one is the first root
-    continuation  the text
-    budget        most nodes per draft
-    topk          for a proposer that requires top ids, as `lambda tokens: target.topk(tokens, 8)`
-    """
-    assert topk is not None or proposer.requires.topk == 0, "this proposer requires the target's top ids: pass `topk`"
-    context = [int(token) for token in prompt]
-    proposer.begin(seq, int_array(context))
-    steps: list[Step] = []
-    emitted: list[int] = []
-    while len(emitted) < len(continuation):
-        draft = proposer.propose(seq, budget)
-        step = verify_known(draft, continuation[len(emitted) :], context, topk)
-        context += step.emitted
-        proposer.observe(seq, step)
-        steps.append(step)
-        # After `observe`, so that a proposer which writes into its Step changes the text and is found.
-        emitted += step.emitted
-    proposer.end(seq)
-    return ReplayResult(steps, emitted)
-
-
-def verify_known(
-    draft: Draft, continuation: Sequence[int], context: Sequence[int] = (), topk: TopK | None = None
-) -> Step:
-    """The Step of verifying `draft`, if the target is known to emit `continuation` (n >= 1) after `context`."""
-    known = iter([*(int(token) for token in continuation), _PAST_THE_END])
-    emitted, accepted = verify_tree(draft, lambda _: next(known))
-    if emitted[-1] == _PAST_THE_END:
-        emitted.pop()
-    return Step(emitted, draft, accepted, None if topk is None else _topk_rows(draft, context, topk))
+from specplug.core import EMPTY, BatchProposer, Draft, IntArray, Proposer, Step, int_array
+from specplug.testing.known_text import TopK, replay, verify_known
+from specplug.testing.proposer_state import has_shared_state, private_state, shared_state
+from specplug.testing.toy_target import ToyTarget
 
 
 class ProposerContract:
@@ -248,7 +117,7 @@ class ProposerContract:
         """Interleaved sequences get the drafts that they get alone; with shared state, those of a second such run."""
         keys = (0, 1, 2)
         together = self._interleaved(self.make(), keys)
-        if _has_shared(self.make()):
+        if has_shared_state(self.make()):
             expected = self._interleaved(self.make(), keys)
         else:
             expected = {key: [draft for draft, _ in self._run(self.make(), seq=key, budget=16)] for key in keys}
@@ -258,10 +127,10 @@ class ProposerContract:
     def test_end_forgets_the_sequence(self) -> None:
         proposer = self.make()
         self._finish(proposer, seq=0)
-        before = len(pickle.dumps(_private(proposer)))
+        before = len(pickle.dumps(private_state(proposer)))
         for seq in range(1, 21):
             self._finish(proposer, seq=seq)
-        growth = len(pickle.dumps(_private(proposer))) - before
+        growth = len(pickle.dumps(private_state(proposer))) - before
         # A counter may grow by a byte; twenty sequences that are not forgotten take hundreds.
         assert growth <= 64, f"20 ended sequences left {growth} bytes outside attributes named shared_*"
 
@@ -270,7 +139,7 @@ class ProposerContract:
         first = [draft for draft, _ in self._run(proposer, seq=0, budget=16)]
         proposer.end(0)
         second = [draft for draft, _ in self._run(proposer, seq=0, budget=16)]
-        if not _has_shared(proposer):
+        if not has_shared_state(proposer):
             _assert_same(first, second, "the ended sequence changes the drafts of the next one with its number")
 
     def test_shared_state_is_bounded(self) -> None:
@@ -279,7 +148,7 @@ class ProposerContract:
         for seq in range(4 * self.num_sequences_to_fill):
             self._finish(proposer, seq=seq)
             if (seq + 1) % self.num_sequences_to_fill == 0:
-                sizes.append(len(pickle.dumps(_shared(proposer))))
+                sizes.append(len(pickle.dumps(shared_state(proposer))))
         assert max(sizes) <= 1.25 * sizes[0] + 256, f"the state in shared_* attributes keeps growing (bytes): {sizes}"
 
     def test_unknown_sequences_are_refused(self) -> None:
@@ -394,17 +263,6 @@ class ProposerContract:
         assert len(draft) <= budget, f"the draft has {len(draft)} nodes; the budget was {budget}"
 
 
-_PAST_THE_END = -1
-"""Stands for the target's next token after the end of the known text; no draft token equals it."""
-
-
-def _topk_rows(draft: Draft, context: Sequence[int], topk: TopK) -> IntArray:
-    paths: list[list[int]] = [list(context)]
-    for parent, token in zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True):
-        paths.append([*paths[parent + 1], token])
-    return int_array(np.stack([topk(path) for path in paths]))
-
-
 def _assert_same(one: Sequence[Draft], two: Sequence[Draft], complaint: str) -> None:
     assert len(one) == len(two), f"{complaint}: {len(one)} and {len(two)} drafts"
     for index, (a, b) in enumerate(zip(one, two, strict=True)):
@@ -422,77 +280,3 @@ def _raises_key_error(call: Callable[[], object]) -> bool:
     except KeyError:
         return True
     return False
-
-
-def _private(proposer: Proposer) -> Any:
-    """All state of a proposer outside attributes named `shared_*`, as plain containers."""
-    return _plain(proposer, keep=lambda name: not name.startswith("shared_"), seen=set())
-
-
-def _shared(proposer: Proposer) -> list[Any]:
-    """The state in attributes named `shared_*`, at any depth: each proposer of a fusion has its own."""
-    found: list[Any] = []
-
-    def note(owner: Any) -> None:
-        for name, value in _attributes(owner):
-            if name.startswith("shared_"):
-                found.append(_plain(value, keep=lambda _: True, seen=set()))
-
-    _plain(proposer, keep=lambda name: not name.startswith("shared_"), seen=set(), visit=note)
-    return found
-
-
-def _has_shared(proposer: Proposer) -> bool:
-    return bool(_shared(proposer))
-
-
-def _plain(
-    value: Any, keep: Callable[[str], bool], seen: set[int], visit: Callable[[Any], None] = lambda _: None
-) -> Any:
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        return value
-    if id(value) in seen:
-        return "seen"
-    seen.add(id(value))
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, dict):
-        return [(_plain(k, keep, seen, visit), _plain(v, keep, seen, visit)) for k, v in value.items()]
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return [_plain(item, keep, seen, visit) for item in value]
-    if isinstance(value, type) or callable(value):
-        return getattr(value, "__qualname__", "callable")
-    if hasattr(value, "tobytes"):
-        return value.tobytes()
-    visit(value)
-    return [(name, _plain(held, keep, seen, visit)) for name, held in _attributes(value) if keep(name)]
-
-
-def _attributes(value: Any) -> list[tuple[str, Any]]:
-    names = dict.fromkeys(getattr(value, "__dict__", {}))
-    for owner in type(value).__mro__:
-        slots = owner.__dict__.get("__slots__", ())
-        names.update(dict.fromkeys((slots,) if isinstance(slots, str) else slots))
-    return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
-
-
-_MASK = (1 << 64) - 1
-
-
-def _hash(*values: int) -> int:
-    """A 64-bit hash that is the same in every process: the finaliser of SplitMix64, chained."""
-    state = 0x9E3779B97F4A7C15
-    for value in values:
-        state = (state + (value & _MASK) + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 for an array of 64-bit integers, which wrap around."""
-    values = values * np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
