@@ -72,6 +72,10 @@ class Agent(ABC):
     def give(self, results: Sequence[str]) -> None:
         """Append the result of each call of the last turn."""
 
+    def say(self, text: str) -> None:
+        """Append a message of the user."""
+        self.messages.append({"role": "user", "content": text})
+
 
 @contextmanager
 def connect(

@@ -10,7 +10,8 @@ the cache. Answers are greedy.
 
 `--peer URL` (without /v1) runs the same loop at another server with OpenAI's API, turn by turn in alternation, through
 the client `openai` or `litellm`; that server should have the same model, threads and context. Its conversation is its
-own: only the tools' results are the same. llama-server needs `--jinja` for tools.
+own: only the tools' results are the same. llama-server needs `--jinja` for tools. It does not enforce a call with every
+template; without one, the user's next message has the result, and the conversation grows alike.
 
 Prints a table: per turn and server the tokens of the prompt, those from the cache, and milliseconds to the first text
 or call (with `--no-stream`, to the whole answer); then the hit rate, which is cached tokens by prompt tokens over the
@@ -38,6 +39,7 @@ from serve_speed import serving
 from specplug.errors import SpecplugError, UsageError
 from specplug.models.references import resolve
 
+PEER = "peer"
 SEED = 20
 """Of the texts that the tool returns."""
 
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     loop |= {"max_tokens": args.tokens, "temperature": 0}
     with ExitStack() as stack:
         port, _ = stack.enter_context(serving(command))
-        urls = {"specplug": f"http://127.0.0.1:{port}"} | ({"peer": args.peer.rstrip("/")} if args.peer else {})
+        urls = {"specplug": f"http://127.0.0.1:{port}"} | ({PEER: args.peer.rstrip("/")} if args.peer else {})
         agents = {name: stack.enter_context(connect(args.client, url, **loop)) for name, url in urls.items()}
         turns = run_loop(agents, args.turns, args.file_words, args.stream)
     for name, of_server in turns.items():
@@ -98,7 +100,9 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     print(table(turns))
     for name in turns:
         figures = document[name]
-        print(f"{name}: {figures['hit_rate']} of the prompts from the cache, median {figures['first_ms']} ms")
+        calls = sum(bool(turn.calls) for turn in turns[name])
+        print(f"{name}: {figures['hit_rate']} of the prompts from the cache, median {figures['first_ms']} ms, ", end="")
+        print(f"{calls} of {len(turns[name]) - 1} turns with a call")
     write(args.json, document)
 
 
@@ -112,12 +116,14 @@ def run_loop(agents: Mapping[str, Agent], num_turns: int, file_words: int, strea
         for name, agent in agents.items():
             turn = agent.ask(stream=stream, must_call=not last)
             turns[name].append(turn)
-            if not last and not turn.calls:
+            if not turn.calls and not last and name != PEER:
                 raise SpecplugError(
                     f"{name}: turn {number} has no call of a tool; raise --tokens, or try another model"
                 )
-            if not last:
+            if turn.calls:
                 agent.give([result] * len(turn.calls))
+            else:
+                agent.say(result)
     return turns
 
 
