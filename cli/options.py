@@ -23,6 +23,7 @@ from specplug.models import packaged_models, references
 from specplug.models.gguf_header import read_header
 from specplug.models.hub_reference import Kind
 from specplug.profile import ENGINES, Profile
+from specplug.profile.command_formats import FORMATS
 from specplug.profile.settings import as_name
 from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
@@ -318,6 +319,16 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option --json alone, for commands that take no profile."""
     flag = click.option(
         "--json", is_flag=True, envvar="SPECPLUG_JSON", show_envvar=True, help="Print one JSON document on stdout."
+    )
+    return flag(command)
+
+
+def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    flag = click.option(
+        "--format",
+        type=click.Choice(list(FORMATS)),
+        help="Write the command for a shell (args), a program (json), llama-server's router (ini), systemd or Docker "
+        "Compose.",
     )
     return flag(command)
 
