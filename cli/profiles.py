@@ -16,8 +16,9 @@ from specplug.profile.command_formats import as_format
 from specplug.profile.export import TARGETS, Exported, ExportedCode, export
 
 from .completion import model_references, profile_names
-from .options import format_option, json_option, note
+from .options import json_option, note
 from .profile_requirements import lacking
+from .server_options import format_option
 
 
 @click.group(epilog="\b\nExample: specplug profiles list")

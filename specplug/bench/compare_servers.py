@@ -6,7 +6,6 @@ speed. The module does not depend on a terminal.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import PurePath
@@ -25,7 +24,8 @@ from specplug.machine import hardware
 from specplug.profile import Profile
 from specplug.subjects.subject import Abilities, Subject, SubjectError
 
-NAME_LENGTH = 40
+NAME_LENGTH = 48
+"""Characters of a server's name at most, so that tables stay readable."""
 
 
 def compare_servers(
@@ -96,31 +96,20 @@ def compare_servers(
     }
 
 
-def server_names(texts: Sequence[str]) -> list[str]:
-    """A name for each value of --server: its program, with the words that not all commands of it have; or its address.
+def names_apart(commands: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """A name for each server, given its own one and its command; an address has no words.
 
-    Equal ones are numbered.
+    Servers with the same name also get the words that not all of their commands have. Those that are still equal are
+    numbered.
     """
-    split = [_words(text) for text in texts]
     names = []
-    for words in split:
-        alike = [other for other in split if other[0] == words[0]]
-        own = [word for word in words[1:] if len(alike) > 1 and not all(word in other for other in alike)]
-        name = " ".join([words[0], *own])
-        names.append(name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 3]}...")
+    for name, words in commands:
+        alike = [other for same, other in commands if same == name]
+        own = [word for word in words if not all(word in other for other in alike)]
+        full = " ".join([name, *own])
+        names.append(full if len(full) <= NAME_LENGTH else f"{full[: NAME_LENGTH - 3]}...")
     numbers = [names[: index + 1].count(name) for index, name in enumerate(names)]
     return [name if number == 1 else f"{name} ({number})" for name, number in zip(names, numbers, strict=True)]
-
-
-def _words(text: str) -> list[str]:
-    """The words of a command, with the program's file name first; those that are no command stay whole."""
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        words = []
-    if len(words) < 1 or "://" in words[0]:
-        return [text]
-    return [PurePath(words[0]).name, *words[1:]]
 
 
 def _started(subject: Subject) -> tuple[Abilities | None, str | None]:
