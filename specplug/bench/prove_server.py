@@ -2,8 +2,8 @@
 
 Drafting is turned off by a field of requests where the server has one; else a server that specplug starts runs once
 without its drafting flags, and once with them. Without drafting, everything is asked twice: a server that answers
-differently by itself cannot be checked. The module builds the document of `verify --server --json`; it does not depend on a
-terminal.
+differently by itself cannot be checked. The module builds the document of `verify --server --json`; it does not depend
+on a terminal.
 """
 
 from __future__ import annotations

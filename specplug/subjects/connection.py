@@ -41,6 +41,11 @@ class Event:
     data: Json
 
 
+IDLE_S = 2.0
+"""Seconds after which an idle connection is not used again. llama-server and uvicorn close it after 5, and a request that
+is sent at that moment is lost."""
+
+
 class Connection:
     """Requests to one server from any number of threads; `close` ends it."""
 
@@ -53,7 +58,7 @@ class Connection:
             base_url=address.url,
             headers={"authorization": f"Bearer {address.key}"} if address.key else {},
             timeout=httpx.Timeout(silence_s, connect=min(CONNECT_S, silence_s)),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=30),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=IDLE_S),
             verify=_trusted(address),
             trust_env=not address.is_local,  # proxies are for other machines
         )
