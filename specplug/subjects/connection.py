@@ -41,11 +41,6 @@ class Event:
     data: Json
 
 
-IDLE_S = 2.0
-"""Seconds after which an idle connection is not used again. llama-server and uvicorn close it after 5, and a request that
-is sent at that moment is lost."""
-
-
 class Connection:
     """Requests to one server from any number of threads; `close` ends it."""
 
@@ -58,7 +53,9 @@ class Connection:
             base_url=address.url,
             headers={"authorization": f"Bearer {address.key}"} if address.key else {},
             timeout=httpx.Timeout(silence_s, connect=min(CONNECT_S, silence_s)),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=IDLE_S),
+            # A new connection for each request: llama-server closes one 5 s after it was opened, or used, without a
+            # word of it in its answer, and a request that is sent at that moment is lost.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             verify=_trusted(address),
             trust_env=not address.is_local,  # proxies are for other machines
         )
