@@ -224,10 +224,12 @@ def _place(reply: Reply, at: int) -> tuple[int, int] | None:
         if not top:
             return None
         token = max(top, key=top.__getitem__)
-        if start + len(token) > at or start == len(reply.text):
-            return (index, start) if start <= at else None
+        if start == len(reply.text):  # a control token, which is no part of the text
+            return index, start
         if not reply.text.startswith(token, start):
             return None
+        if start + len(token) > at:
+            return index, start
         start += len(token)
     return None
 
