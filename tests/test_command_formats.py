@@ -27,17 +27,6 @@ from specplug.profile.export import TARGETS, export
 from specplug_cli.main import app
 
 LLAMA = shlex.split("llama-server -m '/m/a b.gguf' -c 4096 --seed -1 --no-repack --spec-type ngram-simple")
-    "llama-server",
-    "-m",
-    "/m/a b.gguf",
-    "-c",
-    "4096",
-    "--seed",
-    "-1",
-    "--no-repack",
-    "--spec-type",
-    "ngram-simple",
-]
 HARD = ["/opt/x y/tool", "a b", "", "$HOME", "100%", '"q"', "it's", "back\\slash", ";", "#", "*", "é", '--x={"a": 1}']
 
 words = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12), min_size=1, max_size=6)
