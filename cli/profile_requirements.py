@@ -1,11 +1,14 @@
-"""What a valid profile lacks before it can be used here: an engine, a model or a drafter."""
+"""What a valid profile lacks before it can be used here: an engine, a server's program, a model or a drafter."""
 
 from __future__ import annotations
+
+import shutil
 
 from specplug import profile
 from specplug.engines.vllm import versions
 from specplug.errors import SpecplugError
 from specplug.models import drafter_folders
+from specplug.profile.server_programs import assigns
 from specplug.profile.with_drafter import BUILT
 
 from .preparation import needs_of
@@ -17,6 +20,9 @@ def lacking(name: str) -> str | None:
     Only names and folders are looked at: nothing is loaded, and no demo model is assembled.
     """
     chosen = profile.load(name)
+    if chosen.server is not None:
+        program = next((word for word in chosen.server.command if not assigns(word)), "")
+        return None if shutil.which(program) else f"needs {program}"
     if chosen.engine == "vllm" and versions.installed() is None:
         return "needs vLLM"
     try:
