@@ -66,7 +66,7 @@ class EngineThread:
             min(max_tokens, room),
             max_draft,
             stop=stops,
-            stop_tokens=sampling.stop_tokens,
+            stop_tokens=dict.fromkeys(sampling.stop_tokens),
         )
         found = EngineAnswer(job)
         mailbox: queue.SimpleQueue[tuple[float, Delta]] = queue.SimpleQueue()
