@@ -33,6 +33,10 @@ DONE = "[DONE]"
 Json = dict[str, Any]
 
 
+class ConnectionBroken(SubjectError):
+    """Nobody answers, or the connection broke off: the server may have ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One server-sent event. seconds: when it arrived, since the request was sent."""
@@ -195,8 +199,8 @@ class Connection:
                 "the environment variable SSL_CERT_FILE to its file"
             )
         if isinstance(error, httpx.ConnectError):
-            return SubjectError(f"nobody answers at {self._address} ({error}); is the server running?")
-        return SubjectError(f"{name} broke off the connection ({error or type(error).__name__})")
+            return ConnectionBroken(f"nobody answers at {self._address} ({error}); is the server running?")
+        return ConnectionBroken(f"{name} broke off the connection ({str(error) or type(error).__name__})")
 
 
 def _trusted(address: ServerAddress) -> ssl.SSLContext | bool:

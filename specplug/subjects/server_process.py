@@ -15,12 +15,18 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 
 from specplug.subjects.server_command import launch_words
 from specplug.subjects.subject import SubjectError
 
 STOP_S = 10.0
 """Seconds between asking a server to end and killing it. vLLM takes about 3."""
+
+GROUP_S = 2.0
+"""Seconds after the end of a server in which the processes that it started can end by themselves."""
+
+POLL_S = 0.02
 
 HAS_GROUPS = os.name == "posix"
 """Whether processes have groups that signals reach."""
@@ -38,13 +44,13 @@ _alive: weakref.WeakSet[ServerProcess] = weakref.WeakSet()
 class ServerProcess:
     """One running process with its group. `stop` never raises, and may be called at any time from any thread."""
 
-    def __init__(self, argv: Sequence[str], log: Path | None, needed: int = 0) -> None:
+    def __init__(self, argv: Sequence[str], log: Path | None, *, needed: int = 0, port: int = 0) -> None:
         """Start `argv`; its output is appended to `log`, or to a file that `stop` removes. SubjectError where it cannot
         be started.
 
-        needed  bytes of memory that it takes, for whoever starts another one
+        needed, port  bytes of memory that it takes, and where it listens, for whoever starts another one
         """
-        self.needed = needed
+        self.needed, self.port = needed, port
         if log is None:
             handle, name = tempfile.mkstemp(prefix="specplug-server-", suffix=".log")
             os.close(handle)
@@ -131,11 +137,20 @@ class ServerProcess:
         self.wake()  # a stopped process would not handle the signal
         self._signal(signal.SIGTERM)
         self.wait(STOP_S)
+        self._wait_for_group()
         self._signal(signal.SIGKILL if HAS_GROUPS else signal.SIGTERM)
         self.wait(STOP_S)
         self._dismiss_guard()
         _alive.discard(self)
         self._remove_log()
+
+    def _wait_for_group(self) -> None:
+        """Until the processes that the server started have ended as well, at most GROUP_S."""
+        give_up_at = monotonic() + GROUP_S
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left
+            while HAS_GROUPS and monotonic() < give_up_at:
+                os.killpg(self._process.pid, 0)
+                sleep(POLL_S)
 
     def _signal(self, number: signal.Signals) -> None:
         """To the whole group, as far as it still exists."""
