@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
+from typing import BinaryIO
 
+from specplug.errors import UsageError
+from specplug.machine.folders import reason
 from specplug.subjects.server_command import launch_words
 from specplug.subjects.subject import SubjectError
 
@@ -51,17 +54,12 @@ class ServerProcess:
         needed, port  bytes of memory that it takes, and where it listens, for whoever starts another one
         """
         self.needed, self.port = needed, port
-        if log is None:
-            handle, name = tempfile.mkstemp(prefix="specplug-server-", suffix=".log")
-            os.close(handle)
-            self.log, self._temporary = Path(name), True
-        else:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            self.log, self._temporary = log, False
+        self._temporary = log is None
+        self.log = log or _temporary_log()
         self._stopped = False
         self._asleep = False
         self._guard: subprocess.Popen[bytes] | None = None
-        with self.log.open("ab") as out:
+        with _opened(self.log) as out:
             self._log_start = out.tell()
             try:
                 self._process = subprocess.Popen(
@@ -76,13 +74,17 @@ class ServerProcess:
                 raise SubjectError(f"{argv[0]} cannot be started ({error.strerror})") from None
         _alive.add(self)
         if HAS_GROUPS:
-            self._guard = subprocess.Popen(
-                ["/bin/sh", "-c", GUARD, "sh", str(self._process.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                self._guard = subprocess.Popen(
+                    ["/bin/sh", "-c", GUARD, "sh", str(self._process.pid)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self.stop()
+                raise SubjectError(f"/bin/sh, which ends {argv[0]} with us, cannot be started ({error})") from None
 
     @property
     def pid(self) -> int:
@@ -174,6 +176,21 @@ class ServerProcess:
         if self._temporary:
             with suppress(OSError):
                 self.log.unlink(missing_ok=True)
+
+
+def _temporary_log() -> Path:
+    handle, name = tempfile.mkstemp(prefix="specplug-server-", suffix=".log")
+    os.close(handle)
+    return Path(name)
+
+
+def _opened(log: Path) -> BinaryIO:
+    """UsageError for a log that cannot be written."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("ab")
+    except OSError as error:
+        raise UsageError(f"{log}: the log of a server cannot be written there ({reason(log, error)})") from None
 
 
 def live_processes() -> list[ServerProcess]:
