@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -40,6 +41,12 @@ kills the server's group. This reaches the processes that a server starts, which
 it does not depend on the thread that started the server."""
 
 LOG_TAIL_BYTES = 8192
+NEAR_LINES, MAX_LINE_CHARS = 30, 300
+"""Lines at the end of a log among which an error is looked for, and how much of a line is told."""
+
+ERROR = re.compile(r"\b(error|failed|exception)\b|Error\b", re.IGNORECASE)
+LOG_PREFIX = re.compile(r"^\d+\.\d+\.\d+\.\d+ [A-Z] ")
+"""llama.cpp's time and level."""
 
 _alive: weakref.WeakSet[ServerProcess] = weakref.WeakSet()
 
@@ -107,9 +114,15 @@ class ServerProcess:
         return f"{ended}; {self.last_words()}"
 
     def last_words(self) -> str:
-        """The last line of the log, as a part of a message."""
-        lines = [line.strip() for line in self.log_tail().splitlines() if line.strip()]
-        return f"its last line: {lines[-1][:300]}" if lines else "it printed nothing"
+        """The last line of the log, as a part of a message; and the first error shortly before it, which often caused
+        what the last line says."""
+        lines = [LOG_PREFIX.sub("", line).strip()[:MAX_LINE_CHARS] for line in self.log_tail().splitlines()]
+        lines = [line for line in lines if line][-NEAR_LINES:]
+        if not lines:
+            return "it printed nothing"
+        first = next((line for line in lines if ERROR.search(line)), lines[-1])
+        before = f"; the first error before it: {first}" if first != lines[-1] else ""
+        return f"its last line: {lines[-1]}{before}"
 
     def log_tail(self) -> str:
         """The end of what this process has printed, at most LOG_TAIL_BYTES bytes."""
