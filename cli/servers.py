@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from specplug.bench.compare_servers import names_apart
 from specplug.engines.vllm.located_model import hub_name
+from specplug.machine.folders import expanded
 from specplug.models import references
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
@@ -15,7 +16,7 @@ from specplug.subjects.remote import RemoteServer
 def open_servers(texts: Sequence[str], model: str | None) -> list[LaunchedServer | RemoteServer]:
     """Servers with names of their own, none of which runs yet. UsageError for what is neither command nor address.
 
-    model  the value of --model, for commands that name none
+    model  the value of --model, for commands that name none and for addresses of several models
     """
     opened = [_opened(text, model) for text in texts]
     commands = [(one.name, one.command.argv if isinstance(one, LaunchedServer) else ()) for one in opened]
@@ -26,8 +27,17 @@ def open_servers(texts: Sequence[str], model: str | None) -> list[LaunchedServer
 
 def _opened(text: str, model: str | None) -> LaunchedServer | RemoteServer:
     server = open_subject(text)
-    if model is None or isinstance(server, RemoteServer) or server.command.model is not None:
+    if model is None:
+        return server
+    if isinstance(server, RemoteServer):  # which knows its models by other names than a file's here
+        return server if _is_here(model) else open_subject(text, model=model)
+    if server.command.model is not None:
         return server
     if server.command.kind == "vllm":
         return open_subject(text, model=hub_name(model))
     return open_subject(text, model=str(references.resolve(model, "gguf")))
+
+
+def _is_here(model: str) -> bool:
+    """Whether a reference names a file or folder of this machine."""
+    return model.startswith("demo:") or model.endswith(".gguf") or expanded(model).exists()

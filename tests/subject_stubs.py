@@ -17,10 +17,16 @@ STUB = Path(__file__).parent / "stub_server.py"
 WORDS = [{"role": "user", "content": "a b c d e"}]
 SIMPLE = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "3"]
 
+LOOKUP = "--spec-type ngram-simple --spec-ngram-simple-size-n 3 --spec-ngram-simple-size-m 8"
+"""Flags with which it drafts."""
+
 
 def command(*flags: str) -> str:
     """The command line of a stub."""
     return shlex.join([sys.executable, str(STUB), *flags])
+
+
+COMMAND = command()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from running_stub import COMMAND, LOOKUP, running_stub
+from subject_stubs import COMMAND, LOOKUP, running
 
 from specplug.bench import arms as engine_arms
 from specplug.bench.compare_servers import compare_servers, names_apart, rounds_of
@@ -51,6 +51,13 @@ def compared(work: str, servers: Sequence[str], *more: str) -> dict[str, Any]:
     done = bench(work, servers, *more, "--json")
     assert done.exit_code == 0, (done.stderr, done.exception)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_an_address_of_several_models_is_asked_for_the_one_that_is_named(work: str) -> None:
+    with running("--kind", "ollama", "-m", "one", "--more-models", "two,three") as stub:
+        asked = bench(work, [stub])
+        assert isinstance(asked.exception, UsageError) and "--model" in str(asked.exception)
+        assert compared(work, [stub], "--model", "two")["servers"][0]["model"] == "two"
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
@@ -149,7 +156,7 @@ def test_servers_are_named_by_what_sets_them_apart(commands: list[tuple[str, lis
 
 def test_further_servers_are_measured_in_rounds_with_the_first_one(work: str) -> None:
     """Two of those that specplug starts may run at once, and one at an address beside them."""
-    with running_stub("--ms-per-pass", "8") as address:
+    with running("--ms-per-pass", "8") as address:
         servers = [f"{COMMAND} --ms-per-pass {ms}" for ms in (2, 4, 1)]
         found = compared(work, [servers[0], address, servers[1], servers[2]])
     assert [arm["tokens_per_second"] for arm in found["arms"]] == [500.0, 125.0, 250.0, 1000.0]
@@ -192,7 +199,7 @@ def test_without_the_first_server_there_is_nothing_to_compare_with(work: str) ->
 
 def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> None:
     first, missing = compared(work, [COMMAND, f"{COMMAND} --missing-model"])["arms"]
-    assert missing["failure"].endswith("exiting due to model loading error") and missing["tokens"] == 0
+    assert "its last line: exiting due to model loading error" in missing["failure"] and missing["tokens"] == 0
     unknown = ("tokens_per_second", "speedup", "first_ms", "between_ms", "mean_acceptance_length", "steps")
     assert [missing[key] for key in unknown] == [None] * 6
     assert first["tokens"] == 92
@@ -202,7 +209,7 @@ def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> 
 
 def test_a_key_and_a_prefix_belong_to_an_address(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-    with running_stub("--need-key", "secret", "--prefix", "/one/two", "--ms-per-pass", "1") as address:
+    with running("--need-key", "secret", "--prefix", "/one/two", "--ms-per-pass", "1") as address:
         servers = [f"{COMMAND} --ms-per-pass 2", f"{address}/one/two"]
         refused = compared(work, servers)["arms"][1]
         assert "401" in refused["failure"] and refused["tokens"] == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from running_stub import COMMAND, LOOKUP, running_stub
+from subject_stubs import COMMAND, LOOKUP, running
 
 from specplug.bench.prove_server import TIE, difference
 from specplug.errors import SpecplugError, UsageError
@@ -74,16 +74,16 @@ def test_a_difference_is_shown_with_both_texts(work: str) -> None:
 def test_a_server_that_switches_by_request_is_not_restarted(work: str) -> None:
     done = verify(work, f"{COMMAND} {LOOKUP} --kind specplug", "--json")
     assert done.exit_code == 0, (done.stderr, done.exception)
-    with running_stub(*LOOKUP.split(), "--kind", "specplug") as address:
+    with running(*LOOKUP.split(), "--kind", "specplug") as address:
         equal = verify(work, address, "--json")
         assert equal.exit_code == 0 and json.loads(equal.stdout)["switch"] == "request"
-    with running_stub(*LOOKUP.split(), "--kind", "specplug", "--wrong-draft") as address:
+    with running(*LOOKUP.split(), "--kind", "specplug", "--wrong-draft") as address:
         wrong = verify(work, address, "--json")
         assert wrong.exit_code == 4 and len(json.loads(wrong.stdout)["differences"]) == 2
 
 
 def test_an_address_that_cannot_switch_is_refused_with_what_to_pass(work: str) -> None:
-    with running_stub(*LOOKUP.split()) as address:
+    with running(*LOOKUP.split()) as address:
         done = verify(work, address)
     assert isinstance(done.exception, UsageError)
     assert str(done.exception) == (
