@@ -119,7 +119,7 @@ def demo(
 
 def _profile(ref: str | None, model: str | None, threads: int | None) -> Profile:
     """The profile with the flags' values. UsageError for one that shows nothing here."""
-    chosen = Edits(model=model, threads=threads).applied(profiles.load(ref or DEFAULT_PROFILE))
+    chosen = Edits(model=model, threads=threads).applied(profiles.for_own_engine(profiles.load(ref or DEFAULT_PROFILE)))
     if chosen.engine != "llama-cpp":
         raise UsageError(f"profile {chosen.name}: runs on {chosen.engine}, and demo on llama.cpp; name another profile")
     if not chosen.speculates:

@@ -325,11 +325,13 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def chosen_profiles(refs: Sequence[str], edits: Edits, *, choose_model: str = "--model") -> list[Profile]:
     """The named profiles, or the default one, as edited by options. stderr reports the defaults that were used.
 
+    UsageError for the command of another program's server.
+
     choose_model  how a user of the command names a model, for that report
     """
     if not refs:
         note(f"using profile {DEFAULT_PROFILE} (choose with --profile)")
-    edited = [edits.applied(profile.load(ref)) for ref in refs or [DEFAULT_PROFILE]]
+    edited = [edits.applied(profile.for_own_engine(profile.load(ref))) for ref in refs or [DEFAULT_PROFILE]]
     if any(one.model is None and one.engine == "llama-cpp" for one in edited):
         note(f"using the demo model SmolLM2-135M (choose with {choose_model})")
     return [_with_model(one) for one in edited]

@@ -1,6 +1,8 @@
-"""What a valid profile lacks before it can be used here: an engine, a model or a drafter."""
+"""What a valid profile lacks before it can be used here: an engine, a server's program, a model or a drafter."""
 
 from __future__ import annotations
+
+import shutil
 
 from specplug import profile
 from specplug.engines.vllm import versions
@@ -17,6 +19,9 @@ def lacking(name: str) -> str | None:
     Only names and folders are looked at: nothing is loaded, and no demo model is assembled.
     """
     chosen = profile.load(name)
+    if chosen.server is not None:
+        program = chosen.server.command[0]
+        return None if shutil.which(program) else f"needs {program}"
     if chosen.engine == "vllm" and versions.installed() is None:
         return "needs vLLM"
     try:

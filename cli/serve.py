@@ -14,7 +14,7 @@ import click
 from specplug.engines.remembering import remembering
 from specplug.errors import EngineError, UsageError
 from specplug.models.references import embedding_model, model_name
-from specplug.profile import Profile, Runtime
+from specplug.profile import Profile, Runtime, load
 from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 
@@ -34,6 +34,7 @@ from .options import (
     yes_option,
 )
 from .preparation import needs_of, prepare
+from .start_command import start_command
 
 if TYPE_CHECKING:
     from specplug.server.middleware import Limits
@@ -84,7 +85,8 @@ SERVE_PROFILE = "serve"
 @click.option(
     "--print-command",
     is_flag=True,
-    help="Print the commands that download, build and serve. On vLLM, costs that are not known are measured for it.",
+    help="Print the commands that download, build and serve, and start none. On vLLM, costs that are not known are "
+    "measured for it.",
 )
 @click.option(
     "--slots",
@@ -183,8 +185,14 @@ def serve(
     """Serve MODEL, or the model of --model, with a profile.
 
     llama.cpp models are served by specplug itself. A vLLM profile starts vLLM's own server, which receives the
-    arguments after -- unchanged.
+    arguments after -- unchanged. A profile of your own for engine server starts the command that it names, and prints
+    it first.
     """
+    if profile_refs is not None:
+        starting = load(profile_refs)
+        if starting.server is not None:
+            start_command(ctx, starting, starting.server)
+            return
     further = arguments
     if arguments and not arguments[0].startswith("-"):
         named, further = arguments[0], arguments[1:]

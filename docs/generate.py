@@ -29,7 +29,7 @@ REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate.py. Change the code or that script, then run it again. -->\n"
 
 CHOICES = {
-    "engine": profile.ENGINES,
+    "engine": (*profile.ENGINES, profile.SERVER),
     "planner.mode": ("measured", "static"),
     "runtime.kv_type": profile.KV_TYPES,
     "vllm.dtype": profile.DTYPES,
@@ -41,6 +41,7 @@ SECTIONS = {
     "planner": (profile.PlannerSettings, "`planner`: how many draft tokens to verify"),
     "runtime": (profile.Runtime, "`runtime`: how llama.cpp opens the model"),
     "vllm": (profile.VllmSettings, "`vllm`: how vLLM opens the model"),
+    "server": (profile.ServerSettings, "`server`: the command that engine `server` starts"),
     "remember": (profile.Remember, "`remember`: what `run` and `serve` remember from one process to the next"),
     "measured": (profile.Measured, "`measured`: measurements on one machine"),
     "measured.cost_curve": (profile.CostPoints, "`measured.cost_curve` and each of `measured.batch_curves`"),
@@ -53,6 +54,11 @@ REQUIRED = {"remember": "corpus: a, "}
 INTRODUCTIONS = {
     "vllm": "These keys are vLLM's own flags of the same names, except those from `runner` to `tokens_per_batch_size`. "
     "`null` leaves the choice to vLLM.",
+    "server": "`specplug serve --profile NAME` prints this command, and starts it, where the profile is your own: it "
+    "is in the folder of your own profiles, or given as a path. Read a profile from somebody else before you start it: "
+    "it can name any program. `--print-command` prints the command and starts nothing. `specplug tune --server` writes "
+    "such profiles ([how](../how-to/serve.md#start-the-server-of-another-program)). Besides `name` and `description`, "
+    "no other key has an effect.",
     "measured": "`specplug tune` writes this part. Without it the engine measures the cost of a pass when it starts.",
     "measured.cost_curve": "`ms[i][j]` is the time of a target pass over `rows[j]` rows with `contexts[i]` tokens per "
     "sequence in the cache.",
@@ -62,7 +68,7 @@ MEANINGS = {
     "schema": "Version of this format. Required.",
     "name": "Name of the profile: a-z, 0-9, `.`, `_` and `-`, 100 characters at most. Required.",
     "description": "One line for `specplug profiles list`.",
-    "engine": "The engine that runs the model.",
+    "engine": "The engine that runs the model. `server` starts a command.",
     "model": "The model that the profile is for, so that commands need no `--model`: a "
     "[model reference](../how-to/models.md).",
     "proposers": "The methods that draft, each a name or a mapping with `method` and its options (below). The drafts "
@@ -73,6 +79,7 @@ MEANINGS = {
     "certain, at a measured cost ([rounding](../explanation/rounding.md)).",
     "runtime": "See below.",
     "vllm": "See below.",
+    "server": "See below. Required for engine `server`, and refused for others.",
     "remember": "See below. A text is the name of the corpus alone. Other commands ignore it.",
     "measured": "See below.",
     "evidence": "The measurements from which `specplug tune` chose the settings. `specplug profiles plot` draws them.",
@@ -127,6 +134,9 @@ MEANINGS = {
     "([corpora](../how-to/corpora.md#memory-between-runs)). Required.",
     "remember.prompts": "Add the prompts, too. Otherwise the corpus gets the last 8 tokens of each.",
     "remember.max_tokens": "Tokens that the corpus holds at most; the oldest answers are dropped.",
+    "server.command": "The program and its arguments, as you type them, one item each. Required. Characters that "
+    "cannot be printed, such as line breaks, are refused.",
+    "server.flags": "Flags that follow them.",
     "measured.hardware": "Fingerprint of the machine and of the versions.",
     "measured.cost_curve": "Cost of a pass for one sequence. See below.",
     "measured.acceptance": "For each bucket, how many draft tokens were accepted and rejected: `[hits, misses]`.",
@@ -414,7 +424,9 @@ def _accepts(key: str, value: object) -> bool:
 def _yaml(key: str, value: object) -> str:
     section, _, name = key.rpartition(".")
     required = REQUIRED.get(section, "")
-    return "schema: 1\nname: a\n" + (f"{section}: {{{required}{name}: {value}}}\n" if section else f"{name}: {value}\n")
+    line = f"{section}: {{{required}{name}: {value}}}\n" if section else f"{name}: {value}\n"
+    beside = "server: {command: [llama-server]}\n" if (key, value) == ("engine", profile.SERVER) else ""
+    return f"schema: 1\nname: a\n{line}{beside}"
 
 
 def _method(name: str) -> str:

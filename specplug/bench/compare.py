@@ -16,7 +16,7 @@ from specplug.bench.stage import Stage
 from specplug.bench.workloads import Prompt, categories
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
-from specplug.profile import Profile
+from specplug.profile import Profile, for_own_engine
 
 Progress = Callable[[str, int], None]
 
@@ -93,7 +93,7 @@ def compare(
 
 def check(profiles: Sequence[Profile], reference_engines: Sequence[str], concurrency: int, temperature: float) -> None:
     """Raise the UsageError that `compare` would raise before it opens anything."""
-    engines = sorted({profile.engine for profile in profiles})
+    engines = sorted({for_own_engine(profile).engine for profile in profiles})
     if len(engines) > 1:
         raise UsageError(f"arms on {' and '.join(engines)}: a run compares on one engine; choose it with --engine")
     if reference_engines and engines == ["vllm"]:

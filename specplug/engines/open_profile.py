@@ -14,7 +14,7 @@ from specplug.errors import UsageError
 from specplug.generation.answers import Answer, Request
 from specplug.generation.text import Segment
 from specplug.models import references
-from specplug.profile import Profile
+from specplug.profile import Profile, for_own_engine
 
 
 class OpenEngine(Protocol):
@@ -45,6 +45,7 @@ def open_engine(
 
     learned  (hits, misses) by bucket to start from, on llama.cpp; those of the profile where None
     """
+    for_own_engine(profile)
     if profile.model is None:
         raise UsageError(f"profile {profile.name}: engine {profile.engine} has no model; name one with --model")
     if profile.engine == "vllm":

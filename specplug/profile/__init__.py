@@ -1,7 +1,7 @@
 """The profile: every setting of a run, with the evidence for it, in one YAML file.
 
 This module finds, reads and writes profiles; it depends on no engine. A profile is untrusted input: it is read with
-limits, and can name registered proposers only.
+limits, and can name registered proposers only. One for engine `server` names a command: nothing here starts it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from specplug.profile.settings import (
     KV_TYPES,
     NAME,
     SCHEMA,
+    SERVER,
     CostPoints,
     Invalid,
     Measured,
@@ -29,6 +30,7 @@ from specplug.profile.settings import (
     Profile,
     Remember,
     Runtime,
+    ServerSettings,
     VllmSettings,
 )
 from specplug.profile.yaml_text import SIZE_LIMIT, dump, parse
@@ -40,6 +42,7 @@ __all__ = [
     "KV_TYPES",
     "NAME",
     "SCHEMA",
+    "SERVER",
     "SIZE_LIMIT",
     "CostPoints",
     "Listed",
@@ -48,9 +51,12 @@ __all__ = [
     "Profile",
     "Remember",
     "Runtime",
+    "ServerSettings",
     "VllmSettings",
     "as_mapping",
     "dumps",
+    "for_own_engine",
+    "is_shipped",
     "list_profiles",
     "load",
     "loads",
@@ -74,7 +80,7 @@ class Listed:
 def load(name_or_path: str | Path) -> Profile:
     """The profile in a file, or with a name: a user's own hides a shipped one. UsageError where it is invalid."""
     ref = os.fspath(name_or_path)
-    if isinstance(name_or_path, Path) or _is_path(ref):
+    if _is_path(name_or_path):
         return loads(_read(expanded(ref)), ref)
     if not NAME.fullmatch(ref):
         raise UsageError(f"{ref!r} is no profile name; use a-z, 0-9, '.', '_' and '-', or a path that ends in .yaml")
@@ -85,6 +91,21 @@ def load(name_or_path: str | Path) -> Profile:
     if ref in shipped:
         return loads(shipped[ref], f"{ref}.yaml (shipped)")
     raise UsageError(f"no profile is named {ref}; {nearest(ref, [*_own(), *shipped])}")
+
+
+def is_shipped(name_or_path: str | Path) -> bool:
+    """Whether `load` reads it from the package: it is neither a path nor the name of a user's own profile."""
+    return not _is_path(name_or_path) and not (user_folder() / f"{name_or_path}.yaml").is_file()
+
+
+def for_own_engine(profile: Profile) -> Profile:
+    """The profile, where one of specplug's engines runs it. UsageError for the command of another program's server."""
+    if profile.engine == SERVER:
+        raise UsageError(
+            f"profile {profile.name}: it is the command of a server, which specplug only starts; start it with "
+            "specplug serve, or measure it with --server of tune, bench or verify"
+        )
+    return profile
 
 
 def loads(text: str, source: str) -> Profile:
@@ -136,9 +157,11 @@ def user_folder() -> Path:
     return Path(chosen) if chosen else config_folder() / "profiles"
 
 
-def _is_path(ref: str) -> bool:
+def _is_path(name_or_path: str | Path) -> bool:
+    ref = os.fspath(name_or_path)
     separators = {os.sep, os.altsep or os.sep}
-    return ref.endswith((".yaml", ".yml")) or any(separator in ref for separator in separators)
+    has_separator = any(separator in ref for separator in separators)
+    return isinstance(name_or_path, Path) or ref.endswith((".yaml", ".yml")) or has_separator
 
 
 def _read(path: Path) -> str:

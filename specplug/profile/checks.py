@@ -18,6 +18,7 @@ from specplug.profile.settings import (
     KV_TYPES,
     NAME,
     SCHEMA,
+    SERVER,
     CostPoints,
     Invalid,
     Measured,
@@ -25,6 +26,7 @@ from specplug.profile.settings import (
     Profile,
     Remember,
     Runtime,
+    ServerSettings,
     VllmSettings,
 )
 from specplug.registry import ProposerSpec, nearest
@@ -43,7 +45,12 @@ def profile_from(data: object) -> Profile:
     settings = {key: value for key, value in data.items() if key != "schema"}
     if "name" not in settings:
         raise Invalid("name: missing; add one")
-    return _section(Profile, _PROFILE, settings, "")
+    profile = _section(Profile, _PROFILE, settings, "")
+    if profile.engine == SERVER and profile.server is None:
+        raise Invalid("server: missing; give the command that engine server starts")
+    if profile.engine != SERVER and profile.server is not None:
+        raise Invalid(f"server: engine {profile.engine} starts no command; leave it out, or use engine: server")
+    return profile
 
 
 def _section(cls: type[T], checks: Mapping[str, Check], value: object, where: str) -> T:
@@ -246,6 +253,22 @@ def _remember(value: object, where: str) -> Remember:
     return _section(Remember, _REMEMBER, named, where)
 
 
+def _server(value: object, where: str) -> ServerSettings:
+    settings = _section(ServerSettings, _SERVER, {"command": []} | value if isinstance(value, dict) else value, where)
+    if not settings.command or not settings.command[0]:
+        raise Invalid(f"{where}.command: empty; give a program, followed by its arguments")
+    return settings
+
+
+def _argument(value: object, where: str) -> str:
+    """Text that is shown before it is started: it must not hide a part of itself from a terminal's reader."""
+    text = _text(value, where)
+    if not text.isprintable():
+        at = next(i for i, character in enumerate(text) if not character.isprintable())
+        raise Invalid(f"{where}: character {at + 1}, {text[at]!a}, cannot be printed; leave it out")
+    return text
+
+
 _COST_POINTS: dict[str, Check] = {
     "contexts": _items(_integer(0, 1 << 24)),
     "rows": _items(_integer(1, 1 << 16)),
@@ -291,6 +314,10 @@ _VLLM: dict[str, Check] = {
     "dtype": _choice(DTYPES),
     "enforce_eager": _flag,
 }
+_SERVER: dict[str, Check] = {
+    "command": _items(_argument),
+    "flags": _items(_argument),
+}
 _REMEMBER: dict[str, Check] = {
     "corpus": _name,
     "prompts": _flag,
@@ -299,7 +326,7 @@ _REMEMBER: dict[str, Check] = {
 _PROFILE: dict[str, Check] = {
     "name": _name,
     "description": _text,
-    "engine": _choice(ENGINES),
+    "engine": _choice((*ENGINES, SERVER)),
     "model": _optional(_text),
     "proposers": _proposers,
     "own_heads": _flag,
@@ -307,6 +334,7 @@ _PROFILE: dict[str, Check] = {
     "exact": _flag,
     "runtime": lambda value, where: _section(Runtime, _RUNTIME, value, where),
     "vllm": lambda value, where: _section(VllmSettings, _VLLM, value, where),
+    "server": _optional(_server),
     "remember": _optional(_remember),
     "measured": _optional(lambda value, where: _section(Measured, _MEASURED, value, where)),
     "evidence": _plain_mapping,

@@ -12,6 +12,11 @@ from specplug.registry import ProposerSpec
 SCHEMA = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 ENGINES = ("llama-cpp", "vllm")
+"""The engines that specplug drafts in."""
+
+SERVER = "server"
+"""The engine of a profile that starts another program's server: specplug does not draft there."""
+
 KV_TYPES = ("f16", "bf16", "f32", "q8_0")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -98,6 +103,23 @@ class VllmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The command of a server that drafts by itself, such as llama-server.
+
+    command  the program and the user's own arguments, as they were typed
+    flags    what follows them: flags that were chosen by measurement
+    """
+
+    command: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> list[str]:
+        """The complete command."""
+        return [*self.command, *self.flags]
+
+
+@dataclass(frozen=True, slots=True)
 class CostPoints:
     """Milliseconds of one target pass: ms[i][j] with contexts[i] tokens per sequence in the cache and rows[j] rows.
 
@@ -144,6 +166,8 @@ class Profile:
     """The only configuration object. Command-line flags edit a copy of it.
 
     own_heads  whether layers that a model's file brings to draft for it draft as well
+    server     the command of engine `server`, None for other engines. Only `name`, `description`, `evidence` and this
+               have a meaning there
     """
 
     name: str
@@ -156,6 +180,7 @@ class Profile:
     exact: bool = False
     runtime: Runtime = Runtime()
     vllm: VllmSettings = VllmSettings()
+    server: ServerSettings | None = None
     remember: Remember | None = None
     measured: Measured | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)

@@ -86,7 +86,7 @@ class SpeculativeLlama(Llama):  # type: ignore[misc]
         self._stack = ExitStack()  # the base class closes it also where its own __init__ never ran
         if options.get("draft_model") is not None:
             raise UsageError("draft_model: SpeculativeLlama drafts itself; name a profile instead")
-        self.profile = profile if isinstance(profile, Profile) else profiles.load(profile)
+        self.profile = profiles.for_own_engine(profile if isinstance(profile, Profile) else profiles.load(profile))
         if self.profile.exact:
             self._check_exact(options)
         self._loop: StepLoop | None = None
