@@ -17,11 +17,16 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, slots=True)
 class RecordedAnswer:
-    """Tokens of a prompt and of its greedy answer; `max_tokens` is the limit with which it was asked."""
+    """Tokens of a prompt and of its greedy answer.
+
+    max_tokens  the limit with which it was asked
+    ended       whether the answer's last token is the model's own end of the answer
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     max_tokens: int
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,8 @@ def replayed(answer: RecordedAnswer, rule: LookupRule | None, *, bounded: bool =
     """The passes for one answer; without a rule, those of plain decoding.
 
     bounded  whether drafts end one token before the limit of the answer's length, as llama-server's do
-    A draft token behind the answer's end counts as rejected.
+    A draft token behind the answer's end counts as rejected; so does the end itself where the draft goes on behind it,
+    as in llama-server.
     """
     text, start = [*answer.prompt, *answer.answer], len(answer.prompt)
     passes: Counter[int] = Counter()
@@ -60,11 +66,12 @@ def replayed(answer: RecordedAnswer, rule: LookupRule | None, *, bounded: bool =
         agreeing = 0
         while agreeing < min(len(draft), len(text) - place - 1) and draft[agreeing] == text[place + 1 + agreeing]:
             agreeing += 1
+        beyond = answer.ended and place + agreeing == len(text) - 1 and agreeing < len(draft)
         if draft and rule is not None:
-            rule.accepted(agreeing)
+            rule.accepted(agreeing - beyond)
         passes[1 + len(draft)] += 1
         drafted += len(draft)
-        accepted += agreeing
+        accepted += agreeing - beyond
         known += agreeing + 1
     return Replayed(len(answer.answer), drafted, accepted, dict(passes))
 
