@@ -39,6 +39,8 @@ REPEATED_NAMES = {
     "demo": "the command, and what it measures",
     "models": "the command, and the folder of model files",
     "tune": "the command and its folder",
+    "subject": "what tuning requires of an engine, and what is measured from the outside",
+    "opening": "of a model's drafters, and of what is measured from the outside",
     "serve": "the command, and the command of vLLM that it starts",
     "llama_cpp": "the engine, tuning on it, and trimming models for it",
     "vllm": "the engine, and tuning on it",

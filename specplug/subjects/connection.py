@@ -1,0 +1,235 @@
+"""HTTP requests to one server, with every fault of the connection as one SubjectError.
+
+It knows status codes, timeouts and server-sent events, and nothing of what the bodies mean.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import httpx
+
+from specplug.subjects.address import KEY_VARIABLES, ServerAddress
+from specplug.subjects.subject import SubjectError
+
+CONNECT_S = 10.0
+"""Seconds to wait for a connection."""
+
+SILENCE_S = 120.0
+"""Seconds without a byte after which a server counts as hung. A long prompt on a slow machine takes about a minute."""
+
+MAX_BODY_CHARS = 300
+"""Of an error's body, so much is quoted."""
+
+DONE = "[DONE]"
+"""Data of the event that ends OpenAI's streams."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One server-sent event. seconds: when it arrived, since the request was sent."""
+
+    seconds: float
+    data: Json
+
+
+class Connection:
+    """Requests to one server from any number of threads; `close` ends it."""
+
+    def __init__(self, address: ServerAddress, name: str, *, silence_s: float = SILENCE_S) -> None:
+        """`name` is what messages call the server; `silence_s` as SILENCE_S."""
+        self._name = name
+        self._address = address
+        self._silence_s = silence_s
+        self._client = httpx.Client(
+            base_url=address.url,
+            headers={"authorization": f"Bearer {address.key}"} if address.key else {},
+            timeout=httpx.Timeout(silence_s, connect=min(CONNECT_S, silence_s)),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=30),
+            verify=_trusted(address),
+            trust_env=not address.is_local,  # proxies are for other machines
+        )
+
+    def get(self, path: str) -> Json | list[Any] | None:
+        """The JSON that a path has; None where the server has no such path, or something else there."""
+        response = self._get(path)
+        if response is None:
+            return None
+        try:
+            body = response.json()
+        except ValueError:
+            return None
+        return body if isinstance(body, dict | list) else None
+
+    def text(self, path: str) -> str | None:
+        """The text that a path has; None where the server has no such path."""
+        response = self._get(path)
+        return None if response is None else response.text
+
+    def status(self, path: str, *, timeout: float) -> int | None:
+        """The status code of a path; None where nobody answers, or not in time."""
+        try:
+            return self._client.get(path, timeout=timeout).status_code
+        except httpx.TransportError as error:
+            if _certificate_error(error) is not None:
+                raise self._fault(error) from None
+            return None
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Json:
+        """The JSON object that answers a request. SubjectError for everything else."""
+        with self._faults():
+            response = self._client.post(path, json=body)
+        self._check(response, path)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise SubjectError(f"{self._name}: {path} answered with something else than JSON: {_short(response.text)}")
+        return answer
+
+    def stream(self, path: str, body: Mapping[str, Any], *, ends_with_done: bool) -> Iterator[Event]:
+        """The events that answer a request, as they arrive.
+
+        ends_with_done  whether the stream must end with the event [DONE]
+        Raises SubjectError for a stream that breaks off, an event without JSON, and an error that the server reports.
+        """
+        done = False
+        began = perf_counter()
+        with self._faults(), self._client.stream("POST", path, json=body) as response:
+            if response.is_error:
+                response.read()
+            self._check(response, path)
+            kind = response.headers.get("content-type", "")
+            if not kind.startswith("text/event-stream"):
+                response.read()
+                raise SubjectError(
+                    f"{self._name}: {path} answered with {kind or 'no content type'} where a stream of events was "
+                    f"asked for: {_short(response.text)}"
+                )
+            for line in response.iter_lines():
+                field, _, data = line.partition(":")
+                data = data.strip()
+                if data == DONE:
+                    done = True
+                    break
+                if field == "error" and data:  # older builds of llama-server
+                    self._raise_reported(self._parsed(data))
+                if field != "data" or not data:
+                    continue  # comments keep the connection open; ids and names say nothing here
+                event = self._parsed(data)
+                if event.get("error"):
+                    self._raise_reported(event["error"])
+                yield Event(perf_counter() - began, event)
+        if ends_with_done and not done:
+            raise SubjectError(f"{self._name}: the stream of {path} ended without {DONE}; the answer is incomplete")
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _get(self, path: str) -> httpx.Response | None:
+        with self._faults():
+            response = self._client.get(path)
+        if response.status_code in (401, 403):
+            self._check(response, path)
+        return None if response.is_error else response
+
+    def _parsed(self, data: str) -> Json:
+        try:
+            event = json.loads(data)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise SubjectError(f"{self._name}: an event of the stream is no JSON object: {_short(data)}")
+        return event
+
+    def _raise_reported(self, error: object) -> None:
+        raise SubjectError(f"{self._name} reported an error within the answer: {_short(_message_of(error))}")
+
+    def _check(self, response: httpx.Response, path: str) -> None:
+        if response.status_code in (401, 403):
+            held = "refused the API key" if self._address.key else "needs an API key"
+            raise SubjectError(
+                f"{self._name} {held} (HTTP {response.status_code}); "
+                f"set the environment variable {KEY_VARIABLES[0]} to one that it accepts"
+            )
+        if response.status_code >= 300:
+            raise SubjectError(
+                f"{self._name}: {path} answered HTTP {response.status_code}: {_short(_error_text(response))}"
+            )
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
+            raise self._fault(error) from None
+
+    def _fault(self, error: Exception) -> SubjectError:
+        name = self._name
+        if isinstance(error, httpx.ReadTimeout):
+            return SubjectError(f"{name} sent nothing for {self._silence_s:g} s; it hangs")
+        if isinstance(error, httpx.TimeoutException):
+            return SubjectError(f"{name} accepts no connection at {self._address}; it hangs, or is behind a firewall")
+        if (found := _certificate_error(error)) is not None:
+            return SubjectError(
+                f"{name}: the TLS certificate of {self._address} is not trusted ({found}); for one of your own, set "
+                "the environment variable SSL_CERT_FILE to its file"
+            )
+        if isinstance(error, httpx.ConnectError):
+            return SubjectError(f"nobody answers at {self._address} ({error}); is the server running?")
+        return SubjectError(f"{name} broke off the connection ({error or type(error).__name__})")
+
+
+def _trusted(address: ServerAddress) -> ssl.SSLContext | bool:
+    """Whose certificates count. OpenSSL's own default reads SSL_CERT_FILE, which httpx reads for other machines."""
+    if not address.url.startswith("https:") or not (address.is_local or address.certificate):
+        return True
+    context = ssl.create_default_context()
+    if address.certificate is not None:
+        try:
+            context.load_verify_locations(address.certificate)
+        except (OSError, ssl.SSLError) as error:
+            raise SubjectError(f"{address.certificate}: this certificate cannot be read ({error})") from None
+    return context
+
+
+def _certificate_error(error: BaseException) -> str | None:
+    """Why a certificate was refused, in OpenSSL's words; None where something else failed."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return found.verify_message
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def _error_text(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return response.text
+    return _message_of(body.get("error", body) if isinstance(body, dict) else body)
+
+
+def _message_of(error: object) -> str:
+    """The message of an error body: OpenAI's and llama-server's are objects, others are texts."""
+    if isinstance(error, Mapping):
+        for key in ("message", "detail", "error"):
+            if error.get(key):
+                return _message_of(error[key])
+    return error if isinstance(error, str) else json.dumps(error)
+
+
+def _short(text: str) -> str:
+    """On one line, at most MAX_BODY_CHARS characters."""
+    text = " ".join(text.split())
+    return text[:MAX_BODY_CHARS] + "..." if len(text) > MAX_BODY_CHARS else text or "(empty)"

@@ -1,0 +1,178 @@
+"""A server that specplug starts from the user's command, as a Subject."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic, sleep
+
+from specplug.errors import UsageError
+from specplug.subjects.address import ServerAddress, key_from, server_url
+from specplug.subjects.connection import SILENCE_S, Connection
+from specplug.subjects.server_client import ServerClient
+from specplug.subjects.server_command import ServerCommand
+from specplug.subjects.server_process import ServerProcess
+from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
+
+START_S = 600.0
+"""Seconds until a started server must answer. vLLM compiles a model for minutes."""
+
+ENDING_S = 0.5
+"""Seconds within which a process ends whose connection has broken off; one that goes on is not blamed."""
+
+POLL_S = 0.1
+POLL_TIMEOUT_S = 5.0
+
+ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}
+"""Where a server that listens on all addresses is asked."""
+
+
+class LaunchedServer:
+    """One process at a time, which `start` replaces."""
+
+    def __init__(
+        self,
+        command: ServerCommand,
+        *,
+        name: str | None = None,
+        log: Path | None = None,
+        start_s: float = START_S,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        """Start nothing yet.
+
+        log        what the server prints is appended to it; None keeps it while the server runs
+        start_s    seconds until it must answer
+        silence_s  seconds without a byte of an answer after which it counts as hung
+        """
+        self.name = name or command.program
+        self.command = command
+        self._log = log
+        self._start_s = start_s
+        self._silence_s = silence_s
+        self._process: ServerProcess | None = None
+        self._client: ServerClient | None = None
+
+    @property
+    def abilities(self) -> Abilities:
+        return self._running().abilities
+
+    @property
+    def pid(self) -> int | None:
+        """The process that was started; None where none runs."""
+        return None if self._process is None else self._process.pid
+
+    def start(self, flags: Sequence[str] = ()) -> None:
+        self.stop()
+        argv = self.command.with_flags(flags)
+        host = self.command.host or "127.0.0.1"
+        if host.endswith(".sock"):
+            raise UsageError(f"--server: it listens on the socket {host}, which cannot be asked; leave out --host")
+        host = ANY_HOST.get(host, host)
+        port = self.command.port
+        if port is None:
+            port = _free_port(host)
+            argv += ["--port", str(port)]
+        else:
+            _check_free(host, port)
+        address = ServerAddress(
+            server_url(host, port, self.command.prefix, "https" if self.command.certificate else "http"),
+            self.command.key or key_from(os.environ),
+            self.command.certificate,
+        )
+        self._process = ServerProcess(argv, self._log)
+        try:
+            self._wait(self._process, address)
+            self._client = ServerClient(address, self.name, silence_s=self._silence_s)
+        except SubjectError as error:
+            raise self._ended() or error from None
+        finally:
+            if self._client is None:
+                self.stop()
+
+    def ask(self, question: Question) -> Reply:
+        client = self._running()
+        try:
+            return client.ask(question)
+        except SubjectError as error:
+            raise self._ended() or error from None
+
+    def sleep(self) -> None:
+        if self._process is not None:
+            self._process.sleep()
+
+    def wake(self) -> None:
+        if self._process is not None:
+            self._process.wake()
+
+    def stop(self) -> None:
+        if self._client is not None:
+            with suppress(OSError):
+                self._client.close()
+            self._client = None
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def _running(self) -> ServerClient:
+        if self._client is None:
+            raise SubjectError(f"{self.name} was not started; `start` comes first")
+        return self._client
+
+    def _ended(self) -> SubjectError | None:
+        """The end of the process as an error; None while it runs. A moment passes between a connection that breaks off
+        and the end of the process that had it."""
+        process = self._process
+        if process is None:
+            return None
+        process.wait(ENDING_S)
+        return None if process.exit_code is None else SubjectError(f"{self.name} {process.how_it_ended()}")
+
+    def _wait(self, process: ServerProcess, address: ServerAddress) -> None:
+        """Until the server says that it is ready; SubjectError where it ends before, or takes too long."""
+        give_up_at = monotonic() + self._start_s
+        connection = Connection(address, self.name)
+        try:
+            while monotonic() < give_up_at:
+                if process.exit_code is not None:
+                    return  # what follows finds nobody there, and says how it ended
+                if _is_ready(connection):
+                    return
+                sleep(POLL_S)
+        finally:
+            connection.close()
+        raise SubjectError(
+            f"{self.name} did not answer at {address} within {self._start_s:g} s; {process.last_words()}"
+        )
+
+
+def _is_ready(connection: Connection) -> bool:
+    """Whether the model is loaded: /health says so, or the server has no such path and lists its models."""
+    health = connection.status("/health", timeout=POLL_TIMEOUT_S)
+    if health == 404:
+        return connection.status("/v1/models", timeout=POLL_TIMEOUT_S) in (200, 401, 403)
+    return health in (200, 401, 403)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        try:
+            free.bind((host, 0))
+        except OSError as error:
+            raise UsageError(f"--server: --host {host} is no address of this machine ({error.strerror})") from None
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _check_free(host: str, port: int) -> None:
+    """SubjectError where another process listens on the port: its answers would be taken for the server's."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.settimeout(POLL_TIMEOUT_S)
+        if probe.connect_ex((host, port)) == 0:
+            raise SubjectError(
+                f"port {port} of {host} is taken by another process; stop that, or leave out --port, "
+                "so that a free one is chosen"
+            )

@@ -1,0 +1,146 @@
+"""Finding out what a running server is and can do, by its own descriptions and by one short answer.
+
+What a server does not tell is left unknown. Sources: tools/server/README.md of github.com/ggml-org/llama.cpp,
+vllm/entrypoints, docs/api.md of github.com/ollama/ollama, lmstudio.ai/docs/api/rest-api.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specplug.subjects.asking import CHAT, Extras, checked_timings
+from specplug.subjects.connection import Connection, Json
+from specplug.subjects.llama_server import COMPLETION, TEMPLATE, TOKENIZE
+from specplug.subjects.subject import Abilities, SubjectError
+from specplug.subjects.vllm_server import spec_counts
+
+GREETING = [{"role": "user", "content": "Say hello."}]
+"""The conversation of the short answer. It also has the server read its model before anything is timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Abilities, what each answer has beside its text, and whether llama-server's own interface can be used."""
+
+    abilities: Abilities
+    extras: Extras
+    completions: bool = False
+
+
+def find_abilities(connection: Connection, name: str, model: str | None = None) -> Found:
+    """Ask a running server. SubjectError where it does not answer a chat.
+
+    name   what messages call it
+    model  that requests shall name; the server's first one where None
+    """
+    described = _described(connection, name, model)
+    abilities = described.abilities
+    top = _probe(connection, abilities, described, top=True)
+    if top is None:
+        plain = _probe(connection, abilities, described, top=False)
+        if plain is None:
+            raise SubjectError(f"{name}: {CHAT} answers no chat")
+        return _with_answer(described, plain, logprobs=False)
+    return _with_answer(described, top, logprobs=True)
+
+
+def _described(connection: Connection, name: str, model: str | None) -> Found:
+    """What the server says of itself, before any answer."""
+    listed = connection.get("/v1/models")
+    entries = [one for one in _list(listed, "data") if isinstance(one, dict)]
+    entry = next((one for one in entries if one.get("id") == model), entries[0] if entries else {})
+    model = model or str(entry.get("id", ""))
+    owner = entry.get("owned_by", "")
+    props = connection.get("/props")
+    if isinstance(props, dict) and "default_generation_settings" in props:
+        return _llama_server(connection, props, model)
+    if owner == "vllm":
+        version = _field(connection.get("/version"), "version")
+        abilities = Abilities("vllm", version, model, context=_whole(entry.get("max_model_len")), token_ids=True)
+        counted = spec_counts(connection.text("/metrics") or "") is not None
+        return Found(replace(abilities, counters=counted), Extras(ids=True))
+    local = connection.get("/api/v0/models")
+    if isinstance(local, dict):
+        loaded: Json = next((one for one in _list(local, "data") if one.get("id") == model), {})
+        context = _whole(loaded.get("loaded_context_length")) or _whole(loaded.get("max_context_length"))
+        return Found(Abilities("lm-studio", model=model, context=context), Extras())
+    if version := _field(connection.get("/api/version"), "version"):
+        return Found(Abilities("ollama", version, model), Extras())
+    if not model:
+        raise SubjectError(f"{name}: /v1/models lists no model; is this the address of an OpenAI server, without /v1?")
+    return Found(Abilities("openai", model=model), Extras())
+
+
+def _llama_server(connection: Connection, props: Json, model: str) -> Found:
+    version = str(props.get("build_info", ""))
+    settings = props.get("default_generation_settings")
+    context = _whole(settings.get("n_ctx")) if isinstance(settings, dict) else None
+    slots = _whole(props.get("total_slots"))
+    if slots is None:
+        states = connection.get("/slots")
+        slots = len(states) if isinstance(states, list) else None
+    if version.startswith("specplug-"):
+        return Found(
+            Abilities("specplug", version.removeprefix("specplug-"), model, slots, context, per_request=True),
+            Extras(switching=True),
+        )
+    return Found(Abilities("llama-server", version, model, slots, context), Extras(), completions=True)
+
+
+def _probe(connection: Connection, abilities: Abilities, described: Found, *, top: bool) -> Json | None:
+    """A short answer; None where the server refuses the request. Without `top`, its refusal is raised."""
+    try:
+        if described.completions:
+            prompt = connection.post(TEMPLATE, {"messages": GREETING}).get("prompt")
+            connection.post(TOKENIZE, {"content": prompt, "add_special": True, "parse_special": True})
+            body: dict[str, Any] = {"prompt": prompt, "n_predict": 2, "temperature": 0, "return_tokens": True}
+            return connection.post(COMPLETION, body | ({"n_probs": 1} if top else {}))
+        body = {"model": abilities.model, "messages": GREETING, "max_tokens": 2, "temperature": 0}
+        if described.extras.ids:
+            body["return_token_ids"] = True
+        return connection.post(CHAT, body | ({"logprobs": True, "top_logprobs": 1} if top else {}))
+    except SubjectError:
+        if not top:
+            raise
+        return None
+
+
+def _with_answer(described: Found, answer: Json, *, logprobs: bool) -> Found:
+    """What the short answer had."""
+    abilities, extras = described.abilities, described.extras
+    timings = checked_timings(answer.get("timings")) is not None
+    if described.completions:
+        ids = bool(answer.get("tokens"))
+        usage = isinstance(answer.get("tokens_predicted"), int)
+        told = bool(answer.get("completion_probabilities"))
+    else:
+        choices = _list(answer, "choices")
+        choice = choices[0] if choices and isinstance(choices[0], dict) else {}
+        ids = bool(choice.get("token_ids"))
+        usage = isinstance((answer.get("usage") or {}).get("completion_tokens"), int)
+        told = bool((choice.get("logprobs") or {}).get("content"))
+    return replace(
+        described,
+        abilities=replace(
+            abilities,
+            token_ids=ids,
+            timings=timings,
+            counters=abilities.counters or timings,
+            logprobs=logprobs and told,
+        ),
+        extras=replace(extras, usage=usage, timings=timings, ids=ids and not described.completions),
+    )
+
+
+def _list(body: object, key: str) -> list[Any]:
+    found = body.get(key) if isinstance(body, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _field(body: object, key: str) -> str:
+    return str(body.get(key, "")) if isinstance(body, dict) else ""
+
+
+def _whole(number: object) -> int | None:
+    return number if isinstance(number, int) and number > 0 else None
