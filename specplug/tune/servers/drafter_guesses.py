@@ -29,8 +29,10 @@ TOP = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnswerGuesses:
-    """int32[n] and float64[n]: for an answer of n tokens, the guess for each token but the first, then one for the token
-    behind the last; and their probabilities. Places that were not evaluated have the token -2 and the probability 0."""
+    """The guesses after each of an answer's n tokens, int32[n], and their probabilities, float64[n].
+
+    Places that were not evaluated have the token -2 and the probability 0.
+    """
 
     tokens: IntArray
     probabilities: FloatArray

@@ -11,9 +11,10 @@ from time import monotonic
 
 from specplug.bench.statistics import Interval
 from specplug.errors import SpecplugError
-from specplug.subjects.subject import Question, Reply, Subject, SubjectError
+from specplug.subjects.subject import Question, Subject, SubjectError
 from specplug.tune.selection import FEWEST_ANSWERS, Pairs
 from specplug.tune.servers.live_servers import LiveServers, asked
+from specplug.tune.servers.recorded_questions import AskedQuestion, Timed, timed
 from specplug.tune.servers.server_candidates import Candidate
 
 FINALISTS = 3
@@ -24,32 +25,6 @@ MOST_ROUNDS = 4
 
 WARM_TOKENS = 4
 """Of the answer with which a prompt gets into a server's cache. Fewer may have no text yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskedQuestion:
-    """A question of the workload. key: names it in the journal; category: the kind of work."""
-
-    key: str
-    category: str
-    question: Question
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """One answer: tokens behind the first, milliseconds for them, milliseconds to the first, and between the events."""
-
-    tokens: int
-    ms: float
-    first_ms: float
-    gaps_ms: tuple[float, ...] = ()
-    drafted: int | None = None
-    accepted: int | None = None
-
-    @property
-    def values(self) -> tuple[float, float]:
-        """Tokens and seconds, as `Pairs` adds them."""
-        return float(self.tokens), self.ms / 1000
 
 
 @dataclass(slots=True)
@@ -94,7 +69,9 @@ Store = Callable[[Racer, Sequence[AskedQuestion], Sequence[Timed], Sequence[Time
 
 
 class Race:
-    """Measures racers in rounds until the outcome is clear or the time is over; each server of a round is a new process.
+    """Measures racers in rounds until the outcome is clear or the time is over.
+
+    Each server of a round is a new process.
 
     No process is asked the same question twice, because some methods draft from earlier answers.
     """
@@ -173,11 +150,9 @@ class Race:
             racer.failure = str(error)
             self._failed(racer)
 
-    def _one_after_the_other(
-        self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]], other: Subject
-    ) -> None:
+    def _one_after_the_other(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]], other: Subject) -> None:
         """Where memory holds one server: all answers of the racer, then those of plain decoding."""
-        measured = []
+        measured: list[list[Timed]] = []
         for group in groups:
             if self._left() < self._start_s + self._group_s * (len(measured) + 1):
                 break
@@ -185,9 +160,7 @@ class Race:
         for group, own in zip(groups, measured, strict=False):
             self._keep(racer, group, own, plain_answers(self._servers, group))
 
-    def _keep(
-        self, racer: Racer, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
-    ) -> None:
+    def _keep(self, racer: Racer, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]) -> None:
         racer.add(group, own, plain)
         self._store(racer, group, own, plain)
 
@@ -214,17 +187,6 @@ def drop(racers: Sequence[Racer]) -> None:
 def is_clear(open_: Sequence[Racer]) -> bool:
     """Whether one racer remains, and was shown to be faster than plain decoding."""
     return len(open_) == 1 and open_[0].pairs.why_rejected() is None
-
-
-def timed(reply: Reply) -> Timed:
-    return Timed(
-        max(0, reply.tokens - 1),
-        reply.decode_ms,
-        reply.first_ms,
-        reply.gaps_ms,
-        reply.draft_tokens,
-        reply.accepted_tokens,
-    )
 
 
 def answers_of(subject: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:

@@ -1,14 +1,13 @@
-"""What can be tried on a server: names, flags, and the lookup rule that says what each would draft.
+"""What can be tried on a llama-server: names, flags, and the lookup rule that says what each would draft.
 
-Knows the flags of llama-server and vLLM. It starts nothing, and asks only what a help text offers.
+Knows the flags of llama-server. It starts nothing, and asks only what a help text offers. A candidate of another server
+is a Candidate, too.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from specplug.errors import SpecplugError
 from specplug.subjects.help_text import Help
@@ -31,10 +30,6 @@ MIN_HITS = (1, 2)
 DRAFT_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 LEAST_PROBABILITIES = (0.0, 0.5, 0.75, 0.9)
 HEAD_LENGTHS = (1, 2, 3)
-VLLM_LENGTHS = (2, 3, 4, 5, 8)
-VLLM_LOOKUPS = ((1, 2), (2, 3), (2, 4), (3, 5))
-"""prompt_lookup_min and prompt_lookup_max."""
-
 LOOKUP_TYPES = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
 """llama-server's, in the order in which it asks chained types. Source: common_speculative_init."""
 
@@ -126,54 +121,6 @@ def chained(lookup: Candidate, drafting: Candidate) -> Candidate | None:
     )
 
 
-def vllm_candidates(
-    *,
-    drafters: Sequence[str] = (),
-    suffix: bool = False,
-    levels: Sequence[int] = (1,),
-    plugin: Sequence[tuple[str, Sequence[str]]] = (),
-) -> list[Candidate]:
-    """All candidates of `vllm serve` but plain decoding.
-
-    suffix  whether arctic-inference is installed beside it
-    levels  numbers of requests at once; where there are several, tables by batch size are tried
-    plugin  names of specplug's profiles, and the flags with which its plugin runs them
-    """
-    found = []
-    for length in VLLM_LENGTHS:
-        for shortest, longest in VLLM_LOOKUPS:
-            config = {
-                "method": "ngram",
-                "num_speculative_tokens": length,
-                "prompt_lookup_min": shortest,
-                "prompt_lookup_max": longest,
-            }
-            rules = (RuleSizes("vllm-ngram", (length, shortest, longest)),)
-            name = f"ngram {shortest}-{longest}, {length} drafted"
-            found.append(Candidate(name, "ngram", _config(config), rules, bounded=False))
-            if max(levels) > 1 and (shortest, longest) == VLLM_LOOKUPS[1]:
-                config["num_speculative_tokens_per_batch_size"] = [[1, 4, length], [5, 512, max(1, length // 2)]]
-                found.append(Candidate(f"{name}, by batch size", "ngram, by batch size", _config(config)))
-    if suffix:
-        found += [
-            Candidate(
-                f"suffix, {length} drafted",
-                "suffix",
-                _config({"method": "suffix", "num_speculative_tokens": length}),
-            )
-            for length in (8, 24)
-        ]
-    for model in drafters:
-        for length in (1, 2, 3, 5):
-            config = {"method": "draft_model", "model": model, "num_speculative_tokens": length}
-            name = f"{_short(model)}, {length} drafted"
-            found.append(Candidate(name, _short(model), _config(config)))
-        adaptive = config | {"enable_adaptive_verification": True}
-        found.append(Candidate(f"{name}, adaptive", f"{_short(model)}, adaptive", _config(adaptive)))
-    found += [Candidate(f"specplug {name}", f"specplug {name}", tuple(flags)) for name, flags in plugin]
-    return found
-
-
 def _rule(one: RuleSizes) -> LookupRule:
     match one.method, one.sizes:
         case "ngram-simple", (n, m):
@@ -195,15 +142,17 @@ def _lookups(offered: Help, kind: str) -> list[Candidate]:
     """One type of lookup with all its sizes, the build's own first."""
     if kind == "ngram-cache":
         return [Candidate(kind, kind, ("--spec-type", kind), (RuleSizes(kind),))]
+    names: tuple[str, ...]
+    sizes: list[tuple[int, ...]]
     if kind == "ngram-mod":
         names = ("--spec-ngram-mod-n-match", "--spec-ngram-mod-n-min", "--spec-ngram-mod-n-max")
-        sizes = [(n, least, m) for n in SIZES_N for m in SIZES_M for least in (1, m // 2) if least <= m]
-    else:
+        sizes = [(n, least, m) for n in SIZES_N for m in SIZES_M for least in (1, m // 2)]
+    elif kind == "ngram-map-k4v":
         names = tuple(f"--spec-{kind}-{part}" for part in ("size-n", "size-m", "min-hits"))
-        # min-hits is read by ngram-map-k4v only
-        hits = MIN_HITS if kind == "ngram-map-k4v" else ()
-        names = names if hits else names[:2]
-        sizes = [(n, m, *more) for n in SIZES_N for m in SIZES_M for more in ([(h,) for h in hits] or [()])]
+        sizes = [(n, m, hits) for n in SIZES_N for m in SIZES_M for hits in MIN_HITS]
+    else:  # the others have a flag for min-hits, and do not read it
+        names = tuple(f"--spec-{kind}-{part}" for part in ("size-n", "size-m"))
+        sizes = [(n, m) for n in SIZES_N for m in SIZES_M]
     defaults = tuple(_number(offered.default(name)) for name in names)
     if None in defaults:
         return [Candidate(f"{kind}, the server's own sizes", kind, ("--spec-type", kind))]
@@ -212,9 +161,7 @@ def _lookups(offered: Help, kind: str) -> list[Candidate]:
     for size in dict.fromkeys(sizes):
         if size != own:
             flags = [word for name, number in zip(names, size, strict=True) for word in (name, str(number))]
-            found.append(
-                Candidate(_sized(kind, size), kind, ("--spec-type", kind, *flags), (RuleSizes(kind, size),))
-            )
+            found.append(Candidate(_sized(kind, size), kind, ("--spec-type", kind, *flags), (RuleSizes(kind, size),)))
     return found
 
 
@@ -242,9 +189,9 @@ def _drafted(offered: Help, file: str) -> list[Candidate]:
             if least and length < 3:
                 continue
             stop = (least_flag, str(least)) if least_flag else ()
-            name = f"{_short(file)}, {length} drafted" + (f" from probability {least}" if least else "")
+            name = f"{short_name(file)}, {length} drafted" + (f" from probability {least}" if least else "")
             flags = (*kind, model, file, length_flag, str(length), *stop)
-            found.append(Candidate(name, _short(file), flags, drafts=Drafts(file, length, least)))
+            found.append(Candidate(name, short_name(file), flags, drafts=Drafts(file, length, least)))
     return found
 
 
@@ -262,15 +209,12 @@ def _heads(offered: Help, kind: str, file: str | None) -> list[Candidate]:
     ]
 
 
-def _config(config: dict[str, Any]) -> tuple[str, ...]:
-    return ("--speculative-config", json.dumps(config))
-
-
 def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
 
 
-def _short(model: str) -> str:
+def short_name(model: str) -> str:
+    """The last part of a path or reference."""
     return model.rstrip("/").rpartition("/")[2]
 
 

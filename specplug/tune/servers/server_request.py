@@ -157,7 +157,7 @@ def check_server_journal(journal: Journal, request: ServerRequest) -> None:
 
 
 def _rounded_up(seconds: float) -> str:
-    """Three times as much, so that there is something to choose from: in steps of 30 s, from 5 minutes on in minutes."""
+    """Three times as much, so that there is something to choose from: in steps of 30 s, above 5 minutes in minutes."""
     wanted = 3 * seconds
     if wanted <= 300:
         return f"{30 * max(1, -int(-wanted // 30))}s"

@@ -5,23 +5,32 @@ Their order is in server_session.py. This module starts servers through LiveServ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from specplug.errors import EngineError, SpecplugError, UsageError
-from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
+from specplug.subjects.subject import Abilities, Reply, SubjectError
 from specplug.tune.budget import Budget
 from specplug.tune.journal import Journal
-from specplug.tune.servers.answer_replay import UNKNOWN, RecordedAnswer, Replayed
+from specplug.tune.selection import FEWEST_ANSWERS
+from specplug.tune.servers.answer_replay import RecordedAnswer, Replayed
 from specplug.tune.servers.drafter_guesses import AnswerGuesses, guesses_of
 from specplug.tune.servers.live_servers import LiveServers, asked
 from specplug.tune.servers.pass_times import PassTimes, fitted
-from specplug.tune.servers.race import AskedQuestion, Race, Racer, Timed, timed
-from specplug.tune.servers.server_candidates import PLAIN, Candidate
+from specplug.tune.servers.race import Race, Racer
+from specplug.tune.servers.racer_choice import MOST_RUN, is_usual
+from specplug.tune.servers.recorded_questions import (
+    AskedQuestion,
+    Recorded,
+    Timed,
+    as_entry,
+    from_entry,
+    turns_of,
+)
+from specplug.tune.servers.server_candidates import Candidate
 from specplug.tune.servers.server_predictions import Predicted, drafter_token_ms, predicted, replay_of
 from specplug.tune.servers.server_request import ServerRequest, check_budget
 
@@ -38,28 +47,11 @@ COST_ANSWERS = 2
 """Answers per number of draft tokens, the longest ones."""
 
 FEWEST_RECORDED = 2
-MOST_RACERS = 8
 RACE_START = 0.4
 """Share of the time for the race that its first round may take."""
 
-HOPELESS = 0.93
-"""Candidates with a smaller predicted speedup are not run, where others are better: predictions err by less."""
-
-UNPREDICTED = 1.02
-"""The place among the predicted ones of a candidate that cannot be replayed."""
-
 Progress = Callable[[str, float, str, float], None]
 """Receives the stage, its share that is done, the best result so far, and the seconds that are left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """One question with its plain answer; `replayable` is None where the server tells no tokens."""
-
-    asked: AskedQuestion
-    text: str
-    timed: Timed
-    replayable: RecordedAnswer | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,23 +119,13 @@ class ServerStages:
         found: list[Recorded] = []
         texts: dict[str, list[str]] = {}
         slowest = 0.0
-        for key, category, prompt_id, turns in self._turns():
-            earlier = texts.setdefault(prompt_id, [])
-            messages = [
-                {"role": role, "content": text}
-                for pair in zip(("user",) * len(turns), turns, strict=True)
-                for role, text in [pair]
-            ]
-            conversation: list[dict[str, str]] = []
-            for place, message in enumerate(messages):
-                conversation.append(message)
-                if place < len(earlier) and place < len(messages) - 1:
-                    conversation.append({"role": "assistant", "content": earlier[place]})
-            one = AskedQuestion(key, category, Question(tuple(conversation), self.request.max_tokens))
-            if key in kept:
-                recorded = _from_entry(one, kept[key], self.request.max_tokens)
+        for turn in turns_of(self.request.prompts):
+            earlier = texts.setdefault(turn.prompt, [])
+            one = turn.question(earlier, self.request.max_tokens)
+            if turn.key in kept:
+                recorded = from_entry(one, kept[turn.key])
             else:
-                enough = len(found) >= max(FEWEST_RECORDED, max(self.request.concurrency))
+                enough = len(found) >= max(FEWEST_RECORDED, *self.request.concurrency)
                 if enough and self.budget.spent + slowest > RECORD_SHARE * self.request.budget:
                     break
                 began = monotonic()
@@ -155,7 +137,7 @@ class ServerStages:
             earlier.append(recorded.text)
             found.append(recorded)
             self._progress("plain answers", min(1.0, len(found) / len(self.request.prompts)), "", self.budget.left)
-        if found and found[0].replayable is None:
+        if found and found[0].tokens is None:
             self.note("the server tells no tokens, so nothing is predicted by replay")
         return found
 
@@ -164,10 +146,12 @@ class ServerStages:
 
         probes  candidates with known lookup rules that draft often, of ascending size
         """
-        usable = [one for one in recorded if one.replayable is not None and len(one.replayable.answer) > 1]
+        usable = [one for one in recorded if one.tokens is not None and len(one.tokens.answer) > 1]
         if not usable or not probes:
             return None
-        plain = [({1: len(_replayable(one).answer) - 1}, one.timed.ms) for one in usable]
+        plain: list[tuple[Mapping[int, int], float]] = [
+            ({1: len(_replayable(one).answer) - 1}, one.timed.ms) for one in usable
+        ]
         costs = Costs(fitted(plain, KNOTS))
         samples = list(plain)
         until = self.budget.spent + COST_SHARE * self.request.budget
@@ -180,7 +164,7 @@ class ServerStages:
 
     def measure_drafters(self, recorded: Sequence[Recorded], tried: Sequence[Candidate], costs: Costs) -> None:
         """Guesses of the drafters along the recorded answers, and what a draft token of each costs on the server."""
-        usable = [one for one in recorded if one.replayable is not None]
+        usable = [one for one in recorded if one.tokens is not None]
         answers = [_replayable(one) for one in usable]
         until = self.budget.spent + REPLAY_SHARE * self.request.budget
         for file in dict.fromkeys(one.drafts.file for one in tried if one.drafts is not None and not one.rules):
@@ -193,7 +177,7 @@ class ServerStages:
                 self.note(f"{Path(file).name} is tried without a prediction")
                 continue
             costs.guesses[file] = guesses
-            probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and _is_usual(one))
+            probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and is_usual(one))
             measured = self._probed(probe, usable, until + 2 * self.servers.start_s, costs)
             if measured:
                 costs.token_ms[file] = drafter_token_ms(measured, costs.times)
@@ -205,7 +189,7 @@ class ServerStages:
         found: dict[str, Predicted] = {}
         if costs is None:
             return found
-        answers = [_replayable(one) for one in recorded if one.replayable is not None]
+        answers = [_replayable(one) for one in recorded if one.tokens is not None]
         until = self.budget.spent + REPLAY_SHARE * self.request.budget
         for number, candidate in enumerate(tried):
             if self.budget.spent > until:
@@ -236,32 +220,16 @@ class ServerStages:
         self._restore(racers, groups)
         self._new_race(groups, reserve, best).run(racers)
 
-    def measure_aside(
-        self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]], reserve: float
-    ) -> None:
+    def measure_aside(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
         """Measure one racer once over the groups, as far as the time goes."""
         self._restore([racer], groups)
         if racer.running and racer.groups < len(groups):
             self._new_race(groups, reserve, lambda found: None).measure(racer, groups[racer.groups :])
 
-    def racers(
-        self, tried: Sequence[Candidate], predictions: Mapping[str, Predicted], group_s: float, reserve: float
-    ) -> list[Racer]:
-        """The best candidate of each family, the most promising first; as many as a first round has time for."""
-        best: dict[str, tuple[float, Candidate]] = {}
-        for candidate in tried:
-            known = predictions.get(candidate.name)
-            value = known.speedup if known is not None else UNPREDICTED - (0.0 if _is_usual(candidate) else 0.01)
-            if candidate.family not in best or value > best[candidate.family][0]:
-                best[candidate.family] = (value, candidate)
-        ranked = sorted(best.values(), key=lambda one: -one[0])
-        hopeful = [one for one in ranked if one[0] >= HOPELESS] or ranked[:2]
-        first_round = self.plain_start_s + 5 * group_s
-        most = int(RACE_START * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RACERS
-        return [
-            Racer(candidate, predictions[candidate.name].speedup if candidate.name in predictions else None)
-            for _, candidate in hopeful[: min(MOST_RACERS, max(2, most))]
-        ]
+    def most_to_run(self, group_s: float, reserve: float) -> int:
+        """How many candidates a first round has time for; group_s: seconds of a group of answers of both servers."""
+        first_round = self.plain_start_s + FEWEST_ANSWERS * group_s
+        return int(RACE_START * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
 
     def _new_race(
         self,
@@ -280,45 +248,21 @@ class ServerStages:
             progress=progress,
         )
 
-    def _turns(self) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-        """Key, category, prompt and the turns so far of each question: categories take turns, a conversation does not."""
-        by_category: dict[str, list[Any]] = {}
-        for prompt in self.request.prompts:
-            by_category.setdefault(prompt.category, []).append(prompt)
-        for place in range(max(map(len, by_category.values()))):
-            for category, prompts in by_category.items():
-                if place < len(prompts):
-                    prompt = prompts[place]
-                    for turn in range(len(prompt.turns)):
-                        yield f"{prompt.id}/{turn}", category, prompt.id, prompt.turns[: turn + 1]
-
     def _record(self, one: AskedQuestion) -> Recorded:
         try:
             (reply,) = asked(self.servers.plain(), [one.question])
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
-        entry = {
-            "key": one.key,
-            "text": reply.text,
-            "tokens": reply.tokens,
-            "ms": round(reply.decode_ms, 3),
-            "first_ms": round(reply.first_ms, 3),
-            "gaps_ms": [round(gap, 2) for gap in reply.gaps_ms],
-            "prompt_ids": None if reply.prompt_ids is None else list(reply.prompt_ids),
-            "ids": None if reply.ids is None else list(reply.ids),
-            "finish": reply.finish,
-        }
+        entry = as_entry(one.key, reply)
         self.journal.add("answer", **entry, spent=self.budget.spent)
-        return _from_entry(one, entry, self.request.max_tokens)
+        return from_entry(one, entry)
 
     def _probed(
         self, probe: Candidate, usable: Sequence[Recorded], until: float, costs: Costs
     ) -> list[tuple[Replayed, float]]:
         """Replays and milliseconds of a few live answers of a candidate, the longest ones; empty where it fails."""
         longest = sorted(usable, key=lambda one: -one.timed.tokens)[:COST_ANSWERS]
-        guesses = {
-            file: [known[usable.index(one)] for one in longest] for file, known in costs.guesses.items()
-        }
+        guesses = {file: [known[usable.index(one)] for one in longest] for file, known in costs.guesses.items()}
         replays = replay_of(probe, [_replayable(one) for one in longest], guesses)
         if replays is None:
             return []
@@ -363,8 +307,8 @@ class ServerStages:
             "pair",
             name=racer.candidate.name,
             keys=[one.key for one in group],
-            own=[_packed(one) for one in own],
-            plain=[_packed(one) for one in plain],
+            own=[one.packed() for one in own],
+            plain=[one.packed() for one in plain],
             spent=self.budget.spent,
         )
 
@@ -386,44 +330,6 @@ class ServerStages:
                 racer.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
 
 
-def grouped_questions(recorded: Sequence[Recorded], size: int) -> list[list[AskedQuestion]]:
-    """Questions that are asked at once: `size` of them, as often as they suffice."""
-    questions = [one.asked for one in recorded]
-    return [questions[at : at + size] for at in range(0, len(questions) - size + 1, size)]
-
-
-def _from_entry(one: AskedQuestion, entry: Mapping[str, Any], max_tokens: int) -> Recorded:
-    reply = Reply(
-        entry["text"],
-        entry["tokens"],
-        entry["first_ms"],
-        entry["ms"],
-        entry["ms"],
-        tuple(entry["gaps_ms"]),
-        finish=entry["finish"],
-    )
-    replayable = None
-    if entry["prompt_ids"] is not None and entry["ids"] is not None:
-        untold = max(0, entry["tokens"] - len(entry["ids"]))
-        answer = (*entry["ids"], *[UNKNOWN] * untold)
-        replayable = RecordedAnswer(tuple(entry["prompt_ids"]), answer, max_tokens, entry["finish"] == "stop")
-    return Recorded(one, entry["text"], timed(reply), replayable)
-
-
 def _replayable(one: Recorded) -> RecordedAnswer:
-    assert one.replayable is not None
-    return one.replayable
-
-
-def _packed(one: Timed) -> list[Any]:
-    gaps = [round(gap, 2) for gap in one.gaps_ms]
-    return [one.tokens, round(one.ms, 3), round(one.first_ms, 3), gaps, one.drafted, one.accepted]
-
-
-def _is_usual(candidate: Candidate) -> bool:
-    """Whether it is the one to try of a family that cannot be replayed: three tokens looked up, few drafted."""
-    if candidate.drafts is not None:
-        return candidate.drafts.length == 3 and not candidate.drafts.least_probability
-    if candidate.rules:
-        return candidate.rules[0].sizes[:2] in ((3, 8), (3, 2), (3, 1)) or candidate.rules[0].sizes in ((), (3, 2, 4))
-    return ", 2 drafted" in candidate.name or ", 3 drafted" in candidate.name
+    assert one.tokens is not None
+    return one.tokens
