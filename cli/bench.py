@@ -1,9 +1,9 @@
-"""`specplug bench`: compare profiles with plain decoding over a workload."""
+"""`specplug bench`: compare profiles with plain decoding, or servers with each other, over a workload."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,18 @@ from specplug.bench.compare import check, compare
 from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
+from specplug.profile import Profile
 from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 
+from .bench_servers import check_servers, measure_servers, raise_for_failures, show_servers
 from .options import Request, drafter_name, drafter_spec, note, parse_levels, shared_options, workload_option
 from .preparation import prepare
 from .progress import progress_bar
 
 
 @click.command(epilog="\b\nExample: specplug bench --model some.gguf --profile default --profile ngram --limit 2")
-@shared_options(max_tokens=128, several_profiles=True, draft="several")
+@shared_options(max_tokens=128, several_profiles=True, draft="several", servers="several")
 @click.option(
     "--peer",
     "peers",
@@ -64,21 +66,19 @@ def bench(
     """Compare profiles with plain decoding: tokens/s, acceptance, speedup, and whether the output is the same.
 
     Each --draft adds the first profile with that drafter beside the profile itself; --corpus adds it with all corpora
-    that are named.
+    that are named. With --server, servers are compared with the first of them. A --profile or --peer beside them is
+    compared, too, with the model of --model.
     """
-    first = request.profile
-    drafting = [
-        with_drafter(first, drafter_spec(ref), name=f"{first.name}-{drafter_name(ref)}") for ref in request.drafts
-    ]
-    if request.corpora:
-        drafting.append(with_corpora(first, request.corpora, name=f"{first.name}-corpus"))
-    profiles = (*request.profiles, *drafting)
+    profiles = _profiles(request)
     levels = parse_levels(concurrency)
     prompts = workloads.load_workload(workload)
     if limit is not None:
         prompts = workloads.limit(prompts, limit)
-    for level in levels:
-        check(profiles, peers, level, request.temperature)
+    if request.servers:
+        check_servers(request, profiles, peers, levels)
+    else:
+        for level in levels:
+            check(profiles, peers, level, request.temperature)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"{out}: its folder does not exist; create it first")
     if out is not None and out.exists() and not out.is_file():
@@ -87,11 +87,55 @@ def bench(
     busy = hardware.busy_warning()
     if busy:
         note(busy)
+    notify = _without_repeats(note)  # each level opens the model again, with the same warnings
+    name = Path(workload).name
+    if request.servers:
+        reports = measure_servers(
+            request, profiles, peers, prompts, levels, workload=name, repeats=repeats, notify=notify
+        )
+    else:
+        reports = _measure(request, profiles, peers, prompts, levels, workload=name, repeats=repeats, notify=notify)
+    document: Any = reports[0] if len(reports) == 1 else {"schema": 1, "runs": reports}
+    if request.json:
+        click.echo(json.dumps(document))
+    else:
+        for report in reports:
+            (show_servers if request.servers else _show)(report)
+    if out is not None:
+        write_atomically(out, json.dumps(document, indent=1).encode() + b"\n")
+    if request.servers:
+        raise_for_failures(reports)
+
+
+def _profiles(request: Request) -> tuple[Profile, ...]:
+    """The named profiles, and those that the first of them becomes with each drafter and with the corpora."""
+    if not request.profiles:
+        return ()
+    first = request.profile
+    drafting = [
+        with_drafter(first, drafter_spec(ref), name=f"{first.name}-{drafter_name(ref)}") for ref in request.drafts
+    ]
+    if request.corpora:
+        drafting.append(with_corpora(first, request.corpora, name=f"{first.name}-corpus"))
+    return (*request.profiles, *drafting)
+
+
+def _measure(
+    request: Request,
+    profiles: Sequence[Profile],
+    peers: Sequence[str],
+    prompts: Sequence[workloads.Prompt],
+    levels: Sequence[int],
+    *,
+    workload: str,
+    repeats: int,
+    notify: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """A document for each number of prompts at once."""
     answers = sum(len(prompt.turns) for prompt in prompts) * repeats
     names = {profile.name for profile in profiles} | {"none", *peers}
-    further = 3 if first.engine == "llama-cpp" and not first.exact else 0
+    further = 3 if profiles[0].engine == "llama-cpp" and not profiles[0].exact else 0
     arms = len(names) + further  # at most: plain decoding under two more engine settings, and with other threads
-    notify = _without_repeats(note)  # each level opens the model again, with the same warnings
     reports = []
     for level in levels:
         with progress_bar("bench", answers * arms) as progress:
@@ -100,7 +144,7 @@ def bench(
                     profiles,
                     peers,
                     prompts,
-                    workload=Path(workload).name,
+                    workload=workload,
                     max_tokens=request.max_tokens,
                     temperature=request.temperature,
                     seed=request.seed,
@@ -110,14 +154,7 @@ def bench(
                     progress=progress,
                 )
             )
-    document: Any = reports[0] if len(reports) == 1 else {"schema": 1, "runs": reports}
-    if request.json:
-        click.echo(json.dumps(document))
-    else:
-        for report in reports:
-            _show(report)
-    if out is not None:
-        write_atomically(out, json.dumps(document, indent=1).encode() + b"\n")
+    return reports
 
 
 def _without_repeats(notify: Callable[[str], None]) -> Callable[[str], None]:

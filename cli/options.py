@@ -5,7 +5,6 @@ Precedence: flag, SPECPLUG_* variable, profile, default.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -31,6 +30,8 @@ from specplug.registry import ProposerSpec
 
 from .completion import model_references, profile_names
 from .corpus_options import corpus_option
+from .option_types import Layers, ProfileRef
+from .server_options import asks_for_profiles, server_option
 
 DEFAULT_PROFILE = "default"
 
@@ -51,6 +52,8 @@ class Request:
     yes     whether the user has agreed to downloads and builds
     drafts  the values of --draft where it can be repeated; else the profile has the drafter
     corpora  those of --corpus there; else the profile has the corpora
+    servers  the values of --server. Profiles are then those that were asked for beside them, and may be none
+    model    the value of --model, None where it was not given
     """
 
     profiles: tuple[Profile, ...]
@@ -61,6 +64,8 @@ class Request:
     yes: bool = False
     drafts: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+    model: str | None = None
 
     @property
     def profile(self) -> Profile:
@@ -105,45 +110,26 @@ class Edits:
         return chosen
 
 
-class _ProfileRef(click.types.StringParamType):
-    """The name or path of a profile; in a variable, several are separated as in PATH."""
-
-    name = "NAME|PATH"
-    envvar_list_splitter = os.pathsep
-
-
-class _Layers(click.IntRange):
-    """A number of layers; `all` is -1."""
-
-    name = "N|all"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value in ("all", -1):
-            return -1
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
-            problem = f"{value!r} is neither a number from 0 to {self.max} nor all"
-            raise click.BadParameter(problem, ctx, param) from None
-
-
 def shared_options(
     *,
     max_tokens: int,
     several_profiles: bool = False,
     greedy: bool = False,
     draft: Draft | None = None,
+    servers: Draft | None = None,
     profile_use: str = "Profile to use",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options to a command, whose function receives a Request as its first argument.
 
     greedy       leave out the options of sampling
     draft        whether there is --draft, and whether it can be repeated
+    servers      the same for --server
     profile_use  what the profile is used for, for the help text
     """
     flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         profile_option(several=several_profiles, use=profile_use),
         model_option,
+        *([server_option(several=servers == "several")] if servers else []),
         *([draft_option(several=draft == "several"), corpus_option] if draft else []),
         runtime_options,
         click.option(
@@ -186,13 +172,18 @@ def shared_options(
             edits = Edits(**{field.name: values.pop(field.name) for field in fields(Edits)})
             generation = {key: values.pop(key, 0) for key in ("max_tokens", "temperature", "seed", "json", "yes")}
             drafter, corpora = values.pop("draft", None), values.pop("corpora", ())
+            named = values.pop("server", None) or ()
+            texts = (named,) if isinstance(named, str) else tuple(named)
+            if texts and not asks_for_profiles(edits.model):
+                return command(Request((), **generation, servers=texts, model=edits.model), **values)
             profiles = chosen_profiles(refs if several_profiles else [refs] if refs else [], edits)
             if draft == "one" and drafter is not None:
                 profiles = [with_drafter(one, drafter_spec(drafter)) for one in profiles]
             if draft == "one" and corpora:
                 profiles = [with_corpora(one, corpora) for one in profiles]
             several = {"drafts": drafter, "corpora": corpora} if draft == "several" else {}
-            return command(Request(tuple(profiles), **generation, **several), **values)
+            request = Request(tuple(profiles), **generation, **several, servers=texts, model=edits.model)
+            return command(request, **values)
 
         flagged: Callable[..., Any] = with_request
         for flag in reversed(flags):
@@ -208,7 +199,7 @@ def profile_option(
     return click.option(
         "--profile",
         "profile_refs",
-        type=_ProfileRef(),
+        type=ProfileRef(),
         shell_complete=profile_names,
         multiple=several,
         envvar="SPECPLUG_PROFILE",
@@ -261,7 +252,7 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     gpu_layers = click.option(
         "--gpu-layers",
-        type=_Layers(0, 1000),
+        type=Layers(0, 1000),
         metavar="N|all",
         envvar="SPECPLUG_GPU_LAYERS",
         show_envvar=True,

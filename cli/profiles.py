@@ -12,11 +12,13 @@ from specplug import profile
 from specplug.errors import SpecplugError, UsageError
 from specplug.machine.files import write_atomically
 from specplug.models import hub_cache, hub_reference, references
-from specplug.profile.export import TARGETS, export
+from specplug.profile.command_formats import as_format
+from specplug.profile.export import TARGETS, Exported, ExportedCode, export
 
 from .completion import model_references, profile_names
-from .options import json_option
+from .options import json_option, note
 from .profile_requirements import lacking
+from .server_options import format_option
 
 
 @click.group(epilog="\b\nExample: specplug profiles list")
@@ -97,20 +99,46 @@ def plot(ref: str, out: Path | None) -> None:
 
 @profiles.command("export", epilog="\b\nExample: specplug profiles export ngram --to llama-server --model demo:smollm2")
 @click.argument("ref", metavar="NAME|PATH", shell_complete=profile_names)
-@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Program to export to.")
+@click.option("--to", "target", type=click.Choice(TARGETS), help="Program to export to.")
 @click.option("--model", metavar="REF", shell_complete=model_references, help="Model to open (default: the profile's).")
+@format_option
 @json_option
-def export_profile(ref: str, target: str, model: str | None, json: bool) -> None:
+def export_profile(ref: str, target: str | None, model: str | None, format: str | None, json: bool) -> None:
     """Print the nearest command without specplug; for llama-cpp-python, the nearest Python code.
 
-    Comments say which settings of the profile it cannot express.
+    Comments say which settings of the profile it cannot express; with --format, stderr does. A profile for engine
+    server needs no --to: its own command is printed.
     """
+    if json and format is not None:
+        raise UsageError("--json prints one document, which holds the command as a list; leave --format out")
     chosen = profile.load(ref)
+    exported = _exported(chosen, target, model)
+    if json:
+        click.echo(json_format.dumps(asdict(exported), indent=2))
+    elif format is None:
+        click.echo(str(exported))
+    elif isinstance(exported, ExportedCode):
+        raise UsageError(f"--format {format}: for {target} the result is Python code; leave --format out")
+    else:
+        text = as_format(exported.argv, format)
+        for line in exported.lost:
+            note(line)
+        click.echo(text)
+
+
+def _exported(chosen: profile.Profile, target: str | None, model: str | None) -> Exported | ExportedCode:
+    if chosen.server is not None:
+        if target is not None or model is not None:
+            raise UsageError(
+                f"profile {chosen.name}: it starts a server's own command; leave {'--to' if target else '--model'} out"
+            )
+        return Exported(chosen.server.argv, [])
+    if target is None:
+        raise UsageError(f"profile {chosen.name}: name a program with --to: {', '.join(TARGETS)}")
     wanted = model or chosen.model
     if wanted is not None and not _is_opened_by_name(wanted, target):
         wanted = str(references.resolve(wanted, "gguf"))
-    exported = export(chosen, target, wanted)
-    click.echo(json_format.dumps(asdict(exported), indent=2) if json else str(exported))
+    return export(chosen, target, wanted)
 
 
 def _is_opened_by_name(model: str, target: str) -> bool:

@@ -17,12 +17,13 @@ from specplug.errors import UsageError
 from .options import Request, model_path, note, shared_options, workload_option
 from .preparation import prepare
 from .progress import progress_bar
+from .verify_server import verify_server
 
 OUTPUTS_DIFFER = 4
 
 
 @click.command(epilog="\b\nExample: specplug verify --model some.gguf --profile default --settings greedy,sampled")
-@shared_options(max_tokens=64, draft="one")
+@shared_options(max_tokens=64, draft="one", servers="one")
 @workload_option
 @click.option(
     "--limit", type=click.IntRange(1), default=1, show_default=True, help="Maximum number of prompts per category."
@@ -43,11 +44,19 @@ def verify(
 ) -> None:
     """Check that a profile's output equals plain decoding's, or explain each difference.
 
-    The exit code is 4 where outputs differ by more than rounding.
+    With --server, that of a server with drafting against the same server without. The exit code is 4 where outputs
+    differ by more than rounding.
     """
     if request.temperature:
         raise UsageError("--temperature: choose sampling with --settings instead, such as --settings sampled")
     prompts = workloads.limit(workloads.load_workload(workload), limit)
+    if request.servers:
+        if request.profiles or settings not in (None, "greedy") or as_is:
+            what = "a profile" if request.profiles else "--as-is" if as_is else f"--settings {settings}"
+            raise UsageError(f"--server and {what} were both given: a server is checked greedily, as it is; use one")
+        if not verify_server(request, prompts):
+            context.exit(OUTPUTS_DIFFER)
+        return
     on_vllm = request.profile.engine == "vllm"
     valid = GREEDY if on_vllm else tuple(SETTINGS)
     default = "greedy" if on_vllm else "greedy,sampled"

@@ -1,6 +1,6 @@
 """The arms of a comparison on llama.cpp: profiles on our engine, and reference engines that work without specplug.
 
-Defines `Arm`, the interface of everything that is timed, and opens the arms of llama.cpp. It does not depend on
+Defines `TimedArm`, the interface of everything that is timed, and opens the arms of llama.cpp. It does not depend on
 workloads or statistics.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from specplug.core import IntArray
 from specplug.generation.counters import Counters
@@ -44,9 +44,46 @@ class Result:
     counters: Counters | None
     prompt_seconds: float | None = None
 
+    @property
+    def content(self) -> list[int]:
+        return self.tokens
 
-class Arm(Protocol):
-    """Something that answers prompts and can be timed. `reset` discards everything learned from earlier prompts."""
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+Content = TypeVar("Content", covariant=True)
+"""What answers are compared by: tokens of one tokenizer, or text."""
+
+Asked = TypeVar("Asked", contravariant=True)
+"""What an arm is asked: the tokens of a prompt, or a conversation."""
+
+
+class Timed(Protocol[Content]):
+    """One answer of any arm, with the times and counters of `Result`. `length` is its number of tokens."""
+
+    @property
+    def content(self) -> Content: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def counters(self) -> Counters | None: ...
+
+    @property
+    def prompt_seconds(self) -> float | None: ...
+
+
+class TimedArm(Protocol[Asked, Content]):
+    """Something that answers prompts and can be timed. `reset` discards everything learned from earlier prompts.
+
+    `answer` raises SubjectError where it cannot answer any more; specplug's own engines never do.
+    """
 
     @property
     def name(self) -> str: ...
@@ -54,11 +91,17 @@ class Arm(Protocol):
     @property
     def profile(self) -> str | None: ...
 
-    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]: ...
+    def answer(self, prompts: Sequence[Asked], max_tokens: int) -> Sequence[Timed[Content]]: ...
 
     def reset(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Arm(TimedArm[IntArray, list[int]], Protocol):
+    """An arm of an engine in this process: it takes and returns tokens."""
+
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]: ...
 
 
 class PromptStates:

@@ -44,7 +44,7 @@ def compare(
     check(profiles, reference_engines, concurrency, temperature)
     sampling = Sampling(temperature=temperature, seed=seed)
     conversations = [prompt.turns for prompt in prompts]
-    with _open_stage(profiles, reference_engines, sampling, concurrency, notify, conversations, max_tokens) as stage:
+    with open_stage(profiles, reference_engines, sampling, concurrency, notify, conversations, max_tokens) as stage:
         outcome = run_arms(
             stage.arms,
             prompts,
@@ -65,14 +65,7 @@ def compare(
     return {
         "schema": 1,
         **about,
-        "workload": {
-            "name": workload,
-            "prompts": len(prompts),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "repeats": repeats,
-            "concurrency": concurrency,
-        },
+        "workload": workload_document(workload, prompts, max_tokens, temperature, repeats, concurrency),
         "cost_curve": curve,
         "engine_settings": settings_document(stage.settings, stage.arms, outcome.overall) if stage.settings else None,
         "arms": [
@@ -88,6 +81,20 @@ def compare(
                 stage.arms, labels, references, outcome.overall, outcome.categories, strict=True
             )
         ],
+    }
+
+
+def workload_document(
+    name: str, prompts: Sequence[Prompt], max_tokens: int, temperature: float, repeats: int, concurrency: int
+) -> dict[str, Any]:
+    """What was asked, for the document of `bench --json`."""
+    return {
+        "name": name,
+        "prompts": len(prompts),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "repeats": repeats,
+        "concurrency": concurrency,
     }
 
 
@@ -124,7 +131,7 @@ def check(profiles: Sequence[Profile], reference_engines: Sequence[str], concurr
         )
 
 
-def _open_stage(
+def open_stage(
     profiles: Sequence[Profile],
     reference_engines: Sequence[str],
     sampling: Sampling,
@@ -133,7 +140,10 @@ def _open_stage(
     conversations: Sequence[Sequence[str]],
     max_tokens: int,
 ) -> AbstractContextManager[Stage]:
-    """Imports only the engine that the profiles name."""
+    """The arms of a comparison on the engine of the profiles, of which only that engine is imported.
+
+    conversations, max_tokens  the user's turns to come, and the new tokens of each answer
+    """
     if profiles[0].engine == "vllm":
         from specplug.bench.vllm_stage import vllm_stage
 

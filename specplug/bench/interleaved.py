@@ -2,23 +2,31 @@
 
 All arms answer a prompt before any arm receives the next one, and the arm that goes first changes from prompt to
 prompt. Every repeat starts with nothing learned. In a conversation, every arm receives the first arm's earlier
-answers. The module does not depend on files or a terminal.
+answers. An arm that fails is left out from then on. The module does not depend on files or a terminal, or on what a
+prompt is: tokens, or a conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from specplug.bench.arms import Arm, Result
+from specplug.bench.arms import Timed, TimedArm
 from specplug.bench.statistics import Interval, paired_ratio
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray
 from specplug.generation.counters import Counters
+from specplug.subjects.subject import SubjectError
 
 Explain = Callable[[IntArray, list[int], list[int]], bool]
 """Takes a prompt, the reference's answer and another answer; returns whether rounding explains the difference."""
+
+Asked = TypeVar("Asked")
+"""What an arm is asked."""
+
+Content = TypeVar("Content")
+"""What answers are compared by."""
 
 
 @dataclass(slots=True)
@@ -26,7 +34,7 @@ class Tally:
     """One arm's figures over a set of answers, beside those of the first arm to the same prompts.
 
     tokens, seconds              of each answer, without its first token
-    base_tokens, base_seconds    of the first arm's answers
+    base_tokens, base_seconds    of the first arm's answers; 0 where it has failed
     counted                      whether every answer had counters
     identical, rounding, different  answers of the first repeat, by how they compare with the arm's reference
     prompt_seconds               of each answer: the prefill and its first token; None where it was not measured
@@ -80,18 +88,22 @@ class Tally:
 
 @dataclass(slots=True)
 class Outcome:
-    """One tally per arm, in the order of the arms: over all answers, and per category."""
+    """One tally per arm, in the order of the arms: over all answers, and per category.
+
+    failures  why an arm answers no more, by its index; its tallies are those of its earlier answers
+    """
 
     overall: list[Tally]
     categories: list[dict[str, Tally]]
+    failures: dict[int, str] = field(default_factory=dict)
 
 
 def run_arms(
-    arms: Sequence[Arm],
+    arms: Sequence[TimedArm[Asked, Content]],
     prompts: Sequence[Prompt],
-    encode: Callable[[Sequence[dict[str, str]]], IntArray],
-    decode: Callable[[Sequence[int]], str],
-    explain: Explain | Sequence[Explain],
+    encode: Callable[[Sequence[dict[str, str]]], Asked],
+    decode: Callable[[Content], str],
+    explain: Callable[[Asked, Content, Content], bool] | Sequence[Callable[[Asked, Content, Content], bool]],
     *,
     references: Sequence[int] | None = None,
     max_tokens: int,
@@ -101,8 +113,8 @@ def run_arms(
 ) -> Outcome:
     """Measure all arms over all prompts. `arms[0]` is plain decoding, which the speed of all arms is compared with.
 
-    encode      turns messages into prompt tokens
-    decode      turns tokens into text
+    encode      turns messages into what arms are asked
+    decode      turns an answer into text
     explain     is called for answers of the first repeat that differ from the reference's: one for all arms, or one
                 per arm
     references  per arm, the index of plain decoding under the same engine settings, whose answers it must reproduce;
@@ -121,18 +133,25 @@ def run_arms(
                 active = [i for i, prompt in enumerate(group) if turn < len(prompt.turns)]
                 for i in active:
                     conversations[i].append({"role": "user", "content": group[i].turns[turn]})
-                tokens = [encode(conversations[i]) for i in active]
-                results: list[list[Result]] = [[] for _ in arms]
+                asked = [encode(conversations[i]) for i in active]
+                results: dict[int, Sequence[Timed[Content]]] = {}
                 for offset in range(len(arms)):
                     index = (number + repeat + offset) % len(arms)
-                    results[index] = arms[index].answer(tokens, max_tokens)
+                    if index in outcome.failures:
+                        continue
+                    try:
+                        results[index] = arms[index].answer(asked, max_tokens)
+                    except SubjectError as error:
+                        outcome.failures[index] = str(error)
                     progress(group[0].category, len(active))
-                for i, plain in zip(active, results[0], strict=True):
-                    conversations[i].append({"role": "assistant", "content": decode(plain.tokens)})
+                if not results:
+                    return outcome
+                for i, answer in zip(active, results[min(results)], strict=True):
+                    conversations[i].append({"role": "assistant", "content": decode(answer.content)})
                 kinds = [group[i].category for i in active]
                 _add(outcome, kinds, results)
                 if repeat == 0:
-                    _judge(outcome, kinds, tokens, results, references, explains)
+                    _judge(outcome, kinds, asked, results, references, explains)
     return outcome
 
 
@@ -146,16 +165,17 @@ def _groups(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
     return [of_one[i : i + size] for of_one in by_category.values() for i in range(0, len(of_one), size)]
 
 
-def _add(outcome: Outcome, categories: Sequence[str], results: Sequence[Sequence[Result]]) -> None:
-    """Add the tokens, times and counters of one answer of every arm to each of the same prompts."""
-    for index, of_arm in enumerate(results):
-        for category, result, base in zip(categories, of_arm, results[0], strict=True):
+def _add(outcome: Outcome, categories: Sequence[str], results: Mapping[int, Sequence[Timed[object]]]) -> None:
+    """Add the tokens, times and counters of one answer of every arm, by its index, to each of the same prompts."""
+    bases = [(one.length - 1, one.seconds) for one in results.get(0, ())] or [(0, 0.0)] * len(categories)
+    for index, of_arm in results.items():
+        for category, result, (base_tokens, base_seconds) in zip(categories, of_arm, bases, strict=True):
             for tally in (outcome.overall[index], outcome.categories[index].setdefault(category, Tally())):
-                tally.tokens.append(len(result.tokens) - 1)
+                tally.tokens.append(result.length - 1)
                 tally.seconds.append(result.seconds)
                 tally.prompt_seconds.append(result.prompt_seconds)
-                tally.base_tokens.append(len(base.tokens) - 1)
-                tally.base_seconds.append(base.seconds)
+                tally.base_tokens.append(base_tokens)
+                tally.base_seconds.append(base_seconds)
                 if result.counters is None:
                     tally.counted = False
                 else:
@@ -165,16 +185,18 @@ def _add(outcome: Outcome, categories: Sequence[str], results: Sequence[Sequence
 def _judge(
     outcome: Outcome,
     categories: Sequence[str],
-    prompts: Sequence[IntArray],
-    results: Sequence[Sequence[Result]],
+    prompts: Sequence[Asked],
+    results: Mapping[int, Sequence[Timed[Content]]],
     references: Sequence[int],
-    explains: Sequence[Explain],
+    explains: Sequence[Callable[[Asked, Content, Content], bool]],
 ) -> None:
-    """Compare every answer with that of its arm's reference, and count the verdict."""
+    """Compare every answer with that of its arm's reference, where both have answered, and count the verdict."""
     for index, (reference, explain) in enumerate(zip(references, explains, strict=True)):
+        if not {index, reference} <= results.keys():
+            continue
         for category, prompt, result, base in zip(categories, prompts, results[index], results[reference], strict=True):
-            same = result.tokens == base.tokens
-            rounding = not same and explain(prompt, base.tokens, result.tokens)
+            same = result.content == base.content
+            rounding = not same and explain(prompt, base.content, result.content)
             verdict = "identical" if same else "rounding" if rounding else "different"
             for tally in (outcome.overall[index], outcome.categories[index][category]):
                 setattr(tally, verdict, getattr(tally, verdict) + 1)

@@ -71,7 +71,14 @@ class ExportedCode:
 
 
 def export(profile: Profile, target: str, model: str | None = None) -> Exported | ExportedCode:
-    """The command or code for one of TARGETS; `model` is the one to open, the profile's own where it is None."""
+    """The command or code for one of TARGETS; `model` is the one to open, the profile's own where it is None.
+
+    UsageError for the command of a server, which can only be written as it is.
+    """
+    if profile.server is not None:
+        raise UsageError(
+            f"profile {profile.name}: it is a server's own command already; leave the target and model out"
+        )
     methods = {spec.method: _options(spec) for spec in profile.proposers}
     model = model or profile.model or "MODEL"
     made: Exported | ExportedCode

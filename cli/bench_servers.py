@@ -1,0 +1,121 @@
+"""`specplug bench --server`: compare servers, and specplug's own engines beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from specplug.bench.compare import check
+from specplug.bench.compare_servers import compare_servers
+from specplug.bench.workloads import Prompt
+from specplug.errors import SpecplugError, UsageError
+from specplug.profile import Profile
+
+from .options import Request
+from .progress import progress_bar
+from .servers import open_servers
+
+
+def check_servers(request: Request, profiles: Sequence[Profile], peers: Sequence[str], levels: Sequence[int]) -> None:
+    """Raise the UsageError for what cannot be compared, before anything is started."""
+    if request.temperature:
+        raise UsageError("--temperature: servers answer greedily here, so that texts can be compared; leave it out")
+    if profiles:
+        for level in levels:
+            check(profiles, peers, level, request.temperature)
+
+
+def measure_servers(
+    request: Request,
+    profiles: Sequence[Profile],
+    peers: Sequence[str],
+    prompts: Sequence[Prompt],
+    levels: Sequence[int],
+    *,
+    workload: str,
+    repeats: int,
+    notify: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """A document for each number of prompts at once."""
+    answers = sum(len(prompt.turns) for prompt in prompts) * repeats
+    arms = len(request.servers) + len(profiles) + len(peers) + bool(profiles)
+    reports = []
+    for level in levels:
+        with progress_bar("bench", answers * arms) as progress:
+            reports.append(
+                compare_servers(
+                    open_servers(request.servers, request.model),
+                    profiles,
+                    peers,
+                    prompts,
+                    workload=workload,
+                    max_tokens=request.max_tokens,
+                    repeats=repeats,
+                    concurrency=level,
+                    notify=notify,
+                    progress=progress,
+                )
+            )
+    return reports
+
+
+def show_servers(report: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 160)
+    work, first = report["workload"], report["arms"][0]["name"]
+    console.print(
+        f"{report['model']}, {work['prompts']} prompts of {work['name']}, {work['max_tokens']} new tokens, "
+        f"{work['concurrency']} at once, {work['repeats']} run(s); compared with {first}"
+    )
+    columns = ("tokens/s", "tokens/pass", "speedup", "95% interval", "first token ms", "between ms", "same text")
+    table = Table("server", *columns, box=None)
+    for arm in report["arms"]:
+        table.add_row(arm["name"] + (", failed" if arm["failure"] is not None else ""), *_cells(arm))
+    console.print(table)
+    console.print("first token and time between tokens: median / 95th percentile")
+    by_category = Table("speedup by category", *[arm["name"] for arm in report["arms"][1:]], box=None)
+    for name in report["arms"][0]["categories"]:
+        by_category.add_row(name, *[_speedup(arm["categories"][name]["speedup"]) for arm in report["arms"][1:]])
+    if len(report["arms"]) > 1:
+        console.print(by_category)
+    for line in report["other_models"]:
+        console.print(line, soft_wrap=True)
+    for arm in report["arms"]:
+        if arm["failure"] is not None:
+            console.print(f"{arm['name']} failed: {arm['failure']}", soft_wrap=True)
+
+
+def raise_for_failures(reports: Sequence[dict[str, Any]]) -> None:
+    """SpecplugError where there is nothing to compare with: the first server failed, or all did."""
+    for report in reports:
+        first = report["arms"][0]
+        if first["failure"] is not None:
+            raise SpecplugError(f"{first['name']}, which the others are compared with, failed: {first['failure']}")
+
+
+def _cells(arm: dict[str, Any]) -> list[str]:
+    speed, length = arm["tokens_per_second"], arm["mean_acceptance_length"]
+    compared = arm["identical"] + arm["rounding"] + arm["different"]
+    is_base = arm["reference"] == arm["name"]
+    return [
+        f"{speed:.1f}" if speed is not None else "-",
+        f"{length:.2f}" if length is not None else "-",
+        *(("-", "-") if arm["speedup"] is None else _parts(arm["speedup"])),
+        _percentiles(arm["first_ms"]),
+        _percentiles(arm["between_ms"]),
+        "-" if is_base or not compared else f"{arm['identical']}/{compared}",
+    ]
+
+
+def _parts(ratio: dict[str, float]) -> tuple[str, str]:
+    return f"{ratio['median']:.2f}", f"{ratio['low']:.2f}-{ratio['high']:.2f}"
+
+
+def _speedup(ratio: dict[str, float] | None) -> str:
+    return "-" if ratio is None else "{} ({})".format(*_parts(ratio))
+
+
+def _percentiles(found: dict[str, float] | None) -> str:
+    return "-" if found is None else f"{found['p50']:.1f} / {found['p95']:.1f}"

@@ -1,0 +1,129 @@
+"""The arms of a comparison of servers: they are asked whole conversations, and answer with text.
+
+A subject is one such arm, and an arm of an engine in this process is made one of them by the engine's template. The
+module does not start or stop subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from specplug.bench.arms import Arm, Result
+from specplug.core import IntArray
+from specplug.generation.counters import Counters
+from specplug.subjects.subject import Message, Question, Reply, Subject, SubjectError
+from specplug.subjects.waking import awake
+
+Conversation = Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """One answer as text; seconds and counters are those of `Result`, `length` its number of tokens."""
+
+    content: str
+    length: int
+    seconds: float
+    counters: Counters | None
+    prompt_seconds: float | None
+
+
+class SubjectArm:
+    """A subject that has been started, or one that could not be."""
+
+    profile = None
+
+    def __init__(self, subject: Subject, failure: str | None = None) -> None:
+        """failure: why the subject could not be started, with which every answer then fails"""
+        self.name = subject.name
+        self.subject = subject
+        self.replies: list[Reply] = []
+        """All answers so far."""
+        self._failure = failure
+
+    def answer(self, prompts: Sequence[Conversation], max_tokens: int) -> list[TextResult]:
+        """Ask all conversations at once."""
+        if self._failure is not None:
+            raise SubjectError(self._failure)
+        with awake(self.subject):
+            replies = ask_at_once(self.subject, [Question(prompt, max_tokens) for prompt in prompts])
+        self.replies += replies
+        seconds = decode_seconds(replies)
+        return [
+            TextResult(one.text, one.tokens, taken, _counters(one), one.first_ms / 1000)
+            for one, taken in zip(replies, seconds, strict=True)
+        ]
+
+    def reset(self) -> None:
+        """Without effect: what a server has learned, it keeps until it ends."""
+
+    def close(self) -> None:
+        """Without effect: whoever started the subject stops it."""
+
+
+class EngineArm:
+    """An arm of an engine in this process, among arms that are asked conversations."""
+
+    def __init__(
+        self, arm: Arm, encode: Callable[[Sequence[dict[str, str]]], IntArray], decode: Callable[[Sequence[int]], str]
+    ) -> None:
+        """encode, decode: as in `Stage`"""
+        self.name = arm.name
+        self.profile = arm.profile
+        self._arm = arm
+        self._encode = encode
+        self._decode = decode
+
+    def answer(self, prompts: Sequence[Conversation], max_tokens: int) -> list[TextResult]:
+        tokens = [self._encode([dict(message) for message in prompt]) for prompt in prompts]
+        return [self._as_text(one) for one in self._arm.answer(tokens, max_tokens)]
+
+    def reset(self) -> None:
+        self._arm.reset()
+
+    def close(self) -> None:
+        self._arm.close()
+
+    def _as_text(self, result: Result) -> TextResult:
+        text = self._decode(result.tokens)
+        return TextResult(text, result.length, result.seconds, result.counters, result.prompt_seconds)
+
+
+def ask_at_once(subject: Subject, questions: Sequence[Question]) -> list[Reply]:
+    """The answers to all questions, which are sent at the same time. SubjectError where one of them fails."""
+    if len(questions) == 1:
+        return [subject.ask(questions[0])]
+    pool = ThreadPoolExecutor(len(questions))
+    try:
+        return list(pool.map(subject.ask, questions))
+    finally:  # without waiting: after Ctrl-C, the answers under way end with the server
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def decode_seconds(replies: Sequence[Reply]) -> list[float]:
+    """The seconds to charge each answer for its tokens but the first.
+
+    Of answers that were computed at once, each is charged the share of its tokens in the time from the first token of
+    any of them to the last one, in which the rest of the others' prompts was read, too.
+    """
+    if len(replies) == 1:
+        return [replies[0].decode_ms / 1000]
+    began = min(one.first_ms for one in replies)
+    ended = max(one.first_ms + one.stream_ms for one in replies)
+    tokens = sum(one.tokens - 1 for one in replies)
+    return [(ended - began) / 1000 * (one.tokens - 1) / max(1, tokens) for one in replies]
+
+
+def _counters(reply: Reply) -> Counters | None:
+    """Passes by what they yield: each one of decoding ends in a token of the target's own, after the accepted ones."""
+    if reply.draft_tokens is None or reply.accepted_tokens is None:
+        return None
+    decoded = max(0, reply.tokens - 1)
+    return Counters(
+        steps=max(0, decoded - reply.accepted_tokens),
+        emitted_tokens=decoded,
+        draft_tokens=reply.draft_tokens,
+        accepted_tokens=reply.accepted_tokens,
+    )
