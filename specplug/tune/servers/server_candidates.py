@@ -92,7 +92,7 @@ def llama_candidates(
     found: list[Candidate] = []
     missing = [
         f"{kind}: this build has no such --spec-type"
-        for kind in (*LOOKUP_TYPES, *(["draft-simple"] if drafters else []), *(HEAD_TYPES[kind] for kind, _ in heads))
+        for kind in (*LOOKUP_TYPES, *(["draft-simple"] if drafters else []), *(HEAD_TYPES[head] for head, _ in heads))
         if kind not in offered.spec_types and not (kind == "draft-simple" and _draft_flag(offered))
     ]
     for kind in LOOKUP_TYPES:
@@ -100,9 +100,9 @@ def llama_candidates(
             found += _lookups(offered, kind)
     for file in drafters:
         found += _drafted(offered, file)
-    for kind, file in heads:
-        if HEAD_TYPES[kind] in offered.spec_types:
-            found += _heads(offered, kind, file)
+    for head, path in heads:
+        if HEAD_TYPES[head] in offered.spec_types:
+            found += _heads(offered, head, path)
     return found, missing
 
 
