@@ -61,7 +61,7 @@ FLAGS: list[tuple[str, str, str, Any]] = [
 REMOVED = ("--draft, --draft-n, --draft-max", "N", "the argument has been removed. use --spec-draft-n-max", None)
 
 STUB_FLAGS: list[tuple[str, Any]] = [
-    ("--ms-per-pass", 0.0),
+    ("--ms-per-pass", 0.05),
     ("--ms-per-row", 0.0),
     ("--ms-per-draft", 0.0),
     ("--prompt-ms", 0.0),

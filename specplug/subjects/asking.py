@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from specplug.subjects.connection import Connection, Json
@@ -71,7 +72,7 @@ class Heard:
             first_ms=1000 * self.times[0],
             decode_ms=stream_ms if timings is None else float(timings["predicted_ms"]),
             stream_ms=stream_ms,
-            gaps_ms=tuple(1000 * (b - a) for a, b in zip(self.times, self.times[1:], strict=False)),
+            gaps_ms=tuple(1000 * (b - a) for a, b in pairwise(self.times)),
             prompt_ids=None if self.prompt_ids is None else tuple(self.prompt_ids),
             ids=tuple(self.ids) if ids else None,
             draft_tokens=drafts,

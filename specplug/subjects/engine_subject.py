@@ -1,15 +1,26 @@
 """specplug's own llama.cpp engine in this process, as a Subject.
 
-It answers as the server does, with the same scheduler, but without HTTP.
+It answers as the server does, with the same scheduler, but without HTTP; see `engine_thread.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from specplug import __version__
+from specplug.errors import EngineError, SpecplugError, UsageError
+from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.profile import Profile
 from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
+
+if TYPE_CHECKING:
+    from specplug.subjects.engine_thread import EngineAnswer, EngineThread
+
+NO_LIMIT = 1 << 20
+"""Draft tokens per step; the planner has its own limit."""
 
 
 class EngineSubject:
@@ -35,16 +46,50 @@ class EngineSubject:
         self._model_path = model_path
         self._slots = slots
         self._notify = notify
+        self._thread: EngineThread | None = None
 
     @property
     def abilities(self) -> Abilities:
-        raise SubjectError(f"{self.name} was not started; `start` comes first")
+        engine = self._running().engine
+        return Abilities(
+            "specplug",
+            __version__,
+            self._model_path.name,
+            slots=engine.slots,
+            context=engine.max_context,
+            token_ids=True,
+            timings=True,
+            counters=True,
+            logprobs=True,
+            per_request=True,
+        )
 
     def start(self, flags: Sequence[str] = ()) -> None:
-        raise SubjectError(f"{self.name} cannot be started yet")
+        """Open the engine. UsageError for flags: a profile says what it does."""
+        if flags:
+            raise UsageError(f"{self.name}: specplug's own engine takes a profile, not the flags {' '.join(flags)}")
+        self.stop()
+        from specplug.engines.llama_cpp import require
+
+        require()
+        from specplug.subjects.engine_thread import EngineThread
+
+        self._thread = EngineThread(self._profile, self._model_path, self._slots, self._notify)
 
     def ask(self, question: Question) -> Reply:
-        raise SubjectError(f"{self.name} was not started; `start` comes first")
+        thread = self._running()
+        try:
+            answered = thread.answer(
+                thread.engine.chat_prompt(_messages(question)),
+                question.max_tokens,
+                Sampling(logprobs=question.top or None),
+                NO_LIMIT if question.drafting else 0,
+            )
+        except (UsageError, EngineError):
+            raise
+        except SpecplugError as error:
+            raise SubjectError(f"{self.name}: {error}") from error
+        return _reply(thread, answered, question.top)
 
     def sleep(self) -> None:
         """Nothing to do: the engine computes only while it is asked."""
@@ -52,4 +97,42 @@ class EngineSubject:
     def wake(self) -> None:
         """Nothing to do."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+
+    def _running(self) -> EngineThread:
+        if self._thread is None:
+            raise SubjectError(f"{self.name} was not started; `start` comes first")
+        return self._thread
+
+
+def _messages(question: Question) -> list[dict[str, str]]:
+    return [dict(message) for message in question.messages]
+
+
+def _reply(thread: EngineThread, answered: EngineAnswer, top: int) -> Reply:
+    job, deltas = answered.job, answered.deltas
+    report = deltas[-1].report
+    assert report is not None
+    times = [1000 * seconds for seconds, delta in zip(answered.seconds, deltas, strict=True) if delta.tokens]
+    likeliest = [one for delta in deltas for one in delta.logprobs]
+    return Reply(
+        text="".join(segment.text for delta in deltas for segment in delta.segments),
+        tokens=len(job.tokens),
+        first_ms=times[0],
+        decode_ms=report.decode_ms,
+        stream_ms=times[-1] - times[0],
+        gaps_ms=tuple(b - a for a, b in pairwise(times)),
+        prompt_ids=tuple(job.prompt.tolist()),
+        ids=tuple(job.tokens),
+        draft_tokens=report.counters.draft_tokens,
+        accepted_tokens=report.counters.accepted_tokens,
+        top=tuple(_texts(thread, one) for one in likeliest) if top else (),
+        finish=deltas[-1].finish,
+    )
+
+
+def _texts(thread: EngineThread, one: TokenLogprobs) -> dict[str, float]:
+    return {thread.engine.text([token]): logprob for token, logprob in one.top}

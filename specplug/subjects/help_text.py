@@ -8,7 +8,7 @@ Source of the two layouts: `common_arg::to_string` in common/arg.cpp of github.c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 DESCRIPTION_COLUMN = 20
@@ -40,10 +40,16 @@ class HelpFlag:
 
 @dataclass(frozen=True, slots=True)
 class Help:
-    """The flags of a build, by each of their spellings; and the values of `--spec-type`, empty where it has none."""
+    """The flags of a build, by each of their spellings.
+
+    spec_types  the values of `--spec-type`; empty where there is no such flag
+    spec_keys   settings that are written into a value of `--spec-type`, as `TYPE:KEY=N,KEY=N`, and have no flags
+                (ik_llama.cpp since 2026)
+    """
 
     flags: Mapping[str, HelpFlag] = field(default_factory=dict)
     spec_types: tuple[str, ...] = ()
+    spec_keys: tuple[str, ...] = ()
 
     def spelling(self, *names: str) -> str | None:
         """The first of these names that the build accepts; None where it accepts none of them."""
@@ -64,6 +70,7 @@ class Help:
 def parse_help(text: str) -> Help:
     """Read a help text of any build; what is no flag is left out."""
     flags: dict[str, HelpFlag] = {}
+    descriptions: dict[str, list[str]] = {}
     for head, description in _entries(text):
         names, value, rest = _head(head)
         described = " ".join([rest, *description])
@@ -78,8 +85,25 @@ def parse_help(text: str) -> Help:
         )
         for name in names:
             flags.setdefault(name, flag)
-    types = flags["--spec-type"].value if "--spec-type" in flags else ""
-    return Help(flags, tuple(part.strip() for part in re.split(r"[,|]", types.strip("[]{}<>")) if part.strip()))
+            descriptions.setdefault(name, [rest, *description])
+    if "--spec-type" not in flags:
+        return Help(flags)
+    said = descriptions["--spec-type"]
+    types = _listed(said, "types:") or _split(flags["--spec-type"].value)
+    return Help(flags, types, _listed(said, "keys:"))
+
+
+def _listed(description: Sequence[str], word: str) -> tuple[str, ...]:
+    """What follows a word that begins a line, or ends its first words: `types: a, b`, `canonical keys: a,b`."""
+    for line in description:
+        before, found, listed = line.partition(word)
+        if found and len(before.split()) <= 1:
+            return _split(listed)
+    return ()
+
+
+def _split(listed: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in re.split(r"[,|]", listed.strip("[]{}<> ")) if part.strip())
 
 
 def _entries(text: str) -> list[tuple[str, list[str]]]:

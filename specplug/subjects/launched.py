@@ -14,7 +14,8 @@ from specplug.subjects.address import ServerAddress, key_from, server_url
 from specplug.subjects.connection import SILENCE_S, Connection
 from specplug.subjects.server_client import ServerClient
 from specplug.subjects.server_command import ServerCommand
-from specplug.subjects.server_process import ServerProcess
+from specplug.subjects.server_memory import check_room, server_bytes
+from specplug.subjects.server_process import ServerProcess, live_processes
 from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
 
 START_S = 600.0
@@ -83,7 +84,9 @@ class LaunchedServer:
             self.command.key or key_from(os.environ),
             self.command.certificate,
         )
-        self._process = ServerProcess(argv, self._log)
+        needed = server_bytes(self.command, flags)
+        check_room(self.name, needed, [(other.pid, other.needed) for other in live_processes()])
+        self._process = ServerProcess(argv, self._log, needed)
         try:
             self._wait(self._process, address)
             self._client = ServerClient(address, self.name, silence_s=self._silence_s)

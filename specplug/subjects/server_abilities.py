@@ -6,9 +6,11 @@ vllm/entrypoints, docs/api.md of github.com/ollama/ollama, lmstudio.ai/docs/api/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specplug.errors import UsageError
 from specplug.subjects.asking import CHAT, Extras, checked_timings
 from specplug.subjects.connection import Connection, Json
 from specplug.subjects.llama_server import COMPLETION, TEMPLATE, TOKENIZE
@@ -17,6 +19,10 @@ from specplug.subjects.vllm_server import spec_counts
 
 GREETING = [{"role": "user", "content": "Say hello."}]
 """The conversation of the short answer. It also has the server read its model before anything is timed."""
+
+
+MOST_NAMED = 5
+"""Models that a message names at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ def find_abilities(connection: Connection, name: str, model: str | None = None) 
     model  that requests shall name; the server's first one where None
     """
     described = _described(connection, name, model)
+    if described.completions and not _has_template(connection):
+        described = replace(described, completions=False)  # a build before 2025, or a fork
     abilities = described.abilities
     top = _probe(connection, abilities, described, top=True)
     if top is None:
@@ -48,8 +56,7 @@ def find_abilities(connection: Connection, name: str, model: str | None = None) 
 def _described(connection: Connection, name: str, model: str | None) -> Found:
     """What the server says of itself, before any answer."""
     listed = connection.get("/v1/models")
-    entries = [one for one in _list(listed, "data") if isinstance(one, dict)]
-    entry = next((one for one in entries if one.get("id") == model), entries[0] if entries else {})
+    entry = _entry([one for one in _list(listed, "data") if isinstance(one, dict)], name, model)
     model = model or str(entry.get("id", ""))
     owner = entry.get("owned_by", "")
     props = connection.get("/props")
@@ -72,6 +79,17 @@ def _described(connection: Connection, name: str, model: str | None) -> Found:
     return Found(Abilities("openai", model=model), Extras())
 
 
+def _entry(entries: Sequence[Json], name: str, model: str | None) -> Json:
+    """The entry of /v1/models that describes the model of the requests; empty where the server lists none."""
+    ids = [str(one.get("id", "")) for one in entries]
+    listed = ", ".join(ids[:MOST_NAMED]) + (" and others" if len(ids) > MOST_NAMED else "")
+    if model is not None and ids and model not in ids:
+        raise UsageError(f"{name} has no model {model}; it lists {listed}")
+    if model is None and len(ids) > 1 and entries[0].get("owned_by") != "vllm":  # the others are its LoRA adapters
+        raise UsageError(f"{name} has {len(ids)} models ({listed}); name one with --model")
+    return next((one for one in entries if one.get("id") == model), entries[0] if entries else {})
+
+
 def _llama_server(connection: Connection, props: Json, model: str) -> Found:
     version = str(props.get("build_info", ""))
     settings = props.get("default_generation_settings")
@@ -88,12 +106,20 @@ def _llama_server(connection: Connection, props: Json, model: str) -> Found:
     return Found(Abilities("llama-server", version, model, slots, context), Extras(), completions=True)
 
 
+def _has_template(connection: Connection) -> bool:
+    try:
+        prompt = connection.post(TEMPLATE, {"messages": GREETING}).get("prompt")
+        tokens = connection.post(TOKENIZE, {"content": prompt, "add_special": True, "parse_special": True})
+    except SubjectError:
+        return False
+    return bool(tokens.get("tokens"))
+
+
 def _probe(connection: Connection, abilities: Abilities, described: Found, *, top: bool) -> Json | None:
     """A short answer; None where the server refuses the request. Without `top`, its refusal is raised."""
     try:
         if described.completions:
             prompt = connection.post(TEMPLATE, {"messages": GREETING}).get("prompt")
-            connection.post(TOKENIZE, {"content": prompt, "add_special": True, "parse_special": True})
             body: dict[str, Any] = {"prompt": prompt, "n_predict": 2, "temperature": 0, "return_tokens": True}
             return connection.post(COMPLETION, body | ({"n_probs": 1} if top else {}))
         body = {"model": abilities.model, "messages": GREETING, "max_tokens": 2, "temperature": 0}

@@ -31,6 +31,9 @@ CONTEXT = ("-c", "--ctx-size", "--max-model-len")
 LLAMA_VARIABLES = {"--port": "LLAMA_ARG_PORT", "--host": "LLAMA_ARG_HOST", "--api-key": "LLAMA_API_KEY"}
 """Environment variables that llama-server reads where the flag is missing."""
 
+HUB = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "--models-dir", "--models-preset", "-dr", "--docker-repo")
+"""Other flags that name llama-server's model."""
+
 DRAFTING_VARIABLES = ("LLAMA_ARG_SPEC_TYPE", "LLAMA_ARG_SPEC_DRAFT_MODEL", "LLAMA_ARG_MODEL_DRAFT")
 
 
@@ -72,7 +75,7 @@ class ServerCommand:
     @property
     def model(self) -> str | None:
         """The model that the command names; None where it names none."""
-        if (named := self._value(MODEL)) is not None or self.kind not in ("vllm", "specplug"):
+        if (named := self.value(MODEL)) is not None or self.kind not in ("vllm", "specplug"):
             return named
         at = _program_at(self.argv) + 1
         words = self.argv[at : at + 2]  # `vllm serve MODEL`
@@ -81,7 +84,7 @@ class ServerCommand:
     @property
     def port(self) -> int | None:
         """UsageError for one that is no number."""
-        given = self._value(PORT)
+        given = self.value(PORT)
         if given is not None and not (given.isdecimal() and 0 < int(given) < 65536):
             raise UsageError(f"--server: --port {given} is no port; use a number from 1 to 65535, or leave it out")
         return None if given is None else int(given)
@@ -89,34 +92,34 @@ class ServerCommand:
     @property
     def host(self) -> str | None:
         """The address that it listens on, the first one of several; None where the command names none."""
-        given = self._value(HOST)
+        given = self.value(HOST)
         return None if given is None else given.split(",")[0].strip()
 
     @property
     def prefix(self) -> str:
         """The path before all others, without a slash at the end."""
-        return (self._value(PREFIX) or "").rstrip("/")
+        return (self.value(PREFIX) or "").rstrip("/")
 
     @property
     def key(self) -> str | None:
         """The API key that the server will demand, the first one of several."""
-        given = self._value(KEY)
+        given = self.value(KEY)
         return given.split(",")[0] if given else None
 
     @property
     def certificate(self) -> str | None:
         """The file with its TLS certificate; None where it has none."""
-        return self._value(CERTIFICATE)
+        return self.value(CERTIFICATE)
 
     @property
     def slots(self) -> int | None:
-        return _number(self._value(SLOTS))
+        return _number(self.value(SLOTS))
 
     @property
     def context(self) -> int | None:
-        return _number(self._value(CONTEXT))
+        return _number(self.value(CONTEXT))
 
-    def _value(self, names: Sequence[str]) -> str | None:
+    def value(self, names: Sequence[str]) -> str | None:
         """The value of a flag, that of the last one where it is given several times."""
         found = None
         for at, word in enumerate(self.argv):
@@ -183,8 +186,9 @@ def read_command(text: str, model: str | None = None) -> ServerCommand:
 
 
 def _with_model(command: ServerCommand, model: str) -> ServerCommand:
-    if command.model is not None:
-        raise UsageError(f"--model {model}: the command of --server names {command.model} already; leave out one")
+    named = command.model or command.value(HUB)
+    if named is not None:
+        raise UsageError(f"--model {model}: the command of --server names {named} already; leave out one")
     at = _program_at(command.argv)
     if command.kind in ("vllm", "specplug"):
         rest = command.argv[at + 2 :] if command.argv[at + 1 : at + 2] == ("serve",) else None

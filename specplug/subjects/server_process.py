@@ -38,9 +38,13 @@ _alive: weakref.WeakSet[ServerProcess] = weakref.WeakSet()
 class ServerProcess:
     """One running process with its group. `stop` never raises, and may be called at any time from any thread."""
 
-    def __init__(self, argv: Sequence[str], log: Path | None) -> None:
+    def __init__(self, argv: Sequence[str], log: Path | None, needed: int = 0) -> None:
         """Start `argv`; its output is appended to `log`, or to a file that `stop` removes. SubjectError where it cannot
-        be started."""
+        be started.
+
+        needed  bytes of memory that it takes, for whoever starts another one
+        """
+        self.needed = needed
         if log is None:
             handle, name = tempfile.mkstemp(prefix="specplug-server-", suffix=".log")
             os.close(handle)
@@ -155,6 +159,11 @@ class ServerProcess:
         if self._temporary:
             with suppress(OSError):
                 self.log.unlink(missing_ok=True)
+
+
+def live_processes() -> list[ServerProcess]:
+    """Those that were started here and have neither ended nor been stopped."""
+    return [process for process in list(_alive) if process.exit_code is None]
 
 
 @atexit.register

@@ -1,4 +1,4 @@
-"""Several servers at once: only the one that is asked computes, and not more are started than memory holds."""
+"""Several subjects at once, of which only the one that is asked computes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,84 @@
+"""Whether a server still fits into memory beside those that run; from its command line and its models' headers.
+
+What a command does not tell, such as the size of a model that it will download, counts as nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import psutil
+
+from specplug.engines.llama_cpp.memory_need import KV_BYTES, MemoryNeed, memory_need
+from specplug.errors import UsageError
+from specplug.machine.memory import available_memory, gib
+from specplug.models.gguf_header import read_header
+from specplug.profile import Runtime
+from specplug.subjects.server_command import ServerCommand
+from specplug.subjects.subject import SubjectError
+
+MOST_LIVE = 2
+"""Servers that may run at once: one that drafts beside one that does not."""
+
+DRAFT_MODEL = ("-md", "--model-draft", "--spec-draft-model")
+KV_TYPE = ("-ctk", "--cache-type-k")
+DEFAULT_CONTEXT = 4096
+"""Tokens, where neither the command nor the model's header tells how many."""
+
+
+def server_bytes(command: ServerCommand, flags: Sequence[str] = ()) -> int:
+    """What a llama-server with these flags takes, at least: weights, KV cache and the largest tensors of a pass, of the
+    model and of its drafter. 0 where its model is no GGUF file on this disk."""
+    started = ServerCommand((*command.argv, *flags), command.kind, command.help)
+    model, drafter = started.model, started.value(DRAFT_MODEL)
+    if command.kind != "llama-server" or model is None or not Path(model).is_file():
+        return 0
+    kv_type = started.value(KV_TYPE)
+    runtime = Runtime(kv_type=kv_type if kv_type in KV_BYTES else None)
+    cells = started.context or _trained_context(Path(model))
+    needs = [memory_need(Path(model), runtime, cells)]
+    if drafter is not None and Path(drafter).is_file():
+        needs.append(memory_need(Path(drafter), Runtime(), cells))
+    return sum(_least(need) for need in needs)
+
+
+def check_room(name: str, needed: int, running: Iterable[tuple[int, int]]) -> None:
+    """Raise UsageError where a server that takes `needed` bytes does not fit, SubjectError where MOST_LIVE run already.
+
+    running  of each server that runs: its process, and the bytes that it takes
+    """
+    others = list(running)
+    if len(others) >= MOST_LIVE:
+        raise SubjectError(f"{name} was not started: {len(others)} servers run already, and {MOST_LIVE} may; stop one")
+    # Mapped weights of those that run count as free, since the kernel could give them up; they would be read again.
+    free = available_memory().free + sum(_held(pid) for pid, _ in others)
+    total = needed + sum(size for _, size in others)
+    if needed and total > free:
+        beside = f", with the {len(others)} beside it {gib(total)} GiB" if others else ""
+        raise UsageError(
+            f"{name} needs about {gib(needed)} GiB{beside}, and {gib(free)} GiB are free; "
+            "use a smaller -c, or a smaller model"
+        )
+
+
+def _least(need: MemoryNeed) -> int:
+    return need.total - (need.weights if need.sparse else 0)
+
+
+def _trained_context(model: Path) -> int:
+    found = read_header(model).numbers.get("context_length")
+    return found if isinstance(found, int) and found > 0 else DEFAULT_CONTEXT
+
+
+def _held(pid: int) -> int:
+    """Bytes that a process and its children hold and nobody can take from them: without mapped files."""
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            used = one.memory_info()
+            total += max(0, used.rss - getattr(used, "shared", 0))
+    except psutil.Error:  # it has ended meanwhile
+        pass
+    return total
