@@ -46,7 +46,7 @@ from .preparation import needs_of, prepare
 from .progress import budget_bar
 from .server_options import format_option
 from .tune_server import ServerTune, tune_one_server
-from .tune_target import tuned_target
+from .tune_target import check_resumable, tuned_target
 
 JSON_NAMES = {"off_path_rows": "asides"}
 """Stages whose field in `tune --dry-run --json` keeps an older name."""
@@ -182,8 +182,9 @@ def tune(
     )
     check(wanted)
     if dry_run:
+        check_resumable(target, resume)
         plan = _plan(wanted)
-        click.echo(json.dumps(plan, indent=1) if request.json else "\n".join(f"{k}: {v}" for k, v in plan.items()))
+        click.echo(json.dumps(plan, indent=1) if request.json else "\n".join(_plan_lines(plan)))
         return
     try:
         with budget_bar("tune", seconds) as progress:
@@ -265,6 +266,19 @@ def _plan(request: Request) -> dict[str, Any]:
         | {"confirm": round((1 - sum(shares.values())) * request.budget, 1)},
         "busy": hardware.busy_warning(),
     }
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    """The plan in words: nested values as `key value`, what is empty as `none`."""
+
+    def words(value: object) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {words(inner)}" for key, inner in value.items() if inner not in (None, [], {}))
+        if isinstance(value, list):
+            return ", ".join(map(words, value)) or "none"
+        return "none" if value is None else str(value)
+
+    return [f"{key}: {words(value)}" for key, value in plan.items()]
 
 
 def _show(document: dict[str, Any]) -> None:

@@ -28,24 +28,30 @@ from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.remote import RemoteServer
 from specplug.subjects.server_command import ServerCommand
 from specplug.subjects.subject import SubjectError
-from specplug.tune.servers.offered_candidates import candidates_of
-from specplug.tune.servers.server_candidates import PLAIN_NAME
-from specplug.tune.servers.server_document import (
+from specplug.tune.server_flags.offered_candidates import candidates_of
+from specplug.tune.server_flags.server_candidates import PLAIN_NAME
+from specplug.tune.server_flags.server_document import (
     SERVER_COLUMNS,
     level_lines,
     server_next_step,
     server_rows,
     server_verdict,
 )
-from specplug.tune.servers.server_request import ServerRequest, check_server_request
-from specplug.tune.servers.server_session import tune_server
-from specplug.tune.servers.server_stages import COST_SHARE, ENGINE_SHARE, OTHER_LEVEL_SHARE, RECORD_SHARE, REPLAY_SHARE
+from specplug.tune.server_flags.server_request import ServerRequest, check_server_request
+from specplug.tune.server_flags.server_session import tune_server
+from specplug.tune.server_flags.server_stages import (
+    COST_SHARE,
+    ENGINE_SHARE,
+    OTHER_LEVEL_SHARE,
+    RECORD_SHARE,
+    REPLAY_SHARE,
+)
 
 from .options import Request, note
 from .progress import budget_bar
 from .server_options import refuse_with_server
 from .servers import open_servers
-from .tune_target import tuned_target
+from .tune_target import check_resumable, tuned_target
 
 MOST_FOUND = 2
 """Drafters that are tried without being named, the smallest ones."""
@@ -87,6 +93,7 @@ def tune_one_server(asked: ServerTune) -> bool:
     wanted = _request(asked)
     check_server_request(wanted)
     if asked.dry_run:
+        check_resumable(wanted.out, asked.resume)
         plan = _plan(wanted)
         click.echo(json.dumps(plan, indent=1) if asked.request.json else _plan_text(plan))
         return False

@@ -1,4 +1,4 @@
-"""The file of the profile that `tune` writes."""
+"""The file of the profile that `tune` writes, and the unfinished tune of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from specplug import profile as profiles
 from specplug.errors import UsageError
 from specplug.machine.folders import expanded
 from specplug.profile.settings import as_name
+from specplug.tune.tune_request import journal_path
 
 
 def tuned_target(out: str | None, label: str) -> Path:
@@ -22,3 +23,10 @@ def tuned_target(out: str | None, label: str) -> Path:
     if not profiles.NAME.fullmatch(path.stem):
         raise UsageError(f"--out {out}: {path.stem!r} is no profile name; use a-z, 0-9, '.', '_' and '-'")
     return path
+
+
+def check_resumable(target: Path, resume: bool) -> None:
+    """Raise UsageError where --resume has nothing to continue, for a dry run, which opens no journal."""
+    path = journal_path(target)
+    if resume and not path.exists():
+        raise UsageError(f"{path}: nothing to resume; run without --resume")

@@ -2,12 +2,12 @@
 
 import pytest
 
-from specplug.tune.servers.answer_replay import UNKNOWN, RecordedAnswer, Replayed, replayed, total
-from specplug.tune.servers.drafter_guesses import AnswerGuesses, RecordedDrafter
-from specplug.tune.servers.lookup_rules import Chain, LookupRule, NgramSimple, VllmNgram
-from specplug.tune.servers.ngram_cache_rule import NgramCache
-from specplug.tune.servers.ngram_map_rule import NgramMap
-from specplug.tune.servers.ngram_mod_rule import NgramMod
+from specplug.tune.server_flags.answer_replay import UNKNOWN, RecordedAnswer, Replayed, replayed, total
+from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, RecordedDrafter
+from specplug.tune.server_flags.lookup_rules import Chain, LookupRule, NgramSimple, VllmNgram
+from specplug.tune.server_flags.ngram_cache_rule import NgramCache
+from specplug.tune.server_flags.ngram_map_rule import NgramMap
+from specplug.tune.server_flags.ngram_mod_rule import NgramMod
 
 
 def drafted(rule: LookupRule, text: list[int], prompt: int | None = None) -> list[int]:

@@ -14,8 +14,8 @@ from specplug.errors import UsageError
 from specplug.reports import html_page
 from specplug.reports.html_page import facts_html, figure_html, legend_html, table_html
 from specplug.tune.document import interval_text
-from specplug.tune.servers.server_candidates import PLAIN_NAME
-from specplug.tune.servers.server_document import (
+from specplug.tune.server_flags.server_candidates import PLAIN_NAME
+from specplug.tune.server_flags.server_document import (
     SERVER_COLUMNS,
     level_lines,
     server_next_step,
@@ -43,7 +43,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     work, server = document["workload"], document["abilities"]
     won = document["chosen"] != PLAIN_NAME
     yield f'<p class="verdict {"won" if won else "lost"}" id="verdict">{escape(server_verdict(document))}</p>'
-    yield f"<p>Next step: {escape(server_next_step(document))}.</p>"
+    yield f"<p>{escape(server_next_step(document))}.</p>"
     yield f"<pre><code>{escape(shlex.join(document['argv']))}</code></pre>"
     facts = (
         f"{server['kind']} {server['version']} with {server['model']}. {work['answers']} answers ({work['tokens']} "
@@ -57,7 +57,8 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     yield figure_html("speeds", _speeds(document))
     if document["pass_ms"] is not None:
         yield "<h2>The cost of a pass</h2><p>Milliseconds of one pass over several rows, from the times of whole "
-        yield "answers. Where the line lies below the dotted one, one pass is faster than as many passes over single rows.</p>"
+        yield "answers. Where the line lies below the dotted one, one pass is faster than as many passes over single "
+        yield "rows.</p>"
         yield figure_html("cost", _cost(document["pass_ms"]))
     yield "<h2>All that was tried</h2>"
     rows = document["rows"]

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from specplug.tune.servers.answer_replay import RecordedAnswer, Replayed, replayed, total
-from specplug.tune.servers.drafter_guesses import AnswerGuesses, RecordedDrafter
-from specplug.tune.servers.lookup_rules import Chain, LookupRule
-from specplug.tune.servers.pass_times import PassTimes
-from specplug.tune.servers.server_candidates import Candidate, open_rule
+from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed, replayed, total
+from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, RecordedDrafter
+from specplug.tune.server_flags.lookup_rules import Chain, LookupRule
+from specplug.tune.server_flags.pass_times import PassTimes
+from specplug.tune.server_flags.server_candidates import Candidate, open_rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from specplug.core import FloatArray
-from specplug.tune.servers.answer_replay import Replayed
+from specplug.tune.server_flags.answer_replay import Replayed
 
 MOST_KNOTS = 7
 """With more knots, the search over the slopes that are 0 takes too long, and slopes follow noise."""

@@ -20,8 +20,8 @@ import numpy as np
 from specplug.core import FloatArray, IntArray, int_array
 from specplug.profile import Profile
 from specplug.registry import ProposerSpec
-from specplug.tune.servers.answer_replay import RecordedAnswer
-from specplug.tune.servers.lookup_rules import Tokens
+from specplug.tune.server_flags.answer_replay import RecordedAnswer
+from specplug.tune.server_flags.lookup_rules import Tokens
 
 TOP = 10
 """Candidates among which llama-server's drafter computes probabilities."""

@@ -13,15 +13,18 @@ from specplug.bench.statistics import Interval
 from specplug.errors import SpecplugError
 from specplug.subjects.subject import Question, Subject, SubjectError
 from specplug.tune.selection import FEWEST_ANSWERS, Pairs
-from specplug.tune.servers.live_servers import LiveServers, asked
-from specplug.tune.servers.recorded_questions import AskedQuestion, Timed, timed
-from specplug.tune.servers.server_candidates import Candidate
+from specplug.tune.server_flags.live_servers import LiveServers, asked
+from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed, timed
+from specplug.tune.server_flags.server_candidates import Candidate
 
 FINALISTS = 3
 """So many are confirmed beside plain decoding."""
 
 MOST_ROUNDS = 4
 """Most rounds over all answers. Repeats do not add answers: more of them would measure the machine, not the work."""
+
+NARROW = 0.06
+"""Width of a speedup's interval from which more answers are not needed."""
 
 WARM_TOKENS = 4
 """Of the answer with which a prompt gets into a server's cache. Fewer may have no text yet."""
@@ -110,7 +113,7 @@ class Race:
         while True:
             drop(racers)
             open_ = [racer for racer in racers if racer.running]
-            if not open_ or is_clear(open_):
+            if not open_ or is_clear(open_, len(self._groups)):
                 return
             for racer in open_:
                 if self._left() < self._start_s + self._group_s:
@@ -184,9 +187,14 @@ def drop(racers: Sequence[Racer]) -> None:
             racer.dropped = "not among the finalists"
 
 
-def is_clear(open_: Sequence[Racer]) -> bool:
-    """Whether one racer remains, and was shown to be faster than plain decoding."""
-    return len(open_) == 1 and open_[0].pairs.why_rejected() is None
+def is_clear(open_: Sequence[Racer], groups: int) -> bool:
+    """Whether one racer remains that was shown to be faster than plain decoding, by an interval that is narrow enough,
+    or by every one of the groups."""
+    if len(open_) != 1 or open_[0].pairs.why_rejected() is not None:
+        return False
+    speedup = open_[0].speedup
+    narrow = speedup is not None and speedup.high - speedup.low <= NARROW
+    return narrow or open_[0].groups >= groups
 
 
 def answers_of(subject: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from specplug.tune.servers.lookup_rules import LookupRule
+from specplug.tune.server_flags.lookup_rules import LookupRule
 
 UNKNOWN = -1
 """Stands for a token of an answer that the server did not tell: the one that ended it."""

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specplug.errors import UsageError
-from specplug.tune.servers.server_candidates import Candidate, RuleSizes, llama_candidates
-from specplug.tune.servers.server_request import ServerRequest
-from specplug.tune.servers.vllm_candidates import ADAPTIVE, TABLE, VllmInstallation, vllm_candidates, vllm_probes
+from specplug.tune.server_flags.server_candidates import Candidate, RuleSizes, llama_candidates
+from specplug.tune.server_flags.server_request import ServerRequest
+from specplug.tune.server_flags.vllm_candidates import ADAPTIVE, TABLE, VllmInstallation, vllm_candidates, vllm_probes
 
 PROBE_LENGTHS = (2, 6, 15, 47)
 """Draft tokens with which the cost of passes is learned, with lookup of one token, which drafts in most passes."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specplug.tune.servers.server_candidates import Candidate, RuleSizes, short_name
+from specplug.tune.server_flags.server_candidates import Candidate, RuleSizes, short_name
 
 LENGTHS = (2, 3, 4, 5, 8)
 LOOKUPS = ((1, 2), (2, 3), (2, 4), (3, 5))

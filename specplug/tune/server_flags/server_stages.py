@@ -16,13 +16,13 @@ from specplug.subjects.subject import Abilities, Reply, SubjectError
 from specplug.tune.budget import Budget
 from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
-from specplug.tune.servers.answer_replay import RecordedAnswer, Replayed
-from specplug.tune.servers.drafter_guesses import AnswerGuesses, guesses_of
-from specplug.tune.servers.live_servers import LiveServers, asked
-from specplug.tune.servers.pass_times import PassTimes, fitted
-from specplug.tune.servers.race import Race, Racer
-from specplug.tune.servers.racer_choice import MOST_RUN, is_usual
-from specplug.tune.servers.recorded_questions import (
+from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
+from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
+from specplug.tune.server_flags.live_servers import LiveServers, asked
+from specplug.tune.server_flags.pass_times import PassTimes, fitted
+from specplug.tune.server_flags.race import Race, Racer
+from specplug.tune.server_flags.racer_choice import MOST_RUN, is_usual
+from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
     Recorded,
     Timed,
@@ -30,9 +30,9 @@ from specplug.tune.servers.recorded_questions import (
     from_entry,
     turns_of,
 )
-from specplug.tune.servers.server_candidates import Candidate
-from specplug.tune.servers.server_predictions import Predicted, drafter_token_ms, predicted, replay_of
-from specplug.tune.servers.server_request import ServerRequest, check_budget
+from specplug.tune.server_flags.server_candidates import Candidate
+from specplug.tune.server_flags.server_predictions import Predicted, drafter_token_ms, predicted, replay_of
+from specplug.tune.server_flags.server_request import ServerRequest, check_budget
 
 RECORD_SHARE, COST_SHARE, REPLAY_SHARE = 0.22, 0.15, 0.1
 """Shares of the budget: plain answers, answers that show what passes cost, and replaying."""
@@ -107,6 +107,9 @@ class ServerStages:
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
         self.plain_start_s = self.servers.start_s
+        slots, most = self.abilities.slots, max(self.request.concurrency)
+        if slots is not None and most > slots:
+            self.note(f"the server answers {slots} at once, so of {most} requests some wait")
         if not self.abilities.timings:
             self.note("the server tells no times of its own; those of the stream are used")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specplug.tune.servers.lookup_rules import Tokens
+from specplug.tune.server_flags.lookup_rules import Tokens
 
 FACTOR = 2654435761
 """Of the hash of an n-gram, 32 bits."""

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
 
+from specplug.errors import UsageError
 from specplug.subjects.subject import Question, Reply, Subject, SubjectError
 from specplug.subjects.waking import awake
-from specplug.tune.servers.server_candidates import PLAIN, Candidate
+from specplug.tune.server_flags.server_candidates import PLAIN, Candidate
 
 Opener = Callable[[Candidate], Subject]
 """Makes the subject of a candidate, which is not started."""
@@ -67,6 +68,11 @@ class LiveServers:
         try:
             subject.start(candidate.flags)
             subject.sleep()
+        except UsageError as error:
+            subject.stop()
+            if candidate == PLAIN:
+                raise
+            raise SubjectError(str(error)) from None  # such as a drafter for which there is no memory
         except BaseException:  # whatever it was, the process must not stay
             subject.stop()
             raise

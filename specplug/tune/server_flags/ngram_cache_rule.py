@@ -5,7 +5,7 @@ Knows tokens only. Source: llama.cpp's common/ngram-cache.cpp and common/specula
 
 from __future__ import annotations
 
-from specplug.tune.servers.lookup_rules import Tokens
+from specplug.tune.server_flags.lookup_rules import Tokens
 
 LONGEST = 4
 """Tokens of the longest n-grams."""

@@ -15,27 +15,25 @@ from specplug.machine.memory import available_memory, gib
 from specplug.profile import Profile
 from specplug.subjects.connection import SILENCE_S
 from specplug.subjects.launched import START_S, LaunchedServer
+from specplug.subjects.server_memory import server_bytes
 from specplug.subjects.subject import Subject
 from specplug.tune import journal as journals
 from specplug.tune.budget import Budget
-from specplug.tune.servers.live_servers import LiveServers, Opener
-from specplug.tune.servers.offered_candidates import candidates_of, probes_of
-from specplug.tune.servers.race import Racer
-from specplug.tune.servers.racer_choice import to_run, with_chains
-from specplug.tune.servers.recorded_questions import AskedQuestion, grouped_questions
-from specplug.tune.servers.server_candidates import ENGINE_NAME, PLAIN, Candidate
-from specplug.tune.servers.server_document import ServerFindings, server_document, server_profile
-from specplug.tune.servers.server_request import (
+from specplug.tune.server_flags.live_servers import LiveServers, Opener
+from specplug.tune.server_flags.offered_candidates import candidates_of, probes_of
+from specplug.tune.server_flags.race import Racer
+from specplug.tune.server_flags.racer_choice import to_run, with_chains
+from specplug.tune.server_flags.recorded_questions import AskedQuestion, grouped_questions
+from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, Candidate
+from specplug.tune.server_flags.server_document import ServerFindings, server_document, server_profile
+from specplug.tune.server_flags.server_request import (
     SERVER_SCHEMA,
     ServerRequest,
     check_server_journal,
     check_server_request,
 )
-from specplug.tune.servers.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, Progress, ServerStages
+from specplug.tune.server_flags.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, Progress, ServerStages
 from specplug.tune.tune_request import journal_path
-
-MEMORY_PER_BYTE = 1.3
-"""What a second server takes beside the bytes of its model: its cache and buffers."""
 
 SILENCE_SHARE = 0.15
 """Of the budget, so much silence makes a server count as hung."""
@@ -186,7 +184,7 @@ def _opener(request: ServerRequest) -> Opener:
             from specplug.subjects.engine_subject import EngineSubject
 
             assert request.model is not None
-            return EngineSubject(profiles.load("default"), request.model)
+            return EngineSubject(profiles.load("default"), request.model, slots=request.level, name=ENGINE_NAME)
         label = request.command.program if candidate == PLAIN else candidate.name
         return LaunchedServer(request.command, name=label, start_s=min(START_S, request.budget), silence_s=silence)
 
@@ -198,7 +196,7 @@ def _together(request: ServerRequest, note: Callable[[str], None]) -> bool:
     if request.command.port is not None:
         note("the command names its port, so one server runs at a time; leave out --port for two side by side")
         return False
-    needed = MEMORY_PER_BYTE * request.model_bytes()
+    needed = server_bytes(request.command)
     available = available_memory()
     if 2 * needed > available.free:
         note(f"one server runs at a time: two need {gib(2 * needed)} GiB, and {available}")

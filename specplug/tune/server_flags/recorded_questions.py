@@ -11,7 +11,7 @@ from typing import Any
 
 from specplug.bench.workloads import Prompt
 from specplug.subjects.subject import Question, Reply
-from specplug.tune.servers.answer_replay import UNKNOWN, RecordedAnswer
+from specplug.tune.server_flags.answer_replay import UNKNOWN, RecordedAnswer
 
 
 @dataclass(frozen=True, slots=True)

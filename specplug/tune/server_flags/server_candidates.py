@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from specplug.errors import SpecplugError
 from specplug.subjects.help_text import Help
-from specplug.tune.servers.lookup_rules import Chain, LookupRule, NgramSimple, VllmNgram
-from specplug.tune.servers.ngram_cache_rule import NgramCache
-from specplug.tune.servers.ngram_map_rule import NgramMap
-from specplug.tune.servers.ngram_mod_rule import NgramMod
+from specplug.tune.server_flags.lookup_rules import Chain, LookupRule, NgramSimple, VllmNgram
+from specplug.tune.server_flags.ngram_cache_rule import NgramCache
+from specplug.tune.server_flags.ngram_map_rule import NgramMap
+from specplug.tune.server_flags.ngram_mod_rule import NgramMod
 
 PLAIN_NAME = "none"
 ENGINE_NAME = "specplug"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specplug.tune.servers.server_candidates import Candidate, chained
-from specplug.tune.servers.server_predictions import Predicted
+from specplug.tune.server_flags.server_candidates import Candidate, chained
+from specplug.tune.server_flags.server_predictions import Predicted
 
 HOPELESS = 0.93
 """Candidates with a smaller predicted speedup are not run, where others are better: predictions err by less."""
@@ -30,7 +30,7 @@ def with_chains(tried: Sequence[Candidate], predictions: Mapping[str, Predicted]
     """The chains of the best lookup and the best candidate of each drafter and head, on llama-server."""
     best = best_of_families(tried, predictions)
     lookups = [one for one in best if one.rules and one.drafts is None]
-    drafting = [one for one in best if not one.rules and "--spec-type" in one.flags]
+    drafting = [one for one in best if not one.rules and one.flags[:1] == ("--spec-type",) and "draft-" in one.flags[1]]
     if not lookups:
         return []
     made = [chained(lookups[0], one) for one in drafting]

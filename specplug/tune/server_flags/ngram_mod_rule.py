@@ -5,7 +5,7 @@ Knows tokens only. Source: llama.cpp's common/ngram-mod.cpp and common/speculati
 
 from __future__ import annotations
 
-from specplug.tune.servers.lookup_rules import Tokens
+from specplug.tune.server_flags.lookup_rules import Tokens
 
 FACTOR = 6364136223846793005
 """Of the hash, 64 bits."""

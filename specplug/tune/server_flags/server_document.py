@@ -18,12 +18,12 @@ from specplug.profile.settings import ServerSettings
 from specplug.registry import ProposerSpec
 from specplug.subjects.subject import Abilities
 from specplug.tune.document import interval_text
-from specplug.tune.servers.race import Racer
-from specplug.tune.servers.recorded_questions import Timed
-from specplug.tune.servers.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
-from specplug.tune.servers.server_predictions import Predicted
-from specplug.tune.servers.server_request import SERVER_SCHEMA, ServerRequest
-from specplug.tune.servers.server_stages import Costs
+from specplug.tune.server_flags.race import Racer
+from specplug.tune.server_flags.recorded_questions import Timed
+from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
+from specplug.tune.server_flags.server_predictions import Predicted
+from specplug.tune.server_flags.server_request import SERVER_SCHEMA, ServerRequest
+from specplug.tune.server_flags.server_stages import Costs
 from specplug.tune.tune_request import workload_hash
 
 PERCENTILES = (50, 95, 99)
@@ -185,9 +185,10 @@ def server_next_step(document: Mapping[str, Any]) -> str:
     """What the user can do next."""
     if document["chosen"] == PLAIN_NAME:
         return (
-            "run the server without drafting flags; --budget with more time, or --workload with your prompts, may tell"
+            "Run the server without flags that draft; a larger --budget times more answers, and --workload takes your "
+            "own prompts"
         )
-    return f"the flags to add: {shlex.join(document['flags'])}"
+    return f"Flags to add: {shlex.join(document['flags'])}"
 
 
 def server_rows(document: Mapping[str, Any], most: int | None = None) -> list[list[str]]:
