@@ -74,8 +74,12 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--broken-json-at", 0),
     ("--error-event-at", 0),
     ("--page-at", 0),
+    ("--forget-at", 0),
+    ("--forget-timings-at", 0),
+    ("--hidden-token", 0),
+    ("--more-models", ""),
 ]
-SWITCHES = ["--no-timings", "--no-usage", "--no-done", "--missing-model", "--wrong-draft"]
+SWITCHES = "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft".split()
 KINDS = ["llama-server", "vllm", "specplug", "ollama", "lm-studio", "openai"]
 
 PIECE = re.compile(r"<\|\w+\|>|\s*[^\s<]+|\s+|<")
@@ -281,7 +285,7 @@ class Handler(BaseHTTPRequestHandler):
         if path is None:
             return
         stub = self.stub
-        own = stub.kind == "llama-server"
+        own = stub.kind == "llama-server" and not stub.options.no_template
         if path == "/tokenize" and own:
             self.send_json({"tokens": stub.vocabulary.ids(body["content"])})
         elif path == "/apply-template" and own:
@@ -321,7 +325,8 @@ class Handler(BaseHTTPRequestHandler):
             entry = {"id": stub.model, "object": "model", "owned_by": owners.get(stub.kind, stub.kind)}
             if stub.kind == "vllm":
                 entry["max_model_len"] = options.ctx_size
-            return {"object": "list", "data": [entry]}
+            more = [entry | {"id": name} for name in options.more_models.split(",") if name]
+            return {"object": "list", "data": [entry, *more]}
         if stub.kind in ("llama-server", "specplug"):
             if path == "/props":
                 return {
@@ -369,6 +374,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_json(form.whole())
                 return
             number = stub.number_of_stream()
+            form.forgets = number == options.forget_at
+            form.forgets_timings = number == options.forget_timings_at
             if number == options.fail_at:
                 self.send_json(
                     {"error": {"code": 500, "message": "failed to decode the batch", "type": "server_error"}}, 500
@@ -436,6 +443,7 @@ class Answer:
         self.drafted = self.accepted = 0
         self.decode_ms = 0.0
         self.finish = "length"
+        self.forgets = self.forgets_timings = False
 
     def steps(self) -> Iterator[int]:
         limit = self.body.get("n_predict") or self.body.get("max_tokens") or 16
@@ -460,7 +468,7 @@ class Answer:
         return self.stub.vocabulary.texts[token]
 
     def timings(self) -> dict[str, Any]:
-        if self.stub.options.no_timings or self.stub.kind not in ("llama-server", "specplug"):
+        if self.stub.options.no_timings or self.forgets_timings or self.stub.kind not in ("llama-server", "specplug"):
             return {}
         found: dict[str, Any] = {
             "prompt_n": len(self.prompt),
@@ -481,8 +489,13 @@ class Answer:
 
 class Completion(Answer):
     def events(self) -> Iterator[dict[str, Any]]:
-        for token in self.steps():
-            event = {"index": 0, "content": self.text(token), "tokens": [token], "stop": False}
+        held = ""
+        for number, token in enumerate(self.steps(), 1):
+            held += self.text(token)
+            if number == self.stub.options.hidden_token:
+                continue  # as a token that is part of a character: its text comes with the next one, its id never
+            event = {"index": 0, "content": held, "tokens": [token], "stop": False}
+            held = ""
             yield event | self.probabilities([token])
         yield self.last("", [])
 
@@ -491,7 +504,7 @@ class Completion(Answer):
 
     def last(self, text: str, tokens: list[int]) -> dict[str, Any]:
         kind = "limit" if self.finish == "length" else "eos"
-        usage = {} if self.stub.options.no_usage else {"tokens_predicted": len(self.tokens)}
+        usage = {} if self.stub.options.no_usage or self.forgets else {"tokens_predicted": len(self.tokens)}
         end = {"index": 0, "content": text, "tokens": tokens, "stop": True, "stop_type": kind}
         return {**end, **usage, **self.timings()}
 
@@ -509,7 +522,7 @@ class Chat(Answer):
         for token in self.steps():
             yield self.chunk({"content": self.text(token)}, None, [token])
         yield self.chunk({}, self.finish) | self.timings()
-        if not self.stub.options.no_usage:
+        if not (self.stub.options.no_usage or self.forgets):
             yield {"object": "chat.completion.chunk", "choices": [], "usage": self.usage()}
 
     def whole(self) -> dict[str, Any]:
@@ -537,7 +550,7 @@ class Chat(Answer):
         return self.stub.kind == "vllm" and bool(self.body.get("return_token_ids"))
 
     def logprobs(self, tokens: list[int]) -> dict[str, Any]:
-        if not self.body.get("logprobs") or not tokens:
+        if not self.body.get("logprobs") or not tokens or self.stub.options.no_logprobs:
             return {}
         return {"logprobs": {"content": [self.likeliest(token, self.body["top_logprobs"]) for token in tokens]}}
 
@@ -567,7 +580,7 @@ def main() -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options.ssl_cert_file, options.ssl_key_file)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    print(f"server is listening on {options.host}:{options.port}", flush=True)
+    print(f"server is listening on {options.host}:{server.server_port}", flush=True)
     server.serve_forever()
 
 

@@ -54,12 +54,19 @@ class LaunchedServer:
         self._log = log
         self._start_s = start_s
         self._silence_s = silence_s
+        self._address = ""
         self._process: ServerProcess | None = None
         self._client: ServerClient | None = None
 
     @property
     def abilities(self) -> Abilities:
         return self._running().abilities
+
+    @property
+    def address(self) -> str:
+        """Where the started server answers. SubjectError where none runs."""
+        self._running()
+        return self._address
 
     @property
     def pid(self) -> int | None:
@@ -86,6 +93,7 @@ class LaunchedServer:
         )
         needed = server_bytes(self.command, flags)
         check_room(self.name, needed, [(other.pid, other.needed) for other in live_processes()])
+        self._address = str(address)
         self._process = ServerProcess(argv, self._log, needed)
         try:
             self._wait(self._process, address)

@@ -120,16 +120,17 @@ class ServerCommand:
         return _number(self.value(CONTEXT))
 
     def value(self, names: Sequence[str]) -> str | None:
-        """The value of a flag, that of the last one where it is given several times."""
+        """The value of a flag, that of the last one where it is given several times; None where it is not given."""
         found = None
-        for at, word in enumerate(self.argv):
+        words = self.argv[_program_at(self.argv) + 1 :]  # those before it belong to `taskset -c 1`, or `python -m`
+        for at, word in enumerate(words):
             name, assigned, value = word.partition("=")
             if not word.startswith("-") or flag_name(self.kind, name) not in names:
                 continue
             if assigned:
                 found = value
-            elif at + 1 < len(self.argv):
-                found = self.argv[at + 1]
+            elif at + 1 < len(words):
+                found = words[at + 1]
         if found is None and self.kind == "llama-server":
             found = os.environ.get(LLAMA_VARIABLES.get(names[0], ""))
         return found
@@ -199,6 +200,10 @@ def _with_model(command: ServerCommand, model: str) -> ServerCommand:
         else:
             words = (*command.argv[: at + 2], model, *(rest or ()))
         return replace(command, argv=words)
+    if command.kind != "llama-server":
+        raise UsageError(
+            f"--model {model}: specplug does not know how {command.program} takes it; write it into --server"
+        )
     return replace(command, argv=(*command.argv, "-m", model))
 
 

@@ -25,7 +25,7 @@ STOP_S = 10.0
 HAS_GROUPS = os.name == "posix"
 """Whether processes have groups that signals reach."""
 
-GUARD = 'read -r word || kill -KILL -- "-$1"'
+GUARD = 'read -r word || kill -9 "-$1"'  # dash has no `--` before a group
 """Waits for a line. Its input ends without one when the process that would write it has been killed: then the guard
 kills the server's group. This reaches the processes that a server starts, which Linux's PR_SET_PDEATHSIG would not, and
 it does not depend on the thread that started the server."""

@@ -1,0 +1,159 @@
+"""Faults of servers, played by the stub: each is one SubjectError that says what happened and what to do."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from subject_stubs import at_address, command, running, stub, words
+
+from specplug.errors import UsageError
+from specplug.subjects.opening import open_subject
+from specplug.subjects.subject import SubjectError
+
+CHAT = ("--kind", "openai")
+OWN = ()
+"""Flags for OpenAI's interface, and for llama-server's own."""
+
+MIDDLE = [
+    ("--fail-at", "HTTP 500: failed to decode the batch"),
+    ("--reset-at", "broke off the connection"),
+    ("--broken-json-at", "no JSON object"),
+    ("--error-event-at", "reported an error within the answer: context is full"),
+    ("--page-at", "answered with text/html where a stream of events was asked for: <html>a proxy's page</html>"),
+]
+
+
+@pytest.mark.parametrize("kind", [CHAT, OWN], ids=["chat", "completion"])
+def test_a_fault_in_an_answer_is_an_error_and_the_next_answer_is_whole(kind: tuple[str, ...]) -> None:
+    flags = [word for number, (flag, _) in enumerate(MIDDLE, 1) for word in (flag, str(number))]
+    with at_address(*kind, *flags) as server:
+        for _, message in MIDDLE:
+            with pytest.raises(SubjectError, match=message):
+                server.ask(words(5))
+            # The stub counts answers, so each flag has hit one of them.
+        assert server.ask(words(5)).tokens == 5
+
+
+def test_a_server_that_sends_nothing_hangs() -> None:
+    with (
+        at_address("--hang-at", "1", silence_s=0.3) as server,
+        pytest.raises(SubjectError, match=r"sent nothing for 0.3 s"),
+    ):
+        server.ask(words(5))
+
+
+def test_a_stream_without_its_end_mark_is_incomplete() -> None:
+    with at_address(*CHAT, "--no-done") as server, pytest.raises(SubjectError, match=r"ended without \[DONE\]"):
+        server.ask(words(5))
+
+
+@pytest.mark.parametrize("kind", [CHAT, OWN], ids=["chat", "completion"])
+def test_an_answer_without_usage_that_others_had(kind: tuple[str, ...]) -> None:
+    with at_address(*kind, "--forget-at", "2") as server:
+        server.ask(words(3))
+        with pytest.raises(SubjectError, match="the answer has no usage"):
+            server.ask(words(3))
+
+
+def test_an_answer_without_timings_that_others_had() -> None:
+    with at_address("--kind", "specplug", "--forget-timings-at", "1") as server:
+        with pytest.raises(SubjectError, match="the answer has no timings"):
+            server.ask(words(3))
+        assert server.ask(words(3)).tokens == 3
+
+
+def test_an_empty_answer_cannot_be_measured() -> None:
+    with at_address("--answer-tokens", "0") as server, pytest.raises(SubjectError, match="the answer is empty"):
+        server.ask(words(3))
+
+
+# -- at the start ----------------------------------------------------------------------------------------------------
+
+
+def test_nobody_at_the_address() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        server = open_subject(f"http://127.0.0.1:{bound.getsockname()[1]}")
+        with pytest.raises(SubjectError, match="nobody answers at"):
+            server.start()
+
+
+def test_a_key_that_is_missing_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECPLUG_SERVER_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with running("--need-key") as url:
+        with pytest.raises(SubjectError, match=r"needs an API key \(HTTP 401\).*SPECPLUG_SERVER_KEY"):
+            open_subject(url).start()
+        monkeypatch.setenv("SPECPLUG_SERVER_KEY", "hunter2")
+        with pytest.raises(SubjectError, match=r"refused the API key \(HTTP 401\)") as refused:
+            open_subject(url).start()
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_page_that_is_no_server() -> None:
+    with running("--prefix", "/elsewhere") as url, pytest.raises(SubjectError, match="/v1/models lists no model"):
+        open_subject(url).start()
+
+
+def test_tls_where_the_server_has_none() -> None:
+    with running() as url, pytest.raises(SubjectError, match=r"nobody answers|broke off"):
+        open_subject(url.replace("http:", "https:")).start()
+
+
+def test_a_model_that_is_missing_ends_the_start_with_the_servers_words() -> None:
+    server = open_subject(command("-m", "absent.gguf", "--missing-model"))
+    with pytest.raises(SubjectError, match="ended with exit code 1; its last line: exiting due to model loading error"):
+        server.start()
+
+
+def test_a_flag_that_the_server_does_not_know() -> None:
+    server = open_subject(command())
+    with pytest.raises(SubjectError, match=r"ended with exit code 2; its last line: .*--spec-nonsense"):
+        server.start(["--spec-nonsense", "1"])
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with running() as url:
+        port = url.rpartition(":")[2]
+        with pytest.raises(SubjectError, match=f"port {port} of 127.0.0.1 is taken by another process"):
+            open_subject(command("--port", port)).start()
+
+
+def test_a_host_that_is_not_ours() -> None:
+    with pytest.raises(UsageError, match="no address of this machine"):
+        open_subject(command("--host", "203.0.113.1")).start()
+
+
+def test_a_start_that_takes_too_long_ends() -> None:
+    server = open_subject(command("--slow-start", "60"), start_s=1.0)
+    with pytest.raises(
+        SubjectError, match=r"did not answer at http://127.0.0.1:.* within 1 s; its last line: server is"
+    ):
+        server.start()
+
+
+def test_a_start_that_takes_a_while_is_waited_for() -> None:
+    with stub("--slow-start", "0.5") as server:
+        assert server.ask(words(3)).tokens == 3
+
+
+# -- the process dies ------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_dies_in_an_answer_says_why_and_can_be_started_again() -> None:
+    with stub("--die-at", "2") as server:
+        server.ask(words(5))
+        with pytest.raises(
+            SubjectError, match=r"stub_server.py ended with exit code 3; its last line: stub: out of memory"
+        ):
+            server.ask(words(5))
+        server.start()
+        assert server.ask(words(5)).tokens == 5
+
+
+def test_the_log_has_what_the_server_printed(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "server.log"
+    for _ in range(2):
+        with stub(log=log):
+            pass
+    assert log.read_text().count("server is listening") == 2
