@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specplug.bench.compare import check
-from specplug.bench.compare_servers import compare_servers
+from specplug.bench.compare_servers import compare_servers, rounds_of
 from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile
@@ -41,13 +41,15 @@ def measure_servers(
 ) -> list[dict[str, Any]]:
     """A document for each number of prompts at once."""
     answers = sum(len(prompt.turns) for prompt in prompts) * repeats
-    arms = len(request.servers) + len(profiles) + len(peers) + bool(profiles)
+    further = 4 if profiles else 0  # at most: plain decoding under several engine settings
     reports = []
     for level in levels:
+        servers = open_servers(request.servers, request.model)
+        arms = sum(map(len, rounds_of(servers))) + len(profiles) + len(peers) + further
         with progress_bar("bench", answers * arms) as progress:
             reports.append(
                 compare_servers(
-                    open_servers(request.servers, request.model),
+                    servers,
                     profiles,
                     peers,
                     prompts,

@@ -8,6 +8,7 @@ from specplug import profile
 from specplug.engines.vllm import versions
 from specplug.errors import SpecplugError
 from specplug.models import drafter_folders
+from specplug.profile.server_programs import assigns
 from specplug.profile.with_drafter import BUILT
 
 from .preparation import needs_of
@@ -20,7 +21,7 @@ def lacking(name: str) -> str | None:
     """
     chosen = profile.load(name)
     if chosen.server is not None:
-        program = chosen.server.command[0]
+        program = next((word for word in chosen.server.command if not assigns(word)), "")
         return None if shutil.which(program) else f"needs {program}"
     if chosen.engine == "vllm" and versions.installed() is None:
         return "needs vLLM"

@@ -12,7 +12,7 @@ import click
 
 from specplug.errors import UsageError
 from specplug.profile import Profile, ServerSettings, is_shipped
-from specplug.profile.server_programs import program_of
+from specplug.profile.server_programs import launch_words, program_of
 
 from .options import note
 
@@ -49,10 +49,11 @@ def start_command(ctx: click.Context, chosen: Profile, settings: ServerSettings)
     note(f"starting {shlex.join(argv)}")
     sys.stdout.flush()
     sys.stderr.flush()
+    words = launch_words(argv)
     try:
         if os.name == "posix":
-            os.execvp(argv[0], argv)
-        ctx.exit(subprocess.call(argv))  # elsewhere exec returns to the shell at once, and leaves the server behind
+            os.execvp(words[0], words)
+        ctx.exit(subprocess.call(words))  # elsewhere exec returns to the shell at once, and leaves the server behind
     except OSError as error:
         raise UsageError(
             f"profile {chosen.name}: {argv[0]} cannot be started ({error.strerror}); change its server.command"

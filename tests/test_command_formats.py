@@ -195,6 +195,11 @@ def test_the_unit_starts_the_program_in_full_in_this_folder(tmp_path: Path, monk
         as_format(["@x"], "systemd")
 
 
+def test_a_variable_before_the_program_is_given_to_env() -> None:
+    env = shutil.which("env")
+    assert exec_start(as_format(["A=b c", "llama-server"], "systemd")) == f'{env} "A=b c" llama-server'
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_itself_takes_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / "llama.service"

@@ -214,6 +214,13 @@ def test_output_arguments_and_exit_code_are_the_commands_own(tmp_path: Path) -> 
     assert shlex.split(said.removeprefix("specplug: starting "))[-3:] == ["a b", "--flag", "$HOME;"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs env")
+def test_a_variable_before_the_program_reaches_it(tmp_path: Path) -> None:
+    path = saved(tmp_path, ["MINE=a b", sys.executable, "-c", "import os; print(os.environ['MINE'])"])
+    out, _ = started(path).communicate(timeout=60)
+    assert out == "a b\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize(
     ("send", "number"),

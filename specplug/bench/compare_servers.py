@@ -6,8 +6,10 @@ speed. The module does not depend on a terminal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
@@ -16,12 +18,15 @@ import numpy as np
 from specplug import __version__
 from specplug.bench.arms import TimedArm
 from specplug.bench.compare import open_stage, workload_document
-from specplug.bench.interleaved import Outcome, Tally, run_arms
+from specplug.bench.interleaved import Tally, run_arms
 from specplug.bench.subject_arms import Conversation, EngineArm, SubjectArm
 from specplug.bench.workloads import Prompt, categories
+from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 from specplug.machine import hardware
 from specplug.profile import Profile
+from specplug.subjects.launched import LaunchedServer
+from specplug.subjects.server_memory import MOST_LIVE
 from specplug.subjects.subject import Abilities, Subject, SubjectError
 
 NAME_LENGTH = 48
@@ -44,56 +49,82 @@ def compare_servers(
     """The document of `bench --server --json`.
 
     Every prompt is answered by all before any receives the next one; of the servers that specplug has started, those
-    that are not asked sleep. One that fails keeps the figures of its earlier answers, with the reason; the others go
-    on.
+    that are not asked sleep. No more than MOST_LIVE of them run at once: further ones are measured in rounds of their
+    own, with the first one again. One that fails keeps the figures of its earlier answers, with the reason; the others
+    go on.
 
     subjects                     at least one, not started yet
     profiles, reference_engines  of specplug's own engines, as in `compare`; none where `profiles` is empty
+    UsageError where a server of the first round cannot be started as its command says.
     """
-    with ExitStack() as stack:
-        servers: list[SubjectArm] = []
-        abilities: list[Abilities | None] = []
-        for subject in subjects:
-            notify(f"starting {subject.name}")
-            stack.callback(subject.stop)
-            found, failure = _started(subject)
-            servers.append(SubjectArm(subject, failure))
-            abilities.append(found)
-        arms: list[TimedArm[Conversation, str]] = [*servers]
-        about: dict[str, Any] = {}
-        if profiles:
-            turns = [prompt.turns for prompt in prompts]
-            own = stack.enter_context(
-                open_stage(profiles, reference_engines, Sampling(), concurrency, notify, turns, max_tokens)
+    rows: dict[int, _Row] = {}
+    own_rows: list[_Row] = []
+    about: dict[str, Any] = {}
+    for number, indices in enumerate(rounds_of(subjects)):
+        with ExitStack() as stack:
+            lost = rows[0].failure if number else None
+            arms: list[TimedArm[Conversation, str]] = []
+            found: list[Abilities | None] = []
+            for index in indices:
+                subject = subjects[index]
+                known, failure = None, lost if index == 0 else None
+                if failure is None:
+                    notify(f"starting {subject.name}")
+                    stack.callback(subject.stop)
+                    known, failure = _started(subject, further=number > 0)
+                arms.append(SubjectArm(subject, failure))
+                found.append(known)
+            if profiles and not number:
+                turns = [prompt.turns for prompt in prompts]
+                own = stack.enter_context(
+                    open_stage(profiles, reference_engines, Sampling(), concurrency, notify, turns, max_tokens)
+                )
+                arms += [EngineArm(arm, own.encode, own.decode) for arm in own.arms]
+                about = dict(own.about)
+            outcome = run_arms(
+                arms,
+                prompts,
+                lambda messages: [dict(message) for message in messages],
+                lambda text: text,
+                lambda prompt, base, text: False,  # no server tells all its logits
+                max_tokens=max_tokens,
+                repeats=repeats,
+                concurrency=concurrency,
+                progress=progress,
             )
-            arms += [EngineArm(arm, own.encode, own.decode) for arm in own.arms]
-            about = dict(own.about)
-        outcome = run_arms(
-            arms,
-            prompts,
-            lambda messages: [dict(message) for message in messages],
-            lambda text: text,
-            lambda prompt, base, text: False,  # no server tells all its logits
-            max_tokens=max_tokens,
-            repeats=repeats,
-            concurrency=concurrency,
-            progress=progress,
-        )
-    names = [arm.name for arm in arms]
-    known = [one for one in abilities if one is not None]
+        made = [
+            _Row(arm, tally, kinds, outcome.failures.get(at), known)
+            for at, (arm, tally, kinds, known) in enumerate(
+                zip_longest(arms, outcome.overall, outcome.categories, found)
+            )
+        ]
+        rows = dict(zip(indices, made, strict=False)) | rows  # the first server keeps its first round
+        own_rows += made[len(indices) :]
+    ordered = [rows[index] for index in range(len(subjects))]
+    first = ordered[0].abilities
     return {
         "schema": 1,
-        "model": about.get("model") or (known[0].model if known else ""),
+        "model": about.get("model") or (first.model if first else ""),
         "engine": "server",
         "hardware": about.get("hardware") or hardware.fingerprint(),
         "versions": about.get("versions") or {"specplug": __version__},
         "workload": workload_document(workload, prompts, max_tokens, 0.0, repeats, concurrency),
         "cost_curve": about.get("cost_curve"),
         "engine_settings": None,
-        "arms": [_arm(arm, names[0], index, outcome, categories(prompts)) for index, arm in enumerate(arms)],
-        "servers": [_server(one) for one in abilities],
-        "other_models": _other_models(names, abilities),
+        "arms": [row.document(subjects[0].name, categories(prompts)) for row in (*ordered, *own_rows)],
+        "servers": [_server(row.abilities) for row in ordered],
+        "other_models": _other_models(subjects, [row.abilities for row in ordered]),
     }
+
+
+def rounds_of(subjects: Sequence[Subject]) -> list[list[int]]:
+    """The subjects that are measured together, by their indices: the first one in every round, and one that specplug
+    does not start in the first round."""
+    launched = [index for index, one in enumerate(subjects) if isinstance(one, LaunchedServer) and index > 0]
+    each = MOST_LIVE - isinstance(subjects[0], LaunchedServer)
+    groups = [launched[at : at + each] for at in range(0, len(launched), each)] or [[]]
+    others = [index for index in range(1, len(subjects)) if index not in launched]
+    return [sorted([0, *(others if number == 0 else []), *group]) for number, group in enumerate(groups)]
 
 
 def names_apart(commands: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
@@ -112,36 +143,51 @@ def names_apart(commands: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     return [name if number == 1 else f"{name} ({number})" for name, number in zip(names, numbers, strict=True)]
 
 
-def _started(subject: Subject) -> tuple[Abilities | None, str | None]:
-    """What it can do, asleep; or why it did not start."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What was measured of one arm. abilities: of a server that has started"""
+
+    arm: TimedArm[Conversation, str]
+    tally: Tally
+    by_category: Mapping[str, Tally]
+    failure: str | None
+    abilities: Abilities | None
+
+    def document(self, base: str, kinds: Sequence[str]) -> dict[str, Any]:
+        """The keys of an arm of `compare`'s, and those of a server."""
+        replies = self.arm.replies if isinstance(self.arm, SubjectArm) else []
+        figures = self.tally.figures()
+        if replies:
+            figures["overhead_us_per_step"] = None  # which is the server's own affair
+        return {
+            "name": self.arm.name,
+            "profile": self.arm.profile,
+            "engine_settings": None,
+            "reference": base,
+            **figures,
+            "first_ms": _percentiles([1000 * seconds for seconds in self.tally.measured_prompts or ()]),
+            "between_ms": _percentiles([gap for reply in replies for gap in reply.gaps_ms]),
+            "failure": self.failure,
+            "categories": {kind: self.by_category.get(kind, Tally()).figures() for kind in kinds},
+        }
+
+
+def _started(subject: Subject, *, further: bool) -> tuple[Abilities | None, str | None]:
+    """What it can do, asleep; or why it did not start.
+
+    further  whether others have been measured already, so that wrong input must not end the run, either
+    """
     try:
         subject.start()
         found = subject.abilities
         subject.sleep()
     except SubjectError as error:
         return None, str(error)
+    except UsageError as error:
+        if not further:
+            raise
+        return None, str(error)
     return found, None
-
-
-def _arm(
-    arm: TimedArm[Conversation, str], base: str, index: int, outcome: Outcome, kinds: Sequence[str]
-) -> dict[str, Any]:
-    """One row of the document, with the keys of an arm of `compare`'s, and those of a server."""
-    replies = arm.replies if isinstance(arm, SubjectArm) else []
-    figures = outcome.overall[index].figures()
-    if replies:
-        figures["overhead_us_per_step"] = None  # which is the server's own affair
-    return {
-        "name": arm.name,
-        "profile": arm.profile,
-        "engine_settings": None,
-        "reference": base,
-        **figures,
-        "first_ms": _percentiles([reply.first_ms for reply in replies]),
-        "between_ms": _percentiles([gap for reply in replies for gap in reply.gaps_ms]),
-        "failure": outcome.failures.get(index),
-        "categories": {kind: outcome.categories[index].get(kind, Tally()).figures() for kind in kinds},
-    }
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
@@ -164,14 +210,15 @@ def _server(found: Abilities | None) -> dict[str, Any] | None:
     }
 
 
-def _other_models(names: Sequence[str], abilities: Sequence[Abilities | None]) -> list[str]:
+def _other_models(subjects: Sequence[Subject], abilities: Sequence[Abilities | None]) -> list[str]:
     """Sentences on servers whose model has another name than the first one's: other texts are then no fault."""
+    names = [subject.name for subject in subjects]
     first = abilities[0]
     if first is None or not first.model:
         return []
     return [
         f"{name} serves {found.model}, and {names[0]} {first.model}: their texts and tokens may differ for that reason"
-        for name, found in zip(names, abilities, strict=False)
+        for name, found in zip(names, abilities, strict=True)
         if found is not None and found.model and _plain_name(found.model) != _plain_name(first.model)
     ]
 

@@ -2,8 +2,8 @@
 
 Drafting is turned off by a field of requests where the server has one; else a server that specplug starts runs once
 without its drafting flags, and once with them. Without drafting, everything is asked twice: a server that answers
-differently by itself cannot be checked. The module builds the document of `verify --server --json`; it does not depend on a
-terminal.
+differently by itself cannot be checked. The module builds the document of `verify --server --json`; it does not depend
+on a terminal.
 """
 
 from __future__ import annotations
@@ -224,10 +224,12 @@ def _place(reply: Reply, at: int) -> tuple[int, int] | None:
         if not top:
             return None
         token = max(top, key=top.__getitem__)
-        if start + len(token) > at or start == len(reply.text):
-            return (index, start) if start <= at else None
+        if start == len(reply.text):  # a control token, which is no part of the text
+            return index, start
         if not reply.text.startswith(token, start):
             return None
+        if start + len(token) > at:
+            return index, start
         start += len(token)
     return None
 

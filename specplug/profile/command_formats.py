@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from specplug.errors import UsageError
-from specplug.profile.server_programs import LLAMA_SERVER, VLLM, program_of
+from specplug.profile.server_programs import LLAMA_SERVER, VLLM, launch_words, program_of
 from specplug.profile.yaml_text import dump
 
 _MODEL = ("-m", "--model")
@@ -129,6 +129,7 @@ def _preset_entry(flag: str, values: Sequence[str]) -> tuple[str, str]:
 
 
 def _systemd(argv: Sequence[str]) -> str:
+    argv = launch_words(argv)
     program = shutil.which(argv[0]) or argv[0]  # systemd looks for names in a fixed list of folders
     program = str(Path.cwd() / program) if "/" in program else program
     if program[0] in '@-:+!|"':

@@ -53,7 +53,8 @@ class Connection:
             base_url=address.url,
             headers={"authorization": f"Bearer {address.key}"} if address.key else {},
             timeout=httpx.Timeout(silence_s, connect=min(CONNECT_S, silence_s)),
-            # A server that slept closes what was idle as it wakes, just when the next request is sent: none is kept.
+            # A new connection for each request: llama-server closes one 5 s after it was opened, or used, without a
+            # word of it in its answer, and a request that is sent at that moment is lost.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             verify=_trusted(address),
             trust_env=not address.is_local,  # proxies are for other machines

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specplug.errors import UsageError
+from specplug.profile.server_programs import assigns, launch_words
 from specplug.subjects.drafting_flags import drafting_words, flag_name, is_drafting, is_switch
 from specplug.subjects.help_text import Help, parse_help
 
@@ -173,7 +174,7 @@ def read_command(text: str, model: str | None = None) -> ServerCommand:
         raise UsageError(f"--server {text!r}: this command line cannot be read ({error})") from None
     if not argv:
         raise UsageError("--server is empty; give a command such as `llama-server -m MODEL.gguf`, or an address")
-    words = [word for word in argv if not _assigns(word)][:1]
+    words = [word for word in argv if not assigns(word)][:1]
     if not words or shutil.which(words[0]) is None:
         raise UsageError(
             f"--server {text!r}: there is no program {words[0] if words else text}; give its path, "
@@ -233,11 +234,6 @@ def _asked(command: ServerCommand) -> ServerCommand:
     return command
 
 
-def launch_words(argv: Sequence[str]) -> list[str]:
-    """The words to start a process with: `NAME=value` before a program is what `env` reads."""
-    return ["env", *argv] if argv and _assigns(argv[0]) else list(argv)
-
-
 def _kind_by_name(argv: Sequence[str]) -> str | None:
     """None where the names do not tell it."""
     at = _program_at(argv)
@@ -259,7 +255,7 @@ def _program_at(argv: Sequence[str]) -> int:
             or word.startswith(("vllm.entrypoints.", "specplug_cli"))
         ):
             return at
-    first = next((at for at, word in enumerate(argv) if not _assigns(word)), 0)
+    first = next((at for at, word in enumerate(argv) if not assigns(word)), 0)
     if not _is_python(argv[first]):
         return first
     return next((at for at, word in enumerate(argv) if word.endswith(".py")), first)
@@ -267,10 +263,6 @@ def _program_at(argv: Sequence[str]) -> int:
 
 def _is_python(word: str) -> bool:
     return re.fullmatch(r"python[0-9.]*(\.exe)?", Path(word).name) is not None
-
-
-def _assigns(word: str) -> bool:
-    return re.match(r"[A-Za-z_][A-Za-z0-9_]*=", word) is not None
 
 
 def _is_short(word: str) -> bool:

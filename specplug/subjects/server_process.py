@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from specplug.subjects.server_command import launch_words
+from specplug.profile.server_programs import launch_words
 from specplug.subjects.subject import SubjectError
 
 STOP_S = 10.0

@@ -1,0 +1,356 @@
+"""`bench --server`: processes of the stub server, whose timings are exactly what their flags ask for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from running_stub import COMMAND, LOOKUP, running_stub
+
+from specplug.bench import arms as engine_arms
+from specplug.bench.compare_servers import compare_servers, names_apart, rounds_of
+from specplug.bench.subject_arms import EngineArm, decode_seconds
+from specplug.bench.workloads import Prompt
+from specplug.errors import SpecplugError, UsageError
+from specplug.subjects.opening import open_subject
+from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
+from specplug_cli.main import app
+
+TOKENS = 24
+"""New tokens of each answer. The first one is read with the prompt, so 23 are decoded."""
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> str:
+    """Four answers: a conversation of two turns, and one prompt of each category."""
+    lines = [
+        {"id": "a", "category": "chat", "turns": ["one two three four five", "six seven eight nine ten"]},
+        {"id": "b", "category": "chat", "prompt": "red green blue yellow white black"},
+        {"id": "c", "category": "code", "prompt": "alpha beta gamma delta epsilon zeta"},
+    ]
+    path = tmp_path / "work.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+def bench(work: str, servers: Sequence[str], *more: str) -> Result:
+    words = [word for server in servers for word in ("--server", server)]
+    return CliRunner().invoke(app, ["bench", *words, "--workload", work, "--max-tokens", str(TOKENS), *more])
+
+
+def compared(work: str, servers: Sequence[str], *more: str) -> dict[str, Any]:
+    """The document of a run that succeeds."""
+    done = bench(work, servers, *more, "--json")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_servers_are_compared_by_their_own_timings(work: str) -> None:
+    """4 answers with 23 decoded tokens each take 184 ms at 2 ms per pass, and 368 ms at 4: 500 and 250 tokens/s."""
+    found = compared(work, [f"{COMMAND} --ms-per-pass 2", f"{COMMAND} --ms-per-pass 4"])
+    fast, slow = found["arms"]
+    assert (fast["tokens"], fast["seconds"], fast["tokens_per_second"]) == (92, 0.184, 500.0)
+    assert (slow["tokens"], slow["seconds"], slow["tokens_per_second"]) == (92, 0.368, 250.0)
+    assert slow["speedup"] == {"median": 0.5, "low": 0.5, "high": 0.5}
+    assert (slow["identical"], slow["different"]) == (4, 0)
+    assert fast["reference"] == slow["reference"] == fast["name"] == "stub_server.py 2"
+    assert [arm["categories"]["chat"]["tokens"] for arm in found["arms"]] == [69, 69]
+    assert [arm["categories"]["code"]["tokens"] for arm in found["arms"]] == [23, 23]
+    assert found["engine"] == "server" and found["model"] == "stub.gguf" and found["workload"]["prompts"] == 3
+    assert [server["kind"] for server in found["servers"]] == ["llama-server", "llama-server"]
+    for arm in found["arms"]:
+        assert arm["failure"] is None and arm["overhead_us_per_step"] is None
+        assert 0 < arm["first_ms"]["p50"] <= arm["first_ms"]["p95"]
+        assert 0 < arm["between_ms"]["p50"] <= arm["between_ms"]["p95"]
+
+
+def test_passes_are_counted_by_what_was_accepted(work: str) -> None:
+    """Each pass takes 2 ms, and yields the accepted tokens and one more: 23 tokens of an answer are all of them."""
+    found = compared(work, [f"{COMMAND} --ms-per-pass 2", f"{COMMAND} --ms-per-pass 2 {LOOKUP}"])
+    plain, lookup = found["arms"]
+    assert (plain["steps"], plain["mean_acceptance_length"], plain["accepted_tokens"]) == (92, 1.0, 0)
+    assert lookup["accepted_tokens"] > 0 and lookup["draft_tokens"] >= lookup["accepted_tokens"]
+    assert lookup["steps"] == 92 - lookup["accepted_tokens"]
+    assert lookup["seconds"] == pytest.approx(0.002 * lookup["steps"], abs=1e-4)
+    assert lookup["mean_acceptance_length"] == pytest.approx(92 / lookup["steps"], abs=1e-4)
+    assert lookup["identical"] == 4
+
+
+def test_texts_that_differ_are_counted(work: str) -> None:
+    first, second = compared(work, [COMMAND, f"{COMMAND} {LOOKUP} --wrong-draft"])["arms"]
+    assert first["identical"] == 4 and second["identical"] + second["different"] == 4 and second["different"] >= 1
+
+
+def test_models_with_other_names_are_told(work: str) -> None:
+    same = [f"{COMMAND} -m /a/Model.gguf", f"{COMMAND} -m /b/model.gguf"]
+    assert compared(work, same)["other_models"] == []
+    (line,) = compared(work, [f"{COMMAND} -m /a/one.gguf", f"{COMMAND} -m /a/two.gguf"])["other_models"]
+    assert "serves two.gguf, and stub_server.py /a/one.gguf one.gguf" in line
+
+
+def test_several_prompts_are_answered_at_once(work: str) -> None:
+    """Prompts of one category share a group of 2; the second turn of `a` is answered alone."""
+    found = compared(work, [f"{COMMAND} --parallel 2 --ms-per-pass 1"], "--concurrency", "2")
+    (only,) = found["arms"]
+    assert only["tokens"] == 92 and only["identical"] == 4 and found["workload"]["concurrency"] == 2
+    assert only["speedup"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_the_time_of_answers_at_once_is_shared_by_their_tokens() -> None:
+    """The first token comes after 10 ms, the last one after 20 + 90 = 110: 100 ms for 30 + 10 decoded tokens."""
+    replies = [
+        Reply("a", tokens=31, first_ms=10.0, decode_ms=60.0, stream_ms=70.0),
+        Reply("b", tokens=11, first_ms=20.0, decode_ms=60.0, stream_ms=90.0),
+    ]
+    assert decode_seconds(replies) == pytest.approx([0.075, 0.025])
+    assert decode_seconds(replies[:1]) == [0.06]
+    assert decode_seconds([Reply("a", 1, 5.0, 0.0, 0.0), Reply("b", 1, 5.0, 0.0, 0.0)]) == [0.0, 0.0]
+
+
+def test_the_table_names_what_others_are_compared_with(work: str) -> None:
+    shown = bench(work, [f"{COMMAND} --ms-per-pass 2", f"{COMMAND} --ms-per-pass 4"]).stdout
+    assert "compared with stub_server.py 2" in shown
+    (row,) = [line for line in shown.splitlines() if line.strip().startswith("stub_server.py 4")]
+    assert row.split()[2:6] == ["250.0", "1.00", "0.50", "0.50-0.50"] and row.split()[-1] == "4/4"
+
+
+def test_the_document_is_written_to_a_file(work: str, tmp_path: Path) -> None:
+    found = compared(work, [COMMAND], "--out", str(tmp_path / "out.json"))
+    assert json.loads((tmp_path / "out.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("commands", "names"),
+    [
+        ([("llama-server", ["x", "-m", "a"])], ["llama-server"]),
+        ([("llama-server", ["x", "-m", "a"]), ("vllm", ["vllm", "serve", "a"])], ["llama-server", "vllm"]),
+        (
+            [("s", ["x", "-m", "a"]), ("s", ["x", "-m", "a", "--spec-type", "b"]), ("s", ["x", "-m", "a"])],
+            ["s", "s --spec-type b", "s (2)"],
+        ),
+        ([("http://h", ()), ("http://h", ())], ["http://h", "http://h (2)"]),
+        ([("s", ["x", "a" * 60]), ("s", ["x"])], ["s " + "a" * 43 + "...", "s"]),
+    ],
+)
+def test_servers_are_named_by_what_sets_them_apart(commands: list[tuple[str, list[str]]], names: list[str]) -> None:
+    assert names_apart(commands) == names
+
+
+def test_further_servers_are_measured_in_rounds_with_the_first_one(work: str) -> None:
+    """Two of those that specplug starts may run at once, and one at an address beside them."""
+    with running_stub("--ms-per-pass", "8") as address:
+        servers = [f"{COMMAND} --ms-per-pass {ms}" for ms in (2, 4, 1)]
+        found = compared(work, [servers[0], address, servers[1], servers[2]])
+    assert [arm["tokens_per_second"] for arm in found["arms"]] == [500.0, 125.0, 250.0, 1000.0]
+    assert [arm["speedup"]["median"] for arm in found["arms"]] == [1.0, 0.25, 0.5, 2.0]
+    assert [arm["identical"] for arm in found["arms"]] == [4, 4, 4, 4]
+    assert [arm["tokens"] for arm in found["arms"]] == [92, 92, 92, 92]  # the first one's second round is not added
+
+
+def test_the_rounds_of_servers() -> None:
+    def rounds(kinds: str) -> list[list[int]]:
+        return rounds_of([open_subject(COMMAND if kind == "c" else "http://127.0.0.1:1") for kind in kinds])
+
+    assert rounds("c") == [[0]] and rounds("cc") == [[0, 1]] and rounds("aaa") == [[0, 1, 2]]
+    assert rounds("cacc") == [[0, 1, 2], [0, 3]]
+    assert rounds("accca") == [[0, 1, 2, 4], [0, 3]]
+
+
+# -- servers that fail -----------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_dies_in_the_middle_is_a_row_with_its_reason(work: str) -> None:
+    """Its third streamed answer fails, so two are left of the four."""
+    done = bench(work, [COMMAND, f"{COMMAND} --die-at 3", f"{COMMAND} --ms-per-pass 1"], "--json")
+    first, dead, other = json.loads(done.stdout)["arms"]
+    assert done.exit_code == 0
+    assert dead["failure"] == "stub_server.py --die-at 3 ended with exit code 3; its last line: stub: out of memory"
+    assert (dead["tokens"], dead["identical"]) == (46, 2)
+    assert (first["failure"], first["tokens"], other["failure"], other["tokens"]) == (None, 92, None, 92)
+    shown = bench(work, [COMMAND, f"{COMMAND} --die-at 3"]).stdout
+    assert "stub_server.py --die-at 3, failed" in shown and "its last line: stub: out of memory" in shown
+
+
+def test_without_the_first_server_there_is_nothing_to_compare_with(work: str) -> None:
+    done = bench(work, [f"{COMMAND} --die-at 3", COMMAND], "--json")
+    first, other = json.loads(done.stdout)["arms"]
+    assert isinstance(done.exception, SpecplugError) and not isinstance(done.exception, UsageError)
+    assert "stub_server.py --die-at 3, which the others are compared with, failed: " in str(done.exception)
+    assert (first["tokens"], other["tokens"], other["identical"]) == (46, 92, 2)
+
+
+def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> None:
+    first, missing = compared(work, [COMMAND, f"{COMMAND} --missing-model"])["arms"]
+    assert missing["failure"].endswith("exiting due to model loading error") and missing["tokens"] == 0
+    assert missing["tokens_per_second"] is None and missing["speedup"] is None and missing["first_ms"] is None
+    assert first["tokens"] == 92
+    done = bench(work, [f"{COMMAND} --missing-model"])
+    assert isinstance(done.exception, SpecplugError) and "exiting due to model loading error" in str(done.exception)
+
+
+def test_a_key_and_a_prefix_belong_to_an_address(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    with running_stub("--need-key", "secret", "--prefix", "/one/two", "--ms-per-pass", "1") as address:
+        servers = [f"{COMMAND} --ms-per-pass 2", f"{address}/one/two"]
+        refused = compared(work, servers)["arms"][1]
+        assert "401" in refused["failure"] and refused["tokens"] == 0
+        monkeypatch.setenv("SPECPLUG_SERVER_KEY", "secret")
+        own, other = compared(work, servers)["arms"]
+        assert (other["failure"], other["name"]) == (None, f"{address}/one/two")
+        assert other["speedup"]["median"] == 2.0 and other["identical"] == 4
+        assert own["tokens_per_second"] == 500.0
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--server", "no-such-program --port 1"], "there is no program no-such-program"),
+        (["--server", COMMAND, "--threads", "2"], "--threads: a server is measured as its own command says"),
+        (["--server", COMMAND, "--temperature", "1"], "--temperature: a server is measured"),
+        (["--server", COMMAND, "--profile", "default"], "name the model that it runs with --model"),
+        (["--server", COMMAND, "--peer", "llama-cpp-python:plain"], "name the model that it runs with --model"),
+        (
+            ["--server", COMMAND, "--profile", "default", "--model", "demo:smollm2", "--temperature", "1"],
+            "--temperature: servers answer greedily here",
+        ),
+        (
+            ["--server", COMMAND, "--peer", "x", "--model", "demo:smollm2"],
+            "--peer 'x': unknown",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_starts(work: str, more: list[str], complaint: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "--workload", work, *more])
+    assert isinstance(done.exception, UsageError) and complaint in str(done.exception)
+    assert "starting" not in done.stderr
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A subject that writes down what happens to it, in a list that it shares with others."""
+
+    def __init__(self, name: str, events: list[str]) -> None:
+        self.name = name
+        self.abilities = Abilities("openai", model="m")
+        self._events = events
+
+    def start(self, flags: Sequence[str] = ()) -> None:
+        self._events.append(f"{self.name} starts")
+
+    def ask(self, question: Question) -> Reply:
+        self._events.append(f"{self.name} answers {len(question.messages)}")
+        return Reply(f"{self.name}'s answer", 2, 1.0, 1.0, 1.0)
+
+    def sleep(self) -> None:
+        self._events.append(f"{self.name} sleeps")
+
+    def wake(self) -> None:
+        self._events.append(f"{self.name} wakes")
+
+    def stop(self) -> None:
+        self._events.append(f"{self.name} stops")
+
+
+def test_only_the_server_that_is_asked_is_awake_and_the_order_changes() -> None:
+    events: list[str] = []
+    prompts = [Prompt("1", "chat", ("x", "y")), Prompt("2", "chat", ("z",))]
+    subjects = [Recorded("A", events), Recorded("B", events)]
+    compare_servers(subjects, [], [], prompts, workload="w", max_tokens=2)
+
+    def asked(name: str, messages: int) -> list[str]:
+        return [f"{name} wakes", f"{name} answers {messages}", f"{name} sleeps"]
+
+    assert events == [
+        *("A starts", "A sleeps", "B starts", "B sleeps"),
+        *(*asked("A", 1), *asked("B", 1), *asked("A", 3), *asked("B", 3)),  # the second turn: with two earlier messages
+        *(*asked("B", 1), *asked("A", 1)),
+        *("B stops", "A stops"),
+    ]
+
+
+class Broken(Recorded):
+    def ask(self, question: Question) -> Reply:
+        raise SubjectError("no more")
+
+
+def test_a_run_ends_where_all_have_failed() -> None:
+    events: list[str] = []
+    prompts = [Prompt(str(number), "chat", ("x",)) for number in range(3)]
+    found = compare_servers([Broken("A", events), Broken("B", events)], [], [], prompts, workload="w", max_tokens=2)
+    assert [arm["failure"] for arm in found["arms"]] == ["no more", "no more"]
+    assert events.count("A wakes") == 1 and events[-2:] == ["B stops", "A stops"]
+
+
+class Spelling:
+    """An arm of tokens: it answers the tokens of the prompt, backwards."""
+
+    name, profile = "spelling", "mine"
+    reset = close = staticmethod(lambda: None)
+
+    def answer(self, prompts: Sequence[np.ndarray[Any, Any]], max_tokens: int) -> list[engine_arms.Result]:
+        return [engine_arms.Result(prompt.tolist()[::-1][:max_tokens], 0.5, None, 0.25) for prompt in prompts]
+
+
+def test_an_arm_of_tokens_answers_conversations() -> None:
+    encode: Callable[[Any], Any] = lambda messages: np.array([ord(c) for c in messages[-1]["content"]], np.int32)  # noqa: E731
+    arm = EngineArm(Spelling(), encode, lambda tokens: "".join(map(chr, tokens)))
+    (found,) = arm.answer([[{"role": "user", "content": "abcd"}]], 3)
+    assert (found.content, found.length, found.seconds, found.prompt_seconds) == ("dcb", 3, 0.5, 0.25)
+
+
+def test_no_engine_is_needed(work: str) -> None:
+    """The engines' packages cannot be imported, as on a machine that has none."""
+    program = (
+        "import sys\n"
+        "for name in ('llama_cpp', 'vllm', 'torch', 'gguf', 'transformers'): sys.modules[name] = None\n"
+        "from specplug_cli.main import app\n"
+        "app()\n"
+    )
+    words = ["bench", "--server", COMMAND, "--workload", work, "--max-tokens", "4", "--json"]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["arms"][0]["tokens"] == 12
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_no_process_is_left_after_ctrl_c(work: str) -> None:
+    mark = f"left-{os.getpid()}"
+    words = ["--server", f"{COMMAND} --alias {mark} --ms-per-pass 50", "--workload", work]
+    process = subprocess.Popen([sys.executable, "-m", "specplug_cli.main", "bench", *words], stderr=subprocess.PIPE)
+    give_up = time.monotonic() + 30
+    while not alive(mark) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert alive(mark)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not alive(mark)
+
+
+def alive(mark: str) -> bool:
+    """Whether a stub server with this alias runs."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if mark.encode() in words and any(word.endswith(b"stub_server.py") for word in words):
+            return True
+    return False
