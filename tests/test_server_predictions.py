@@ -123,12 +123,16 @@ def test_the_best_of_each_family_is_run_but_no_hopeless_one() -> None:
 
 def test_vllms_candidates_depend_on_what_is_installed() -> None:
     bare, missing = vllm_candidates(VllmInstallation())
-    assert {one.family for one in bare} == {"ngram"} and len(missing) == 1
+    assert {one.family for one in bare} == {"ngram"} and len(missing) == 2
     full = VllmInstallation(
-        frozenset({"num_speculative_tokens_per_batch_size", "enable_adaptive_verification"}), suffix=True
+        frozenset({"num_speculative_tokens_per_batch_size", "enable_adaptive_verification"}),
+        suffix=True,
+        plugin=(("suffix", 3, ("--speculative-config", "{}")),),
     )
     found, missing = vllm_candidates(full, drafters=["org/small"], levels=(1, 8))
-    assert {one.family for one in found} == {"ngram", "ngram, by batch size", "suffix", "small", "small, adaptive"}
+    assert {one.family for one in found} == {
+        *("ngram", "ngram, by batch size", "suffix", "specplug's suffix", "small", "small, adaptive")
+    }
     assert missing == []
     three = next(one for one in found if one.rules == (RuleSizes("vllm-ngram", (3, 2, 4)),))
     assert three.flags == (

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from specplug.errors import UsageError
 from specplug.tune.server_flags.server_candidates import Candidate, RuleSizes, llama_candidates
@@ -26,9 +27,34 @@ text = ""
 for place in (found.submodule_search_locations or []) if found else []:
     file = pathlib.Path(place, "config", "speculative.py")
     text += file.read_text() if file.is_file() else ""
-print(json.dumps({"suffix": importlib.util.find_spec("arctic_inference") is not None, "text": text}))
+there = {name: importlib.util.find_spec(name) is not None for name in ("arctic_inference", "specplug")}
+print(json.dumps({"suffix": there["arctic_inference"], "specplug": there["specplug"], "text": text}))
 """
 """Reads vLLM's settings without importing it, which takes seconds."""
+
+
+ASK_PLUGIN = """
+import json, sys
+from specplug import profile as profiles
+from specplug.engines.vllm.runner_choice import settings_for
+from specplug.profile import PlannerSettings, Profile, VllmSettings
+from specplug.registry import ProposerSpec
+found = []
+for methods in (["suffix"], ["suffix", "token_recycling"]):
+    for length in (3, 6):
+        one = Profile(
+            "tuned", engine="vllm", proposers=tuple(map(ProposerSpec, methods)),
+            planner=PlannerSettings(mode="static", max_nodes=length), vllm=VllmSettings(num_speculative_tokens=length),
+        )
+        settings = settings_for(one, "", sys.argv[1])
+        settings["additional_config"]["specplug"]["profile"] = profiles.as_mapping(one)
+        flags = []
+        for key in ("speculative_config", "additional_config"):
+            flags += ["--" + key.replace("_", "-"), json.dumps(settings[key])]
+        found.append([" + ".join(methods), length, flags])
+print(json.dumps(found))
+"""
+"""Makes the flags of specplug's plugin with the specplug beside vLLM, which knows its runner."""
 
 
 def candidates_of(request: ServerRequest) -> tuple[list[Candidate], list[str]]:
@@ -40,7 +66,7 @@ def candidates_of(request: ServerRequest) -> tuple[list[Candidate], list[str]]:
     if command.kind == "llama-server" and command.help is not None:
         return llama_candidates(command.help, drafters=request.drafters, heads=request.heads)
     if command.kind == "vllm":
-        installed = vllm_installation(command.argv)
+        installed = vllm_installation(command.argv, command.model or "")
         return vllm_candidates(installed, drafters=request.drafters, levels=request.concurrency)
     raise UsageError(
         f"--server: {command.program} is neither llama-server nor vLLM, so its flags for drafting are not known; to "
@@ -70,19 +96,29 @@ def probes_of(request: ServerRequest) -> list[Candidate]:
     ]
 
 
-def vllm_installation(argv: Sequence[str]) -> VllmInstallation:
+def vllm_installation(argv: Sequence[str], model: str) -> VllmInstallation:
     """What the Python of a `vllm` command has; nothing where that Python is not found."""
     python = _python_of(argv)
     if python is None:
         return VllmInstallation()
-    try:
-        done = subprocess.run(
-            [python, "-c", ASK], capture_output=True, timeout=ASK_S, stdin=subprocess.DEVNULL, check=True
-        )
-        found = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
+    found = _answer([python, "-c", ASK])
+    if found is None:
         return VllmInstallation()
-    return VllmInstallation(frozenset(name for name in (TABLE, ADAPTIVE) if name in found["text"]), found["suffix"])
+    plugin = _answer([python, "-c", ASK_PLUGIN, model]) if found["specplug"] else None
+    return VllmInstallation(
+        settings=frozenset(name for name in (TABLE, ADAPTIVE) if name in found["text"]),
+        suffix=found["suffix"],
+        plugin=tuple((methods, length, tuple(flags)) for methods, length, flags in plugin or ()),
+    )
+
+
+def _answer(words: Sequence[str]) -> Any:
+    """The JSON in the last line that a program prints; None where it fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, timeout=ASK_S, stdin=subprocess.DEVNULL, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return None
 
 
 def _python_of(argv: Sequence[str]) -> str | None:

@@ -30,10 +30,12 @@ class VllmInstallation:
 
     settings  the names of settings in `--speculative-config` that this version knows, of those that are asked for
     suffix    whether arctic-inference is there, which its suffix decoding needs
+    plugin    of specplug's plugin: methods, draft tokens, and the flags
     """
 
     settings: frozenset[str] = frozenset()
     suffix: bool = False
+    plugin: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
 
 
 def vllm_candidates(
@@ -57,6 +59,10 @@ def vllm_candidates(
             found.append(Candidate(f"suffix, {length} drafted", "suffix", _config(config)))
     else:
         missing.append("suffix: arctic-inference is not installed beside this vLLM")
+    for methods, length, flags in installed.plugin:
+        found.append(Candidate(f"specplug's {methods}, {length} drafted", f"specplug's {methods}", flags))
+    if not installed.plugin:
+        missing.append("specplug's own methods: specplug is not installed beside this vLLM, or does not fit it")
     for model in drafters:
         short = short_name(model)
         for length in DRAFTER_LENGTHS:
