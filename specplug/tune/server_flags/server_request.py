@@ -17,7 +17,7 @@ from specplug.machine import fingerprint, hardware
 from specplug.machine.folders import reason
 from specplug.models.gguf_header import parts_of
 from specplug.subjects.server_command import ServerCommand
-from specplug.tune.budget import FEWEST_TOKENS
+from specplug.tune.budget import FEWEST_TOKENS, in_words
 from specplug.tune.journal import Journal
 from specplug.tune.tune_request import workload_hash
 
@@ -132,11 +132,14 @@ def check_server_request(request: ServerRequest) -> None:
 
 
 def check_budget(budget: float, needed: float, where: str) -> None:
-    """Raise UsageError where a budget cannot hold one plain answer and one candidate."""
+    """Raise UsageError where a budget cannot hold one plain answer and one candidate.
+
+    It names three times as much, so that there is something to choose from.
+    """
     if budget < needed:
         raise UsageError(
             f"the budget of {budget:g} s is too small: starting the server twice, one plain answer and one with drafts "
-            f"take {needed:.1f} s {where}; say --budget {_rounded_up(needed)}"
+            f"take {needed:.1f} s {where}; say --budget {in_words(3 * needed)}"
         )
 
 
@@ -154,11 +157,3 @@ def check_server_journal(journal: Journal, request: ServerRequest) -> None:
             f"{journal.path}: begun under other conditions ({'; '.join(changed)}); run without --resume to measure "
             "again"
         )
-
-
-def _rounded_up(seconds: float) -> str:
-    """Three times as much, so that there is something to choose from: in steps of 30 s, above 5 minutes in minutes."""
-    wanted = 3 * seconds
-    if wanted <= 300:
-        return f"{30 * max(1, -int(-wanted // 30))}s"
-    return f"{-int(-wanted // 60)}m"
