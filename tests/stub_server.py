@@ -24,41 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-SPEC_TYPES = "none,draft-simple,draft-eagle3,draft-mtp,ngram-simple,ngram-map-k,ngram-map-k4v,ngram-mod,ngram-cache"
-
-FLAGS: list[tuple[str, str, str, Any]] = [
-    ("-h, --help, --usage", "", "print usage and exit", None),
-    ("--version", "", "show version and build info", None),
-    ("-t, --threads", "N", "number of CPU threads to use during generation", -1),
-    ("-c, --ctx-size", "N", "size of the prompt context", 4096),
-    ("-np, --parallel", "N", "number of server slots", 1),
-    ("-ngl, --gpu-layers, --n-gpu-layers", "N", "layers to store in VRAM", "auto"),
-    ("-m, --model", "FNAME", "model path to load", "models/stub.gguf"),
-    ("-a, --alias", "STRING", "set model name aliases", None),
-    ("--host", "HOST", "IP addresses to listen on", "127.0.0.1"),
-    ("--port", "PORT", "port to listen", 8080),
-    ("--api-prefix", "PREFIX", "prefix path the server serves from, without the trailing slash", ""),
-    ("--api-key", "KEY", "API key to use for authentication", ""),
-    ("--ssl-key-file", "FNAME", "path to file a PEM-encoded SSL private key", None),
-    ("--ssl-cert-file", "FNAME", "path to file a PEM-encoded SSL certificate", None),
-    ("--metrics", "", "enable prometheus compatible metrics endpoint", None),
-    ("--spec-draft-model, -md, --model-draft", "FNAME", "draft model for speculative decoding", None),
-    ("--spec-draft-n-max", "N", "number of tokens to draft for speculative decoding", 3),
-    ("--spec-draft-n-min", "N", "minimum number of draft tokens to use for speculative decoding", 0),
-    ("--spec-draft-p-min, --draft-p-min", "P", "minimum speculative decoding probability (greedy)", 0.0),
-    ("--spec-type", SPEC_TYPES, "comma-separated list of types of speculative decoding to use", "none"),
-    ("--spec-ngram-mod-n-min", "N", "minimum number of ngram tokens to use", 48),
-    ("--spec-ngram-mod-n-max", "N", "maximum number of ngram tokens to use", 64),
-    ("--spec-ngram-mod-n-match", "N", "ngram-mod lookup length", 24),
-    *(
-        (f"--spec-ngram-{kind}-{name}", "N", f"ngram {name} for {kind}", default)
-        for kind in ("simple", "map-k", "map-k4v")
-        for name, default in (("size-n", 12), ("size-m", 48), ("min-hits", 1))
-    ),
-]
-"""llama-server's own, in the order of its help: all spellings, the value, the description, the default."""
-
-REMOVED = ("--draft, --draft-n, --draft-max", "N", "the argument has been removed. use --spec-draft-n-max", None)
+from llama_flags import llama_parser, print_what_is_asked
 
 STUB_FLAGS: list[tuple[str, Any]] = [
     ("--ms-per-pass", 0.05),
@@ -83,7 +49,6 @@ SWITCHES = "--no-timings --no-usage --no-done --no-template --no-logprobs --miss
 KINDS = ["llama-server", "vllm", "specplug", "ollama", "lm-studio", "openai"]
 
 PIECE = re.compile(r"<\|\w+\|>|\s*[^\s<]+|\s+|<")
-HELP_COLUMN = 40
 
 
 class Vocabulary:
@@ -157,6 +122,7 @@ class Stub:
         self.lock = threading.Lock()
         self.streamed = 0
         self.answered = 0
+        self.generated = 0
         self.drafted = 0
         self.accepted = 0
         self.prefix = options.prefix or options.api_prefix
@@ -208,6 +174,7 @@ class Stub:
             if ms:
                 time.sleep(ms / 1000)
             with self.lock:
+                self.generated += len(tokens)
                 self.drafted += len(draft)
                 self.accepted += hits
             text += tokens
@@ -216,17 +183,7 @@ class Stub:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for names, value, _, default in FLAGS:
-        spellings = names.split(", ")
-        more: dict[str, Any] = {"action": "store_true"} if not value else {"default": default}
-        if isinstance(default, int | float):
-            more["type"] = type(default)
-        parser.add_argument(
-            *spellings,
-            dest=spellings[0].strip("-").replace("-", "_") if len(spellings) == 1 else long_of(spellings),
-            **more,
-        )
+    parser = llama_parser()
     for name, default in STUB_FLAGS:
         parser.add_argument(name, type=type(default), default=default)
     for name in SWITCHES:
@@ -237,24 +194,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--speculative-config", default="")
     parser.add_argument("words", nargs="*")
     return parser
-
-
-def long_of(spellings: list[str]) -> str:
-    return next(one for one in spellings if one.startswith("--")).strip("-").replace("-", "_")
-
-
-def help_text() -> str:
-    """In the layout of `common_arg::to_string` in common/arg.cpp."""
-    lines = ["----- common params -----", ""]
-    for names, value, description, default in [*FLAGS, REMOVED]:
-        first, _, rest = names.partition(", ")
-        head = (f"{first + ',':<7}{rest}" if rest else first) + (f" {value}" if value else "")
-        described = description + (f" (default: {default})" if default is not None else "")
-        if len(head) > HELP_COLUMN - 3:
-            lines += [head, " " * HELP_COLUMN + described]
-        else:
-            lines.append(f"{head:<{HELP_COLUMN}}{described}")
-    return "\n".join(lines)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -353,7 +292,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def vllm_metrics(self) -> str:
         stub = self.stub
-        lines = [f'vllm:request_success_total{{engine="0",finished_reason="length"}} {float(stub.answered)}']
+        lines = [
+            f'vllm:request_success_total{{engine="0",finished_reason="length"}} {float(stub.answered)}',
+            f'vllm:generation_tokens_total{{engine="0"}} {float(stub.generated)}',
+        ]
         if stub.drafting:
             lines += [
                 f'vllm:spec_decode_num_draft_tokens_total{{engine="0"}} {float(stub.drafted)}',
@@ -557,14 +499,7 @@ class Chat(Answer):
 
 def main() -> None:
     arguments = sys.argv[1:]
-    if {"-h", "--help", "--usage"} & set(arguments):
-        print(help_text())
-        return
-    if "--version" in arguments:
-        print("version: 9999 (stub)", file=sys.stderr)
-        return
-    if removed := set(REMOVED[0].split(", ")) & set(arguments):
-        sys.exit(f'error while handling argument "{removed.pop()}": {REMOVED[2]}')
+    print_what_is_asked(arguments)
     options = build_parser().parse_args(arguments)
     if options.missing_model:
         print(f"llama_model_load: error loading model: failed to open {options.model}", file=sys.stderr)

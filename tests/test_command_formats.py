@@ -26,7 +26,7 @@ from specplug.profile.command_formats import FORMATS, as_format
 from specplug.profile.export import TARGETS, export
 from specplug_cli.main import app
 
-LLAMA = ["llama-server", "-m", "/m/a b.gguf", "-c", "4096", "--seed", "-1", "--no-mmap", "--spec-type", "ngram-simple"]
+LLAMA = shlex.split("llama-server -m '/m/a b.gguf' -c 4096 --seed -1 --no-repack --spec-type ngram-simple")
 HARD = ["/opt/x y/tool", "a b", "", "$HOME", "100%", '"q"', "it's", "back\\slash", ";", "#", "*", "é", '--x={"a": 1}']
 
 words = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12), min_size=1, max_size=6)
@@ -77,7 +77,7 @@ def test_a_preset_has_a_section_for_the_model_and_a_key_for_each_flag() -> None:
         "m": "/m/a b.gguf",
         "c": "4096",
         "seed": "-1",
-        "no-mmap": "true",
+        "no-repack": "true",
         "spec-type": "ngram-simple",
     }
 

@@ -44,7 +44,7 @@ def test_a_reply_has_text_tokens_times_and_counters() -> None:
     assert (reply.text, reply.tokens, reply.finish) == (ANSWER, TOKENS, "length")
     assert (reply.draft_tokens, reply.accepted_tokens) == (DRAFTED, ACCEPTED)
     assert reply.decode_ms == pytest.approx(2 * PASSES + 0.75 * DRAFTED)  # the server's own
-    assert reply.stream_ms >= reply.decode_ms  # it has really slept
+    assert reply.stream_ms > 0 and reply.first_ms > 0
     assert reply.ids is not None and len(reply.ids) == TOKENS
     assert reply.ids[0] == reply.ids[6] == reply.ids[12] != reply.ids[1]
     assert reply.prompt_ids is not None and len(reply.prompt_ids) == 12
@@ -109,13 +109,12 @@ def test_vllm_tells_token_ids_and_its_counters_belong_to_the_answer() -> None:
     assert reply.decode_ms == reply.stream_ms
 
 
-def test_counters_of_vllm_are_unknown_where_two_answers_ended_at_once() -> None:
+def test_counters_of_vllm_are_unknown_where_two_answers_were_computed_at_once() -> None:
     config = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}'
     flags = ("--kind", "vllm", "--speculative-config", config, "-np", "2", "--ms-per-pass", "20")
     with stub(*flags) as server, ThreadPoolExecutor(2) as threads:
         replies = list(threads.map(lambda _: server.ask(words(TOKENS)), range(2)))
-    assert all(reply.draft_tokens in (None, DRAFTED) for reply in replies)
-    assert None in [reply.draft_tokens for reply in replies]
+    assert [reply.draft_tokens for reply in replies] == [None, None]
 
 
 def test_vllm_without_drafts_has_no_counters() -> None:

@@ -157,7 +157,7 @@ class _Row:
         """The keys of an arm of `compare`'s, and those of a server."""
         replies = self.arm.replies if isinstance(self.arm, SubjectArm) else []
         figures = self.tally.figures()
-        if replies:
+        if isinstance(self.arm, SubjectArm):
             figures["overhead_us_per_step"] = None  # which is the server's own affair
         return {
             "name": self.arm.name,

@@ -68,7 +68,7 @@ class Tally:
         """The figures of `bench --json`. Those that an arm does not report are None."""
         tokens, seconds = sum(self.tokens), sum(self.seconds)
         prompts, speedup = self.measured_prompts, self.speedup
-        c = self.counters if self.counted else None
+        c = self.counters if self.counted and self.tokens else None
         return {
             "tokens": tokens,
             "seconds": round(seconds, 4),

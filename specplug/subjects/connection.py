@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -53,8 +53,8 @@ class Connection:
             base_url=address.url,
             headers={"authorization": f"Bearer {address.key}"} if address.key else {},
             timeout=httpx.Timeout(silence_s, connect=min(CONNECT_S, silence_s)),
-            # A new connection for each request: llama-server closes one 5 s after it was opened, or used, without a
-            # word of it in its answer, and a request that is sent at that moment is lost.
+            # llama-server closes a connection some time after a streamed answer, and a request that is sent meanwhile
+            # is lost. A new connection to this machine takes a tenth of a millisecond.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             verify=_trusted(address),
             trust_env=not address.is_local,  # proxies are for other machines
@@ -88,7 +88,7 @@ class Connection:
     def post(self, path: str, body: Mapping[str, Any]) -> Json:
         """The JSON object that answers a request. SubjectError for everything else."""
         with self._faults():
-            response = self._client.post(path, json=body)
+            response = self._sent("POST", path, body)
         self._check(response, path)
         try:
             answer = response.json()
@@ -106,7 +106,7 @@ class Connection:
         """
         done = False
         began = perf_counter()
-        with self._faults(), self._client.stream("POST", path, json=body) as response:
+        with self._faults(), closing(self._sent("POST", path, body, stream=True)) as response:
             if response.is_error:
                 response.read()
             self._check(response, path)
@@ -137,9 +137,17 @@ class Connection:
     def close(self) -> None:
         self._client.close()
 
+    def _sent(self, method: str, path: str, body: Mapping[str, Any] | None, *, stream: bool = False) -> httpx.Response:
+        """The response to a request, which is sent again where the server has just closed an idle connection."""
+        request = self._client.build_request(method, path, json=body)
+        try:
+            return self._client.send(request, stream=stream)
+        except httpx.RemoteProtocolError:  # it closed without an answer
+            return self._client.send(request, stream=stream)
+
     def _get(self, path: str) -> httpx.Response | None:
         with self._faults():
-            response = self._client.get(path)
+            response = self._sent("GET", path, None)
         if response.status_code in (401, 403):
             self._check(response, path)
         return None if response.is_error else response

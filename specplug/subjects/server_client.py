@@ -47,7 +47,7 @@ class ServerClient:
             return self._completions.ask(question)
         before = self._counts() if able.kind == "vllm" and able.counters else None
         reply = ask_chat(self._connection, self._name, able.model, question, self._found.extras)
-        counted = None if before is None else counts_of_one_answer(before, self._counts)
+        counted = None if before is None else counts_of_one_answer(before, reply.tokens, self._counts)
         return reply if counted is None else replace(reply, draft_tokens=counted[0], accepted_tokens=counted[1])
 
     def close(self) -> None:

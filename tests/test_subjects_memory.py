@@ -1,0 +1,84 @@
+"""The memory that a server needs, from its command line and the headers of its models."""
+
+import os
+from pathlib import Path
+
+import pytest
+from recorded_help import CURRENT
+from subject_stubs import command, stub, words
+from tiny_architectures import llama
+from tiny_gguf import CONTEXT
+
+from specplug.errors import UsageError
+from specplug.machine.memory import AvailableMemory
+from specplug.subjects import server_memory
+from specplug.subjects.help_text import parse_help
+from specplug.subjects.opening import open_subject
+from specplug.subjects.server_command import ServerCommand
+from specplug.subjects.server_memory import check_room, server_bytes
+from specplug.subjects.subject import SubjectError
+
+GIB = 1 << 30
+CELL_BYTES = 4 * 2 * (16 + 16) * 2
+"""Of the tiny model: 4 layers, 2 heads of keys and values with 16 numbers each, 2 bytes per number."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+def needed(words: str, *flags: str) -> int:
+    return server_bytes(ServerCommand(tuple(words.split()), "llama-server", parse_help(CURRENT)), flags)
+
+
+def test_weights_and_cache_count(model: Path) -> None:
+    one, two = (needed(f"llama-server -m {model} -c {cells}") for cells in (1024, 2048))
+    assert two - one == 1024 * CELL_BYTES
+    assert one > model.stat().st_size + 1024 * CELL_BYTES
+
+
+def test_the_models_own_context_counts_where_none_is_given(model: Path) -> None:
+    assert needed(f"llama-server -m {model}") == needed(f"llama-server -m {model} -c {CONTEXT}")
+    assert needed(f"llama-server -m {model} -c 0") == needed(f"llama-server -m {model} -c {CONTEXT}")
+
+
+def test_the_type_of_the_cache_counts(model: Path) -> None:
+    f16, q8_0 = (needed(f"llama-server -m {model} -c 1024 -ctk {kind}") for kind in ("f16", "q8_0"))
+    assert f16 - q8_0 == 1024 * (CELL_BYTES - CELL_BYTES * 34 // 64)
+
+
+def test_a_drafter_among_the_added_flags_counts(model: Path) -> None:
+    alone = needed(f"llama-server -m {model} -c 1024")
+    assert needed(f"llama-server -m {model} -c 1024", "-md", str(model)) == 2 * alone
+    assert needed(f"llama-server -m {model} -c 1024", "--spec-type", "ngram-mod") == alone
+
+
+@pytest.mark.parametrize("words", ["llama-server -m absent.gguf", "llama-server -hf a/b", "llama-server"])
+def test_a_model_that_is_not_on_this_disk_counts_as_nothing(words: str) -> None:
+    assert needed(words) == 0
+
+
+def test_what_does_not_fit_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_memory, "available_memory", lambda: AvailableMemory(4 * GIB))
+    check_room("new", 4 * GIB, [])
+    with pytest.raises(UsageError, match=r"new needs about 5.0 GiB, and 4.0 GiB are free; use a smaller -c"):
+        check_room("new", 5 * GIB, [])
+    # Of one that runs, what it holds already is not counted a second time: of this process a few hundred MiB.
+    with pytest.raises(UsageError, match=r"needs about 3.0 GiB, with the 1 beside it 6.0 GiB, and 4\.\d GiB are free"):
+        check_room("new", 3 * GIB, [(os.getpid(), 3 * GIB)])
+    check_room("new", 2 * GIB, [(os.getpid(), 2 * GIB)])
+
+
+def test_a_third_server_is_refused() -> None:
+    with pytest.raises(SubjectError, match="2 servers run already"):
+        check_room("new", 0, [(1, 0), (2, 0)])
+
+
+def test_a_server_that_does_not_fit_is_not_started(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_memory, "available_memory", lambda: AvailableMemory(1000))
+    server = open_subject(command("-m", str(model)))
+    with pytest.raises(UsageError, match=r"stub_server.py needs about"):
+        server.start()
+    with stub("-m", "absent.gguf") as other:  # of which nothing is known
+        assert other.ask(words(3)).tokens == 3
