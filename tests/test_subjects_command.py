@@ -57,6 +57,7 @@ def test_a_script_is_a_llama_server_by_its_help() -> None:
     found = read_command(command("--ms-per-pass", "1"))
     assert found.kind == "llama-server" and found.help is not None
     assert "ngram-simple" in found.help.spec_types
+    assert found.version == "9999 (stub)"
     assert found.program == "stub_server.py"
 
 

@@ -102,7 +102,13 @@ def test_tls_where_the_server_has_none() -> None:
 
 def test_a_model_that_is_missing_ends_the_start_with_the_servers_words() -> None:
     server = open_subject(command("-m", "absent.gguf", "--missing-model"))
-    with pytest.raises(SubjectError, match="ended with exit code 1; its last line: exiting due to model loading error"):
+    with pytest.raises(
+        SubjectError,
+        match=(
+            r"ended with exit code 1; its last line: exiting due to model loading error; "
+            r"the first error before it: llama_model_load: error loading model: failed to open absent.gguf"
+        ),
+    ):
         server.start()
 
 

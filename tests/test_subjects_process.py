@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from subject_stubs import command, stub, words
 
+from specplug.errors import UsageError
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
 from specplug.subjects.server_process import ServerProcess, live_processes
@@ -177,3 +179,18 @@ def test_two_servers_run_at_once_on_ports_of_their_own_and_a_third_does_not() ->
             third.start()
         one.start()  # which replaces its own process
         assert one.ask(words(3)).tokens == 3
+
+
+def test_a_second_server_of_one_command_gets_a_port_of_its_own() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with stub("--port", str(port)) as one, stub("--port", str(port)) as other:
+        assert one.address == f"http://127.0.0.1:{port}" != other.address
+        assert other.ask(words(3)).tokens == 3
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="the log of a server cannot be written there"):
+        ServerProcess(["true"], tmp_path / "file" / "log")

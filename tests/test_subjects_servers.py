@@ -64,6 +64,23 @@ def test_the_likeliest_tokens_come_with_each_token() -> None:
     assert reply.top == ({" a": -0.105, " other1": -3.5}, {" b": -0.105, " other1": -3.5})
 
 
+def test_a_drafter_is_right_but_for_every_fifth_token() -> None:
+    added = ["-md", "draft.gguf", "--spec-draft-n-max", "4"]
+    with stub(added=added) as server:
+        reply = server.ask(words(TOKENS))
+    assert reply.text == ANSWER and reply.draft_tokens is not None and reply.accepted_tokens is not None
+    assert 0 < reply.accepted_tokens <= reply.draft_tokens
+
+
+def test_a_server_whose_drafts_change_the_text() -> None:
+    """The stub's fault, which others must find: without drafts its text is right."""
+    with stub("--wrong-draft") as server:
+        assert server.ask(words(TOKENS)).text == ANSWER
+        server.start(SIMPLE)
+        # Of `d e`, e is wrong. Then `c d WRONG` is drafted, of which the model says c and d, and d becomes wrong.
+        assert server.ask(words(TOKENS)).text == " a b c d WRONG step1 a b c WRONG e step2 a b"
+
+
 def test_an_answer_that_ends_itself() -> None:
     with stub("--answer-tokens", "5") as server:
         assert server.ask(words(TOKENS)).finish == "stop"

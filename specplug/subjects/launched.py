@@ -6,12 +6,13 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 
 from specplug.errors import UsageError
 from specplug.subjects.address import ServerAddress, key_from, server_url
-from specplug.subjects.connection import SILENCE_S, Connection
+from specplug.subjects.connection import SILENCE_S, Connection, ConnectionBroken
 from specplug.subjects.server_client import ServerClient
 from specplug.subjects.server_command import ServerCommand
 from specplug.subjects.server_memory import check_room, server_bytes
@@ -60,7 +61,9 @@ class LaunchedServer:
 
     @property
     def abilities(self) -> Abilities:
-        return self._running().abilities
+        """What the server says, and its number of slots from the command where it does not say that."""
+        found = self._running().abilities
+        return found if found.slots is not None else replace(found, slots=self.command.slots)
 
     @property
     def address(self) -> str:
@@ -74,14 +77,16 @@ class LaunchedServer:
         return None if self._process is None else self._process.pid
 
     def start(self, flags: Sequence[str] = ()) -> None:
+        """As `Subject.start`, on the command's port, or on a free one where it names none, or where another server of
+        ours has that one. UsageError for flags that contradict the command's own."""
         self.stop()
         argv = self.command.with_flags(flags)
         host = self.command.host or "127.0.0.1"
         if host.endswith(".sock"):
             raise UsageError(f"--server: it listens on the socket {host}, which cannot be asked; leave out --host")
         host = ANY_HOST.get(host, host)
-        port = self.command.port
-        if port is None:
+        port, others = self.command.port, live_processes()
+        if port is None or port in [other.port for other in others]:  # the last --port counts
             port = _free_port(host)
             argv += ["--port", str(port)]
         else:
@@ -92,13 +97,13 @@ class LaunchedServer:
             self.command.certificate,
         )
         needed = server_bytes(self.command, flags)
-        check_room(self.name, needed, [(other.pid, other.needed) for other in live_processes()])
+        check_room(self.name, needed, [(other.pid, other.needed) for other in others])
         self._address = str(address)
-        self._process = ServerProcess(argv, self._log, needed)
+        self._process = ServerProcess(argv, self._log, needed=needed, port=port)
         try:
             self._wait(self._process, address)
             self._client = ServerClient(address, self.name, silence_s=self._silence_s)
-        except SubjectError as error:
+        except ConnectionBroken as error:
             raise self._ended() or error from None
         finally:
             if self._client is None:
@@ -108,7 +113,7 @@ class LaunchedServer:
         client = self._running()
         try:
             return client.ask(question)
-        except SubjectError as error:
+        except ConnectionBroken as error:
             raise self._ended() or error from None
 
     def sleep(self) -> None:
@@ -149,7 +154,7 @@ class LaunchedServer:
         try:
             while monotonic() < give_up_at:
                 if process.exit_code is not None:
-                    return  # what follows finds nobody there, and says how it ended
+                    raise SubjectError(f"{self.name} {process.how_it_ended()}")
                 if _is_ready(connection):
                     return
                 sleep(POLL_S)

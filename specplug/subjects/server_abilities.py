@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specplug.errors import UsageError
-from specplug.subjects.asking import CHAT, Extras, checked_timings
+from specplug.subjects.asking import CHAT, Extras, checked_timings, top_of
 from specplug.subjects.connection import Connection, Json
 from specplug.subjects.llama_server import COMPLETION, TEMPLATE, TOKENIZE
 from specplug.subjects.subject import Abilities, SubjectError
@@ -139,13 +139,13 @@ def _with_answer(described: Found, answer: Json, *, logprobs: bool) -> Found:
     if described.completions:
         ids = bool(answer.get("tokens"))
         usage = isinstance(answer.get("tokens_predicted"), int)
-        told = bool(answer.get("completion_probabilities"))
+        told = _list(answer, "completion_probabilities")
     else:
         choices = _list(answer, "choices")
         choice = choices[0] if choices and isinstance(choices[0], dict) else {}
         ids = bool(choice.get("token_ids"))
         usage = isinstance((answer.get("usage") or {}).get("completion_tokens"), int)
-        told = bool((choice.get("logprobs") or {}).get("content"))
+        told = _list(choice.get("logprobs"), "content")
     return replace(
         described,
         abilities=replace(
@@ -153,7 +153,7 @@ def _with_answer(described: Found, answer: Json, *, logprobs: bool) -> Found:
             token_ids=ids,
             timings=timings,
             counters=abilities.counters or timings,
-            logprobs=logprobs and told,
+            logprobs=logprobs and bool(told) and bool(top_of(told[0])),
         ),
         extras=replace(extras, usage=usage, timings=timings, ids=ids and not described.completions),
     )

@@ -45,7 +45,7 @@ class ServerCommand:
     argv     the user's words, untouched
     kind     `llama-server`, which includes its forks, `vllm`, `specplug`, or `unknown`
     help     of a llama-server's build; None for other kinds
-    version  the build in its own words; empty where it was not asked
+    version  of that build, as it says it; empty where it says none, and for other kinds
     """
 
     argv: tuple[str, ...]
@@ -209,29 +209,38 @@ def _with_model(command: ServerCommand, model: str) -> ServerCommand:
 
 
 def _asked(command: ServerCommand) -> ServerCommand:
-    """The command with what its `--help` says; unchanged where that is not a llama-server's."""
-    words = [*launch_words(command.argv[: _program_at(command.argv) + 1]), "--help"]
+    """The command with what its `--help` and `--version` say; unchanged where that is not a llama-server's."""
+    code, text = _printed(command, "--help")
+    found = parse_help(text)
+    if found.accepts("--port") and (found.accepts("-md") or found.accepts("--spec-type")):
+        _, said = _printed(command, "--version")
+        version = next(
+            (line.partition(":")[2].strip() for line in said.splitlines() if line.startswith("version:")), ""
+        )
+        return replace(command, kind="llama-server", help=found, version=version)
+    if command.kind == "llama-server":
+        lines = text.strip().splitlines()
+        raise UsageError(
+            f"{command.program} --help names neither --port nor -md, as a llama-server does "
+            f"(exit code {code}: {lines[-1] if lines else 'no output'})"
+        )
+    return command
+
+
+def _printed(command: ServerCommand, flag: str) -> tuple[int, str]:
+    """The exit code of the program with one flag alone, and what it prints."""
+    words = [*launch_words(command.argv[: _program_at(command.argv) + 1]), flag]
     try:
         done = subprocess.run(words, capture_output=True, timeout=HELP_S, stdin=subprocess.DEVNULL, check=False)
     except subprocess.TimeoutExpired:
         raise UsageError(
-            f"{command.program} --help did not end within {HELP_S:g} s; is it a server's program?"
+            f"{command.program} {flag} did not end within {HELP_S:g} s; is it a server's program?"
         ) from None
     except OSError as error:
         raise UsageError(
             f"{command.program} cannot be started ({error.strerror}); give the path of a program"
         ) from None
-    text = (done.stdout + done.stderr).decode(errors="replace")
-    found = parse_help(text)
-    if found.accepts("--port") and (found.accepts("-md") or found.accepts("--spec-type")):
-        return replace(command, kind="llama-server", help=found)
-    if command.kind == "llama-server":
-        said = text.strip().splitlines()
-        raise UsageError(
-            f"{command.program} --help names neither --port nor -md, as a llama-server does "
-            f"(exit code {done.returncode}: {said[-1] if said else 'no output'})"
-        )
-    return command
+    return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
 
 
 def _kind_by_name(argv: Sequence[str]) -> str | None:

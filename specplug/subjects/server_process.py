@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -15,12 +16,21 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
+from typing import BinaryIO
 
+from specplug.errors import UsageError
+from specplug.machine.folders import reason
 from specplug.profile.server_programs import launch_words
 from specplug.subjects.subject import SubjectError
 
 STOP_S = 10.0
 """Seconds between asking a server to end and killing it. vLLM takes about 3."""
+
+GROUP_S = 2.0
+"""Seconds after the end of a server in which the processes that it started can end by themselves."""
+
+POLL_S = 0.02
 
 HAS_GROUPS = os.name == "posix"
 """Whether processes have groups that signals reach."""
@@ -31,6 +41,12 @@ kills the server's group. This reaches the processes that a server starts, which
 it does not depend on the thread that started the server."""
 
 LOG_TAIL_BYTES = 8192
+NEAR_LINES, MAX_LINE_CHARS = 30, 300
+"""Lines at the end of a log among which an error is looked for, and how much of a line is told."""
+
+ERROR = re.compile(r"\b(error|failed|exception)\b|Error\b", re.IGNORECASE)
+LOG_PREFIX = re.compile(r"^\d+\.\d+\.\d+\.\d+ [A-Z] ")
+"""llama.cpp's time and level."""
 
 _alive: weakref.WeakSet[ServerProcess] = weakref.WeakSet()
 
@@ -38,24 +54,19 @@ _alive: weakref.WeakSet[ServerProcess] = weakref.WeakSet()
 class ServerProcess:
     """One running process with its group. `stop` never raises, and may be called at any time from any thread."""
 
-    def __init__(self, argv: Sequence[str], log: Path | None, needed: int = 0) -> None:
+    def __init__(self, argv: Sequence[str], log: Path | None, *, needed: int = 0, port: int = 0) -> None:
         """Start `argv`; its output is appended to `log`, or to a file that `stop` removes. SubjectError where it cannot
         be started.
 
-        needed  bytes of memory that it takes, for whoever starts another one
+        needed, port  bytes of memory that it takes, and where it listens, for whoever starts another one
         """
-        self.needed = needed
-        if log is None:
-            handle, name = tempfile.mkstemp(prefix="specplug-server-", suffix=".log")
-            os.close(handle)
-            self.log, self._temporary = Path(name), True
-        else:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            self.log, self._temporary = log, False
+        self.needed, self.port = needed, port
+        self._temporary = log is None
+        self.log = log or _temporary_log()
         self._stopped = False
         self._asleep = False
         self._guard: subprocess.Popen[bytes] | None = None
-        with self.log.open("ab") as out:
+        with _opened(self.log) as out:
             self._log_start = out.tell()
             try:
                 self._process = subprocess.Popen(
@@ -70,13 +81,17 @@ class ServerProcess:
                 raise SubjectError(f"{argv[0]} cannot be started ({error.strerror})") from None
         _alive.add(self)
         if HAS_GROUPS:
-            self._guard = subprocess.Popen(
-                ["/bin/sh", "-c", GUARD, "sh", str(self._process.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                self._guard = subprocess.Popen(
+                    ["/bin/sh", "-c", GUARD, "sh", str(self._process.pid)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self.stop()
+                raise SubjectError(f"/bin/sh, which ends {argv[0]} with us, cannot be started ({error})") from None
 
     @property
     def pid(self) -> int:
@@ -99,9 +114,15 @@ class ServerProcess:
         return f"{ended}; {self.last_words()}"
 
     def last_words(self) -> str:
-        """The last line of the log, as a part of a message."""
-        lines = [line.strip() for line in self.log_tail().splitlines() if line.strip()]
-        return f"its last line: {lines[-1][:300]}" if lines else "it printed nothing"
+        """The last line of the log, as a part of a message; and the first error shortly before it, which often caused
+        what the last line says."""
+        lines = [LOG_PREFIX.sub("", line).strip()[:MAX_LINE_CHARS] for line in self.log_tail().splitlines()]
+        lines = [line for line in lines if line][-NEAR_LINES:]
+        if not lines:
+            return "it printed nothing"
+        first = next((line for line in lines if ERROR.search(line)), lines[-1])
+        before = f"; the first error before it: {first}" if first != lines[-1] else ""
+        return f"its last line: {lines[-1]}{before}"
 
     def log_tail(self) -> str:
         """The end of what this process has printed, at most LOG_TAIL_BYTES bytes."""
@@ -131,11 +152,20 @@ class ServerProcess:
         self.wake()  # a stopped process would not handle the signal
         self._signal(signal.SIGTERM)
         self.wait(STOP_S)
+        self._wait_for_group()
         self._signal(signal.SIGKILL if HAS_GROUPS else signal.SIGTERM)
         self.wait(STOP_S)
         self._dismiss_guard()
         _alive.discard(self)
         self._remove_log()
+
+    def _wait_for_group(self) -> None:
+        """Until the processes that the server started have ended as well, at most GROUP_S."""
+        give_up_at = monotonic() + GROUP_S
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left
+            while HAS_GROUPS and monotonic() < give_up_at:
+                os.killpg(self._process.pid, 0)
+                sleep(POLL_S)
 
     def _signal(self, number: signal.Signals) -> None:
         """To the whole group, as far as it still exists."""
@@ -159,6 +189,21 @@ class ServerProcess:
         if self._temporary:
             with suppress(OSError):
                 self.log.unlink(missing_ok=True)
+
+
+def _temporary_log() -> Path:
+    handle, name = tempfile.mkstemp(prefix="specplug-server-", suffix=".log")
+    os.close(handle)
+    return Path(name)
+
+
+def _opened(log: Path) -> BinaryIO:
+    """UsageError for a log that cannot be written."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("ab")
+    except OSError as error:
+        raise UsageError(f"{log}: the log of a server cannot be written there ({reason(log, error)})") from None
 
 
 def live_processes() -> list[ServerProcess]:
