@@ -32,6 +32,7 @@ STUB = Path(__file__).with_name("stub_server.py")
 
 WRAPPER = """
 import runpy, sys
+sys.path.insert(0, {folder!r})
 faults = {faults!r}
 for word, added in faults.items():
     if word in sys.argv:
@@ -59,7 +60,7 @@ def request_for(tmp_path: Path) -> MakeRequest:
         script = STUB
         if faults:
             script = tmp_path / "stub.py"
-            script.write_text(WRAPPER.format(faults=faults, stub=str(STUB)))
+            script.write_text(WRAPPER.format(faults=faults, folder=str(STUB.parent), stub=str(STUB)))
         command = read_command(shlex.join([sys.executable, str(script), "-m", "stub.gguf", *flags]))
         words = "one two three four five six seven eight nine ten eleven twelve"
         prompts = [Prompt(f"q{i}", f"kind {i % 2}", (f"say {words} and {i}",)) for i in range(6)]
