@@ -56,7 +56,7 @@ Progress = Callable[[str, float, str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Draft tokens and accepted ones of a run, as the server counted them and as the replay says."""
+    """Draft tokens and accepted ones of answers with the recorded text, as the server counted and as the replay says."""
 
     name: str
     server: tuple[int, int]
@@ -177,7 +177,8 @@ class ServerStages:
                 self.note(f"{Path(file).name} is tried without a prediction: {error}")
                 continue
             if guesses is None:
-                self.note(f"{Path(file).name} is tried without a prediction")
+                why = "llama-cpp-python is not installed, or there was no time"
+                self.note(f"{Path(file).name} is tried without a prediction: {why}")
                 continue
             costs.guesses[file] = guesses
             probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and is_usual(one))
@@ -280,16 +281,16 @@ class ServerStages:
             except SubjectError as error:
                 self.note(f"{probe.name} failed: {error}")
                 return []
-        counted = [(entry["drafted"], entry["accepted"]) for entry in entries if entry["drafted"] is not None]
-        if len(counted) == len(longest):
-            server = (sum(one for one, _ in counted), sum(one for _, one in counted))
-            replay = (sum(one.drafted for one in replays), sum(one.accepted for one in replays))
-            costs.agreements.append(Agreement(probe.name, server, replay))
-        return [
-            (replay, entry["ms"])
+        same = [  # another text had other passes
+            (replay, entry)
             for replay, entry, one in zip(replays, entries, longest, strict=True)
-            if entry["text"] == one.text  # another text had other passes
+            if entry["text"] == one.text
         ]
+        if same and all(entry["drafted"] is not None for _, entry in same):
+            server = (sum(entry["drafted"] for _, entry in same), sum(entry["accepted"] for _, entry in same))
+            replay = (sum(one.drafted for one, _ in same), sum(one.accepted for one, _ in same))
+            costs.agreements.append(Agreement(probe.name, server, replay))
+        return [(one, entry["ms"]) for one, entry in same]
 
     def _cost(self, probe: Candidate, one: Recorded, reply: Reply) -> dict[str, Any]:
         entry = {
