@@ -56,7 +56,7 @@ Progress = Callable[[str, float, str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Draft tokens and accepted ones of answers with the recorded text, as the server counted and as the replay says."""
+    """Draft tokens and accepted ones of answers with the recorded text: by the server, and by the replay."""
 
     name: str
     server: tuple[int, int]
