@@ -116,14 +116,15 @@ def shared_options(
     several_profiles: bool = False,
     greedy: bool = False,
     draft: Draft | None = None,
-    servers: Draft | None = None,
+    servers: Draft | Literal["only"] | None = None,
     profile_use: str = "Profile to use",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options to a command, whose function receives a Request as its first argument.
 
     greedy       leave out the options of sampling
     draft        whether there is --draft, and whether it can be repeated
-    servers      the same for --server
+    servers      the same for --server; `only` where the command then measures nothing else, and
+                 --draft names drafters of the server
     profile_use  what the profile is used for, for the help text
     """
     flags: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
@@ -174,6 +175,8 @@ def shared_options(
             drafter, corpora = values.pop("draft", None), values.pop("corpora", ())
             named = values.pop("server", None) or ()
             texts = (named,) if isinstance(named, str) else tuple(named)
+            if texts and servers == "only":
+                return command(Request((), **generation, drafts=drafter, servers=texts, model=edits.model), **values)
             if texts and not asks_for_profiles(edits.model):
                 return command(Request((), **generation, servers=texts, model=edits.model), **values)
             profiles = chosen_profiles(refs if several_profiles else [refs] if refs else [], edits)

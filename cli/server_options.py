@@ -52,3 +52,15 @@ def asks_for_profiles(model: str | None) -> bool:
                 "leave it out"
             )
     return False
+
+
+def refuse_with_server(*names: str) -> None:
+    """UsageError for one of these options on the command line: they say how specplug's own engine would run.
+
+    names  of the parameters
+    """
+    ctx = click.get_current_context()
+    flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    for name in names:
+        if ctx.get_parameter_source(name) is _GIVEN:
+            raise UsageError(f"{flags[name]}: a server is tuned as its own command says; leave it out")

@@ -12,18 +12,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from specplug import profile as profiles
 from specplug.bench import workloads
 from specplug.core import Requires
 from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.files import write_atomically
-from specplug.machine.folders import expanded
 from specplug.models.gguf_header import read_header
 from specplug.models.model_facts import has_mtp_layer
 from specplug.models.references import model_name
 from specplug.profile import Profile
-from specplug.profile.settings import as_name
 from specplug.profile.with_corpora import corpora_of
 from specplug.profile.with_drafter import drafters_of, with_drafter
 from specplug.registry import ProposerSpec, nearest
@@ -47,6 +44,9 @@ from . import options
 from .options import html_option, model_path, note, parse_levels, shared_options, workload_option
 from .preparation import needs_of, prepare
 from .progress import budget_bar
+from .server_options import format_option
+from .tune_server import ServerTune, tune_one_server
+from .tune_target import check_resumable, tuned_target
 
 JSON_NAMES = {"off_path_rows": "asides"}
 """Stages whose field in `tune --dry-run --json` keeps an older name."""
@@ -56,7 +56,11 @@ NOTHING_BEATS_NONE = 3
 
 @click.command(epilog="\b\nExample: specplug tune --model some.gguf --workload prompts.jsonl --budget 10m")
 @shared_options(
-    max_tokens=128, greedy=True, draft="several", profile_use="Profile whose engine settings and drafters are used"
+    max_tokens=128,
+    greedy=True,
+    draft="several",
+    servers="only",
+    profile_use="Profile whose engine settings and drafters are used",
 )
 @workload_option
 @click.option(
@@ -89,6 +93,7 @@ NOTHING_BEATS_NONE = 3
     help="Number of prompts answered at once; each of several numbers is measured.",
 )
 @click.option("--out", metavar="NAME|PATH", help="Profile to write (default: MODEL-tuned, among your own profiles).")
+@format_option
 @html_option
 @click.option(
     "--allow-rounding",
@@ -111,6 +116,7 @@ def tune(
     objective: str,
     concurrency: str,
     out: str | None,
+    format: str | None,
     html: Path | None,
     allow_rounding: bool,
     resume: bool,
@@ -122,21 +128,41 @@ def tune(
     Engine settings that --profile names are kept; those that it leaves open are measured and chosen, too. Where no
     drafts are faster than plain decoding, the written profile is plain decoding, and the exit code is 3; it is 0 with
     --ok-if-plain.
+
+    With --server, the drafting flags of llama-server or vLLM are tried instead, and the fastest command is printed.
     """
     prompts = _prompts(workload, categories, limit)
     seconds = budgets.parse(budget)
     levels = tuple(sorted(set(parse_levels(concurrency))))
     if out is not None:
-        _target(out, "")  # raises for a name that is none
+        tuned_target(out, "")  # raises for a name that is none
     if html is not None:
         html_page.check_target(html)
+    if request.servers:
+        asked = ServerTune(
+            request=request,
+            prompts=prompts,
+            workload=Path(workload).name,
+            seconds=seconds,
+            objective=objective,
+            levels=levels,
+            out=out,
+            format=format,
+            html=html,
+            resume=resume,
+            dry_run=dry_run,
+        )
+        plain = tune_one_server(asked)
+        ctx.exit(NOTHING_BEATS_NONE if plain and not ok_if_plain else 0)
+    if format is not None:
+        raise UsageError("--format: the command of a server is printed with --server; leave it out")
     profiles_to_try = [request.profile]
     profiles_to_try += [with_drafter(request.profile, options.drafter_spec(ref)) for ref in request.drafts]
     if dry_run and (needs := needs_of(profiles_to_try)):
         raise UsageError(f"a dry run downloads and builds nothing; first run: {'; '.join(needs.commands())}")
     prepare(profiles_to_try, yes=request.yes)
     path, label = _model(request.profile)
-    target = _target(out, label)
+    target = tuned_target(out, label)
     wanted = Request(
         model=path,
         base=request.profile,
@@ -156,8 +182,9 @@ def tune(
     )
     check(wanted)
     if dry_run:
+        check_resumable(target, resume)
         plan = _plan(wanted)
-        click.echo(json.dumps(plan, indent=1) if request.json else "\n".join(f"{k}: {v}" for k, v in plan.items()))
+        click.echo(json.dumps(plan, indent=1) if request.json else "\n".join(_plan_lines(plan)))
         return
     try:
         with budget_bar("tune", seconds) as progress:
@@ -217,20 +244,6 @@ def _model(profile: Profile) -> tuple[Path, str]:
     return located_model(profile.model), label
 
 
-def _target(out: str | None, label: str) -> Path:
-    """The file of the profile to write. UsageError where the name is invalid."""
-    if out is None:
-        return profiles.user_folder() / f"{as_name(label, 'model')}-tuned.yaml"
-    path = expanded(out)
-    if path.suffix not in (".yaml", ".yml"):
-        if path.name != out:
-            raise UsageError(f"--out {out}: a path has to end in .yaml; change it, or give a name without a folder")
-        path = profiles.user_folder() / f"{out}.yaml"
-    if not profiles.NAME.fullmatch(path.stem):
-        raise UsageError(f"--out {out}: {path.stem!r} is no profile name; use a-z, 0-9, '.', '_' and '-'")
-    return path
-
-
 def _plan(request: Request) -> dict[str, Any]:
     if request.base.engine == "vllm":
         from specplug.tune.vllm_runner import vllm_settings
@@ -253,6 +266,19 @@ def _plan(request: Request) -> dict[str, Any]:
         | {"confirm": round((1 - sum(shares.values())) * request.budget, 1)},
         "busy": hardware.busy_warning(),
     }
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    """The plan in words: nested values as `key value`, what is empty as `none`."""
+
+    def words(value: object) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {words(inner)}" for key, inner in value.items() if inner not in (None, [], {}))
+        if isinstance(value, list):
+            return ", ".join(map(words, value)) or "none"
+        return "none" if value is None else str(value)
+
+    return [f"{key}: {words(value)}" for key, value in plan.items()]
 
 
 def _show(document: dict[str, Any]) -> None:

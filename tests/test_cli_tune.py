@@ -81,7 +81,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0 and plan["settings"] > 100 and "28 prompts" in plan["workload"]
     assert sum(plan["seconds"].values()) == pytest.approx(120, abs=1)
     assert plan["profile"].endswith("smollm2-135m-instruct.q4_1-tuned.yaml")
+    text = call("tune", "--model", "demo:smollm2", "--budget", "2m", "--dry-run").stdout
+    assert "{" not in text and "[" not in text and "\nconcurrency: 1\n" in text
     assert not list(tmp_path.rglob("*.yaml")) and not list(tmp_path.rglob("*.journal"))
+    assert "nothing to resume" in refused("--dry-run", "--resume")
 
 
 def test_a_profile_that_cannot_be_plotted_or_exported_is_refused(tmp_path: Path) -> None:

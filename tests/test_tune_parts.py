@@ -21,7 +21,7 @@ from specplug.profile import PlannerSettings, Profile
 from specplug.profile.with_drafter import drafter_name
 from specplug.registry import ProposerSpec
 from specplug.tune import journal as journals
-from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_record, parse
+from specplug.tune.budget import CONFIRM_SHARE, SHARES, Budget, answers_to_record, parse, too_small
 from specplug.tune.candidates import PLAIN, PRUNED, Setting, grid
 from specplug.tune.confirm import IDLE, confirm
 from specplug.tune.cost_curves import Curve, choose_threads, measure_curve
@@ -80,6 +80,17 @@ def test_prompts_are_dropped_before_answers_are_shortened() -> None:
     assert plan(0.6) == (2, 25)
     with pytest.raises(UsageError, match=r"too small: one answer of 25 tokens takes 0\.2 s, and there are 0\.1 s"):
         plan(0.1)
+
+
+def test_a_budget_that_is_too_small_comes_with_one_that_suffices() -> None:
+    # 21.4 s are needed and 11.7 s are there: 90 s have to become 164.6 s
+    assert str(too_small("timing", 21.4, 11.7).named(90.0)) == (
+        "the budget is too small: timing takes 21.4 s, and there are 11.7 s for it; say --budget 180s"
+    )
+    assert str(too_small("timing", 60.0, 10.0, remedy="shorten the prompts").named(90.0)).endswith(
+        "say --budget 9m, or shorten the prompts"
+    )
+    assert str(too_small("timing", 60.0, 0.0).named(90.0)).endswith("raise --budget")
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------

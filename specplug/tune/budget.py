@@ -31,6 +31,25 @@ FEWEST_TOKENS = 16
 """Tokens of the shortest answer that is recorded: shorter ones show too little about drafts."""
 
 
+class TooSmall(UsageError):
+    """A stage needs more time than its share. factor: how many times as large a budget suffices; None for unknown."""
+
+    def __init__(self, text: str, remedy: str, factor: float | None) -> None:
+        self.text = text
+        self.remedy = remedy
+        self.factor = factor
+        super().__init__(self._message("raise --budget"))
+
+    def named(self, budget: float) -> UsageError:
+        """The same for a budget of so many seconds, with one that suffices."""
+        if self.factor is None:
+            return self
+        return UsageError(self._message(f"say --budget {in_words(self.factor * budget)}"))
+
+    def _message(self, advice: str) -> str:
+        return f"{self.text}; {advice}" + (f", or {self.remedy}" if self.remedy else "")
+
+
 class Budget:
     """Counts the seconds of a tune, including those of an interrupted run that it continues."""
 
@@ -105,10 +124,12 @@ def answers_to_record(
     return order[:count], tokens
 
 
-def too_small(what: str, needed: float, seconds: float, *, remedy: str = "") -> UsageError:
-    """The error for a budget that leaves `seconds` for work that needs more; it names a sufficient budget."""
-    raise_it = f"raise --budget about {ceil(10 * needed / seconds) / 10:g}-fold" if seconds > 0 else "raise --budget"
-    return UsageError(
-        f"the budget is too small: {what} takes {needed:.1f} s, and there are {seconds:.1f} s for it; {raise_it}"
-        + (f", or {remedy}" if remedy else "")
-    )
+def too_small(what: str, needed: float, seconds: float, *, remedy: str = "") -> TooSmall:
+    """The error for a budget that leaves `seconds` for work that needs more."""
+    text = f"the budget is too small: {what} takes {needed:.1f} s, and there are {seconds:.1f} s for it"
+    return TooSmall(text, remedy, needed / seconds if seconds > 0 else None)
+
+
+def in_words(seconds: float) -> str:
+    """As --budget takes it, rounded up: in steps of 30 s, above 5 minutes in minutes."""
+    return f"{30 * ceil(seconds / 30)}s" if seconds <= 300 else f"{ceil(seconds / 60)}m"

@@ -15,7 +15,7 @@ from specplug import profile as profiles
 from specplug.machine import hardware
 from specplug.profile import CostPoints, Profile
 from specplug.tune import journal as journals
-from specplug.tune.budget import Budget
+from specplug.tune.budget import Budget, TooSmall
 from specplug.tune.candidates import PLAIN
 from specplug.tune.document import Findings, tune_document, tuned_profile
 from specplug.tune.prediction import Costs
@@ -69,7 +69,10 @@ def tune(
         names = beside(request)
         if names:
             stages.note(f"beside the model, smaller and with its tokenizer: {', '.join(names)}; --draft FILE tries one")
-        return _run(stages)
+        try:
+            return _run(stages)
+        except TooSmall as error:
+            raise error.named(request.budget) from None
 
 
 def open_subject(request: Request, notify: Callable[[str], None]) -> Subject:

@@ -1,0 +1,107 @@
+"""The servers that run at the same time: the plain one, and one with drafts beside it where memory allows.
+
+Knows which process runs and which is asleep, not what is measured with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from time import perf_counter
+
+from specplug.errors import UsageError
+from specplug.subjects.subject import Question, Reply, Subject, SubjectError
+from specplug.subjects.waking import awake
+from specplug.tune.server_flags.server_candidates import PLAIN, Candidate
+
+Opener = Callable[[Candidate], Subject]
+"""Makes the subject of a candidate, which is not started."""
+
+
+class LiveServers:
+    """Starts servers as they are needed, and keeps the plain one.
+
+    start_s  seconds that the latest start took; 0 before the first
+    """
+
+    def __init__(self, opener: Opener, *, together: bool) -> None:
+        """together: whether memory holds two servers; else the plain one ends before another starts."""
+        self._opener = opener
+        self.together = together
+        self._plain: Subject | None = None
+        self._other: Subject | None = None
+        self.start_s = 0.0
+
+    def plain(self) -> Subject:
+        """The running server without drafts, asleep."""
+        if self._plain is None:
+            if not self.together:
+                self._stop_other()
+            self._plain = self._started(PLAIN)
+        return self._plain
+
+    @contextmanager
+    def other(self, candidate: Candidate) -> Iterator[Subject]:
+        """The running server of a candidate, asleep; it ends with the block."""
+        if not self.together:
+            self._stop_plain()
+        self._stop_other()
+        try:
+            self._other = self._started(candidate)
+            yield self._other
+        finally:
+            self._stop_other()
+
+    def restart_plain(self) -> Subject:
+        """A new process in place of one that failed."""
+        self._stop_plain()
+        return self.plain()
+
+    def close(self) -> None:
+        self._stop_other()
+        self._stop_plain()
+
+    def _started(self, candidate: Candidate) -> Subject:
+        subject = self._opener(candidate)
+        began = perf_counter()
+        try:
+            subject.start(candidate.flags)
+            subject.sleep()
+        except UsageError as error:
+            subject.stop()
+            if candidate == PLAIN:
+                raise
+            raise SubjectError(str(error)) from None  # such as a drafter for which there is no memory
+        except BaseException:  # whatever it was, the process must not stay
+            subject.stop()
+            raise
+        self.start_s = perf_counter() - began
+        return subject
+
+    def _stop_plain(self) -> None:
+        if self._plain is not None:
+            self._plain.stop()
+            self._plain = None
+
+    def _stop_other(self) -> None:
+        if self._other is not None:
+            self._other.stop()
+            self._other = None
+
+
+def asked(subject: Subject, questions: Sequence[Question]) -> list[Reply]:
+    """The replies to questions that are asked at once, of a server that is awake only meanwhile.
+
+    Raises the SubjectError of the first question that has one. When interrupted, the subject is stopped.
+    """
+    with awake(subject):
+        if len(questions) == 1:
+            return [subject.ask(questions[0])]
+        with ThreadPoolExecutor(len(questions)) as threads:
+            try:
+                return list(threads.map(subject.ask, questions))
+            except BaseException as error:
+                if not isinstance(error, SubjectError):
+                    subject.stop()  # so that the other threads end
+                raise

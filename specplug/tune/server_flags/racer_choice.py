@@ -1,0 +1,72 @@
+"""Chooses which candidates of a server are run live, by their predictions.
+
+Knows candidates and predicted speedups; measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from specplug.tune.server_flags.server_candidates import Candidate, chained
+from specplug.tune.server_flags.server_predictions import Predicted
+
+HOPELESS = 0.93
+"""Candidates with a smaller predicted speedup are not run, where others are better: predictions err by less."""
+
+UNPREDICTED = 1.02
+"""The place among the predicted ones of a candidate that cannot be replayed."""
+
+MOST_RUN = 8
+FEWEST_RUN = 2
+
+USUAL_LOOKUP = (3, 8)
+"""Tokens looked up and drafted, of lookups that cannot be replayed."""
+
+USUAL_LENGTHS = (3, 2)
+"""Draft tokens of models and heads that cannot be replayed, the better one first."""
+
+
+def with_chains(tried: Sequence[Candidate], predictions: Mapping[str, Predicted]) -> list[Candidate]:
+    """The chains of the best lookup and the best candidate of each drafter and head, on llama-server."""
+    best = best_of_families(tried, predictions)
+    lookups = [one for one in best if one.rules and one.drafts is None]
+    drafting = [one for one in best if not one.rules and one.flags[:1] == ("--spec-type",) and "draft-" in one.flags[1]]
+    if not lookups:
+        return []
+    made = [chained(lookups[0], one) for one in drafting]
+    return [one for one in made if one is not None]
+
+
+def best_of_families(tried: Sequence[Candidate], predictions: Mapping[str, Predicted]) -> list[Candidate]:
+    """The best of each family by prediction, the most promising first."""
+    best: dict[str, Candidate] = {}
+    for candidate in tried:
+        if candidate.family not in best or promise(candidate, predictions) > promise(
+            best[candidate.family], predictions
+        ):
+            best[candidate.family] = candidate
+    return sorted(best.values(), key=lambda one: -promise(one, predictions))
+
+
+def to_run(tried: Sequence[Candidate], predictions: Mapping[str, Predicted], most: int) -> list[Candidate]:
+    """The candidates to run live: `most` of them, but at least FEWEST_RUN and at most MOST_RUN."""
+    ranked = best_of_families(tried, predictions)
+    hopeful = [one for one in ranked if promise(one, predictions) >= HOPELESS] or ranked[:FEWEST_RUN]
+    return hopeful[: min(MOST_RUN, max(FEWEST_RUN, most))]
+
+
+def promise(candidate: Candidate, predictions: Mapping[str, Predicted]) -> float:
+    """The predicted speedup; without a prediction, one that puts usual sizes before others."""
+    known = predictions.get(candidate.name)
+    if known is not None:
+        return known.speedup
+    return UNPREDICTED if is_usual(candidate) else UNPREDICTED - 0.01
+
+
+def is_usual(candidate: Candidate) -> bool:
+    """Whether it is the one to run of a family that cannot be replayed."""
+    if candidate.drafts is not None:
+        return candidate.drafts.length == USUAL_LENGTHS[0] and not candidate.drafts.least_probability
+    if candidate.rules:
+        return candidate.rules[0].sizes[:2] == USUAL_LOOKUP
+    return f"{USUAL_LENGTHS[1]} drafted" in candidate.name

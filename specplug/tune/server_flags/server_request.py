@@ -1,0 +1,159 @@
+"""The request for a tune of a server, its checks, and what must stay the same for it to be continued.
+
+This module measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from specplug.bench.workloads import Prompt
+from specplug.errors import UsageError
+from specplug.machine import fingerprint, hardware
+from specplug.machine.folders import reason
+from specplug.models.gguf_header import parts_of
+from specplug.subjects.server_command import ServerCommand
+from specplug.tune.budget import FEWEST_TOKENS, in_words
+from specplug.tune.journal import Journal
+from specplug.tune.tune_request import workload_hash
+
+SERVER_SCHEMA = 1
+
+FASTEST_BYTES_S = 1e12
+"""No machine reads weights faster than this, so an answer takes at least their size over it for every token."""
+
+FASTEST_START_S = 0.2
+"""No server starts faster."""
+
+MOST_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRequest:
+    """The request.
+
+    command      the user's words of --server
+    model        the file of the model; None where it is none on this disk
+    workload     the name of the prompts' source
+    name, out    the profile to write, and its file
+    budget       seconds
+    concurrency  numbers of requests at once, ascending
+    drafters     models to try as drafters, as the server's flag names them
+    heads        kind and file of heads, as for `llama_candidates`
+    own_engine   whether specplug's own engine is measured as well
+    invoked      the command line of this tune, for the evidence
+    """
+
+    command: ServerCommand
+    model: Path | None
+    prompts: Sequence[Prompt]
+    workload: str
+    name: str
+    out: Path
+    budget: float
+    max_tokens: int = 128
+    objective: str = "latency"
+    concurrency: tuple[int, ...] = (1,)
+    resume: bool = False
+    drafters: tuple[str, ...] = ()
+    heads: tuple[tuple[str, str | None], ...] = ()
+    own_engine: bool = False
+    invoked: str = ""
+
+    @property
+    def level(self) -> int:
+        """The deciding concurrency: the smallest for latency, the largest for throughput."""
+        return min(self.concurrency) if self.objective == "latency" else max(self.concurrency)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that must be the same for a journal to be continued."""
+        return {
+            "command": list(self.command.argv),
+            "version": self.command.version,
+            "workload": workload_hash(self.prompts),
+            "budget": self.budget,
+            "max_tokens": self.max_tokens,
+            "objective": self.objective,
+            "concurrency": list(self.concurrency),
+            "drafters": list(self.drafters),
+            "heads": [list(head) for head in self.heads],
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of this machine, of the server's build, and of the model where it is on this disk."""
+        model = {} if self.model is None else {"model": fingerprint.model_identity(self.model)}
+        versions = {"server": self.command.version} if self.command.version else {}
+        return {**hardware.fingerprint(), "engine": "server", "versions": versions, **model}
+
+    def model_bytes(self) -> int:
+        """Of all parts of the model; 0 where it is not on this disk."""
+        if self.model is None:
+            return 0
+        files = [one for one in self.model.rglob("*") if one.is_file()] if self.model.is_dir() else parts_of(self.model)
+        return sum(one.stat().st_size for one in files)
+
+
+def least_seconds(request: ServerRequest) -> float:
+    """What starting two servers and one answer of each take on the fastest machine."""
+    answer = request.max_tokens * request.model_bytes() / FASTEST_BYTES_S
+    return 2 * (FASTEST_START_S + answer)
+
+
+def check_server_request(request: ServerRequest) -> None:
+    """Raise UsageError for a request that could only fail after measuring."""
+    if request.max_tokens < FEWEST_TOKENS:
+        raise UsageError(
+            f"answers of {request.max_tokens} tokens are too short to judge drafts; use --max-tokens {FEWEST_TOKENS} "
+            "or more"
+        )
+    most = max(request.concurrency)
+    if most > MOST_AT_ONCE:
+        raise UsageError(f"--concurrency {most}: at most {MOST_AT_ONCE} requests run at once; lower it")
+    if most > len(request.prompts):
+        raise UsageError(
+            f"{most} at once: {request.workload} has {len(request.prompts)} prompts; add prompts, or lower "
+            "--concurrency"
+        )
+    check_budget(request.budget, least_seconds(request), "on the fastest machine")
+    if request.out.exists() and not request.out.is_file():
+        raise UsageError(f"{request.out}: this is not a file; use another --out")
+    try:
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=request.out.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{request.out}: cannot be written ({reason(request.out, error)}); use another --out"
+        ) from None
+
+
+def check_budget(budget: float, needed: float, where: str) -> None:
+    """Raise UsageError where a budget cannot hold one plain answer and one candidate.
+
+    It names three times as much, so that there is something to choose from.
+    """
+    if budget < needed:
+        raise UsageError(
+            f"the budget of {budget:g} s is too small: starting the server twice, one plain answer and one with drafts "
+            f"take {needed:.1f} s {where}; say --budget {in_words(3 * needed)}"
+        )
+
+
+def check_server_journal(journal: Journal, request: ServerRequest) -> None:
+    """Raise UsageError unless the journal was begun for this request, on this machine and with this model."""
+    begun = journal.entries[0]
+    if begun["kind"] != "begun" or "server" not in begun or begun["schema"] != SERVER_SCHEMA:
+        raise UsageError(f"{journal.path}: this is the journal of another kind of tune; run without --resume")
+    for key, value in request.identity().items():
+        if begun["server"].get(key) != value:
+            raise UsageError(f"{journal.path}: the unfinished tune had another {key}; run without --resume")
+    changed = fingerprint.changes(begun["fingerprint"], request.fingerprint())
+    if changed:
+        raise UsageError(
+            f"{journal.path}: begun under other conditions ({'; '.join(changed)}); run without --resume to measure "
+            "again"
+        )

@@ -1,0 +1,204 @@
+"""A complete tune of a server, from the request to the written profile: the order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from specplug import profile as profiles
+from specplug.errors import UsageError
+from specplug.machine import hardware
+from specplug.machine.memory import available_memory, gib
+from specplug.profile import Profile
+from specplug.subjects.connection import SILENCE_S
+from specplug.subjects.launched import START_S, LaunchedServer
+from specplug.subjects.server_memory import server_bytes
+from specplug.subjects.subject import Subject
+from specplug.tune import journal as journals
+from specplug.tune.budget import Budget
+from specplug.tune.server_flags.live_servers import LiveServers, Opener
+from specplug.tune.server_flags.offered_candidates import candidates_of, probes_of
+from specplug.tune.server_flags.race import Racer
+from specplug.tune.server_flags.racer_choice import to_run, with_chains
+from specplug.tune.server_flags.recorded_questions import AskedQuestion, grouped_questions
+from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, Candidate
+from specplug.tune.server_flags.server_document import ServerFindings, server_document, server_profile
+from specplug.tune.server_flags.server_request import (
+    SERVER_SCHEMA,
+    ServerRequest,
+    check_server_journal,
+    check_server_request,
+)
+from specplug.tune.server_flags.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, Progress, ServerStages
+from specplug.tune.tune_request import journal_path
+
+SILENCE_SHARE = 0.15
+"""Of the budget, so much silence makes a server count as hung."""
+
+SHORTEST_SILENCE_S = 10.0
+ENGINE_ANSWERS = 8
+"""Answers of specplug's own engine; it is one row of the table, and no candidate."""
+
+LEVEL_GROUPS = 3
+"""Groups of answers at each further concurrency."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOutcome:
+    """The profile as written, the document of `tune --json`, and the command that was found."""
+
+    profile: Profile
+    document: dict[str, Any]
+    argv: list[str]
+
+
+def tune_server(
+    request: ServerRequest,
+    *,
+    notify: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda stage, share, best, left: None,
+    opener: Opener | None = None,
+    clock: Callable[[], float] = monotonic,
+) -> ServerOutcome:
+    """Find the fastest flags and write the profile. An interrupted tune can be continued with `resume`.
+
+    opener  makes the subject of a candidate; by default a process of the command
+    UsageError for a request that cannot be tuned; SpecplugError where plain decoding fails. A fault of a candidate is a
+    row of the result.
+    """
+    check_server_request(request)
+    tried, missing = candidates_of(request)
+    for candidate in tried:
+        request.command.with_flags(candidate.flags)  # raises for what contradicts the user's own flags
+    with ExitStack() as stack:
+        journal = stack.enter_context(journals.opened(journal_path(request.out), resume=request.resume))
+        if journal.torn:
+            notify("the last line of the journal is incomplete; its step is done again")
+        if journal.drops_unfinished:
+            notify("starting again: an unfinished tune of this profile is discarded (--resume would have continued it)")
+        if journal.entries:
+            check_server_journal(journal, request)
+        spent = journal.entries[-1].get("spent", request.budget) if journal.entries else 0.0
+        budget = Budget(request.budget, spent, clock)
+        busy = hardware.too_busy()  # before a server makes the machine busy
+        if not journal.entries:
+            journal.add(
+                "begun",
+                schema=SERVER_SCHEMA,
+                server=request.identity(),
+                fingerprint=request.fingerprint(),
+                spent=0.0,
+            )
+        servers = LiveServers(opener or _opener(request), together=False)
+        stack.callback(servers.close)
+        stages = ServerStages(request, servers, journal, budget, notify, progress)
+        if busy:
+            stages.note(f"{busy} are busy with other work, so measured speeds are not reliable")
+        for sentence in missing:
+            stages.note(sentence)
+        servers.together = opener is not None or _together(request, stages.note)
+        return _run(stages, tried, busy)
+
+
+def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> ServerOutcome:
+    request, budget = stages.request, stages.budget
+    stages.start_plain()
+    recorded = stages.record()
+    probes = probes_of(request)
+    costs = stages.measure_costs(recorded, probes)
+    if costs is not None:
+        stages.measure_drafters(recorded, tried, costs)
+    predictions = stages.predict(recorded, tried, costs)
+    if chains := with_chains(tried, predictions):
+        tried += chains
+        predictions |= stages.predict(recorded, chains, costs)
+
+    others = [level for level in request.concurrency if level != request.level]
+    reserve = budget.seconds * (OTHER_LEVEL_SHARE * len(others) + (ENGINE_SHARE if request.own_engine else 0.0))
+    groups = grouped_questions(recorded, request.level)
+    if not groups:
+        raise UsageError(
+            f"{request.level} at once: only {len(recorded)} answers fit into the budget; raise --budget, or lower "
+            "--concurrency"
+        )
+    group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in recorded) / len(recorded) / 1000
+    chosen = to_run(tried, predictions, stages.most_to_run(group_s, reserve))
+    racers = [Racer(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
+    stages.race(racers, groups, reserve)
+
+    winners = [one for one in racers if one.failure is None and one.pairs.why_rejected() is None]
+    winner = max(winners, key=lambda one: one.pairs.speedup().median, default=None)  # type: ignore[union-attr]
+    shown = winner or max((one for one in racers if one.own), key=_median, default=None)
+    levels: dict[int, Racer] = {}
+    for number, level in enumerate(others):
+        if shown is not None:
+            levels[level] = Racer(shown.candidate)
+            left_over = reserve - budget.seconds * OTHER_LEVEL_SHARE * (number + 1)
+            stages.measure_aside(levels[level], grouped_questions(recorded, level)[:LEVEL_GROUPS], left_over)
+    engine = _own_engine(stages, groups) if request.own_engine else None
+
+    findings = ServerFindings(
+        request=request,
+        abilities=stages.abilities,
+        answers=len(recorded),
+        tokens=sum(one.timed.tokens + 1 for one in recorded),
+        costs=costs,
+        tried=tried,
+        predictions=predictions,
+        racers=racers,
+        levels=levels,
+        engine=engine,
+        winner=winner,
+        busy=busy,
+        seconds=budget.spent,
+        notes=stages.notes,
+    )
+    document = server_document(findings)
+    written = server_profile(findings, document)
+    profiles.save(written, request.out)
+    stages.journal.add("done", path=str(request.out), spent=budget.spent)
+    return ServerOutcome(written, document, list(document["argv"]))
+
+
+def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]]) -> Racer:
+    """specplug's own engine beside the plain server, as one more row."""
+    racer = Racer(Candidate(ENGINE_NAME, ENGINE_NAME))
+    stages.measure_aside(racer, groups[:ENGINE_ANSWERS], 0.0)
+    return racer
+
+
+def _median(racer: Racer) -> float:
+    speedup = racer.speedup
+    return speedup.median if speedup is not None else 0.0
+
+
+def _opener(request: ServerRequest) -> Opener:
+    """Subjects from the user's command, and specplug's own engine."""
+    silence = min(SILENCE_S, max(SHORTEST_SILENCE_S, SILENCE_SHARE * request.budget))
+
+    def opened(candidate: Candidate) -> Subject:
+        if candidate.name == ENGINE_NAME:
+            from specplug.subjects.engine_subject import EngineSubject
+
+            assert request.model is not None
+            return EngineSubject(profiles.load("default"), request.model, slots=request.level, name=ENGINE_NAME)
+        label = request.command.program if candidate == PLAIN else candidate.name
+        return LaunchedServer(request.command, name=label, start_s=min(START_S, request.budget), silence_s=silence)
+
+    return opened
+
+
+def _together(request: ServerRequest, note: Callable[[str], None]) -> bool:
+    """Whether two servers may run at once: each has a port of its own, and there is memory for the second one."""
+    if request.command.port is not None:
+        note("the command names its port, so one server runs at a time; leave out --port for two side by side")
+        return False
+    needed = server_bytes(request.command)
+    available = available_memory()
+    if 2 * needed > available.free:
+        note(f"one server runs at a time: two need {gib(2 * needed)} GiB, and {available}")
+        return False
+    return True

@@ -1,0 +1,339 @@
+"""The stages of a tune of a server: what each asks of which process, and what it leaves in the journal.
+
+Their order is in server_session.py. This module starts servers through LiveServers, and writes no document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from specplug.errors import EngineError, SpecplugError, UsageError
+from specplug.subjects.subject import Abilities, Reply, SubjectError
+from specplug.tune.budget import Budget
+from specplug.tune.journal import Journal
+from specplug.tune.selection import FEWEST_ANSWERS
+from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
+from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
+from specplug.tune.server_flags.live_servers import LiveServers, asked
+from specplug.tune.server_flags.pass_times import PassTimes, fitted
+from specplug.tune.server_flags.race import Race, Racer
+from specplug.tune.server_flags.racer_choice import MOST_RUN, is_usual
+from specplug.tune.server_flags.recorded_questions import (
+    AskedQuestion,
+    Recorded,
+    Timed,
+    as_entry,
+    from_entry,
+    turns_of,
+)
+from specplug.tune.server_flags.server_candidates import Candidate
+from specplug.tune.server_flags.server_predictions import Predicted, drafter_token_ms, predicted, replay_of
+from specplug.tune.server_flags.server_request import ServerRequest, check_budget
+
+RECORD_SHARE, COST_SHARE, REPLAY_SHARE = 0.22, 0.15, 0.1
+"""Shares of the budget: plain answers, answers that show what passes cost, and replaying."""
+
+OTHER_LEVEL_SHARE, ENGINE_SHARE = 0.1, 0.1
+"""What is kept back for each further concurrency, and for specplug's own engine."""
+
+KNOTS = (1, 2, 4, 8, 16, 32)
+"""Rows between which the time of a pass is taken as linear."""
+
+COST_ANSWERS = 2
+"""Answers per number of draft tokens, the longest ones."""
+
+FEWEST_RECORDED = 2
+RACE_START = 0.4
+"""Share of the time for the race that its first round may take."""
+
+Progress = Callable[[str, float, str, float], None]
+"""Receives the stage, its share that is done, the best result so far, and the seconds that are left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Draft tokens and accepted ones of answers with the recorded text: by the server, and by the replay."""
+
+    name: str
+    server: tuple[int, int]
+    replay: tuple[int, int]
+
+
+@dataclass(slots=True)
+class Costs:
+    """times: of passes; token_ms and guesses: of drafters, by file; agreements: replays against the server's counts."""
+
+    times: PassTimes
+    token_ms: dict[str, float] = field(default_factory=dict)
+    guesses: dict[str, list[AnswerGuesses]] = field(default_factory=dict)
+    agreements: list[Agreement] = field(default_factory=list)
+
+
+class ServerStages:
+    """One tune. notes: sentences for the user, which the document keeps."""
+
+    def __init__(
+        self,
+        request: ServerRequest,
+        servers: LiveServers,
+        journal: Journal,
+        budget: Budget,
+        notify: Callable[[str], None],
+        progress: Progress,
+    ) -> None:
+        self.request = request
+        self.servers = servers
+        self.journal = journal
+        self.budget = budget
+        self.notes: list[str] = []
+        self.abilities = Abilities("openai")
+        self.plain_start_s = 0.0
+        self._notify = notify
+        self._progress = progress
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self._notify(text)
+
+    def start_plain(self) -> None:
+        """Start the server without drafts, and find out what it can do. SpecplugError where it does not start."""
+        self._progress("starting the server", 0.0, "", self.budget.left)
+        try:
+            self.abilities = self.servers.plain().abilities
+        except SubjectError as error:
+            raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
+        self.plain_start_s = self.servers.start_s
+        slots, most = self.abilities.slots, max(self.request.concurrency)
+        if slots is not None and most > slots:
+            self.note(f"the server answers {slots} at once, so of {most} requests some wait")
+        if not self.abilities.timings:
+            self.note("the server tells no times of its own; those of the stream are used")
+
+    def record(self) -> list[Recorded]:
+        """Plain answers to the prompts, by turns of the categories, as many as fit.
+
+        UsageError where the budget cannot hold one plain answer and one candidate.
+        """
+        kept = {entry["key"]: entry for entry in self.journal.of("answer")}
+        found: list[Recorded] = []
+        texts: dict[str, list[str]] = {}
+        slowest = 0.0
+        for turn in turns_of(self.request.prompts):
+            earlier = texts.setdefault(turn.prompt, [])
+            one = turn.question(earlier, self.request.max_tokens)
+            if turn.key in kept:
+                recorded = from_entry(one, kept[turn.key])
+            else:
+                enough = len(found) >= max(FEWEST_RECORDED, *self.request.concurrency)
+                if enough and self.budget.spent + slowest > RECORD_SHARE * self.request.budget:
+                    break
+                began = monotonic()
+                recorded = self._record(one)
+                slowest = max(slowest, monotonic() - began)
+                if not found:
+                    needed = self.budget.spent + self.plain_start_s + slowest
+                    check_budget(self.request.budget, needed, "here")
+            earlier.append(recorded.text)
+            found.append(recorded)
+            self._progress("plain answers", min(1.0, len(found) / len(self.request.prompts)), "", self.budget.left)
+        if found and found[0].tokens is None:
+            self.note("the server tells no tokens, so nothing is predicted by replay")
+        return found
+
+    def measure_costs(self, recorded: Sequence[Recorded], probes: Sequence[Candidate]) -> Costs | None:
+        """What passes of the server take, from live answers with lookup at several sizes; None where none is known.
+
+        probes  candidates with known lookup rules that draft often, of ascending size
+        """
+        usable = [one for one in recorded if one.tokens is not None and len(one.tokens.answer) > 1]
+        if not usable or not probes:
+            return None
+        plain: list[tuple[Mapping[int, int], float]] = [
+            ({1: len(_replayable(one).answer) - 1}, one.timed.ms) for one in usable
+        ]
+        costs = Costs(fitted(plain, KNOTS))
+        samples = list(plain)
+        until = self.budget.spent + COST_SHARE * self.request.budget
+        for number, probe in enumerate(probes):
+            measured = self._probed(probe, usable, until, costs)
+            samples += [(replay.passes, ms) for replay, ms in measured]
+            self._progress("the cost of a pass", (number + 1) / len(probes), "", self.budget.left)
+        costs.times = fitted(samples, KNOTS)
+        return costs
+
+    def measure_drafters(self, recorded: Sequence[Recorded], tried: Sequence[Candidate], costs: Costs) -> None:
+        """Guesses of the drafters along the recorded answers, and what a draft token of each costs on the server."""
+        usable = [one for one in recorded if one.tokens is not None]
+        answers = [_replayable(one) for one in usable]
+        until = self.budget.spent + REPLAY_SHARE * self.request.budget
+        for file in dict.fromkeys(one.drafts.file for one in tried if one.drafts is not None and not one.rules):
+            try:
+                guesses = guesses_of(Path(file), answers, lambda: self.budget.spent < until)
+            except (UsageError, EngineError) as error:
+                self.note(f"{Path(file).name} is tried without a prediction: {error}")
+                continue
+            if guesses is None:
+                why = "llama-cpp-python is not installed, or there was no time"
+                self.note(f"{Path(file).name} is tried without a prediction: {why}")
+                continue
+            costs.guesses[file] = guesses
+            probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and is_usual(one))
+            measured = self._probed(probe, usable, until + 2 * self.servers.start_s, costs)
+            if measured:
+                costs.token_ms[file] = drafter_token_ms(measured, costs.times)
+
+    def predict(
+        self, recorded: Sequence[Recorded], tried: Sequence[Candidate], costs: Costs | None
+    ) -> dict[str, Predicted]:
+        """By name, the candidates whose drafts are known; those that there was time for."""
+        found: dict[str, Predicted] = {}
+        if costs is None:
+            return found
+        answers = [_replayable(one) for one in recorded if one.tokens is not None]
+        until = self.budget.spent + REPLAY_SHARE * self.request.budget
+        for number, candidate in enumerate(tried):
+            if self.budget.spent > until:
+                self.note(f"there was time to replay {number} of {len(tried)} candidates; raise --budget to try all")
+                break
+            one = predicted(
+                candidate,
+                answers,
+                costs.times,
+                level=self.request.level,
+                guesses=costs.guesses,
+                token_ms=costs.token_ms,
+            )
+            if one is not None:
+                found[candidate.name] = one
+            if number % 16 == 0:
+                self._progress("replaying", number / len(tried), "", self.budget.left)
+        return found
+
+    def race(self, racers: Sequence[Racer], groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
+        """Run racers beside plain decoding until the outcome is clear, leaving `reserve` seconds."""
+
+        def best(found: Sequence[Racer]) -> None:
+            known = [(one.speedup.median, one.candidate.name) for one in found if one.speedup is not None]
+            text = f"{max(known)[1]} {max(known)[0]:.2f}" if known else ""
+            self._progress("live", 1 - max(0.0, self.budget.left) / self.request.budget, text, self.budget.left)
+
+        self._restore(racers, groups)
+        self._new_race(groups, reserve, best).run(racers)
+
+    def measure_aside(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
+        """Measure one racer once over the groups, as far as the time goes."""
+        self._restore([racer], groups)
+        if racer.running and racer.groups < len(groups):
+            self._new_race(groups, reserve, lambda found: None).measure(racer, groups[racer.groups :])
+
+    def most_to_run(self, group_s: float, reserve: float) -> int:
+        """How many candidates a first round has time for; group_s: seconds of a group of answers of both servers."""
+        first_round = self.plain_start_s + FEWEST_ANSWERS * group_s
+        return int(RACE_START * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
+
+    def _new_race(
+        self,
+        groups: Sequence[Sequence[AskedQuestion]],
+        reserve: float,
+        progress: Callable[[Sequence[Racer]], object],
+    ) -> Race:
+        return Race(
+            self.servers,
+            groups,
+            left=lambda: self.budget.left - reserve,
+            start_s=self.plain_start_s,
+            group_s=0.0,
+            store=self._store,
+            failed=self._failed,
+            progress=progress,
+        )
+
+    def _record(self, one: AskedQuestion) -> Recorded:
+        try:
+            (reply,) = asked(self.servers.plain(), [one.question])
+        except SubjectError as error:
+            raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
+        entry = as_entry(one.key, reply)
+        self.journal.add("answer", **entry, spent=self.budget.spent)
+        return from_entry(one, entry)
+
+    def _probed(
+        self, probe: Candidate, usable: Sequence[Recorded], until: float, costs: Costs
+    ) -> list[tuple[Replayed, float]]:
+        """Replays and milliseconds of a few live answers of a candidate, the longest ones; empty where it fails."""
+        longest = sorted(usable, key=lambda one: -one.timed.tokens)[:COST_ANSWERS]
+        guesses = {file: [known[usable.index(one)] for one in longest] for file, known in costs.guesses.items()}
+        replays = replay_of(probe, [_replayable(one) for one in longest], guesses)
+        if replays is None:
+            return []
+        kept = {(entry["name"], entry["key"]): entry for entry in self.journal.of("cost")}
+        entries = [kept[probe.name, one.asked.key] for one in longest if (probe.name, one.asked.key) in kept]
+        if len(entries) < len(longest):
+            if self.budget.spent + self.servers.start_s > until:
+                return []
+            try:
+                with self.servers.other(probe) as subject:
+                    entries = [self._cost(probe, one, *asked(subject, [one.asked.question])) for one in longest]
+            except SubjectError as error:
+                self.note(f"{probe.name} failed: {error}")
+                return []
+        same = [  # another text had other passes
+            (replay, entry)
+            for replay, entry, one in zip(replays, entries, longest, strict=True)
+            if entry["text"] == one.text
+        ]
+        if same and all(entry["drafted"] is not None for _, entry in same):
+            server = (sum(entry["drafted"] for _, entry in same), sum(entry["accepted"] for _, entry in same))
+            replay = (sum(one.drafted for one, _ in same), sum(one.accepted for one, _ in same))
+            costs.agreements.append(Agreement(probe.name, server, replay))
+        return [(one, entry["ms"]) for one, entry in same]
+
+    def _cost(self, probe: Candidate, one: Recorded, reply: Reply) -> dict[str, Any]:
+        entry = {
+            "name": probe.name,
+            "key": one.asked.key,
+            "text": reply.text,
+            "ms": round(reply.decode_ms, 3),
+            "drafted": reply.draft_tokens,
+            "accepted": reply.accepted_tokens,
+        }
+        self.journal.add("cost", **entry, spent=self.budget.spent)
+        return entry
+
+    def _store(
+        self, racer: Racer, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
+    ) -> None:
+        self.journal.add(
+            "pair",
+            name=racer.candidate.name,
+            keys=[one.key for one in group],
+            own=[one.packed() for one in own],
+            plain=[one.packed() for one in plain],
+            spent=self.budget.spent,
+        )
+
+    def _failed(self, racer: Racer) -> None:
+        self.journal.add("failed", name=racer.candidate.name, why=racer.failure, spent=self.budget.spent)
+        self.note(f"{racer.candidate.name} failed: {racer.failure}")
+
+    def _restore(self, racers: Sequence[Racer], groups: Sequence[Sequence[AskedQuestion]]) -> None:
+        """Add what an interrupted tune measured of these groups."""
+        by_keys = {tuple(one.key for one in group): group for group in groups}
+        by_name = {racer.candidate.name: racer for racer in racers}
+        for entry in self.journal.entries:
+            racer = by_name.get(entry.get("name", ""))
+            if racer is None:
+                continue
+            if entry["kind"] == "failed":
+                racer.failure = entry["why"]
+            elif entry["kind"] == "pair" and (group := by_keys.get(tuple(entry["keys"]))) is not None:
+                racer.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
+
+
+def _replayable(one: Recorded) -> RecordedAnswer:
+    assert one.tokens is not None
+    return one.tokens

@@ -1,0 +1,98 @@
+"""What can be tried on `vllm serve`: its own methods, and specplug's as its plugin.
+
+Knows vLLM's `--speculative-config`; starts nothing.
+Source: vLLM's vllm/config/speculative.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specplug.tune.server_flags.server_candidates import Candidate, RuleSizes, short_name
+
+LENGTHS = (2, 3, 4, 5, 8)
+LOOKUPS = ((1, 2), (2, 3), (2, 4), (3, 5))
+"""prompt_lookup_min and prompt_lookup_max."""
+
+USUAL = LOOKUPS[1]
+DRAFTER_LENGTHS = (1, 2, 3, 5)
+SUFFIX_LENGTHS = (8, 24)
+TABLE, ADAPTIVE = "num_speculative_tokens_per_batch_size", "enable_adaptive_verification"
+"""Settings that not every version has."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmInstallation:
+    """What is installed beside a `vllm` program.
+
+    settings  the names of settings in `--speculative-config` that this version knows, of those that are asked for
+    suffix    whether arctic-inference is there, which its suffix decoding needs
+    plugin    of specplug's plugin: methods, draft tokens, and the flags
+    """
+
+    settings: frozenset[str] = frozenset()
+    suffix: bool = False
+    plugin: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+
+
+def vllm_candidates(
+    installed: VllmInstallation, *, drafters: Sequence[str] = (), levels: Sequence[int] = (1,)
+) -> tuple[list[Candidate], list[str]]:
+    """All candidates of `vllm serve` but plain decoding; and one sentence for each kind that is not there.
+
+    levels  numbers of requests at once; where there are several, tables by batch size are tried
+    """
+    found = [_ngram(length, lookup) for length in LENGTHS for lookup in LOOKUPS]
+    missing = []
+    if max(levels) > 1 and TABLE in installed.settings:
+        for length in LENGTHS[1:]:
+            table = [[1, 4, length], [5, 512, max(1, length // 2)]]
+            config = _ngram_config(length, USUAL) | {TABLE: table}
+            name = f"ngram {USUAL[0]}-{USUAL[1]}, {length} drafted, by batch size"
+            found.append(Candidate(name, "ngram, by batch size", _config(config)))
+    if installed.suffix:
+        for length in SUFFIX_LENGTHS:
+            config = {"method": "suffix", "num_speculative_tokens": length}
+            found.append(Candidate(f"suffix, {length} drafted", "suffix", _config(config)))
+    else:
+        missing.append("suffix: arctic-inference is not installed beside this vLLM")
+    for methods, length, flags in installed.plugin:
+        found.append(Candidate(f"specplug's {methods}, {length} drafted", f"specplug's {methods}", flags))
+    if not installed.plugin:
+        missing.append("specplug's own methods: specplug is not installed beside this vLLM, or does not fit it")
+    for model in drafters:
+        short = short_name(model)
+        for length in DRAFTER_LENGTHS:
+            config = {"method": "draft_model", "model": model, "num_speculative_tokens": length}
+            found.append(Candidate(f"{short}, {length} drafted", short, _config(config)))
+        if ADAPTIVE in installed.settings:
+            config = {"method": "draft_model", "model": model, "num_speculative_tokens": 5, ADAPTIVE: True}
+            found.append(Candidate(f"{short}, 5 drafted, adaptive", f"{short}, adaptive", _config(config)))
+    return found, missing
+
+
+def vllm_probes() -> list[Candidate]:
+    """Lookups that draft often, of ascending length, from which the cost of passes is learned."""
+    return [_ngram(length, (1, 1)) for length in (2, 5)]
+
+
+def _ngram(length: int, lookup: tuple[int, int]) -> Candidate:
+    rules = (RuleSizes("vllm-ngram", (length, *lookup)),)
+    name = f"ngram {lookup[0]}-{lookup[1]}, {length} drafted"
+    return Candidate(name, "ngram", _config(_ngram_config(length, lookup)), rules, bounded=False)
+
+
+def _ngram_config(length: int, lookup: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": length,
+        "prompt_lookup_min": lookup[0],
+        "prompt_lookup_max": lookup[1],
+    }
+
+
+def _config(config: dict[str, Any]) -> tuple[str, ...]:
+    return ("--speculative-config", json.dumps(config))
