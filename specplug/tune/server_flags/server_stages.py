@@ -19,6 +19,7 @@ from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
 from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
 from specplug.tune.server_flags.live_servers import LiveServers, asked
+from specplug.tune.server_flags.offered_candidates import PROBE_LENGTHS
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
 from specplug.tune.server_flags.race import Race, Racer
 from specplug.tune.server_flags.racer_choice import MOST_RUN, is_usual
@@ -40,8 +41,8 @@ RECORD_SHARE, COST_SHARE, REPLAY_SHARE = 0.22, 0.15, 0.1
 OTHER_LEVEL_SHARE, ENGINE_SHARE = 0.1, 0.1
 """What is kept back for each further concurrency, and for specplug's own engine."""
 
-KNOTS = (1, 2, 4, 8, 16, 32)
-"""Rows between which the time of a pass is taken as linear."""
+KNOTS = (1, *(length + 1 for length in PROBE_LENGTHS))
+"""Rows between which the time of a pass is taken as linear: those of most passes of the answers that are timed."""
 
 COST_ANSWERS = 2
 """Answers per number of draft tokens, the longest ones."""
