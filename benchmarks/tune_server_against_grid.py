@@ -1,12 +1,12 @@
 """Measures the regret of `specplug tune --server` against the best of its candidates, and the error of its predictions.
 
     python benchmarks/tune_server_against_grid.py "llama-server -m MODEL.gguf -t 2" [--draft FILE] [--budget 300]
-        [--every 6] [--answers 7] [--max-tokens 64] [--rounds 6] [--json FILE]
+        [--every 7] [--answers 7] [--max-tokens 64] [--rounds 6] [--json FILE]
 
-First the tune, as the command runs it. Then its choice, each lookup type at the server's own sizes, and every N-th of all
-other candidates run live beside plain decoding, question by question in turns, one process for each. The fastest of
-these and the choice run again, in rounds with new processes, until the 95% interval of the choice's regret is no wider
-than 6 points. The regret is from this second run alone, because the best of many noisy figures is an overestimate.
+First the tune, as the command runs it. Then its choice, the best ones by prediction, each lookup type at the server's
+own sizes, and every N-th of all candidates run live beside plain decoding, question by question in turns, one process
+for each. The fastest of these and the choice run again, in rounds with new processes, until the 95% interval of the
+choice's regret is no wider than 6 points. The regret is from this second run alone, because the best of many noisy figures is an overestimate.
 Prints the tune's verdict, a table of all that ran, the errors of the predictions, and the regret. The machine must be
 idle.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -39,6 +39,9 @@ from specplug.tune.server_flags.server_document import server_verdict
 from specplug.tune.server_flags.server_request import ServerRequest
 from specplug.tune.server_flags.server_session import tune_server
 
+BEST = 6
+"""Candidates that run because their predictions are the best."""
+
 FINAL = 3
 """The fastest candidates of the first run, which run again."""
 
@@ -53,7 +56,7 @@ def main() -> None:
     parser.add_argument("--workload", default="builtin")
     parser.add_argument("--limit", type=positive_int, default=2, help="prompts of a category, for the tune")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds for the tune")
-    parser.add_argument("--every", type=positive_int, default=6, help="of the candidates")
+    parser.add_argument("--every", type=positive_int, default=7, help="of the candidates")
     parser.add_argument("--answers", type=positive_int, default=7, help="answers of each candidate")
     parser.add_argument("--max-tokens", type=positive_int, default=64)
     parser.add_argument("--rounds", type=positive_int, default=6, help="rounds of the second run, at most")
@@ -86,7 +89,8 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
 
     questions = first_questions(request, args.answers)
     chosen = candidate_named(request, found["chosen"])
-    racers = [Racer(one) for one in to_run(request, chosen, args.every)]
+    guessed = {row["name"]: row["predicted"] for row in found["rows"] if row["predicted"] is not None}
+    racers = [Racer(one) for one in to_run(request, chosen, guessed, args.every)]
     servers = LiveServers(lambda one: LaunchedServer(request.command, name=one.name), together=True)
     race = Race(servers, [[one] for one in questions], left=lambda: float("inf"), start_s=0.0, group_s=0.0)
     try:
@@ -98,11 +102,10 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     finally:
         servers.close()
 
-    predicted = {row["name"]: row["predicted"] for row in found["rows"]}
     print("| candidate | predicted | live |\n|---|---|---|")
     errors = []
     for racer in ranked:
-        guess = predicted.get(racer.candidate.name)
+        guess = guessed.get(racer.candidate.name)
         if guess is not None:
             errors.append(abs(guess / speed(racer) - 1))
         mark = ", chosen" if racer.candidate.name == chosen.name else ""
@@ -139,11 +142,12 @@ def candidate_named(request: ServerRequest, name: str) -> Candidate:
     return next(one for one in [*tried, *chains] if one is not None and one.name == name)
 
 
-def to_run(request: ServerRequest, chosen: Candidate, every: int) -> list[Candidate]:
-    """The choice, the first candidate of each family, and every N-th of all."""
+def to_run(request: ServerRequest, chosen: Candidate, guessed: Mapping[str, float], every: int) -> list[Candidate]:
+    """The choice, the best by prediction, the first candidate of each family, and every N-th of all."""
     tried, _ = candidates_of(request)
     first = {one.family: one for one in reversed(tried)}
-    kept = [one for number, one in enumerate(tried) if number % every == 0 or first[one.family] is one]
+    best = sorted((one for one in tried if one.name in guessed), key=lambda one: -guessed[one.name])[:BEST]
+    kept = [one for number, one in enumerate(tried) if number % every == 0 or first[one.family] is one or one in best]
     return kept if chosen == PLAIN or chosen in kept else [chosen, *kept]
 
 
