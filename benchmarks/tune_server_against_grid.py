@@ -6,9 +6,9 @@
 First the tune, as the command runs it. Then its choice, the best ones by prediction, each lookup type at the server's
 own sizes, and every N-th of all candidates run live beside plain decoding, question by question in turns, one process
 for each. The fastest of these and the choice run again, in rounds with new processes, until the 95% interval of the
-choice's regret is no wider than 6 points. The regret is from this second run alone, because the best of many noisy figures is an overestimate.
-Prints the tune's verdict, a table of all that ran, the errors of the predictions, and the regret. The machine must be
-idle.
+choice's regret is no wider than 6 points. The regret is from this second run alone, because the best of many noisy
+figures is an overestimate. Prints the tune's verdict, a table of all that ran, the errors of the predictions, and the
+regret. The machine must be idle.
 """
 
 from __future__ import annotations

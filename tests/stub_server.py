@@ -43,6 +43,7 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--forget-at", 0),
     ("--forget-timings-at", 0),
     ("--hidden-token", 0),
+    ("--clock-rate", 1.0),
     ("--more-models", ""),
 ]
 SWITCHES = "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft".split()
@@ -416,7 +417,7 @@ class Answer:
             "prompt_n": len(self.prompt),
             "prompt_ms": self.stub.options.prompt_ms,
             "predicted_n": len(self.tokens),
-            "predicted_ms": self.decode_ms,
+            "predicted_ms": self.decode_ms * self.stub.options.clock_rate,
         }
         if self.drafted:
             found |= {"draft_n": self.drafted, "draft_n_accepted": self.accepted}

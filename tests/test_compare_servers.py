@@ -53,6 +53,12 @@ def compared(work: str, servers: Sequence[str], *more: str) -> dict[str, Any]:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
+def test_a_server_whose_own_times_are_not_those_of_its_streams_is_named(work: str) -> None:
+    for rate, named in (("0.5", True), ("1.0", False)):
+        done = bench(work, [f"{COMMAND} --ms-per-pass 8 --clock-rate {rate}"])
+        assert (done.exit_code, "compare them with care" in done.stderr) == (0, named)
+
+
 def test_an_address_of_several_models_is_asked_for_the_one_that_is_named(work: str) -> None:
     with running("--kind", "ollama", "-m", "one", "--more-models", "two,three") as stub:
         asked = bench(work, [stub])

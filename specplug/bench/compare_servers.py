@@ -25,6 +25,7 @@ from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 from specplug.machine import hardware
 from specplug.profile import Profile
+from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.server_memory import MOST_LIVE
 from specplug.subjects.subject import Abilities, Subject, SubjectError
@@ -92,6 +93,9 @@ def compare_servers(
                 concurrency=concurrency,
                 progress=progress,
             )
+        for arm in arms:
+            if isinstance(arm, SubjectArm) and (difference := clock_difference(arm.name, arm.replies)):
+                notify(difference)
         made = [
             _Row(arm, tally, kinds, outcome.failures.get(at), known)
             for at, (arm, tally, kinds, known) in enumerate(

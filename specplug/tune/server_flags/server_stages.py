@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from specplug.errors import EngineError, SpecplugError, UsageError
+from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.subject import Abilities, Reply, SubjectError
 from specplug.tune.budget import Budget
 from specplug.tune.journal import Journal
@@ -93,6 +94,7 @@ class ServerStages:
         self.notes: list[str] = []
         self.abilities = Abilities("openai")
         self.plain_start_s = 0.0
+        self._replies: list[Reply] = []
         self._notify = notify
         self._progress = progress
 
@@ -141,6 +143,8 @@ class ServerStages:
             earlier.append(recorded.text)
             found.append(recorded)
             self._progress("plain answers", min(1.0, len(found) / len(self.request.prompts)), "", self.budget.left)
+        if difference := clock_difference("the server", self._replies):
+            self.note(difference)
         if found and found[0].tokens is None:
             self.note("the server tells no tokens, so nothing is predicted by replay")
         return found
@@ -258,6 +262,7 @@ class ServerStages:
             (reply,) = asked(self.servers.plain(), [one.question])
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
+        self._replies.append(reply)
         entry = as_entry(one.key, reply)
         self.journal.add("answer", **entry, spent=self.budget.spent)
         return from_entry(one, entry)
