@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
 
     questions = first_questions(request, args.answers)
     chosen = candidate_named(request, found["chosen"])
-    guessed = {row["name"]: row["predicted"] for row in found["rows"] if row["predicted"] is not None}
+    guessed = {row["name"]: row["predicted"]["speedup"] for row in found["rows"] if row["predicted"] is not None}
     racers = [Racer(one) for one in to_run(request, chosen, guessed, args.every)]
     servers = LiveServers(lambda one: LaunchedServer(request.command, name=one.name), together=True)
     race = Race(servers, [[one] for one in questions], left=lambda: float("inf"), start_s=0.0, group_s=0.0)

@@ -1,6 +1,6 @@
 """A complete tune, from the request to the written profile. This module is responsible for the order of the stages.
 
-What each stage does is in stages.py.
+What each stage does is in measuring_stages.py and choosing_stages.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from specplug.profile import CostPoints, Profile
 from specplug.tune import journal as journals
 from specplug.tune.budget import Budget, TooSmall
 from specplug.tune.candidates import PLAIN
+from specplug.tune.choosing_stages import ChoosingStages
 from specplug.tune.document import Findings, tune_document, tuned_profile
+from specplug.tune.measuring_stages import MeasuringStages
 from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
-from specplug.tune.stages import Progress, Stages
 from specplug.tune.subject import Subject
 from specplug.tune.tune_request import Request, beside, check, check_journal, journal_path
+from specplug.tune.tune_run import Progress, TuneRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,15 @@ def tune(
         busy = hardware.too_busy()  # before an engine makes the machine busy
         subject = opener(request) if opener else open_subject(request, notify)
         stack.callback(subject.close)
-        stages = Stages(request, subject, journal, budget, notify, progress)
-        stages.busy = busy
+        run = TuneRun(request, subject, journal, budget, notify, progress)
+        run.busy = busy
         if busy:
-            stages.note(f"{busy} are busy with other work, so measured speeds are not reliable")
+            run.note(f"{busy} are busy with other work, so measured speeds are not reliable")
         names = beside(request)
         if names:
-            stages.note(f"beside the model, smaller and with its tokenizer: {', '.join(names)}; --draft FILE tries one")
+            run.note(f"beside the model, smaller and with its tokenizer: {', '.join(names)}; --draft FILE tries one")
         try:
-            return _run(stages)
+            return _stages(run)
         except TooSmall as error:
             raise error.named(request.budget) from None
 
@@ -88,19 +90,20 @@ def open_subject(request: Request, notify: Callable[[str], None]) -> Subject:
     return LlamaCppSubject(request.model, request.base, drafters=request.drafters, notify=notify)
 
 
-def _run(stages: Stages) -> Outcome:
+def _stages(run: TuneRun) -> Outcome:
     """Run all stages in order."""
-    request, subject = stages.request, stages.subject
-    begun = stages.begin()
-    lengths = stages.fit_context()
-    threads = stages.choose_threads()
-    choice = stages.choose_engine_settings(lengths)
-    curves = stages.measure_costs(choice)
-    trace, path = stages.record(lengths, curves)
-    expense = stages.measure_expense(trace)
-    first, choice = choice, stages.choose_with_drafts(choice, trace, expense)
+    request, subject = run.request, run.subject
+    measuring, choosing = MeasuringStages(run), ChoosingStages(run)
+    begun = measuring.begin()
+    lengths = measuring.fit_context()
+    threads = measuring.choose_threads()
+    choice = measuring.choose_engine_settings(lengths)
+    curves = measuring.measure_costs(choice)
+    trace, path = measuring.record(lengths, curves)
+    expense = measuring.measure_expense(trace)
+    first, choice = choice, measuring.choose_with_drafts(choice, trace, expense)
     if choice is not None and first is not None and choice.drafting != first.drafting:
-        curves = stages.measure_costs(choice)
+        curves = measuring.measure_costs(choice)
 
     level = request.level
     padded, most_nodes = subject.limits(level)
@@ -108,7 +111,7 @@ def _run(stages: Stages) -> Outcome:
         most_nodes = min(most_nodes, choice.nodes)
     points = {curve.sequences: curve.points for curve in curves}
     batch = tuple(points.values()) if subject.batched else ()
-    drafters = stages.trace_drafters(trace)
+    drafters = measuring.trace_drafters(trace)
     live = {
         each: Costs(
             points[each], expense, batch, request.base.vllm.uniform, drafters, limits=subject.memory_limits(each)
@@ -119,15 +122,15 @@ def _run(stages: Stages) -> Outcome:
     if choice is not None:
         costs = replace(costs, plain_scale=choice.plain_scale)
 
-    predicted = stages.replay(path, costs, most_nodes)
-    finalists = stages.select_finalists(predicted)
+    predicted = choosing.replay(path, costs, most_nodes)
+    finalists = choosing.select_finalists(predicted)
     learned = {setting: predicted[setting].learned for setting in finalists}
     for setting in finalists:  # confirming runs the profile as it will be written, which starts with what was learned
         predicted[setting] = replay(setting, trace, costs, learned=learned[setting])
     predicted[PLAIN] = replay(PLAIN, trace, replace(costs, plain_scale=1.0))
-    confirmed = {level: stages.confirm(trace, learned, live[level], len(request.concurrency), choice)}
-    winner, rejected = stages.select_winner(trace, learned, live, confirmed, choice)
-    stages.check_model(begun)
+    confirmed = {level: choosing.confirm(trace, learned, live[level], len(request.concurrency), choice)}
+    winner, rejected = choosing.select_winner(trace, learned, live, confirmed, choice)
+    choosing.check_model(begun)
 
     findings = Findings(
         request=request,
@@ -137,7 +140,7 @@ def _run(stages: Stages) -> Outcome:
         model={**subject.about(), "sha256": begun["sha256"]},
         trace=trace,
         threads=threads,
-        busy=stages.busy,
+        busy=run.busy,
         engine=choice,
         curves=curves,
         expense=expense,
@@ -145,13 +148,13 @@ def _run(stages: Stages) -> Outcome:
         confirmed=confirmed,
         chosen=winner or PLAIN,
         rejected=rejected,
-        seconds=stages.budget.spent,
-        notes=stages.notes,
+        seconds=run.budget.spent,
+        notes=run.notes,
     )
     document = tune_document(findings)
     outcome = Outcome(tuned_profile(findings, document, learned.get(findings.chosen, {})), document)
     profiles.save(outcome.profile, request.out)
-    stages.add("done", path=str(request.out))
+    run.add("done", path=str(request.out))
     return outcome
 
 
