@@ -37,6 +37,7 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--die-at", 0),
     ("--hang-at", 0),
     ("--reset-at", 0),
+    ("--drop-at", 0),
     ("--broken-json-at", 0),
     ("--error-event-at", 0),
     ("--page-at", 0),
@@ -323,6 +324,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_json(
                     {"error": {"code": 500, "message": "failed to decode the batch", "type": "server_error"}}, 500
                 )
+                return
+            if number == options.drop_at:
+                self.close_connection = True  # without a byte of an answer
                 return
             if number == options.page_at:
                 self.send_body(b"<html>a proxy's page</html>", "text/html")

@@ -20,6 +20,7 @@ MIDDLE = [
     ("--broken-json-at", "no JSON object"),
     ("--error-event-at", "reported an error within the answer: context is full"),
     ("--page-at", "answered with text/html where a stream of events was asked for: <html>a proxy's page</html>"),
+    ("--drop-at", "broke off the connection"),
 ]
 
 

@@ -142,12 +142,7 @@ class Connection:
         self._client.close()
 
     def _sent(self, method: str, path: str, body: Mapping[str, Any] | None, *, stream: bool = False) -> httpx.Response:
-        """The response to a request, which is sent again where the server has just closed an idle connection."""
-        request = self._client.build_request(method, path, json=body)
-        try:
-            return self._client.send(request, stream=stream)
-        except httpx.RemoteProtocolError:  # it closed without an answer
-            return self._client.send(request, stream=stream)
+        return self._client.send(self._client.build_request(method, path, json=body), stream=stream)
 
     def _get(self, path: str) -> httpx.Response | None:
         with self._faults():
