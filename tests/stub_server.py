@@ -6,8 +6,8 @@ An answer is the words of the last message, then `step1`, the words again, `step
 hits and real misses. A token is a word with the white space before it. ngram-simple drafts by llama.cpp's own rule
 (`common_ngram_simple_draft` in common/ngram-map.cpp); other lookup types draft by the same rule with their own sizes; a
 drafter (`-md`) is right but for every fifth token. Times are slept, and `timings` has exactly what was asked for by
-`--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers.
-Standard library only, so that it starts at once.
+`--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers. With
+`--unsteady` the number of the answer is in its text. Standard library only, so that it starts at once.
 """
 
 import argparse
@@ -47,7 +47,9 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--clock-rate", 1.0),
     ("--more-models", ""),
 ]
-SWITCHES = "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft".split()
+SWITCHES = (
+    "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft --unsteady".split()
+)
 KINDS = ["llama-server", "vllm", "specplug", "ollama", "lm-studio", "openai"]
 
 PIECE = re.compile(r"<\|\w+\|>|\s*[^\s<]+|\s+|<")
@@ -149,7 +151,7 @@ class Stub:
         while True:
             step += 1
             yield from words
-            yield from self.vocabulary.ids(f" step{step}")
+            yield from self.vocabulary.ids(f" step{step}" + (f"of{self.streamed}" if self.options.unsteady else ""))
 
     def passes(self, prompt: list[int], limit: int, drafting: bool) -> Iterator[tuple[list[int], int, float]]:
         """Each pass: its tokens, how many of them were drafted, and its milliseconds, which have been slept.
