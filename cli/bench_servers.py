@@ -90,11 +90,15 @@ def show_servers(report: dict[str, Any]) -> None:
 
 
 def raise_for_failures(reports: Sequence[dict[str, Any]]) -> None:
-    """SpecplugError where there is nothing to compare with: the first server failed, or all did."""
+    """SpecplugError where nothing was compared: the first server failed, or all others did before any answer."""
     for report in reports:
-        first = report["arms"][0]
+        first, *others = report["arms"]
         if first["failure"] is not None:
             raise SpecplugError(f"{first['name']}, which the others are compared with, failed: {first['failure']}")
+        if others and all(arm["failure"] is not None and not arm["tokens"] for arm in others):
+            raise SpecplugError(
+                f"{others[0]['name']} failed, so {first['name']} was compared with nothing: {others[0]['failure']}"
+            )
 
 
 def _cells(arm: dict[str, Any]) -> list[str]:

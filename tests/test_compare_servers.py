@@ -204,7 +204,7 @@ def test_without_the_first_server_there_is_nothing_to_compare_with(work: str) ->
 
 
 def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> None:
-    first, missing = compared(work, [COMMAND, f"{COMMAND} --missing-model"])["arms"]
+    first, missing, _ = compared(work, [COMMAND, f"{COMMAND} --missing-model", COMMAND])["arms"]
     assert "its last line: exiting due to model loading error" in missing["failure"] and missing["tokens"] == 0
     unknown = ("tokens_per_second", "speedup", "first_ms", "between_ms", "mean_acceptance_length", "steps")
     assert [missing[key] for key in unknown] == [None] * 6
@@ -213,11 +213,33 @@ def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> 
     assert isinstance(done.exception, SpecplugError) and "exiting due to model loading error" in str(done.exception)
 
 
+def test_a_server_beside_which_no_other_answers_was_compared_with_nothing(work: str, tmp_path: Path) -> None:
+    done = bench(work, [COMMAND, f"{COMMAND} --missing-model"], "--json", "--out", str(tmp_path / "out.json"))
+    assert json.loads(done.stdout)["arms"][0]["tokens"] == 92 and (tmp_path / "out.json").exists()
+    assert done.exit_code == 1 and isinstance(done.exception, SpecplugError)
+    assert str(done.exception).startswith(
+        "stub_server.py --missing-model failed, so stub_server.py was compared with nothing: "
+    )
+    assert bench(work, [COMMAND, f"{COMMAND} --die-at 3"]).exit_code == 0  # two answers were compared
+
+
+def test_a_further_server_that_cannot_be_started_as_its_command_says_is_a_row(work: str) -> None:
+    """203.0.113.1 is an address for documentation (RFC 5737), so no machine has it."""
+    foreign = f"{COMMAND} --host 203.0.113.1"
+    first, wrong, other = compared(work, [COMMAND, foreign, f"{COMMAND} --ms-per-pass 1"])["arms"]
+    assert (
+        wrong["failure"] == "--server: --host 203.0.113.1 is no address of this machine (Cannot assign requested "
+        "address)"
+    )
+    assert (first["tokens"], wrong["tokens"], other["tokens"]) == (92, 0, 92)
+    assert isinstance(bench(work, [foreign, COMMAND]).exception, UsageError)
+
+
 def test_a_key_and_a_prefix_belong_to_an_address(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with running("--need-key", "secret", "--prefix", "/one/two", "--ms-per-pass", "1") as address:
         servers = [f"{COMMAND} --ms-per-pass 2", f"{address}/one/two"]
-        refused = compared(work, servers)["arms"][1]
+        refused = json.loads(bench(work, servers, "--json").stdout)["arms"][1]
         assert "401" in refused["failure"] and refused["tokens"] == 0
         monkeypatch.setenv("SPECPLUG_SERVER_KEY", "secret")
         own, other = compared(work, servers)["arms"]

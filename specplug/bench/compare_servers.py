@@ -56,7 +56,7 @@ def compare_servers(
 
     subjects                     at least one, not started yet
     profiles, reference_engines  of specplug's own engines, as in `compare`; none where `profiles` is empty
-    UsageError where a server of the first round cannot be started as its command says.
+    UsageError where the first server cannot be started as its command says.
     """
     rows: dict[int, _Row] = {}
     own_rows: list[_Row] = []
@@ -72,7 +72,7 @@ def compare_servers(
                 if failure is None:
                     notify(f"starting {subject.name}")
                     stack.callback(subject.stop)
-                    known, failure = _started(subject, further=number > 0)
+                    known, failure = _started(subject, further=number > 0 or index > 0)
                 arms.append(SubjectArm(subject, failure))
                 found.append(known)
             if profiles and not number:
@@ -179,7 +179,7 @@ class _Row:
 def _started(subject: Subject, *, further: bool) -> tuple[Abilities | None, str | None]:
     """What it can do, asleep; or why it did not start.
 
-    further  whether others have been measured already, so that wrong input must not end the run, either
+    further  whether another one is measured, too, so that wrong input must not end the run, either
     """
     try:
         subject.start()
