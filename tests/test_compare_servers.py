@@ -120,6 +120,13 @@ def test_several_prompts_are_answered_at_once(work: str) -> None:
     assert only["speedup"] == {"median": 1.0, "low": 1.0, "high": 1.0}
 
 
+def test_a_server_with_fewer_slots_than_prompts_at_once_is_named(work: str) -> None:
+    for slots, named in ((2, True), (3, False)):
+        done = bench(work, [f"{COMMAND} --parallel {slots}"], "--concurrency", "3")
+        said = "stub_server.py computes 2 answer(s) at once, so of 3 prompts some wait"
+        assert (done.exit_code, said in done.stderr) == (0, named)
+
+
 def test_the_time_of_answers_at_once_is_shared_by_their_tokens() -> None:
     """The first token comes after 10 ms, the last one after 20 + 90 = 110: 100 ms for 30 + 10 decoded tokens."""
     replies = [

@@ -73,6 +73,10 @@ def compare_servers(
                     notify(f"starting {subject.name}")
                     stack.callback(subject.stop)
                     known, failure = _started(subject, further=number > 0 or index > 0)
+                if known is not None and known.slots is not None and known.slots < concurrency:
+                    notify(
+                        f"{subject.name} computes {known.slots} answer(s) at once, so of {concurrency} prompts some wait"
+                    )
                 arms.append(SubjectArm(subject, failure))
                 found.append(known)
             if profiles and not number:
