@@ -13,6 +13,7 @@ from specplug.bench.compare_servers import compare_servers, rounds_of
 from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile
+from specplug.subjects.remote import RemoteServer
 
 from .options import Request
 from .progress import progress_bar
@@ -45,6 +46,13 @@ def measure_servers(
     reports = []
     for level in levels:
         servers = open_servers(request.servers, request.model)
+        runs = repeats * len(levels)
+        for index, server in enumerate(servers):
+            if isinstance(server, RemoteServer) and runs * (1 if index else len(rounds_of(servers))) > 1:
+                notify(
+                    f"{server.name} cannot be restarted: it is asked the same prompts several times, and drafting that "
+                    "learns from answers then knows them"
+                )
         arms = sum(map(len, rounds_of(servers))) + len(profiles) + len(peers) + further
         with progress_bar("bench", answers * arms) as progress:
             reports.append(

@@ -74,9 +74,7 @@ def compare_servers(
                     stack.callback(subject.stop)
                     known, failure = _started(subject, further=number > 0 or index > 0)
                 if known is not None and known.slots is not None and known.slots < concurrency:
-                    notify(
-                        f"{subject.name} computes {known.slots} answer(s) at once, so of {concurrency} prompts some wait"
-                    )
+                    notify(f"{subject.name} computes {known.slots} answer(s) at once, so of {concurrency} some wait")
                 arms.append(SubjectArm(subject, failure))
                 found.append(known)
             if profiles and not number:

@@ -1,9 +1,9 @@
 """Runs arms side by side over a workload and adds up their tokens, seconds and counters.
 
 All arms answer a prompt before any arm receives the next one, and the arm that goes first changes from prompt to
-prompt. Every repeat starts with nothing learned. In a conversation, every arm receives the first arm's earlier
-answers. An arm that fails is left out from then on. The module does not depend on files or a terminal, or on what a
-prompt is: tokens, or a conversation.
+prompt. Every repeat starts with nothing learned, as far as an arm can forget. In a conversation, every arm receives the
+first arm's earlier answers. An arm that fails is left out from then on. The module does not depend on files or a
+terminal, or on what a prompt is: tokens, or a conversation.
 """
 
 from __future__ import annotations
@@ -125,8 +125,12 @@ def run_arms(
     explains = [explain] * len(arms) if callable(explain) else explain
     outcome = Outcome([Tally() for _ in arms], [{} for _ in arms])
     for repeat in range(repeats):
-        for arm in arms:
-            arm.reset()
+        for index, arm in enumerate(arms):
+            if index not in outcome.failures:
+                try:
+                    arm.reset()
+                except SubjectError as error:
+                    outcome.failures[index] = str(error)
         for number, group in enumerate(_groups(prompts, concurrency)):
             conversations: list[list[dict[str, str]]] = [[] for _ in group]
             for turn in range(max(len(prompt.turns) for prompt in group)):

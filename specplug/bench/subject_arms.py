@@ -1,7 +1,7 @@
 """The arms of a comparison of servers: they are asked whole conversations, and answer with text.
 
 A subject is one such arm, and an arm of an engine in this process is made one of them by the engine's template. The
-module does not start or stop subjects.
+module starts subjects again, but neither opens nor stops them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from specplug.bench.arms import Arm, Result
 from specplug.core import IntArray
+from specplug.errors import UsageError
 from specplug.generation.counters import Counters
 from specplug.subjects.subject import Message, Question, Reply, Subject, SubjectError
 from specplug.subjects.waking import awake
@@ -57,7 +58,17 @@ class SubjectArm:
         ]
 
     def reset(self) -> None:
-        """Without effect: what a server has learned, it keeps until it ends."""
+        """Start it again, since a server keeps what it has learned until it ends. SubjectError where that fails.
+
+        Without effect before its first answer. One at an address goes on with all that it knows.
+        """
+        if self._failure is not None or not self.replies:
+            return
+        try:
+            self.subject.start()
+        except UsageError as error:
+            raise SubjectError(str(error)) from None
+        self.subject.sleep()
 
     def close(self) -> None:
         """Without effect: whoever started the subject stops it."""
