@@ -27,6 +27,12 @@ def check_servers(request: Request, profiles: Sequence[Profile], peers: Sequence
     if profiles:
         for level in levels:
             check(profiles, peers, level, request.temperature)
+            if level > 1:  # the time of a server has the reading of the other prompts, that of our engine has not
+                raise UsageError(
+                    f"--profile {profiles[0].name} and --concurrency {level} were both given with --server: their "
+                    "times of several answers at once are not alike; use --concurrency 1, or compare the profile as a "
+                    f'server, with --server "specplug serve --profile {profiles[0].name} --slots {level}"'
+                )
 
 
 def measure_servers(

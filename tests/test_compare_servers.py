@@ -268,6 +268,10 @@ def test_a_key_and_a_prefix_belong_to_an_address(work: str, monkeypatch: pytest.
             "--temperature: servers answer greedily here",
         ),
         (
+            ["--server", COMMAND, "--profile", "default", "--model", "demo:smollm2", "--concurrency", "1,4"],
+            '--server "specplug serve --profile default --slots 4"',
+        ),
+        (
             ["--server", COMMAND, "--peer", "x", "--model", "demo:smollm2"],
             "--peer 'x': unknown",
         ),
