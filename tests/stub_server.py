@@ -31,6 +31,7 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--ms-per-row", 0.0),
     ("--ms-per-draft", 0.0),
     ("--prompt-ms", 0.0),
+    ("--tokenize-ms", 0.0),
     ("--answer-tokens", 1 << 30),
     ("--slow-start", 0.0),
     ("--fail-at", 0),
@@ -230,6 +231,7 @@ class Handler(BaseHTTPRequestHandler):
         stub = self.stub
         own = stub.kind == "llama-server" and not stub.options.no_template
         if path == "/tokenize" and own:
+            time.sleep(stub.options.tokenize_ms / 1000)
             self.send_json({"tokens": stub.vocabulary.ids(body["content"])})
         elif path == "/apply-template" and own:
             self.send_json({"prompt": stub.template(body["messages"])})

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,8 @@ def test_the_time_of_answers_at_once_is_shared_by_their_tokens() -> None:
     ]
     assert decode_seconds(replies) == pytest.approx([0.075, 0.025])
     assert decode_seconds(replies[:1]) == [0.06]
+    later = [replies[0], replace(replies[1], asked_at=0.2)]  # its last one is then at 310 ms: 300 ms for 40 tokens
+    assert decode_seconds(later) == pytest.approx([0.225, 0.075])
     assert decode_seconds([Reply("a", 1, 5.0, 0.0, 0.0), Reply("b", 1, 5.0, 0.0, 0.0)]) == [0.0, 0.0]
 
 

@@ -117,14 +117,15 @@ def decode_seconds(replies: Sequence[Reply]) -> list[float]:
     """The seconds to charge each answer for its tokens but the first.
 
     Of answers that were computed at once, each is charged the share of its tokens in the time from the first token of
-    any of them to the last one, in which the rest of the others' prompts was read, too.
+    any of them to the last one, in which the rest of the others' prompts was read, too. Those were not all asked at the
+    same moment, so the times of each count from when it was.
     """
     if len(replies) == 1:
         return [replies[0].decode_ms / 1000]
-    began = min(one.first_ms for one in replies)
-    ended = max(one.first_ms + one.stream_ms for one in replies)
+    began = min(one.asked_at + one.first_ms / 1000 for one in replies)
+    ended = max(one.asked_at + (one.first_ms + one.stream_ms) / 1000 for one in replies)
     tokens = sum(one.tokens - 1 for one in replies)
-    return [(ended - began) / 1000 * (one.tokens - 1) / max(1, tokens) for one in replies]
+    return [(ended - began) * (one.tokens - 1) / max(1, tokens) for one in replies]
 
 
 def _counters(reply: Reply) -> Counters | None:

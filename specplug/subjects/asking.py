@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from time import perf_counter
 from typing import Any
 
 from specplug.subjects.connection import Connection, Json
@@ -36,10 +37,12 @@ class Extras:
 class Heard:
     """What has arrived of one answer.
 
-    texts  by event; times: of those events, in seconds since the request was sent
-    end    seconds until the event with the reason of the end
+    asked_at  when it was asked, by `perf_counter`
+    texts     by event; times: of those events, in seconds since `asked_at`
+    end       seconds until the event with the reason of the end
     """
 
+    asked_at: float = field(default_factory=perf_counter)
     texts: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -79,6 +82,7 @@ class Heard:
             accepted_tokens=None if timings is None else _count(timings.get("draft_n_accepted", 0)),
             top=tuple(self.top),
             finish=self.finish,
+            asked_at=self.asked_at,
         )
 
 

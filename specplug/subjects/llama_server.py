@@ -10,6 +10,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
+from time import perf_counter
 
 from specplug.subjects.asking import Extras, Heard, check_complete, checked_timings, top_of
 from specplug.subjects.connection import Connection, Json
@@ -37,12 +38,13 @@ class Completions:
 
     def ask(self, question: Question) -> Reply:
         """The tokens of a character that several tokens make are not all in the stream: see `Question.ids`."""
-        prompt = self.prompt(question.messages)
+        heard = Heard()
+        heard.prompt_ids = prompt = self.prompt(question.messages)
         body = _body(prompt, question)
-        heard = Heard(prompt_ids=prompt)
+        prepared = perf_counter() - heard.asked_at  # other servers make the prompt within the request
         for event in self._connection.stream(COMPLETION, body | {"stream": True}, ends_with_done=False):
             answer = event.data
-            heard.hear(event.seconds, answer.get("content") or "", answer.get("tokens") or ())
+            heard.hear(prepared + event.seconds, answer.get("content") or "", answer.get("tokens") or ())
             heard.top += [top_of(one) for one in answer.get("completion_probabilities") or ()]
             if answer.get("stop"):
                 heard.finish = FINISHES.get(answer.get("stop_type", ""), "stop")
