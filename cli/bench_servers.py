@@ -99,6 +99,12 @@ def show_servers(report: dict[str, Any]) -> None:
     for line in report["other_models"]:
         console.print(line, soft_wrap=True)
     for arm in report["arms"]:
+        if not arm["counted"]:
+            console.print(
+                f"* {arm['name']} does not tell how many tokens its answers have: these are events of its stream, each "
+                "of which may have several tokens, so it is not compared with others",
+                soft_wrap=True,
+            )
         if arm["failure"] is not None:
             console.print(f"{arm['name']} failed: {arm['failure']}", soft_wrap=True)
 
@@ -120,7 +126,7 @@ def _cells(arm: dict[str, Any]) -> list[str]:
     compared = arm["identical"] + arm["rounding"] + arm["different"]
     is_base = arm["reference"] == arm["name"]
     return [
-        f"{speed:.1f}" if speed is not None else "-",
+        (f"{speed:.1f}" if speed is not None else "-") + ("" if arm["counted"] else "*"),
         f"{length:.2f}" if length is not None else "-",
         *(("-", "-") if arm["speedup"] is None else _parts(arm["speedup"])),
         _percentiles(arm["first_ms"]),

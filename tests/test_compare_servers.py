@@ -106,6 +106,19 @@ def test_texts_that_differ_are_counted(work: str) -> None:
     assert first["identical"] == 4 and second["identical"] + second["different"] == 4 and second["different"] >= 1
 
 
+def test_events_are_not_compared_with_tokens(work: str) -> None:
+    silent = f"{COMMAND} --kind openai --no-usage"
+    for servers, counted in (([COMMAND, silent], [True, False]), ([silent, COMMAND], [False, True])):
+        first, other = compared(work, servers)["arms"]
+        assert [first["counted"], other["counted"]] == counted
+        assert first["tokens"] == other["tokens"] == 92 and first["speedup"]["median"] == 1.0
+        assert other["speedup"] is None and other["categories"]["chat"]["speedup"] is None
+    shown = bench(work, [COMMAND, silent]).stdout
+    (row,) = [line for line in shown.splitlines() if line.strip().startswith("stub_server.py --kind")]
+    assert row.split()[4].endswith("*") and row.split()[6:8] == ["-", "-"]
+    assert "* stub_server.py --kind openai --no-usage does not tell how many tokens" in shown
+
+
 def test_models_with_other_names_are_told(work: str) -> None:
     same = [f"{COMMAND} -m /a/Model.gguf", f"{COMMAND} -m /b/model.gguf"]
     assert compared(work, same)["other_models"] == []

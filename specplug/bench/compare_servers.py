@@ -28,7 +28,7 @@ from specplug.profile import Profile
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.server_memory import MOST_LIVE
-from specplug.subjects.subject import Abilities, Subject, SubjectError
+from specplug.subjects.subject import Abilities, Reply, Subject, SubjectError
 
 NAME_LENGTH = 48
 """Characters of a server's name at most, so that tables stay readable."""
@@ -117,7 +117,7 @@ def compare_servers(
         "workload": workload_document(workload, prompts, max_tokens, 0.0, repeats, concurrency),
         "cost_curve": about.get("cost_curve"),
         "engine_settings": None,
-        "arms": [row.document(subjects[0].name, categories(prompts)) for row in (*ordered, *own_rows)],
+        "arms": [row.document(ordered[0], categories(prompts)) for row in (*ordered, *own_rows)],
         "servers": [_server(row.abilities) for row in ordered],
         "other_models": _other_models(subjects, [row.abilities for row in ordered]),
     }
@@ -159,22 +159,36 @@ class _Row:
     failure: str | None
     abilities: Abilities | None
 
-    def document(self, base: str, kinds: Sequence[str]) -> dict[str, Any]:
-        """The keys of an arm of `compare`'s, and those of a server."""
-        replies = self.arm.replies if isinstance(self.arm, SubjectArm) else []
+    @property
+    def replies(self) -> list[Reply]:
+        """Those of a server; none of specplug's own engine."""
+        return self.arm.replies if isinstance(self.arm, SubjectArm) else []
+
+    @property
+    def counted(self) -> bool:
+        """Whether all its answers were measured in tokens, not in events."""
+        return all(reply.counted for reply in self.replies)
+
+    def document(self, base: _Row, kinds: Sequence[str]) -> dict[str, Any]:
+        """The keys of an arm of `compare`'s, and those of a server. Events are not compared with tokens."""
         figures = self.tally.figures()
+        by_category = {kind: self.by_category.get(kind, Tally()).figures() for kind in kinds}
         if isinstance(self.arm, SubjectArm):
             figures["overhead_us_per_step"] = None  # which is the server's own affair
+        if self is not base and not (self.counted and base.counted):
+            for one in (figures, *by_category.values()):
+                one["speedup"] = None
         return {
             "name": self.arm.name,
             "profile": self.arm.profile,
             "engine_settings": None,
-            "reference": base,
+            "reference": base.arm.name,
             **figures,
+            "counted": self.counted,
             "first_ms": _percentiles([1000 * seconds for seconds in self.tally.measured_prompts or ()]),
-            "between_ms": _percentiles([gap for reply in replies for gap in reply.gaps_ms]),
+            "between_ms": _percentiles([gap for reply in self.replies for gap in reply.gaps_ms]),
             "failure": self.failure,
-            "categories": {kind: self.by_category.get(kind, Tally()).figures() for kind in kinds},
+            "categories": by_category,
         }
 
 

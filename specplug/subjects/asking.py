@@ -82,6 +82,7 @@ class Heard:
             accepted_tokens=None if timings is None else _count(timings.get("draft_n_accepted", 0)),
             top=tuple(self.top),
             finish=self.finish,
+            counted=self.tokens is not None or ids,
             asked_at=self.asked_at,
         )
 

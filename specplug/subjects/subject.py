@@ -51,6 +51,7 @@ class Reply:
                     of this answer; None where the server does not report them
     top             for each token of the answer, its likeliest tokens with their log probabilities
     finish          `stop`, `length`, or what the server says; empty where the stream ended without a reason
+    counted         whether `tokens` is a number of tokens, not of events
     asked_at        where `first_ms` begins, in seconds of `perf_counter`; 0 where it is not known
     """
 
@@ -66,6 +67,7 @@ class Reply:
     accepted_tokens: int | None = None
     top: tuple[Mapping[str, float], ...] = ()
     finish: str = ""
+    counted: bool = True
     asked_at: float = 0.0
 
 
