@@ -101,6 +101,13 @@ def test_flags_of_the_router_are_in_its_own_command() -> None:
     assert "\n".join(rest) == as_format(LLAMA, "ini").split("\n", 1)[1]
 
 
+def test_the_router_is_started_as_the_server_was() -> None:
+    text = as_format(["taskset", "-c", "1", "llama-server-cuda", "-m", "/a.gguf"], "ini")
+    assert text.splitlines() == ["; taskset -c 1 llama-server-cuda --models-preset FILE", "[a]", "m = /a.gguf"]
+    text = as_format(["A=b c", "llama-server", "-m", "/a.gguf"], "ini")
+    assert text.splitlines()[0] == "; env 'A=b c' llama-server --models-preset FILE"
+
+
 def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     read = preset(as_format(["llama-server", "-m", "m.gguf", "-md", "../d.gguf", "--device", "none"], "ini"))
@@ -270,6 +277,15 @@ def test_compose_starts_vllm_with_a_folder_or_a_name(tmp_path: Path) -> None:
     by_module = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", "org/m"]
     service = yaml.safe_load(as_format(by_module, "compose"))["services"]["vllm"]
     assert service["command"] == ["--model", "org/m", "--host", "0.0.0.0"] and "volumes" not in service
+
+
+def test_compose_has_the_variables_of_the_command_and_no_words_before_the_program() -> None:
+    argv = ["CUDA_VISIBLE_DEVICES=0", "A=$b", "llama-server", "-c", "1"]
+    service = yaml.safe_load(as_format(argv, "compose"))["services"]["llama-server"]
+    assert [interpolated(one) for one in service["environment"]] == ["CUDA_VISIBLE_DEVICES=0", "A=$b"]
+    assert service["command"] == ["-c", "1", "--host", "0.0.0.0"]
+    with pytest.raises(UsageError, match="format compose: taskset -c 1 before llama-server would not run in the"):
+        as_format(["taskset", "-c", "1", "llama-server"], "compose")
 
 
 def test_compose_knows_the_images_of_two_programs() -> None:

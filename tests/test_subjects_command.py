@@ -47,6 +47,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("python -m vllm.entrypoints.openai.api_server --model m", "vllm"),
         ("specplug serve --model m", "specplug"),
         ("other --port 1", "unknown"),
+        ("vllm -v serve a/b", "vllm"),
+        ("vllm bench throughput", "unknown"),
     ],
 )
 def test_the_kind_of_a_command(programs: Path, text: str, kind: str) -> None:
@@ -96,6 +98,24 @@ def test_vllm_names_its_model_first_or_by_a_flag() -> None:
     assert vllm("vllm serve --max_model_len 512").context == 512
 
 
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("vllm serve --max-model-len 512 a/b", "a/b"),
+        ("vllm serve --port=1 a/b", "a/b"),
+        ("vllm serve --enforce-eager a/b --port 1", "a/b"),
+        ("vllm serve --no-enable-prefix-caching a/b", "a/b"),
+        ("vllm -v serve --port 1 a/b", "a/b"),
+        ("python -m vllm.entrypoints.cli.main serve a/b", "a/b"),
+        ("vllm serve --served-model-name a b --port 1", None),
+        ("vllm serve --port 1", None),
+        ("vllm", None),
+    ],
+)
+def test_vllms_model_is_the_first_word_that_belongs_to_no_flag(text: str, model: str | None) -> None:
+    assert vllm(text).model == model
+
+
 def test_llama_servers_own_variables_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_ARG_PORT", "9001")
     assert llama("llama-server").port == 9001
@@ -125,13 +145,25 @@ def test_assignments_before_a_program_are_for_env() -> None:
         ("vllm serve --port 1", "vllm serve M --port 1"),
         ("vllm", "vllm serve M"),
         ("python -m vllm.entrypoints.openai.api_server", "python -m vllm.entrypoints.openai.api_server --model M"),
+        (
+            "taskset -c 1 python3 -m vllm.entrypoints.openai.api_server --port 9",
+            "taskset -c 1 python3 -m vllm.entrypoints.openai.api_server --port 9 --model M",
+        ),
+        ("vllm -v serve --port 9", "vllm -v serve M --port 9"),
+        (
+            "python -m vllm.entrypoints.cli.main serve --port 9",
+            "python -m vllm.entrypoints.cli.main serve M --port 9",
+        ),
     ],
 )
 def test_a_model_is_added_where_the_command_names_none(programs: Path, text: str, words: str) -> None:
     assert read_command(text, "M").argv == tuple(words.split())
 
 
-@pytest.mark.parametrize("text", ["llama-server -m x.gguf", "llama-server -hf a/b", "vllm serve a/b", "other"])
+@pytest.mark.parametrize(
+    "text",
+    ["llama-server -m x.gguf", "llama-server -hf a/b", "vllm serve a/b", "vllm serve --port 1 a/b", "vllm -v", "other"],
+)
 def test_a_second_model_is_refused(programs: Path, text: str) -> None:
     with pytest.raises(UsageError, match="--model M"):
         read_command(text, "M")

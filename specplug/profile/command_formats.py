@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from specplug.errors import UsageError
-from specplug.profile.server_programs import LLAMA_SERVER, VLLM, launch_words, program_of
+from specplug.profile.server_programs import (
+    LLAMA_SERVER,
+    VLLM,
+    assigns,
+    launch_words,
+    program_at,
+    program_of,
+    serve_at,
+)
 from specplug.profile.yaml_text import dump
 
 _MODEL = ("-m", "--model")
@@ -71,9 +79,10 @@ def _ini(argv: Sequence[str]) -> str:
         raise UsageError(
             f"format ini: a preset is for llama-server, and this command starts {argv[0]}; use another format"
         )
-    router = [LLAMA_SERVER, "--models-preset", "FILE"]
+    at = program_at(argv) + 1
+    router = [*launch_words(argv[:at]), "--models-preset", "FILE"]
     given: dict[str, str] = {}
-    for flag, values in _flags(argv[1:]):
+    for flag, values in _flags(argv[at:]):
         if flag in _ROUTER:
             router += [flag, *values]
             continue
@@ -168,9 +177,9 @@ def _systemd_word(word: str, *, variables: bool = True) -> str:
 
 def _compose(argv: Sequence[str]) -> str:
     program = program_of(argv)
-    if program is None:
+    if program is None or program not in _IMAGES:
         raise UsageError(f"format compose: no image with {argv[0]} is known; it is for llama-server and vllm")
-    words = [*(argv[1:] if program == LLAMA_SERVER else argv[2:] if argv[1] == "serve" else argv[3:])]
+    variables, words = _in_image(argv, program)
     mounts: dict[str, str] = {}
     for index, word in enumerate(words):
         before = words[index - 1] if index else ""
@@ -183,6 +192,8 @@ def _compose(argv: Sequence[str]) -> str:
     service: dict[str, Any] = {"image": _IMAGES[program]}
     if program == VLLM:
         service |= {"entrypoint": ["vllm", "serve"], "ipc": "host", "deploy": _GPUS}
+    if variables:
+        service["environment"] = _interpolated(variables)
     service["command"] = _interpolated([*words, "--host", "0.0.0.0"])  # of the container alone
     service["ports"] = _interpolated([f"[{host}]:{port}:{port}" if ":" in host else f"{host}:{port}:{port}"])
     if mounts:
@@ -196,6 +207,22 @@ def _compose(argv: Sequence[str]) -> str:
             for source, target in mounts.items()
         ]
     return dump({"services": {program: service}}).rstrip("\n")
+
+
+def _in_image(argv: Sequence[str], program: str) -> tuple[list[str], list[str]]:
+    """Values of variables, and the words after the program, or after `serve`. UsageError for other words before it."""
+    at = program_at(argv)
+    before = list(argv[:at])
+    if before[-1:] == ["-m"]:  # `python -m vllm...`
+        before = before[:-2]
+    variables = [word for word in before if assigns(word)]
+    others = [word for word in before if not assigns(word) and word != "env"]
+    if others:
+        raise UsageError(
+            f"format compose: {shlex.join(others)} before {argv[at]} would not run in the container; leave it out"
+        )
+    serve = serve_at(argv) if program == VLLM else None
+    return variables, list(argv[(at if serve is None else serve) + 1 :])
 
 
 def _mounted(path: Path, mounts: dict[str, str], *, folder: bool) -> str:

@@ -16,7 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specplug.errors import UsageError
-from specplug.profile.server_programs import assigns, launch_words
+from specplug.profile.server_programs import (
+    LLAMA_SERVER,
+    SPECPLUG,
+    VLLM,
+    VLLM_MODULE,
+    assigns,
+    launch_words,
+    program_at,
+    program_of,
+    serve_at,
+)
 from specplug.subjects.drafting_flags import drafting_words, flag_name, is_drafting, is_switch
 from specplug.subjects.help_text import Help, parse_help
 
@@ -34,6 +44,15 @@ LLAMA_VARIABLES = {"--port": "LLAMA_ARG_PORT", "--host": "LLAMA_ARG_HOST", "--ap
 
 HUB = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "--models-dir", "--models-preset", "-dr", "--docker-repo")
 """Other flags that name llama-server's model."""
+
+SEVERAL_VALUES = frozenset(
+    "--api-key --served-model-name --lora-modules --lora-target-modules --logits-processors --ignore-patterns "
+    "--allowed-media-domains --cudagraph-capture-sizes --collect-detailed-traces".split()
+)
+"""Flags of vLLM that take all words up to the next flag."""
+
+WITHOUT_VALUE = re.compile(r"--(no-|enable-|disable-(?!.*-for-endpoints)|(trust-remote-code|enforce-eager)$)")
+"""Flags of vLLM that take none; all others take one. Its help would tell, but takes seconds to print."""
 
 DRAFTING_VARIABLES = ("LLAMA_ARG_SPEC_TYPE", "LLAMA_ARG_SPEC_DRAFT_MODEL", "LLAMA_ARG_MODEL_DRAFT")
 
@@ -71,16 +90,15 @@ class ServerCommand:
     @property
     def program(self) -> str:
         """What messages call it: the file's name of the program."""
-        return Path(self.argv[_program_at(self.argv)]).name
+        return Path(self.argv[program_at(self.argv)]).name
 
     @property
     def model(self) -> str | None:
         """The model that the command names; None where it names none."""
-        if (named := self.value(MODEL)) is not None or self.kind not in ("vllm", "specplug"):
+        if (named := self.value(MODEL)) is not None or self.kind not in (VLLM, SPECPLUG):
             return named
-        at = _program_at(self.argv) + 1
-        words = self.argv[at : at + 2]  # `vllm serve MODEL`
-        return words[1] if len(words) == 2 and words[0] == "serve" and not words[1].startswith("-") else None
+        at = serve_at(self.argv)
+        return None if at is None else _positional(self.argv[at + 1 :])
 
     @property
     def port(self) -> int | None:
@@ -123,7 +141,7 @@ class ServerCommand:
     def value(self, names: Sequence[str]) -> str | None:
         """The value of a flag, that of the last one where it is given several times; None where it is not given."""
         found = None
-        words = self.argv[_program_at(self.argv) + 1 :]  # those before it belong to `taskset -c 1`, or `python -m`
+        words = self.argv[program_at(self.argv) + 1 :]  # those before it belong to `taskset -c 1`, or `python -m`
         for at, word in enumerate(words):
             name, assigned, value = word.partition("=")
             if not word.startswith("-") or flag_name(self.kind, name) not in names:
@@ -180,7 +198,7 @@ def read_command(text: str, model: str | None = None) -> ServerCommand:
             f"--server {text!r}: there is no program {words[0] if words else text}; give its path, "
             "a command such as `llama-server -m MODEL.gguf`, or an address such as http://127.0.0.1:8080"
         )
-    kind = _kind_by_name(argv)
+    kind = program_of(argv)
     command = ServerCommand(argv, kind or "unknown")
     if kind in (None, "llama-server"):
         command = _asked(command)
@@ -191,21 +209,38 @@ def _with_model(command: ServerCommand, model: str) -> ServerCommand:
     named = command.model or command.value(HUB)
     if named is not None:
         raise UsageError(f"--model {model}: the command of --server names {named} already; leave out one")
-    at = _program_at(command.argv)
-    if command.kind in ("vllm", "specplug"):
-        rest = command.argv[at + 2 :] if command.argv[at + 1 : at + 2] == ("serve",) else None
-        if rest is None and "serve" not in command.argv:
-            words = (
-                (*command.argv, "--model", model) if _is_python(command.argv[0]) else (*command.argv, "serve", model)
-            )
-        else:
-            words = (*command.argv[: at + 2], model, *(rest or ()))
-        return replace(command, argv=words)
-    if command.kind != "llama-server":
+    words = _naming(command, model)
+    if words is None:
         raise UsageError(
             f"--model {model}: specplug does not know how {command.program} takes it; write it into --server"
         )
-    return replace(command, argv=(*command.argv, "-m", model))
+    return replace(command, argv=tuple(words))
+
+
+def _naming(command: ServerCommand, model: str) -> Sequence[str] | None:
+    """The words that start the server with a model; None where they are not known."""
+    argv = command.argv
+    if command.kind == LLAMA_SERVER:
+        return [*argv, "-m", model]
+    if command.kind not in (VLLM, SPECPLUG):
+        return None
+    if argv[program_at(argv)] == VLLM_MODULE:
+        return [*argv, "--model", model]
+    at = serve_at(argv)
+    return [*argv, "serve", model] if at is None else [*argv[: at + 1], model, *argv[at + 1 :]]
+
+
+def _positional(words: Sequence[str]) -> str | None:
+    """The first of the words after `serve` that is neither a flag nor the value of one."""
+    flag = ""  # whose values may follow
+    for word in words:
+        if word.startswith("-"):
+            flag = "" if "=" in word or WITHOUT_VALUE.match(word) else word
+        elif not flag:
+            return word
+        elif flag not in SEVERAL_VALUES:
+            flag = ""
+    return None
 
 
 def _asked(command: ServerCommand) -> ServerCommand:
@@ -229,7 +264,7 @@ def _asked(command: ServerCommand) -> ServerCommand:
 
 def _printed(command: ServerCommand, flag: str) -> tuple[int, str]:
     """The exit code of the program with one flag alone, and what it prints."""
-    words = [*launch_words(command.argv[: _program_at(command.argv) + 1]), flag]
+    words = [*launch_words(command.argv[: program_at(command.argv) + 1]), flag]
     try:
         done = subprocess.run(words, capture_output=True, timeout=HELP_S, stdin=subprocess.DEVNULL, check=False)
     except subprocess.TimeoutExpired:
@@ -241,37 +276,6 @@ def _printed(command: ServerCommand, flag: str) -> tuple[int, str]:
             f"{command.program} cannot be started ({error.strerror}); give the path of a program"
         ) from None
     return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
-
-
-def _kind_by_name(argv: Sequence[str]) -> str | None:
-    """None where the names do not tell it."""
-    at = _program_at(argv)
-    name = Path(argv[at]).name.lower().removesuffix(".exe")
-    if "llama-server" in name:
-        return "llama-server"
-    if name == "vllm" or argv[at].startswith("vllm.entrypoints."):
-        return "vllm"
-    return "specplug" if name == "specplug" or argv[at].startswith("specplug_cli") else None
-
-
-def _program_at(argv: Sequence[str]) -> int:
-    """The place of the program among words that start it, such as `taskset -c 1 llama-server` or `python server.py`."""
-    for at, word in enumerate(argv):
-        name = Path(word).name.lower().removesuffix(".exe")
-        if (
-            name in ("vllm", "specplug")
-            or "llama-server" in name
-            or word.startswith(("vllm.entrypoints.", "specplug_cli"))
-        ):
-            return at
-    first = next((at for at, word in enumerate(argv) if not assigns(word)), 0)
-    if not _is_python(argv[first]):
-        return first
-    return next((at for at, word in enumerate(argv) if word.endswith(".py")), first)
-
-
-def _is_python(word: str) -> bool:
-    return re.fullmatch(r"python[0-9.]*(\.exe)?", Path(word).name) is not None
 
 
 def _is_short(word: str) -> bool:
