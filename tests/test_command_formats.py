@@ -7,6 +7,7 @@ parser is no library, the expected line is written by the rules of systemd.synta
 import configparser
 import json
 import os
+import re
 import shlex
 import shutil
 import string
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from specplug import profile
@@ -34,6 +35,7 @@ words = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), 
 
 @given(words)
 def test_a_shell_and_a_program_read_the_same_words(argv: list[str]) -> None:
+    assume(re.match("[A-Za-z_][A-Za-z0-9_]*=", argv[0]) is None)
     assert shlex.split(as_format(argv, "args")) == argv
     assert json.loads(as_format(argv, "json")) == argv
 
@@ -44,6 +46,13 @@ def test_a_real_shell_reads_the_same_words() -> None:
         ["sh", "-c", as_format(["printf", "%s\\n", *HARD], "args")], capture_output=True, text=True, check=True
     ).stdout
     assert printed.split("\n")[:-1] == HARD
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
+def test_a_variable_before_the_program_reaches_it() -> None:
+    argv = ["MINE=a b", "sh", "-c", 'printf %s "$MINE"']
+    for command in (["sh", "-c", as_format(argv, "args")], json.loads(as_format(argv, "json"))):
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "a b"
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -277,6 +286,9 @@ def test_compose_starts_vllm_with_a_folder_or_a_name(tmp_path: Path) -> None:
     by_module = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", "org/m"]
     service = yaml.safe_load(as_format(by_module, "compose"))["services"]["vllm"]
     assert service["command"] == ["--model", "org/m", "--host", "0.0.0.0"] and "volumes" not in service
+    by_command = ["python", "-m", "vllm.entrypoints.cli.main", "-v", "serve", "org/m", "--port", "9"]
+    service = yaml.safe_load(as_format(by_command, "compose"))["services"]["vllm"]
+    assert service["command"] == ["org/m", "--port", "9", "--host", "0.0.0.0"]
 
 
 def test_compose_has_the_variables_of_the_command_and_no_words_before_the_program() -> None:

@@ -252,8 +252,8 @@ def _interpolated(words: Sequence[str]) -> list[str]:
 
 
 FORMATS: Mapping[str, Callable[[Sequence[str]], str]] = {
-    "args": shlex.join,
-    "json": lambda argv: json.dumps([*argv], ensure_ascii=False),
+    "args": lambda argv: shlex.join(launch_words(argv)),
+    "json": lambda argv: json.dumps(launch_words(argv), ensure_ascii=False),
     "ini": _ini,
     "systemd": _systemd,
     "compose": _compose,
