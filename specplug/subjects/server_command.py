@@ -39,9 +39,6 @@ PREFIX = ("--api-prefix",)
 SLOTS = ("-np", "--parallel", "--max-num-seqs")
 CONTEXT = ("-c", "--ctx-size", "--max-model-len")
 
-LLAMA_VARIABLES = {"--port": "LLAMA_ARG_PORT", "--host": "LLAMA_ARG_HOST", "--api-key": "LLAMA_API_KEY"}
-"""Environment variables that llama-server reads where the flag is missing."""
-
 HUB = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "--models-dir", "--models-preset", "-dr", "--docker-repo")
 """Other flags that name llama-server's model."""
 
@@ -53,8 +50,6 @@ SEVERAL_VALUES = frozenset(
 
 WITHOUT_VALUE = re.compile(r"--(no-|enable-|disable-(?!.*-for-endpoints)|(trust-remote-code|enforce-eager)$)")
 """Flags of vLLM that take none; all others take one. Its help would tell, but takes seconds to print."""
-
-DRAFTING_VARIABLES = ("LLAMA_ARG_SPEC_TYPE", "LLAMA_ARG_SPEC_DRAFT_MODEL", "LLAMA_ARG_MODEL_DRAFT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +74,13 @@ class ServerCommand:
 
     def without_drafting(self) -> ServerCommand:
         """The same command without its flags that have an effect on drafting only."""
-        dropped = set(drafting_words(self.kind, self.argv))
+        dropped = set(drafting_words(self.kind, self.argv, self.help))
         return replace(self, argv=tuple(word for at, word in enumerate(self.argv) if at not in dropped))
 
     @property
     def drafting(self) -> list[str]:
         """The user's own flags that have an effect on drafting, with their values."""
-        return [self.argv[at] for at in drafting_words(self.kind, self.argv)]
+        return [self.argv[at] for at in drafting_words(self.kind, self.argv, self.help)]
 
     @property
     def program(self) -> str:
@@ -139,7 +134,8 @@ class ServerCommand:
         return _number(self.value(CONTEXT))
 
     def value(self, names: Sequence[str]) -> str | None:
-        """The value of a flag, that of the last one where it is given several times; None where it is not given."""
+        """The value of a flag, that of the last one where it is given several times; of its environment variable where
+        a llama-server's help names one and no flag is given; else None."""
         found = None
         words = self.argv[program_at(self.argv) + 1 :]  # those before it belong to `taskset -c 1`, or `python -m`
         for at, word in enumerate(words):
@@ -150,9 +146,10 @@ class ServerCommand:
                 found = value
             elif at + 1 < len(words):
                 found = words[at + 1]
-        if found is None and self.kind == "llama-server":
-            found = os.environ.get(LLAMA_VARIABLES.get(names[0], ""))
-        return found
+        if found is not None or self.help is None:
+            return found
+        variables = [self.help.flags[name].variable for name in names if name in self.help.flags]
+        return next((os.environ[name] for name in variables if os.environ.get(name)), None)
 
     def _check(self, flags: Sequence[str], environment: Mapping[str, str]) -> None:
         mine = [
@@ -171,13 +168,14 @@ class ServerCommand:
                         else f"leave out {given}"
                     )
                     raise UsageError(f"--server: the command has {given}, and {added} would be added; {advice}")
-        if self.kind == "llama-server" and any(is_switch(self.kind, added) for added in mine):
-            for name in DRAFTING_VARIABLES:
-                if environment.get(name):
-                    raise UsageError(
-                        f"the environment variable {name} makes llama-server draft, and {mine[0]} would be added; "
-                        "unset it"
-                    )
+        if self.help is None or not any(is_switch(self.kind, added) for added in mine):
+            return
+        for name, flag in self.help.flags.items():
+            if is_switch(self.kind, name) and environment.get(flag.variable):
+                raise UsageError(
+                    f"the environment variable {flag.variable} makes llama-server draft, and {mine[0]} would be added; "
+                    "unset it"
+                )
 
 
 def read_command(text: str, model: str | None = None) -> ServerCommand:
