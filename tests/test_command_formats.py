@@ -121,6 +121,8 @@ def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     read = preset(as_format(["llama-server", "-m", "m.gguf", "-md", "../d.gguf", "--device", "none"], "ini"))
     assert dict(read["m"]) == {"m": str(tmp_path / "m.gguf"), "md": f"{tmp_path}/../d.gguf", "device": "none"}
+    read = preset(as_format(["llama-server", "-m", "/m.gguf", "--lora-scaled", "a.gguf:0.5,/b.gguf:2"], "ini"))
+    assert read["m"]["lora-scaled"] == f"{tmp_path}/a.gguf:0.5,/b.gguf:2"
 
 
 @pytest.mark.parametrize(
@@ -269,6 +271,28 @@ def test_compose_mounts_the_folder_of_a_model_in_several_files() -> None:
         ("/m/big", "/models/big"),
         ("/n/big", "/models/2/big"),
     ]
+
+
+def test_compose_mounts_every_file_that_is_read() -> None:
+    keys = ["--api-key-file", "/k/keys", "--ssl-key-file", "/k/tls.key", "--ssl-cert-file", "/k/tls.pem"]
+    others = ["-jf", "/s/schema.json", "--lora", "/l/a.gguf,/l/b.gguf", "--lora-scaled", "/l/c.gguf:0.5,/l/d.gguf:-1"]
+    service = yaml.safe_load(as_format(["llama-server", *keys, *others], "compose"))["services"]["llama-server"]
+    assert service["command"][1::2] == [
+        *("/models/keys", "/models/tls.key", "/models/tls.pem", "/models/schema.json"),
+        *("/models/a.gguf,/models/b.gguf", "/models/c.gguf:0.5,/models/d.gguf:-1", "0.0.0.0"),
+    ]
+    assert [one["source"] for one in service["volumes"]] == [
+        *("/k/keys", "/k/tls.key", "/k/tls.pem", "/s/schema.json"),
+        *("/l/a.gguf", "/l/b.gguf", "/l/c.gguf", "/l/d.gguf"),
+    ]
+
+
+@pytest.mark.parametrize("program", [["llama-server"], ["vllm", "serve", "a/b"]], ids=" ".join)
+def test_compose_refuses_other_files_of_this_machine(program: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"format compose: --slot-save-path {tmp_path} is a file or folder of this"):
+        as_format([*program, "--slot-save-path", str(tmp_path)], "compose")
+    assert as_format([*program, "--api-prefix", "/"], "compose")
+    assert as_format([*program, "--api-prefix", str(tmp_path / "absent")], "compose")
 
 
 def test_compose_starts_vllm_with_a_folder_or_a_name(tmp_path: Path) -> None:
