@@ -39,7 +39,7 @@ def start_command(ctx: click.Context, chosen: Profile, settings: ServerSettings)
             )
     argv = [*settings.argv, *_address(settings.argv, given["host"], given["port"]), *_further(given["arguments"])]
     if given["print_command"]:
-        click.echo(shlex.join(argv))
+        click.echo(shlex.join(launch_words(argv)))
         return
     if is_shipped(given["profile_refs"]):
         raise UsageError(

@@ -102,7 +102,14 @@ def test_only_names_of_the_package_are_shipped(own_folder: Path) -> None:
         (["vllm", "bench"], None),
         (["/v/bin/python3.11", "-m", "vllm.entrypoints.openai.api_server"], "vllm"),
         (["python", "vllm.py"], None),
-        (["nice", "llama-server"], None),
+        (["nice", "llama-server"], "llama-server"),
+        (["CUDA_VISIBLE_DEVICES=0", "llama-server"], "llama-server"),
+        (["taskset", "-c", "1", "/opt/llama-server-cuda"], "llama-server"),
+        (["NAME=llama-server", "/opt/start.sh"], None),
+        (["/opt/start.sh", "--alias=llama-server"], None),
+        (["vllm", "-v", "serve", "a"], "vllm"),
+        (["env", "A=1", "specplug", "serve"], "specplug"),
+        (["python", "-m", "specplug_cli.main", "tune"], None),
         ([], None),
     ],
 )
@@ -176,6 +183,14 @@ def test_an_address_is_not_appended_where_nobody_knows_the_flag(tmp_path: Path) 
     )
     done = call("serve", "--profile", path, "--print-command", "--", "--listen", "9000")
     assert done.output == "/opt/start.sh --listen 9000\n"
+
+
+@pytest.mark.parametrize("before", [["taskset", "-c", "1"], ["CUDA_VISIBLE_DEVICES=0"]], ids=" ".join)
+def test_an_address_is_appended_whatever_starts_the_program(before: list[str], tmp_path: Path) -> None:
+    path = saved(tmp_path, [*before, "llama-server", "-m", "a"])
+    done = call("serve", "--profile", path, "--print-command", "--port", "9000")
+    env = ["env"] if "=" in before[0] else []
+    assert shlex.split(done.output) == [*env, *before, "llama-server", "-m", "a", "--port", "9000"]
 
 
 def test_a_shipped_command_is_shown_but_not_started(monkeypatch: pytest.MonkeyPatch, own_folder: Path) -> None:
