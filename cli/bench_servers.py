@@ -13,15 +13,21 @@ from specplug.bench.compare_servers import compare_servers, rounds_of
 from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile
+from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.remote import RemoteServer
 
 from .options import Request
 from .progress import progress_bar
-from .servers import open_servers
+from .servers import give_model, open_servers
 
 
-def check_servers(request: Request, profiles: Sequence[Profile], peers: Sequence[str], levels: Sequence[int]) -> None:
-    """Raise the UsageError for what cannot be compared, before anything is started."""
+def checked_servers(
+    request: Request, profiles: Sequence[Profile], peers: Sequence[str], levels: Sequence[int]
+) -> list[LaunchedServer | RemoteServer]:
+    """The servers, none of which runs yet. UsageError for what cannot be compared, before anything is got or started.
+
+    Their model is still missing, which may have to be downloaded.
+    """
     if request.temperature:
         raise UsageError("--temperature: servers answer greedily here, so that texts can be compared; leave it out")
     if profiles:
@@ -33,9 +39,11 @@ def check_servers(request: Request, profiles: Sequence[Profile], peers: Sequence
                     "times of several answers at once are not alike; use --concurrency 1, or compare the profile as a "
                     f'server, with --server "specplug serve --profile {profiles[0].name} --slots {level}"'
                 )
+    return open_servers(request.servers)
 
 
 def measure_servers(
+    servers: Sequence[LaunchedServer | RemoteServer],
     request: Request,
     profiles: Sequence[Profile],
     peers: Sequence[str],
@@ -50,15 +58,15 @@ def measure_servers(
     answers = sum(len(prompt.turns) for prompt in prompts) * repeats
     further = 4 if profiles else 0  # at most: plain decoding under several engine settings
     reports = []
+    give_model(servers, request.model)
+    runs = repeats * len(levels)
+    for index, server in enumerate(servers):
+        if isinstance(server, RemoteServer) and runs * (1 if index else len(rounds_of(servers))) > 1:
+            notify(
+                f"{server.name} cannot be restarted: it is asked the same prompts several times, and drafting that "
+                "learns from answers then knows them"
+            )
     for level in levels:
-        servers = open_servers(request.servers, request.model)
-        runs = repeats * len(levels)
-        for index, server in enumerate(servers):
-            if isinstance(server, RemoteServer) and runs * (1 if index else len(rounds_of(servers))) > 1:
-                notify(
-                    f"{server.name} cannot be restarted: it is asked the same prompts several times, and drafting that "
-                    "learns from answers then knows them"
-                )
         arms = sum(map(len, rounds_of(servers))) + len(profiles) + len(peers) + further
         with progress_bar("bench", answers * arms) as progress:
             reports.append(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from subject_stubs import COMMAND, LOOKUP, running
+from test_models import write_gguf
 
 from specplug.bench import arms as engine_arms
 from specplug.bench.compare_servers import compare_servers, names_apart, rounds_of
@@ -297,6 +298,43 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(work: str, mo
     done = CliRunner().invoke(app, ["bench", "--workload", work, *more])
     assert isinstance(done.exception, UsageError) and complaint in str(done.exception)
     assert "starting" not in done.stderr
+
+
+def test_a_server_that_cannot_be_opened_is_refused_before_a_profiles_models_are_got(work: str) -> None:
+    done = bench(work, ["no-such-program"], "--profile", "default", "--model", "some-owner/some-model-GGUF/some.gguf")
+    assert "there is no program no-such-program" in str(done.exception)
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_a_program_is_asked_for_its_help_once(work: str, tmp_path: Path) -> None:
+    """A script by llama-server's name that writes down how it was started."""
+    script, log, model = tmp_path / "llama-server", tmp_path / "log", write_gguf(tmp_path / "model.gguf")
+    script.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {COMMAND} "$@"\n')
+    script.chmod(0o755)
+    assert bench(work, [str(script)], "--concurrency", "1,2", "--model", str(model)).exit_code == 0
+    lines = log.read_text().splitlines()
+    assert lines.count("--help") == 1
+    assert [line.split()[:2] for line in lines if "--port" in line] == [["-m", str(model)]] * 2
+
+
+def test_a_model_is_for_commands_that_name_none(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECPLUG_MODEL", "/no/such/model.gguf")
+    hub, own = f"{COMMAND} -hf owner/name", f"{COMMAND} -m /b/model.gguf"
+    assert [server["kind"] for server in compared(work, [hub, own])["servers"]] == ["llama-server"] * 2
+    missing = bench(work, [own, COMMAND]).exception
+    assert isinstance(missing, UsageError) and "/no/such/model.gguf" in str(missing)
+
+
+def test_a_program_whose_flag_for_the_model_is_not_known_starts_as_it_is(work: str, tmp_path: Path) -> None:
+    """It says nothing of itself, so it may be any server."""
+    script = tmp_path / "mine"
+    script.write_text(f'#!/bin/sh\n[ "$1" = --help ] || exec {COMMAND} --kind openai "$@"\n')
+    script.chmod(0o755)
+    done = bench(work, [str(script)], "--model", "/no/such/model.gguf", "--json")
+    assert json.loads(done.stdout)["servers"][0]["kind"] == "openai"
+    assert "mine starts as its command says: how it takes --model /no/such/model.gguf is not known" in done.stderr
 
 
 # -- processes -------------------------------------------------------------------------------------------------------

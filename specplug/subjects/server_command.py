@@ -200,10 +200,11 @@ def read_command(text: str, model: str | None = None) -> ServerCommand:
     command = ServerCommand(argv, kind or "unknown")
     if kind in (None, "llama-server"):
         command = _asked(command)
-    return command if model is None else _with_model(command, model)
+    return command if model is None else with_model(command, model)
 
 
-def _with_model(command: ServerCommand, model: str) -> ServerCommand:
+def with_model(command: ServerCommand, model: str) -> ServerCommand:
+    """The command with a model for one that names none. UsageError where it names one, and for an unknown program."""
     named = command.model or command.value(HUB)
     if named is not None:
         raise UsageError(f"--model {model}: the command of --server names {named} already; leave out one")
