@@ -177,6 +177,10 @@ def test_the_document_is_written_to_a_file(work: str, tmp_path: Path) -> None:
             ["s", "s --spec-type b", "s (2)"],
         ),
         ([("http://h", ()), ("http://h", ())], ["http://h", "http://h (2)"]),
+        (
+            [("s", ["x", "--api-key", "k1", "-c", "1"]), ("s", ["x", "--hf-token=k2", "-hft", "k3", "-c", "2"])],
+            ["s --api-key 1", "s --hf-token=*** -hft 2"],
+        ),
         ([("s", ["x", "a" * 60]), ("s", ["x"])], ["s " + "a" * 43 + "...", "s"]),
     ],
 )

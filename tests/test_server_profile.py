@@ -16,6 +16,7 @@ from specplug import profile
 from specplug.errors import UsageError
 from specplug.profile import Profile, ServerSettings, for_own_engine, is_shipped
 from specplug.profile.server_programs import program_of
+from specplug.profile.shown_command import without_keys
 from specplug_cli.main import app
 
 COMMAND = ("llama-server", "-m", "/models/a b.gguf", "--chat-template-kwargs", '{"x": "100% $HOME"}')
@@ -232,8 +233,31 @@ def test_output_arguments_and_exit_code_are_the_commands_own(tmp_path: Path) -> 
 @pytest.mark.skipif(os.name != "posix", reason="needs env")
 def test_a_variable_before_the_program_reaches_it(tmp_path: Path) -> None:
     path = saved(tmp_path, ["MINE=a b", sys.executable, "-c", "import os; print(os.environ['MINE'])"])
-    out, _ = started(path).communicate(timeout=60)
+    out, said = started(path).communicate(timeout=60)
     assert out == "a b\n"
+    assert shlex.split(said)[:5] == ["specplug:", "starting", "env", "MINE=a b", sys.executable]
+
+
+def test_keys_are_not_printed_but_reach_the_command(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
+    out, said = started(saved(tmp_path, program, ["--api-key", "k1", "--port", "1"])).communicate(timeout=60)
+    assert out == "['--api-key', 'k1', '--port', '1']\n"
+    assert said.rstrip().endswith("--api-key *** --port 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "hidden"),
+    [
+        ("llama-server --api-key a,b -c 1 -hft t", "llama-server --api-key *** -c 1 -hft ***"),
+        ("llama-server --api_key -a --hf-token=t", "llama-server --api_key *** --hf-token=***"),
+        ("vllm serve m --api-key a b --port 1", "vllm serve m --api-key *** *** --port 1"),
+        ("LLAMA_API_KEY=a HF_TOKEN=t A=1 llama-server", "LLAMA_API_KEY=*** HF_TOKEN=*** A=1 llama-server"),
+        ("llama-server --api-key-file f --api-key", "llama-server --api-key-file f --api-key"),
+        ("vllm serve m --speculative-config.num_speculative_tokens=3", None),
+    ],
+)
+def test_keys_are_hidden_in_a_command(words: str, hidden: str | None) -> None:
+    assert without_keys(words.split()) == (hidden or words).split()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")

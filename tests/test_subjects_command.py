@@ -63,6 +63,20 @@ def test_a_script_is_a_llama_server_by_its_help() -> None:
     assert found.program == "stub_server.py"
 
 
+@pytest.mark.parametrize(
+    ("listed", "has_gpu"), [("  CUDA0: NVIDIA H200 (143167 MiB, 142000 MiB free)", True), ("  (none)", False)]
+)
+def test_a_build_lists_its_devices(programs: Path, listed: str, has_gpu: bool) -> None:
+    text = f"{CURRENT}--list-devices                          print list of available devices and exit\n"
+    (programs / "help.txt").write_text(text)
+    (programs / "devices.txt").write_text(f"Available devices:\n{listed}\n")
+    here = shlex.quote(str(programs))
+    script = f'#!/bin/sh\ncase "$1" in --list-devices) cat {here}/devices.txt;; *) cat {here}/help.txt;; esac\n'
+    (programs / "llama-server").write_text(script)
+    assert read_command("llama-server").has_gpu is has_gpu
+    assert read_command("my-llama-server-b9000").has_gpu is None  # which has no such flag
+
+
 @pytest.mark.parametrize("text", ["", "no-such-program -m x", "'unclosed"])
 def test_what_is_no_command_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--server"):

@@ -25,6 +25,7 @@ from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 from specplug.machine import hardware
 from specplug.profile import Profile
+from specplug.profile.shown_command import without_keys
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.server_memory import MOST_LIVE
@@ -137,8 +138,9 @@ def names_apart(commands: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """A name for each server, given its own one and its command; an address has no words.
 
     Servers with the same name also get the words that not all of their commands have. Those that are still equal are
-    numbered.
+    numbered. Keys are hidden.
     """
+    commands = [(name, without_keys(words)) for name, words in commands]
     names = []
     for name, words in commands:
         alike = [other for same, other in commands if same == name]

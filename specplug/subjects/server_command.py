@@ -39,6 +39,9 @@ PREFIX = ("--api-prefix",)
 SLOTS = ("-np", "--parallel", "--max-num-seqs")
 CONTEXT = ("-c", "--ctx-size", "--max-model-len")
 
+DEVICE = re.compile(r"^ +\w+: ", re.MULTILINE)
+"""A line of llama-server's `--list-devices`, such as `  CUDA0: NVIDIA H200 (143167 MiB, ...)`."""
+
 HUB = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "--models-dir", "--models-preset", "-dr", "--docker-repo")
 """Other flags that name llama-server's model."""
 
@@ -60,12 +63,14 @@ class ServerCommand:
     kind     `llama-server`, which includes its forks, `vllm`, `specplug`, or `unknown`
     help     of a llama-server's build; None for other kinds
     version  of that build, as it says it; empty where it says none, and for other kinds
+    has_gpu  whether that build finds a device beside the processor; None where it does not say
     """
 
     argv: tuple[str, ...]
     kind: str
     help: Help | None = None
     version: str = ""
+    has_gpu: bool | None = None
 
     def with_flags(self, flags: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
         """The user's words with `flags` after them. UsageError for flags that contradict the user's own."""
@@ -243,7 +248,7 @@ def _positional(words: Sequence[str]) -> str | None:
 
 
 def _asked(command: ServerCommand) -> ServerCommand:
-    """The command with what its `--help` and `--version` say; unchanged where that is not a llama-server's."""
+    """The command with what its `--help` and the like say; unchanged where that is not a llama-server's."""
     code, text = _printed(command, "--help")
     found = parse_help(text)
     if found.accepts("--port") and (found.accepts("-md") or found.accepts("--spec-type")):
@@ -251,7 +256,11 @@ def _asked(command: ServerCommand) -> ServerCommand:
         version = next(
             (line.partition(":")[2].strip() for line in said.splitlines() if line.startswith("version:")), ""
         )
-        return replace(command, kind="llama-server", help=found, version=version)
+        has_gpu = None
+        if found.accepts("--list-devices"):
+            _, listed = _printed(command, "--list-devices")
+            has_gpu = DEVICE.search(listed) is not None
+        return replace(command, kind=LLAMA_SERVER, help=found, version=version, has_gpu=has_gpu)
     if command.kind == "llama-server":
         lines = text.strip().splitlines()
         raise UsageError(
