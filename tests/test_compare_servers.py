@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -102,6 +103,17 @@ def test_passes_are_counted_by_what_was_accepted(work: str) -> None:
     assert lookup["identical"] == 4
 
 
+def test_the_document_has_the_commands_without_their_keys(work: str) -> None:
+    with running() as address:
+        found = compared(work, [f"{COMMAND} --api-key k1", address, f"{COMMAND} --missing-model"])["servers"]
+    assert [one["command"] for one in found] == [
+        [*shlex.split(COMMAND), "--api-key", "***"],
+        None,
+        [*shlex.split(COMMAND), "--missing-model"],
+    ]
+    assert [one["kind"] for one in found] == ["llama-server", "llama-server", None]
+
+
 def test_texts_that_differ_are_counted(work: str) -> None:
     first, second = compared(work, [COMMAND, f"{COMMAND} {LOOKUP} --wrong-draft"])["arms"]
     assert first["identical"] == 4 and second["identical"] + second["different"] == 4 and second["different"] >= 1
@@ -182,6 +194,10 @@ def test_the_document_is_written_to_a_file(work: str, tmp_path: Path) -> None:
             ["s --api-key 1", "s --hf-token=*** -hft 2"],
         ),
         ([("s", ["x", "a" * 60]), ("s", ["x"])], ["s " + "a" * 43 + "...", "s"]),
+        (
+            [("s", ["x", "-m", f"/{'a' * 60}/q{bits}.gguf", "-c", "9"]) for bits in (4, 8)] + [("t", ["y"])],
+            ["s ...q4.gguf", "s ...q8.gguf", "t"],
+        ),
     ],
 )
 def test_servers_are_named_by_what_sets_them_apart(commands: list[tuple[str, list[str]]], names: list[str]) -> None:

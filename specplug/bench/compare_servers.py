@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
+from os.path import commonprefix
 from pathlib import PurePath
 from typing import Any
 
@@ -119,7 +120,7 @@ def compare_servers(
         "cost_curve": about.get("cost_curve"),
         "engine_settings": None,
         "arms": [row.document(ordered[0], categories(prompts)) for row in (*ordered, *own_rows)],
-        "servers": [_server(row.abilities) for row in ordered],
+        "servers": [_server(subject, row.abilities) for subject, row in zip(subjects, ordered, strict=True)],
         "other_models": _other_models(subjects, [row.abilities for row in ordered]),
     }
 
@@ -137,18 +138,30 @@ def rounds_of(subjects: Sequence[Subject]) -> list[list[int]]:
 def names_apart(commands: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """A name for each server, given its own one and its command; an address has no words.
 
-    Servers with the same name also get the words that not all of their commands have. Those that are still equal are
+    Servers with the same name also get the words that not all of their commands have. Of names that are too long, what
+    those words have in common at their beginning is left out, and then the end. Those that are still equal are
     numbered. Keys are hidden.
     """
     commands = [(name, without_keys(words)) for name, words in commands]
-    names = []
+    own = []
     for name, words in commands:
         alike = [other for same, other in commands if same == name]
-        own = [word for word in words if not all(word in other for other in alike)]
-        full = " ".join([name, *own])
-        names.append(full if len(full) <= NAME_LENGTH else f"{full[: NAME_LENGTH - 3]}...")
+        own.append(" ".join(word for word in words if not all(word in other for other in alike)))
+    names = []
+    for (name, _), words in zip(commands, own, strict=True):
+        alike_own = [other for (same, _), other in zip(commands, own, strict=True) if same == name and other]
+        common = commonprefix(alike_own) if len(alike_own) > 1 else ""  # noqa: RUF071  of texts, not of paths
+        names.append(_shortened(name, words, common))
     numbers = [names[: index + 1].count(name) for index, name in enumerate(names)]
     return [name if number == 1 else f"{name} ({number})" for name, number in zip(names, numbers, strict=True)]
+
+
+def _shortened(name: str, words: str, common: str) -> str:
+    """Both in at most NAME_LENGTH characters. common: what the words of all servers of this name begin with."""
+    full = f"{name} {words}".strip()
+    if len(full) > NAME_LENGTH and (shared := max(common.rfind(" "), common.rfind("/")) + 1):
+        full = f"{name} ...{words[shared:]}"
+    return full if len(full) <= NAME_LENGTH else f"{full[: NAME_LENGTH - 3]}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +232,12 @@ def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
 
 
-def _server(found: Abilities | None) -> dict[str, Any] | None:
-    """What the server says of itself; None where it did not start."""
-    if found is None:
-        return None
+def _server(subject: Subject, found: Abilities | None) -> dict[str, Any]:
+    """The words of its command, without keys (None for an address), and what it says of itself: None where it did not
+    start."""
     return {
-        "kind": found.kind,
-        "version": found.version,
-        "model": found.model,
-        "slots": found.slots,
-        "context": found.context,
+        "command": without_keys(subject.command.argv) if isinstance(subject, LaunchedServer) else None,
+        **{key: getattr(found, key, None) for key in ("kind", "version", "model", "slots", "context")},
     }
 
 
