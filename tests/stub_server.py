@@ -7,6 +7,7 @@ hits and real misses. A token is a word with the white space before it. ngram-si
 (`common_ngram_simple_draft` in common/ngram-map.cpp); other lookup types draft by the same rule with their own sizes; a
 drafter (`-md`) is right but for every fifth token. Times are slept, and `timings` has exactly what was asked for by
 `--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers.
+`--event` is sent in the middle of each of them, `--body` in place of an answer that is not streamed.
 Standard library only, so that it starts at once.
 """
 
@@ -45,6 +46,8 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--hidden-token", 0),
     ("--clock-rate", 1.0),
     ("--more-models", ""),
+    ("--event", ""),
+    ("--body", ""),
 ]
 SWITCHES = "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft".split()
 KINDS = ["llama-server", "vllm", "specplug", "ollama", "lm-studio", "openai"]
@@ -314,7 +317,7 @@ class Handler(BaseHTTPRequestHandler):
                 for _ in form.events():
                     pass
                 stub.answered += 1
-                self.send_json(form.whole())
+                self.send_body((options.body or json.dumps(form.whole())).encode(), "application/json")
                 return
             number = stub.number_of_stream()
             form.forgets = number == options.forget_at
@@ -354,6 +357,8 @@ class Handler(BaseHTTPRequestHandler):
             raise ConnectionResetError
         if number == options.broken_json_at:
             self.send_event('{"choices": [')
+        if options.event:
+            self.send_event(options.event)
         if number == options.error_event_at:
             self.send_event(json.dumps({"error": {"code": 500, "message": "context is full", "type": "server_error"}}))
 

@@ -1,6 +1,8 @@
 """Faults of servers, played by the stub: each is one SubjectError that says what happened and what to do."""
 
+import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from subject_stubs import at_address, command, running, stub, words
 
 from specplug.errors import UsageError
 from specplug.subjects.opening import open_subject
+from specplug.subjects.server_process import ServerProcess
 from specplug.subjects.subject import SubjectError
 
 CHAT = ("--kind", "openai")
@@ -163,3 +166,28 @@ def test_the_log_has_what_the_server_printed(tmp_path: Path) -> None:
         with stub(log=log):
             pass
     assert log.read_text().count("server is listening") == 2
+
+
+# -- what a terminal would obey --------------------------------------------------------------------------------------
+
+RED = "\x1b[31m\x07\u202ered"
+"""A colour, a bell, and the direction of writing."""
+
+
+def test_a_models_name_has_no_control_characters() -> None:
+    with stub("--kind", "openai", "--alias", RED) as server:
+        assert server.abilities.model == "[31mred"
+
+
+def test_a_servers_error_has_no_control_characters() -> None:
+    event = json.dumps({"error": {"message": f"bad\n{RED}"}})
+    with stub(*CHAT, "--event", event) as server, pytest.raises(SubjectError) as raised:
+        server.ask(words(5))
+    assert str(raised.value).endswith("within the answer: bad [31mred")
+
+
+def test_the_last_line_of_a_log_has_no_control_characters(tmp_path: Path) -> None:
+    printing = ServerProcess([sys.executable, "-c", f"print({RED!r}, flush=True)"], tmp_path / "log")
+    printing.wait(30)
+    assert printing.last_words() == "its last line: [31mred"
+    printing.stop()

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from specplug.subjects.address import KEY_VARIABLES, ServerAddress
+from specplug.subjects.server_text import one_line
 from specplug.subjects.subject import SubjectError
 
 CONNECT_S = 10.0
@@ -118,8 +119,8 @@ class Connection:
             if not kind.startswith("text/event-stream"):
                 response.read()
                 raise SubjectError(
-                    f"{self._name}: {path} answered with {kind or 'no content type'} where a stream of events was "
-                    f"asked for: {_short(response.text)}"
+                    f"{self._name}: {path} answered with {one_line(kind) or 'no content type'} where a stream of events "
+                    f"was asked for: {_short(response.text)}"
                 )
             for line in response.iter_lines():
                 field, _, data = line.partition(":")
@@ -249,5 +250,5 @@ def _message_of(error: object) -> str:
 
 def _short(text: str) -> str:
     """On one line, at most MAX_BODY_CHARS characters."""
-    text = " ".join(text.split())
+    text = one_line(text)
     return text[:MAX_BODY_CHARS] + "..." if len(text) > MAX_BODY_CHARS else text or "(empty)"

@@ -14,6 +14,7 @@ from specplug.errors import UsageError
 from specplug.subjects.asking import CHAT, Extras, checked_timings, top_of
 from specplug.subjects.connection import Connection, Json
 from specplug.subjects.llama_server import COMPLETION, TEMPLATE, TOKENIZE
+from specplug.subjects.server_text import one_line
 from specplug.subjects.subject import Abilities, SubjectError
 from specplug.subjects.vllm_server import spec_counts
 
@@ -57,7 +58,7 @@ def _described(connection: Connection, name: str, model: str | None) -> Found:
     """What the server says of itself, before any answer."""
     listed = connection.get("/v1/models")
     entry = _entry([one for one in _list(listed, "data") if isinstance(one, dict)], name, model)
-    model = model or str(entry.get("id", ""))
+    model = model or _field(entry, "id")
     owner = entry.get("owned_by", "")
     props = connection.get("/props")
     if isinstance(props, dict) and "default_generation_settings" in props:
@@ -81,17 +82,17 @@ def _described(connection: Connection, name: str, model: str | None) -> Found:
 
 def _entry(entries: Sequence[Json], name: str, model: str | None) -> Json:
     """The entry of /v1/models that describes the model of the requests; empty where the server lists none."""
-    ids = [str(one.get("id", "")) for one in entries]
+    ids = [_field(one, "id") for one in entries]
     listed = ", ".join(ids[:MOST_NAMED]) + (" and others" if len(ids) > MOST_NAMED else "")
     if model is not None and ids and model not in ids:
         raise UsageError(f"{name} has no model {model}; it lists {listed}")
     if model is None and len(ids) > 1 and entries[0].get("owned_by") != "vllm":  # the others are its LoRA adapters
         raise UsageError(f"{name} has {len(ids)} models ({listed}); name one with --model")
-    return next((one for one in entries if one.get("id") == model), entries[0] if entries else {})
+    return next((one for one in entries if _field(one, "id") == model), entries[0] if entries else {})
 
 
 def _llama_server(connection: Connection, props: Json, model: str) -> Found:
-    version = str(props.get("build_info", ""))
+    version = _field(props, "build_info")
     settings = props.get("default_generation_settings")
     context = _whole(settings.get("n_ctx")) if isinstance(settings, dict) else None
     slots = _whole(props.get("total_slots"))
@@ -165,7 +166,9 @@ def _list(body: object, key: str) -> list[Any]:
 
 
 def _field(body: object, key: str) -> str:
-    return str(body.get(key, "")) if isinstance(body, dict) else ""
+    """A text, empty where there is none."""
+    found = body.get(key) if isinstance(body, dict) else None
+    return one_line(found) if isinstance(found, str) else ""
 
 
 def _whole(number: object) -> int | None:
