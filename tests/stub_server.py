@@ -7,7 +7,8 @@ hits and real misses. A token is a word with the white space before it. ngram-si
 (`common_ngram_simple_draft` in common/ngram-map.cpp); other lookup types draft by the same rule with their own sizes; a
 drafter (`-md`) is right but for every fifth token. Times are slept, and `timings` has exactly what was asked for by
 `--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers.
-`--event` is sent in the middle of each of them, `--body` in place of an answer that is not streamed.
+The content of the file `--event` is sent in the middle of each of them, that of `--body` in place of an answer that is
+not streamed.
 Standard library only, so that it starts at once.
 """
 
@@ -22,6 +23,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -317,7 +319,8 @@ class Handler(BaseHTTPRequestHandler):
                 for _ in form.events():
                     pass
                 stub.answered += 1
-                self.send_body((options.body or json.dumps(form.whole())).encode(), "application/json")
+                text = Path(options.body).read_text() if options.body else json.dumps(form.whole())
+                self.send_body(text.encode(), "application/json")
                 return
             number = stub.number_of_stream()
             form.forgets = number == options.forget_at
@@ -358,7 +361,7 @@ class Handler(BaseHTTPRequestHandler):
         if number == options.broken_json_at:
             self.send_event('{"choices": [')
         if options.event:
-            self.send_event(options.event)
+            self.send_event(Path(options.event).read_text())
         if number == options.error_event_at:
             self.send_event(json.dumps({"error": {"code": 500, "message": "context is full", "type": "server_error"}}))
 
