@@ -24,9 +24,9 @@ TAKEN = ("arguments", "profile_refs", "host", "port", "print_command", "yes")
 def start_command(ctx: click.Context, chosen: Profile, settings: ServerSettings) -> None:
     """Print the command on stderr, and replace this process by it; with --print-command, print it on stdout.
 
-    On stderr, keys are hidden. The output, the exit code and the signals that this process receives are then the command's own. UsageError for an
-    option that the command does not take, for a program that is not found, and for a shipped profile, which may not
-    name a command.
+    On stderr, keys are hidden. The output, the exit code and the signals that this process receives are then the
+    command's own. UsageError for an option that the command does not take, for a program that is not found, and for a
+    shipped profile, which may not name a command.
     """
     given = ctx.params
     default = click.core.ParameterSource.DEFAULT

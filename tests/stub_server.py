@@ -6,8 +6,10 @@ An answer is the words of the last message, then `step1`, the words again, `step
 hits and real misses. A token is a word with the white space before it. ngram-simple drafts by llama.cpp's own rule
 (`common_ngram_simple_draft` in common/ngram-map.cpp); other lookup types draft by the same rule with their own sizes; a
 drafter (`-md`) is right but for every fifth token. Times are slept, and `timings` has exactly what was asked for by
-`--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers. With
-`--unsteady` the number of the answer is in its text. Standard library only, so that it starts at once.
+`--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers.
+The content of the file `--event` is sent in the middle of each of them, that of `--body` in place of an answer that is
+not streamed. With `--unsteady` the number of the answer is in its text. Standard library only, so that it starts at
+once.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,6 +50,8 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--hidden-token", 0),
     ("--clock-rate", 1.0),
     ("--more-models", ""),
+    ("--event", ""),
+    ("--body", ""),
 ]
 SWITCHES = (
     "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft --unsteady".split()
@@ -319,7 +324,8 @@ class Handler(BaseHTTPRequestHandler):
                 for _ in form.events():
                     pass
                 stub.answered += 1
-                self.send_json(form.whole())
+                text = Path(options.body).read_text() if options.body else json.dumps(form.whole())
+                self.send_body(text.encode(), "application/json")
                 return
             number = stub.number_of_stream()
             form.forgets = number == options.forget_at
@@ -362,6 +368,8 @@ class Handler(BaseHTTPRequestHandler):
             raise ConnectionResetError
         if number == options.broken_json_at:
             self.send_event('{"choices": [')
+        if options.event:
+            self.send_event(Path(options.event).read_text())
         if number == options.error_event_at:
             self.send_event(json.dumps({"error": {"code": 500, "message": "context is full", "type": "server_error"}}))
 

@@ -29,6 +29,7 @@ from specplug.profile.server_programs import (
 )
 from specplug.subjects.drafting_flags import drafting_words, flag_name, is_drafting, is_switch
 from specplug.subjects.help_text import Help, parse_help
+from specplug.subjects.server_text import one_line
 
 HELP_S = 60.0
 """Seconds for `--help`. llama-server takes below one; a Python script that imports an engine takes several."""
@@ -254,7 +255,7 @@ def _asked(command: ServerCommand) -> ServerCommand:
     if found.accepts("--port") and (found.accepts("-md") or found.accepts("--spec-type")):
         _, said = _printed(command, "--version")
         version = next(
-            (line.partition(":")[2].strip() for line in said.splitlines() if line.startswith("version:")), ""
+            (one_line(line.partition(":")[2]) for line in said.splitlines() if line.startswith("version:")), ""
         )
         has_gpu = None
         if found.accepts("--list-devices"):
@@ -262,7 +263,7 @@ def _asked(command: ServerCommand) -> ServerCommand:
             has_gpu = DEVICE.search(listed) is not None
         return replace(command, kind=LLAMA_SERVER, help=found, version=version, has_gpu=has_gpu)
     if command.kind == "llama-server":
-        lines = text.strip().splitlines()
+        lines = [one_line(line) for line in text.strip().splitlines()]
         raise UsageError(
             f"{command.program} --help names neither --port nor -md, as a llama-server does "
             f"(exit code {code}: {lines[-1] if lines else 'no output'})"
