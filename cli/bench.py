@@ -20,7 +20,7 @@ from specplug.profile import Profile
 from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
 
-from .bench_servers import check_servers, measure_servers, raise_for_failures, show_servers
+from .bench_servers import checked_servers, measure_servers, raise_for_failures, show_servers
 from .options import Request, drafter_name, drafter_spec, note, parse_levels, shared_options, workload_option
 from .preparation import prepare
 from .progress import progress_bar
@@ -75,7 +75,7 @@ def bench(
     if limit is not None:
         prompts = workloads.limit(prompts, limit)
     if request.servers:
-        check_servers(request, profiles, peers, levels)
+        servers = checked_servers(request, profiles, peers, levels)
     else:
         for level in levels:
             check(profiles, peers, level, request.temperature)
@@ -91,7 +91,7 @@ def bench(
     name = Path(workload).name
     if request.servers:
         reports = measure_servers(
-            request, profiles, peers, prompts, levels, workload=name, repeats=repeats, notify=notify
+            servers, request, profiles, peers, prompts, levels, workload=name, repeats=repeats, notify=notify
         )
     else:
         reports = _measure(request, profiles, peers, prompts, levels, workload=name, repeats=repeats, notify=notify)

@@ -13,22 +13,37 @@ from specplug.bench.compare_servers import compare_servers, rounds_of
 from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile
+from specplug.subjects.launched import LaunchedServer
+from specplug.subjects.remote import RemoteServer
 
 from .options import Request
 from .progress import progress_bar
-from .servers import open_servers
+from .servers import give_model, open_servers
 
 
-def check_servers(request: Request, profiles: Sequence[Profile], peers: Sequence[str], levels: Sequence[int]) -> None:
-    """Raise the UsageError for what cannot be compared, before anything is started."""
+def checked_servers(
+    request: Request, profiles: Sequence[Profile], peers: Sequence[str], levels: Sequence[int]
+) -> list[LaunchedServer | RemoteServer]:
+    """The servers, none of which runs yet. UsageError for what cannot be compared, before anything is got or started.
+
+    Their model is still missing, which may have to be downloaded.
+    """
     if request.temperature:
         raise UsageError("--temperature: servers answer greedily here, so that texts can be compared; leave it out")
     if profiles:
         for level in levels:
             check(profiles, peers, level, request.temperature)
+            if level > 1:  # the time of a server has the reading of the other prompts, that of our engine has not
+                raise UsageError(
+                    f"--profile {profiles[0].name} and --concurrency {level} were both given with --server: their "
+                    "times of several answers at once are not alike; use --concurrency 1, or compare the profile as a "
+                    f'server, with --server "specplug serve --profile {profiles[0].name} --slots {level}"'
+                )
+    return open_servers(request.servers)
 
 
 def measure_servers(
+    servers: Sequence[LaunchedServer | RemoteServer],
     request: Request,
     profiles: Sequence[Profile],
     peers: Sequence[str],
@@ -43,8 +58,15 @@ def measure_servers(
     answers = sum(len(prompt.turns) for prompt in prompts) * repeats
     further = 4 if profiles else 0  # at most: plain decoding under several engine settings
     reports = []
+    give_model(servers, request.model)
+    runs = repeats * len(levels)
+    for index, server in enumerate(servers):
+        if isinstance(server, RemoteServer) and runs * (1 if index else len(rounds_of(servers))) > 1:
+            notify(
+                f"{server.name} cannot be restarted: it is asked the same prompts several times, and drafting that "
+                "learns from answers then knows them"
+            )
     for level in levels:
-        servers = open_servers(request.servers, request.model)
         arms = sum(map(len, rounds_of(servers))) + len(profiles) + len(peers) + further
         with progress_bar("bench", answers * arms) as progress:
             reports.append(
@@ -85,16 +107,26 @@ def show_servers(report: dict[str, Any]) -> None:
     for line in report["other_models"]:
         console.print(line, soft_wrap=True)
     for arm in report["arms"]:
+        if not arm["counted"]:
+            console.print(
+                f"* {arm['name']} does not tell how many tokens its answers have: these are events of its stream, each "
+                "of which may have several tokens, so it is not compared with others",
+                soft_wrap=True,
+            )
         if arm["failure"] is not None:
             console.print(f"{arm['name']} failed: {arm['failure']}", soft_wrap=True)
 
 
 def raise_for_failures(reports: Sequence[dict[str, Any]]) -> None:
-    """SpecplugError where there is nothing to compare with: the first server failed, or all did."""
+    """SpecplugError where nothing was compared: the first server failed, or all others did before any answer."""
     for report in reports:
-        first = report["arms"][0]
+        first, *others = report["arms"]
         if first["failure"] is not None:
             raise SpecplugError(f"{first['name']}, which the others are compared with, failed: {first['failure']}")
+        if others and all(arm["failure"] is not None and not arm["tokens"] for arm in others):
+            raise SpecplugError(
+                f"{others[0]['name']} failed, so {first['name']} was compared with nothing: {others[0]['failure']}"
+            )
 
 
 def _cells(arm: dict[str, Any]) -> list[str]:
@@ -102,7 +134,7 @@ def _cells(arm: dict[str, Any]) -> list[str]:
     compared = arm["identical"] + arm["rounding"] + arm["different"]
     is_base = arm["reference"] == arm["name"]
     return [
-        f"{speed:.1f}" if speed is not None else "-",
+        (f"{speed:.1f}" if speed is not None else "-") + ("" if arm["counted"] else "*"),
         f"{length:.2f}" if length is not None else "-",
         *(("-", "-") if arm["speedup"] is None else _parts(arm["speedup"])),
         _percentiles(arm["first_ms"]),

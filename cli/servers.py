@@ -11,31 +11,40 @@ from specplug.models import references
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
 from specplug.subjects.remote import RemoteServer
+from specplug.subjects.server_command import HUB, with_model
+
+from .options import note
 
 
-def open_servers(texts: Sequence[str], model: str | None) -> list[LaunchedServer | RemoteServer]:
-    """Servers with names of their own, none of which runs yet. UsageError for what is neither command nor address.
-
-    model  the value of --model, for commands that name none and for addresses of several models
-    """
-    opened = [_opened(text, model) for text in texts]
+def open_servers(texts: Sequence[str]) -> list[LaunchedServer | RemoteServer]:
+    """Servers with names of their own, none of which runs yet. UsageError for what is neither command nor address."""
+    opened = [open_subject(text) for text in texts]
     commands = [(one.name, one.command.argv if isinstance(one, LaunchedServer) else ()) for one in opened]
     for one, name in zip(opened, names_apart(commands), strict=True):
         one.name = name
     return opened
 
 
-def _opened(text: str, model: str | None) -> LaunchedServer | RemoteServer:
-    server = open_subject(text)
-    if model is None:
-        return server
-    if isinstance(server, RemoteServer):  # which knows its models by other names than a file's here
-        return server if _is_here(model) else open_subject(text, model=model)
-    if server.command.model is not None:
-        return server
-    if server.command.kind == "vllm":
-        return open_subject(text, model=hub_name(model))
-    return open_subject(text, model=str(references.resolve(model, "gguf")))
+def give_model(servers: Sequence[LaunchedServer | RemoteServer], model: str | None) -> None:
+    """Have commands that name no model start with one, and ask it of addresses.
+
+    model  the value of --model. An address knows its models by other names than a file's here, which is left out. So
+           are commands of programs whose flag for it is not known; they are named on stderr
+    UsageError for a model that is not there.
+    """
+    for server in servers:
+        if model is None:
+            continue
+        if isinstance(server, RemoteServer):
+            if not _is_here(model):
+                server.model = model
+        elif server.command.model is not None or server.command.value(HUB) is not None:
+            continue
+        elif server.command.kind == "unknown":
+            note(f"{server.name} starts as its command says: how it takes --model {model} is not known")
+        else:
+            named = hub_name(model) if server.command.kind == "vllm" else str(references.resolve(model, "gguf"))
+            server.command = with_model(server.command, named)
 
 
 def _is_here(model: str) -> bool:

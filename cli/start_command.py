@@ -13,6 +13,7 @@ import click
 from specplug.errors import UsageError
 from specplug.profile import Profile, ServerSettings, is_shipped
 from specplug.profile.server_programs import launch_words, program_of
+from specplug.profile.shown_command import shown
 
 from .options import note
 
@@ -23,9 +24,9 @@ TAKEN = ("arguments", "profile_refs", "host", "port", "print_command", "yes")
 def start_command(ctx: click.Context, chosen: Profile, settings: ServerSettings) -> None:
     """Print the command on stderr, and replace this process by it; with --print-command, print it on stdout.
 
-    Its output, its exit code and the signals that this process receives are then the command's own. UsageError for an
-    option that the command does not take, for a program that is not found, and for a shipped profile, which may not
-    name a command.
+    On stderr, keys are hidden. The output, the exit code and the signals that this process receives are then the
+    command's own. UsageError for an option that the command does not take, for a program that is not found, and for a
+    shipped profile, which may not name a command.
     """
     given = ctx.params
     default = click.core.ParameterSource.DEFAULT
@@ -39,14 +40,14 @@ def start_command(ctx: click.Context, chosen: Profile, settings: ServerSettings)
             )
     argv = [*settings.argv, *_address(settings.argv, given["host"], given["port"]), *_further(given["arguments"])]
     if given["print_command"]:
-        click.echo(shlex.join(argv))
+        click.echo(shlex.join(launch_words(argv)))
         return
     if is_shipped(given["profile_refs"]):
         raise UsageError(
             f"profile {chosen.name} is not your own: a command is started only for a profile in the folder of your own "
             "profiles, or one given as a path; see it with --print-command"
         )
-    note(f"starting {shlex.join(argv)}")
+    note(f"starting {shown(argv)}")
     sys.stdout.flush()
     sys.stderr.flush()
     words = launch_words(argv)

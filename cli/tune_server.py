@@ -50,7 +50,7 @@ from specplug.tune.server_flags.server_stages import (
 from .options import Request, note
 from .progress import budget_bar
 from .server_options import refuse_with_server
-from .servers import open_servers
+from .servers import give_model, open_servers
 from .tune_target import check_resumable, tuned_target
 
 MOST_FOUND = 2
@@ -119,7 +119,8 @@ def tune_one_server(asked: ServerTune) -> bool:
 def _request(asked: ServerTune) -> ServerRequest:
     if len(asked.request.servers) != 1:
         raise UsageError("--server: tune takes one server")
-    (server,) = open_servers(asked.request.servers, asked.request.model)
+    (server,) = servers = open_servers(asked.request.servers)
+    give_model(servers, asked.request.model)
     if not isinstance(server, LaunchedServer):
         raise _no_address(server, asked.request.servers[0])
     command = server.command

@@ -16,7 +16,7 @@ from specplug.errors import SpecplugError
 
 from .options import Request, note
 from .progress import progress_bar
-from .servers import open_servers
+from .servers import give_model, open_servers
 
 
 def verify_server(request: Request, prompts: Sequence[Prompt]) -> bool:
@@ -24,7 +24,8 @@ def verify_server(request: Request, prompts: Sequence[Prompt]) -> bool:
 
     SpecplugError for a server whose plain answers differ from each other.
     """
-    (server,) = open_servers(request.servers, request.model)
+    (server,) = servers = open_servers(request.servers)
+    give_model(servers, request.model)
     with progress_bar("verify", 3 * len(prompts)) as progress:
         report = prove_server(server, prompts, max_tokens=request.max_tokens, notify=note, progress=progress)
     if request.json:
@@ -32,7 +33,7 @@ def verify_server(request: Request, prompts: Sequence[Prompt]) -> bool:
     else:
         _show(report)
     itself = report["itself"]
-    if report["same_output"] and not report["deterministic"]:
+    if not report["deterministic"]:  # whether drafting changes anything cannot be told then
         raise SpecplugError(
             f"{report['server']['name']} is not deterministic by itself: {itself['different']} of {itself['answers']} "
             "answers without drafting differ when they are asked again"

@@ -7,7 +7,9 @@ hits and real misses. A token is a word with the white space before it. ngram-si
 (`common_ngram_simple_draft` in common/ngram-map.cpp); other lookup types draft by the same rule with their own sizes; a
 drafter (`-md`) is right but for every fifth token. Times are slept, and `timings` has exactly what was asked for by
 `--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers.
-Standard library only, so that it starts at once.
+The content of the file `--event` is sent in the middle of each of them, that of `--body` in place of an answer that is
+not streamed. With `--unsteady` the number of the answer is in its text. Standard library only, so that it starts at
+once.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,12 +34,14 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--ms-per-row", 0.0),
     ("--ms-per-draft", 0.0),
     ("--prompt-ms", 0.0),
+    ("--tokenize-ms", 0.0),
     ("--answer-tokens", 1 << 30),
     ("--slow-start", 0.0),
     ("--fail-at", 0),
     ("--die-at", 0),
     ("--hang-at", 0),
     ("--reset-at", 0),
+    ("--drop-at", 0),
     ("--broken-json-at", 0),
     ("--error-event-at", 0),
     ("--page-at", 0),
@@ -45,8 +50,12 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--hidden-token", 0),
     ("--clock-rate", 1.0),
     ("--more-models", ""),
+    ("--event", ""),
+    ("--body", ""),
 ]
-SWITCHES = "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft".split()
+SWITCHES = (
+    "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft --unsteady".split()
+)
 KINDS = ["llama-server", "vllm", "specplug", "ollama", "lm-studio", "openai"]
 
 PIECE = re.compile(r"<\|\w+\|>|\s*[^\s<]+|\s+|<")
@@ -148,7 +157,7 @@ class Stub:
         while True:
             step += 1
             yield from words
-            yield from self.vocabulary.ids(f" step{step}")
+            yield from self.vocabulary.ids(f" step{step}" + (f"of{self.streamed}" if self.options.unsteady else ""))
 
     def passes(self, prompt: list[int], limit: int, drafting: bool) -> Iterator[tuple[list[int], int, float]]:
         """Each pass: its tokens, how many of them were drafted, and its milliseconds, which have been slept.
@@ -227,6 +236,7 @@ class Handler(BaseHTTPRequestHandler):
         stub = self.stub
         own = stub.kind == "llama-server" and not stub.options.no_template
         if path == "/tokenize" and own:
+            time.sleep(stub.options.tokenize_ms / 1000)
             self.send_json({"tokens": stub.vocabulary.ids(body["content"])})
         elif path == "/apply-template" and own:
             self.send_json({"prompt": stub.template(body["messages"])})
@@ -314,7 +324,8 @@ class Handler(BaseHTTPRequestHandler):
                 for _ in form.events():
                     pass
                 stub.answered += 1
-                self.send_json(form.whole())
+                text = Path(options.body).read_text() if options.body else json.dumps(form.whole())
+                self.send_body(text.encode(), "application/json")
                 return
             number = stub.number_of_stream()
             form.forgets = number == options.forget_at
@@ -323,6 +334,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_json(
                     {"error": {"code": 500, "message": "failed to decode the batch", "type": "server_error"}}, 500
                 )
+                return
+            if number == options.drop_at:
+                self.close_connection = True  # without a byte of an answer
                 return
             if number == options.page_at:
                 self.send_body(b"<html>a proxy's page</html>", "text/html")
@@ -354,6 +368,8 @@ class Handler(BaseHTTPRequestHandler):
             raise ConnectionResetError
         if number == options.broken_json_at:
             self.send_event('{"choices": [')
+        if options.event:
+            self.send_event(Path(options.event).read_text())
         if number == options.error_event_at:
             self.send_event(json.dumps({"error": {"code": 500, "message": "context is full", "type": "server_error"}}))
 

@@ -273,6 +273,15 @@ def test_figures_by_hand() -> None:
     }
 
 
+def test_answers_at_once_are_one_unit_of_the_bootstrap() -> None:
+    """Two groups of four answers, twice and half as fast as the base's. Of two groups, a quarter of the resamples has
+    only the first one, and a quarter only the second; of eight answers, 1 in 256 would."""
+    tally = Tally([10] * 8, [1.0] * 4 + [4.0] * 4, [10] * 8, [2.0] * 8, groups=[0] * 4 + [1] * 4)
+    assert tally.speedup is not None and (tally.speedup.low, tally.speedup.high) == (0.5, 2.0)
+    outcome = run([Toy("a", count_up)], [*single("1", "2", "3"), *single("4", category="code")], concurrency=2)
+    assert outcome.overall[0].groups == [0, 0, 1, 2] and outcome.categories[0]["code"].groups == [2]
+
+
 def test_the_seconds_of_prompts_are_added_where_all_were_measured() -> None:
     arms = [Toy("a", count_up, prompt_seconds=0.75), Toy("b", count_up)]
     measured, unknown = run(arms, single("10", "20", "30")).overall

@@ -7,6 +7,7 @@ parser is no library, the expected line is written by the rules of systemd.synta
 import configparser
 import json
 import os
+import re
 import shlex
 import shutil
 import string
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from specplug import profile
@@ -34,6 +35,7 @@ words = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), 
 
 @given(words)
 def test_a_shell_and_a_program_read_the_same_words(argv: list[str]) -> None:
+    assume(re.match("[A-Za-z_][A-Za-z0-9_]*=", argv[0]) is None)
     assert shlex.split(as_format(argv, "args")) == argv
     assert json.loads(as_format(argv, "json")) == argv
 
@@ -44,6 +46,13 @@ def test_a_real_shell_reads_the_same_words() -> None:
         ["sh", "-c", as_format(["printf", "%s\\n", *HARD], "args")], capture_output=True, text=True, check=True
     ).stdout
     assert printed.split("\n")[:-1] == HARD
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
+def test_a_variable_before_the_program_reaches_it() -> None:
+    argv = ["MINE=a b", "sh", "-c", 'printf %s "$MINE"']
+    for command in (["sh", "-c", as_format(argv, "args")], json.loads(as_format(argv, "json"))):
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "a b"
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -101,10 +110,19 @@ def test_flags_of_the_router_are_in_its_own_command() -> None:
     assert "\n".join(rest) == as_format(LLAMA, "ini").split("\n", 1)[1]
 
 
+def test_the_router_is_started_as_the_server_was() -> None:
+    text = as_format(["taskset", "-c", "1", "llama-server-cuda", "-m", "/a.gguf"], "ini")
+    assert text.splitlines() == ["; taskset -c 1 llama-server-cuda --models-preset FILE", "[a]", "m = /a.gguf"]
+    text = as_format(["A=b c", "llama-server", "-m", "/a.gguf"], "ini")
+    assert text.splitlines()[0] == "; env 'A=b c' llama-server --models-preset FILE"
+
+
 def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     read = preset(as_format(["llama-server", "-m", "m.gguf", "-md", "../d.gguf", "--device", "none"], "ini"))
     assert dict(read["m"]) == {"m": str(tmp_path / "m.gguf"), "md": f"{tmp_path}/../d.gguf", "device": "none"}
+    read = preset(as_format(["llama-server", "-m", "/m.gguf", "--lora-scaled", "a.gguf:0.5,/b.gguf:2"], "ini"))
+    assert read["m"]["lora-scaled"] == f"{tmp_path}/a.gguf:0.5,/b.gguf:2"
 
 
 @pytest.mark.parametrize(
@@ -255,6 +273,28 @@ def test_compose_mounts_the_folder_of_a_model_in_several_files() -> None:
     ]
 
 
+def test_compose_mounts_every_file_that_is_read() -> None:
+    keys = ["--api-key-file", "/k/keys", "--ssl-key-file", "/k/tls.key", "--ssl-cert-file", "/k/tls.pem"]
+    others = ["-jf", "/s/schema.json", "--lora", "/l/a.gguf,/l/b.gguf", "--lora-scaled", "/l/c.gguf:0.5,/l/d.gguf:-1"]
+    service = yaml.safe_load(as_format(["llama-server", *keys, *others], "compose"))["services"]["llama-server"]
+    assert service["command"][1::2] == [
+        *("/models/keys", "/models/tls.key", "/models/tls.pem", "/models/schema.json"),
+        *("/models/a.gguf,/models/b.gguf", "/models/c.gguf:0.5,/models/d.gguf:-1", "0.0.0.0"),
+    ]
+    assert [one["source"] for one in service["volumes"]] == [
+        *("/k/keys", "/k/tls.key", "/k/tls.pem", "/s/schema.json"),
+        *("/l/a.gguf", "/l/b.gguf", "/l/c.gguf", "/l/d.gguf"),
+    ]
+
+
+@pytest.mark.parametrize("program", [["llama-server"], ["vllm", "serve", "a/b"]], ids=" ".join)
+def test_compose_refuses_other_files_of_this_machine(program: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"format compose: --slot-save-path {tmp_path} is a file or folder of this"):
+        as_format([*program, "--slot-save-path", str(tmp_path)], "compose")
+    assert as_format([*program, "--api-prefix", "/"], "compose")
+    assert as_format([*program, "--api-prefix", str(tmp_path / "absent")], "compose")
+
+
 def test_compose_starts_vllm_with_a_folder_or_a_name(tmp_path: Path) -> None:
     model = tmp_path / "a$b"
     model.mkdir()
@@ -270,6 +310,18 @@ def test_compose_starts_vllm_with_a_folder_or_a_name(tmp_path: Path) -> None:
     by_module = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", "org/m"]
     service = yaml.safe_load(as_format(by_module, "compose"))["services"]["vllm"]
     assert service["command"] == ["--model", "org/m", "--host", "0.0.0.0"] and "volumes" not in service
+    by_command = ["python", "-m", "vllm.entrypoints.cli.main", "-v", "serve", "org/m", "--port", "9"]
+    service = yaml.safe_load(as_format(by_command, "compose"))["services"]["vllm"]
+    assert service["command"] == ["org/m", "--port", "9", "--host", "0.0.0.0"]
+
+
+def test_compose_has_the_variables_of_the_command_and_no_words_before_the_program() -> None:
+    argv = ["CUDA_VISIBLE_DEVICES=0", "A=$b", "llama-server", "-c", "1"]
+    service = yaml.safe_load(as_format(argv, "compose"))["services"]["llama-server"]
+    assert [interpolated(one) for one in service["environment"]] == ["CUDA_VISIBLE_DEVICES=0", "A=$b"]
+    assert service["command"] == ["-c", "1", "--host", "0.0.0.0"]
+    with pytest.raises(UsageError, match="format compose: taskset -c 1 before llama-server would not run in the"):
+        as_format(["taskset", "-c", "1", "llama-server"], "compose")
 
 
 def test_compose_knows_the_images_of_two_programs() -> None:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from subject_stubs import COMMAND, LOOKUP, running
+from test_models import write_gguf
 
 from specplug.bench import arms as engine_arms
 from specplug.bench.compare_servers import compare_servers, names_apart, rounds_of
 from specplug.bench.subject_arms import EngineArm, decode_seconds
 from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
+from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.opening import open_subject
 from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
 from specplug_cli.main import app
@@ -54,9 +58,14 @@ def compared(work: str, servers: Sequence[str], *more: str) -> dict[str, Any]:
 
 
 def test_a_server_whose_own_times_are_not_those_of_its_streams_is_named(work: str) -> None:
-    for rate, named in (("0.5", True), ("1.0", False)):
-        done = bench(work, [f"{COMMAND} --ms-per-pass 8 --clock-rate {rate}"])
-        assert (done.exit_code, "compare them with care" in done.stderr) == (0, named)
+    done = bench(work, [f"{COMMAND} --ms-per-pass 8 --clock-rate 0.5"])
+    assert done.exit_code == 0 and "compare them with care" in done.stderr
+
+
+@pytest.mark.parametrize(("stream_ms", "named"), [(1000.0, False), (1090.0, False), (1120.0, True), (890.0, True)])
+def test_own_times_may_differ_from_the_streams_by_a_tenth(stream_ms: float, named: bool) -> None:
+    replies = [Reply("a", tokens=50, first_ms=1.0, decode_ms=500.0, stream_ms=stream_ms / 2)] * 2
+    assert (clock_difference("s", replies) is not None) is named
 
 
 def test_an_address_of_several_models_is_asked_for_the_one_that_is_named(work: str) -> None:
@@ -100,9 +109,33 @@ def test_passes_are_counted_by_what_was_accepted(work: str) -> None:
     assert lookup["identical"] == 4
 
 
+def test_the_document_has_the_commands_without_their_keys(work: str) -> None:
+    with running() as address:
+        found = compared(work, [f"{COMMAND} --api-key k1", address, f"{COMMAND} --missing-model"])["servers"]
+    assert [one["command"] for one in found] == [
+        [*shlex.split(COMMAND), "--api-key", "***"],
+        None,
+        [*shlex.split(COMMAND), "--missing-model"],
+    ]
+    assert [one["kind"] for one in found] == ["llama-server", "llama-server", None]
+
+
 def test_texts_that_differ_are_counted(work: str) -> None:
     first, second = compared(work, [COMMAND, f"{COMMAND} {LOOKUP} --wrong-draft"])["arms"]
     assert first["identical"] == 4 and second["identical"] + second["different"] == 4 and second["different"] >= 1
+
+
+def test_events_are_not_compared_with_tokens(work: str) -> None:
+    silent = f"{COMMAND} --kind openai --no-usage"
+    for servers, counted in (([COMMAND, silent], [True, False]), ([silent, COMMAND], [False, True])):
+        first, other = compared(work, servers)["arms"]
+        assert [first["counted"], other["counted"]] == counted
+        assert first["tokens"] == other["tokens"] == 92 and first["speedup"]["median"] == 1.0
+        assert other["speedup"] is None and other["categories"]["chat"]["speedup"] is None
+    shown = bench(work, [COMMAND, silent]).stdout
+    (row,) = [line for line in shown.splitlines() if line.strip().startswith("stub_server.py --kind")]
+    assert row.split()[4].endswith("*") and row.split()[6:8] == ["-", "-"]
+    assert "* stub_server.py --kind openai --no-usage does not tell how many tokens" in shown
 
 
 def test_models_with_other_names_are_told(work: str) -> None:
@@ -120,6 +153,13 @@ def test_several_prompts_are_answered_at_once(work: str) -> None:
     assert only["speedup"] == {"median": 1.0, "low": 1.0, "high": 1.0}
 
 
+def test_a_server_with_fewer_slots_than_prompts_at_once_is_named(work: str) -> None:
+    for slots, named in ((2, True), (3, False)):
+        done = bench(work, [f"{COMMAND} --parallel {slots}"], "--concurrency", "3")
+        said = "stub_server.py computes 2 answer(s) at once, so of 3 some wait"
+        assert (done.exit_code, said in done.stderr) == (0, named)
+
+
 def test_the_time_of_answers_at_once_is_shared_by_their_tokens() -> None:
     """The first token comes after 10 ms, the last one after 20 + 90 = 110: 100 ms for 30 + 10 decoded tokens."""
     replies = [
@@ -128,6 +168,8 @@ def test_the_time_of_answers_at_once_is_shared_by_their_tokens() -> None:
     ]
     assert decode_seconds(replies) == pytest.approx([0.075, 0.025])
     assert decode_seconds(replies[:1]) == [0.06]
+    later = [replies[0], replace(replies[1], asked_at=0.2)]  # its last one is then at 310 ms: 300 ms for 40 tokens
+    assert decode_seconds(later) == pytest.approx([0.225, 0.075])
     assert decode_seconds([Reply("a", 1, 5.0, 0.0, 0.0), Reply("b", 1, 5.0, 0.0, 0.0)]) == [0.0, 0.0]
 
 
@@ -153,7 +195,15 @@ def test_the_document_is_written_to_a_file(work: str, tmp_path: Path) -> None:
             ["s", "s --spec-type b", "s (2)"],
         ),
         ([("http://h", ()), ("http://h", ())], ["http://h", "http://h (2)"]),
+        (
+            [("s", ["x", "--api-key", "k1", "-c", "1"]), ("s", ["x", "--hf-token=k2", "-hft", "k3", "-c", "2"])],
+            ["s --api-key 1", "s --hf-token=*** -hft 2"],
+        ),
         ([("s", ["x", "a" * 60]), ("s", ["x"])], ["s " + "a" * 43 + "...", "s"]),
+        (
+            [("s", ["x", "-m", f"/{'a' * 60}/q{bits}.gguf", "-c", "9"]) for bits in (4, 8)] + [("t", ["y"])],
+            ["s ...q4.gguf", "s ...q8.gguf", "t"],
+        ),
     ],
 )
 def test_servers_are_named_by_what_sets_them_apart(commands: list[tuple[str, list[str]]], names: list[str]) -> None:
@@ -204,7 +254,7 @@ def test_without_the_first_server_there_is_nothing_to_compare_with(work: str) ->
 
 
 def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> None:
-    first, missing = compared(work, [COMMAND, f"{COMMAND} --missing-model"])["arms"]
+    first, missing, _ = compared(work, [COMMAND, f"{COMMAND} --missing-model", COMMAND])["arms"]
     assert "its last line: exiting due to model loading error" in missing["failure"] and missing["tokens"] == 0
     unknown = ("tokens_per_second", "speedup", "first_ms", "between_ms", "mean_acceptance_length", "steps")
     assert [missing[key] for key in unknown] == [None] * 6
@@ -213,11 +263,30 @@ def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> 
     assert isinstance(done.exception, SpecplugError) and "exiting due to model loading error" in str(done.exception)
 
 
+def test_a_server_beside_which_no_other_answers_was_compared_with_nothing(work: str, tmp_path: Path) -> None:
+    done = bench(work, [COMMAND, f"{COMMAND} --missing-model"], "--json", "--out", str(tmp_path / "out.json"))
+    assert json.loads(done.stdout)["arms"][0]["tokens"] == 92 and (tmp_path / "out.json").exists()
+    assert done.exit_code == 1 and isinstance(done.exception, SpecplugError)
+    assert str(done.exception).startswith(
+        "stub_server.py --missing-model failed, so stub_server.py was compared with nothing: "
+    )
+    assert bench(work, [COMMAND, f"{COMMAND} --die-at 3"]).exit_code == 0  # two answers were compared
+
+
+def test_a_further_server_that_cannot_be_started_as_its_command_says_is_a_row(work: str) -> None:
+    """203.0.113.1 is an address for documentation (RFC 5737), so no machine has it."""
+    foreign = f"{COMMAND} --host 203.0.113.1"
+    first, wrong, other = compared(work, [COMMAND, foreign, f"{COMMAND} --ms-per-pass 1"])["arms"]
+    assert wrong["failure"].startswith("--server: --host 203.0.113.1 is no address of this machine")
+    assert (first["tokens"], wrong["tokens"], other["tokens"]) == (92, 0, 92)
+    assert isinstance(bench(work, [foreign, COMMAND]).exception, UsageError)
+
+
 def test_a_key_and_a_prefix_belong_to_an_address(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with running("--need-key", "secret", "--prefix", "/one/two", "--ms-per-pass", "1") as address:
         servers = [f"{COMMAND} --ms-per-pass 2", f"{address}/one/two"]
-        refused = compared(work, servers)["arms"][1]
+        refused = json.loads(bench(work, servers, "--json").stdout)["arms"][1]
         assert "401" in refused["failure"] and refused["tokens"] == 0
         monkeypatch.setenv("SPECPLUG_SERVER_KEY", "secret")
         own, other = compared(work, servers)["arms"]
@@ -242,6 +311,10 @@ def test_a_key_and_a_prefix_belong_to_an_address(work: str, monkeypatch: pytest.
             "--temperature: servers answer greedily here",
         ),
         (
+            ["--server", COMMAND, "--profile", "default", "--model", "demo:smollm2", "--concurrency", "1,4"],
+            '--server "specplug serve --profile default --slots 4"',
+        ),
+        (
             ["--server", COMMAND, "--peer", "x", "--model", "demo:smollm2"],
             "--peer 'x': unknown",
         ),
@@ -251,6 +324,43 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(work: str, mo
     done = CliRunner().invoke(app, ["bench", "--workload", work, *more])
     assert isinstance(done.exception, UsageError) and complaint in str(done.exception)
     assert "starting" not in done.stderr
+
+
+def test_a_server_that_cannot_be_opened_is_refused_before_a_profiles_models_are_got(work: str) -> None:
+    done = bench(work, ["no-such-program"], "--profile", "default", "--model", "some-owner/some-model-GGUF/some.gguf")
+    assert "there is no program no-such-program" in str(done.exception)
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_a_program_is_asked_for_its_help_once(work: str, tmp_path: Path) -> None:
+    """A script by llama-server's name that writes down how it was started."""
+    script, log, model = tmp_path / "llama-server", tmp_path / "log", write_gguf(tmp_path / "model.gguf")
+    script.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {COMMAND} "$@"\n')
+    script.chmod(0o755)
+    assert bench(work, [str(script)], "--concurrency", "1,2", "--model", str(model)).exit_code == 0
+    lines = log.read_text().splitlines()
+    assert lines.count("--help") == 1
+    assert [line.split()[:2] for line in lines if "--port" in line] == [["-m", str(model)]] * 2
+
+
+def test_a_model_is_for_commands_that_name_none(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECPLUG_MODEL", "/no/such/model.gguf")
+    hub, own = f"{COMMAND} -hf owner/name", f"{COMMAND} -m /b/model.gguf"
+    assert [server["kind"] for server in compared(work, [hub, own])["servers"]] == ["llama-server"] * 2
+    missing = bench(work, [own, COMMAND]).exception
+    assert isinstance(missing, UsageError) and "/no/such/model.gguf" in str(missing)
+
+
+def test_a_program_whose_flag_for_the_model_is_not_known_starts_as_it_is(work: str, tmp_path: Path) -> None:
+    """It says nothing of itself, so it may be any server."""
+    script = tmp_path / "mine"
+    script.write_text(f'#!/bin/sh\n[ "$1" = --help ] || exec {COMMAND} --kind openai "$@"\n')
+    script.chmod(0o755)
+    done = bench(work, [str(script)], "--model", "/no/such/model.gguf", "--json")
+    assert json.loads(done.stdout)["servers"][0]["kind"] == "openai"
+    assert "mine starts as its command says: how it takes --model /no/such/model.gguf is not known" in done.stderr
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
@@ -296,6 +406,36 @@ def test_only_the_server_that_is_asked_is_awake_and_the_order_changes() -> None:
         *(*asked("B", 1), *asked("A", 1)),
         *("B stops", "A stops"),
     ]
+
+
+def test_servers_start_again_before_a_further_run() -> None:
+    events: list[str] = []
+    subjects = [Recorded("A", events), Recorded("B", events)]
+    compare_servers(subjects, [], [], [Prompt("1", "chat", ("x",))], workload="w", max_tokens=2, repeats=2)
+    once = ["A starts", "A sleeps", "B starts", "B sleeps"]
+    asked = {name: [f"{name} wakes", f"{name} answers 1", f"{name} sleeps"] for name in "AB"}
+    assert events == [*once, *asked["A"], *asked["B"], *once, *asked["B"], *asked["A"], "B stops", "A stops"]
+
+
+class StartsOnce(Recorded):
+    def start(self, flags: Sequence[str] = ()) -> None:
+        if f"{self.name} starts" in self._events:
+            raise UsageError("no room")
+        super().start(flags)
+
+
+def test_a_server_that_does_not_start_again_keeps_its_first_run() -> None:
+    subjects = [Recorded("A", []), StartsOnce("B", [])]
+    found = compare_servers(subjects, [], [], [Prompt("1", "chat", ("x",))], workload="w", max_tokens=2, repeats=3)
+    assert [(arm["failure"], arm["tokens"]) for arm in found["arms"]] == [(None, 3), ("no room", 1)]
+
+
+@pytest.mark.parametrize(("more", "said"), [([], False), (["--repeats", "2"], True), (["--concurrency", "1,2"], True)])
+def test_a_server_that_cannot_be_restarted_is_named(work: str, more: list[str], said: bool) -> None:
+    with running() as address:
+        done = bench(work, [COMMAND, address], *more)
+        assert done.exit_code == 0 and (f"{address} cannot be restarted" in done.stderr) is said
+    assert "stub_server.py cannot be restarted" not in done.stderr
 
 
 class Broken(Recorded):

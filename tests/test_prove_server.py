@@ -82,6 +82,19 @@ def test_a_server_that_switches_by_request_is_not_restarted(work: str) -> None:
         assert wrong.exit_code == 4 and len(json.loads(wrong.stdout)["differences"]) == 2
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_server_that_differs_from_itself_is_not_deterministic_whatever_drafting_does(work: str, wrong: bool) -> None:
+    """The started one with drafting counts its answers from 1 again, so only wrong drafts make other texts of them."""
+    done = verify(work, f"{COMMAND} {LOOKUP} --unsteady {'--wrong-draft' if wrong else ''}", "--json")
+    found = json.loads(done.stdout)
+    assert (found["itself"]["different"], found["same_output"]) == (2, not wrong)
+    assert done.exit_code == 1 and isinstance(done.exception, SpecplugError)
+    assert str(done.exception) == (
+        "stub_server.py is not deterministic by itself: 2 of 2 answers without drafting differ when they are asked "
+        "again"
+    )
+
+
 def test_an_address_that_cannot_switch_is_refused_with_what_to_pass(work: str) -> None:
     with running(*LOOKUP.split()) as address:
         done = verify(work, address)

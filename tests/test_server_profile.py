@@ -16,6 +16,7 @@ from specplug import profile
 from specplug.errors import UsageError
 from specplug.profile import Profile, ServerSettings, for_own_engine, is_shipped
 from specplug.profile.server_programs import program_of
+from specplug.profile.shown_command import without_keys
 from specplug_cli.main import app
 
 COMMAND = ("llama-server", "-m", "/models/a b.gguf", "--chat-template-kwargs", '{"x": "100% $HOME"}')
@@ -102,7 +103,14 @@ def test_only_names_of_the_package_are_shipped(own_folder: Path) -> None:
         (["vllm", "bench"], None),
         (["/v/bin/python3.11", "-m", "vllm.entrypoints.openai.api_server"], "vllm"),
         (["python", "vllm.py"], None),
-        (["nice", "llama-server"], None),
+        (["nice", "llama-server"], "llama-server"),
+        (["CUDA_VISIBLE_DEVICES=0", "llama-server"], "llama-server"),
+        (["taskset", "-c", "1", "/opt/llama-server-cuda"], "llama-server"),
+        (["NAME=llama-server", "/opt/start.sh"], None),
+        (["/opt/start.sh", "--alias=llama-server"], None),
+        (["vllm", "-v", "serve", "a"], "vllm"),
+        (["env", "A=1", "specplug", "serve"], "specplug"),
+        (["python", "-m", "specplug_cli.main", "tune"], None),
         ([], None),
     ],
 )
@@ -178,6 +186,14 @@ def test_an_address_is_not_appended_where_nobody_knows_the_flag(tmp_path: Path) 
     assert done.output == "/opt/start.sh --listen 9000\n"
 
 
+@pytest.mark.parametrize("before", [["taskset", "-c", "1"], ["CUDA_VISIBLE_DEVICES=0"]], ids=" ".join)
+def test_an_address_is_appended_whatever_starts_the_program(before: list[str], tmp_path: Path) -> None:
+    path = saved(tmp_path, [*before, "llama-server", "-m", "a"])
+    done = call("serve", "--profile", path, "--print-command", "--port", "9000")
+    env = ["env"] if "=" in before[0] else []
+    assert shlex.split(done.output) == [*env, *before, "llama-server", "-m", "a", "--port", "9000"]
+
+
 def test_a_shipped_command_is_shown_but_not_started(monkeypatch: pytest.MonkeyPatch, own_folder: Path) -> None:
     """Whoever can put a profile into the package could otherwise have a program started."""
     text = profile.dumps(Profile("bad", engine="server", server=ServerSettings((sys.executable, "-c", "raise 1"))))
@@ -217,8 +233,31 @@ def test_output_arguments_and_exit_code_are_the_commands_own(tmp_path: Path) -> 
 @pytest.mark.skipif(os.name != "posix", reason="needs env")
 def test_a_variable_before_the_program_reaches_it(tmp_path: Path) -> None:
     path = saved(tmp_path, ["MINE=a b", sys.executable, "-c", "import os; print(os.environ['MINE'])"])
-    out, _ = started(path).communicate(timeout=60)
+    out, said = started(path).communicate(timeout=60)
     assert out == "a b\n"
+    assert shlex.split(said)[:5] == ["specplug:", "starting", "env", "MINE=a b", sys.executable]
+
+
+def test_keys_are_not_printed_but_reach_the_command(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
+    out, said = started(saved(tmp_path, program, ["--api-key", "k1", "--port", "1"])).communicate(timeout=60)
+    assert out == "['--api-key', 'k1', '--port', '1']\n"
+    assert said.rstrip().endswith("--api-key *** --port 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "hidden"),
+    [
+        ("llama-server --api-key a,b -c 1 -hft t", "llama-server --api-key *** -c 1 -hft ***"),
+        ("llama-server --api_key -a --hf-token=t", "llama-server --api_key *** --hf-token=***"),
+        ("vllm serve m --api-key a b --port 1", "vllm serve m --api-key *** *** --port 1"),
+        ("LLAMA_API_KEY=a HF_TOKEN=t A=1 llama-server", "LLAMA_API_KEY=*** HF_TOKEN=*** A=1 llama-server"),
+        ("llama-server --api-key-file f --api-key", "llama-server --api-key-file f --api-key"),
+        ("vllm serve m --speculative-config.num_speculative_tokens=3", None),
+    ],
+)
+def test_keys_are_hidden_in_a_command(words: str, hidden: str | None) -> None:
+    assert without_keys(words.split()) == (hidden or words).split()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")

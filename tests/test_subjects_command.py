@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recorded_help import CURRENT, OLDER
+from recorded_help import CURRENT, IK_CURRENT, OLDER
 from subject_stubs import STUB, command
 
 from specplug.errors import UsageError
@@ -47,6 +47,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("python -m vllm.entrypoints.openai.api_server --model m", "vllm"),
         ("specplug serve --model m", "specplug"),
         ("other --port 1", "unknown"),
+        ("vllm -v serve a/b", "vllm"),
+        ("vllm bench throughput", "unknown"),
     ],
 )
 def test_the_kind_of_a_command(programs: Path, text: str, kind: str) -> None:
@@ -59,6 +61,20 @@ def test_a_script_is_a_llama_server_by_its_help() -> None:
     assert "ngram-simple" in found.help.spec_types
     assert found.version == "9999 (stub)"
     assert found.program == "stub_server.py"
+
+
+@pytest.mark.parametrize(
+    ("listed", "has_gpu"), [("  CUDA0: NVIDIA H200 (143167 MiB, 142000 MiB free)", True), ("  (none)", False)]
+)
+def test_a_build_lists_its_devices(programs: Path, listed: str, has_gpu: bool) -> None:
+    text = f"{CURRENT}--list-devices                          print list of available devices and exit\n"
+    (programs / "help.txt").write_text(text)
+    (programs / "devices.txt").write_text(f"Available devices:\n{listed}\n")
+    here = shlex.quote(str(programs))
+    script = f'#!/bin/sh\ncase "$1" in --list-devices) cat {here}/devices.txt;; *) cat {here}/help.txt;; esac\n'
+    (programs / "llama-server").write_text(script)
+    assert read_command("llama-server").has_gpu is has_gpu
+    assert read_command("my-llama-server-b9000").has_gpu is None  # which has no such flag
 
 
 @pytest.mark.parametrize("text", ["", "no-such-program -m x", "'unclosed"])
@@ -96,11 +112,35 @@ def test_vllm_names_its_model_first_or_by_a_flag() -> None:
     assert vllm("vllm serve --max_model_len 512").context == 512
 
 
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("vllm serve --max-model-len 512 a/b", "a/b"),
+        ("vllm serve --port=1 a/b", "a/b"),
+        ("vllm serve --enforce-eager a/b --port 1", "a/b"),
+        ("vllm serve --no-enable-prefix-caching a/b", "a/b"),
+        ("vllm -v serve --port 1 a/b", "a/b"),
+        ("python -m vllm.entrypoints.cli.main serve a/b", "a/b"),
+        ("vllm serve --served-model-name a b --port 1", None),
+        ("vllm serve --port 1", None),
+        ("vllm", None),
+    ],
+)
+def test_vllms_model_is_the_first_word_that_belongs_to_no_flag(text: str, model: str | None) -> None:
+    assert vllm(text).model == model
+
+
 def test_llama_servers_own_variables_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_ARG_PORT", "9001")
     assert llama("llama-server").port == 9001
     assert llama("llama-server --port 9002").port == 9002
     assert vllm("vllm serve m").port is None
+    assert llama("llama-server", IK_CURRENT).port is None  # whose help names no variables
+    monkeypatch.setenv("LLAMA_ARG_MODEL", "x.gguf")
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "512")
+    found = llama("llama-server")
+    assert (found.model, found.context) == ("x.gguf", 512)
+    assert llama("llama-server -m y.gguf --ctx-size 8").model == "y.gguf"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
@@ -125,13 +165,25 @@ def test_assignments_before_a_program_are_for_env() -> None:
         ("vllm serve --port 1", "vllm serve M --port 1"),
         ("vllm", "vllm serve M"),
         ("python -m vllm.entrypoints.openai.api_server", "python -m vllm.entrypoints.openai.api_server --model M"),
+        (
+            "taskset -c 1 python3 -m vllm.entrypoints.openai.api_server --port 9",
+            "taskset -c 1 python3 -m vllm.entrypoints.openai.api_server --port 9 --model M",
+        ),
+        ("vllm -v serve --port 9", "vllm -v serve M --port 9"),
+        (
+            "python -m vllm.entrypoints.cli.main serve --port 9",
+            "python -m vllm.entrypoints.cli.main serve M --port 9",
+        ),
     ],
 )
 def test_a_model_is_added_where_the_command_names_none(programs: Path, text: str, words: str) -> None:
     assert read_command(text, "M").argv == tuple(words.split())
 
 
-@pytest.mark.parametrize("text", ["llama-server -m x.gguf", "llama-server -hf a/b", "vllm serve a/b", "other"])
+@pytest.mark.parametrize(
+    "text",
+    ["llama-server -m x.gguf", "llama-server -hf a/b", "vllm serve a/b", "vllm serve --port 1 a/b", "vllm -v", "other"],
+)
 def test_a_second_model_is_refused(programs: Path, text: str) -> None:
     with pytest.raises(UsageError, match="--model M"):
         read_command(text, "M")
@@ -177,10 +229,13 @@ def test_settings_of_a_drafter_contradict_no_lookup() -> None:
 
 
 def test_a_variable_that_makes_llama_server_draft_is_a_contradiction() -> None:
-    environment = {"LLAMA_ARG_SPEC_TYPE": "ngram-mod"}
-    with pytest.raises(UsageError, match="LLAMA_ARG_SPEC_TYPE"):
-        llama("llama-server").with_flags(["--spec-type", "ngram-simple"], environment)
-    assert llama("llama-server").with_flags([], environment) == ["llama-server"]
+    offered = CURRENT + "--spec-draft-hf, -hfd REPO  drafter on the Hub (env: LLAMA_ARG_SPEC_DRAFT_HF_REPO)\n"
+    for environment in ({"LLAMA_ARG_SPEC_TYPE": "ngram-mod"}, {"LLAMA_ARG_SPEC_DRAFT_HF_REPO": "a/b"}):
+        with pytest.raises(UsageError, match=f"{next(iter(environment))} makes llama-server draft"):
+            llama("llama-server", offered).with_flags(["--spec-type", "ngram-simple"], environment)
+        assert llama("llama-server", offered).with_flags([], environment) == ["llama-server"]
+    of_others = {"LLAMA_ARG_SPEC_TYPE": "ngram-mod", "LLAMA_ARG_SPEC_DRAFT_N_MAX": "3"}
+    assert llama("llama-server", OLDER).with_flags(["-md", "d"], of_others)  # a build without such a variable
 
 
 @pytest.mark.parametrize(
@@ -194,9 +249,21 @@ def test_a_variable_that_makes_llama_server_draft_is_a_contradiction() -> None:
         ("vllm serve m --speculative-config={} --port 1", "vllm serve m --port 1", "--speculative-config={}"),
         ("vllm serve m -sc {} --port 1", "vllm serve m --port 1", "-sc {}"),
         ("llama-server -m x", "llama-server -m x", ""),
+        (
+            "llama-server --no-spec-draft-backend-sampling -c 512 --spec-type ngram-mod",
+            "llama-server -c 512",
+            "--no-spec-draft-backend-sampling --spec-type ngram-mod",
+        ),
     ],
 )
 def test_the_same_command_without_drafting(given: str, plain: str, drafting: str) -> None:
-    found = llama(given, OLDER) if given.startswith("llama") else vllm(given)
+    found = llama(given) if given.startswith("llama") else vllm(given)
     assert found.without_drafting().argv == tuple(plain.split())
     assert found.drafting == drafting.split()
+
+
+def test_the_builds_help_tells_which_flags_take_no_value() -> None:
+    given = "llama-server -md d.gguf --spec-autotune -c 4096 -m x.gguf"
+    found = llama(given, IK_CURRENT)
+    assert found.without_drafting().argv == tuple("llama-server -c 4096 -m x.gguf".split())
+    assert found.drafting == ["-md", "d.gguf", "--spec-autotune"]

@@ -1,6 +1,8 @@
 """Faults of servers, played by the stub: each is one SubjectError that says what happened and what to do."""
 
+import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from subject_stubs import at_address, command, running, stub, words
 
 from specplug.errors import UsageError
 from specplug.subjects.opening import open_subject
+from specplug.subjects.server_process import ServerProcess
 from specplug.subjects.subject import SubjectError
 
 CHAT = ("--kind", "openai")
@@ -20,6 +23,7 @@ MIDDLE = [
     ("--broken-json-at", "no JSON object"),
     ("--error-event-at", "reported an error within the answer: context is full"),
     ("--page-at", "answered with text/html where a stream of events was asked for: <html>a proxy's page</html>"),
+    ("--drop-at", "broke off the connection"),
 ]
 
 
@@ -65,6 +69,70 @@ def test_an_answer_without_timings_that_others_had() -> None:
 def test_an_empty_answer_cannot_be_measured() -> None:
     with at_address("--answer-tokens", "0") as server, pytest.raises(SubjectError, match="the answer is empty"):
         server.ask(words(3))
+
+
+# -- bodies of other types than they must have -----------------------------------------------------------------------
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def chosen(**fields: object) -> str:
+    return json.dumps({"choices": [fields]})
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ('{"usage": "2"}', "usage of an answer is, or has in it, not an object"),
+        (
+            '{"usage": {"completion_tokens": "2"}}',
+            "completion_tokens of an answer is, or has in it, not a whole number",
+        ),
+        ('{"choices": ["x"]}', "choices of an answer is, or has in it, not an object"),
+        ('{"choices": {"0": 1}}', "choices of an answer is, or has in it, not a list"),
+        (chosen(delta={"content": [{"type": "text"}]}), "content of an answer is, or has in it, not a text"),
+        (chosen(delta={}, token_ids=[1, "a"]), "token_ids of an answer is, or has in it, not a whole number"),
+        (
+            chosen(delta={}, logprobs={"content": [{"top_logprobs": [{"token": "a", "logprob": None}]}]}),
+            "logprob of an answer is, or has in it, no finite number",
+        ),
+        ('{"timings": {"predicted_ms": NaN}}', "predicted_ms of an answer is, or has in it, no finite number"),
+        (f'{{"choices": {DEEP}}}', "an event of the stream is no JSON object"),
+        ('{"error": {"code": 500}}', r'reported an error within the answer: {"error": {"code": 500}}'),
+    ],
+)
+def test_a_malformed_event_of_a_chat(event: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "event").write_text(event)
+    with stub(*CHAT, "--event", str(tmp_path / "event")) as server, pytest.raises(SubjectError, match=message):
+        server.ask(words(5))
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ('{"content": 1}', "content of an answer is, or has in it, not a text"),
+        ('{"content": "", "tokens": [true]}', "tokens of an answer is, or has in it, not a whole number"),
+        ('{"content": "", "completion_probabilities": [1]}', "completion_probabilities .* not an object"),
+        ('{"stop": true, "tokens_predicted": "5"}', "tokens_predicted of an answer .* not a whole number"),
+    ],
+)
+def test_a_malformed_event_of_llama_servers_own_interface(event: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "event").write_text(event)
+    with stub("--event", str(tmp_path / "event")) as server, pytest.raises(SubjectError, match=message):
+        server.ask(words(5))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"choices": [], "usage": "2"}', "usage of an answer is, or has in it, not an object"),
+        (DEEP, "answered with something else than JSON"),
+    ],
+)
+def test_a_malformed_first_answer(body: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "body").write_text(body)
+    with pytest.raises(SubjectError, match=message), stub(*CHAT, "--body", str(tmp_path / "body")):
+        pass
 
 
 # -- at the start ----------------------------------------------------------------------------------------------------
@@ -163,3 +231,28 @@ def test_the_log_has_what_the_server_printed(tmp_path: Path) -> None:
         with stub(log=log):
             pass
     assert log.read_text().count("server is listening") == 2
+
+
+# -- what a terminal would obey --------------------------------------------------------------------------------------
+
+RED = "\x1b[31m\x07\u202ered"
+"""A colour, a bell, and the direction of writing."""
+
+
+def test_a_models_name_has_no_control_characters() -> None:
+    with stub("--kind", "openai", "--alias", RED) as server:
+        assert server.abilities.model == "[31mred"
+
+
+def test_a_servers_error_has_no_control_characters(tmp_path: Path) -> None:
+    (tmp_path / "event").write_text(json.dumps({"error": {"message": f"bad\n{RED}"}}))
+    with stub(*CHAT, "--event", str(tmp_path / "event")) as server, pytest.raises(SubjectError) as raised:
+        server.ask(words(5))
+    assert str(raised.value).endswith("within the answer: bad [31mred")
+
+
+def test_the_last_line_of_a_log_has_no_control_characters(tmp_path: Path) -> None:
+    printing = ServerProcess([sys.executable, "-c", f"print({RED!r}, flush=True)"], tmp_path / "log")
+    printing.wait(30)
+    assert printing.last_words() == "its last line: [31mred"
+    printing.stop()

@@ -43,9 +43,35 @@ def test_the_models_own_context_counts_where_none_is_given(model: Path) -> None:
     assert needed(f"llama-server -m {model} -c 0") == needed(f"llama-server -m {model} -c {CONTEXT}")
 
 
-def test_the_type_of_the_cache_counts(model: Path) -> None:
-    f16, q8_0 = (needed(f"llama-server -m {model} -c 1024 -ctk {kind}") for kind in ("f16", "q8_0"))
-    assert f16 - q8_0 == 1024 * (CELL_BYTES - CELL_BYTES * 34 // 64)
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [("bf16", 64), ("q8_0", 34), ("q5_1", 24), ("q5_0", 22), ("q4_1", 20), ("q4_0", 18), ("iq4_nl", 18), ("new", 18)],
+)
+def test_the_type_of_the_cache_counts(model: Path, kind: str, block: int) -> None:
+    """Of a cached number: 32 make a block of so many bytes. Where the types differ, the smaller one counts for both."""
+    f16 = needed(f"llama-server -m {model} -c 1024")
+    for flags in (f"-ctk {kind} -ctv {kind}", f"-ctk {kind}", f"--cache-type-v {kind}"):
+        assert f16 - needed(f"llama-server -m {model} -c 1024 {flags}") == 1024 * CELL_BYTES * (64 - block) // 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_gpu", "counts"),
+    [
+        ("", False, True),
+        ("", True, False),
+        ("-ngl 99", True, False),
+        ("-ngl 0", True, True),
+        ("--device none", True, True),
+        ("-ngl 99", False, True),
+        ("", None, True),
+        ("-ngl 99", None, False),
+        ("--gpu-layers 0", None, True),
+    ],
+)
+def test_what_a_gpu_may_hold_counts_as_nothing(model: Path, flags: str, has_gpu: bool | None, counts: bool) -> None:
+    argv = f"llama-server -m {model} -c 4000000 {flags}".split()
+    found = server_bytes(ServerCommand(tuple(argv), "llama-server", parse_help(CURRENT), has_gpu=has_gpu))
+    assert (found > 4_000_000 * CELL_BYTES) == counts and (found == 0) != counts
 
 
 def test_a_drafter_among_the_added_flags_counts(model: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 from subject_stubs import SIMPLE, at_address, running, stub, words
@@ -49,6 +50,15 @@ def test_a_reply_has_text_tokens_times_and_counters() -> None:
     assert reply.ids[0] == reply.ids[6] == reply.ids[12] != reply.ids[1]
     assert reply.prompt_ids is not None and len(reply.prompt_ids) == 12
     assert len(reply.gaps_ms) == TOKENS - 1 and sum(reply.gaps_ms) <= reply.stream_ms + 1e-6
+
+
+def test_making_the_prompt_is_a_part_of_the_time_to_the_first_token() -> None:
+    with stub("--tokenize-ms", "50") as server:
+        before = perf_counter()
+        reply = server.ask(words(TOKENS))
+        after = perf_counter()
+    assert reply.first_ms >= 50
+    assert before <= reply.asked_at <= after - (reply.first_ms + reply.stream_ms) / 1000
 
 
 def test_without_drafting_flags_the_text_is_the_same_and_nothing_is_drafted() -> None:

@@ -82,7 +82,7 @@ class Timed(Protocol[Content]):
 class TimedArm(Protocol[Asked, Content]):
     """Something that answers prompts and can be timed. `reset` discards everything learned from earlier prompts.
 
-    `answer` raises SubjectError where it cannot answer any more; specplug's own engines never do.
+    `answer` and `reset` raise SubjectError where it cannot answer any more; specplug's own engines never do.
     """
 
     @property

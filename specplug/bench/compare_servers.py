@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
+from os.path import commonprefix
 from pathlib import PurePath
 from typing import Any
 
@@ -25,10 +26,11 @@ from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
 from specplug.machine import hardware
 from specplug.profile import Profile
+from specplug.profile.shown_command import without_keys
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.server_memory import MOST_LIVE
-from specplug.subjects.subject import Abilities, Subject, SubjectError
+from specplug.subjects.subject import Abilities, Reply, Subject, SubjectError
 
 NAME_LENGTH = 48
 """Characters of a server's name at most, so that tables stay readable."""
@@ -56,7 +58,7 @@ def compare_servers(
 
     subjects                     at least one, not started yet
     profiles, reference_engines  of specplug's own engines, as in `compare`; none where `profiles` is empty
-    UsageError where a server of the first round cannot be started as its command says.
+    UsageError where the first server cannot be started as its command says.
     """
     rows: dict[int, _Row] = {}
     own_rows: list[_Row] = []
@@ -72,7 +74,9 @@ def compare_servers(
                 if failure is None:
                     notify(f"starting {subject.name}")
                     stack.callback(subject.stop)
-                    known, failure = _started(subject, further=number > 0)
+                    known, failure = _started(subject, further=number > 0 or index > 0)
+                if known is not None and known.slots is not None and known.slots < concurrency:
+                    notify(f"{subject.name} computes {known.slots} answer(s) at once, so of {concurrency} some wait")
                 arms.append(SubjectArm(subject, failure))
                 found.append(known)
             if profiles and not number:
@@ -115,8 +119,8 @@ def compare_servers(
         "workload": workload_document(workload, prompts, max_tokens, 0.0, repeats, concurrency),
         "cost_curve": about.get("cost_curve"),
         "engine_settings": None,
-        "arms": [row.document(subjects[0].name, categories(prompts)) for row in (*ordered, *own_rows)],
-        "servers": [_server(row.abilities) for row in ordered],
+        "arms": [row.document(ordered[0], categories(prompts)) for row in (*ordered, *own_rows)],
+        "servers": [_server(subject, row.abilities) for subject, row in zip(subjects, ordered, strict=True)],
         "other_models": _other_models(subjects, [row.abilities for row in ordered]),
     }
 
@@ -134,17 +138,30 @@ def rounds_of(subjects: Sequence[Subject]) -> list[list[int]]:
 def names_apart(commands: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """A name for each server, given its own one and its command; an address has no words.
 
-    Servers with the same name also get the words that not all of their commands have. Those that are still equal are
-    numbered.
+    Servers with the same name also get the words that not all of their commands have. Of names that are too long, what
+    those words have in common at their beginning is left out, and then the end. Those that are still equal are
+    numbered. Keys are hidden.
     """
-    names = []
+    commands = [(name, without_keys(words)) for name, words in commands]
+    own = []
     for name, words in commands:
         alike = [other for same, other in commands if same == name]
-        own = [word for word in words if not all(word in other for other in alike)]
-        full = " ".join([name, *own])
-        names.append(full if len(full) <= NAME_LENGTH else f"{full[: NAME_LENGTH - 3]}...")
+        own.append(" ".join(word for word in words if not all(word in other for other in alike)))
+    names = []
+    for (name, _), words in zip(commands, own, strict=True):
+        alike_own = [other for (same, _), other in zip(commands, own, strict=True) if same == name and other]
+        common = commonprefix(alike_own) if len(alike_own) > 1 else ""  # noqa: RUF071  of texts, not of paths
+        names.append(_shortened(name, words, common))
     numbers = [names[: index + 1].count(name) for index, name in enumerate(names)]
     return [name if number == 1 else f"{name} ({number})" for name, number in zip(names, numbers, strict=True)]
+
+
+def _shortened(name: str, words: str, common: str) -> str:
+    """Both in at most NAME_LENGTH characters. common: what the words of all servers of this name begin with."""
+    full = f"{name} {words}".strip()
+    if len(full) > NAME_LENGTH and (shared := max(common.rfind(" "), common.rfind("/")) + 1):
+        full = f"{name} ...{words[shared:]}"
+    return full if len(full) <= NAME_LENGTH else f"{full[: NAME_LENGTH - 3]}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,29 +174,43 @@ class _Row:
     failure: str | None
     abilities: Abilities | None
 
-    def document(self, base: str, kinds: Sequence[str]) -> dict[str, Any]:
-        """The keys of an arm of `compare`'s, and those of a server."""
-        replies = self.arm.replies if isinstance(self.arm, SubjectArm) else []
+    @property
+    def replies(self) -> list[Reply]:
+        """Those of a server; none of specplug's own engine."""
+        return self.arm.replies if isinstance(self.arm, SubjectArm) else []
+
+    @property
+    def counted(self) -> bool:
+        """Whether all its answers were measured in tokens, not in events."""
+        return all(reply.counted for reply in self.replies)
+
+    def document(self, base: _Row, kinds: Sequence[str]) -> dict[str, Any]:
+        """The keys of an arm of `compare`'s, and those of a server. Events are not compared with tokens."""
         figures = self.tally.figures()
+        by_category = {kind: self.by_category.get(kind, Tally()).figures() for kind in kinds}
         if isinstance(self.arm, SubjectArm):
             figures["overhead_us_per_step"] = None  # which is the server's own affair
+        if self is not base and not (self.counted and base.counted):
+            for one in (figures, *by_category.values()):
+                one["speedup"] = None
         return {
             "name": self.arm.name,
             "profile": self.arm.profile,
             "engine_settings": None,
-            "reference": base,
+            "reference": base.arm.name,
             **figures,
+            "counted": self.counted,
             "first_ms": _percentiles([1000 * seconds for seconds in self.tally.measured_prompts or ()]),
-            "between_ms": _percentiles([gap for reply in replies for gap in reply.gaps_ms]),
+            "between_ms": _percentiles([gap for reply in self.replies for gap in reply.gaps_ms]),
             "failure": self.failure,
-            "categories": {kind: self.by_category.get(kind, Tally()).figures() for kind in kinds},
+            "categories": by_category,
         }
 
 
 def _started(subject: Subject, *, further: bool) -> tuple[Abilities | None, str | None]:
     """What it can do, asleep; or why it did not start.
 
-    further  whether others have been measured already, so that wrong input must not end the run, either
+    further  whether another one is measured, too, so that wrong input must not end the run, either
     """
     try:
         subject.start()
@@ -201,16 +232,12 @@ def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
 
 
-def _server(found: Abilities | None) -> dict[str, Any] | None:
-    """What the server says of itself; None where it did not start."""
-    if found is None:
-        return None
+def _server(subject: Subject, found: Abilities | None) -> dict[str, Any]:
+    """The words of its command, without keys (None for an address), and what it says of itself: None where it did not
+    start."""
     return {
-        "kind": found.kind,
-        "version": found.version,
-        "model": found.model,
-        "slots": found.slots,
-        "context": found.context,
+        "command": without_keys(subject.command.argv) if isinstance(subject, LaunchedServer) else None,
+        **{key: getattr(found, key, None) for key in ("kind", "version", "model", "slots", "context")},
     }
 
 

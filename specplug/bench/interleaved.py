@@ -1,9 +1,9 @@
 """Runs arms side by side over a workload and adds up their tokens, seconds and counters.
 
 All arms answer a prompt before any arm receives the next one, and the arm that goes first changes from prompt to
-prompt. Every repeat starts with nothing learned. In a conversation, every arm receives the first arm's earlier
-answers. An arm that fails is left out from then on. The module does not depend on files or a terminal, or on what a
-prompt is: tokens, or a conversation.
+prompt. Every repeat starts with nothing learned, as far as an arm can forget. In a conversation, every arm receives the
+first arm's earlier answers. An arm that fails is left out from then on. The module does not depend on files or a
+terminal, or on what a prompt is: tokens, or a conversation.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Tally:
     counted                      whether every answer had counters
     identical, rounding, different  answers of the first repeat, by how they compare with the arm's reference
     prompt_seconds               of each answer: the prefill and its first token; None where it was not measured
+    groups                       for each answer, a number of those that were asked at once with it
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Tally:
     rounding: int = 0
     different: int = 0
     prompt_seconds: list[float | None] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
 
     @property
     def measured_prompts(self) -> list[float] | None:
@@ -62,7 +64,7 @@ class Tally:
         """Tokens per second over the first arm's; None where no pair of answers has tokens."""
         if not any(min(pair) > 0 for pair in zip(self.tokens, self.base_tokens, strict=True)):
             return None
-        return paired_ratio(self.tokens, self.seconds, self.base_tokens, self.base_seconds)
+        return paired_ratio(self.tokens, self.seconds, self.base_tokens, self.base_seconds, self.groups)
 
     def figures(self) -> dict[str, Any]:
         """The figures of `bench --json`. Those that an arm does not report are None."""
@@ -124,9 +126,14 @@ def run_arms(
     references = [0] * len(arms) if references is None else references
     explains = [explain] * len(arms) if callable(explain) else explain
     outcome = Outcome([Tally() for _ in arms], [{} for _ in arms])
+    asked_groups = 0
     for repeat in range(repeats):
-        for arm in arms:
-            arm.reset()
+        for index, arm in enumerate(arms):
+            if index not in outcome.failures:
+                try:
+                    arm.reset()
+                except SubjectError as error:
+                    outcome.failures[index] = str(error)
         for number, group in enumerate(_groups(prompts, concurrency)):
             conversations: list[list[dict[str, str]]] = [[] for _ in group]
             for turn in range(max(len(prompt.turns) for prompt in group)):
@@ -149,7 +156,8 @@ def run_arms(
                 for i, answer in zip(active, results[min(results)], strict=True):
                     conversations[i].append({"role": "assistant", "content": decode(answer.content)})
                 kinds = [group[i].category for i in active]
-                _add(outcome, kinds, results)
+                _add(outcome, kinds, results, asked_groups)
+                asked_groups += 1
                 if repeat == 0:
                     _judge(outcome, kinds, asked, results, references, explains)
     return outcome
@@ -165,8 +173,13 @@ def _groups(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
     return [of_one[i : i + size] for of_one in by_category.values() for i in range(0, len(of_one), size)]
 
 
-def _add(outcome: Outcome, categories: Sequence[str], results: Mapping[int, Sequence[Timed[object]]]) -> None:
-    """Add the tokens, times and counters of one answer of every arm, by its index, to each of the same prompts."""
+def _add(
+    outcome: Outcome, categories: Sequence[str], results: Mapping[int, Sequence[Timed[object]]], group: int
+) -> None:
+    """Add the tokens, times and counters of one answer of every arm, by its index, to each of the same prompts.
+
+    group  a number for these prompts
+    """
     bases = [(one.length - 1, one.seconds) for one in results.get(0, ())] or [(0, 0.0)] * len(categories)
     for index, of_arm in results.items():
         for category, result, (base_tokens, base_seconds) in zip(categories, of_arm, bases, strict=True):
@@ -174,6 +187,7 @@ def _add(outcome: Outcome, categories: Sequence[str], results: Mapping[int, Sequ
                 tally.tokens.append(result.length - 1)
                 tally.seconds.append(result.seconds)
                 tally.prompt_seconds.append(result.prompt_seconds)
+                tally.groups.append(group)
                 tally.base_tokens.append(base_tokens)
                 tally.base_seconds.append(base_seconds)
                 if result.counters is None:

@@ -72,4 +72,4 @@ def whole_request_ratio(fast: Tally, slow: Tally) -> Interval | None:
         for prompt, rest, own, tokens in zip(slow_prompts, slow.seconds, slow.tokens, fast.tokens, strict=True)
     ]
     both = [min(pair) for pair in zip(fast.tokens, slow.tokens, strict=True)]  # an answer without tokens is left out
-    return paired_ratio(both, fast_seconds, both, slow_seconds) if any(both) else None
+    return paired_ratio(both, fast_seconds, both, slow_seconds, fast.groups) if any(both) else None

@@ -31,13 +31,25 @@ class Interval:
 
 
 def paired_ratio(
-    tokens: Sequence[float], seconds: Sequence[float], base_tokens: Sequence[float], base_seconds: Sequence[float]
+    tokens: Sequence[float],
+    seconds: Sequence[float],
+    base_tokens: Sequence[float],
+    base_seconds: Sequence[float],
+    groups: Sequence[int] = (),
 ) -> Interval:
     """Tokens per second over the base's, with a bootstrap interval over prompts; item i of all lists is one prompt.
 
     The ratio of a resample is the ratio of its totals, so that a long answer counts by its cost. A prompt where either
     answer has no tokens is left out. Deterministic. ValueError when no prompt remains.
+
+    groups  a number for each prompt; those with the same one were answered at once and share their time, so that they
+            count as one prompt. All are on their own where it is empty
     """
+    if len(groups):
+        index = np.unique(groups, return_inverse=True)[1]
+        tokens, seconds, base_tokens, base_seconds = (
+            np.bincount(index, weights=values).tolist() for values in (tokens, seconds, base_tokens, base_seconds)
+        )
     usable = [i for i, pair in enumerate(zip(tokens, base_tokens, strict=True)) if min(pair) > 0]
     if not usable:
         raise ValueError("no answer has tokens")

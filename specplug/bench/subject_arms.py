@@ -1,7 +1,7 @@
 """The arms of a comparison of servers: they are asked whole conversations, and answer with text.
 
 A subject is one such arm, and an arm of an engine in this process is made one of them by the engine's template. The
-module does not start or stop subjects.
+module starts subjects again, but neither opens nor stops them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from specplug.bench.arms import Arm, Result
 from specplug.core import IntArray
+from specplug.errors import UsageError
 from specplug.generation.counters import Counters
 from specplug.subjects.subject import Message, Question, Reply, Subject, SubjectError
 from specplug.subjects.waking import awake
@@ -57,7 +58,17 @@ class SubjectArm:
         ]
 
     def reset(self) -> None:
-        """Without effect: what a server has learned, it keeps until it ends."""
+        """Start it again, since a server keeps what it has learned until it ends. SubjectError where that fails.
+
+        Without effect before its first answer. One at an address goes on with all that it knows.
+        """
+        if self._failure is not None or not self.replies:
+            return
+        try:
+            self.subject.start()
+        except UsageError as error:
+            raise SubjectError(str(error)) from None
+        self.subject.sleep()
 
     def close(self) -> None:
         """Without effect: whoever started the subject stops it."""
@@ -106,14 +117,15 @@ def decode_seconds(replies: Sequence[Reply]) -> list[float]:
     """The seconds to charge each answer for its tokens but the first.
 
     Of answers that were computed at once, each is charged the share of its tokens in the time from the first token of
-    any of them to the last one, in which the rest of the others' prompts was read, too.
+    any of them to the last one, in which the rest of the others' prompts was read, too. Those were not all asked at the
+    same moment, so the times of each count from when it was.
     """
     if len(replies) == 1:
         return [replies[0].decode_ms / 1000]
-    began = min(one.first_ms for one in replies)
-    ended = max(one.first_ms + one.stream_ms for one in replies)
+    began = min(one.asked_at + one.first_ms / 1000 for one in replies)
+    ended = max(one.asked_at + (one.first_ms + one.stream_ms) / 1000 for one in replies)
     tokens = sum(one.tokens - 1 for one in replies)
-    return [(ended - began) / 1000 * (one.tokens - 1) / max(1, tokens) for one in replies]
+    return [(ended - began) * (one.tokens - 1) / max(1, tokens) for one in replies]
 
 
 def _counters(reply: Reply) -> Counters | None:

@@ -18,16 +18,28 @@ from pathlib import Path
 from typing import Any
 
 from specplug.errors import UsageError
-from specplug.profile.server_programs import LLAMA_SERVER, VLLM, launch_words, program_of
+from specplug.profile.server_programs import (
+    LLAMA_SERVER,
+    VLLM,
+    assigns,
+    launch_words,
+    program_at,
+    program_of,
+    serve_at,
+)
 from specplug.profile.yaml_text import dump
 
 _MODEL = ("-m", "--model")
 _FILES = (
     *_MODEL,
-    *("-md", "--model-draft", "--spec-draft-model", "-mm", "--mmproj", "--lora", "--control-vector"),
-    *("--chat-template-file", "--grammar-file", "-lcs", "--lookup-cache-static"),
+    *("-md", "--model-draft", "--spec-draft-model", "-mm", "--mmproj", "-mv", "--model-vocoder"),
+    *("--chat-template-file", "--grammar-file", "-jf", "--json-schema-file", "-lcs", "--lookup-cache-static"),
+    *("--api-key-file", "--ssl-key-file", "--ssl-cert-file"),
 )
 """Flags of llama-server whose value is the name of a file that it reads."""
+
+_FILE_LISTS = ("--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled")
+"""Flags of llama-server whose value is `FILE,FILE` or `FILE:SCALE,FILE:SCALE`."""
 
 _NAMES = ("-a", "--alias")
 _REPOSITORY = ("-hf", "-hfr", "--hf-repo")
@@ -39,6 +51,7 @@ _ROUTER = (
 
 _KEY = re.compile(r"[a-zA-Z_][a-zA-Z0-9_.-]*")
 _NUMBER = re.compile(r"-\.?\d.*")
+_SCALED = re.compile(r"(?P<file>.*?)(?P<scale>:-?[0-9.]+)?", re.DOTALL)
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 _IMAGES = {LLAMA_SERVER: "ghcr.io/ggml-org/llama.cpp:server", VLLM: "vllm/vllm-openai:latest"}
@@ -54,7 +67,7 @@ def as_format(argv: Sequence[str], format: str) -> str:
     json     a list of strings
     ini      a preset for llama-server's router: `llama-server --models-preset FILE`
     systemd  a service unit; relative names of files are those of the current folder
-    compose  a file for Docker Compose, with the files of the model mounted read-only
+    compose  a file for Docker Compose, with the files that the server reads mounted read-only
     """
     if format not in FORMATS:
         raise UsageError(f"format {format!r}: unknown; use one of {', '.join(FORMATS)}")
@@ -71,9 +84,10 @@ def _ini(argv: Sequence[str]) -> str:
         raise UsageError(
             f"format ini: a preset is for llama-server, and this command starts {argv[0]}; use another format"
         )
-    router = [LLAMA_SERVER, "--models-preset", "FILE"]
+    at = program_at(argv) + 1
+    router = [*launch_words(argv[:at]), "--models-preset", "FILE"]
     given: dict[str, str] = {}
-    for flag, values in _flags(argv[1:]):
+    for flag, values in _flags(argv[at:]):
         if flag in _ROUTER:
             router += [flag, *values]
             continue
@@ -87,6 +101,16 @@ def _ini(argv: Sequence[str]) -> str:
         raise UsageError(f"format ini: {name!r} cannot be the name of a model in a preset; name one with --alias")
     named = [f"{key} = {value}".rstrip() for key, value in given.items() if {f"-{key}", f"--{key}"}.isdisjoint(_NAMES)]
     return "\n".join([f"; {shlex.join(router)}", f"[{name}]", *named])
+
+
+def _with_files(flag: str, value: str, changed: Callable[[str], str]) -> str:
+    """The value of a flag of llama-server, with the names of files in it changed."""
+    if flag in _FILES:
+        return changed(value)
+    if flag not in _FILE_LISTS:
+        return value
+    parts = [_SCALED.fullmatch(part) for part in value.split(",")]
+    return ",".join(changed(part["file"]) + (part["scale"] or "") for part in parts if part is not None)
 
 
 def _value_of(given: Mapping[str, str], flags: Sequence[str]) -> str:
@@ -115,8 +139,7 @@ def _preset_entry(flag: str, values: Sequence[str]) -> tuple[str, str]:
     if len(values) > 1:
         raise UsageError(f"format ini: {flag} has {len(values)} values, and a preset holds one; use another format")
     value = values[0] if values else "true"
-    if flag in _FILES and not Path(value).is_absolute():
-        value = str(Path.cwd() / value)  # the router may be started in another folder
+    value = _with_files(flag, value, lambda file: str(Path.cwd() / file))  # the router may start in another folder
     if set(";#\r\n") & set(value) or value != value.strip(" \t"):
         raise UsageError(
             f"format ini: the value of {flag}, {value!r}, has a character that ends or changes a value in a preset "
@@ -168,21 +191,28 @@ def _systemd_word(word: str, *, variables: bool = True) -> str:
 
 def _compose(argv: Sequence[str]) -> str:
     program = program_of(argv)
-    if program is None:
+    if program is None or program not in _IMAGES:
         raise UsageError(f"format compose: no image with {argv[0]} is known; it is for llama-server and vllm")
-    words = [*(argv[1:] if program == LLAMA_SERVER else argv[2:] if argv[1] == "serve" else argv[3:])]
+    variables, words = _in_image(argv, program)
     mounts: dict[str, str] = {}
     for index, word in enumerate(words):
         before = words[index - 1] if index else ""
-        if program == LLAMA_SERVER and before in _FILES:
-            words[index] = _mounted(Path(word), mounts, folder=False)
-        elif program == VLLM and (before in ("", "--model")) and not word.startswith("-") and Path(word).is_dir():
+        if program == LLAMA_SERVER:
+            words[index] = _with_files(before, word, lambda file: _mounted(Path(file), mounts, folder=False))
+        elif before in ("", "--model") and not word.startswith("-") and Path(word).is_dir():
             words[index] = _mounted(Path(word), mounts, folder=True)
+        if words[index] == word and len(Path(word).parts) > 1 and Path(word).is_absolute() and Path(word).exists():
+            raise UsageError(
+                f"format compose: {' '.join([before, word]).strip()} is a file or folder of this machine, and whether "
+                "the server reads it or writes it is not known; leave it out, and mount it yourself"
+            )
     host = _last(words, "--host") or "127.0.0.1"
     port = _last(words, "--port") or str(_PORTS[program])
     service: dict[str, Any] = {"image": _IMAGES[program]}
     if program == VLLM:
         service |= {"entrypoint": ["vllm", "serve"], "ipc": "host", "deploy": _GPUS}
+    if variables:
+        service["environment"] = _interpolated(variables)
     service["command"] = _interpolated([*words, "--host", "0.0.0.0"])  # of the container alone
     service["ports"] = _interpolated([f"[{host}]:{port}:{port}" if ":" in host else f"{host}:{port}:{port}"])
     if mounts:
@@ -196,6 +226,22 @@ def _compose(argv: Sequence[str]) -> str:
             for source, target in mounts.items()
         ]
     return dump({"services": {program: service}}).rstrip("\n")
+
+
+def _in_image(argv: Sequence[str], program: str) -> tuple[list[str], list[str]]:
+    """Values of variables, and the words after the program, or after `serve`. UsageError for other words before it."""
+    at = program_at(argv)
+    before = list(argv[:at])
+    if before[-1:] == ["-m"]:  # `python -m vllm...`
+        before = before[:-2]
+    variables = [word for word in before if assigns(word)]
+    others = [word for word in before if not assigns(word) and word != "env"]
+    if others:
+        raise UsageError(
+            f"format compose: {shlex.join(others)} before {argv[at]} would not run in the container; leave it out"
+        )
+    serve = serve_at(argv) if program == VLLM else None
+    return variables, list(argv[(at if serve is None else serve) + 1 :])
 
 
 def _mounted(path: Path, mounts: dict[str, str], *, folder: bool) -> str:
@@ -225,8 +271,8 @@ def _interpolated(words: Sequence[str]) -> list[str]:
 
 
 FORMATS: Mapping[str, Callable[[Sequence[str]], str]] = {
-    "args": shlex.join,
-    "json": lambda argv: json.dumps([*argv], ensure_ascii=False),
+    "args": lambda argv: shlex.join(launch_words(argv)),
+    "json": lambda argv: json.dumps(launch_words(argv), ensure_ascii=False),
     "ini": _ini,
     "systemd": _systemd,
     "compose": _compose,

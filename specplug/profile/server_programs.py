@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from pathlib import PureWindowsPath
 
-LLAMA_SERVER = "llama-server"
-VLLM = "vllm"
+LLAMA_SERVER, VLLM, SPECPLUG = "llama-server", "vllm", "specplug"
+
 VLLM_MODULE = "vllm.entrypoints.openai.api_server"
-"""What Python starts where vLLM is installed without its command."""
+"""What Python starts where vLLM is installed without its command; it takes vLLM's flags without the word `serve`."""
+
+_MODULES = {VLLM_MODULE: VLLM, "vllm.entrypoints.cli.main": VLLM, "specplug_cli.main": SPECPLUG}
+_LLAMA_NAME = re.compile(r"(.*[-_.])?llama-server([-_].*)?")
 
 
 def launch_words(argv: Sequence[str]) -> list[str]:
@@ -23,13 +26,45 @@ def assigns(word: str) -> bool:
 
 
 def program_of(argv: Sequence[str]) -> str | None:
-    """LLAMA_SERVER or VLLM; None for a program whose flags are not known."""
-    words = list(argv)
-    name = PureWindowsPath(words[0]).name.removesuffix(".exe") if words else ""  # a path with either separator
-    if name == LLAMA_SERVER:
+    """LLAMA_SERVER, which includes its forks, VLLM or SPECPLUG; None for a program whose flags are not known.
+
+    Of vLLM and specplug, only the command `serve` has a server's flags. One without any command is what a model is
+    still missing from.
+    """
+    if not argv:
+        return None
+    at = program_at(argv)
+    found = _program(argv[at])
+    if found in (VLLM, SPECPLUG) and argv[at] != VLLM_MODULE and at + 1 < len(argv) and serve_at(argv) is None:
+        return None
+    return found
+
+
+def program_at(argv: Sequence[str]) -> int:
+    """The place of the program among words that start it, such as `taskset -c 1 llama-server` or `python server.py`."""
+    for at, word in enumerate(argv):
+        if _program(word) is not None or word.endswith(".py"):
+            return at
+    return next((at for at, word in enumerate(argv) if not assigns(word) and word != "env"), 0)
+
+
+def serve_at(argv: Sequence[str]) -> int | None:
+    """The place of the word `serve` after the program: its first word that is no flag. None where that is another."""
+    words = enumerate(argv[program_at(argv) + 1 :], program_at(argv) + 1)
+    at, word = next(((at, word) for at, word in words if not word.startswith("-")), (0, ""))
+    return at if word == "serve" else None
+
+
+def _program(word: str) -> str | None:
+    """The program that one word names; None where it names none that is known."""
+    if word.startswith("-") or assigns(word):
+        return None
+    name = _name(word)
+    if _LLAMA_NAME.fullmatch(name):
         return LLAMA_SERVER
-    if name == VLLM and words[1:2] == ["serve"]:
-        return VLLM
-    if name.startswith("python") and words[1:3] in (["-m", VLLM_MODULE], ["-m", "vllm.entrypoints.cli.main"]):
-        return VLLM
-    return None
+    return name if name in (VLLM, SPECPLUG) else _MODULES.get(word)
+
+
+def _name(word: str) -> str:
+    """A program's name without its folder; a path may have either separator."""
+    return PureWindowsPath(word).name.lower().removesuffix(".exe")

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 
 from specplug.subjects.address import KEY_VARIABLES, ServerAddress
+from specplug.subjects.body import Body
+from specplug.subjects.server_text import one_line
 from specplug.subjects.subject import SubjectError
 
 CONNECT_S = 10.0
@@ -42,7 +44,7 @@ class Event:
     """One server-sent event. seconds: when it arrived, since the request was sent."""
 
     seconds: float
-    data: Json
+    data: Body
 
 
 class Connection:
@@ -69,10 +71,7 @@ class Connection:
         response = self._get(path)
         if response is None:
             return None
-        try:
-            body = response.json()
-        except ValueError:
-            return None
+        body = _json(response.text)
         return body if isinstance(body, dict | list) else None
 
     def text(self, path: str) -> str | None:
@@ -89,18 +88,15 @@ class Connection:
                 raise self._fault(error) from None
             return None
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Json:
+    def post(self, path: str, body: Mapping[str, Any]) -> Body:
         """The JSON object that answers a request. SubjectError for everything else."""
         with self._faults():
             response = self._sent("POST", path, body)
         self._check(response, path)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
+        answer = _json(response.text)
         if not isinstance(answer, dict):
             raise SubjectError(f"{self._name}: {path} answered with something else than JSON: {_short(response.text)}")
-        return answer
+        return Body(self._name, answer)
 
     def stream(self, path: str, body: Mapping[str, Any], *, ends_with_done: bool) -> Iterator[Event]:
         """The events that answer a request, as they arrive.
@@ -118,8 +114,8 @@ class Connection:
             if not kind.startswith("text/event-stream"):
                 response.read()
                 raise SubjectError(
-                    f"{self._name}: {path} answered with {kind or 'no content type'} where a stream of events was "
-                    f"asked for: {_short(response.text)}"
+                    f"{self._name}: {path} answered with {one_line(kind) or 'no content type'} where a stream of "
+                    f"events was asked for: {_short(response.text)}"
                 )
             for line in response.iter_lines():
                 field, _, data = line.partition(":")
@@ -128,13 +124,13 @@ class Connection:
                     done = True
                     break
                 if field == "error" and data:  # older builds of llama-server
-                    self._raise_reported(self._parsed(data))
+                    self._raise_reported(self._parsed(data), data)
                 if field != "data" or not data:
                     continue  # comments keep the connection open; ids and names say nothing here
                 event = self._parsed(data)
                 if event.get("error"):
-                    self._raise_reported(event["error"])
-                yield Event(perf_counter() - began, event)
+                    self._raise_reported(event["error"], data)
+                yield Event(perf_counter() - began, Body(self._name, event))
         if ends_with_done and not done:
             raise SubjectError(f"{self._name}: the stream of {path} ended without {DONE}; the answer is incomplete")
 
@@ -142,12 +138,7 @@ class Connection:
         self._client.close()
 
     def _sent(self, method: str, path: str, body: Mapping[str, Any] | None, *, stream: bool = False) -> httpx.Response:
-        """The response to a request, which is sent again where the server has just closed an idle connection."""
-        request = self._client.build_request(method, path, json=body)
-        try:
-            return self._client.send(request, stream=stream)
-        except httpx.RemoteProtocolError:  # it closed without an answer
-            return self._client.send(request, stream=stream)
+        return self._client.send(self._client.build_request(method, path, json=body), stream=stream)
 
     def _get(self, path: str) -> httpx.Response | None:
         with self._faults():
@@ -157,16 +148,13 @@ class Connection:
         return None if response.is_error else response
 
     def _parsed(self, data: str) -> Json:
-        try:
-            event = json.loads(data)
-        except ValueError:
-            event = None
+        event = _json(data)
         if not isinstance(event, dict):
             raise SubjectError(f"{self._name}: an event of the stream is no JSON object: {_short(data)}")
         return event
 
-    def _raise_reported(self, error: object) -> None:
-        raise SubjectError(f"{self._name} reported an error within the answer: {_short(_message_of(error))}")
+    def _raise_reported(self, error: object, data: str) -> None:
+        raise SubjectError(f"{self._name} reported an error within the answer: {_short(_message_of(error) or data)}")
 
     def _check(self, response: httpx.Response, path: str) -> None:
         if response.status_code in (401, 403):
@@ -231,23 +219,26 @@ def _certificate_error(error: BaseException) -> str | None:
 
 
 def _error_text(response: httpx.Response) -> str:
+    body = _json(response.text)
+    return _message_of(body.get("error", body) if isinstance(body, dict) else body) or response.text
+
+
+def _json(text: str) -> Any:
+    """What a text in JSON says; None for other texts, and where it is nested too deeply to be read."""
     try:
-        body = response.json()
-    except ValueError:
-        return response.text
-    return _message_of(body.get("error", body) if isinstance(body, dict) else body)
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
-def _message_of(error: object) -> str:
-    """The message of an error body: OpenAI's and llama-server's are objects, others are texts."""
-    if isinstance(error, Mapping):
-        for key in ("message", "detail", "error"):
-            if error.get(key):
-                return _message_of(error[key])
-    return error if isinstance(error, str) else json.dumps(error)
+def _message_of(error: object) -> str | None:
+    """The message of an error body: OpenAI's and llama-server's are objects, others are texts. None for others."""
+    while isinstance(error, Mapping):
+        error = next((error[key] for key in ("message", "detail", "error") if error.get(key)), None)
+    return error if isinstance(error, str) else None
 
 
 def _short(text: str) -> str:
     """On one line, at most MAX_BODY_CHARS characters."""
-    text = " ".join(text.split())
+    text = one_line(text)
     return text[:MAX_BODY_CHARS] + "..." if len(text) > MAX_BODY_CHARS else text or "(empty)"

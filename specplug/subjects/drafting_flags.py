@@ -1,8 +1,10 @@
-"""The flags with which servers draft: which ones turn it on, which ones set it, and how many values each takes."""
+"""The flags with which servers draft: which ones turn it on, and which ones set it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from specplug.subjects.help_text import Help
 
 LLAMA_SWITCHES = frozenset(
     "--spec-type --spec-default "
@@ -12,20 +14,14 @@ LLAMA_SWITCHES = frozenset(
 )
 """Flags of llama-server and its forks that turn drafting on."""
 
-LLAMA_WITHOUT_VALUE = frozenset(
-    "--spec-default -mtp --multi-token-prediction "
-    "--spec-draft-backend-sampling --no-spec-draft-backend-sampling "
-    "--spec-draft-cpu-moe -cmoed --cpu-moe-draft".split()
-)
-
 LLAMA_SETTINGS = frozenset(
     "--draft --draft-n --draft-max --draft-min --draft-n-min --draft-p-min --draft-p-split --draft-params "
     "-td --threads-draft -tbd --threads-batch-draft -cd --ctx-size-draft -ngld --gpu-layers-draft "
     "--n-gpu-layers-draft -devd --device-draft -ctkd --cache-type-k-draft -ctvd --cache-type-v-draft "
-    "-otd --override-tensor-draft -ncmoed --n-cpu-moe-draft "
+    "-otd --override-tensor-draft -ncmoed --n-cpu-moe-draft -cmoed --cpu-moe-draft "
     "-lcs --lookup-cache-static -lcd --lookup-cache-dynamic".split()
 )
-"""Flags that have an effect on drafting only where it is on, beside all that begin with `--spec-`."""
+"""Flags that have an effect on drafting only where it is on, beside all that begin with `--spec-` or `--no-spec-`."""
 
 VLLM_SWITCHES = frozenset("--speculative-config -sc --speculative-model --spec-method --spec-model".split())
 VLLM_SETTINGS = frozenset("--num-speculative-tokens --spec-tokens".split())
@@ -43,19 +39,24 @@ def is_drafting(kind: str, name: str) -> bool:
     if kind == "vllm":
         return is_switch(kind, name) or name in VLLM_SETTINGS
     return kind == "llama-server" and (
-        name in LLAMA_SWITCHES or name in LLAMA_SETTINGS or name in LLAMA_WITHOUT_VALUE or name.startswith("--spec-")
+        name in LLAMA_SWITCHES or name in LLAMA_SETTINGS or name.startswith(("--spec-", "--no-spec-"))
     )
 
 
-def drafting_words(kind: str, words: Sequence[str]) -> list[int]:
-    """The places of all drafting flags and their values in a command line."""
+def drafting_words(kind: str, words: Sequence[str], offered: Help | None) -> list[int]:
+    """The places of all drafting flags and their values in a command line.
+
+    offered  the flags of a llama-server's build, which tell which of them take a value; one that is not in it takes one
+    """
     found = []
     for at, word in enumerate(words):
         name, assigned, _ = word.partition("=")
-        if not word.startswith("-") or not is_drafting(kind, flag_name(kind, name)):
+        name = flag_name(kind, name)
+        if not word.startswith("-") or not is_drafting(kind, name):
             continue
         found.append(at)
-        if not assigned and flag_name(kind, name) not in LLAMA_WITHOUT_VALUE and at + 1 < len(words):
+        alone = offered is not None and name in offered.flags and not offered.flags[name].value
+        if not assigned and not alone and at + 1 < len(words):
             found.append(at + 1)
     return found
 

@@ -1,4 +1,4 @@
-"""Asking llama-server over its own interface, which tells token ids, times and counters; and what it says of itself.
+"""Asking llama-server over its own interface, which tells token ids, times and counters.
 
 Its template makes the prompt (`/apply-template`), its tokenizer the tokens (`/tokenize`), and `/completion` the answer,
 so that all of a conversation's tokens are known. Source: tools/server/README.md of github.com/ggml-org/llama.cpp.
@@ -10,9 +10,10 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
+from time import perf_counter
 
-from specplug.subjects.asking import Extras, Heard, check_complete, checked_timings, top_of
 from specplug.subjects.connection import Connection, Json
+from specplug.subjects.heard import Extras, Heard, timings_of, top_of
 from specplug.subjects.subject import Message, Question, Reply, SubjectError
 
 COMPLETION, TEMPLATE, TOKENIZE = "/completion", "/apply-template", "/tokenize"
@@ -37,25 +38,26 @@ class Completions:
 
     def ask(self, question: Question) -> Reply:
         """The tokens of a character that several tokens make are not all in the stream: see `Question.ids`."""
-        prompt = self.prompt(question.messages)
+        heard = Heard(self._name)
+        heard.prompt_ids = prompt = self.prompt(question.messages)
         body = _body(prompt, question)
-        heard = Heard(prompt_ids=prompt)
+        prepared = perf_counter() - heard.asked_at  # other servers make the prompt within the request
         for event in self._connection.stream(COMPLETION, body | {"stream": True}, ends_with_done=False):
             answer = event.data
-            heard.hear(event.seconds, answer.get("content") or "", answer.get("tokens") or ())
-            heard.top += [top_of(one) for one in answer.get("completion_probabilities") or ()]
-            if answer.get("stop"):
-                heard.finish = FINISHES.get(answer.get("stop_type", ""), "stop")
-                heard.tokens = answer.get("tokens_predicted")
-                heard.timings = checked_timings(answer.get("timings"))
+            heard.hear(prepared + event.seconds, answer.text("content"), answer.wholes("tokens"))
+            heard.top += [top_of(one) for one in answer.parts("completion_probabilities")]
+            if answer.fields.get("stop"):
+                heard.finish = FINISHES.get(answer.text("stop_type"), "stop")
+                heard.tokens = answer.whole("tokens_predicted")
+                heard.timings = timings_of(answer)
         if not heard.finish:
             raise SubjectError(f"{self._name}: the stream of {COMPLETION} ended without its last event")
-        check_complete(self._name, heard, self._extras)
+        heard.check(self._extras)
         complete = heard.tokens == len(heard.ids)
         if question.ids and not complete:
-            answer = self._connection.post(COMPLETION, body | {"stream": False})
-            heard.ids, complete = list(answer.get("tokens") or ()), True
-        return heard.reply(self._name, ids=complete)
+            heard.ids = self._connection.post(COMPLETION, body | {"stream": False}).wholes("tokens")
+            complete = True
+        return heard.reply(ids=complete)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a conversation, as this server's template and tokenizer make them."""
@@ -64,10 +66,10 @@ class Completions:
             if key in self._prompts:
                 self._prompts.move_to_end(key)
                 return self._prompts[key]
-        text = self._connection.post(TEMPLATE, {"messages": json.loads(key)}).get("prompt")
+        text = self._connection.post(TEMPLATE, {"messages": json.loads(key)}).text("prompt")
         found = self._connection.post(TOKENIZE, {"content": text, "add_special": True, "parse_special": True})
-        tokens = found.get("tokens")
-        if not isinstance(text, str) or not isinstance(tokens, list):
+        tokens = found.wholes("tokens")
+        if not text or not tokens:
             raise SubjectError(
                 f"{self._name}: {TEMPLATE} or {TOKENIZE} answered without a prompt; its version is unknown"
             )
@@ -83,7 +85,6 @@ def _body(prompt: list[int], question: Question) -> Json:
         "prompt": prompt,
         "n_predict": question.max_tokens,
         "temperature": 0,
-        "cache_prompt": True,
         "return_tokens": True,
         "timings_per_token": False,
         **({"n_probs": question.top} if question.top else {}),

@@ -17,10 +17,10 @@ class RemoteServer:
     def __init__(
         self, address: ServerAddress, *, name: str | None = None, model: str | None = None, silence_s: float = SILENCE_S
     ) -> None:
-        """Send nothing yet. model: that requests name; the server's first one where None."""
+        """Send nothing yet. model: that requests name; the server's first one where None. It counts from `start` on."""
         self.name = name or str(address)
         self._address = address
-        self._model = model
+        self.model = model
         self._silence_s = silence_s
         self._client: ServerClient | None = None
 
@@ -36,7 +36,7 @@ class RemoteServer:
                 'command that starts it, such as --server "llama-server -m MODEL.gguf"'
             )
         self.stop()
-        self._client = ServerClient(self._address, self.name, model=self._model, silence_s=self._silence_s)
+        self._client = ServerClient(self._address, self.name, model=self.model, silence_s=self._silence_s)
 
     def ask(self, question: Question) -> Reply:
         return self._running().ask(question)

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specplug.errors import UsageError
-from specplug.subjects.asking import CHAT, Extras, checked_timings, top_of
+from specplug.subjects.asking import CHAT
+from specplug.subjects.body import Body
 from specplug.subjects.connection import Connection, Json
+from specplug.subjects.heard import Extras, timings_of, top_of
 from specplug.subjects.llama_server import COMPLETION, TEMPLATE, TOKENIZE
+from specplug.subjects.server_text import one_line
 from specplug.subjects.subject import Abilities, SubjectError
 from specplug.subjects.vllm_server import spec_counts
 
@@ -57,7 +60,7 @@ def _described(connection: Connection, name: str, model: str | None) -> Found:
     """What the server says of itself, before any answer."""
     listed = connection.get("/v1/models")
     entry = _entry([one for one in _list(listed, "data") if isinstance(one, dict)], name, model)
-    model = model or str(entry.get("id", ""))
+    model = model or _field(entry, "id")
     owner = entry.get("owned_by", "")
     props = connection.get("/props")
     if isinstance(props, dict) and "default_generation_settings" in props:
@@ -69,7 +72,7 @@ def _described(connection: Connection, name: str, model: str | None) -> Found:
         return Found(replace(abilities, counters=counted), Extras(ids=True))
     local = connection.get("/api/v0/models")
     if isinstance(local, dict):
-        loaded: Json = next((one for one in _list(local, "data") if one.get("id") == model), {})
+        loaded: Json = next((one for one in _list(local, "data") if _field(one, "id") == model), {})
         context = _whole(loaded.get("loaded_context_length")) or _whole(loaded.get("max_context_length"))
         return Found(Abilities("lm-studio", model=model, context=context), Extras())
     if version := _field(connection.get("/api/version"), "version"):
@@ -81,17 +84,17 @@ def _described(connection: Connection, name: str, model: str | None) -> Found:
 
 def _entry(entries: Sequence[Json], name: str, model: str | None) -> Json:
     """The entry of /v1/models that describes the model of the requests; empty where the server lists none."""
-    ids = [str(one.get("id", "")) for one in entries]
+    ids = [_field(one, "id") for one in entries]
     listed = ", ".join(ids[:MOST_NAMED]) + (" and others" if len(ids) > MOST_NAMED else "")
     if model is not None and ids and model not in ids:
         raise UsageError(f"{name} has no model {model}; it lists {listed}")
     if model is None and len(ids) > 1 and entries[0].get("owned_by") != "vllm":  # the others are its LoRA adapters
         raise UsageError(f"{name} has {len(ids)} models ({listed}); name one with --model")
-    return next((one for one in entries if one.get("id") == model), entries[0] if entries else {})
+    return next((one for one in entries if _field(one, "id") == model), entries[0] if entries else {})
 
 
 def _llama_server(connection: Connection, props: Json, model: str) -> Found:
-    version = str(props.get("build_info", ""))
+    version = _field(props, "build_info")
     settings = props.get("default_generation_settings")
     context = _whole(settings.get("n_ctx")) if isinstance(settings, dict) else None
     slots = _whole(props.get("total_slots"))
@@ -108,18 +111,18 @@ def _llama_server(connection: Connection, props: Json, model: str) -> Found:
 
 def _has_template(connection: Connection) -> bool:
     try:
-        prompt = connection.post(TEMPLATE, {"messages": GREETING}).get("prompt")
+        prompt = connection.post(TEMPLATE, {"messages": GREETING}).text("prompt")
         tokens = connection.post(TOKENIZE, {"content": prompt, "add_special": True, "parse_special": True})
+        return bool(tokens.wholes("tokens"))
     except SubjectError:
         return False
-    return bool(tokens.get("tokens"))
 
 
-def _probe(connection: Connection, abilities: Abilities, described: Found, *, top: bool) -> Json | None:
+def _probe(connection: Connection, abilities: Abilities, described: Found, *, top: bool) -> Body | None:
     """A short answer; None where the server refuses the request. Without `top`, its refusal is raised."""
     try:
         if described.completions:
-            prompt = connection.post(TEMPLATE, {"messages": GREETING}).get("prompt")
+            prompt = connection.post(TEMPLATE, {"messages": GREETING}).text("prompt")
             body: dict[str, Any] = {"prompt": prompt, "n_predict": 2, "temperature": 0, "return_tokens": True}
             return connection.post(COMPLETION, body | ({"n_probs": 1} if top else {}))
         body = {"model": abilities.model, "messages": GREETING, "max_tokens": 2, "temperature": 0}
@@ -132,20 +135,20 @@ def _probe(connection: Connection, abilities: Abilities, described: Found, *, to
         return None
 
 
-def _with_answer(described: Found, answer: Json, *, logprobs: bool) -> Found:
+def _with_answer(described: Found, answer: Body, *, logprobs: bool) -> Found:
     """What the short answer had."""
     abilities, extras = described.abilities, described.extras
-    timings = checked_timings(answer.get("timings")) is not None
+    timings = timings_of(answer) is not None
     if described.completions:
-        ids = bool(answer.get("tokens"))
-        usage = isinstance(answer.get("tokens_predicted"), int)
-        told = _list(answer, "completion_probabilities")
+        ids = bool(answer.wholes("tokens"))
+        usage = answer.whole("tokens_predicted") is not None
+        told = answer.parts("completion_probabilities")
     else:
-        choices = _list(answer, "choices")
-        choice = choices[0] if choices and isinstance(choices[0], dict) else {}
-        ids = bool(choice.get("token_ids"))
-        usage = isinstance((answer.get("usage") or {}).get("completion_tokens"), int)
-        told = _list(choice.get("logprobs"), "content")
+        choices = answer.parts("choices")
+        choice = choices[0] if choices else Body(answer.server, {})
+        ids = bool(choice.wholes("token_ids"))
+        usage = answer.part("usage").whole("completion_tokens") is not None
+        told = choice.part("logprobs").parts("content")
     return replace(
         described,
         abilities=replace(
@@ -165,7 +168,9 @@ def _list(body: object, key: str) -> list[Any]:
 
 
 def _field(body: object, key: str) -> str:
-    return str(body.get(key, "")) if isinstance(body, dict) else ""
+    """A text, empty where there is none."""
+    found = body.get(key) if isinstance(body, dict) else None
+    return one_line(found) if isinstance(found, str) else ""
 
 
 def _whole(number: object) -> int | None:

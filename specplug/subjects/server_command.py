@@ -16,9 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specplug.errors import UsageError
-from specplug.profile.server_programs import assigns, launch_words
+from specplug.profile.server_programs import (
+    LLAMA_SERVER,
+    SPECPLUG,
+    VLLM,
+    VLLM_MODULE,
+    assigns,
+    launch_words,
+    program_at,
+    program_of,
+    serve_at,
+)
 from specplug.subjects.drafting_flags import drafting_words, flag_name, is_drafting, is_switch
 from specplug.subjects.help_text import Help, parse_help
+from specplug.subjects.server_text import one_line
 
 HELP_S = 60.0
 """Seconds for `--help`. llama-server takes below one; a Python script that imports an engine takes several."""
@@ -29,13 +40,20 @@ PREFIX = ("--api-prefix",)
 SLOTS = ("-np", "--parallel", "--max-num-seqs")
 CONTEXT = ("-c", "--ctx-size", "--max-model-len")
 
-LLAMA_VARIABLES = {"--port": "LLAMA_ARG_PORT", "--host": "LLAMA_ARG_HOST", "--api-key": "LLAMA_API_KEY"}
-"""Environment variables that llama-server reads where the flag is missing."""
+DEVICE = re.compile(r"^ +\w+: ", re.MULTILINE)
+"""A line of llama-server's `--list-devices`, such as `  CUDA0: NVIDIA H200 (143167 MiB, ...)`."""
 
 HUB = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "--models-dir", "--models-preset", "-dr", "--docker-repo")
 """Other flags that name llama-server's model."""
 
-DRAFTING_VARIABLES = ("LLAMA_ARG_SPEC_TYPE", "LLAMA_ARG_SPEC_DRAFT_MODEL", "LLAMA_ARG_MODEL_DRAFT")
+SEVERAL_VALUES = frozenset(
+    "--api-key --served-model-name --lora-modules --lora-target-modules --logits-processors --ignore-patterns "
+    "--allowed-media-domains --cudagraph-capture-sizes --collect-detailed-traces".split()
+)
+"""Flags of vLLM that take all words up to the next flag."""
+
+WITHOUT_VALUE = re.compile(r"--(no-|enable-|disable-(?!.*-for-endpoints)|(trust-remote-code|enforce-eager)$)")
+"""Flags of vLLM that take none; all others take one. Its help would tell, but takes seconds to print."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +64,14 @@ class ServerCommand:
     kind     `llama-server`, which includes its forks, `vllm`, `specplug`, or `unknown`
     help     of a llama-server's build; None for other kinds
     version  of that build, as it says it; empty where it says none, and for other kinds
+    has_gpu  whether that build finds a device beside the processor; None where it does not say
     """
 
     argv: tuple[str, ...]
     kind: str
     help: Help | None = None
     version: str = ""
+    has_gpu: bool | None = None
 
     def with_flags(self, flags: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
         """The user's words with `flags` after them. UsageError for flags that contradict the user's own."""
@@ -60,27 +80,26 @@ class ServerCommand:
 
     def without_drafting(self) -> ServerCommand:
         """The same command without its flags that have an effect on drafting only."""
-        dropped = set(drafting_words(self.kind, self.argv))
+        dropped = set(drafting_words(self.kind, self.argv, self.help))
         return replace(self, argv=tuple(word for at, word in enumerate(self.argv) if at not in dropped))
 
     @property
     def drafting(self) -> list[str]:
         """The user's own flags that have an effect on drafting, with their values."""
-        return [self.argv[at] for at in drafting_words(self.kind, self.argv)]
+        return [self.argv[at] for at in drafting_words(self.kind, self.argv, self.help)]
 
     @property
     def program(self) -> str:
         """What messages call it: the file's name of the program."""
-        return Path(self.argv[_program_at(self.argv)]).name
+        return Path(self.argv[program_at(self.argv)]).name
 
     @property
     def model(self) -> str | None:
         """The model that the command names; None where it names none."""
-        if (named := self.value(MODEL)) is not None or self.kind not in ("vllm", "specplug"):
+        if (named := self.value(MODEL)) is not None or self.kind not in (VLLM, SPECPLUG):
             return named
-        at = _program_at(self.argv) + 1
-        words = self.argv[at : at + 2]  # `vllm serve MODEL`
-        return words[1] if len(words) == 2 and words[0] == "serve" and not words[1].startswith("-") else None
+        at = serve_at(self.argv)
+        return None if at is None else _positional(self.argv[at + 1 :])
 
     @property
     def port(self) -> int | None:
@@ -121,9 +140,10 @@ class ServerCommand:
         return _number(self.value(CONTEXT))
 
     def value(self, names: Sequence[str]) -> str | None:
-        """The value of a flag, that of the last one where it is given several times; None where it is not given."""
+        """The value of a flag, that of the last one where it is given several times; of its environment variable where
+        a llama-server's help names one and no flag is given; else None."""
         found = None
-        words = self.argv[_program_at(self.argv) + 1 :]  # those before it belong to `taskset -c 1`, or `python -m`
+        words = self.argv[program_at(self.argv) + 1 :]  # those before it belong to `taskset -c 1`, or `python -m`
         for at, word in enumerate(words):
             name, assigned, value = word.partition("=")
             if not word.startswith("-") or flag_name(self.kind, name) not in names:
@@ -132,9 +152,10 @@ class ServerCommand:
                 found = value
             elif at + 1 < len(words):
                 found = words[at + 1]
-        if found is None and self.kind == "llama-server":
-            found = os.environ.get(LLAMA_VARIABLES.get(names[0], ""))
-        return found
+        if found is not None or self.help is None:
+            return found
+        variables = [self.help.flags[name].variable for name in names if name in self.help.flags]
+        return next((os.environ[name] for name in variables if os.environ.get(name)), None)
 
     def _check(self, flags: Sequence[str], environment: Mapping[str, str]) -> None:
         mine = [
@@ -153,13 +174,14 @@ class ServerCommand:
                         else f"leave out {given}"
                     )
                     raise UsageError(f"--server: the command has {given}, and {added} would be added; {advice}")
-        if self.kind == "llama-server" and any(is_switch(self.kind, added) for added in mine):
-            for name in DRAFTING_VARIABLES:
-                if environment.get(name):
-                    raise UsageError(
-                        f"the environment variable {name} makes llama-server draft, and {mine[0]} would be added; "
-                        "unset it"
-                    )
+        if self.help is None or not any(is_switch(self.kind, added) for added in mine):
+            return
+        for name, flag in self.help.flags.items():
+            if is_switch(self.kind, name) and environment.get(flag.variable):
+                raise UsageError(
+                    f"the environment variable {flag.variable} makes llama-server draft, and {mine[0]} would be added; "
+                    "unset it"
+                )
 
 
 def read_command(text: str, model: str | None = None) -> ServerCommand:
@@ -180,46 +202,68 @@ def read_command(text: str, model: str | None = None) -> ServerCommand:
             f"--server {text!r}: there is no program {words[0] if words else text}; give its path, "
             "a command such as `llama-server -m MODEL.gguf`, or an address such as http://127.0.0.1:8080"
         )
-    kind = _kind_by_name(argv)
+    kind = program_of(argv)
     command = ServerCommand(argv, kind or "unknown")
     if kind in (None, "llama-server"):
         command = _asked(command)
-    return command if model is None else _with_model(command, model)
+    return command if model is None else with_model(command, model)
 
 
-def _with_model(command: ServerCommand, model: str) -> ServerCommand:
+def with_model(command: ServerCommand, model: str) -> ServerCommand:
+    """The command with a model for one that names none. UsageError where it names one, and for an unknown program."""
     named = command.model or command.value(HUB)
     if named is not None:
         raise UsageError(f"--model {model}: the command of --server names {named} already; leave out one")
-    at = _program_at(command.argv)
-    if command.kind in ("vllm", "specplug"):
-        rest = command.argv[at + 2 :] if command.argv[at + 1 : at + 2] == ("serve",) else None
-        if rest is None and "serve" not in command.argv:
-            words = (
-                (*command.argv, "--model", model) if _is_python(command.argv[0]) else (*command.argv, "serve", model)
-            )
-        else:
-            words = (*command.argv[: at + 2], model, *(rest or ()))
-        return replace(command, argv=words)
-    if command.kind != "llama-server":
+    words = _naming(command, model)
+    if words is None:
         raise UsageError(
             f"--model {model}: specplug does not know how {command.program} takes it; write it into --server"
         )
-    return replace(command, argv=(*command.argv, "-m", model))
+    return replace(command, argv=tuple(words))
+
+
+def _naming(command: ServerCommand, model: str) -> Sequence[str] | None:
+    """The words that start the server with a model; None where they are not known."""
+    argv = command.argv
+    if command.kind == LLAMA_SERVER:
+        return [*argv, "-m", model]
+    if command.kind not in (VLLM, SPECPLUG):
+        return None
+    if argv[program_at(argv)] == VLLM_MODULE:
+        return [*argv, "--model", model]
+    at = serve_at(argv)
+    return [*argv, "serve", model] if at is None else [*argv[: at + 1], model, *argv[at + 1 :]]
+
+
+def _positional(words: Sequence[str]) -> str | None:
+    """The first of the words after `serve` that is neither a flag nor the value of one."""
+    flag = ""  # whose values may follow
+    for word in words:
+        if word.startswith("-"):
+            flag = "" if "=" in word or WITHOUT_VALUE.match(word) else word
+        elif not flag:
+            return word
+        elif flag not in SEVERAL_VALUES:
+            flag = ""
+    return None
 
 
 def _asked(command: ServerCommand) -> ServerCommand:
-    """The command with what its `--help` and `--version` say; unchanged where that is not a llama-server's."""
+    """The command with what its `--help` and the like say; unchanged where that is not a llama-server's."""
     code, text = _printed(command, "--help")
     found = parse_help(text)
     if found.accepts("--port") and (found.accepts("-md") or found.accepts("--spec-type")):
         _, said = _printed(command, "--version")
         version = next(
-            (line.partition(":")[2].strip() for line in said.splitlines() if line.startswith("version:")), ""
+            (one_line(line.partition(":")[2]) for line in said.splitlines() if line.startswith("version:")), ""
         )
-        return replace(command, kind="llama-server", help=found, version=version)
+        has_gpu = None
+        if found.accepts("--list-devices"):
+            _, listed = _printed(command, "--list-devices")
+            has_gpu = DEVICE.search(listed) is not None
+        return replace(command, kind=LLAMA_SERVER, help=found, version=version, has_gpu=has_gpu)
     if command.kind == "llama-server":
-        lines = text.strip().splitlines()
+        lines = [one_line(line) for line in text.strip().splitlines()]
         raise UsageError(
             f"{command.program} --help names neither --port nor -md, as a llama-server does "
             f"(exit code {code}: {lines[-1] if lines else 'no output'})"
@@ -229,7 +273,7 @@ def _asked(command: ServerCommand) -> ServerCommand:
 
 def _printed(command: ServerCommand, flag: str) -> tuple[int, str]:
     """The exit code of the program with one flag alone, and what it prints."""
-    words = [*launch_words(command.argv[: _program_at(command.argv) + 1]), flag]
+    words = [*launch_words(command.argv[: program_at(command.argv) + 1]), flag]
     try:
         done = subprocess.run(words, capture_output=True, timeout=HELP_S, stdin=subprocess.DEVNULL, check=False)
     except subprocess.TimeoutExpired:
@@ -241,37 +285,6 @@ def _printed(command: ServerCommand, flag: str) -> tuple[int, str]:
             f"{command.program} cannot be started ({error.strerror}); give the path of a program"
         ) from None
     return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
-
-
-def _kind_by_name(argv: Sequence[str]) -> str | None:
-    """None where the names do not tell it."""
-    at = _program_at(argv)
-    name = Path(argv[at]).name.lower().removesuffix(".exe")
-    if "llama-server" in name:
-        return "llama-server"
-    if name == "vllm" or argv[at].startswith("vllm.entrypoints."):
-        return "vllm"
-    return "specplug" if name == "specplug" or argv[at].startswith("specplug_cli") else None
-
-
-def _program_at(argv: Sequence[str]) -> int:
-    """The place of the program among words that start it, such as `taskset -c 1 llama-server` or `python server.py`."""
-    for at, word in enumerate(argv):
-        name = Path(word).name.lower().removesuffix(".exe")
-        if (
-            name in ("vllm", "specplug")
-            or "llama-server" in name
-            or word.startswith(("vllm.entrypoints.", "specplug_cli"))
-        ):
-            return at
-    first = next((at for at, word in enumerate(argv) if not assigns(word)), 0)
-    if not _is_python(argv[first]):
-        return first
-    return next((at for at, word in enumerate(argv) if word.endswith(".py")), first)
-
-
-def _is_python(word: str) -> bool:
-    return re.fullmatch(r"python[0-9.]*(\.exe)?", Path(word).name) is not None
 
 
 def _is_short(word: str) -> bool:

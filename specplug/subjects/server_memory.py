@@ -6,11 +6,12 @@ What a command does not tell, such as the size of a model that it will download,
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from specplug.engines.llama_cpp.memory_need import KV_BYTES, MemoryNeed, memory_need
+from specplug.engines.llama_cpp.memory_need import DEFAULT_KV_TYPE, KV_BYTES, MemoryNeed, memory_need
 from specplug.errors import UsageError
 from specplug.machine.memory import available_memory, gib
 from specplug.models.gguf_header import read_header
@@ -22,20 +23,26 @@ MOST_LIVE = 2
 """Servers that may run at once: one that drafts beside one that does not."""
 
 DRAFT_MODEL = ("-md", "--model-draft", "--spec-draft-model")
-KV_TYPE = ("-ctk", "--cache-type-k")
+KEY_TYPE, VALUE_TYPE = ("-ctk", "--cache-type-k"), ("-ctv", "--cache-type-v")
+GPU_LAYERS, DEVICES = ("-ngl", "--gpu-layers", "--n-gpu-layers"), ("-dev", "--device")
+LEAST_TYPE = "q4_0"
+"""What a number of the cache is counted as where a fork has a type of its own."""
+
 DEFAULT_CONTEXT = 4096
 """Tokens, where neither the command nor the model's header tells how many."""
 
 
 def server_bytes(command: ServerCommand, flags: Sequence[str] = ()) -> int:
     """What a llama-server with these flags takes, at least: weights, KV cache and the largest tensors of a pass, of the
-    model and of its drafter. 0 where its model is no GGUF file on this disk."""
-    started = ServerCommand((*command.argv, *flags), command.kind, command.help)
+    model and of its drafter. 0 where its model is no GGUF file on this disk, and where a GPU may hold any of that."""
+    started = replace(command, argv=(*command.argv, *flags))
     model, drafter = started.model, started.value(DRAFT_MODEL)
-    if command.kind != "llama-server" or model is None or not Path(model).is_file():
+    if command.kind != "llama-server" or model is None or not Path(model).is_file() or _may_offload(started):
         return 0
-    kv_type = started.value(KV_TYPE)
-    runtime = Runtime(kv_type=kv_type if kv_type in KV_BYTES else None)
+    types = [started.value(names) or DEFAULT_KV_TYPE for names in (KEY_TYPE, VALUE_TYPE)]
+    runtime = Runtime(
+        kv_type=min([kind if kind in KV_BYTES else LEAST_TYPE for kind in types], key=KV_BYTES.__getitem__)
+    )
     cells = started.context or _trained_context(Path(model))
     needs = [memory_need(Path(model), runtime, cells)]
     if drafter is not None and Path(drafter).is_file():
@@ -60,6 +67,14 @@ def check_room(name: str, needed: int, running: Iterable[tuple[int, int]]) -> No
             f"{name} needs about {gib(needed)} GiB{beside}, and {gib(free)} GiB are free; "
             "use a smaller -c, or a smaller model"
         )
+
+
+def _may_offload(command: ServerCommand) -> bool:
+    """Whether a GPU may take weights or cells; of a build that does not list its devices, whether it is told to."""
+    layers = command.value(GPU_LAYERS)
+    if layers == "0" or command.value(DEVICES) == "none":
+        return False
+    return command.has_gpu if command.has_gpu is not None else layers is not None
 
 
 def _least(need: MemoryNeed) -> int:

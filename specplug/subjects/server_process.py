@@ -22,6 +22,7 @@ from typing import BinaryIO
 from specplug.errors import UsageError
 from specplug.machine.folders import reason
 from specplug.profile.server_programs import launch_words
+from specplug.subjects.server_text import one_line
 from specplug.subjects.subject import SubjectError
 
 STOP_S = 10.0
@@ -116,7 +117,7 @@ class ServerProcess:
     def last_words(self) -> str:
         """The last line of the log, as a part of a message; and the first error shortly before it, which often caused
         what the last line says."""
-        lines = [LOG_PREFIX.sub("", line).strip()[:MAX_LINE_CHARS] for line in self.log_tail().splitlines()]
+        lines = [one_line(LOG_PREFIX.sub("", line))[:MAX_LINE_CHARS] for line in self.log_tail().splitlines()]
         lines = [line for line in lines if line][-NEAR_LINES:]
         if not lines:
             return "it printed nothing"

@@ -43,7 +43,7 @@ class Reply:
     tokens          its length, as the server counted it; by the events of the stream where it counts nothing
     prompt_ids, ids tokens of the prompt and of the answer, its end token included; None where the server does not tell
                     all of them
-    first_ms        from sending the request to the first text
+    first_ms        from asking to the first text, with the requests that make the prompt where there are such
     decode_ms       from the first token to the last, by the server's own timings where it has some, else by the stream
     stream_ms       the same by the clock of the stream
     gaps_ms         between the events of the stream that carried text
@@ -51,6 +51,8 @@ class Reply:
                     of this answer; None where the server does not report them
     top             for each token of the answer, its likeliest tokens with their log probabilities
     finish          `stop`, `length`, or what the server says; empty where the stream ended without a reason
+    counted         whether `tokens` is a number of tokens, not of events
+    asked_at        where `first_ms` begins, in seconds of `perf_counter`; 0 where it is not known
     """
 
     text: str
@@ -65,6 +67,8 @@ class Reply:
     accepted_tokens: int | None = None
     top: tuple[Mapping[str, float], ...] = ()
     finish: str = ""
+    counted: bool = True
+    asked_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,11 @@ from specplug.machine.memory import AvailableMemory, gib
 from specplug.models.gguf_header import Header, parts_of, read_header
 from specplug.profile import Runtime
 
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
-"""Bytes of one cached number."""
+KV_BYTES = {
+    **{"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32},
+    **{"q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32, "q4_0": 18 / 32, "iq4_nl": 18 / 32},
+}
+"""Bytes of one cached number, in all types that llama-server takes. Source: the blocks in ggml's ggml-common.h."""
 
 DEFAULT_KV_TYPE = "f16"
 """The type that llama.cpp takes where none is named."""
