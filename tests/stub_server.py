@@ -50,6 +50,7 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--hidden-token", 0),
     ("--clock-rate", 1.0),
     ("--more-models", ""),
+    ("--refused-field", ""),
     ("--event", ""),
     ("--body", ""),
 ]
@@ -234,6 +235,9 @@ class Handler(BaseHTTPRequestHandler):
         if path is None:
             return
         stub = self.stub
+        if stub.options.refused_field in body:
+            self.send_json({"error": {"code": 400, "message": "field refused", "type": "invalid_request_error"}}, 400)
+            return
         own = stub.kind == "llama-server" and not stub.options.no_template
         if path == "/tokenize" and own:
             time.sleep(stub.options.tokenize_ms / 1000)

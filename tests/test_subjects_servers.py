@@ -68,6 +68,12 @@ def test_without_drafting_flags_the_text_is_the_same_and_nothing_is_drafted() ->
     assert reply.decode_ms == pytest.approx(TOKENS - 1)
 
 
+def test_prompts_are_cached_as_the_servers_own_flags_say() -> None:
+    """A field `cache_prompt` of a request would count instead of a user's --no-cache-prompt."""
+    with stub("--refused-field", "cache_prompt") as server:
+        assert server.ask(words(3)).tokens == 3
+
+
 def test_the_likeliest_tokens_come_with_each_token() -> None:
     with stub() as server:
         reply = server.ask(words(2, top=2))

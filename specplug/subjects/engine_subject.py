@@ -5,13 +5,14 @@ It answers as the server does, with the same scheduler, but without HTTP; see `e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specplug import __version__
-from specplug.errors import EngineError, SpecplugError, UsageError
+from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.profile import Profile
 from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
@@ -65,30 +66,28 @@ class EngineSubject:
         )
 
     def start(self, flags: Sequence[str] = ()) -> None:
-        """Open the engine. UsageError for flags: a profile says what it does."""
+        """Open the engine. UsageError for flags, as a profile says what it does; and for a profile or model that cannot
+        be used."""
         if flags:
             raise UsageError(f"{self.name}: specplug's own engine takes a profile, not the flags {' '.join(flags)}")
         self.stop()
         from specplug.engines.llama_cpp import require
 
-        require()
-        from specplug.subjects.engine_thread import EngineThread
+        with self._errors_as_results(UsageError):
+            require()
+            from specplug.subjects.engine_thread import EngineThread
 
-        self._thread = EngineThread(self._profile, self._model_path, self._slots, self._notify)
+            self._thread = EngineThread(self._profile, self._model_path, self._slots, self._notify)
 
     def ask(self, question: Question) -> Reply:
         thread = self._running()
-        try:
+        with self._errors_as_results():
             answered = thread.answer(
                 thread.engine.chat_prompt(_messages(question)),
                 question.max_tokens,
                 Sampling(logprobs=question.top or None),
                 NO_LIMIT if question.drafting else 0,
             )
-        except (UsageError, EngineError):
-            raise
-        except SpecplugError as error:
-            raise SubjectError(f"{self.name}: {error}") from error
         return _reply(thread, answered, question.top)
 
     def sleep(self) -> None:
@@ -106,6 +105,16 @@ class EngineSubject:
         if self._thread is None:
             raise SubjectError(f"{self.name} was not started; `start` comes first")
         return self._thread
+
+    @contextmanager
+    def _errors_as_results(self, *raised: type[SpecplugError]) -> Iterator[None]:
+        """All errors of the engine but those `raised` are SubjectErrors, as those of a server are."""
+        try:
+            yield
+        except raised:
+            raise
+        except SpecplugError as error:
+            raise SubjectError(f"{self.name}: {error}") from error
 
 
 def _messages(question: Question) -> list[dict[str, str]]:

@@ -107,7 +107,7 @@ class SubjectError(SpecplugError):
 
 
 class Subject(Protocol):
-    """Something that answers. All methods raise SubjectError.
+    """Something that answers. All methods raise SubjectError; `start` also UsageError for what the user has to change.
 
     `ask` may be called from several threads at once. `sleep` stops a subject that computes even while nobody asks it
     (by a signal; without effect where there is nothing to stop), and `wake` ends that; `ask` needs it awake.
@@ -123,7 +123,7 @@ class Subject(Protocol):
     def start(self, flags: Sequence[str] = ()) -> None:
         """Start it with these flags after its own, and wait until it answers. A started one is stopped first.
 
-        SubjectError for flags where it cannot be started by us.
+        UsageError for flags that it cannot take, and for a command, profile or model that cannot be used.
         """
 
     def ask(self, question: Question) -> Reply: ...
