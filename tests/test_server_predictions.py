@@ -33,6 +33,13 @@ def test_a_pass_never_takes_less_with_more_rows() -> None:
     assert found.ms == pytest.approx((8.7805, 8.7805), abs=1e-3)
 
 
+def test_rows_beyond_the_measured_ones_are_never_free() -> None:
+    assert PassTimes((1, 5, 9), (10.0, 14.0, 22.0)).at(11) == pytest.approx(22.0 + 2 * 2.0), "as between 5 and 9"
+    assert PassTimes((1, 5, 9), (10.0, 14.0, 14.0)).at(11) == pytest.approx(14.0 + 2 * 0.5), "4 ms for 8 rows"
+    assert PassTimes((1, 5), (10.0, 10.0)).at(7) == pytest.approx(10.0 + 2 * 2.0), "10 ms for 5 rows"
+    assert PassTimes((1,), (10.0,)).at(3) == pytest.approx(30.0)
+
+
 def test_answers_without_passes_say_nothing() -> None:
     assert fitted([({1: 4}, 40.0), ({}, 3.0)], (1, 8)) == PassTimes((1,), (pytest.approx(10.0),))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no answer has passes"):

@@ -2,7 +2,7 @@
 
 For one request at a time, the time of a candidate is the sum of T(rows) over its passes, plus what its drafter takes
 for every draft token. For several at a time, each pass has the rows of all requests: as many times the mean rows of
-one. T beyond the rows that were measured goes on with its last slope; that prediction only orders candidates.
+one. Beyond the rows that were measured, T is an assumption (see `PassTimes`); that prediction only orders candidates.
 """
 
 from __future__ import annotations
