@@ -1,13 +1,15 @@
 """The time of passes from whole answers, and what is predicted from it; the expectations are sums done by hand."""
 
+import numpy as np
 import pytest
 
 from specplug.subjects.help_text import parse_help
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
+from specplug.tune.server_flags.drafter_guesses import AnswerGuesses
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
 from specplug.tune.server_flags.racer_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import Candidate, Drafts, RuleSizes, llama_candidates
-from specplug.tune.server_flags.server_predictions import Predicted, drafter_token_ms, passes_ms, predicted
+from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, passes_ms, predicted
 from specplug.tune.server_flags.vllm_candidates import VllmInstallation, vllm_candidates
 
 TIMES = PassTimes((1, 5), (10.0, 14.0))
@@ -64,9 +66,40 @@ def test_several_requests_have_the_rows_of_all_of_them_in_a_pass() -> None:
 
 
 def test_a_drafter_costs_what_its_answers_took_beyond_the_passes() -> None:
-    measured = [(Replayed(10, 20, 5, {1: 5, 5: 5}), 150.0), (Replayed(10, 20, 5, {1: 5, 5: 5}), 170.0)]
-    assert drafter_token_ms(measured, TIMES) == pytest.approx((30.0 + 50.0) / 40)
-    assert drafter_token_ms([(Replayed(3, 0, 0, {1: 2}), 30.0)], TIMES) == 0.0
+    measured = [(Replayed(10, 20, 5, {1: 5, 5: 5}, 30), 150.0), (Replayed(10, 20, 5, {1: 5, 5: 5}, 20), 170.0)]
+    assert drafter_pass_ms(measured, TIMES) == pytest.approx((30.0 + 50.0) / 50)
+    assert drafter_pass_ms([(Replayed(3, 0, 0, {1: 2}), 30.0)], TIMES) == 0.0
+
+
+SURE = AnswerGuesses(np.array([3, 9, 9, 6, 0], dtype=np.int32), np.array([0.9, 0.9, 0.9, 0.9, 0.9]))
+UNSURE = AnswerGuesses(SURE.tokens, np.array([0.9, 0.4, 0.4, 0.4, 0.4]))
+
+
+def test_a_draft_that_ends_because_the_drafter_is_unsure_is_not_free() -> None:
+    """The answer is 2 3 4 7 6. After 2, the guess 3 is accepted and 9 not; after 4, 9 is not, and after 7, 6 is."""
+    drafting = Candidate("d", "d", drafts=Drafts("d", 2))
+    found = predicted(drafting, [ANSWER], TIMES, guesses={"d": [SURE]}, drafter_ms={"d": 1.0})
+    # three passes of 3 rows; each has two passes of the drafter for the draft, and one for the rows of the target
+    assert found is not None and found.replay.passes == {3: 3} and found.replay.drafter_passes == 3 * 2 + 3
+    assert found.speedup == pytest.approx(40.0 / (3 * 12.0 + 9 * 1.0))
+    careful = Candidate("d", "d", drafts=Drafts("d", 2, 0.5))
+    found = predicted(careful, [ANSWER], TIMES, guesses={"d": [UNSURE]}, drafter_ms={"d": 1.0})
+    # 3 alone is drafted, in two passes; then nothing, twice in one pass; and one each for three passes of the target
+    assert found is not None and found.replay.passes == {2: 1, 1: 2} and found.replay.drafter_passes == 2 + 1 + 1 + 3
+    assert found.speedup == pytest.approx(40.0 / (11.0 + 2 * 10.0 + 7 * 1.0))
+
+
+def test_in_a_chain_the_drafter_is_charged_for_its_own_drafts_only() -> None:
+    chain = Candidate("c", "c", (), (RuleSizes("ngram-simple", (2, 3)),), Drafts("d", 3))
+    found = predicted(chain, [ANSWER], TIMES, guesses={"d": [SURE]}, drafter_ms={"d": 1.0})
+    # the lookup drafts 3 4 5; after 7, the drafter 6 and the guess behind it, in three passes; two of the target
+    assert found is not None and found.replay.passes == {4: 1, 3: 1} and found.replay.drafted == 5
+    assert found.replay.drafter_passes == 3 + 2
+    assert found.speedup == pytest.approx(40.0 / (13.0 + 12.0 + 5 * 1.0))
+
+
+def test_nothing_is_predicted_from_passes_of_one_row() -> None:
+    assert predicted(SIMPLE, [ANSWER], PassTimes((1,), (10.0,))) is None
 
 
 def test_what_cannot_be_replayed_is_not_predicted() -> None:

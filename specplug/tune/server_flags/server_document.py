@@ -23,7 +23,7 @@ from specplug.tune.server_flags.recorded_questions import Timed
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
 from specplug.tune.server_flags.server_predictions import Predicted
 from specplug.tune.server_flags.server_request import SERVER_SCHEMA, ServerRequest
-from specplug.tune.server_flags.server_stages import Costs
+from specplug.tune.server_flags.server_stages import ServerCosts
 from specplug.tune.tune_request import workload_hash
 
 PERCENTILES = (50, 95, 99)
@@ -64,7 +64,7 @@ class ServerFindings:
     abilities: Abilities
     answers: int
     tokens: int
-    costs: Costs | None
+    costs: ServerCosts | None
     tried: Sequence[Candidate]
     predictions: Mapping[str, Predicted]
     racers: Sequence[Racer]
@@ -310,7 +310,7 @@ def _percentile_mapping(values: Sequence[float]) -> dict[str, float] | None:
     return {f"p{one}": round(float(np.percentile(values, one)), 2) for one in PERCENTILES}
 
 
-def _pass_ms(costs: Costs | None) -> dict[str, list[float]] | None:
+def _pass_ms(costs: ServerCosts | None) -> dict[str, list[float]] | None:
     if costs is None:
         return None
     return {"rows": list(costs.times.rows), "ms": [round(one, 3) for one in costs.times.ms]}
