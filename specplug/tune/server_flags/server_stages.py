@@ -23,7 +23,7 @@ from specplug.tune.server_flags.live_servers import LiveServers, asked
 from specplug.tune.server_flags.offered_candidates import PROBE_LENGTHS
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
 from specplug.tune.server_flags.race import Race, Racer
-from specplug.tune.server_flags.racer_choice import MOST_RUN, is_usual
+from specplug.tune.server_flags.racer_choice import MOST_RUN
 from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
     Recorded,
@@ -191,7 +191,7 @@ class ServerStages:
                 self.note(f"{Path(file).name} is tried without a prediction: {why}")
                 continue
             costs.guesses[file] = guesses
-            probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and is_usual(one))
+            probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and one.usual)
             measured = self._probed(probe, usable, until + 2 * self.servers.start_s, costs)
             if measured:
                 costs.drafter_ms[file] = drafter_pass_ms(measured, costs.times)
