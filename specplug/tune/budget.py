@@ -31,6 +31,10 @@ FEWEST_TOKENS = 16
 """Tokens of the shortest answer that is recorded: shorter ones show too little about drafts."""
 
 
+Progress = Callable[[str, float, str, float], None]
+"""Receives the stage, the share of it that is done, the best setting so far, and the seconds that are left."""
+
+
 class TooSmall(UsageError):
     """A stage needs more time than its share. factor: how many times as large a budget suffices; None for unknown."""
 

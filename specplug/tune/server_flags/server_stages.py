@@ -14,7 +14,7 @@ from typing import Any
 from specplug.errors import EngineError, SpecplugError, UsageError
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.subject import Abilities, Reply, SubjectError
-from specplug.tune.budget import Budget
+from specplug.tune.budget import Budget, Progress
 from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
@@ -51,9 +51,6 @@ COST_ANSWERS = 2
 FEWEST_RECORDED = 2
 RACE_START = 0.4
 """Share of the time for the race that its first round may take."""
-
-Progress = Callable[[str, float, str, float], None]
-"""Receives the stage, its share that is done, the best result so far, and the seconds that are left."""
 
 
 @dataclass(frozen=True, slots=True)
