@@ -51,6 +51,15 @@ from .tune_target import check_resumable, tuned_target
 JSON_NAMES = {"off_path_rows": "asides"}
 """Stages whose field in `tune --dry-run --json` keeps an older name."""
 
+PLAN_NAMES = {
+    "seconds": "seconds for each stage",
+    "settings": "settings to replay",
+    "drafters_beside": "smaller models beside",
+    "memory_gib": "memory in GiB",
+    "sample_sha256": "SHA-256 of a sample",
+}
+"""What the plan of a dry run calls its fields in words."""
+
 NOTHING_BEATS_NONE = 3
 
 SHOWN = 5
@@ -282,15 +291,20 @@ def _plan(request: Request) -> dict[str, Any]:
 
 def _plan_lines(plan: dict[str, Any]) -> list[str]:
     """The plan in words: nested values as `key value`, what is empty as `none`."""
+    stages = {old: stage for stage, old in JSON_NAMES.items()}
 
     def words(value: object) -> str:
         if isinstance(value, dict):
-            return ", ".join(f"{key} {words(inner)}" for key, inner in value.items() if inner not in (None, [], {}))
+            shown = {name(key): words(inner) for key, inner in value.items() if inner not in (None, [], {})}
+            return ", ".join(f"{key} {inner}" for key, inner in shown.items())
         if isinstance(value, list):
             return ", ".join(map(words, value)) or "none"
         return "none" if value is None else str(value)
 
-    return [f"{key}: {words(value)}" for key, value in plan.items()]
+    def name(key: str) -> str:
+        return PLAN_NAMES.get(key) or stages.get(key, key).replace("_", " ")
+
+    return [f"{name(key)}: {words(value)}" for key, value in plan.items()]
 
 
 def _show(document: dict[str, Any]) -> None:
