@@ -31,10 +31,11 @@ from specplug.models.references import drafters_beside
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
 from specplug.tune.server_flags.live_servers import LiveServers
+from specplug.tune.server_flags.llama_candidates import chained
 from specplug.tune.server_flags.offered_candidates import candidates_of
 from specplug.tune.server_flags.race import Race, Racer
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, turns_of
-from specplug.tune.server_flags.server_candidates import PLAIN, Candidate, chained
+from specplug.tune.server_flags.server_candidates import PLAIN, Candidate
 from specplug.tune.server_flags.server_document import server_verdict
 from specplug.tune.server_flags.server_request import ServerRequest
 from specplug.tune.server_flags.server_session import tune_server

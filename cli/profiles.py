@@ -20,6 +20,9 @@ from .options import json_option, note
 from .profile_requirements import lacking
 from .server_options import format_option
 
+VARIANTS = ("-static", "-paper")
+"""Ends of the names of shipped profiles that are for comparisons."""
+
 
 @click.group(epilog="\b\nExample: specplug profiles list")
 def profiles() -> None:
@@ -28,10 +31,11 @@ def profiles() -> None:
 
 @profiles.command("list", epilog="\b\nExample: specplug profiles list --json")
 @json_option
-def list_profiles(json: bool) -> None:
+@click.option("--all", "everything", is_flag=True, help="Also list the shipped variants *-static and *-paper.")
+def list_profiles(json: bool, everything: bool) -> None:
     """List the profiles: your own, then the shipped ones.
 
-    A word in brackets says what a profile needs before it can be used here.
+    --json lists all of them. A word in brackets says what a profile needs before it can be used here.
     """
     listed = profile.list_profiles()
     lacks = {entry.name: lacking(entry.name) for entry in listed if entry.problem is None}
@@ -39,6 +43,9 @@ def list_profiles(json: bool) -> None:
         documents = [asdict(entry) | {"lacking": lacks.get(entry.name)} for entry in listed]
         click.echo(json_format.dumps(documents, indent=2))
         return
+    if not everything:
+        hidden = [entry for entry in listed if entry.source == "shipped" and entry.name.endswith(VARIANTS)]
+        listed = [entry for entry in listed if entry not in hidden]
     width = max((len(entry.name) for entry in listed), default=0)
     for entry in listed:
         own = "" if entry.source == "shipped" else f"  [{entry.source}]"

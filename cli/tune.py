@@ -51,7 +51,28 @@ from .tune_target import check_resumable, tuned_target
 JSON_NAMES = {"off_path_rows": "asides"}
 """Stages whose field in `tune --dry-run --json` keeps an older name."""
 
+PLAN_NAMES = {
+    "seconds": "seconds for each stage",
+    "settings": "settings to replay",
+    "drafters_beside": "smaller models beside",
+    "memory_gib": "memory in GiB",
+    "sample_sha256": "SHA-256 of a sample",
+}
+"""What the plan of a dry run calls its fields in words."""
+
 NOTHING_BEATS_NONE = 3
+
+SHOWN = 5
+"""Rows of the table beside those that ran live; --html and --json have more."""
+
+LEGEND = {
+    "setting": "methods, then the drafts: 'measured 24' has up to 24 tokens, as many as pay by measured costs; 'static "
+    "4' always up to 4; a 'chain' is one sequence, else drafts are trees; 'none' is plain decoding",
+    "predicted": "from replaying recorded answers with measured costs, relative to plain decoding",
+    "tokens/pass": "tokens that a pass of the model yields; 1.00 for plain decoding",
+    "measured": "in live runs, relative to plain decoding; '(-)' where fewer than five answers have no interval",
+}
+"""What the columns of the table mean, on stderr."""
 
 
 @click.command(epilog="\b\nExample: specplug tune --model some.gguf --workload prompts.jsonl --budget 10m")
@@ -270,19 +291,25 @@ def _plan(request: Request) -> dict[str, Any]:
 
 def _plan_lines(plan: dict[str, Any]) -> list[str]:
     """The plan in words: nested values as `key value`, what is empty as `none`."""
+    stages = {old: stage for stage, old in JSON_NAMES.items()}
 
     def words(value: object) -> str:
         if isinstance(value, dict):
-            return ", ".join(f"{key} {words(inner)}" for key, inner in value.items() if inner not in (None, [], {}))
+            shown = {name(key): words(inner) for key, inner in value.items() if inner not in (None, [], {})}
+            return ", ".join(f"{key} {inner}" for key, inner in shown.items())
         if isinstance(value, list):
             return ", ".join(map(words, value)) or "none"
         return "none" if value is None else str(value)
 
-    return [f"{key}: {words(value)}" for key, value in plan.items()]
+    def name(key: str) -> str:
+        return PLAN_NAMES.get(key) or stages.get(key, key).replace("_", " ")
+
+    return [f"{name(key)}: {words(value)}" for key, value in plan.items()]
 
 
 def _show(document: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 140)
+    chosen_name = document["chosen"]
     work, level, chosen = document["workload"], str(document["level"]), document["threads"]["chosen"]
     threads = "" if chosen is None else f"{chosen} threads, "
     console.print(
@@ -292,19 +319,23 @@ def _show(document: dict[str, Any]) -> None:
     )
     columns = ("predicted speedup", "predicted tokens/pass", "measured speedup (95% interval)", "tokens/s")
     table = Table("setting", *columns, "", box=None)
-    shown = evidence(document)
-    for line in shown["settings"]:
+    kept = evidence(document)["settings"]
+    shown = [one for i, one in enumerate(kept) if i < SHOWN or one["confirmed"] or one["name"] in ("none", chosen_name)]
+    for line in shown:
         live = line["confirmed"].get(level)
         predicted = line["predicted"]
         table.add_row(
             line["name"],
             f"{predicted['speedup']:.2f}",
             f"{predicted['mean_acceptance_length']:.2f}",
-            interval_text(live["speedup"]) if live else "",
+            interval_text(live["speedup"], live["answers"]) if live else "",
             f"{live['tokens_per_second']:.1f}" if live and live["tokens_per_second"] else "",
-            "chosen" if line["name"] == document["chosen"] else "",
+            "chosen" if line["name"] == chosen_name else "",
         )
     console.print(table)
+    legend = Console(stderr=True, highlight=False, markup=False, width=console.width)
+    for name, meaning in LEGEND.items():
+        legend.print(f"{name}: {meaning}")
     settings = settings_line(document)
     if settings is not None:
         head, rows = settings_rows(document)
@@ -320,5 +351,5 @@ def _show(document: dict[str, Any]) -> None:
     if deviations:
         console.print(
             f"predicted and measured speedups differ by {', '.join(f'{deviation:.1%}' for deviation in deviations)}; "
-            f"--json has {shown['settings_left_out']} more settings"
+            f"--json has {len(document['settings']) - len(shown)} more settings"
         )

@@ -87,10 +87,15 @@ class ServerTune:
 def tune_one_server(asked: ServerTune) -> bool:
     """Tune, print the command on stdout and all else on stderr; returns whether plain decoding was the fastest.
 
-    UsageError for options that say how specplug's own engine would run, and for an address.
+    UsageError for options that say how specplug's own engine would run, for an address, and for a format that cannot
+    hold the command.
     """
     refuse_with_server("profile_refs", "corpora", "engine", "threads", "context", "gpu_layers", "allow_rounding")
+    if asked.request.json and asked.format is not None:
+        raise UsageError("--json prints one document, which holds the command as a list; leave --format out")
     wanted = _request(asked)
+    if asked.format is not None:
+        as_format(wanted.command.argv, asked.format)  # raises for what it cannot hold, before hours of measuring
     check_server_request(wanted)
     if asked.dry_run:
         check_resumable(wanted.out, asked.resume)
@@ -270,6 +275,9 @@ def _show(document: dict[str, Any]) -> None:
     for cells in server_rows(document, live + SHOWN_REPLAYED):
         table.add_row(*cells)
     console.print(table)
+    for name, meaning in SERVER_COLUMNS.items():
+        if name:
+            console.print(f"{name}: {meaning}")
     left_out = len(document["rows"]) - live - SHOWN_REPLAYED
     if left_out > 0:
         console.print(f"{left_out} more were replayed or left out; --html and --json have all")

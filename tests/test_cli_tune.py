@@ -83,6 +83,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert plan["profile"].endswith("smollm2-135m-instruct.q4_1-tuned.yaml")
     text = call("tune", "--model", "demo:smollm2", "--budget", "2m", "--dry-run").stdout
     assert "{" not in text and "[" not in text and "\nconcurrency: 1\n" in text
+    for words in ("off path rows 14.4", "memory in GiB ", "smaller models beside: none"):  # 14.4 s: 12% of 120
+        assert words in text
     assert not list(tmp_path.rglob("*.yaml")) and not list(tmp_path.rglob("*.journal"))
     assert "nothing to resume" in refused("--dry-run", "--resume")
 
@@ -108,6 +110,9 @@ def test_the_exit_code_and_the_last_line_say_what_follows(
         "chosen": chosen,
         "level": 1,
         "path": str(own),
+        "workload": {"answers": 7},
+        "budget_s": 300.0,
+        "command": "specplug tune --model m.gguf --budget 5m --resume --out mine",
         "settings": [{"name": "a", "confirmed": {"1": {"speedup": speedup, "over_rest": None}}}],
         "rejected": {},
         "fingerprint": {"engine": "llama-cpp"},
@@ -117,9 +122,12 @@ def test_the_exit_code_and_the_last_line_say_what_follows(
     assert main(given) == code
     printed = capsys.readouterr()
     assert json.loads(printed.out) == document
-    following = "specplug run --profile mine" if chosen == "a" else "specplug run --profile default remains right"
+    following = ["specplug run --profile mine"]
+    if chosen == "none":
+        following = ["specplug run --profile default remains right", "with 7 different answers"]
+        following.append("to time more answers: specplug tune --model m.gguf --out mine --budget 20m, or")
     last = printed.err.splitlines()[-1]
-    assert following in last and last.endswith(f"; written to {own}")
+    assert all(part in last for part in following) and last.endswith(f"; written to {own}")
 
 
 @pytest.mark.alone
@@ -171,8 +179,18 @@ def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
     assert "cpu: was Another One" in warned.stderr and "tune again" in warned.stderr
 
 
-@pytest.mark.alone
-@pytest.mark.llama
-def test_a_budget_too_small_to_measure_is_refused() -> None:
+def test_a_budget_too_small_for_any_tune_is_refused_in_a_dry_run_too(tmp_path: Path) -> None:
     needs_the_demo_model()
-    assert "budget is too small" in refused("--budget", "1s", "--limit", "1")
+    assert "--budget 1s: the budget is too small for any tune; say --budget 5m" in refused("--budget", "1s")
+    deep = tmp_path / "no" / "deep" / "x.yaml"
+    assert "too small" in refused("--budget", "4", "--dry-run", "--out", str(deep)) and not (tmp_path / "no").exists()
+    assert call("tune", "--model", "demo:smollm2", "--dry-run", "--out", str(deep)).returncode == 0
+    assert not (tmp_path / "no").exists()
+
+
+def test_profiles_for_comparisons_are_listed_with_all_only() -> None:
+    short, all_, document = (call("profiles", "list", *more) for more in ([], ["--all"], ["--json"]))
+    names = {line.split()[0] for line in all_.stdout.splitlines()}
+    variants = {name for name in names if name.endswith(("-static", "-paper"))}
+    assert variants and {line.split()[0] for line in short.stdout.splitlines()} == names - variants
+    assert {one["name"] for one in json.loads(document.stdout)} == names

@@ -109,7 +109,13 @@ def test_the_dry_run_says_what_would_be_tried_and_starts_nothing(tmp_path: Path)
         ("stub", ["--threads", "2"], "--threads: a server is tuned as its own command says; leave it out"),
         ("stub", ["--profile", "default"], "--profile: a server is tuned as its own command says; leave it out"),
         ("stub", ["--allow-rounding"], "--allow-rounding: a server is tuned as its own command says"),
-        ("stub", ["--budget", "0.1s", "--dry-run"], "is too small: starting the server twice"),
+        ("stub", ["--budget", "1s", "--dry-run"], "--budget 1s: the budget is too small for any tune; say --budget 5m"),
+        ("stub", ["--json", "--format", "args"], "--json prints one document, which holds the command as a list"),
+        (
+            "http://127.0.0.1:9",
+            ["--json", "--format", "args"],
+            "--json prints one document, which holds the command as a list",
+        ),
         ("stub", ["--resume", "--dry-run"], "nothing to resume; run without --resume"),
         ("stub", ["--resume"], "nothing to resume; run without --resume"),
     ],
@@ -121,6 +127,20 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(
     assert main(given) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and message in captured.err
+
+
+def test_a_format_that_cannot_hold_the_command_is_refused_before_it_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(tmp_path, server(), "--dry-run", "--format", "ini")[3:]
+    assert main(given) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "format ini: a preset is for llama-server" in captured.err
+
+
+def test_a_dry_run_creates_no_folder(tmp_path: Path) -> None:
+    assert main(arguments(tmp_path, server(), "--dry-run", "--out", str(tmp_path / "no" / "deep" / "x.yaml"))[3:]) == 0
+    assert not (tmp_path / "no").exists()
 
 
 def test_format_is_for_servers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -426,20 +426,27 @@ def test_entries_are_read_back_and_more_can_be_added(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "j.journal"
     with journals.opened(path, resume=False) as journal:
         journal.add("begun", spent=0.5)
-        journal.add("pair", seen={"none": [1, 0.25]})
+        assert journal.spent == 0.5
+        journal.add("pair", seen={"none": [1, 0.25]}, spent=2.5)
     with journals.opened(path, resume=True) as journal:
-        assert not journal.torn and journal.last("pair") == {"kind": "pair", "seen": {"none": [1, 0.25]}}
+        assert journal.last("pair") == {"kind": "pair", "seen": {"none": [1, 0.25]}, "spent": 2.5}
+        assert journal.spent == 2.5
         journal.add("pair", seen={"none": [2, 0.5]})
     with journals.opened(path, resume=True) as journal:
         assert [entry["seen"]["none"][0] for entry in journal.of("pair")] == [1, 2] and journal.last("nothing") is None
     kept = path.read_bytes()
-    with journals.opened(path, resume=False) as journal:
-        assert journal.entries == [] and journal.drops_unfinished and path.read_bytes() == kept
+    said: list[str] = []
+    with journals.opened(path, resume=False, notify=said.append) as journal:
+        assert journal.entries == [] and journal.spent == 0.0 and path.read_bytes() == kept
         journal.add("done")
-    with journals.opened(path, resume=False) as journal:
-        assert not journal.drops_unfinished
-    with journals.opened(path, resume=True) as journal:
+    assert len(said) == 1 and said[0].startswith("starting again: an unfinished tune of this profile is discarded")
+    with journals.opened(path, resume=False, notify=said.append):
+        assert len(said) == 1, "that one was finished"
+    with journals.opened(path, resume=True, notify=said.append) as journal:
         assert [entry["kind"] for entry in journal.entries] == ["done"]
+    path.write_bytes(path.read_bytes() + b"0000")
+    with journals.opened(path, resume=True, notify=said.append) as journal:
+        assert said[1:] == ["the last line of the journal is incomplete; its step is done again"]
 
 
 @pytest.mark.parametrize("cut", range(1, 30))

@@ -67,11 +67,17 @@ def test_the_verdict_gives_the_result_of_every_finalist_and_the_next_step() -> N
         "settings": [line],
         "rejected": {line["name"]: "not shown to be faster"},
         "fingerprint": {"engine": "llama-cpp"},
+        "workload": {"answers": 15},
+        "budget_s": 90.0,
+        "command": "specplug tune --model m.gguf --budget=90s",
     }
     assert verdict(lost).startswith(
-        "plain decoding: no setting was shown to be faster "
-        "(suffix, measured 8: 1.10 (0.94-1.45), not shown to be faster); to time more answers, raise --budget"
+        "plain decoding: no setting was shown to be faster, with 15 different answers "
+        "(suffix, measured 8: 1.10 (0.94-1.45), not shown to be faster); "
+        "to time more answers: specplug tune --model m.gguf --budget 6m, or "
     )
+    few = {**line, "confirmed": {"1": {"speedup": speedup, "answers": 4, "over_rest": None}}}
+    assert "(suffix, measured 8: 1.10 (-), not shown to be faster)" in verdict({**lost, "settings": [few]})
     untimed = {**lost, "settings": [{**line, "confirmed": {"1": {"speedup": None}}}]}
     assert "no setting could be run live in this budget" in verdict(untimed)
     assert "specplug run --profile default remains right" in verdict(lost)
@@ -90,6 +96,8 @@ def test_an_interval_of_a_single_answer_is_a_dash() -> None:
     assert interval_text({"median": 1.06, "low": 1.06, "high": 1.06}) == "1.06 (-)"
     assert interval_text({"median": 1.24, "low": 1.16, "high": 1.33}) == "1.24 (1.16-1.33)"
     assert interval_text(None) == "-"
+    assert interval_text({"median": 1.24, "low": 1.16, "high": 1.33}, 4) == "1.24 (-)"
+    assert interval_text({"median": 1.24, "low": 1.16, "high": 1.33}, 5) == "1.24 (1.16-1.33)"
 
 
 def test_losing_settings_stay_in_the_evidence(document: dict[str, Any]) -> None:

@@ -22,6 +22,15 @@ def keep(path: Path, content: bytes) -> None:
         tell_that_nothing_is_kept(path, str(error))
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError where a file could not be created there; leaves no file and no folder behind."""
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write `content` to `path`. No reader finds half of it. SpecplugError on a full disk; the old file remains."""
     temporary = None

@@ -23,7 +23,6 @@ from specplug.tune.document import (
     settings_line,
     settings_rows,
 )
-from specplug.tune.selection import FEWEST_ANSWERS
 
 BARS = 24
 """Settings in the chart of predictions; the table has all of them."""
@@ -236,19 +235,11 @@ def _categories(line: Mapping[str, Any], level: str) -> str:
             category,
             f"{sums['speedup']:.2f}",
             f"{sums['mean_acceptance_length']:.2f}",
-            _live_text(live[category]) if category in live else "",
+            interval_text(live[category]["speedup"], live[category]["answers"]) if category in live else "",
         )
         for category, sums in line["predicted"]["categories"].items()
     ]
     return table_html(("kind of work", "predicted", "tokens/step", "measured live"), rows)
-
-
-def _live_text(found: Mapping[str, Any]) -> str:
-    """A speedup with its interval, or `1.06 (-)` where there are too few answers for one."""
-    speedup = found["speedup"]
-    if speedup is not None and found["answers"] < FEWEST_ANSWERS:
-        return f"{speedup['median']:.2f} (-)"
-    return interval_text(speedup)
 
 
 def _table(document: Mapping[str, Any], level: str) -> str:
@@ -261,7 +252,7 @@ def _table(document: Mapping[str, Any], level: str) -> str:
                 f"{predicted['speedup']:.3f}",
                 f"{predicted['mean_acceptance_length']:.2f}",
                 f"{predicted['drafted_per_step']:.2f}",
-                _live_text(live) if live else "",
+                interval_text(live["speedup"], live["answers"]) if live else "",
             )
         )
         name = "chosen" if line["name"] == document["chosen"] else "losing" if predicted["speedup"] < 1 else ""

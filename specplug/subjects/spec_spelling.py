@@ -6,7 +6,7 @@ keys within the value of `--spec-type` (ik_llama.cpp since 2026). What a build c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from specplug.subjects.help_text import Help
 
@@ -43,12 +43,18 @@ def lookup_flags(offered: Help, kind: str, sizes: Mapping[str, int]) -> list[str
         return None if set(keys) - set(offered.spec_keys) else ["--spec-type", _with_keys(kind, keys)]
     flags = ["--spec-type", kind]
     for name, number in sizes.items():
-        own, shared = f"--spec-{kind}-{name}", SHARED.get(name, f"--spec-ngram-{name}")
-        spelled = offered.spelling(own, shared)
+        spelled = _spelled(offered, kind, name)
         if spelled is None:
             return None
         flags += [spelled, str(number)]
     return flags
+
+
+def lookup_defaults(offered: Help, kind: str, names: Sequence[str]) -> tuple[int, ...] | None:
+    """The sizes that a lookup type has without flags, by names as in `lookup_flags`; None where the help tells none."""
+    texts = [offered.default(_spelled(offered, kind, name) or "") for name in names]
+    known = [int(text) for text in texts if text is not None and text.isdecimal()]
+    return tuple(known) if len(known) == len(names) else None
 
 
 def drafter_flags(
@@ -77,6 +83,11 @@ def drafter_flags(
             return None
         flags += [spelled, f"{value:g}"]
     return flags
+
+
+def _spelled(offered: Help, kind: str, name: str) -> str | None:
+    """The flag for one size: the type's own, or the one that all types share."""
+    return offered.spelling(f"--spec-{kind}-{name}", SHARED.get(name, f"--spec-ngram-{name}"))
 
 
 def _with_keys(kind: str, keys: Mapping[str, float | None]) -> str:

@@ -1,4 +1,4 @@
-"""How the time of a tune is divided among its stages.
+"""How much time a tune has, and how it is divided among its stages.
 
 This module counts seconds and works out how many answers fit into them. It does not depend on an engine.
 """
@@ -6,6 +6,7 @@ This module counts seconds and works out how many answers fit into them. It does
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from time import monotonic
@@ -27,8 +28,15 @@ SHARES = {
 CONFIRM_SHARE = 0.25
 """Share of the budget that no earlier stage may use, so that confirming always has it."""
 
+SHORTEST_S = 5.0
+"""No tune fits into less on any machine: an engine starts, and five answers are timed with drafts and without."""
+
 FEWEST_TOKENS = 16
 """Tokens of the shortest answer that is recorded: shorter ones show too little about drafts."""
+
+
+Progress = Callable[[str, float, str, float], None]
+"""Receives the stage, the share of it that is done, the best setting so far, and the seconds that are left."""
 
 
 class TooSmall(UsageError):
@@ -76,11 +84,13 @@ class Budget:
 
 
 def parse(text: str) -> float:
-    """Seconds of `90s`, `5m`, `1.5h` or `300`. UsageError for anything else."""
+    """Seconds of `90s`, `5m`, `1.5h` or `300`. UsageError for anything else, and for what is too short for any tune."""
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text.strip().lower())
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if seconds <= 0:
         raise UsageError(f"--budget {text!r}: not a time; write 90s, 5m or 1h")
+    if seconds < SHORTEST_S:
+        raise UsageError(f"--budget {text}: the budget is too small for any tune; say --budget 5m")
     return seconds
 
 
@@ -128,6 +138,17 @@ def too_small(what: str, needed: float, seconds: float, *, remedy: str = "") -> 
     """The error for a budget that leaves `seconds` for work that needs more."""
     text = f"the budget is too small: {what} takes {needed:.1f} s, and there are {seconds:.1f} s for it"
     return TooSmall(text, remedy, needed / seconds if seconds > 0 else None)
+
+
+def with_budget(command: str, seconds: float) -> str:
+    """A command line of `tune` with another budget, to be run as a new tune."""
+    words = shlex.split(command)
+    kept = [
+        word
+        for place, word in enumerate(words)
+        if word != "--resume" and not word.startswith("--budget") and words[max(0, place - 1)] != "--budget"
+    ]
+    return shlex.join([*kept, "--budget", in_words(seconds)])
 
 
 def in_words(seconds: float) -> str:

@@ -22,19 +22,23 @@ from specplug.profile import SIZE_LIMIT, Measured, Profile, dumps, user_folder
 from specplug.profile.with_drafter import drafter_name, drafters_of
 from specplug.profile.with_grammar import with_grammar
 from specplug.registry import ProposerSpec
+from specplug.tune.budget import with_budget
 from specplug.tune.candidates import PLAIN, Setting
 from specplug.tune.cost_curves import Curve
 from specplug.tune.device_settings import EnginePlanning
 from specplug.tune.engine_choice import EngineChoice, with_setting
 from specplug.tune.expense import Expense
 from specplug.tune.prediction import Prediction, Sums
-from specplug.tune.selection import Pairs
+from specplug.tune.selection import FEWEST_ANSWERS, Pairs
 from specplug.tune.trace import Trace
 from specplug.tune.tune_request import SCHEMA, Request, workload_hash
 
 KEPT = 8
 """Settings with the best predictions that a profile's evidence keeps. It also keeps the confirmed ones, the best of
 each method in each mode of the planner, and the worst."""
+
+LONGER = 4
+"""So many times the budget is advised where it did not decide."""
 
 CONTEXT = 256
 """Tokens in the cache at which the speedup of an oracle, whose draft tokens are all accepted, is reported."""
@@ -208,7 +212,8 @@ def outcome(document: Mapping[str, Any]) -> str:
     if document["chosen"] == PLAIN.name:
         if live and not any(result["speedup"] for result in live.values()):
             return "plain decoding: no setting could be run live in this budget"
-        return "plain decoding: no setting was shown to be faster"
+        answers = document["workload"]["answers"]
+        return f"plain decoding: no setting was shown to be faster, with {answers} different answers"
     result = live.get(document["chosen"], {})
     text = f"{document['chosen']}: {_speedup_text(result.get('speedup'), 'plain decoding')}"
     if result.get("over_rest"):
@@ -227,8 +232,9 @@ def rejections(document: Mapping[str, Any]) -> list[str]:
     """The result of every finalist that was not chosen, and why it was not."""
     live = _live(document)
     return [
-        f"{name}: {interval_text(live.get(name, {}).get('speedup'))}, {why}"
+        f"{name}: {interval_text(known.get('speedup'), known.get('answers'))}, {why}"
         for name, why in document["rejected"].items()
+        for known in [live.get(name, {})]
     ]
 
 
@@ -320,7 +326,8 @@ def settings_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str
 def next_step(document: Mapping[str, Any]) -> str:
     """What the user can do next."""
     if document["chosen"] == PLAIN.name:
-        more = "to time more answers, raise --budget or give more of your own prompts with --workload"
+        longer = with_budget(str(document["command"]), LONGER * document["budget_s"])
+        more = f"to time more answers: {longer}, or more of your own prompts with --workload"
         if document["fingerprint"]["engine"] == "vllm":
             return f"{more}; until then, use vLLM without specplug: vllm serve MODEL"
         return f"{more}; until then, specplug run --profile default remains right: it drafts only where that saves time"
@@ -329,11 +336,15 @@ def next_step(document: Mapping[str, Any]) -> str:
     return f"use it with: {shlex.join(['specplug', 'run', '--profile', ref])}"
 
 
-def interval_text(interval: Mapping[str, float] | None) -> str:
-    """For example `1.24 (1.16-1.33)`; `1.24 (-)` for a single answer, which has no interval; `-` for None."""
+def interval_text(interval: Mapping[str, float] | None, answers: int | None = None) -> str:
+    """For example `1.24 (1.16-1.33)`; `-` for None.
+
+    `1.24 (-)` where there is no interval: for a single answer, and where `answers` is less than FEWEST_ANSWERS.
+    """
     if interval is None:
         return "-"
-    ends = f"{interval['low']:.2f}-{interval['high']:.2f}" if interval["low"] != interval["high"] else "-"
+    known = interval["low"] != interval["high"] and (answers is None or answers >= FEWEST_ANSWERS)
+    ends = f"{interval['low']:.2f}-{interval['high']:.2f}" if known else "-"
     return f"{interval['median']:.2f} ({ends})"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -22,22 +22,19 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """The entries of a journal, which are plain data with a `kind`.
+    """The entries of a journal, which are plain data with a `kind`, and the seconds that were `spent` before each."""
 
-    torn              whether the last line was incomplete; it is dropped
-    drops_unfinished  whether the first new entry replaces a journal that could have been continued
-    """
-
-    def __init__(
-        self, path: Path, entries: list[Entry], file: IO[bytes], kept: int, *, torn: bool, drops_unfinished: bool
-    ) -> None:
+    def __init__(self, path: Path, entries: list[Entry], file: IO[bytes], kept: int) -> None:
         """`kept` is how many bytes of `file` are kept; the rest is removed when the first entry is added."""
         self.path = path
         self.entries = entries
-        self.torn = torn
-        self.drops_unfinished = drops_unfinished
         self._file = file
         self._kept: int | None = kept
+
+    @property
+    def spent(self) -> float:
+        """Seconds until the latest entry; 0 for a new journal."""
+        return float(self.entries[-1]["spent"]) if self.entries else 0.0
 
     def add(self, kind: str, **values: Any) -> Entry:
         """Append an entry and return it; by then it is on the disk."""
@@ -66,8 +63,10 @@ class Journal:
 
 
 @contextmanager
-def opened(path: Path, *, resume: bool) -> Iterator[Journal]:
+def opened(path: Path, *, resume: bool, notify: Callable[[str], None] = lambda text: None) -> Iterator[Journal]:
     """The journal at `path`, continued or new, locked for this process.
+
+    notify  receives a sentence where an incomplete last line, or an unfinished tune, is dropped by the first new entry
 
     UsageError when another process has locked it, when there is nothing to resume, or when a line other than the last
     is damaged.
@@ -83,7 +82,11 @@ def opened(path: Path, *, resume: bool) -> Iterator[Journal]:
             raise UsageError(f"{path}: another tune of this profile is running; wait, or use another --out") from None
         except OSError as error:
             raise SpecplugError(f"{path}: cannot be used ({reason(path, error)})") from error
-        yield Journal(path, entries, file, kept, torn=torn, drops_unfinished=dropped)
+        if torn:
+            notify("the last line of the journal is incomplete; its step is done again")
+        if dropped:
+            notify("starting again: an unfinished tune of this profile is discarded (--resume would have continued it)")
+        yield Journal(path, entries, file, kept)
 
 
 def _line(entry: Entry) -> bytes:

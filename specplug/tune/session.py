@@ -15,7 +15,7 @@ from specplug import profile as profiles
 from specplug.machine import hardware
 from specplug.profile import CostPoints, Profile
 from specplug.tune import journal as journals
-from specplug.tune.budget import Budget, TooSmall
+from specplug.tune.budget import Budget, Progress, TooSmall
 from specplug.tune.candidates import PLAIN
 from specplug.tune.choosing_stages import ChoosingStages
 from specplug.tune.document import Findings, tune_document, tuned_profile
@@ -24,7 +24,7 @@ from specplug.tune.prediction import Costs
 from specplug.tune.replay import replay
 from specplug.tune.subject import Subject
 from specplug.tune.tune_request import Request, beside, check, check_journal, journal_path
-from specplug.tune.tune_run import Progress, TuneRun
+from specplug.tune.tune_run import TuneRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,11 @@ def tune(
     """
     check(request)
     with ExitStack() as stack:
-        journal = stack.enter_context(journals.opened(journal_path(request.out), resume=request.resume))
-        if journal.torn:
-            notify("the last line of the journal is incomplete; its step is done again")
-        if journal.drops_unfinished:
-            notify("starting again: an unfinished tune of this profile is discarded (--resume would have continued it)")
+        path = journal_path(request.out)
+        journal = stack.enter_context(journals.opened(path, resume=request.resume, notify=notify))
         if journal.entries:
             check_journal(journal, request)
-        budget = Budget(request.budget, journal.entries[-1]["spent"] if journal.entries else 0.0, clock)
+        budget = Budget(request.budget, journal.spent, clock)
         busy = hardware.too_busy()  # before an engine makes the machine busy
         subject = opener(request) if opener else open_subject(request, notify)
         stack.callback(subject.close)

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from specplug import profile as profiles
@@ -19,6 +18,7 @@ from specplug.bench.workloads import Prompt
 from specplug.corpora.folder import place, read_manifest
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
+from specplug.machine.files import check_writable
 from specplug.machine.folders import cache_folder, reason, state_folder
 from specplug.models.corpus_fit import check_fits
 from specplug.models.references import drafters_beside
@@ -147,9 +147,7 @@ def check(request: Request) -> None:
     recordings = cache_folder() / TRACES / "recordings"
     for path, remedy in ((request.out, "use another --out"), (recordings, "set XDG_CACHE_HOME to another folder")):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=path.parent):
-                pass
+            check_writable(path)
         except OSError as error:
             raise UsageError(f"{path}: cannot be written ({reason(path, error)}); {remedy}") from None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specplug.registry import ProposerSpec
-from specplug.tune.budget import Budget
+from specplug.tune.budget import Budget, Progress
 from specplug.tune.candidates import BUILTIN_METHOD
 from specplug.tune.journal import Journal
 from specplug.tune.recording import (
@@ -19,9 +19,6 @@ from specplug.tune.subject import Subject
 from specplug.tune.tune_request import Request
 
 OWN_PLANNER = "specplug's planner"
-
-Progress = Callable[[str, float, str, float], None]
-"""Receives the stage, the share of it that is done, the best setting so far, and the seconds that are left."""
 
 
 class TuneRun:

@@ -34,12 +34,15 @@ class Replayed:
     """One or several answers, replayed.
 
     passes  by number of rows of a pass; the pass over the prompt, which yields the first token, is not among them
+    drafter_passes
+            passes of the model that drafts; 0 where none does
     """
 
     tokens: int
     drafted: int
     accepted: int
     passes: Mapping[int, int]
+    drafter_passes: int = 0
 
     @property
     def num_passes(self) -> int:
@@ -79,8 +82,9 @@ def replayed(answer: RecordedAnswer, rule: LookupRule | None, *, bounded: bool =
 def total(parts: Iterable[Replayed]) -> Replayed:
     """All answers together."""
     passes: Counter[int] = Counter()
-    tokens = drafted = accepted = 0
+    tokens = drafted = accepted = drafter_passes = 0
     for part in parts:
         passes.update(part.passes)
         tokens, drafted, accepted = tokens + part.tokens, drafted + part.drafted, accepted + part.accepted
-    return Replayed(tokens, drafted, accepted, dict(passes))
+        drafter_passes += part.drafter_passes
+    return Replayed(tokens, drafted, accepted, dict(passes), drafter_passes)

@@ -39,27 +39,33 @@ class AnswerGuesses:
 
 
 class RecordedDrafter:
-    """Drafts up to `length` tokens from guesses, in the order of the answers that were recorded."""
+    """Drafts up to `length` tokens from guesses, in the order of the answers that were recorded.
+
+    passes  of the drafter while it drafts, for each answer so far: the newest token of the text, then each draft token
+            but the last possible one. A draft that is empty because its first token is unsure takes one, too. The limit
+            of an answer's length, which may spare the last draft of an answer a few passes, is not known here.
+    """
 
     def __init__(self, guesses: Sequence[AnswerGuesses], length: int, least_probability: float = 0.0) -> None:
         self._guesses = guesses
         self._length = length
         self._least = least_probability
-        self._answer = -1
         self._start = 0
+        self.passes: list[int] = []
 
     def begin(self, text: Tokens, length: int) -> None:
-        self._answer += 1
+        self.passes.append(0)
         self._start = length
 
     def draft(self, text: Tokens, length: int) -> list[int]:
-        known = self._guesses[self._answer]
+        known = self._guesses[len(self.passes) - 1]
         first = length - self._start
         drafted: list[int] = []
         for place in range(first, min(first + self._length, len(known.tokens))):
             if self._least and known.probabilities[place] < self._least:
                 break
             drafted.append(int(known.tokens[place]))
+        self.passes[-1] += min(self._length, len(drafted) + 1)
         return drafted
 
     def accepted(self, count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -10,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from specplug.errors import UsageError
-from specplug.tune.server_flags.server_candidates import Candidate, RuleSizes, llama_candidates
+from specplug.tune.server_flags.llama_candidates import llama_candidates, lookup_probe
+from specplug.tune.server_flags.server_candidates import Candidate
 from specplug.tune.server_flags.server_request import ServerRequest
-from specplug.tune.server_flags.vllm_candidates import ADAPTIVE, TABLE, VllmInstallation, vllm_candidates, vllm_probes
+from specplug.tune.server_flags.vllm_candidates import TABLE, VllmInstallation, vllm_candidates, vllm_probes
 
 PROBE_LENGTHS = (2, 6, 15, 47)
 """Draft tokens with which the cost of passes is learned, with lookup of one token, which drafts in most passes."""
 
 ASK_S = 60.0
 """Seconds for a short Python program beside vLLM."""
+
+PYTHON = re.compile(r"python[0-9.]*")
+EXEC = re.compile(r"""'exec' (?:"([^"]+)"|'([^']+)'|(\S+))""")
+LONGEST_LINE = 4096
 
 ASK = """
 import importlib.util, json, pathlib
@@ -79,37 +85,56 @@ def probes_of(request: ServerRequest) -> list[Candidate]:
     command = request.command
     if command.kind == "vllm":
         return vllm_probes()
-    if command.help is None or "ngram-simple" not in command.help.spec_types:
+    if command.help is None:
         return []
-    return [
-        Candidate(
-            f"ngram-simple 1, {length} drafted",
-            "ngram-simple",
-            (
-                *("--spec-type", "ngram-simple"),
-                *("--spec-ngram-simple-size-n", "1"),
-                *("--spec-ngram-simple-size-m", str(length)),
-            ),
-            (RuleSizes("ngram-simple", (1, length)),),
-        )
-        for length in PROBE_LENGTHS
-    ]
+    probes = [lookup_probe(command.help, length) for length in PROBE_LENGTHS]
+    return [one for one in probes if one is not None]
 
 
-def vllm_installation(argv: Sequence[str], model: str) -> VllmInstallation:
-    """What the Python of a `vllm` command has; nothing where that Python is not found."""
-    python = _python_of(argv)
-    if python is None:
-        return VllmInstallation()
-    found = _answer([python, "-c", ASK])
-    if found is None:
-        return VllmInstallation()
+def vllm_installation(argv: Sequence[str], model: str) -> VllmInstallation | None:
+    """What the Python of a `vllm` command has; None where that Python is not found, or does not answer."""
+    python = python_of(argv)
+    found = _answer([python, "-c", ASK]) if python is not None else None
+    if python is None or found is None:
+        return None
     plugin = _answer([python, "-c", ASK_PLUGIN, model]) if found["specplug"] else None
     return VllmInstallation(
-        settings=frozenset(name for name in (TABLE, ADAPTIVE) if name in found["text"]),
+        settings=frozenset({TABLE} if TABLE in found["text"] else ()),
         suffix=found["suffix"],
         plugin=tuple((methods, length, tuple(flags)) for methods, length, flags in plugin or ()),
     )
+
+
+def python_of(argv: Sequence[str]) -> str | None:
+    """The Python that a command names, or with which its script `vllm` begins; None where neither is one.
+
+    Scripts begin with `#!PYTHON`, with `#!/usr/bin/env python3`, or, where the path is long or has spaces, with
+    `#!/bin/sh` and a line that replaces the shell with Python. Source: pip's vendored distlib, scripts.py.
+    """
+    for word in argv:
+        name = Path(word).name
+        if PYTHON.fullmatch(name):
+            return shutil.which(word)
+        if name == "vllm" and (path := shutil.which(word)) is not None:
+            return _interpreter(Path(path))
+    return None
+
+
+def _interpreter(script: Path) -> str | None:
+    try:
+        with open(script, "rb") as file:
+            first, second = (file.readline(LONGEST_LINE).decode(errors="replace").strip() for _ in range(2))
+    except OSError:
+        return None
+    if not first.startswith("#!"):
+        return None
+    words = first.removeprefix("#!").split()
+    program = Path(words[0]).name if words else ""
+    if program == "env":
+        words = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
+    elif program == "sh":
+        words = [word for quoted in EXEC.findall(second) for word in quoted if word]
+    return shutil.which(words[0]) if words and PYTHON.fullmatch(Path(words[0]).name) else None
 
 
 def _answer(words: Sequence[str]) -> Any:
@@ -119,16 +144,3 @@ def _answer(words: Sequence[str]) -> Any:
         return json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         return None
-
-
-def _python_of(argv: Sequence[str]) -> str | None:
-    """The interpreter in the first line of the script `vllm`, or the one that the command itself names."""
-    for word in argv:
-        name = Path(word).name
-        if name.startswith("python"):
-            return shutil.which(word)
-        if name == "vllm" and (path := shutil.which(word)) is not None:
-            with open(path, "rb") as file:
-                first = file.readline().decode(errors="replace").strip()
-            return first.removeprefix("#!").split()[0] if first.startswith("#!") and len(first) > 2 else None
-    return None

@@ -28,20 +28,30 @@ MOST_KNOTS = 7
 
 @dataclass(frozen=True, slots=True)
 class PassTimes:
-    """Milliseconds of a pass at some numbers of rows, ascending from 1; linear in between, and on after the last."""
+    """Milliseconds of a pass at some numbers of rows, ascending from 1; linear in between.
+
+    After the last, a row takes what one takes between the last two; where that is 0, the mean of a row after the first;
+    where that is 0, too, the last pass's time divided by its rows. Rows that nobody measured are never free.
+    """
 
     rows: tuple[int, ...]
     ms: tuple[float, ...]
 
     def at(self, rows: int) -> float:
-        if len(self.rows) > 1 and rows > self.rows[-1]:
-            slope = (self.ms[-1] - self.ms[-2]) / (self.rows[-1] - self.rows[-2])
-            return self.ms[-1] + slope * (rows - self.rows[-1])
-        return float(np.interp(rows, self.rows, self.ms))
+        if rows <= self.rows[-1]:
+            return float(np.interp(rows, self.rows, self.ms))
+        return self.ms[-1] + self._row_ms_beyond() * (rows - self.rows[-1])
 
     def of(self, replayed: Replayed) -> float:
         """Milliseconds of all passes of a replay."""
         return sum(count * self.at(rows) for rows, count in replayed.passes.items())
+
+    def _row_ms_beyond(self) -> float:
+        for before in (-2, 0) if len(self.rows) > 1 else ():
+            rise = (self.ms[-1] - self.ms[before]) / (self.rows[-1] - self.rows[before])
+            if rise > 0:
+                return rise
+        return self.ms[-1] / self.rows[-1]
 
 
 def fitted(answers: Sequence[tuple[Mapping[int, int], float]], knots: Sequence[int]) -> PassTimes:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specplug.tune.server_flags.server_candidates import Candidate, chained
+from specplug.tune.server_flags.llama_candidates import LOOKUP_TYPES, chained
+from specplug.tune.server_flags.server_candidates import Candidate
 from specplug.tune.server_flags.server_predictions import Predicted
 
 HOPELESS = 0.93
@@ -19,18 +20,12 @@ UNPREDICTED = 1.02
 MOST_RUN = 8
 FEWEST_RUN = 2
 
-USUAL_LOOKUP = (3, 8)
-"""Tokens looked up and drafted, of lookups that cannot be replayed."""
-
-USUAL_LENGTHS = (3, 2)
-"""Draft tokens of models and heads that cannot be replayed, the better one first."""
-
 
 def with_chains(tried: Sequence[Candidate], predictions: Mapping[str, Predicted]) -> list[Candidate]:
     """The chains of the best lookup and the best candidate of each drafter and head, on llama-server."""
     best = best_of_families(tried, predictions)
     lookups = [one for one in best if one.rules and one.drafts is None]
-    drafting = [one for one in best if not one.rules and one.flags[:1] == ("--spec-type",) and "draft-" in one.flags[1]]
+    drafting = [one for one in best if not one.rules and one.family not in LOOKUP_TYPES]
     if not lookups:
         return []
     made = [chained(lookups[0], one) for one in drafting]
@@ -60,13 +55,4 @@ def promise(candidate: Candidate, predictions: Mapping[str, Predicted]) -> float
     known = predictions.get(candidate.name)
     if known is not None:
         return known.speedup
-    return UNPREDICTED if is_usual(candidate) else UNPREDICTED - 0.01
-
-
-def is_usual(candidate: Candidate) -> bool:
-    """Whether it is the one to run of a family that cannot be replayed."""
-    if candidate.drafts is not None:
-        return candidate.drafts.length == USUAL_LENGTHS[0] and not candidate.drafts.least_probability
-    if candidate.rules:
-        return candidate.rules[0].sizes[:2] == USUAL_LOOKUP
-    return f"{USUAL_LENGTHS[1]} drafted" in candidate.name
+    return UNPREDICTED if candidate.usual else UNPREDICTED - 0.01

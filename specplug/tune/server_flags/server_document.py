@@ -17,13 +17,14 @@ from specplug.profile import Measured, Profile
 from specplug.profile.settings import ServerSettings
 from specplug.registry import ProposerSpec
 from specplug.subjects.subject import Abilities
-from specplug.tune.document import interval_text
+from specplug.tune.budget import with_budget
+from specplug.tune.document import LONGER, interval_text
 from specplug.tune.server_flags.race import Racer
 from specplug.tune.server_flags.recorded_questions import Timed
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
 from specplug.tune.server_flags.server_predictions import Predicted
 from specplug.tune.server_flags.server_request import SERVER_SCHEMA, ServerRequest
-from specplug.tune.server_flags.server_stages import Costs
+from specplug.tune.server_flags.server_stages import ServerCosts
 from specplug.tune.tune_request import workload_hash
 
 PERCENTILES = (50, 95, 99)
@@ -64,7 +65,7 @@ class ServerFindings:
     abilities: Abilities
     answers: int
     tokens: int
-    costs: Costs | None
+    costs: ServerCosts | None
     tried: Sequence[Candidate]
     predictions: Mapping[str, Predicted]
     racers: Sequence[Racer]
@@ -177,17 +178,15 @@ def server_verdict(document: Mapping[str, Any]) -> str:
         return f"nothing was shown to be faster than plain decoding: no candidate could be run live{busy}"
     return (
         f"nothing was shown to be faster than plain decoding; the best, {best['name']}, came to "
-        f"{interval_text(best['speedup'])}{busy}"
+        f"{interval_text(best['speedup'], best['answers'])} in {best['answers']} different answers{busy}"
     )
 
 
 def server_next_step(document: Mapping[str, Any]) -> str:
     """What the user can do next."""
     if document["chosen"] == PLAIN_NAME:
-        return (
-            "Run the server without flags that draft; a larger --budget times more answers, and --workload takes your "
-            "own prompts"
-        )
+        longer = with_budget(str(document["command"]), LONGER * document["budget_s"])
+        return f"Run the server without flags that draft. More answers: {longer}, or your own prompts with --workload"
     return f"Flags to add: {shlex.join(document['flags'])}"
 
 
@@ -229,7 +228,7 @@ def _cells(row: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
         row["name"],
         f"{predicted['speedup']:.2f}" if predicted is not None else "",
         f"{predicted['tokens_per_pass']:.2f}" if predicted is not None else "",
-        interval_text(row.get("speedup")) if row.get("speedup") else "",
+        interval_text(row["speedup"], row["answers"]) if row.get("speedup") else "",
         f"{live['tokens_per_second']:.1f}" if live is not None else "",
         two(live["first_ms"]) if live is not None else "",
         two(live["gap_ms"]) if live is not None else "",
@@ -310,7 +309,7 @@ def _percentile_mapping(values: Sequence[float]) -> dict[str, float] | None:
     return {f"p{one}": round(float(np.percentile(values, one)), 2) for one in PERCENTILES}
 
 
-def _pass_ms(costs: Costs | None) -> dict[str, list[float]] | None:
+def _pass_ms(costs: ServerCosts | None) -> dict[str, list[float]] | None:
     if costs is None:
         return None
     return {"rows": list(costs.times.rows), "ms": [round(one, 3) for one in costs.times.ms]}

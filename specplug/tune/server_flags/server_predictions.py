@@ -1,18 +1,22 @@
 """Predicts the speedup of candidates from recorded answers and the times of passes, without running them.
 
-For one request at a time, the time of a candidate is the sum of T(rows) over its passes, plus what its drafter takes
-for every draft token. For several at a time, each pass has the rows of all requests: as many times the mean rows of
-one. T beyond the rows that were measured goes on with its last slope; that prediction only orders candidates.
+For one request at a time, the time of a candidate is the sum of T(rows) over its passes, plus as much for each pass of
+its drafter. The drafter reads the rows of every pass of the model, those of a lookup's drafts included; and where it is
+asked for a draft, it has a pass for each draft token, and for one that it is unsure of. All its passes count alike.
+Source: `process` and `draft` of common_speculative_impl_draft_simple in llama.cpp's common/speculative.cpp.
+
+For several requests at a time, each pass has the rows of all of them: as many times the mean rows of one. Beyond the
+rows that were measured, T is an assumption (see `PassTimes`); that prediction only orders candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed, replayed, total
 from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, RecordedDrafter
-from specplug.tune.server_flags.lookup_rules import Chain, LookupRule
+from specplug.tune.server_flags.lookup_rules import Chain
 from specplug.tune.server_flags.pass_times import PassTimes
 from specplug.tune.server_flags.server_candidates import Candidate, open_rule
 
@@ -32,21 +36,46 @@ def predicted(
     *,
     level: int = 1,
     guesses: Mapping[str, Sequence[AnswerGuesses]] | None = None,
-    token_ms: Mapping[str, float] | None = None,
+    drafter_ms: Mapping[str, float] | None = None,
 ) -> Predicted | None:
-    """None for a candidate whose drafts cannot be known.
+    """None for a candidate whose drafts cannot be known, and where only passes of one row were measured.
 
     guesses   by drafter's file
-    token_ms  of a drafter, by its file: milliseconds for a draft token; drafters without are left out
+    drafter_ms
+              milliseconds of a drafter's pass, by its file; drafters without are left out
     """
-    rule = _rule(candidate, guesses or {})
+    replays = replay_of(candidate, answers, guesses)
     file = candidate.drafts.file if candidate.drafts is not None else None
-    if rule is None or (file is not None and file not in (token_ms or {})):
+    if replays is None or times.rows[-1] == 1 or (file is not None and file not in (drafter_ms or {})):
         return None
-    own = total(replayed(answer, rule, bounded=candidate.bounded) for answer in answers)
+    own = total(replays)
     plain = total(replayed(answer, None) for answer in answers)
-    ms = passes_ms(own, times, level) + (own.drafted * (token_ms or {})[file] if file is not None else 0.0)
+    ms = passes_ms(own, times, level) + (own.drafter_passes * (drafter_ms or {})[file] if file is not None else 0.0)
     return Predicted(own, passes_ms(plain, times, level) / ms if ms else 1.0)
+
+
+def replay_of(
+    candidate: Candidate,
+    answers: Sequence[RecordedAnswer],
+    guesses: Mapping[str, Sequence[AnswerGuesses]] | None = None,
+) -> list[Replayed] | None:
+    """By answer; None for a candidate whose drafts cannot be known. guesses: by drafter's file."""
+    drafts = candidate.drafts
+    if drafts is None:
+        if not candidate.rules:
+            return None
+        rule = open_rule(candidate.rules)
+        return [replayed(answer, rule, bounded=candidate.bounded) for answer in answers]
+    known = (guesses or {}).get(drafts.file)
+    if known is None:
+        return None
+    drafter = RecordedDrafter(known, drafts.length, drafts.least_probability)
+    chain = Chain([open_rule(candidate.rules), drafter]) if candidate.rules else drafter
+    replays = [replayed(answer, chain, bounded=candidate.bounded) for answer in answers]
+    return [
+        replace(replay, drafter_passes=drafting + replay.num_passes)
+        for replay, drafting in zip(replays, drafter.passes, strict=True)
+    ]
 
 
 def passes_ms(replay: Replayed, times: PassTimes, level: int) -> float:
@@ -57,33 +86,11 @@ def passes_ms(replay: Replayed, times: PassTimes, level: int) -> float:
     return replay.num_passes * times.at(max(1, round(level * rows)))
 
 
-def drafter_token_ms(measured: Sequence[tuple[Replayed, float]], times: PassTimes) -> float:
-    """Milliseconds that a drafter takes for a draft token: what its answers took beyond the passes of the target.
+def drafter_pass_ms(measured: Sequence[tuple[Replayed, float]], times: PassTimes) -> float:
+    """Milliseconds of a drafter's pass: what its answers took beyond the passes of the target.
 
     measured  replays of answers, and the milliseconds that the server took for them
     """
-    drafted = sum(replay.drafted for replay, _ in measured)
+    passes = sum(replay.drafter_passes for replay, _ in measured)
     beyond = sum(ms - times.of(replay) for replay, ms in measured)
-    return max(0.0, beyond / drafted) if drafted else 0.0
-
-
-def _rule(candidate: Candidate, guesses: Mapping[str, Sequence[AnswerGuesses]]) -> LookupRule | None:
-    drafts = candidate.drafts
-    if drafts is None:
-        return open_rule(candidate.rules) if candidate.rules else None
-    if drafts.file not in guesses:
-        return None
-    drafter = RecordedDrafter(guesses[drafts.file], drafts.length, drafts.least_probability)
-    return Chain([open_rule(candidate.rules), drafter]) if candidate.rules else drafter
-
-
-def replay_of(
-    candidate: Candidate,
-    answers: Sequence[RecordedAnswer],
-    guesses: Mapping[str, Sequence[AnswerGuesses]] | None = None,
-) -> list[Replayed] | None:
-    """By answer; None for a candidate whose drafts cannot be known."""
-    rule = _rule(candidate, guesses or {})
-    if rule is None:
-        return None
-    return [replayed(answer, rule, bounded=candidate.bounded) for answer in answers]
+    return max(0.0, beyond / passes) if passes else 0.0

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from specplug.bench.workloads import Prompt
 from specplug.errors import UsageError
 from specplug.machine import fingerprint, hardware
+from specplug.machine.files import check_writable
 from specplug.machine.folders import reason
 from specplug.models.gguf_header import parts_of
 from specplug.subjects.server_command import ServerCommand
@@ -122,9 +122,7 @@ def check_server_request(request: ServerRequest) -> None:
     if request.out.exists() and not request.out.is_file():
         raise UsageError(f"{request.out}: this is not a file; use another --out")
     try:
-        request.out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=request.out.parent):
-            pass
+        check_writable(request.out)
     except OSError as error:
         raise UsageError(
             f"{request.out}: cannot be written ({reason(request.out, error)}); use another --out"

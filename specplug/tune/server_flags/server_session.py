@@ -18,7 +18,7 @@ from specplug.subjects.launched import START_S, LaunchedServer
 from specplug.subjects.server_memory import server_bytes
 from specplug.subjects.subject import Subject
 from specplug.tune import journal as journals
-from specplug.tune.budget import Budget
+from specplug.tune.budget import Budget, Progress
 from specplug.tune.server_flags.live_servers import LiveServers, Opener
 from specplug.tune.server_flags.offered_candidates import candidates_of, probes_of
 from specplug.tune.server_flags.race import Racer
@@ -32,7 +32,7 @@ from specplug.tune.server_flags.server_request import (
     check_server_journal,
     check_server_request,
 )
-from specplug.tune.server_flags.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, Progress, ServerStages
+from specplug.tune.server_flags.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, ServerStages
 from specplug.tune.tune_request import journal_path
 
 SILENCE_SHARE = 0.15
@@ -74,15 +74,11 @@ def tune_server(
     for candidate in tried:
         request.command.with_flags(candidate.flags)  # raises for what contradicts the user's own flags
     with ExitStack() as stack:
-        journal = stack.enter_context(journals.opened(journal_path(request.out), resume=request.resume))
-        if journal.torn:
-            notify("the last line of the journal is incomplete; its step is done again")
-        if journal.drops_unfinished:
-            notify("starting again: an unfinished tune of this profile is discarded (--resume would have continued it)")
+        path = journal_path(request.out)
+        journal = stack.enter_context(journals.opened(path, resume=request.resume, notify=notify))
         if journal.entries:
             check_server_journal(journal, request)
-        spent = journal.entries[-1].get("spent", request.budget) if journal.entries else 0.0
-        budget = Budget(request.budget, spent, clock)
+        budget = Budget(request.budget, journal.spent, clock)
         busy = hardware.too_busy()  # before a server makes the machine busy
         if not journal.entries:
             journal.add(

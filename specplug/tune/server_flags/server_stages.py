@@ -14,7 +14,7 @@ from typing import Any
 from specplug.errors import EngineError, SpecplugError, UsageError
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.subject import Abilities, Reply, SubjectError
-from specplug.tune.budget import Budget
+from specplug.tune.budget import Budget, Progress
 from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
@@ -23,7 +23,7 @@ from specplug.tune.server_flags.live_servers import LiveServers, asked
 from specplug.tune.server_flags.offered_candidates import PROBE_LENGTHS
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
 from specplug.tune.server_flags.race import Race, Racer
-from specplug.tune.server_flags.racer_choice import MOST_RUN, is_usual
+from specplug.tune.server_flags.racer_choice import MOST_RUN
 from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
     Recorded,
@@ -33,7 +33,7 @@ from specplug.tune.server_flags.recorded_questions import (
     turns_of,
 )
 from specplug.tune.server_flags.server_candidates import Candidate
-from specplug.tune.server_flags.server_predictions import Predicted, drafter_token_ms, predicted, replay_of
+from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, predicted, replay_of
 from specplug.tune.server_flags.server_request import ServerRequest, check_budget
 
 RECORD_SHARE, COST_SHARE, REPLAY_SHARE = 0.22, 0.15, 0.1
@@ -52,9 +52,6 @@ FEWEST_RECORDED = 2
 RACE_START = 0.4
 """Share of the time for the race that its first round may take."""
 
-Progress = Callable[[str, float, str, float], None]
-"""Receives the stage, its share that is done, the best result so far, and the seconds that are left."""
-
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -66,11 +63,16 @@ class Agreement:
 
 
 @dataclass(slots=True)
-class Costs:
-    """times: of passes; token_ms and guesses: of drafters, by file; agreements: replays against the server's counts."""
+class ServerCosts:
+    """What candidates are predicted from.
+
+    times                of the server's passes
+    drafter_ms, guesses  by a drafter's file: milliseconds of its pass, and its guesses along the recorded answers
+    agreements           of replays with what the server counted
+    """
 
     times: PassTimes
-    token_ms: dict[str, float] = field(default_factory=dict)
+    drafter_ms: dict[str, float] = field(default_factory=dict)
     guesses: dict[str, list[AnswerGuesses]] = field(default_factory=dict)
     agreements: list[Agreement] = field(default_factory=list)
 
@@ -149,7 +151,7 @@ class ServerStages:
             self.note("the server tells no tokens, so nothing is predicted by replay")
         return found
 
-    def measure_costs(self, recorded: Sequence[Recorded], probes: Sequence[Candidate]) -> Costs | None:
+    def measure_costs(self, recorded: Sequence[Recorded], probes: Sequence[Candidate]) -> ServerCosts | None:
         """What passes of the server take, from live answers with lookup at several sizes; None where none is known.
 
         probes  candidates with known lookup rules that draft often, of ascending size
@@ -160,7 +162,7 @@ class ServerStages:
         plain: list[tuple[Mapping[int, int], float]] = [
             ({1: len(_replayable(one).answer) - 1}, one.timed.ms) for one in usable
         ]
-        costs = Costs(fitted(plain, KNOTS))
+        costs = ServerCosts(fitted(plain, KNOTS))
         samples = list(plain)
         until = self.budget.spent + COST_SHARE * self.request.budget
         for number, probe in enumerate(probes):
@@ -170,8 +172,8 @@ class ServerStages:
         costs.times = fitted(samples, KNOTS)
         return costs
 
-    def measure_drafters(self, recorded: Sequence[Recorded], tried: Sequence[Candidate], costs: Costs) -> None:
-        """Guesses of the drafters along the recorded answers, and what a draft token of each costs on the server."""
+    def measure_drafters(self, recorded: Sequence[Recorded], tried: Sequence[Candidate], costs: ServerCosts) -> None:
+        """Guesses of the drafters along the recorded answers, and what a pass of each takes on the server."""
         usable = [one for one in recorded if one.tokens is not None]
         answers = [_replayable(one) for one in usable]
         until = self.budget.spent + REPLAY_SHARE * self.request.budget
@@ -186,13 +188,13 @@ class ServerStages:
                 self.note(f"{Path(file).name} is tried without a prediction: {why}")
                 continue
             costs.guesses[file] = guesses
-            probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and is_usual(one))
+            probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and one.usual)
             measured = self._probed(probe, usable, until + 2 * self.servers.start_s, costs)
             if measured:
-                costs.token_ms[file] = drafter_token_ms(measured, costs.times)
+                costs.drafter_ms[file] = drafter_pass_ms(measured, costs.times)
 
     def predict(
-        self, recorded: Sequence[Recorded], tried: Sequence[Candidate], costs: Costs | None
+        self, recorded: Sequence[Recorded], tried: Sequence[Candidate], costs: ServerCosts | None
     ) -> dict[str, Predicted]:
         """By name, the candidates whose drafts are known; those that there was time for."""
         found: dict[str, Predicted] = {}
@@ -210,7 +212,7 @@ class ServerStages:
                 costs.times,
                 level=self.request.level,
                 guesses=costs.guesses,
-                token_ms=costs.token_ms,
+                drafter_ms=costs.drafter_ms,
             )
             if one is not None:
                 found[candidate.name] = one
@@ -268,7 +270,7 @@ class ServerStages:
         return from_entry(one, entry)
 
     def _probed(
-        self, probe: Candidate, usable: Sequence[Recorded], until: float, costs: Costs
+        self, probe: Candidate, usable: Sequence[Recorded], until: float, costs: ServerCosts
     ) -> list[tuple[Replayed, float]]:
         """Replays and milliseconds of a few live answers of a candidate, the longest ones; empty where it fails."""
         longest = sorted(usable, key=lambda one: -one.timed.tokens)[:COST_ANSWERS]

@@ -18,10 +18,13 @@ LOOKUPS = ((1, 2), (2, 3), (2, 4), (3, 5))
 """prompt_lookup_min and prompt_lookup_max."""
 
 USUAL = LOOKUPS[1]
+USUAL_LENGTH = 3
+"""Draft tokens of the one to run of each kind that was not predicted."""
+
 DRAFTER_LENGTHS = (1, 2, 3, 5)
 SUFFIX_LENGTHS = (8, 24)
-TABLE, ADAPTIVE = "num_speculative_tokens_per_batch_size", "enable_adaptive_verification"
-"""Settings that not every version has."""
+TABLE = "num_speculative_tokens_per_batch_size"
+"""A setting that not every version has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,38 +42,40 @@ class VllmInstallation:
 
 
 def vllm_candidates(
-    installed: VllmInstallation, *, drafters: Sequence[str] = (), levels: Sequence[int] = (1,)
+    installed: VllmInstallation | None, *, drafters: Sequence[str] = (), levels: Sequence[int] = (1,)
 ) -> tuple[list[Candidate], list[str]]:
     """All candidates of `vllm serve` but plain decoding; and one sentence for each kind that is not there.
 
-    levels  numbers of requests at once; where there are several, tables by batch size are tried
+    installed  None where it is not known
+    levels     numbers of requests at once; where there are several, tables by batch size are tried
     """
     found = [_ngram(length, lookup) for length in LENGTHS for lookup in LOOKUPS]
-    missing = []
+    if installed is None:
+        missing = ["suffix, specplug's own methods and tables by batch size: the Python of this vLLM was not found"]
+        installed = VllmInstallation()
+    else:
+        missing = _lacking(installed)
     if max(levels) > 1 and TABLE in installed.settings:
         for length in LENGTHS[1:]:
             table = [[1, 4, length], [5, 512, max(1, length // 2)]]
             config = _ngram_config(length, USUAL) | {TABLE: table}
             name = f"ngram {USUAL[0]}-{USUAL[1]}, {length} drafted, by batch size"
-            found.append(Candidate(name, "ngram, by batch size", _config(config)))
+            usual = length == USUAL_LENGTH
+            found.append(Candidate(name, "ngram, by batch size", _config(config), usual=usual))
     if installed.suffix:
         for length in SUFFIX_LENGTHS:
             config = {"method": "suffix", "num_speculative_tokens": length}
-            found.append(Candidate(f"suffix, {length} drafted", "suffix", _config(config)))
-    else:
-        missing.append("suffix: arctic-inference is not installed beside this vLLM")
+            usual = length == SUFFIX_LENGTHS[0]
+            found.append(Candidate(f"suffix, {length} drafted", "suffix", _config(config), usual=usual))
     for methods, length, flags in installed.plugin:
-        found.append(Candidate(f"specplug's {methods}, {length} drafted", f"specplug's {methods}", flags))
-    if not installed.plugin:
-        missing.append("specplug's own methods: specplug is not installed beside this vLLM, or does not fit it")
+        name, family = f"specplug's {methods}, {length} drafted", f"specplug's {methods}"
+        found.append(Candidate(name, family, flags, usual=length == USUAL_LENGTH))
     for model in drafters:
         short = short_name(model)
         for length in DRAFTER_LENGTHS:
             config = {"method": "draft_model", "model": model, "num_speculative_tokens": length}
-            found.append(Candidate(f"{short}, {length} drafted", short, _config(config)))
-        if ADAPTIVE in installed.settings:
-            config = {"method": "draft_model", "model": model, "num_speculative_tokens": 5, ADAPTIVE: True}
-            found.append(Candidate(f"{short}, 5 drafted, adaptive", f"{short}, adaptive", _config(config)))
+            usual = length == USUAL_LENGTH
+            found.append(Candidate(f"{short}, {length} drafted", short, _config(config), usual=usual))
     return found, missing
 
 
@@ -79,10 +84,18 @@ def vllm_probes() -> list[Candidate]:
     return [_ngram(length, (1, 1)) for length in (2, 5)]
 
 
+def _lacking(installed: VllmInstallation) -> list[str]:
+    lacking = [] if installed.suffix else ["suffix: arctic-inference is not installed beside this vLLM"]
+    if not installed.plugin:
+        lacking.append("specplug's own methods: specplug is not installed beside this vLLM, or does not fit it")
+    return lacking
+
+
 def _ngram(length: int, lookup: tuple[int, int]) -> Candidate:
     rules = (RuleSizes("vllm-ngram", (length, *lookup)),)
     name = f"ngram {lookup[0]}-{lookup[1]}, {length} drafted"
-    return Candidate(name, "ngram", _config(_ngram_config(length, lookup)), rules, bounded=False)
+    usual = (length, lookup) == (USUAL_LENGTH, USUAL)
+    return Candidate(name, "ngram", _config(_ngram_config(length, lookup)), rules, bounded=False, usual=usual)
 
 
 def _ngram_config(length: int, lookup: tuple[int, int]) -> dict[str, Any]:
