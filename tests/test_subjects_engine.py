@@ -75,7 +75,7 @@ def test_answers_at_once(engine: EngineSubject) -> None:
 
 
 def test_a_prompt_longer_than_the_context(engine: EngineSubject) -> None:
-    with pytest.raises(SubjectError, match="drafting: the prompt has .* the context is 512"):
+    with pytest.raises(SubjectError, match=r"drafting: the prompt has .* the context is 512"):
         engine.ask(Question([{"role": "user", "content": "word " * 600}], 4))
     assert engine.ask(Question(COUNTING, 2)).tokens == 2
 
@@ -97,5 +97,5 @@ def test_an_engine_that_cannot_be_opened_says_why(demo_path: Path) -> None:
 
 def test_an_engine_that_is_missing_is_a_fault_of_the_subject(demo_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)  # an import then fails
-    with pytest.raises(SubjectError, match="drafting: .*llama-cpp"):
+    with pytest.raises(SubjectError, match=r"drafting: .*llama-cpp"):
         EngineSubject(PROFILE, demo_path).start()
