@@ -239,7 +239,7 @@ def test_list_shows_own_and_shipped_ones(clean_environment: Path) -> None:
     assert listed["mine"]["description"] == "My own."
     assert listed["none"]["source"] == "shipped" and listed["none"]["problem"] is None
     assert "did you mean model?" in listed["bad"]["problem"]
-    lines = call("profiles", "list").stdout.splitlines()
+    lines = call("profiles", "list", "--all").stdout.splitlines()
     assert len(lines) == len(listed)
     assert any(line.startswith("mine ") and "My own." in line for line in lines)
     assert any(line.startswith("bad ") and "unusable" in line for line in lines)
