@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     guessed = {row["name"]: row["predicted"]["speedup"] for row in found["rows"] if row["predicted"] is not None}
     racers = [Racer(one) for one in to_run(request, chosen, guessed, args.every)]
     servers = LiveServers(lambda one: LaunchedServer(request.command, name=one.name), together=True)
-    race = Race(servers, [[one] for one in questions], left=lambda: float("inf"), start_s=0.0, group_s=0.0)
+    race = Race(servers, [[one] for one in questions], left=lambda: 1e9, start_s=0.0, group_s=0.0)
     try:
         for number, racer in enumerate(racers, start=1):
             race.measure(racer, [[one] for one in questions])

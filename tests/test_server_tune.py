@@ -46,7 +46,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr("specplug.machine.hardware.too_busy", lambda: None)
-    monkeypatch.setattr("specplug.tune.server_flags.race.MOST_ROUNDS", 1)
+    monkeypatch.setattr("specplug.tune.server_flags.race.CONFIRMATION_ROUNDS", 1)
 
 
 MakeRequest = Callable[..., ServerRequest]
@@ -195,7 +195,6 @@ def test_a_command_with_a_port_of_its_own_runs_one_server_at_a_time(
     import socket
 
     monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 1)
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.FEWEST_RUN", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,13 +1,13 @@
-"""Runs candidates live, each in pairs with plain decoding, and drops those that can no longer win.
+"""Runs candidates live, each in pairs with plain decoding: selects one, and confirms it with answers of its own.
 
 Knows questions, replies and intervals; starts servers through LiveServers, and keeps nothing on the disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from time import monotonic
 
 from specplug.bench.statistics import Interval
 from specplug.errors import SpecplugError
@@ -18,13 +18,17 @@ from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed, 
 from specplug.tune.server_flags.server_candidates import Candidate
 
 FINALISTS = 3
-"""So many are confirmed beside plain decoding."""
+"""So many go on after each has been measured with FEWEST_ANSWERS answers, the best by their medians."""
 
-MOST_ROUNDS = 4
-"""Most rounds over all answers. Repeats do not add answers: more of them would measure the machine, not the work."""
+SELECTION_SHARE = 0.5
+"""Of the time. Selection only chooses what is confirmed, so it needs no more certainty than that."""
 
-NARROW = 0.06
-"""Width of a speedup's interval from which more answers are not needed."""
+SELECTION_ROUNDS = 2
+"""Most rounds of the selection over all answers."""
+
+CONFIRMATION_ROUNDS = 2
+"""Rounds of the confirmation over all answers, as far as the time goes. They do not depend on what the answers say: who
+looks in between and stops where the interval is narrow has too narrow intervals."""
 
 WARM_TOKENS = 4
 """Of the answer with which a prompt gets into a server's cache. Fewer may have no text yet."""
@@ -34,16 +38,20 @@ WARM_TOKENS = 4
 class Racer:
     """A candidate, and what was measured of it.
 
-    predicted  its speedup by replay; None where it was not replayed
-    failure    why its server could not be measured
-    dropped    why it is not measured any more
-    own, plain answers of its server, and those of plain decoding beside them
-    groups     measured so far
+    predicted     its speedup by replay; None where it was not replayed
+    pairs         answers of the selection
+    confirmation  later ones, which alone decide whether it wins: those of the selection are the best of several
+                  candidates, so they look faster than the candidate is. None where it was not confirmed
+    failure       why its server could not be measured
+    dropped       why it is not measured any more
+    own, plain    answers of its server, and those of plain decoding beside them
+    groups        measured so far, of the confirmation once that has begun
     """
 
     candidate: Candidate
     predicted: float | None = None
-    pairs: Pairs = field(default_factory=Pairs)
+    pairs: Pairs = field(default_factory=lambda: Pairs(expanded=True))
+    confirmation: Pairs | None = None
     own: list[Timed] = field(default_factory=list)
     plain: list[Timed] = field(default_factory=list)
     failure: str | None = None
@@ -54,29 +62,51 @@ class Racer:
         """A group of answers that were asked at once, of the candidate and of plain decoding."""
         name = " ".join(one.key for one in group)
         for one, mine, theirs in zip(group, own, plain, strict=True):
-            self.pairs.add(name, one.category, one.key, [*mine.values, *theirs.values, 0.0, 0.0])
+            self.judged.add(name, one.category, one.key, [*mine.values, *theirs.values, 0.0, 0.0])
         self.own += own
         self.plain += plain
         self.groups += 1
 
+    def begin_confirmation(self) -> None:
+        """From here on, answers are those of the confirmation; without effect where it has begun."""
+        if self.confirmation is None:
+            self.confirmation = Pairs(expanded=True)
+            self.groups = 0
+
+    @property
+    def judged(self) -> Pairs:
+        """The answers by which it is judged."""
+        return self.pairs if self.confirmation is None else self.confirmation
+
     @property
     def speedup(self) -> Interval | None:
-        return self.pairs.speedup()
+        return self.judged.speedup()
+
+    @property
+    def median(self) -> float:
+        """Of the speedup; 0 where nothing was measured."""
+        speedup = self.speedup
+        return speedup.median if speedup is not None else 0.0
 
     @property
     def running(self) -> bool:
         return self.failure is None and self.dropped is None
+
+    @property
+    def wins(self) -> bool:
+        """Whether its confirmation shows that it is faster than plain decoding."""
+        return self.running and self.confirmation is not None and self.confirmation.why_rejected() is None
 
 
 Store = Callable[[Racer, Sequence[AskedQuestion], Sequence[Timed], Sequence[Timed]], object]
 
 
 class Race:
-    """Measures racers in rounds until the outcome is clear or the time is over.
+    """Selects one racer in rounds, then confirms it with answers of its own.
 
     Each server of a round is a new process.
 
-    No process is asked the same question twice, because some methods draft from earlier answers.
+    No process that drafts is asked the same question twice, because some methods draft from earlier answers.
     """
 
     def __init__(
@@ -102,66 +132,133 @@ class Race:
         self._groups = groups
         self._left = left
         self._start_s = start_s
-        self._group_s = group_s
+        self._answer_s = group_s / 2
+        self._kept_back = 0.0
         self._store = store
         self._failed = failed
         self._progress = progress
 
     def run(self, racers: Sequence[Racer]) -> None:
-        """Measure them, and drop those that cannot win any more."""
-        size = min(len(self._groups), FEWEST_ANSWERS)
-        while True:
-            drop(racers)
-            open_ = [racer for racer in racers if racer.running]
-            if not open_ or is_clear(open_, len(self._groups)):
+        """Measure them: afterwards one of them wins, or none. A confirmation that has begun goes on."""
+        if all(racer.confirmation is None for racer in racers):
+            self._select(racers)
+        while (leader := leader_of(racers)) is not None:
+            self._confirm(leader, racers)
+            if leader.failure is None:
                 return
-            for racer in open_:
-                if self._left() < self._start_s + self._group_s:
-                    return
-                at = racer.groups % len(self._groups)
-                self.measure(racer, self._groups[at : at + size])
-                if racer.groups >= MOST_ROUNDS * len(self._groups):
-                    racer.dropped = "every answer was measured as often as is useful"
-                self._progress(racers)
-            size = min(len(self._groups), 2 * size)
 
     def measure(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]]) -> None:
-        """Measure groups with a new server of the racer, each at about the same time with plain decoding.
+        """Measure groups with a new server of the racer, each at about the same time with plain decoding, as far as the
+        time goes.
 
         A fault of the racer's server is its result. SpecplugError where plain decoding fails.
         """
-        began = monotonic()
         try:
-            with self._servers.other(racer.candidate) as other:
-                self._start_s = max(self._start_s, monotonic() - began)
-                if not self._servers.together:
-                    self._one_after_the_other(racer, groups, other)
-                    return
-                for group in groups:
-                    if self._left() < self._group_s:
-                        return
-                    began = monotonic()
-                    if racer.groups % 2:
-                        plain = plain_answers(self._servers, group)
-                        own = answers_of(other, group)
-                    else:
-                        own = answers_of(other, group)
-                        plain = plain_answers(self._servers, group)
-                    self._group_s = max(self._group_s, monotonic() - began)
-                    self._keep(racer, group, own, plain)
+            if self._servers.together:
+                self._side_by_side(racer, groups)
+            else:
+                self._one_at_a_time(racer, groups)
         except SubjectError as error:
             racer.failure = str(error)
             self._failed(racer)
 
-    def _one_after_the_other(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]], other: Subject) -> None:
-        """Where memory holds one server: all answers of the racer, then those of plain decoding."""
-        measured: list[list[Timed]] = []
-        for group in groups:
-            if self._left() < self._start_s + self._group_s * (len(measured) + 1):
+    def _select(self, racers: Sequence[Racer]) -> None:
+        """Drop racers until one is left, each was measured often enough, or the time for it is over."""
+        self._kept_back = (1 - SELECTION_SHARE) * self._left()
+        size = min(len(self._groups), FEWEST_ANSWERS)
+        while True:
+            drop(racers)
+            running = [racer for racer in racers if racer.running]
+            open_ = [racer for racer in running if racer.groups < SELECTION_ROUNDS * len(self._groups)]
+            if len(running) < 2 or not open_:
+                return
+            for racer in open_:
+                done = racer.groups
+                at = done % len(self._groups)
+                self.measure(racer, self._groups[at : at + size])
+                if racer.running and racer.groups == done:
+                    return  # there is no time left
+                self._progress(racers)
+            size = min(len(self._groups), 2 * size)
+
+    def _confirm(self, racer: Racer, racers: Sequence[Racer]) -> None:
+        """Measure one racer anew."""
+        racer.begin_confirmation()
+        self._kept_back = 0.0
+        while racer.running and racer.groups < CONFIRMATION_ROUNDS * len(self._groups):
+            done = racer.groups
+            self.measure(racer, self._groups[done % len(self._groups) :])
+            self._progress(racers)
+            if racer.groups == done:
+                return
+
+    def _side_by_side(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]]) -> None:
+        """Each group with both servers, by turns in either order."""
+        if not self._fits(starts=1, answers=2):
+            return
+        with self._other(racer) as other:
+            for group in groups:
+                if not self._fits(answers=2):
+                    return
+                if racer.groups % 2:
+                    plain = self._plain_answers(group)
+                    own = self._own_answers(other, group)
+                else:
+                    own = self._own_answers(other, group)
+                    plain = self._plain_answers(group)
+                self._keep(racer, group, own, plain)
+
+    def _one_at_a_time(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]]) -> None:
+        """Where memory holds one server: half of the groups with the racer, all with plain decoding, then the other
+        half with the racer. So a machine that becomes slower all the time slows both equally."""
+        early: list[list[Timed]] = []
+        late: list[list[Timed]] = []
+        first, second = groups[: (len(groups) + 1) // 2], groups[(len(groups) + 1) // 2 :]
+        if not self._fits(starts=2, answers=2):
+            return
+        with self._other(racer) as other:
+            for group in first:
+                if not self._fits(starts=1, answers=len(early) + 2):  # plain decoding has to answer as many
+                    break
+                early.append(self._own_answers(other, group))
+        for group, own in zip(first, early, strict=False):
+            self._keep(racer, group, own, self._plain_answers(group))
+        for group in second:
+            if len(early) < len(first) or not self._fits(starts=1, answers=len(late) + 2):
                 break
-            measured.append(answers_of(other, group))
-        for group, own in zip(groups, measured, strict=False):
-            self._keep(racer, group, own, plain_answers(self._servers, group))
+            late.append(self._plain_answers(group))
+        if not late:
+            return
+        with self._other(racer) as other:
+            for group, plain in zip(second, late, strict=False):
+                if not self._fits(answers=1):
+                    return
+                self._keep(racer, group, self._own_answers(other, group), plain)
+
+    def _fits(self, *, starts: int = 0, answers: int) -> bool:
+        """Whether the time holds so many starts of a server, and so many groups of one server."""
+        return self._left() - self._kept_back >= starts * self._start_s + answers * self._answer_s
+
+    @contextmanager
+    def _other(self, racer: Racer) -> Iterator[Subject]:
+        before = self._left()
+        with self._servers.other(racer.candidate) as other:
+            self._start_s = max(self._start_s, before - self._left())
+            yield other
+
+    def _own_answers(self, other: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
+        before = self._left()
+        own = answers_of(other, group)
+        self._answer_s = max(self._answer_s, before - self._left())
+        return own
+
+    def _plain_answers(self, group: Sequence[AskedQuestion]) -> list[Timed]:
+        with suppress(SubjectError):  # which comes again below
+            self._servers.plain()  # its start does not count as an answer
+        before = self._left()
+        plain = plain_answers(self._servers, group)
+        self._answer_s = max(self._answer_s, before - self._left())
+        return plain
 
     def _keep(self, racer: Racer, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]) -> None:
         racer.add(group, own, plain)
@@ -169,32 +266,34 @@ class Race:
 
 
 def drop(racers: Sequence[Racer]) -> None:
-    """Drop racers whose interval lies below that of the leading one or below plain decoding, and all but FINALISTS."""
-    open_ = [racer for racer in racers if racer.running]
-    known = {id(racer): racer.speedup for racer in open_}
-    leader = max((one.low for one in known.values() if one is not None), default=1.0)
-    for racer in open_:
-        speedup = known[id(racer)]
-        if speedup is None or len(racer.pairs.groups) < FEWEST_ANSWERS:
-            continue
+    """Drop racers whose interval lies below that of the leading one or below plain decoding, and all but FINALISTS.
+
+    Only those with FEWEST_ANSWERS groups are compared.
+    """
+    known = [
+        (racer, speedup)
+        for racer in racers
+        if racer.running and len(racer.pairs.groups) >= FEWEST_ANSWERS and (speedup := racer.speedup) is not None
+    ]
+    leading = max((speedup.low for _, speedup in known), default=1.0)
+    for racer, speedup in known:
         if speedup.high < 1.0:
             racer.dropped = "slower than plain decoding"
-        elif speedup.high < leader:
+        elif speedup.high < leading:
             racer.dropped = "slower than another one"
-    ranked = sorted((racer for racer in racers if racer.running), key=_median, reverse=True)
+    ranked = sorted((racer for racer, _ in known if racer.running), key=lambda racer: racer.median, reverse=True)
     for racer in ranked[FINALISTS:]:
-        if len(racer.pairs.groups) >= FEWEST_ANSWERS:
-            racer.dropped = "not among the finalists"
+        racer.dropped = f"not among the best {FINALISTS} of the selection"
 
 
-def is_clear(open_: Sequence[Racer], groups: int) -> bool:
-    """Whether one racer remains that was shown to be faster than plain decoding, by an interval that is narrow enough,
-    or by every one of the groups."""
-    if len(open_) != 1 or open_[0].pairs.why_rejected() is not None:
-        return False
-    speedup = open_[0].speedup
-    narrow = speedup is not None and speedup.high - speedup.low <= NARROW
-    return narrow or open_[0].groups >= groups
+def leader_of(racers: Sequence[Racer]) -> Racer | None:
+    """The racer to confirm: the one whose confirmation has begun, else the fastest, those with too few answers last."""
+    running = [racer for racer in racers if racer.running]
+    return max(
+        running,
+        key=lambda one: (one.confirmation is not None, min(len(one.pairs.groups), FEWEST_ANSWERS), one.median),
+        default=None,
+    )
 
 
 def answers_of(subject: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
@@ -216,8 +315,3 @@ def plain_answers(servers: LiveServers, group: Sequence[AskedQuestion]) -> list[
 
 def _shortest(question: Question) -> Question:
     return replace(question, max_tokens=WARM_TOKENS)
-
-
-def _median(racer: Racer) -> float:
-    speedup = racer.speedup
-    return speedup.median if speedup is not None else 0.0

@@ -83,7 +83,7 @@ def server_document(findings: ServerFindings) -> dict[str, Any]:
     live = {racer.candidate.name for racer in findings.racers}
     rest = [one for one in findings.tried if one.name not in live]
     rest.sort(key=lambda one: -findings.predictions[one.name].speedup if one.name in findings.predictions else 0.0)
-    raced = sorted(findings.racers, key=lambda racer: -_median(racer))
+    raced = sorted(findings.racers, key=lambda racer: -racer.median)
     plain = [answer for racer in raced for answer in racer.plain]
     return {
         "schema": SERVER_SCHEMA,
@@ -243,23 +243,32 @@ def _described(document: Mapping[str, Any]) -> str:
 
 
 def _live_row(racer: Racer, findings: ServerFindings) -> dict[str, Any]:
-    rejected = None if racer.candidate.name == ENGINE_NAME else racer.pairs.why_rejected()
-    state = f"failed: {racer.failure}" if racer.failure is not None else racer.dropped or rejected or "faster"
-    if racer.failure is None and racer.candidate.name == ENGINE_NAME:
-        state = "specplug's own engine" if racer.own else "no time to measure it"
     return {
         **_replayed_row(racer.candidate, findings),
         "speedup": _interval(racer),
-        "answers": len(racer.pairs.groups),
+        "answers": len(racer.judged.groups),
         "live": _speeds(racer.own),
         "categories": {
             category: interval.as_mapping()
-            for category in racer.pairs.answers
-            if (interval := racer.pairs.speedup(category)) is not None
+            for category in racer.judged.answers
+            if (interval := racer.judged.speedup(category)) is not None
         },
-        "state": state,
+        "state": _live_state(racer),
         **({"failure": racer.failure} if racer.failure is not None else {}),
     }
+
+
+def _live_state(racer: Racer) -> str:
+    """What became of a candidate that was to run live; what its answers say comes before when it was dropped."""
+    if racer.failure is not None:
+        return f"failed: {racer.failure}"
+    if not racer.own:
+        return "no time to run it"
+    if racer.candidate.name == ENGINE_NAME:
+        return "specplug's own engine"
+    if racer.wins:
+        return "faster"
+    return racer.judged.why_rejected() or racer.dropped or "not the best of the selection"
 
 
 def _replayed_row(candidate: Candidate, findings: ServerFindings) -> dict[str, Any]:
@@ -314,8 +323,3 @@ def _pass_ms(costs: Costs | None) -> dict[str, list[float]] | None:
     if costs is None:
         return None
     return {"rows": list(costs.times.rows), "ms": [round(one, 3) for one in costs.times.ms]}
-
-
-def _median(racer: Racer) -> float:
-    speedup = racer.speedup
-    return speedup.median if speedup is not None else 0.0

@@ -42,6 +42,9 @@ SHORTEST_SILENCE_S = 10.0
 ENGINE_ANSWERS = 8
 """Answers of specplug's own engine; it is one row of the table, and no candidate."""
 
+FEWEST_BEFORE_ENGINE = 2
+"""Candidates for which there must be time before specplug's own engine gets some."""
+
 LEVEL_GROUPS = 3
 """Groups of answers at each further concurrency."""
 
@@ -117,28 +120,31 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
         predictions |= stages.predict(recorded, chains, costs)
 
     others = [level for level in request.concurrency if level != request.level]
-    reserve = budget.seconds * (OTHER_LEVEL_SHARE * len(others) + (ENGINE_SHARE if request.own_engine else 0.0))
+    reserve = budget.seconds * OTHER_LEVEL_SHARE * len(others)
+    engine_s = budget.seconds * ENGINE_SHARE if request.own_engine else 0.0
+    if engine_s and stages.most_to_run(reserve + engine_s) < FEWEST_BEFORE_ENGINE:
+        stages.note("specplug's own engine is not measured, so that there is time for the candidates; raise --budget")
+        engine_s = 0.0
+    reserve += engine_s
     groups = grouped_questions(recorded, request.level)
     if not groups:
         raise UsageError(
             f"{request.level} at once: only {len(recorded)} answers fit into the budget; raise --budget, or lower "
             "--concurrency"
         )
-    group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in recorded) / len(recorded) / 1000
-    chosen = to_run(tried, predictions, stages.most_to_run(group_s, reserve))
+    chosen = to_run(tried, predictions, stages.most_to_run(reserve))
     racers = [Racer(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
     stages.race(racers, groups, reserve)
 
-    winners = [one for one in racers if one.failure is None and one.pairs.why_rejected() is None]
-    winner = max(winners, key=lambda one: one.pairs.speedup().median, default=None)  # type: ignore[union-attr]
-    shown = winner or max((one for one in racers if one.own), key=_median, default=None)
+    winner = next((one for one in racers if one.wins), None)
+    shown = winner or max((one for one in racers if one.own), key=lambda one: one.median, default=None)
     levels: dict[int, Racer] = {}
     for number, level in enumerate(others):
         if shown is not None:
             levels[level] = Racer(shown.candidate)
             left_over = reserve - budget.seconds * OTHER_LEVEL_SHARE * (number + 1)
             stages.measure_aside(levels[level], grouped_questions(recorded, level)[:LEVEL_GROUPS], left_over)
-    engine = _own_engine(stages, groups) if request.own_engine else None
+    engine = _own_engine(stages, groups) if engine_s else None
 
     findings = ServerFindings(
         request=request,
@@ -168,11 +174,6 @@ def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]])
     racer = Racer(Candidate(ENGINE_NAME, ENGINE_NAME))
     stages.measure_aside(racer, groups[:ENGINE_ANSWERS], 0.0)
     return racer
-
-
-def _median(racer: Racer) -> float:
-    speedup = racer.speedup
-    return speedup.median if speedup is not None else 0.0
 
 
 def _opener(request: ServerRequest) -> Opener:

@@ -49,8 +49,8 @@ COST_ANSWERS = 2
 """Answers per number of draft tokens, the longest ones."""
 
 FEWEST_RECORDED = 2
-RACE_START = 0.4
-"""Share of the time for the race that its first round may take."""
+FIRST_ROUND_SHARE = 0.4
+"""Of the time for live runs, so much the first round of the selection may take."""
 
 Progress = Callable[[str, float, str, float], None]
 """Receives the stage, its share that is done, the best result so far, and the seconds that are left."""
@@ -76,7 +76,11 @@ class Costs:
 
 
 class ServerStages:
-    """One tune. notes: sentences for the user, which the document keeps."""
+    """One tune.
+
+    notes    sentences for the user, which the document keeps
+    group_s  seconds of an answer of two servers, by the plain answers; 0 before these
+    """
 
     def __init__(
         self,
@@ -94,6 +98,7 @@ class ServerStages:
         self.notes: list[str] = []
         self.abilities = Abilities("openai")
         self.plain_start_s = 0.0
+        self.group_s = 0.0
         self._replies: list[Reply] = []
         self._notify = notify
         self._progress = progress
@@ -143,6 +148,7 @@ class ServerStages:
             earlier.append(recorded.text)
             found.append(recorded)
             self._progress("plain answers", min(1.0, len(found) / len(self.request.prompts)), "", self.budget.left)
+        self.group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in found) / len(found) / 1000
         if difference := clock_difference("the server", self._replies):
             self.note(difference)
         if found and found[0].tokens is None:
@@ -219,11 +225,11 @@ class ServerStages:
         return found
 
     def race(self, racers: Sequence[Racer], groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
-        """Run racers beside plain decoding until the outcome is clear, leaving `reserve` seconds."""
+        """Select one racer and confirm it, leaving `reserve` seconds."""
 
         def best(found: Sequence[Racer]) -> None:
-            known = [(one.speedup.median, one.candidate.name) for one in found if one.speedup is not None]
-            text = f"{max(known)[1]} {max(known)[0]:.2f}" if known else ""
+            leader = max((one for one in found if one.own), key=lambda one: one.median, default=None)
+            text = f"{leader.candidate.name} {leader.median:.2f}" if leader is not None else ""
             self._progress("live", 1 - max(0.0, self.budget.left) / self.request.budget, text, self.budget.left)
 
         self._restore(racers, groups)
@@ -235,10 +241,11 @@ class ServerStages:
         if racer.running and racer.groups < len(groups):
             self._new_race(groups, reserve, lambda found: None).measure(racer, groups[racer.groups :])
 
-    def most_to_run(self, group_s: float, reserve: float) -> int:
-        """How many candidates a first round has time for; group_s: seconds of a group of answers of both servers."""
-        first_round = self.plain_start_s + FEWEST_ANSWERS * group_s
-        return int(RACE_START * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
+    def most_to_run(self, reserve: float) -> int:
+        """How many candidates the first round of a selection has time for."""
+        starts = 1 if self.servers.together else 3
+        first_round = starts * self.plain_start_s + FEWEST_ANSWERS * self.group_s
+        return int(FIRST_ROUND_SHARE * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
 
     def _new_race(
         self,
@@ -251,7 +258,7 @@ class ServerStages:
             groups,
             left=lambda: self.budget.left - reserve,
             start_s=self.plain_start_s,
-            group_s=0.0,
+            group_s=self.group_s,
             store=self._store,
             failed=self._failed,
             progress=progress,
@@ -316,6 +323,7 @@ class ServerStages:
         self.journal.add(
             "pair",
             name=racer.candidate.name,
+            confirms=racer.confirmation is not None,
             keys=[one.key for one in group],
             own=[one.packed() for one in own],
             plain=[one.packed() for one in plain],
