@@ -18,6 +18,7 @@ from specplug.profile.settings import ServerSettings
 from specplug.registry import ProposerSpec
 from specplug.subjects.subject import Abilities
 from specplug.tune.document import interval_text
+from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.race import Racer
 from specplug.tune.server_flags.recorded_questions import Timed
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
@@ -183,6 +184,9 @@ def server_verdict(document: Mapping[str, Any]) -> str:
 
 def server_next_step(document: Mapping[str, Any]) -> str:
     """What the user can do next."""
+    live = [row["answers"] for row in document["rows"] if row["name"] != ENGINE_NAME and "answers" in row]
+    if document["chosen"] == PLAIN_NAME and max(live, default=0) < FEWEST_ANSWERS:
+        return f"No candidate has the {FEWEST_ANSWERS} answers that a winner needs; raise --budget"
     if document["chosen"] == PLAIN_NAME:
         return (
             "Run the server without flags that draft; a larger --budget times more answers, and --workload takes your "

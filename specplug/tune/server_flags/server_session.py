@@ -9,7 +9,6 @@ from time import monotonic
 from typing import Any
 
 from specplug import profile as profiles
-from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.memory import available_memory, gib
 from specplug.profile import Profile
@@ -39,6 +38,12 @@ SILENCE_SHARE = 0.15
 """Of the budget, so much silence makes a server count as hung."""
 
 SHORTEST_SILENCE_S = 10.0
+START_TIMES = 4
+"""A server that has not started after so many times what plain decoding took counts as failed."""
+
+SHORTEST_START_S = 20.0
+"""It has at least so long, such as for a drafter that is not in the disk's cache."""
+
 ENGINE_ANSWERS = 8
 """Answers of specplug's own engine; it is one row of the table, and no candidate."""
 
@@ -95,7 +100,9 @@ def tune_server(
                 fingerprint=request.fingerprint(),
                 spent=0.0,
             )
-        servers = LiveServers(opener or _opener(request), together=False)
+        servers = LiveServers(
+            opener or _opener(request, lambda: start_limit(servers.plain_start_s, budget.left)), together=False
+        )
         stack.callback(servers.close)
         stages = ServerStages(request, servers, journal, budget, notify, progress)
         if busy:
@@ -127,11 +134,6 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
         engine_s = 0.0
     reserve += engine_s
     groups = grouped_questions(recorded, request.level)
-    if not groups:
-        raise UsageError(
-            f"{request.level} at once: only {len(recorded)} answers fit into the budget; raise --budget, or lower "
-            "--concurrency"
-        )
     chosen = to_run(tried, predictions, stages.most_to_run(reserve))
     racers = [Racer(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
     stages.race(racers, groups, reserve)
@@ -176,8 +178,17 @@ def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]])
     return racer
 
 
-def _opener(request: ServerRequest) -> Opener:
-    """Subjects from the user's command, and specplug's own engine."""
+def start_limit(plain_start_s: float, left: float) -> float:
+    """Seconds that the server of a candidate may take to start, with so many left of the budget."""
+    usual = max(SHORTEST_START_S, START_TIMES * plain_start_s)
+    return min(START_S, usual, max(left, plain_start_s))
+
+
+def _opener(request: ServerRequest, limit: Callable[[], float]) -> Opener:
+    """Subjects from the user's command, and specplug's own engine.
+
+    limit  returns the seconds that a candidate may take to start
+    """
     silence = min(SILENCE_S, max(SHORTEST_SILENCE_S, SILENCE_SHARE * request.budget))
 
     def opened(candidate: Candidate) -> Subject:
@@ -186,8 +197,11 @@ def _opener(request: ServerRequest) -> Opener:
 
             assert request.model is not None
             return EngineSubject(profiles.load("default"), request.model, slots=request.level, name=ENGINE_NAME)
-        label = request.command.program if candidate == PLAIN else candidate.name
-        return LaunchedServer(request.command, name=label, start_s=min(START_S, request.budget), silence_s=silence)
+        if candidate == PLAIN:
+            label, start_s = request.command.program, min(START_S, request.budget)
+        else:
+            label, start_s = candidate.name, limit()
+        return LaunchedServer(request.command, name=label, start_s=start_s, silence_s=silence)
 
     return opened
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from specplug.errors import EngineError, SpecplugError, UsageError
@@ -48,7 +47,6 @@ KNOTS = (1, *(length + 1 for length in PROBE_LENGTHS))
 COST_ANSWERS = 2
 """Answers per number of draft tokens, the longest ones."""
 
-FEWEST_RECORDED = 2
 FIRST_ROUND_SHARE = 0.4
 """Of the time for live runs, so much the first round of the selection may take."""
 
@@ -97,7 +95,6 @@ class ServerStages:
         self.budget = budget
         self.notes: list[str] = []
         self.abilities = Abilities("openai")
-        self.plain_start_s = 0.0
         self.group_s = 0.0
         self._replies: list[Reply] = []
         self._notify = notify
@@ -114,7 +111,6 @@ class ServerStages:
             self.abilities = self.servers.plain().abilities
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
-        self.plain_start_s = self.servers.start_s
         slots, most = self.abilities.slots, max(self.request.concurrency)
         if slots is not None and most > slots:
             self.note(f"the server answers {slots} at once, so of {most} requests some wait")
@@ -124,7 +120,7 @@ class ServerStages:
     def record(self) -> list[Recorded]:
         """Plain answers to the prompts, by turns of the categories, as many as fit.
 
-        UsageError where the budget cannot hold one plain answer and one candidate.
+        UsageError where the budget cannot hold what a winner needs.
         """
         kept = {entry["key"]: entry for entry in self.journal.of("answer")}
         found: list[Recorded] = []
@@ -136,15 +132,15 @@ class ServerStages:
             if turn.key in kept:
                 recorded = from_entry(one, kept[turn.key])
             else:
-                enough = len(found) >= max(FEWEST_RECORDED, *self.request.concurrency)
+                enough = len(found) >= self.request.fewest_answers
                 if enough and self.budget.spent + slowest > RECORD_SHARE * self.request.budget:
                     break
-                began = monotonic()
+                before = self.budget.spent
                 recorded = self._record(one)
-                slowest = max(slowest, monotonic() - began)
+                slowest = max(slowest, self.budget.spent - before)
                 if not found:
-                    needed = self.budget.spent + self.plain_start_s + slowest
-                    check_budget(self.request.budget, needed, "here")
+                    needed = before + self.servers.plain_start_s + self.request.fewest_times * slowest
+                    check_budget(self.request, needed, "here")
             earlier.append(recorded.text)
             found.append(recorded)
             self._progress("plain answers", min(1.0, len(found) / len(self.request.prompts)), "", self.budget.left)
@@ -193,7 +189,7 @@ class ServerStages:
                 continue
             costs.guesses[file] = guesses
             probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and is_usual(one))
-            measured = self._probed(probe, usable, until + 2 * self.servers.start_s, costs)
+            measured = self._probed(probe, usable, until + 2 * self.servers.plain_start_s, costs)
             if measured:
                 costs.token_ms[file] = drafter_token_ms(measured, costs.times)
 
@@ -244,7 +240,7 @@ class ServerStages:
     def most_to_run(self, reserve: float) -> int:
         """How many candidates the first round of a selection has time for."""
         starts = 1 if self.servers.together else 3
-        first_round = starts * self.plain_start_s + FEWEST_ANSWERS * self.group_s
+        first_round = starts * self.servers.plain_start_s + FEWEST_ANSWERS * self.group_s
         return int(FIRST_ROUND_SHARE * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
 
     def _new_race(
@@ -257,7 +253,7 @@ class ServerStages:
             self.servers,
             groups,
             left=lambda: self.budget.left - reserve,
-            start_s=self.plain_start_s,
+            start_s=self.servers.plain_start_s,
             group_s=self.group_s,
             store=self._store,
             failed=self._failed,
@@ -286,7 +282,8 @@ class ServerStages:
         kept = {(entry["name"], entry["key"]): entry for entry in self.journal.of("cost")}
         entries = [kept[probe.name, one.asked.key] for one in longest if (probe.name, one.asked.key) in kept]
         if len(entries) < len(longest):
-            if self.budget.spent + self.servers.start_s > until:
+            needed = self.servers.plain_start_s + sum(one.timed.ms + one.timed.first_ms for one in longest) / 1000
+            if self.budget.spent + needed > min(until, self.budget.seconds):
                 return []
             try:
                 with self.servers.other(probe) as subject:
