@@ -3,61 +3,19 @@
 The servers are simulated: an answer has 100 tokens and takes as long as a test says, on a clock that a test reads.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from simulated_server import Machine
 
 from specplug.bench.statistics import expanded_tail
-from specplug.subjects.subject import Abilities, Question, Reply
+from specplug.subjects.subject import Question
 from specplug.tune.server_flags.live_servers import LiveServers
-from specplug.tune.server_flags.race import WARM_TOKENS, Race, Racer, drop, leader_of
+from specplug.tune.server_flags.race import Race, Racer, drop, leader_of
 from specplug.tune.server_flags.racer_choice import to_run
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed
 from specplug.tune.server_flags.server_candidates import PLAIN_NAME, Candidate
-
-TOKENS = 101
-"""Of an answer; the first one does not count."""
-
-
-@dataclass
-class Machine:
-    """What the simulated servers share. seconds: of an answer, by the server's name and the number of its process."""
-
-    seconds: Callable[[str, int], float]
-    start_s: float = 0.0
-    now: float = 0.0
-    started: list[str] = field(default_factory=list)
-
-    def opened(self, candidate: Candidate) -> "SimulatedServer":
-        return SimulatedServer(candidate.name, self)
-
-
-class SimulatedServer:
-    def __init__(self, name: str, machine: Machine) -> None:
-        self.name = name
-        self.abilities = Abilities("openai")
-        self._machine = machine
-        self._process = 0
-
-    def start(self, flags: Sequence[str] = ()) -> None:
-        self._process = self._machine.started.count(self.name)
-        self._machine.started.append(self.name)
-        self._machine.now += self._machine.start_s
-
-    def ask(self, question: Question) -> Reply:
-        if question.max_tokens == WARM_TOKENS:
-            return Reply("", 1, 0.0, 0.0, 0.0)
-        seconds = self._machine.seconds(self.name, self._process)
-        self._machine.now += seconds
-        return Reply("", TOKENS, 0.0, 1000 * seconds, 1000 * seconds)
-
-    def sleep(self) -> None: ...
-
-    def wake(self) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def groups(count: int) -> list[list[AskedQuestion]]:

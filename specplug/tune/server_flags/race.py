@@ -248,7 +248,10 @@ class Race:
 
     def _own_answers(self, other: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
         before = self._left()
-        own = answers_of(other, group)
+        try:
+            own = answers_of(other, group)
+        except SpecplugError as error:  # such as a prompt that is too long for specplug's own engine
+            raise error if isinstance(error, SubjectError) else SubjectError(str(error)) from error
         self._answer_s = max(self._answer_s, before - self._left())
         return own
 

@@ -5,6 +5,7 @@ This module measures nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ FASTEST_START_S = 0.2
 """No server starts faster."""
 
 MOST_AT_ONCE = 64
+
+VARIABLES = "LLAMA_ARG_"
+"""Beginning of the names of environment variables that stand for flags of llama-server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,12 @@ class ServerRequest:
             "max_tokens": self.max_tokens,
             "objective": self.objective,
             "concurrency": list(self.concurrency),
-            "drafters": list(self.drafters),
-            "heads": [list(head) for head in self.heads],
+            "drafters": [[name, fingerprint.model_identity(Path(name))] for name in self.drafters],
+            "heads": [
+                [kind, file, None if file is None else fingerprint.model_identity(Path(file))]
+                for kind, file in self.heads
+            ],
+            "environment": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
         }
 
     def fingerprint(self) -> dict[str, Any]:

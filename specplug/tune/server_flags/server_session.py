@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
@@ -14,6 +14,7 @@ from specplug.machine.memory import available_memory, gib
 from specplug.profile import Profile
 from specplug.subjects.connection import SILENCE_S
 from specplug.subjects.launched import START_S, LaunchedServer
+from specplug.subjects.server_command import ServerCommand
 from specplug.subjects.server_memory import server_bytes
 from specplug.subjects.subject import Subject
 from specplug.tune import journal as journals
@@ -100,16 +101,16 @@ def tune_server(
                 fingerprint=request.fingerprint(),
                 spent=0.0,
             )
-        servers = LiveServers(
-            opener or _opener(request, lambda: start_limit(servers.plain_start_s, budget.left)), together=False
-        )
+        simulated = opener is not None
+        opener = opener or _opener(request, lambda: start_limit(servers.plain_start_s, budget.left))
+        servers = LiveServers(opener, together=False, clock=clock)
         stack.callback(servers.close)
         stages = ServerStages(request, servers, journal, budget, notify, progress)
         if busy:
             stages.note(f"{busy} are busy with other work, so measured speeds are not reliable")
         for sentence in missing:
             stages.note(sentence)
-        servers.together = opener is not None or _together(request, stages.note)
+        servers.together = simulated or _together(request, stages.note)
         return _run(stages, tried, busy)
 
 
@@ -196,7 +197,8 @@ def _opener(request: ServerRequest, limit: Callable[[], float]) -> Opener:
             from specplug.subjects.engine_subject import EngineSubject
 
             assert request.model is not None
-            return EngineSubject(profiles.load("default"), request.model, slots=request.level, name=ENGINE_NAME)
+            profile = engine_profile(profiles.load("default"), request.command)
+            return EngineSubject(profile, request.model, slots=request.level, name=ENGINE_NAME)
         if candidate == PLAIN:
             label, start_s = request.command.program, min(START_S, request.budget)
         else:
@@ -204,6 +206,16 @@ def _opener(request: ServerRequest, limit: Callable[[], float]) -> Opener:
         return LaunchedServer(request.command, name=label, start_s=start_s, silence_s=silence)
 
     return opened
+
+
+def engine_profile(profile: Profile, command: ServerCommand) -> Profile:
+    """The profile with the context and the threads of the server's command, as far as that names some."""
+    runtime = profile.runtime
+    if command.context:
+        runtime = replace(runtime, context=command.context // (command.slots or 1))
+    if command.threads:
+        runtime = replace(runtime, threads=command.threads)
+    return replace(profile, runtime=runtime)
 
 
 def _together(request: ServerRequest, note: Callable[[str], None]) -> bool:

@@ -6,7 +6,7 @@ Their order is in server_session.py. This module starts servers through LiveServ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ class ServerStages:
             self.abilities = self.servers.plain().abilities
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
+        self._check_version()
         slots, most = self.abilities.slots, max(self.request.concurrency)
         if slots is not None and most > slots:
             self.note(f"the server answers {slots} at once, so of {most} requests some wait")
@@ -147,8 +148,11 @@ class ServerStages:
         self.group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in found) / len(found) / 1000
         if difference := clock_difference("the server", self._replies):
             self.note(difference)
-        if found and found[0].tokens is None:
+        untold = sum(one.tokens is None for one in found)
+        if untold == len(found):
             self.note("the server tells no tokens, so nothing is predicted by replay")
+        elif untold:
+            self.note(f"the server did not tell the tokens of {untold} of {len(found)} answers; these are not replayed")
         return found
 
     def measure_costs(self, recorded: Sequence[Recorded], probes: Sequence[Candidate]) -> Costs | None:
@@ -256,13 +260,25 @@ class ServerStages:
             start_s=self.servers.plain_start_s,
             group_s=self.group_s,
             store=self._store,
-            failed=self._failed,
+            failed=lambda racer: self._failed(racer, _level(groups)),
             progress=progress,
         )
 
+    def _check_version(self) -> None:
+        """UsageError where the tune that is continued had another version of the server."""
+        version = self.abilities.version
+        started = self.journal.last("started")
+        if started is None:
+            self.journal.add("started", version=version, spent=self.budget.spent)
+        elif started["version"] != version:
+            raise UsageError(
+                f"{self.journal.path}: the unfinished tune had version {started['version']!r} of the server, and this "
+                f"is {version!r}; run without --resume"
+            )
+
     def _record(self, one: AskedQuestion) -> Recorded:
         try:
-            (reply,) = asked(self.servers.plain(), [one.question])
+            (reply,) = asked(self.servers.plain(), [replace(one.question, ids=self.abilities.token_ids)])
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
         self._replies.append(reply)
@@ -327,8 +343,8 @@ class ServerStages:
             spent=self.budget.spent,
         )
 
-    def _failed(self, racer: Racer) -> None:
-        self.journal.add("failed", name=racer.candidate.name, why=racer.failure, spent=self.budget.spent)
+    def _failed(self, racer: Racer, level: int) -> None:
+        self.journal.add("failed", name=racer.candidate.name, level=level, why=racer.failure, spent=self.budget.spent)
         self.note(f"{racer.candidate.name} failed: {racer.failure}")
 
     def _restore(self, racers: Sequence[Racer], groups: Sequence[Sequence[AskedQuestion]]) -> None:
@@ -340,9 +356,15 @@ class ServerStages:
             if racer is None:
                 continue
             if entry["kind"] == "failed":
-                racer.failure = entry["why"]
+                if entry["level"] == _level(groups):
+                    racer.failure = entry["why"]
             elif entry["kind"] == "pair" and (group := by_keys.get(tuple(entry["keys"]))) is not None:
                 racer.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
+
+
+def _level(groups: Sequence[Sequence[AskedQuestion]]) -> int:
+    """The number of questions that are asked at once."""
+    return len(groups[0])
 
 
 def _replayable(one: Recorded) -> RecordedAnswer:
