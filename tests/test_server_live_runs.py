@@ -12,31 +12,34 @@ from simulated_server import Machine
 from specplug.bench.statistics import expanded_tail
 from specplug.subjects.subject import Question
 from specplug.tune.server_flags.live_servers import LiveServers
-from specplug.tune.server_flags.race import Race, Racer, drop, leader_of
-from specplug.tune.server_flags.racer_choice import to_run
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed
+from specplug.tune.server_flags.run_choice import to_run
 from specplug.tune.server_flags.server_candidates import PLAIN_NAME, Candidate
+from specplug.tune.server_flags.successive_elimination import CandidateRun, SuccessiveElimination, drop, leader_of
 
 
 def groups(count: int) -> list[list[AskedQuestion]]:
     return [[AskedQuestion(f"q{i}/0", "work", Question((), 128))] for i in range(count)]
 
 
-def race(machine: Machine, count: int, *, budget: float = 1e6, together: bool = True, group_s: float = 2.0) -> Race:
+def elimination(machine: Machine, count: int, *, budget: float = 1e6, together: bool = True) -> SuccessiveElimination:
+    """Of `count` groups of one answer, each of which is thought to take 1 s."""
     servers = LiveServers(machine.opened, together=together)
-    return Race(servers, groups(count), left=lambda: budget - machine.now, start_s=machine.start_s, group_s=group_s)
+    return SuccessiveElimination(
+        servers, groups(count), left=lambda: budget - machine.now, start_s=machine.start_s, group_s=2.0
+    )
 
 
-def measured(name: str, speedups: Sequence[float]) -> Racer:
-    """A racer with one group for each speedup: plain decoding takes 1.2 s, it the corresponding time."""
-    found = Racer(Candidate(name, name))
+def measured(name: str, speedups: Sequence[float]) -> CandidateRun:
+    """A run with one group for each speedup: plain decoding takes 1.2 s, it the corresponding time."""
+    found = CandidateRun(Candidate(name, name))
     add(found, speedups)
     return found
 
 
-def add(racer: Racer, speedups: Sequence[float]) -> None:
+def add(run: CandidateRun, speedups: Sequence[float]) -> None:
     for group, speedup in zip(groups(len(speedups)), speedups, strict=True):
-        racer.add(group, [Timed(100, 1200 / speedup, 0.0)], [Timed(100, 1200.0, 0.0)])
+        run.add(group, [Timed(100, 1200 / speedup, 0.0)], [Timed(100, 1200.0, 0.0)])
 
 
 def test_what_lies_below_the_leader_or_below_plain_decoding_is_dropped() -> None:
@@ -55,17 +58,17 @@ def test_one_answer_leads_nobody() -> None:
 
 
 def test_the_best_three_go_on() -> None:
-    racers = [measured(str(one), [1.0, 1.0, one, 3.0, 3.0]) for one in (1.1, 1.2, 1.3, 1.4)]
-    drop(racers)
-    assert [one.dropped for one in racers] == ["not among the best 3 of the selection", None, None, None]
+    runs = [measured(str(one), [1.0, 1.0, one, 3.0, 3.0]) for one in (1.1, 1.2, 1.3, 1.4)]
+    drop(runs)
+    assert [one.dropped for one in runs] == ["not among the best 3 of the selection", None, None, None]
 
 
 def test_only_the_answers_of_the_confirmation_decide() -> None:
-    racer = measured("one", [2.0] * 5)
-    assert [racer.wins, racer.median] == [False, 2.0], "it was not confirmed"
-    racer.begin_confirmation()
-    add(racer, [1.0] * 5)
-    assert [racer.wins, racer.median] == [False, 1.0]
+    run = measured("one", [2.0] * 5)
+    assert [run.wins, run.median] == [False, 2.0], "it was not confirmed"
+    run.begin_confirmation()
+    add(run, [1.0] * 5)
+    assert [run.wins, run.median] == [False, 1.0]
     confirmed = measured("two", [2.0] * 5)
     confirmed.begin_confirmation()
     add(confirmed, [1.2] * 4)
@@ -79,9 +82,9 @@ def test_only_the_answers_of_the_confirmation_decide() -> None:
 def test_a_candidate_that_was_fast_by_chance_does_not_win() -> None:
     times = {"lucky": [0.5, 1.0, 1.0], "steady": [0.9, 0.9]}
     machine = Machine(lambda name, process: 1.0 if name == PLAIN_NAME else times[name][process])
-    racers = [Racer(Candidate(name, name)) for name in times]
-    race(machine, 6).run(racers)
-    lucky, steady = racers
+    runs = [CandidateRun(Candidate(name, name)) for name in times]
+    elimination(machine, 6).run(runs)
+    lucky, steady = runs
     assert steady.dropped == "slower than another one" and steady.speedup is not None
     assert lucky.pairs.speedup().median == 2.0  # type: ignore[union-attr]
     assert lucky.median == 1.0 and not lucky.wins
@@ -89,10 +92,10 @@ def test_a_candidate_that_was_fast_by_chance_does_not_win() -> None:
 
 def test_the_fastest_is_confirmed_and_wins() -> None:
     machine = Machine(lambda name, process: {PLAIN_NAME: 1.0, "a": 0.8, "b": 0.5}[name])
-    racers = [Racer(Candidate(name, name)) for name in "ab"]
-    race(machine, 6).run(racers)
-    assert [one.wins for one in racers] == [False, True] and racers[1].median == 2.0
-    assert len(racers[1].pairs.groups) == 5 and len(racers[1].confirmation.groups) == 6  # type: ignore[union-attr]
+    runs = [CandidateRun(Candidate(name, name)) for name in "ab"]
+    elimination(machine, 6).run(runs)
+    assert [one.wins for one in runs] == [False, True] and runs[1].median == 2.0
+    assert len(runs[1].pairs.groups) == 5 and len(runs[1].confirmation.groups) == 6  # type: ignore[union-attr]
 
 
 def test_among_candidates_as_fast_as_plain_decoding_one_wins_in_three_of_a_hundred_tunes() -> None:
@@ -100,9 +103,9 @@ def test_among_candidates_as_fast_as_plain_decoding_one_wins_in_three_of_a_hundr
     machine = Machine(lambda name, process: 1 + 0.05 * float(noise.standard_normal()))
     wins = 0
     for _ in range(60):
-        racers = [Racer(Candidate(str(i), str(i))) for i in range(8)]
-        race(machine, 10).run(racers)
-        wins += any(one.wins for one in racers)
+        runs = [CandidateRun(Candidate(str(i), str(i))) for i in range(8)]
+        elimination(machine, 10).run(runs)
+        wins += any(one.wins for one in runs)
     assert wins <= 4
 
 
@@ -120,10 +123,10 @@ def test_one_server_at_a_time_is_asked_in_both_orders() -> None:
         asked.append(name)
         return 1 + 0.1 * (len(asked) - 1)
 
-    racer = Racer(Candidate("c", "c"))
-    race(Machine(slower_each_time), 4, together=False).measure(racer, groups(4))
+    run = CandidateRun(Candidate("c", "c"))
+    elimination(Machine(slower_each_time), 4, together=False).measure(run, groups(4))
     assert asked == ["c", "c", *[PLAIN_NAME] * 4, "c", "c"]
-    own, plain, *_ = (sum(one.ms for one in side) for side in (racer.own, racer.plain))
+    own, plain, *_ = (sum(one.ms for one in side) for side in (run.own, run.plain))
     assert own == pytest.approx(plain), "1 + 1.1 + 1.6 + 1.7 = 1.2 + 1.3 + 1.4 + 1.5"
 
 
@@ -139,31 +142,31 @@ def test_one_server_at_a_time_is_asked_in_both_orders() -> None:
 )
 def test_one_server_at_a_time_keeps_the_budget(budget: float, starts: list[str], answers: int) -> None:
     machine = Machine(lambda name, process: 1.0, start_s=10.0)
-    racer = Racer(Candidate("c", "c"))
-    race(machine, 4, budget=budget, together=False).measure(racer, groups(4))
-    assert machine.started == starts and racer.groups == answers and machine.now <= budget
+    run = CandidateRun(Candidate("c", "c"))
+    elimination(machine, 4, budget=budget, together=False).measure(run, groups(4))
+    assert machine.started == starts and run.groups == answers and machine.now <= budget
 
 
 def test_answers_that_take_longer_than_was_thought_are_counted() -> None:
     machine = Machine(lambda name, process: 10.0)  # thought to be 1 s
-    racer = Racer(Candidate("c", "c"))
-    race(machine, 9, budget=60.0, together=False).measure(racer, groups(9))
-    assert racer.groups == 3 and machine.now == 60.0
+    run = CandidateRun(Candidate("c", "c"))
+    elimination(machine, 9, budget=60.0, together=False).measure(run, groups(9))
+    assert run.groups == 3 and machine.now == 60.0
 
 
 def test_no_server_is_started_for_which_there_is_no_time() -> None:
     machine = Machine(lambda name, process: 1.0, start_s=10.0)
-    race(machine, 4, budget=11.9).measure(Racer(Candidate("c", "c")), groups(4))
+    elimination(machine, 4, budget=11.9).measure(CandidateRun(Candidate("c", "c")), groups(4))
     assert machine.started == []
 
 
 def test_half_of_the_time_is_kept_for_the_confirmation() -> None:
     machine = Machine(lambda name, process: 1.0 if name == PLAIN_NAME else 0.9)
-    racers = [Racer(Candidate(str(i), str(i))) for i in range(4)]
-    race(machine, 5, budget=60.0).run(racers)
+    runs = [CandidateRun(Candidate(str(i), str(i))) for i in range(4)]
+    elimination(machine, 5, budget=60.0).run(runs)
     # a group takes 1.9 s, and the last one may end at 30 s: 15 groups of the four, then 5 or more of the confirmation
-    assert sum(len(one.pairs.groups) for one in racers) == 15
-    assert [one.wins for one in racers].count(True) == 1
+    assert sum(len(one.pairs.groups) for one in runs) == 15
+    assert [one.wins for one in runs].count(True) == 1
 
 
 def test_where_there_is_time_for_less_than_two_candidates_one_is_run() -> None:

@@ -5,7 +5,7 @@ import pytest
 from specplug.subjects.help_text import parse_help
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
-from specplug.tune.server_flags.racer_choice import to_run, with_chains
+from specplug.tune.server_flags.run_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import Candidate, Drafts, RuleSizes, llama_candidates
 from specplug.tune.server_flags.server_predictions import Predicted, drafter_token_ms, passes_ms, predicted
 from specplug.tune.server_flags.vllm_candidates import VllmInstallation, vllm_candidates

@@ -24,11 +24,11 @@ from specplug.subjects.server_command import read_command
 from specplug.subjects.subject import Abilities, SubjectError
 from specplug.tune import journal as journals
 from specplug.tune.server_flags import server_session
-from specplug.tune.server_flags.race import Racer
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME
 from specplug.tune.server_flags.server_document import server_next_step, server_rows, server_verdict
 from specplug.tune.server_flags.server_request import ServerRequest, check_server_request
 from specplug.tune.server_flags.server_session import ServerOutcome, tune_server
+from specplug.tune.server_flags.successive_elimination import CandidateRun
 from specplug.tune.tune_request import journal_path
 
 STUB = Path(__file__).with_name("stub_server.py")
@@ -49,7 +49,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr("specplug.machine.hardware.too_busy", lambda: None)
-    monkeypatch.setattr("specplug.tune.server_flags.race.CONFIRMATION_ROUNDS", 1)
+    monkeypatch.setattr("specplug.tune.server_flags.successive_elimination.CONFIRMATION_ROUNDS", 1)
 
 
 MakeRequest = Callable[..., ServerRequest]
@@ -81,7 +81,7 @@ def run(request: ServerRequest) -> tuple[ServerOutcome, list[str]]:
 def test_where_drafts_pay_the_flags_of_the_fastest_are_written(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 3)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 3)
     request = request_for("--ms-per-pass", "3")
     outcome, _ = run(request)
     document = outcome.document
@@ -104,7 +104,7 @@ def test_where_drafts_pay_the_flags_of_the_fastest_are_written(
 def test_where_drafts_never_pay_the_command_is_the_plain_one(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 2)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 2)
     request = request_for("--ms-per-pass", "2", "--ms-per-draft", "6")
     outcome, _ = run(request)
     assert outcome.document["chosen"] == PLAIN_NAME and outcome.argv == list(request.command.argv)
@@ -149,21 +149,21 @@ def test_a_fault_of_plain_decoding_ends_the_tune(request_for: MakeRequest) -> No
 
 
 def test_an_interrupted_tune_is_continued(request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 2)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 2)
     request = request_for("--ms-per-pass", "2")
-    whole = Racer.add
+    whole = CandidateRun.add
     measured = []
 
-    def interrupted(self: Racer, *values: Any) -> None:
+    def interrupted(self: CandidateRun, *values: Any) -> None:
         whole(self, *values)
         measured.append(self.candidate.name)
         if len(measured) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Racer, "add", interrupted)
+    monkeypatch.setattr(CandidateRun, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(request)
-    monkeypatch.setattr(Racer, "add", whole)
+    monkeypatch.setattr(CandidateRun, "add", whole)
     assert not request.out.exists()
     with journals.opened(journal_path(request.out), resume=True) as journal:
         before = {kind: journal.of(kind) for kind in ("answer", "cost", "pair")}
@@ -197,7 +197,7 @@ def test_a_command_with_a_port_of_its_own_runs_one_server_at_a_time(
 ) -> None:
     import socket
 
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 1)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -210,7 +210,7 @@ def test_a_command_with_a_port_of_its_own_runs_one_server_at_a_time(
 def test_without_tokens_nothing_is_predicted_and_candidates_run_live(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 2)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 2)
     request = request_for("--ms-per-pass", "3", "--kind", "openai", concurrency=(1, 2))
     outcome, notices = run(request)
     document = outcome.document

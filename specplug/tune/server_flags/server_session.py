@@ -21,9 +21,8 @@ from specplug.tune import journal as journals
 from specplug.tune.budget import Budget
 from specplug.tune.server_flags.live_servers import LiveServers, Opener
 from specplug.tune.server_flags.offered_candidates import candidates_of, probes_of
-from specplug.tune.server_flags.race import Racer
-from specplug.tune.server_flags.racer_choice import to_run, with_chains
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, grouped_questions
+from specplug.tune.server_flags.run_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, Candidate
 from specplug.tune.server_flags.server_document import ServerFindings, server_document, server_profile
 from specplug.tune.server_flags.server_request import (
@@ -33,6 +32,7 @@ from specplug.tune.server_flags.server_request import (
     check_server_request,
 )
 from specplug.tune.server_flags.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, Progress, ServerStages
+from specplug.tune.server_flags.successive_elimination import CandidateRun
 from specplug.tune.tune_request import journal_path
 
 SILENCE_SHARE = 0.15
@@ -136,15 +136,15 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
     reserve += engine_s
     groups = grouped_questions(recorded, request.level)
     chosen = to_run(tried, predictions, stages.most_to_run(reserve))
-    racers = [Racer(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
-    stages.race(racers, groups, reserve)
+    runs = [CandidateRun(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
+    stages.run_live(runs, groups, reserve)
 
-    winner = next((one for one in racers if one.wins), None)
-    shown = winner or max((one for one in racers if one.own), key=lambda one: one.median, default=None)
-    levels: dict[int, Racer] = {}
+    winner = next((one for one in runs if one.wins), None)
+    shown = winner or max((one for one in runs if one.own), key=lambda one: one.median, default=None)
+    levels: dict[int, CandidateRun] = {}
     for number, level in enumerate(others):
         if shown is not None:
-            levels[level] = Racer(shown.candidate)
+            levels[level] = CandidateRun(shown.candidate)
             left_over = reserve - budget.seconds * OTHER_LEVEL_SHARE * (number + 1)
             stages.measure_aside(levels[level], grouped_questions(recorded, level)[:LEVEL_GROUPS], left_over)
     engine = _own_engine(stages, groups) if engine_s else None
@@ -157,7 +157,7 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
         costs=costs,
         tried=tried,
         predictions=predictions,
-        racers=racers,
+        runs=runs,
         levels=levels,
         engine=engine,
         winner=winner,
@@ -172,11 +172,11 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
     return ServerOutcome(written, document, list(document["argv"]))
 
 
-def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]]) -> Racer:
+def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]]) -> CandidateRun:
     """specplug's own engine beside the plain server, as one more row."""
-    racer = Racer(Candidate(ENGINE_NAME, ENGINE_NAME))
-    stages.measure_aside(racer, groups[:ENGINE_ANSWERS], 0.0)
-    return racer
+    run = CandidateRun(Candidate(ENGINE_NAME, ENGINE_NAME))
+    stages.measure_aside(run, groups[:ENGINE_ANSWERS], 0.0)
+    return run
 
 
 def start_limit(plain_start_s: float, left: float) -> float:

@@ -21,8 +21,6 @@ from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
 from specplug.tune.server_flags.live_servers import LiveServers, asked
 from specplug.tune.server_flags.offered_candidates import PROBE_LENGTHS
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
-from specplug.tune.server_flags.race import Race, Racer
-from specplug.tune.server_flags.racer_choice import MOST_RUN, is_usual
 from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
     Recorded,
@@ -31,9 +29,11 @@ from specplug.tune.server_flags.recorded_questions import (
     from_entry,
     turns_of,
 )
+from specplug.tune.server_flags.run_choice import MOST_RUN, is_usual
 from specplug.tune.server_flags.server_candidates import Candidate
 from specplug.tune.server_flags.server_predictions import Predicted, drafter_token_ms, predicted, replay_of
 from specplug.tune.server_flags.server_request import ServerRequest, check_budget
+from specplug.tune.server_flags.successive_elimination import CandidateRun, SuccessiveElimination
 
 RECORD_SHARE, COST_SHARE, REPLAY_SHARE = 0.22, 0.15, 0.1
 """Shares of the budget: plain answers, answers that show what passes cost, and replaying."""
@@ -224,22 +224,22 @@ class ServerStages:
                 self._progress("replaying", number / len(tried), "", self.budget.left)
         return found
 
-    def race(self, racers: Sequence[Racer], groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
-        """Select one racer and confirm it, leaving `reserve` seconds."""
+    def run_live(self, runs: Sequence[CandidateRun], groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
+        """Select one candidate and confirm it, leaving `reserve` seconds."""
 
-        def best(found: Sequence[Racer]) -> None:
+        def best(found: Sequence[CandidateRun]) -> None:
             leader = max((one for one in found if one.own), key=lambda one: one.median, default=None)
             text = f"{leader.candidate.name} {leader.median:.2f}" if leader is not None else ""
             self._progress("live", 1 - max(0.0, self.budget.left) / self.request.budget, text, self.budget.left)
 
-        self._restore(racers, groups)
-        self._new_race(groups, reserve, best).run(racers)
+        self._restore(runs, groups)
+        self._new_elimination(groups, reserve, best).run(runs)
 
-    def measure_aside(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
-        """Measure one racer once over the groups, as far as the time goes."""
-        self._restore([racer], groups)
-        if racer.running and racer.groups < len(groups):
-            self._new_race(groups, reserve, lambda found: None).measure(racer, groups[racer.groups :])
+    def measure_aside(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
+        """Measure one candidate once over the groups, as far as the time goes."""
+        self._restore([run], groups)
+        if run.running and run.groups < len(groups):
+            self._new_elimination(groups, reserve, lambda found: None).measure(run, groups[run.groups :])
 
     def most_to_run(self, reserve: float) -> int:
         """How many candidates the first round of a selection has time for."""
@@ -247,20 +247,20 @@ class ServerStages:
         first_round = starts * self.servers.plain_start_s + FEWEST_ANSWERS * self.group_s
         return int(FIRST_ROUND_SHARE * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
 
-    def _new_race(
+    def _new_elimination(
         self,
         groups: Sequence[Sequence[AskedQuestion]],
         reserve: float,
-        progress: Callable[[Sequence[Racer]], object],
-    ) -> Race:
-        return Race(
+        progress: Callable[[Sequence[CandidateRun]], object],
+    ) -> SuccessiveElimination:
+        return SuccessiveElimination(
             self.servers,
             groups,
             left=lambda: self.budget.left - reserve,
             start_s=self.servers.plain_start_s,
             group_s=self.group_s,
             store=self._store,
-            failed=lambda racer: self._failed(racer, _level(groups)),
+            failed=lambda run: self._failed(run, _level(groups)),
             progress=progress,
         )
 
@@ -331,35 +331,35 @@ class ServerStages:
         return entry
 
     def _store(
-        self, racer: Racer, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
+        self, run: CandidateRun, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
     ) -> None:
         self.journal.add(
             "pair",
-            name=racer.candidate.name,
-            confirms=racer.confirmation is not None,
+            name=run.candidate.name,
+            confirms=run.confirmation is not None,
             keys=[one.key for one in group],
             own=[one.packed() for one in own],
             plain=[one.packed() for one in plain],
             spent=self.budget.spent,
         )
 
-    def _failed(self, racer: Racer, level: int) -> None:
-        self.journal.add("failed", name=racer.candidate.name, level=level, why=racer.failure, spent=self.budget.spent)
-        self.note(f"{racer.candidate.name} failed: {racer.failure}")
+    def _failed(self, run: CandidateRun, level: int) -> None:
+        self.journal.add("failed", name=run.candidate.name, level=level, why=run.failure, spent=self.budget.spent)
+        self.note(f"{run.candidate.name} failed: {run.failure}")
 
-    def _restore(self, racers: Sequence[Racer], groups: Sequence[Sequence[AskedQuestion]]) -> None:
+    def _restore(self, runs: Sequence[CandidateRun], groups: Sequence[Sequence[AskedQuestion]]) -> None:
         """Add what an interrupted tune measured of these groups."""
         by_keys = {tuple(one.key for one in group): group for group in groups}
-        by_name = {racer.candidate.name: racer for racer in racers}
+        by_name = {run.candidate.name: run for run in runs}
         for entry in self.journal.entries:
-            racer = by_name.get(entry.get("name", ""))
-            if racer is None:
+            run = by_name.get(entry.get("name", ""))
+            if run is None:
                 continue
             if entry["kind"] == "failed":
                 if entry["level"] == _level(groups):
-                    racer.failure = entry["why"]
+                    run.failure = entry["why"]
             elif entry["kind"] == "pair" and (group := by_keys.get(tuple(entry["keys"]))) is not None:
-                racer.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
+                run.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
 
 
 def _level(groups: Sequence[Sequence[AskedQuestion]]) -> int:

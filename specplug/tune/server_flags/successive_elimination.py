@@ -35,7 +35,7 @@ WARM_TOKENS = 4
 
 
 @dataclass(slots=True)
-class Racer:
+class CandidateRun:
     """A candidate, and what was measured of it.
 
     predicted     its speedup by replay; None where it was not replayed
@@ -98,11 +98,11 @@ class Racer:
         return self.running and self.confirmation is not None and self.confirmation.why_rejected() is None
 
 
-Store = Callable[[Racer, Sequence[AskedQuestion], Sequence[Timed], Sequence[Timed]], object]
+Store = Callable[[CandidateRun, Sequence[AskedQuestion], Sequence[Timed], Sequence[Timed]], object]
 
 
-class Race:
-    """Selects one racer in rounds, then confirms it with answers of its own.
+class SuccessiveElimination:
+    """Selects one candidate in rounds, then confirms it with answers of its own.
 
     Each server of a round is a new process.
 
@@ -117,16 +117,16 @@ class Race:
         left: Callable[[], float],
         start_s: float,
         group_s: float,
-        store: Store = lambda racer, group, own, plain: None,
-        failed: Callable[[Racer], object] = lambda racer: None,
-        progress: Callable[[Sequence[Racer]], object] = lambda racers: None,
+        store: Store = lambda run, group, own, plain: None,
+        failed: Callable[[CandidateRun], object] = lambda run: None,
+        progress: Callable[[Sequence[CandidateRun]], object] = lambda runs: None,
     ) -> None:
         """
         groups   questions that are asked at once, in the order in which they are taken
         left     returns the seconds that remain
         start_s, group_s
                  estimates: seconds to start a server, and for a group of both servers
-        store    receives each measured group; failed, a racer that failed
+        store    receives each measured group; failed, a candidate that failed
         """
         self._servers = servers
         self._groups = groups
@@ -138,111 +138,111 @@ class Race:
         self._failed = failed
         self._progress = progress
 
-    def run(self, racers: Sequence[Racer]) -> None:
+    def run(self, runs: Sequence[CandidateRun]) -> None:
         """Measure them: afterwards one of them wins, or none. A confirmation that has begun goes on."""
-        if all(racer.confirmation is None for racer in racers):
-            self._select(racers)
-        while (leader := leader_of(racers)) is not None:
-            self._confirm(leader, racers)
+        if all(run.confirmation is None for run in runs):
+            self._select(runs)
+        while (leader := leader_of(runs)) is not None:
+            self._confirm(leader, runs)
             if leader.failure is None:
                 return
 
-    def measure(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]]) -> None:
-        """Measure groups with a new server of the racer, each at about the same time with plain decoding, as far as the
-        time goes.
+    def measure(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
+        """Measure groups with a new server of the candidate and with plain decoding at about the same time, as far as
+        the time goes.
 
-        A fault of the racer's server is its result. SpecplugError where plain decoding fails.
+        A fault of its server is its result. SpecplugError where plain decoding fails.
         """
         try:
             if self._servers.together:
-                self._side_by_side(racer, groups)
+                self._side_by_side(run, groups)
             else:
-                self._one_at_a_time(racer, groups)
+                self._one_at_a_time(run, groups)
         except SubjectError as error:
-            racer.failure = str(error)
-            self._failed(racer)
+            run.failure = str(error)
+            self._failed(run)
 
-    def _select(self, racers: Sequence[Racer]) -> None:
-        """Drop racers until one is left, each was measured often enough, or the time for it is over."""
+    def _select(self, runs: Sequence[CandidateRun]) -> None:
+        """Drop candidates until one is left, each was measured often enough, or the time for it is over."""
         self._kept_back = (1 - SELECTION_SHARE) * self._left()
         size = min(len(self._groups), FEWEST_ANSWERS)
         while True:
-            drop(racers)
-            running = [racer for racer in racers if racer.running]
-            open_ = [racer for racer in running if racer.groups < SELECTION_ROUNDS * len(self._groups)]
+            drop(runs)
+            running = [run for run in runs if run.running]
+            open_ = [run for run in running if run.groups < SELECTION_ROUNDS * len(self._groups)]
             if len(running) < 2 or not open_:
                 return
-            for racer in open_:
-                done = racer.groups
+            for run in open_:
+                done = run.groups
                 at = done % len(self._groups)
-                self.measure(racer, self._groups[at : at + size])
-                if racer.running and racer.groups == done:
+                self.measure(run, self._groups[at : at + size])
+                if run.running and run.groups == done:
                     return  # there is no time left
-                self._progress(racers)
+                self._progress(runs)
             size = min(len(self._groups), 2 * size)
 
-    def _confirm(self, racer: Racer, racers: Sequence[Racer]) -> None:
-        """Measure one racer anew."""
-        racer.begin_confirmation()
+    def _confirm(self, run: CandidateRun, runs: Sequence[CandidateRun]) -> None:
+        """Measure one candidate anew."""
+        run.begin_confirmation()
         self._kept_back = 0.0
-        while racer.running and racer.groups < CONFIRMATION_ROUNDS * len(self._groups):
-            done = racer.groups
-            self.measure(racer, self._groups[done % len(self._groups) :])
-            self._progress(racers)
-            if racer.groups == done:
+        while run.running and run.groups < CONFIRMATION_ROUNDS * len(self._groups):
+            done = run.groups
+            self.measure(run, self._groups[done % len(self._groups) :])
+            self._progress(runs)
+            if run.groups == done:
                 return
 
-    def _side_by_side(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]]) -> None:
+    def _side_by_side(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
         """Each group with both servers, by turns in either order."""
         if not self._fits(starts=1, answers=2):
             return
-        with self._other(racer) as other:
+        with self._other(run) as other:
             for group in groups:
                 if not self._fits(answers=2):
                     return
-                if racer.groups % 2:
+                if run.groups % 2:
                     plain = self._plain_answers(group)
                     own = self._own_answers(other, group)
                 else:
                     own = self._own_answers(other, group)
                     plain = self._plain_answers(group)
-                self._keep(racer, group, own, plain)
+                self._keep(run, group, own, plain)
 
-    def _one_at_a_time(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]]) -> None:
-        """Where memory holds one server: half of the groups with the racer, all with plain decoding, then the other
-        half with the racer. So a machine that becomes slower all the time slows both equally."""
+    def _one_at_a_time(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
+        """Where memory holds one server: half of the groups with the candidate, all with plain decoding, then the other
+        half with the candidate. So a machine that becomes slower all the time slows both equally."""
         early: list[list[Timed]] = []
         late: list[list[Timed]] = []
         first, second = groups[: (len(groups) + 1) // 2], groups[(len(groups) + 1) // 2 :]
         if not self._fits(starts=2, answers=2):
             return
-        with self._other(racer) as other:
+        with self._other(run) as other:
             for group in first:
                 if not self._fits(starts=1, answers=len(early) + 2):  # plain decoding has to answer as many
                     break
                 early.append(self._own_answers(other, group))
         for group, own in zip(first, early, strict=False):
-            self._keep(racer, group, own, self._plain_answers(group))
+            self._keep(run, group, own, self._plain_answers(group))
         for group in second:
             if len(early) < len(first) or not self._fits(starts=1, answers=len(late) + 2):
                 break
             late.append(self._plain_answers(group))
         if not late:
             return
-        with self._other(racer) as other:
+        with self._other(run) as other:
             for group, plain in zip(second, late, strict=False):
                 if not self._fits(answers=1):
                     return
-                self._keep(racer, group, self._own_answers(other, group), plain)
+                self._keep(run, group, self._own_answers(other, group), plain)
 
     def _fits(self, *, starts: int = 0, answers: int) -> bool:
         """Whether the time holds so many starts of a server, and so many groups of one server."""
         return self._left() - self._kept_back >= starts * self._start_s + answers * self._answer_s
 
     @contextmanager
-    def _other(self, racer: Racer) -> Iterator[Subject]:
+    def _other(self, run: CandidateRun) -> Iterator[Subject]:
         before = self._left()
-        with self._servers.other(racer.candidate) as other:
+        with self._servers.other(run.candidate) as other:
             self._start_s = max(self._start_s, before - self._left())
             yield other
 
@@ -263,35 +263,40 @@ class Race:
         self._answer_s = max(self._answer_s, before - self._left())
         return plain
 
-    def _keep(self, racer: Racer, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]) -> None:
-        racer.add(group, own, plain)
-        self._store(racer, group, own, plain)
+    def _keep(
+        self, run: CandidateRun, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
+    ) -> None:
+        run.add(group, own, plain)
+        self._store(run, group, own, plain)
 
 
-def drop(racers: Sequence[Racer]) -> None:
-    """Drop racers whose interval lies below that of the leading one or below plain decoding, and all but FINALISTS.
+def drop(runs: Sequence[CandidateRun]) -> None:
+    """Drop candidates whose interval lies below that of the leading one or below plain decoding, and all but FINALISTS.
 
     Only those with FEWEST_ANSWERS groups are compared.
     """
     known = [
-        (racer, speedup)
-        for racer in racers
-        if racer.running and len(racer.pairs.groups) >= FEWEST_ANSWERS and (speedup := racer.speedup) is not None
+        (run, speedup)
+        for run in runs
+        if run.running and len(run.pairs.groups) >= FEWEST_ANSWERS and (speedup := run.speedup) is not None
     ]
     leading = max((speedup.low for _, speedup in known), default=1.0)
-    for racer, speedup in known:
+    for run, speedup in known:
         if speedup.high < 1.0:
-            racer.dropped = "slower than plain decoding"
+            run.dropped = "slower than plain decoding"
         elif speedup.high < leading:
-            racer.dropped = "slower than another one"
-    ranked = sorted((racer for racer, _ in known if racer.running), key=lambda racer: racer.median, reverse=True)
-    for racer in ranked[FINALISTS:]:
-        racer.dropped = f"not among the best {FINALISTS} of the selection"
+            run.dropped = "slower than another one"
+    ranked = sorted((run for run, _ in known if run.running), key=lambda run: run.median, reverse=True)
+    for run in ranked[FINALISTS:]:
+        run.dropped = f"not among the best {FINALISTS} of the selection"
 
 
-def leader_of(racers: Sequence[Racer]) -> Racer | None:
-    """The racer to confirm: the one whose confirmation has begun, else the fastest, those with too few answers last."""
-    running = [racer for racer in racers if racer.running]
+def leader_of(runs: Sequence[CandidateRun]) -> CandidateRun | None:
+    """The candidate to confirm: the one whose confirmation has begun, else the fastest.
+
+    Those with too few answers come last.
+    """
+    running = [run for run in runs if run.running]
     return max(
         running,
         key=lambda one: (one.confirmation is not None, min(len(one.pairs.groups), FEWEST_ANSWERS), one.median),
