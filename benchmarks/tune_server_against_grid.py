@@ -33,12 +33,12 @@ from specplug.subjects.opening import open_subject
 from specplug.tune.server_flags.live_servers import LiveServers
 from specplug.tune.server_flags.llama_candidates import chained
 from specplug.tune.server_flags.offered_candidates import candidates_of
-from specplug.tune.server_flags.race import Race, Racer
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, turns_of
 from specplug.tune.server_flags.server_candidates import PLAIN, Candidate
 from specplug.tune.server_flags.server_document import server_verdict
 from specplug.tune.server_flags.server_request import ServerRequest
 from specplug.tune.server_flags.server_session import tune_server
+from specplug.tune.server_flags.successive_elimination import CandidateRun, SuccessiveElimination
 
 BEST = 6
 """Candidates that run because their predictions are the best."""
@@ -91,26 +91,30 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     questions = first_questions(request, args.answers)
     chosen = candidate_named(request, found["chosen"])
     guessed = {row["name"]: row["predicted"]["speedup"] for row in found["rows"] if row["predicted"] is not None}
-    racers = [Racer(one) for one in to_run(request, chosen, guessed, args.every)]
+    runs = [CandidateRun(one) for one in to_run(request, chosen, guessed, args.every)]
     servers = LiveServers(lambda one: LaunchedServer(request.command, name=one.name), together=True)
-    race = Race(servers, [[one] for one in questions], left=lambda: float("inf"), start_s=0.0, group_s=0.0)
+    elimination = SuccessiveElimination(
+        servers, [[one] for one in questions], left=lambda: 1e9, start_s=0.0, group_s=0.0
+    )
     try:
-        for number, racer in enumerate(racers, start=1):
-            race.measure(racer, [[one] for one in questions])
-            notify(f"{number} of {len(racers)}: {racer.candidate.name} {shown(racer.speedup)}")
-        ranked = sorted((one for one in racers if one.speedup is not None), key=lambda one: -speed(one))
-        best, regret, rounds = second_run(race, questions, [one.candidate for one in ranked], chosen, args.rounds)
+        for number, run in enumerate(runs, start=1):
+            elimination.measure(run, [[one] for one in questions])
+            notify(f"{number} of {len(runs)}: {run.candidate.name} {shown(run.speedup)}")
+        ranked = sorted((one for one in runs if one.speedup is not None), key=lambda one: -speed(one))
+        best, regret, rounds = second_run(
+            elimination, questions, [one.candidate for one in ranked], chosen, args.rounds
+        )
     finally:
         servers.close()
 
     print("| candidate | predicted | live |\n|---|---|---|")
     errors = []
-    for racer in ranked:
-        guess = guessed.get(racer.candidate.name)
+    for run in ranked:
+        guess = guessed.get(run.candidate.name)
         if guess is not None:
-            errors.append(abs(guess / speed(racer) - 1))
-        mark = ", chosen" if racer.candidate.name == chosen.name else ""
-        print(f"| {racer.candidate.name}{mark} | {'-' if guess is None else f'{guess:.2f}'} | {shown(racer.speedup)} |")
+            errors.append(abs(guess / speed(run) - 1))
+        mark = ", chosen" if run.candidate.name == chosen.name else ""
+        print(f"| {run.candidate.name}{mark} | {'-' if guess is None else f'{guess:.2f}'} | {shown(run.speedup)} |")
     engine = next((row for row in found["rows"] if row["name"] == "specplug"), None)
     if engine is not None and engine.get("speedup"):
         print(f"| specplug's own engine, in the tune | - | {shown(Interval(**engine['speedup']))} |")
@@ -119,7 +123,7 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     print(f"the choice is {chosen.name}, the best {best}; regret {shown(regret)} after {rounds} rounds")
     document |= {
         "tune": found,
-        "live": {one.candidate.name: None if one.speedup is None else one.speedup.as_mapping() for one in racers},
+        "live": {one.candidate.name: None if one.speedup is None else one.speedup.as_mapping() for one in runs},
         "errors": errors,
         "best": best,
         "regret": regret.as_mapping(),
@@ -153,18 +157,22 @@ def to_run(request: ServerRequest, chosen: Candidate, guessed: Mapping[str, floa
 
 
 def second_run(
-    race: Race, questions: Sequence[AskedQuestion], ranked: Sequence[Candidate], chosen: Candidate, most: int
+    elimination: SuccessiveElimination,
+    questions: Sequence[AskedQuestion],
+    ranked: Sequence[Candidate],
+    chosen: Candidate,
+    most: int,
 ) -> tuple[str, Interval, int]:
     """The fastest candidate when the best ones and the choice run again, the choice's regret, and the rounds taken."""
     finalists = list(ranked[:FINAL])
     if chosen not in finalists and chosen != PLAIN:
         finalists.append(chosen)
-    again = [Racer(one) for one in finalists]
+    again = [CandidateRun(one) for one in finalists]
     for number in range(1, most + 1):
-        for racer in again:
-            race.measure(racer, [[one] for one in questions])
-            if racer.failure is not None:
-                raise SpecplugError(f"{racer.candidate.name} failed: {racer.failure}")
+        for run in again:
+            elimination.measure(run, [[one] for one in questions])
+            if run.failure is not None:
+                raise SpecplugError(f"{run.candidate.name} failed: {run.failure}")
         best = max(again, key=speed)
         if speed(best) < 1.0 and chosen == PLAIN:
             return PLAIN.name, Interval(0.0, 0.0, 0.0), number
@@ -175,7 +183,7 @@ def second_run(
     return best.candidate.name, regret, number
 
 
-def regret_of(best: Racer, chosen: Racer | None, questions: int) -> Interval:
+def regret_of(best: CandidateRun, chosen: CandidateRun | None, questions: int) -> Interval:
     """How much faster the best is than the choice, which is plain decoding where `chosen` is None; repeats added up."""
     if chosen is best:
         return Interval(0.0, 0.0, 0.0)
@@ -189,8 +197,8 @@ def regret_of(best: Racer, chosen: Racer | None, questions: int) -> Interval:
     return replace(ratio, median=ratio.median - 1, low=ratio.low - 1, high=ratio.high - 1)
 
 
-def speed(racer: Racer) -> float:
-    return racer.speedup.median if racer.speedup is not None else 0.0
+def speed(run: CandidateRun) -> float:
+    return run.speedup.median if run.speedup is not None else 0.0
 
 
 def shown(interval: Interval | None) -> str:

@@ -13,7 +13,7 @@ from specplug.tune.server_flags.drafter_guesses import AnswerGuesses
 from specplug.tune.server_flags.llama_candidates import chained, llama_candidates, lookup_probe
 from specplug.tune.server_flags.offered_candidates import python_of
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
-from specplug.tune.server_flags.racer_choice import to_run, with_chains
+from specplug.tune.server_flags.run_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import Candidate, Drafts, RuleSizes
 from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, passes_ms, predicted
 from specplug.tune.server_flags.vllm_candidates import VllmInstallation, vllm_candidates

@@ -6,6 +6,7 @@ The stub's times are slept, so that whether drafts pay is known: a pass takes 3 
 import json
 import shlex
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +14,21 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from simulated_server import Machine
 
 from specplug import profile as profiles
 from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.reports.server_tune_report import server_page
 from specplug.subjects.server_command import read_command
+from specplug.subjects.subject import Abilities, SubjectError
 from specplug.tune import journal as journals
 from specplug.tune.server_flags import server_session
-from specplug.tune.server_flags.race import Racer
-from specplug.tune.server_flags.server_candidates import PLAIN_NAME
-from specplug.tune.server_flags.server_document import server_rows, server_verdict
+from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME
+from specplug.tune.server_flags.server_document import server_next_step, server_rows, server_verdict
 from specplug.tune.server_flags.server_request import ServerRequest, check_server_request
 from specplug.tune.server_flags.server_session import ServerOutcome, tune_server
+from specplug.tune.server_flags.successive_elimination import CandidateRun
 from specplug.tune.tune_request import journal_path
 
 STUB = Path(__file__).with_name("stub_server.py")
@@ -46,7 +49,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr("specplug.machine.hardware.too_busy", lambda: None)
-    monkeypatch.setattr("specplug.tune.server_flags.race.MOST_ROUNDS", 1)
+    monkeypatch.setattr("specplug.tune.server_flags.successive_elimination.CONFIRMATION_ROUNDS", 1)
 
 
 MakeRequest = Callable[..., ServerRequest]
@@ -78,7 +81,7 @@ def run(request: ServerRequest) -> tuple[ServerOutcome, list[str]]:
 def test_where_drafts_pay_the_flags_of_the_fastest_are_written(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 3)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 3)
     request = request_for("--ms-per-pass", "3")
     outcome, _ = run(request)
     document = outcome.document
@@ -101,7 +104,7 @@ def test_where_drafts_pay_the_flags_of_the_fastest_are_written(
 def test_where_drafts_never_pay_the_command_is_the_plain_one(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 2)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 2)
     request = request_for("--ms-per-pass", "2", "--ms-per-draft", "6")
     outcome, _ = run(request)
     assert outcome.document["chosen"] == PLAIN_NAME and outcome.argv == list(request.command.argv)
@@ -146,21 +149,21 @@ def test_a_fault_of_plain_decoding_ends_the_tune(request_for: MakeRequest) -> No
 
 
 def test_an_interrupted_tune_is_continued(request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 2)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 2)
     request = request_for("--ms-per-pass", "2")
-    whole = Racer.add
+    whole = CandidateRun.add
     measured = []
 
-    def interrupted(self: Racer, *values: Any) -> None:
+    def interrupted(self: CandidateRun, *values: Any) -> None:
         whole(self, *values)
         measured.append(self.candidate.name)
         if len(measured) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Racer, "add", interrupted)
+    monkeypatch.setattr(CandidateRun, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(request)
-    monkeypatch.setattr(Racer, "add", whole)
+    monkeypatch.setattr(CandidateRun, "add", whole)
     assert not request.out.exists()
     with journals.opened(journal_path(request.out), resume=True) as journal:
         before = {kind: journal.of(kind) for kind in ("answer", "cost", "pair")}
@@ -194,8 +197,7 @@ def test_a_command_with_a_port_of_its_own_runs_one_server_at_a_time(
 ) -> None:
     import socket
 
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 1)
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.FEWEST_RUN", 1)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -208,7 +210,7 @@ def test_a_command_with_a_port_of_its_own_runs_one_server_at_a_time(
 def test_without_tokens_nothing_is_predicted_and_candidates_run_live(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specplug.tune.server_flags.racer_choice.MOST_RUN", 2)
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 2)
     request = request_for("--ms-per-pass", "3", "--kind", "openai", concurrency=(1, 2))
     outcome, notices = run(request)
     document = outcome.document
@@ -220,8 +222,18 @@ def test_without_tokens_nothing_is_predicted_and_candidates_run_live(
 def test_requests_that_could_only_fail_are_refused(request_for: MakeRequest, tmp_path: Path) -> None:
     for values, message in (
         ({"max_tokens": 8}, "use --max-tokens 16 or more"),
-        ({"concurrency": (8,)}, "has 6 prompts; add prompts, or lower --concurrency"),
-        ({"budget": 0.1}, r"the budget of 0.1 s is too small: .* take 0.4 s on the fastest machine; say --budget 30s"),
+        (
+            {"concurrency": (2,)},
+            "has prompts for 6 answers, and a winner needs 5 different groups of 2; pass --workload ",
+        ),
+        (
+            {"concurrency": (1, 8)},
+            "and --concurrency 8 asks 8 of them at once; pass --workload with 8 or more, or lower",
+        ),
+        (
+            {"budget": 0.1},
+            r"of 0.1 s is too small: .* 5 plain answers, .* take 0.4 s on the fastest machine; say --budget 30s",
+        ),
         ({"out": tmp_path}, "this is not a file; use another --out"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -234,3 +246,125 @@ def test_a_budget_that_cannot_hold_one_candidate_names_one_that_can(request_for:
     request = request_for("--ms-per-pass", "40", budget=2.0)
     with pytest.raises(UsageError, match=r"the budget of 2 s is too small: .* here; say --budget \d+s"):
         run(request)
+
+
+def simulated(request: ServerRequest, machine: Machine) -> tuple[dict[str, Any], list[str]]:
+    """The document and the notices of a tune with simulated servers."""
+    notices: list[str] = []
+    outcome = tune_server(request, notify=notices.append, opener=machine.opened, clock=machine.clock)
+    return outcome.document, notices
+
+
+def drafts_pay(name: str, process: int) -> float:
+    return 1.0 if name in (PLAIN_NAME, ENGINE_NAME) else 0.5
+
+
+def test_the_answers_that_a_winner_needs_are_recorded_whatever_their_share_of_the_budget(
+    request_for: MakeRequest,
+) -> None:
+    document, _ = simulated(request_for(budget=80.0), Machine(lambda name, process: 4 * drafts_pay(name, process)))
+    assert document["workload"]["answers"] == 5, "22% of 80 s has four answers of 4 s"
+    prompts = [Prompt(str(i), "work", (f"say {i}",)) for i in range(30)]
+    request = request_for(budget=60.0, concurrency=(4,), prompts=prompts, out=request_for().out.with_name("four.yaml"))
+    document, _ = simulated(request, Machine(drafts_pay))
+    assert document["workload"]["answers"] == 20, "five groups of four"
+
+
+def test_a_budget_without_the_answers_of_a_winner_is_refused_after_the_first(request_for: MakeRequest) -> None:
+    # a start of 2 s each, 5 answers of 3 s, and 5 with and without drafts: 49 s
+    machine = Machine(lambda name, process: 3.0, start_s=2.0)
+    with pytest.raises(UsageError, match=r"budget of 48 s is too small: .* take 49.0 s here; say --budget 150s"):
+        simulated(request_for(budget=48.0), machine)
+    assert machine.now == 5.0
+
+
+def test_a_fault_of_specplugs_own_engine_is_a_row(request_for: MakeRequest, tmp_path: Path) -> None:
+    (model := tmp_path / "model.gguf").write_bytes(b"model")
+    too_long = UsageError("the prompt has 5000 tokens, and the context is 4096; use a larger --context")
+    machine = Machine(drafts_pay, fault=lambda name: too_long if name == ENGINE_NAME else None)
+    document, _ = simulated(request_for(budget=400.0, own_engine=True, model=model), machine)
+    (row,) = [row for row in document["rows"] if row["name"] == ENGINE_NAME]
+    assert row["state"] == f"failed: {too_long}" and document["chosen"] != PLAIN_NAME
+
+
+def test_the_own_engine_is_given_up_before_the_candidates(request_for: MakeRequest, tmp_path: Path) -> None:
+    (model := tmp_path / "model.gguf").write_bytes(b"model")
+    # of 30 s, 6 are for recording and 3 would be for the engine; a first round of one candidate takes 10 s
+    document, notices = simulated(
+        request_for(budget=30.0, own_engine=True, model=model), machine := Machine(drafts_pay)
+    )
+    assert any("own engine is not measured" in notice for notice in notices) and ENGINE_NAME not in machine.started
+    assert document["chosen"] != PLAIN_NAME and len(set(machine.started)) == 2, "one candidate has enough answers"
+
+
+def test_the_own_engine_has_the_context_and_the_threads_of_the_command(request_for: MakeRequest) -> None:
+    command = request_for("-c", "16384", "-np", "2", "-t", "3").command
+    found = server_session.engine_profile(profiles.load("default"), command).runtime
+    assert (found.context, found.threads) == (8192, 3)
+    unchanged = profiles.load("default")
+    assert server_session.engine_profile(unchanged, request_for().command) == unchanged
+
+
+def test_a_failure_at_another_concurrency_is_not_one_of_the_deciding_one(request_for: MakeRequest) -> None:
+    asked = request_for(budget=400.0, concurrency=(1, 2))
+    machine = Machine(drafts_pay)
+
+    def fault(name: str) -> SpecplugError | None:
+        at_once = threading.current_thread() is not threading.main_thread()
+        return SubjectError("out of memory") if at_once and name != PLAIN_NAME else None
+
+    machine.fault = fault
+    first, _ = simulated(asked, machine)
+    assert first["levels"]["2"]["failure"] == "out of memory" and first["chosen"] != PLAIN_NAME
+    again, _ = simulated(replace(asked, resume=True), machine)
+    assert again["chosen"] == first["chosen"] and again["levels"]["2"]["failure"] == "out of memory"
+
+
+def test_another_version_drafter_or_environment_is_not_continued(
+    request_for: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (drafter := tmp_path / "drafter.gguf").write_bytes(b"one")
+    asked = request_for(budget=400.0, drafters=(str(drafter),))
+    simulated(asked, Machine(drafts_pay, abilities=Abilities("vllm", version="0.32")))
+    again = replace(asked, resume=True)
+    with pytest.raises(UsageError, match=r"had version '0.32' of the server, and this is '0.33'; run without --resume"):
+        simulated(again, Machine(drafts_pay, abilities=Abilities("vllm", version="0.33")))
+    with monkeypatch.context() as changed:
+        changed.setenv("LLAMA_ARG_CTX_SIZE", "512")
+        with pytest.raises(UsageError, match="another environment"):
+            simulated(again, Machine(drafts_pay))
+    drafter.write_bytes(b"two")
+    with pytest.raises(UsageError, match="another drafters"):
+        simulated(again, Machine(drafts_pay))
+
+
+def test_tokens_are_asked_for_when_recording_and_the_answers_without_are_counted(request_for: MakeRequest) -> None:
+    machine = Machine(drafts_pay, abilities=Abilities("llama-server", token_ids=True))
+    _, notices = simulated(request_for(budget=400.0), machine)
+    assert [question.ids for _, question in machine.questions].count(True) == 6
+    assert all(question.ids for _, question in machine.questions[:6])
+    assert any("did not tell the tokens of 1 of 6 answers" in notice for notice in notices)
+
+
+def test_a_candidate_has_the_time_that_is_left_to_start_or_a_few_times_that_of_plain_decoding() -> None:
+    assert server_session.start_limit(10.0, 300.0) == 40.0
+    assert server_session.start_limit(1.0, 300.0) == 20.0, "a drafter may have to be read from the disk"
+    assert server_session.start_limit(10.0, 15.0) == 15.0
+    assert server_session.start_limit(10.0, 2.0) == 10.0
+
+
+def test_a_row_says_why_it_did_not_win(request_for: MakeRequest) -> None:
+    times = {PLAIN_NAME: 1.0, "ngram-simple": 0.5, "ngram-mod": 1.2}
+    machine = Machine(lambda name, process: next((times[one] for one in times if name.startswith(one)), 0.8))
+    document, _ = simulated(request_for(budget=1000.0), machine)
+    states = {row["name"].split(" ")[0].rstrip(","): row["state"] for row in document["rows"] if "answers" in row}
+    assert states["ngram-simple"] == "faster" and states["ngram-mod"] == "not faster"
+    assert states["ngram-map-k"] == "slower than another one"
+    assert "raise --budget" not in server_next_step(document)
+    # 5 of 60 s are for recording; the selection has 27.5 s, in which the first candidate gets one group of 10 s. The
+    # confirmation has 45 s, for three groups
+    slow = Machine(lambda name, process: 1.0 if name == PLAIN_NAME else 9.0)
+    short, _ = simulated(request_for(budget=60.0, prompts=request_for().prompts[:5]), slow)
+    rows = sorted(row["state"] for row in short["rows"] if "answers" in row)
+    assert rows == ["no time to run it", "too few different answers: 3, 5 are needed"]
+    assert "No candidate has the 5 answers that a winner needs; raise --budget" in server_next_step(short)

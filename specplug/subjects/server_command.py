@@ -38,6 +38,7 @@ MODEL, PORT, HOST, KEY = ("-m", "--model"), ("--port",), ("--host",), ("--api-ke
 CERTIFICATE = ("--ssl-cert-file", "--ssl-certfile")
 PREFIX = ("--api-prefix",)
 SLOTS = ("-np", "--parallel", "--max-num-seqs")
+THREADS = ("-t", "--threads")
 CONTEXT = ("-c", "--ctx-size", "--max-model-len")
 
 DEVICE = re.compile(r"^ +\w+: ", re.MULTILINE)
@@ -138,6 +139,10 @@ class ServerCommand:
     @property
     def context(self) -> int | None:
         return _number(self.value(CONTEXT))
+
+    @property
+    def threads(self) -> int | None:
+        return _number(self.value(THREADS))
 
     def value(self, names: Sequence[str]) -> str | None:
         """The value of a flag, that of the last one where it is given several times; of its environment variable where

@@ -42,11 +42,13 @@ class Pairs:
     groups    sums by group of answers that ran together; intervals are drawn from these
     answers   sums by answer, by category
     measured  how many times an answer of a category was measured
+    expanded  whether intervals are widened for few groups, as `paired_ratio` says
     """
 
     groups: dict[str, Totals] = field(default_factory=dict)
     answers: dict[str, dict[str, Totals]] = field(default_factory=dict)
     measured: dict[str, int] = field(default_factory=dict)
+    expanded: bool = False
 
     def add(self, group: str, category: str, answer: str, values: Sequence[float]) -> None:
         """Add one answer: tokens and seconds of the setting, of plain decoding, and of the idle engine if measured."""
@@ -60,15 +62,15 @@ class Pairs:
 
     def speedup(self, category: str | None = None) -> Interval | None:
         """Over plain decoding, in all groups or in the answers of one category; None where nothing has tokens."""
-        return _ratio(self._lines(category), (0, 1), (2, 3))
+        return _ratio(self._lines(category), (0, 1), (2, 3), self.expanded)
 
     def speedup_over_idle(self, category: str | None = None) -> Interval | None:
         """Over the idle engine; None where it was not measured."""
-        return _ratio(self._lines(category), (0, 1), (4, 5))
+        return _ratio(self._lines(category), (0, 1), (4, 5), self.expanded)
 
     def idle_speedup(self) -> Interval | None:
         """Of the idle engine over plain decoding; None where it was not measured."""
-        return _ratio(self._lines(None), (4, 5), (2, 3))
+        return _ratio(self._lines(None), (4, 5), (2, 3), self.expanded)
 
     def totals(self, category: str | None = None) -> Totals:
         lines = self._lines(category)
@@ -109,7 +111,7 @@ class Pairs:
         return list((self.groups if category is None else self.answers.get(category, {})).values())
 
 
-def _ratio(totals: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
+def _ratio(totals: Sequence[Totals], own: tuple[int, int], base: tuple[int, int], expanded: bool) -> Interval | None:
     """Tokens per second relative to a base; `own` and `base` are the indices of (tokens, seconds) in each total.
 
     None where no total has tokens of both.
@@ -118,7 +120,7 @@ def _ratio(totals: Sequence[Totals], own: tuple[int, int], base: tuple[int, int]
     if not usable:
         return None
     columns = [list(column) for column in zip(*usable, strict=True)]
-    return paired_ratio(*(columns[index] for index in (*own, *base)))
+    return paired_ratio(*(columns[index] for index in (*own, *base)), expanded=expanded)
 
 
 def select_finalists(predicted: Mapping[Setting, float], count: int = FINALISTS) -> list[Setting]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from time import perf_counter
+from time import monotonic
 
-from specplug.errors import UsageError
+from specplug.errors import SpecplugError
 from specplug.subjects.subject import Question, Reply, Subject, SubjectError
 from specplug.subjects.waking import awake
 from specplug.tune.server_flags.server_candidates import PLAIN, Candidate
@@ -22,16 +22,17 @@ Opener = Callable[[Candidate], Subject]
 class LiveServers:
     """Starts servers as they are needed, and keeps the plain one.
 
-    start_s  seconds that the latest start took; 0 before the first
+    plain_start_s  seconds that the first start of the plain one took; 0 before it
     """
 
-    def __init__(self, opener: Opener, *, together: bool) -> None:
+    def __init__(self, opener: Opener, *, together: bool, clock: Callable[[], float] = monotonic) -> None:
         """together: whether memory holds two servers; else the plain one ends before another starts."""
         self._opener = opener
         self.together = together
         self._plain: Subject | None = None
         self._other: Subject | None = None
-        self.start_s = 0.0
+        self.plain_start_s = 0.0
+        self._clock = clock
 
     def plain(self) -> Subject:
         """The running server without drafts, asleep."""
@@ -64,19 +65,20 @@ class LiveServers:
 
     def _started(self, candidate: Candidate) -> Subject:
         subject = self._opener(candidate)
-        began = perf_counter()
+        began = self._clock()
         try:
             subject.start(candidate.flags)
             subject.sleep()
-        except UsageError as error:
+        except SpecplugError as error:
             subject.stop()
-            if candidate == PLAIN:
+            if candidate == PLAIN or isinstance(error, SubjectError):
                 raise
             raise SubjectError(str(error)) from None  # such as a drafter for which there is no memory
         except BaseException:  # whatever it was, the process must not stay
             subject.stop()
             raise
-        self.start_s = perf_counter() - began
+        if candidate == PLAIN and not self.plain_start_s:
+            self.plain_start_s = self._clock() - began
         return subject
 
     def _stop_plain(self) -> None:

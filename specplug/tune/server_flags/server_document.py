@@ -19,12 +19,13 @@ from specplug.registry import ProposerSpec
 from specplug.subjects.subject import Abilities
 from specplug.tune.budget import with_budget
 from specplug.tune.document import LONGER, interval_text
-from specplug.tune.server_flags.race import Racer
+from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.recorded_questions import Timed
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
 from specplug.tune.server_flags.server_predictions import Predicted
 from specplug.tune.server_flags.server_request import SERVER_SCHEMA, ServerRequest
 from specplug.tune.server_flags.server_stages import ServerCosts
+from specplug.tune.server_flags.successive_elimination import CandidateRun
 from specplug.tune.tune_request import workload_hash
 
 PERCENTILES = (50, 95, 99)
@@ -54,7 +55,7 @@ class ServerFindings:
     answers, tokens  of the plain answers that were recorded
     costs            None where nothing was predicted
     tried            all candidates
-    racers           those that ran live
+    runs           those that ran live
     levels           the chosen one, or the best, at further concurrencies
     engine           specplug's own engine; None where it was not run
     winner           None for plain decoding
@@ -68,10 +69,10 @@ class ServerFindings:
     costs: ServerCosts | None
     tried: Sequence[Candidate]
     predictions: Mapping[str, Predicted]
-    racers: Sequence[Racer]
-    levels: Mapping[int, Racer]
-    engine: Racer | None
-    winner: Racer | None
+    runs: Sequence[CandidateRun]
+    levels: Mapping[int, CandidateRun]
+    engine: CandidateRun | None
+    winner: CandidateRun | None
     busy: str | None
     seconds: float
     notes: Sequence[str]
@@ -81,11 +82,11 @@ def server_document(findings: ServerFindings) -> dict[str, Any]:
     """The document of `tune --server --json`; rows that ran live come first, then the others by prediction."""
     request, winner = findings.request, findings.winner
     flags = list(winner.candidate.flags) if winner is not None else []
-    live = {racer.candidate.name for racer in findings.racers}
+    live = {run.candidate.name for run in findings.runs}
     rest = [one for one in findings.tried if one.name not in live]
     rest.sort(key=lambda one: -findings.predictions[one.name].speedup if one.name in findings.predictions else 0.0)
-    raced = sorted(findings.racers, key=lambda racer: -_median(racer))
-    plain = [answer for racer in raced for answer in racer.plain]
+    ranked = sorted(findings.runs, key=lambda run: -run.median)
+    plain = [answer for run in ranked for answer in run.plain]
     return {
         "schema": SERVER_SCHEMA,
         "kind": "server",
@@ -125,19 +126,19 @@ def server_document(findings: ServerFindings) -> dict[str, Any]:
         ],
         "rows": [
             {"name": PLAIN_NAME, "flags": [], "predicted": None, "live": _speeds(plain), "state": "plain decoding"},
-            *(_live_row(racer, findings) for racer in raced),
+            *(_live_row(run, findings) for run in ranked),
             *([_live_row(findings.engine, findings)] if findings.engine is not None else []),
             *(_replayed_row(one, findings) for one in rest),
         ],
         "levels": {
             str(level): {
-                "name": racer.candidate.name,
-                "speedup": _interval(racer),
-                "own": _speeds(racer.own),
-                "plain": _speeds(racer.plain),
-                "failure": racer.failure,
+                "name": run.candidate.name,
+                "speedup": _interval(run),
+                "own": _speeds(run.own),
+                "plain": _speeds(run.plain),
+                "failure": run.failure,
             }
-            for level, racer in findings.levels.items()
+            for level, run in findings.levels.items()
         },
         "notes": list(findings.notes),
     }
@@ -184,6 +185,9 @@ def server_verdict(document: Mapping[str, Any]) -> str:
 
 def server_next_step(document: Mapping[str, Any]) -> str:
     """What the user can do next."""
+    live = [row["answers"] for row in document["rows"] if row["name"] != ENGINE_NAME and "answers" in row]
+    if document["chosen"] == PLAIN_NAME and max(live, default=0) < FEWEST_ANSWERS:
+        return f"No candidate has the {FEWEST_ANSWERS} answers that a winner needs; raise --budget"
     if document["chosen"] == PLAIN_NAME:
         longer = with_budget(str(document["command"]), LONGER * document["budget_s"])
         return f"Run the server without flags that draft. More answers: {longer}, or your own prompts with --workload"
@@ -241,24 +245,33 @@ def _described(document: Mapping[str, Any]) -> str:
     return f"{name}, plain decoding" if document["chosen"] == PLAIN_NAME else f"{name}, {document['chosen']}"
 
 
-def _live_row(racer: Racer, findings: ServerFindings) -> dict[str, Any]:
-    rejected = None if racer.candidate.name == ENGINE_NAME else racer.pairs.why_rejected()
-    state = f"failed: {racer.failure}" if racer.failure is not None else racer.dropped or rejected or "faster"
-    if racer.failure is None and racer.candidate.name == ENGINE_NAME:
-        state = "specplug's own engine" if racer.own else "no time to measure it"
+def _live_row(run: CandidateRun, findings: ServerFindings) -> dict[str, Any]:
     return {
-        **_replayed_row(racer.candidate, findings),
-        "speedup": _interval(racer),
-        "answers": len(racer.pairs.groups),
-        "live": _speeds(racer.own),
+        **_replayed_row(run.candidate, findings),
+        "speedup": _interval(run),
+        "answers": len(run.judged.groups),
+        "live": _speeds(run.own),
         "categories": {
             category: interval.as_mapping()
-            for category in racer.pairs.answers
-            if (interval := racer.pairs.speedup(category)) is not None
+            for category in run.judged.answers
+            if (interval := run.judged.speedup(category)) is not None
         },
-        "state": state,
-        **({"failure": racer.failure} if racer.failure is not None else {}),
+        "state": _live_state(run),
+        **({"failure": run.failure} if run.failure is not None else {}),
     }
+
+
+def _live_state(run: CandidateRun) -> str:
+    """What became of a candidate that was to run live; what its answers say comes before when it was dropped."""
+    if run.failure is not None:
+        return f"failed: {run.failure}"
+    if not run.own:
+        return "no time to run it"
+    if run.candidate.name == ENGINE_NAME:
+        return "specplug's own engine"
+    if run.wins:
+        return "faster"
+    return run.judged.why_rejected() or run.dropped or "not the best of the selection"
 
 
 def _replayed_row(candidate: Candidate, findings: ServerFindings) -> dict[str, Any]:
@@ -281,8 +294,8 @@ def _replayed_row(candidate: Candidate, findings: ServerFindings) -> dict[str, A
     }
 
 
-def _interval(racer: Racer) -> dict[str, float] | None:
-    speedup = racer.speedup
+def _interval(run: CandidateRun) -> dict[str, float] | None:
+    speedup = run.speedup
     return speedup.as_mapping() if speedup is not None else None
 
 
@@ -313,8 +326,3 @@ def _pass_ms(costs: ServerCosts | None) -> dict[str, list[float]] | None:
     if costs is None:
         return None
     return {"rows": list(costs.times.rows), "ms": [round(one, 3) for one in costs.times.ms]}
-
-
-def _median(racer: Racer) -> float:
-    speedup = racer.speedup
-    return speedup.median if speedup is not None else 0.0

@@ -5,6 +5,7 @@ This module measures nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from specplug.models.gguf_header import parts_of
 from specplug.subjects.server_command import ServerCommand
 from specplug.tune.budget import FEWEST_TOKENS, in_words
 from specplug.tune.journal import Journal
+from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.tune_request import workload_hash
 
 SERVER_SCHEMA = 1
@@ -30,6 +32,9 @@ FASTEST_START_S = 0.2
 """No server starts faster."""
 
 MOST_AT_ONCE = 64
+
+VARIABLES = "LLAMA_ARG_"
+"""Beginning of the names of environment variables that stand for flags of llama-server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,16 @@ class ServerRequest:
         """The deciding concurrency: the smallest for latency, the largest for throughput."""
         return min(self.concurrency) if self.objective == "latency" else max(self.concurrency)
 
+    @property
+    def fewest_answers(self) -> int:
+        """Recorded answers without which no candidate can win, or a concurrency is not measured."""
+        return max(FEWEST_ANSWERS * self.level, *self.concurrency)
+
+    @property
+    def fewest_times(self) -> int:
+        """How many times that of one answer those take, and FEWEST_ANSWERS groups of two servers."""
+        return self.fewest_answers + 2 * FEWEST_ANSWERS
+
     def identity(self) -> dict[str, Any]:
         """The values that must be the same for a journal to be continued."""
         return {
@@ -79,8 +94,12 @@ class ServerRequest:
             "max_tokens": self.max_tokens,
             "objective": self.objective,
             "concurrency": list(self.concurrency),
-            "drafters": list(self.drafters),
-            "heads": [list(head) for head in self.heads],
+            "drafters": [[name, fingerprint.model_identity(Path(name))] for name in self.drafters],
+            "heads": [
+                [kind, file, None if file is None else fingerprint.model_identity(Path(file))]
+                for kind, file in self.heads
+            ],
+            "environment": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
         }
 
     def fingerprint(self) -> dict[str, Any]:
@@ -98,9 +117,9 @@ class ServerRequest:
 
 
 def least_seconds(request: ServerRequest) -> float:
-    """What starting two servers and one answer of each take on the fastest machine."""
+    """What starting two servers and the fewest answers take on the fastest machine."""
     answer = request.max_tokens * request.model_bytes() / FASTEST_BYTES_S
-    return 2 * (FASTEST_START_S + answer)
+    return 2 * FASTEST_START_S + request.fewest_times * answer
 
 
 def check_server_request(request: ServerRequest) -> None:
@@ -113,12 +132,16 @@ def check_server_request(request: ServerRequest) -> None:
     most = max(request.concurrency)
     if most > MOST_AT_ONCE:
         raise UsageError(f"--concurrency {most}: at most {MOST_AT_ONCE} requests run at once; lower it")
-    if most > len(request.prompts):
+    turns = sum(len(prompt.turns) for prompt in request.prompts)
+    if request.fewest_answers > turns:
+        needs = f"a winner needs {FEWEST_ANSWERS} different groups of {request.level}"
+        if request.fewest_answers > FEWEST_ANSWERS * request.level:
+            needs = f"--concurrency {most} asks {most} of them at once"
         raise UsageError(
-            f"{most} at once: {request.workload} has {len(request.prompts)} prompts; add prompts, or lower "
-            "--concurrency"
+            f"{request.workload} has prompts for {turns} answers, and {needs}; pass --workload with "
+            f"{request.fewest_answers} or more, or lower --concurrency"
         )
-    check_budget(request.budget, least_seconds(request), "on the fastest machine")
+    check_budget(request, least_seconds(request), "on the fastest machine")
     if request.out.exists() and not request.out.is_file():
         raise UsageError(f"{request.out}: this is not a file; use another --out")
     try:
@@ -129,15 +152,16 @@ def check_server_request(request: ServerRequest) -> None:
         ) from None
 
 
-def check_budget(budget: float, needed: float, where: str) -> None:
-    """Raise UsageError where a budget cannot hold one plain answer and one candidate.
+def check_budget(request: ServerRequest, needed: float, where: str) -> None:
+    """Raise UsageError where the budget cannot hold what a winner needs.
 
     It names three times as much, so that there is something to choose from.
     """
-    if budget < needed:
+    if request.budget < needed:
         raise UsageError(
-            f"the budget of {budget:g} s is too small: starting the server twice, one plain answer and one with drafts "
-            f"take {needed:.1f} s {where}; say --budget {in_words(3 * needed)}"
+            f"the budget of {request.budget:g} s is too small: starting the server twice, {request.fewest_answers} "
+            f"plain answers, and {FEWEST_ANSWERS} with and without drafts take {needed:.1f} s {where}; "
+            f"say --budget {in_words(3 * needed)}"
         )
 
 

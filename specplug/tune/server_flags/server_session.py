@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
 from specplug import profile as profiles
-from specplug.errors import UsageError
 from specplug.machine import hardware
 from specplug.machine.memory import available_memory, gib
 from specplug.profile import Profile
 from specplug.subjects.connection import SILENCE_S
 from specplug.subjects.launched import START_S, LaunchedServer
+from specplug.subjects.server_command import ServerCommand
 from specplug.subjects.server_memory import server_bytes
 from specplug.subjects.subject import Subject
 from specplug.tune import journal as journals
 from specplug.tune.budget import Budget, Progress
 from specplug.tune.server_flags.live_servers import LiveServers, Opener
 from specplug.tune.server_flags.offered_candidates import candidates_of, probes_of
-from specplug.tune.server_flags.race import Racer
-from specplug.tune.server_flags.racer_choice import to_run, with_chains
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, grouped_questions
+from specplug.tune.server_flags.run_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, Candidate
 from specplug.tune.server_flags.server_document import ServerFindings, server_document, server_profile
 from specplug.tune.server_flags.server_request import (
@@ -33,14 +32,24 @@ from specplug.tune.server_flags.server_request import (
     check_server_request,
 )
 from specplug.tune.server_flags.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, ServerStages
+from specplug.tune.server_flags.successive_elimination import CandidateRun
 from specplug.tune.tune_request import journal_path
 
 SILENCE_SHARE = 0.15
 """Of the budget, so much silence makes a server count as hung."""
 
 SHORTEST_SILENCE_S = 10.0
+START_TIMES = 4
+"""A server that has not started after so many times what plain decoding took counts as failed."""
+
+SHORTEST_START_S = 20.0
+"""It has at least so long, such as for a drafter that is not in the disk's cache."""
+
 ENGINE_ANSWERS = 8
 """Answers of specplug's own engine; it is one row of the table, and no candidate."""
+
+FEWEST_BEFORE_ENGINE = 2
+"""Candidates for which there must be time before specplug's own engine gets some."""
 
 LEVEL_GROUPS = 3
 """Groups of answers at each further concurrency."""
@@ -88,14 +97,16 @@ def tune_server(
                 fingerprint=request.fingerprint(),
                 spent=0.0,
             )
-        servers = LiveServers(opener or _opener(request), together=False)
+        simulated = opener is not None
+        opener = opener or _opener(request, lambda: start_limit(servers.plain_start_s, budget.left))
+        servers = LiveServers(opener, together=False, clock=clock)
         stack.callback(servers.close)
         stages = ServerStages(request, servers, journal, budget, notify, progress)
         if busy:
             stages.note(f"{busy} are busy with other work, so measured speeds are not reliable")
         for sentence in missing:
             stages.note(sentence)
-        servers.together = opener is not None or _together(request, stages.note)
+        servers.together = simulated or _together(request, stages.note)
         return _run(stages, tried, busy)
 
 
@@ -113,28 +124,26 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
         predictions |= stages.predict(recorded, chains, costs)
 
     others = [level for level in request.concurrency if level != request.level]
-    reserve = budget.seconds * (OTHER_LEVEL_SHARE * len(others) + (ENGINE_SHARE if request.own_engine else 0.0))
+    reserve = budget.seconds * OTHER_LEVEL_SHARE * len(others)
+    engine_s = budget.seconds * ENGINE_SHARE if request.own_engine else 0.0
+    if engine_s and stages.most_to_run(reserve + engine_s) < FEWEST_BEFORE_ENGINE:
+        stages.note("specplug's own engine is not measured, so that there is time for the candidates; raise --budget")
+        engine_s = 0.0
+    reserve += engine_s
     groups = grouped_questions(recorded, request.level)
-    if not groups:
-        raise UsageError(
-            f"{request.level} at once: only {len(recorded)} answers fit into the budget; raise --budget, or lower "
-            "--concurrency"
-        )
-    group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in recorded) / len(recorded) / 1000
-    chosen = to_run(tried, predictions, stages.most_to_run(group_s, reserve))
-    racers = [Racer(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
-    stages.race(racers, groups, reserve)
+    chosen = to_run(tried, predictions, stages.most_to_run(reserve))
+    runs = [CandidateRun(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
+    stages.run_live(runs, groups, reserve)
 
-    winners = [one for one in racers if one.failure is None and one.pairs.why_rejected() is None]
-    winner = max(winners, key=lambda one: one.pairs.speedup().median, default=None)  # type: ignore[union-attr]
-    shown = winner or max((one for one in racers if one.own), key=_median, default=None)
-    levels: dict[int, Racer] = {}
+    winner = next((one for one in runs if one.wins), None)
+    shown = winner or max((one for one in runs if one.own), key=lambda one: one.median, default=None)
+    levels: dict[int, CandidateRun] = {}
     for number, level in enumerate(others):
         if shown is not None:
-            levels[level] = Racer(shown.candidate)
+            levels[level] = CandidateRun(shown.candidate)
             left_over = reserve - budget.seconds * OTHER_LEVEL_SHARE * (number + 1)
             stages.measure_aside(levels[level], grouped_questions(recorded, level)[:LEVEL_GROUPS], left_over)
-    engine = _own_engine(stages, groups) if request.own_engine else None
+    engine = _own_engine(stages, groups) if engine_s else None
 
     findings = ServerFindings(
         request=request,
@@ -144,7 +153,7 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
         costs=costs,
         tried=tried,
         predictions=predictions,
-        racers=racers,
+        runs=runs,
         levels=levels,
         engine=engine,
         winner=winner,
@@ -159,20 +168,24 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
     return ServerOutcome(written, document, list(document["argv"]))
 
 
-def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]]) -> Racer:
+def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]]) -> CandidateRun:
     """specplug's own engine beside the plain server, as one more row."""
-    racer = Racer(Candidate(ENGINE_NAME, ENGINE_NAME))
-    stages.measure_aside(racer, groups[:ENGINE_ANSWERS], 0.0)
-    return racer
+    run = CandidateRun(Candidate(ENGINE_NAME, ENGINE_NAME))
+    stages.measure_aside(run, groups[:ENGINE_ANSWERS], 0.0)
+    return run
 
 
-def _median(racer: Racer) -> float:
-    speedup = racer.speedup
-    return speedup.median if speedup is not None else 0.0
+def start_limit(plain_start_s: float, left: float) -> float:
+    """Seconds that the server of a candidate may take to start, with so many left of the budget."""
+    usual = max(SHORTEST_START_S, START_TIMES * plain_start_s)
+    return min(START_S, usual, max(left, plain_start_s))
 
 
-def _opener(request: ServerRequest) -> Opener:
-    """Subjects from the user's command, and specplug's own engine."""
+def _opener(request: ServerRequest, limit: Callable[[], float]) -> Opener:
+    """Subjects from the user's command, and specplug's own engine.
+
+    limit  returns the seconds that a candidate may take to start
+    """
     silence = min(SILENCE_S, max(SHORTEST_SILENCE_S, SILENCE_SHARE * request.budget))
 
     def opened(candidate: Candidate) -> Subject:
@@ -180,11 +193,25 @@ def _opener(request: ServerRequest) -> Opener:
             from specplug.subjects.engine_subject import EngineSubject
 
             assert request.model is not None
-            return EngineSubject(profiles.load("default"), request.model, slots=request.level, name=ENGINE_NAME)
-        label = request.command.program if candidate == PLAIN else candidate.name
-        return LaunchedServer(request.command, name=label, start_s=min(START_S, request.budget), silence_s=silence)
+            profile = engine_profile(profiles.load("default"), request.command)
+            return EngineSubject(profile, request.model, slots=request.level, name=ENGINE_NAME)
+        if candidate == PLAIN:
+            label, start_s = request.command.program, min(START_S, request.budget)
+        else:
+            label, start_s = candidate.name, limit()
+        return LaunchedServer(request.command, name=label, start_s=start_s, silence_s=silence)
 
     return opened
+
+
+def engine_profile(profile: Profile, command: ServerCommand) -> Profile:
+    """The profile with the context and the threads of the server's command, as far as that names some."""
+    runtime = profile.runtime
+    if command.context:
+        runtime = replace(runtime, context=command.context // (command.slots or 1))
+    if command.threads:
+        runtime = replace(runtime, threads=command.threads)
+    return replace(profile, runtime=runtime)
 
 
 def _together(request: ServerRequest, note: Callable[[str], None]) -> bool:

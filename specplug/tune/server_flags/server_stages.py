@@ -6,9 +6,8 @@ Their order is in server_session.py. This module starts servers through LiveServ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from specplug.errors import EngineError, SpecplugError, UsageError
@@ -22,8 +21,6 @@ from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
 from specplug.tune.server_flags.live_servers import LiveServers, asked
 from specplug.tune.server_flags.offered_candidates import PROBE_LENGTHS
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
-from specplug.tune.server_flags.race import Race, Racer
-from specplug.tune.server_flags.racer_choice import MOST_RUN
 from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
     Recorded,
@@ -32,9 +29,11 @@ from specplug.tune.server_flags.recorded_questions import (
     from_entry,
     turns_of,
 )
+from specplug.tune.server_flags.run_choice import MOST_RUN
 from specplug.tune.server_flags.server_candidates import Candidate
 from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, predicted, replay_of
 from specplug.tune.server_flags.server_request import ServerRequest, check_budget
+from specplug.tune.server_flags.successive_elimination import CandidateRun, SuccessiveElimination
 
 RECORD_SHARE, COST_SHARE, REPLAY_SHARE = 0.22, 0.15, 0.1
 """Shares of the budget: plain answers, answers that show what passes cost, and replaying."""
@@ -48,9 +47,8 @@ KNOTS = (1, *(length + 1 for length in PROBE_LENGTHS))
 COST_ANSWERS = 2
 """Answers per number of draft tokens, the longest ones."""
 
-FEWEST_RECORDED = 2
-RACE_START = 0.4
-"""Share of the time for the race that its first round may take."""
+FIRST_ROUND_SHARE = 0.4
+"""Of the time for live runs, so much the first round of the selection may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,11 @@ class ServerCosts:
 
 
 class ServerStages:
-    """One tune. notes: sentences for the user, which the document keeps."""
+    """One tune.
+
+    notes    sentences for the user, which the document keeps
+    group_s  seconds of an answer of two servers, by the plain answers; 0 before these
+    """
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class ServerStages:
         self.budget = budget
         self.notes: list[str] = []
         self.abilities = Abilities("openai")
-        self.plain_start_s = 0.0
+        self.group_s = 0.0
         self._replies: list[Reply] = []
         self._notify = notify
         self._progress = progress
@@ -111,7 +113,7 @@ class ServerStages:
             self.abilities = self.servers.plain().abilities
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
-        self.plain_start_s = self.servers.start_s
+        self._check_version()
         slots, most = self.abilities.slots, max(self.request.concurrency)
         if slots is not None and most > slots:
             self.note(f"the server answers {slots} at once, so of {most} requests some wait")
@@ -121,7 +123,7 @@ class ServerStages:
     def record(self) -> list[Recorded]:
         """Plain answers to the prompts, by turns of the categories, as many as fit.
 
-        UsageError where the budget cannot hold one plain answer and one candidate.
+        UsageError where the budget cannot hold what a winner needs.
         """
         kept = {entry["key"]: entry for entry in self.journal.of("answer")}
         found: list[Recorded] = []
@@ -133,22 +135,26 @@ class ServerStages:
             if turn.key in kept:
                 recorded = from_entry(one, kept[turn.key])
             else:
-                enough = len(found) >= max(FEWEST_RECORDED, *self.request.concurrency)
+                enough = len(found) >= self.request.fewest_answers
                 if enough and self.budget.spent + slowest > RECORD_SHARE * self.request.budget:
                     break
-                began = monotonic()
+                before = self.budget.spent
                 recorded = self._record(one)
-                slowest = max(slowest, monotonic() - began)
+                slowest = max(slowest, self.budget.spent - before)
                 if not found:
-                    needed = self.budget.spent + self.plain_start_s + slowest
-                    check_budget(self.request.budget, needed, "here")
+                    needed = before + self.servers.plain_start_s + self.request.fewest_times * slowest
+                    check_budget(self.request, needed, "here")
             earlier.append(recorded.text)
             found.append(recorded)
             self._progress("plain answers", min(1.0, len(found) / len(self.request.prompts)), "", self.budget.left)
+        self.group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in found) / len(found) / 1000
         if difference := clock_difference("the server", self._replies):
             self.note(difference)
-        if found and found[0].tokens is None:
+        untold = sum(one.tokens is None for one in found)
+        if untold == len(found):
             self.note("the server tells no tokens, so nothing is predicted by replay")
+        elif untold:
+            self.note(f"the server did not tell the tokens of {untold} of {len(found)} answers; these are not replayed")
         return found
 
     def measure_costs(self, recorded: Sequence[Recorded], probes: Sequence[Candidate]) -> ServerCosts | None:
@@ -189,7 +195,7 @@ class ServerStages:
                 continue
             costs.guesses[file] = guesses
             probe = next(one for one in tried if one.drafts is not None and one.drafts.file == file and one.usual)
-            measured = self._probed(probe, usable, until + 2 * self.servers.start_s, costs)
+            measured = self._probed(probe, usable, until + 2 * self.servers.plain_start_s, costs)
             if measured:
                 costs.drafter_ms[file] = drafter_pass_ms(measured, costs.times)
 
@@ -220,48 +226,61 @@ class ServerStages:
                 self._progress("replaying", number / len(tried), "", self.budget.left)
         return found
 
-    def race(self, racers: Sequence[Racer], groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
-        """Run racers beside plain decoding until the outcome is clear, leaving `reserve` seconds."""
+    def run_live(self, runs: Sequence[CandidateRun], groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
+        """Select one candidate and confirm it, leaving `reserve` seconds."""
 
-        def best(found: Sequence[Racer]) -> None:
-            known = [(one.speedup.median, one.candidate.name) for one in found if one.speedup is not None]
-            text = f"{max(known)[1]} {max(known)[0]:.2f}" if known else ""
+        def best(found: Sequence[CandidateRun]) -> None:
+            leader = max((one for one in found if one.own), key=lambda one: one.median, default=None)
+            text = f"{leader.candidate.name} {leader.median:.2f}" if leader is not None else ""
             self._progress("live", 1 - max(0.0, self.budget.left) / self.request.budget, text, self.budget.left)
 
-        self._restore(racers, groups)
-        self._new_race(groups, reserve, best).run(racers)
+        self._restore(runs, groups)
+        self._new_elimination(groups, reserve, best).run(runs)
 
-    def measure_aside(self, racer: Racer, groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
-        """Measure one racer once over the groups, as far as the time goes."""
-        self._restore([racer], groups)
-        if racer.running and racer.groups < len(groups):
-            self._new_race(groups, reserve, lambda found: None).measure(racer, groups[racer.groups :])
+    def measure_aside(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
+        """Measure one candidate once over the groups, as far as the time goes."""
+        self._restore([run], groups)
+        if run.running and run.groups < len(groups):
+            self._new_elimination(groups, reserve, lambda found: None).measure(run, groups[run.groups :])
 
-    def most_to_run(self, group_s: float, reserve: float) -> int:
-        """How many candidates a first round has time for; group_s: seconds of a group of answers of both servers."""
-        first_round = self.plain_start_s + FEWEST_ANSWERS * group_s
-        return int(RACE_START * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
+    def most_to_run(self, reserve: float) -> int:
+        """How many candidates the first round of a selection has time for."""
+        starts = 1 if self.servers.together else 3
+        first_round = starts * self.servers.plain_start_s + FEWEST_ANSWERS * self.group_s
+        return int(FIRST_ROUND_SHARE * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
 
-    def _new_race(
+    def _new_elimination(
         self,
         groups: Sequence[Sequence[AskedQuestion]],
         reserve: float,
-        progress: Callable[[Sequence[Racer]], object],
-    ) -> Race:
-        return Race(
+        progress: Callable[[Sequence[CandidateRun]], object],
+    ) -> SuccessiveElimination:
+        return SuccessiveElimination(
             self.servers,
             groups,
             left=lambda: self.budget.left - reserve,
-            start_s=self.plain_start_s,
-            group_s=0.0,
+            start_s=self.servers.plain_start_s,
+            group_s=self.group_s,
             store=self._store,
-            failed=self._failed,
+            failed=lambda run: self._failed(run, _level(groups)),
             progress=progress,
         )
 
+    def _check_version(self) -> None:
+        """UsageError where the tune that is continued had another version of the server."""
+        version = self.abilities.version
+        started = self.journal.last("started")
+        if started is None:
+            self.journal.add("started", version=version, spent=self.budget.spent)
+        elif started["version"] != version:
+            raise UsageError(
+                f"{self.journal.path}: the unfinished tune had version {started['version']!r} of the server, and this "
+                f"is {version!r}; run without --resume"
+            )
+
     def _record(self, one: AskedQuestion) -> Recorded:
         try:
-            (reply,) = asked(self.servers.plain(), [one.question])
+            (reply,) = asked(self.servers.plain(), [replace(one.question, ids=self.abilities.token_ids)])
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
         self._replies.append(reply)
@@ -281,7 +300,8 @@ class ServerStages:
         kept = {(entry["name"], entry["key"]): entry for entry in self.journal.of("cost")}
         entries = [kept[probe.name, one.asked.key] for one in longest if (probe.name, one.asked.key) in kept]
         if len(entries) < len(longest):
-            if self.budget.spent + self.servers.start_s > until:
+            needed = self.servers.plain_start_s + sum(one.timed.ms + one.timed.first_ms for one in longest) / 1000
+            if self.budget.spent + needed > min(until, self.budget.seconds):
                 return []
             try:
                 with self.servers.other(probe) as subject:
@@ -313,33 +333,40 @@ class ServerStages:
         return entry
 
     def _store(
-        self, racer: Racer, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
+        self, run: CandidateRun, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
     ) -> None:
         self.journal.add(
             "pair",
-            name=racer.candidate.name,
+            name=run.candidate.name,
+            confirms=run.confirmation is not None,
             keys=[one.key for one in group],
             own=[one.packed() for one in own],
             plain=[one.packed() for one in plain],
             spent=self.budget.spent,
         )
 
-    def _failed(self, racer: Racer) -> None:
-        self.journal.add("failed", name=racer.candidate.name, why=racer.failure, spent=self.budget.spent)
-        self.note(f"{racer.candidate.name} failed: {racer.failure}")
+    def _failed(self, run: CandidateRun, level: int) -> None:
+        self.journal.add("failed", name=run.candidate.name, level=level, why=run.failure, spent=self.budget.spent)
+        self.note(f"{run.candidate.name} failed: {run.failure}")
 
-    def _restore(self, racers: Sequence[Racer], groups: Sequence[Sequence[AskedQuestion]]) -> None:
+    def _restore(self, runs: Sequence[CandidateRun], groups: Sequence[Sequence[AskedQuestion]]) -> None:
         """Add what an interrupted tune measured of these groups."""
         by_keys = {tuple(one.key for one in group): group for group in groups}
-        by_name = {racer.candidate.name: racer for racer in racers}
+        by_name = {run.candidate.name: run for run in runs}
         for entry in self.journal.entries:
-            racer = by_name.get(entry.get("name", ""))
-            if racer is None:
+            run = by_name.get(entry.get("name", ""))
+            if run is None:
                 continue
             if entry["kind"] == "failed":
-                racer.failure = entry["why"]
+                if entry["level"] == _level(groups):
+                    run.failure = entry["why"]
             elif entry["kind"] == "pair" and (group := by_keys.get(tuple(entry["keys"]))) is not None:
-                racer.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
+                run.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
+
+
+def _level(groups: Sequence[Sequence[AskedQuestion]]) -> int:
+    """The number of questions that are asked at once."""
+    return len(groups[0])
 
 
 def _replayable(one: Recorded) -> RecordedAnswer:

@@ -18,7 +18,8 @@ UNPREDICTED = 1.02
 """The place among the predicted ones of a candidate that cannot be replayed."""
 
 MOST_RUN = 8
-FEWEST_RUN = 2
+RUN_AS_PROOF = 2
+"""Candidates that are run where all are hopeless."""
 
 
 def with_chains(tried: Sequence[Candidate], predictions: Mapping[str, Predicted]) -> list[Candidate]:
@@ -44,10 +45,13 @@ def best_of_families(tried: Sequence[Candidate], predictions: Mapping[str, Predi
 
 
 def to_run(tried: Sequence[Candidate], predictions: Mapping[str, Predicted], most: int) -> list[Candidate]:
-    """The candidates to run live: `most` of them, but at least FEWEST_RUN and at most MOST_RUN."""
+    """The candidates to run live: `most` of them, but at least one, and at most MOST_RUN.
+
+    Where there is no time for two, one of them can still have enough answers.
+    """
     ranked = best_of_families(tried, predictions)
-    hopeful = [one for one in ranked if promise(one, predictions) >= HOPELESS] or ranked[:FEWEST_RUN]
-    return hopeful[: min(MOST_RUN, max(FEWEST_RUN, most))]
+    hopeful = [one for one in ranked if promise(one, predictions) >= HOPELESS] or ranked[:RUN_AS_PROOF]
+    return hopeful[: min(MOST_RUN, max(1, most))]
 
 
 def promise(candidate: Candidate, predictions: Mapping[str, Predicted]) -> float:

@@ -1,0 +1,325 @@
+"""Runs candidates live, each in pairs with plain decoding: selects one, and confirms it with answers of its own.
+
+Knows questions, replies and intervals; starts servers through LiveServers, and keeps nothing on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+from specplug.bench.statistics import Interval
+from specplug.errors import SpecplugError
+from specplug.subjects.subject import Question, Subject, SubjectError
+from specplug.tune.selection import FEWEST_ANSWERS, Pairs
+from specplug.tune.server_flags.live_servers import LiveServers, asked
+from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed, timed
+from specplug.tune.server_flags.server_candidates import Candidate
+
+FINALISTS = 3
+"""So many go on after each has been measured with FEWEST_ANSWERS answers, the best by their medians."""
+
+SELECTION_SHARE = 0.5
+"""Of the time. Selection only chooses what is confirmed, so it needs no more certainty than that."""
+
+SELECTION_ROUNDS = 2
+"""Most rounds of the selection over all answers."""
+
+CONFIRMATION_ROUNDS = 2
+"""Rounds of the confirmation over all answers, as far as the time goes. They do not depend on what the answers say: who
+looks in between and stops where the interval is narrow has too narrow intervals."""
+
+WARM_TOKENS = 4
+"""Of the answer with which a prompt gets into a server's cache. Fewer may have no text yet."""
+
+
+@dataclass(slots=True)
+class CandidateRun:
+    """A candidate, and what was measured of it.
+
+    predicted     its speedup by replay; None where it was not replayed
+    pairs         answers of the selection
+    confirmation  later ones, which alone decide whether it wins: those of the selection are the best of several
+                  candidates, so they look faster than the candidate is. None where it was not confirmed
+    failure       why its server could not be measured
+    dropped       why it is not measured any more
+    own, plain    answers of its server, and those of plain decoding beside them
+    groups        measured so far, of the confirmation once that has begun
+    """
+
+    candidate: Candidate
+    predicted: float | None = None
+    pairs: Pairs = field(default_factory=lambda: Pairs(expanded=True))
+    confirmation: Pairs | None = None
+    own: list[Timed] = field(default_factory=list)
+    plain: list[Timed] = field(default_factory=list)
+    failure: str | None = None
+    dropped: str | None = None
+    groups: int = 0
+
+    def add(self, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]) -> None:
+        """A group of answers that were asked at once, of the candidate and of plain decoding."""
+        name = " ".join(one.key for one in group)
+        for one, mine, theirs in zip(group, own, plain, strict=True):
+            self.judged.add(name, one.category, one.key, [*mine.values, *theirs.values, 0.0, 0.0])
+        self.own += own
+        self.plain += plain
+        self.groups += 1
+
+    def begin_confirmation(self) -> None:
+        """From here on, answers are those of the confirmation; without effect where it has begun."""
+        if self.confirmation is None:
+            self.confirmation = Pairs(expanded=True)
+            self.groups = 0
+
+    @property
+    def judged(self) -> Pairs:
+        """The answers by which it is judged."""
+        return self.pairs if self.confirmation is None else self.confirmation
+
+    @property
+    def speedup(self) -> Interval | None:
+        return self.judged.speedup()
+
+    @property
+    def median(self) -> float:
+        """Of the speedup; 0 where nothing was measured."""
+        speedup = self.speedup
+        return speedup.median if speedup is not None else 0.0
+
+    @property
+    def running(self) -> bool:
+        return self.failure is None and self.dropped is None
+
+    @property
+    def wins(self) -> bool:
+        """Whether its confirmation shows that it is faster than plain decoding."""
+        return self.running and self.confirmation is not None and self.confirmation.why_rejected() is None
+
+
+Store = Callable[[CandidateRun, Sequence[AskedQuestion], Sequence[Timed], Sequence[Timed]], object]
+
+
+class SuccessiveElimination:
+    """Selects one candidate in rounds, then confirms it with answers of its own.
+
+    Each server of a round is a new process.
+
+    No process that drafts is asked the same question twice, because some methods draft from earlier answers.
+    """
+
+    def __init__(
+        self,
+        servers: LiveServers,
+        groups: Sequence[Sequence[AskedQuestion]],
+        *,
+        left: Callable[[], float],
+        start_s: float,
+        group_s: float,
+        store: Store = lambda run, group, own, plain: None,
+        failed: Callable[[CandidateRun], object] = lambda run: None,
+        progress: Callable[[Sequence[CandidateRun]], object] = lambda runs: None,
+    ) -> None:
+        """
+        groups   questions that are asked at once, in the order in which they are taken
+        left     returns the seconds that remain
+        start_s, group_s
+                 estimates: seconds to start a server, and for a group of both servers
+        store    receives each measured group; failed, a candidate that failed
+        """
+        self._servers = servers
+        self._groups = groups
+        self._left = left
+        self._start_s = start_s
+        self._answer_s = group_s / 2
+        self._kept_back = 0.0
+        self._store = store
+        self._failed = failed
+        self._progress = progress
+
+    def run(self, runs: Sequence[CandidateRun]) -> None:
+        """Measure them: afterwards one of them wins, or none. A confirmation that has begun goes on."""
+        if all(run.confirmation is None for run in runs):
+            self._select(runs)
+        while (leader := leader_of(runs)) is not None:
+            self._confirm(leader, runs)
+            if leader.failure is None:
+                return
+
+    def measure(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
+        """Measure groups with a new server of the candidate and with plain decoding at about the same time, as far as
+        the time goes.
+
+        A fault of its server is its result. SpecplugError where plain decoding fails.
+        """
+        try:
+            if self._servers.together:
+                self._side_by_side(run, groups)
+            else:
+                self._one_at_a_time(run, groups)
+        except SubjectError as error:
+            run.failure = str(error)
+            self._failed(run)
+
+    def _select(self, runs: Sequence[CandidateRun]) -> None:
+        """Drop candidates until one is left, each was measured often enough, or the time for it is over."""
+        self._kept_back = (1 - SELECTION_SHARE) * self._left()
+        size = min(len(self._groups), FEWEST_ANSWERS)
+        while True:
+            drop(runs)
+            running = [run for run in runs if run.running]
+            open_ = [run for run in running if run.groups < SELECTION_ROUNDS * len(self._groups)]
+            if len(running) < 2 or not open_:
+                return
+            for run in open_:
+                done = run.groups
+                at = done % len(self._groups)
+                self.measure(run, self._groups[at : at + size])
+                if run.running and run.groups == done:
+                    return  # there is no time left
+                self._progress(runs)
+            size = min(len(self._groups), 2 * size)
+
+    def _confirm(self, run: CandidateRun, runs: Sequence[CandidateRun]) -> None:
+        """Measure one candidate anew."""
+        run.begin_confirmation()
+        self._kept_back = 0.0
+        while run.running and run.groups < CONFIRMATION_ROUNDS * len(self._groups):
+            done = run.groups
+            self.measure(run, self._groups[done % len(self._groups) :])
+            self._progress(runs)
+            if run.groups == done:
+                return
+
+    def _side_by_side(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
+        """Each group with both servers, by turns in either order."""
+        if not self._fits(starts=1, answers=2):
+            return
+        with self._other(run) as other:
+            for group in groups:
+                if not self._fits(answers=2):
+                    return
+                if run.groups % 2:
+                    plain = self._plain_answers(group)
+                    own = self._own_answers(other, group)
+                else:
+                    own = self._own_answers(other, group)
+                    plain = self._plain_answers(group)
+                self._keep(run, group, own, plain)
+
+    def _one_at_a_time(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
+        """Where memory holds one server: half of the groups with the candidate, all with plain decoding, then the other
+        half with the candidate. So a machine that becomes slower all the time slows both equally."""
+        early: list[list[Timed]] = []
+        late: list[list[Timed]] = []
+        first, second = groups[: (len(groups) + 1) // 2], groups[(len(groups) + 1) // 2 :]
+        if not self._fits(starts=2, answers=2):
+            return
+        with self._other(run) as other:
+            for group in first:
+                if not self._fits(starts=1, answers=len(early) + 2):  # plain decoding has to answer as many
+                    break
+                early.append(self._own_answers(other, group))
+        for group, own in zip(first, early, strict=False):
+            self._keep(run, group, own, self._plain_answers(group))
+        for group in second:
+            if len(early) < len(first) or not self._fits(starts=1, answers=len(late) + 2):
+                break
+            late.append(self._plain_answers(group))
+        if not late:
+            return
+        with self._other(run) as other:
+            for group, plain in zip(second, late, strict=False):
+                if not self._fits(answers=1):
+                    return
+                self._keep(run, group, self._own_answers(other, group), plain)
+
+    def _fits(self, *, starts: int = 0, answers: int) -> bool:
+        """Whether the time holds so many starts of a server, and so many groups of one server."""
+        return self._left() - self._kept_back >= starts * self._start_s + answers * self._answer_s
+
+    @contextmanager
+    def _other(self, run: CandidateRun) -> Iterator[Subject]:
+        before = self._left()
+        with self._servers.other(run.candidate) as other:
+            self._start_s = max(self._start_s, before - self._left())
+            yield other
+
+    def _own_answers(self, other: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
+        before = self._left()
+        try:
+            own = answers_of(other, group)
+        except SpecplugError as error:  # such as a prompt that is too long for specplug's own engine
+            raise error if isinstance(error, SubjectError) else SubjectError(str(error)) from error
+        self._answer_s = max(self._answer_s, before - self._left())
+        return own
+
+    def _plain_answers(self, group: Sequence[AskedQuestion]) -> list[Timed]:
+        with suppress(SubjectError):  # which comes again below
+            self._servers.plain()  # its start does not count as an answer
+        before = self._left()
+        plain = plain_answers(self._servers, group)
+        self._answer_s = max(self._answer_s, before - self._left())
+        return plain
+
+    def _keep(
+        self, run: CandidateRun, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
+    ) -> None:
+        run.add(group, own, plain)
+        self._store(run, group, own, plain)
+
+
+def drop(runs: Sequence[CandidateRun]) -> None:
+    """Drop candidates whose interval lies below that of the leading one or below plain decoding, and all but FINALISTS.
+
+    Only those with FEWEST_ANSWERS groups are compared.
+    """
+    known = [
+        (run, speedup)
+        for run in runs
+        if run.running and len(run.pairs.groups) >= FEWEST_ANSWERS and (speedup := run.speedup) is not None
+    ]
+    leading = max((speedup.low for _, speedup in known), default=1.0)
+    for run, speedup in known:
+        if speedup.high < 1.0:
+            run.dropped = "slower than plain decoding"
+        elif speedup.high < leading:
+            run.dropped = "slower than another one"
+    ranked = sorted((run for run, _ in known if run.running), key=lambda run: run.median, reverse=True)
+    for run in ranked[FINALISTS:]:
+        run.dropped = f"not among the best {FINALISTS} of the selection"
+
+
+def leader_of(runs: Sequence[CandidateRun]) -> CandidateRun | None:
+    """The candidate to confirm: the one whose confirmation has begun, else the fastest.
+
+    Those with too few answers come last.
+    """
+    running = [run for run in runs if run.running]
+    return max(
+        running,
+        key=lambda one: (one.confirmation is not None, min(len(one.pairs.groups), FEWEST_ANSWERS), one.median),
+        default=None,
+    )
+
+
+def answers_of(subject: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
+    """The times of a group of answers, after each prompt was read once: prompt caches are warm in every server."""
+    asked(subject, [_shortest(one.question) for one in group])
+    return [timed(reply) for reply in asked(subject, [one.question for one in group])]
+
+
+def plain_answers(servers: LiveServers, group: Sequence[AskedQuestion]) -> list[Timed]:
+    """Those of plain decoding; its server is started again once where it fails. SpecplugError where it fails again."""
+    try:
+        return answers_of(servers.plain(), group)
+    except SubjectError:
+        try:
+            return answers_of(servers.restart_plain(), group)
+        except SubjectError as error:
+            raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
+
+
+def _shortest(question: Question) -> Question:
+    return replace(question, max_tokens=WARM_TOKENS)

@@ -1,0 +1,174 @@
+"""Live runs of a server's candidates: what is dropped, what wins, and what is begun in the time that is left.
+
+The servers are simulated: an answer has 100 tokens and takes as long as a test says, on a clock that a test reads.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from simulated_server import Machine
+
+from specplug.bench.statistics import expanded_tail
+from specplug.subjects.subject import Question
+from specplug.tune.server_flags.live_servers import LiveServers
+from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed
+from specplug.tune.server_flags.run_choice import to_run
+from specplug.tune.server_flags.server_candidates import PLAIN_NAME, Candidate
+from specplug.tune.server_flags.successive_elimination import CandidateRun, SuccessiveElimination, drop, leader_of
+
+
+def groups(count: int) -> list[list[AskedQuestion]]:
+    return [[AskedQuestion(f"q{i}/0", "work", Question((), 128))] for i in range(count)]
+
+
+def elimination(machine: Machine, count: int, *, budget: float = 1e6, together: bool = True) -> SuccessiveElimination:
+    """Of `count` groups of one answer, each of which is thought to take 1 s."""
+    servers = LiveServers(machine.opened, together=together)
+    return SuccessiveElimination(
+        servers, groups(count), left=lambda: budget - machine.now, start_s=machine.start_s, group_s=2.0
+    )
+
+
+def measured(name: str, speedups: Sequence[float]) -> CandidateRun:
+    """A run with one group for each speedup: plain decoding takes 1.2 s, it the corresponding time."""
+    found = CandidateRun(Candidate(name, name))
+    add(found, speedups)
+    return found
+
+
+def add(run: CandidateRun, speedups: Sequence[float]) -> None:
+    for group, speedup in zip(groups(len(speedups)), speedups, strict=True):
+        run.add(group, [Timed(100, 1200 / speedup, 0.0)], [Timed(100, 1200.0, 0.0)])
+
+
+def test_what_lies_below_the_leader_or_below_plain_decoding_is_dropped() -> None:
+    fast, slower, slow = measured("fast", [1.5] * 5), measured("slower", [1.2] * 5), measured("slow", [0.8] * 5)
+    wide = measured("wide", [1.0, 1.0, 1.2, 2.0, 2.0])
+    drop([fast, slower, slow, wide])
+    assert fast.dropped is None and wide.dropped is None, "its interval reaches from 1 to 2"
+    assert slower.dropped == "slower than another one" and slow.dropped == "slower than plain decoding"
+
+
+def test_one_answer_leads_nobody() -> None:
+    lucky, steady = measured("lucky", [3.0]), measured("steady", [1.5] * 5)
+    drop([lucky, steady])
+    assert lucky.dropped is None and steady.dropped is None
+    assert leader_of([lucky, steady]) is steady
+
+
+def test_the_best_three_go_on() -> None:
+    runs = [measured(str(one), [1.0, 1.0, one, 3.0, 3.0]) for one in (1.1, 1.2, 1.3, 1.4)]
+    drop(runs)
+    assert [one.dropped for one in runs] == ["not among the best 3 of the selection", None, None, None]
+
+
+def test_only_the_answers_of_the_confirmation_decide() -> None:
+    run = measured("one", [2.0] * 5)
+    assert [run.wins, run.median] == [False, 2.0], "it was not confirmed"
+    run.begin_confirmation()
+    add(run, [1.0] * 5)
+    assert [run.wins, run.median] == [False, 1.0]
+    confirmed = measured("two", [2.0] * 5)
+    confirmed.begin_confirmation()
+    add(confirmed, [1.2] * 4)
+    assert not confirmed.wins, "four answers are too few"
+    add(confirmed, [1.2] * 5)
+    assert [confirmed.wins, confirmed.median] == [True, pytest.approx(1.2)]
+    confirmed.dropped = "slower than another one"
+    assert [confirmed.wins, confirmed.running] == [False, False]
+
+
+def test_a_candidate_that_was_fast_by_chance_does_not_win() -> None:
+    times = {"lucky": [0.5, 1.0, 1.0], "steady": [0.9, 0.9]}
+    machine = Machine(lambda name, process: 1.0 if name == PLAIN_NAME else times[name][process])
+    runs = [CandidateRun(Candidate(name, name)) for name in times]
+    elimination(machine, 6).run(runs)
+    lucky, steady = runs
+    assert steady.dropped == "slower than another one" and steady.speedup is not None
+    assert lucky.pairs.speedup().median == 2.0  # type: ignore[union-attr]
+    assert lucky.median == 1.0 and not lucky.wins
+
+
+def test_the_fastest_is_confirmed_and_wins() -> None:
+    machine = Machine(lambda name, process: {PLAIN_NAME: 1.0, "a": 0.8, "b": 0.5}[name])
+    runs = [CandidateRun(Candidate(name, name)) for name in "ab"]
+    elimination(machine, 6).run(runs)
+    assert [one.wins for one in runs] == [False, True] and runs[1].median == 2.0
+    assert len(runs[1].pairs.groups) == 5 and len(runs[1].confirmation.groups) == 6  # type: ignore[union-attr]
+
+
+def test_among_candidates_as_fast_as_plain_decoding_one_wins_in_three_of_a_hundred_tunes() -> None:
+    noise = np.random.default_rng(3)
+    machine = Machine(lambda name, process: 1 + 0.05 * float(noise.standard_normal()))
+    wins = 0
+    for _ in range(60):
+        runs = [CandidateRun(Candidate(str(i), str(i))) for i in range(8)]
+        elimination(machine, 10).run(runs)
+        wins += any(one.wins for one in runs)
+    assert wins <= 4
+
+
+def test_the_tail_of_an_interval_of_few_values_is_smaller() -> None:
+    # Student's t: 2.776 for 5 values, 2.045 for 30; times sqrt(n / (n - 1)): 3.104 and 2.080; normal tails of these
+    assert expanded_tail(5) == pytest.approx(0.00096, abs=0.00006)
+    assert expanded_tail(30) == pytest.approx(0.01877, abs=0.00005)
+    assert expanded_tail(100_000) == pytest.approx(0.025, abs=1e-5) and expanded_tail(1) == 0.025
+
+
+def test_one_server_at_a_time_is_asked_in_both_orders() -> None:
+    asked: list[str] = []
+
+    def slower_each_time(name: str, process: int) -> float:
+        asked.append(name)
+        return 1 + 0.1 * (len(asked) - 1)
+
+    run = CandidateRun(Candidate("c", "c"))
+    elimination(Machine(slower_each_time), 4, together=False).measure(run, groups(4))
+    assert asked == ["c", "c", *[PLAIN_NAME] * 4, "c", "c"]
+    own, plain, *_ = (sum(one.ms for one in side) for side in (run.own, run.plain))
+    assert own == pytest.approx(plain), "1 + 1.1 + 1.6 + 1.7 = 1.2 + 1.3 + 1.4 + 1.5"
+
+
+@pytest.mark.parametrize(
+    ("budget", "starts", "answers"),
+    [
+        (21.9, [], 0),  # a candidate and plain decoding: two starts of 10 s and two answers of 1 s
+        (22.0, ["c", PLAIN_NAME], 1),
+        (24.0, ["c", PLAIN_NAME], 2),
+        (36.0, ["c", PLAIN_NAME, "c"], 3),  # 10 + 2, 10 + 3, 10 + 1
+        (38.0, ["c", PLAIN_NAME, "c"], 4),
+    ],
+)
+def test_one_server_at_a_time_keeps_the_budget(budget: float, starts: list[str], answers: int) -> None:
+    machine = Machine(lambda name, process: 1.0, start_s=10.0)
+    run = CandidateRun(Candidate("c", "c"))
+    elimination(machine, 4, budget=budget, together=False).measure(run, groups(4))
+    assert machine.started == starts and run.groups == answers and machine.now <= budget
+
+
+def test_answers_that_take_longer_than_was_thought_are_counted() -> None:
+    machine = Machine(lambda name, process: 10.0)  # thought to be 1 s
+    run = CandidateRun(Candidate("c", "c"))
+    elimination(machine, 9, budget=60.0, together=False).measure(run, groups(9))
+    assert run.groups == 3 and machine.now == 60.0
+
+
+def test_no_server_is_started_for_which_there_is_no_time() -> None:
+    machine = Machine(lambda name, process: 1.0, start_s=10.0)
+    elimination(machine, 4, budget=11.9).measure(CandidateRun(Candidate("c", "c")), groups(4))
+    assert machine.started == []
+
+
+def test_half_of_the_time_is_kept_for_the_confirmation() -> None:
+    machine = Machine(lambda name, process: 1.0 if name == PLAIN_NAME else 0.9)
+    runs = [CandidateRun(Candidate(str(i), str(i))) for i in range(4)]
+    elimination(machine, 5, budget=60.0).run(runs)
+    # a group takes 1.9 s, and the last one may end at 30 s: 15 groups of the four, then 5 or more of the confirmation
+    assert sum(len(one.pairs.groups) for one in runs) == 15
+    assert [one.wins for one in runs].count(True) == 1
+
+
+def test_where_there_is_time_for_less_than_two_candidates_one_is_run() -> None:
+    tried = [Candidate(name, name) for name in "abc"]
+    assert [len(to_run(tried, {}, most)) for most in (0, 1, 2, 9)] == [1, 1, 2, 3]
