@@ -193,7 +193,8 @@ def regret_of(best: CandidateRun, chosen: CandidateRun | None, questions: int) -
         for answers in (best.own, other)
         for part in (0, 1)
     ]
-    ratio = paired_ratio(*sums)
+    own_tokens, own_seconds, other_tokens, other_seconds = sums
+    ratio = paired_ratio(own_tokens, own_seconds, other_tokens, other_seconds)
     return replace(ratio, median=ratio.median - 1, low=ratio.low - 1, high=ratio.high - 1)
 
 

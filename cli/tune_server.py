@@ -24,6 +24,7 @@ from specplug.models.gguf_header import read_header
 from specplug.models.model_facts import has_mtp_layer, model_facts, pairs
 from specplug.models.model_stores import sidecars_in, stored_models
 from specplug.profile.command_formats import as_format
+from specplug.profile.shown_command import shown
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.remote import RemoteServer
 from specplug.subjects.server_command import ServerCommand
@@ -151,8 +152,14 @@ def _request(asked: ServerTune) -> ServerRequest:
         drafters=tuple(dict.fromkeys([*named, *found])),
         heads=tuple(dict.fromkeys([*heads, *found_heads])),
         own_engine=_own_engine_can(model, command),
-        invoked=shlex.join(["specplug", *sys.argv[1:]]),
+        invoked=_invoked(asked.request.servers[0]),
     )
+
+
+def _invoked(server: str) -> str:
+    """The command line of this tune, without the keys of the server's command."""
+    shown_server = shown(shlex.split(server))
+    return shlex.join(["specplug", *(word.replace(server, shown_server) for word in sys.argv[1:])])
 
 
 def _no_address(server: RemoteServer, text: str) -> UsageError:

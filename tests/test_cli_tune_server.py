@@ -45,18 +45,19 @@ def call(tmp_path: Path, text: str, *more: str) -> subprocess.CompletedProcess[s
 
 
 def test_stdout_is_the_command_alone(tmp_path: Path) -> None:
-    text = server("--ms-per-pass", "3")
-    done = call(tmp_path, text, "--budget", "12s", "--out", "mine")
+    text = server("--ms-per-pass", "3", "--need-key", "secret", "--api-key", "secret")
+    done = call(tmp_path, text, "--budget", "60s", "--out", "mine")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{text} --spec-type ngram-") and done.stdout.count("\n") == 1
     assert "times as fast as plain decoding" in done.stderr and "flags tried" in done.stderr
     written = profiles.load(tmp_path / "profiles" / "mine.yaml")
     assert written.server is not None and shlex.join(written.server.argv) == done.stdout.strip()
+    assert "secret" in shlex.join(written.server.argv) and "--api-key secret" not in json.dumps(written.evidence)
 
 
 def test_where_nothing_pays_the_exit_code_is_3_and_the_command_is_the_plain_one(tmp_path: Path) -> None:
     text = server("--ms-per-pass", "2", "--ms-per-draft", "8")
-    done = call(tmp_path, text, "--budget", "8s", "--format", "json")
+    done = call(tmp_path, text, "--budget", "60s", "--format", "json")
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout) == shlex.split(text)
     assert "nothing was shown to be faster" in done.stderr

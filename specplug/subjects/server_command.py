@@ -203,8 +203,9 @@ def read_command(text: str, model: str | None = None) -> ServerCommand:
         raise UsageError("--server is empty; give a command such as `llama-server -m MODEL.gguf`, or an address")
     words = [word for word in argv if not assigns(word)][:1]
     if not words or shutil.which(words[0]) is None:
+        missing = f"there is no program {words[0]}" if words else "it names no program"
         raise UsageError(
-            f"--server {text!r}: there is no program {words[0] if words else text}; give its path, "
+            f"--server: {missing}; give its path, "
             "a command such as `llama-server -m MODEL.gguf`, or an address such as http://127.0.0.1:8080"
         )
     kind = program_of(argv)

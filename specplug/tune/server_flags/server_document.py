@@ -15,6 +15,7 @@ import numpy as np
 
 from specplug.profile import Measured, Profile
 from specplug.profile.settings import ServerSettings
+from specplug.profile.shown_command import without_keys
 from specplug.registry import ProposerSpec
 from specplug.subjects.subject import Abilities
 from specplug.tune.budget import with_budget
@@ -93,9 +94,9 @@ def server_document(findings: ServerFindings) -> dict[str, Any]:
         "profile": request.name,
         "path": str(request.out),
         "chosen": winner.candidate.name if winner is not None else PLAIN_NAME,
-        "server": list(request.command.argv),
+        "server": without_keys(request.command.argv),
         "flags": flags,
-        "argv": request.command.with_flags(flags),
+        "argv": without_keys(request.command.with_flags(flags)),
         "level": request.level,
         "concurrency": list(request.concurrency),
         "objective": request.objective,

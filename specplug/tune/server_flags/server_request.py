@@ -17,6 +17,7 @@ from specplug.machine import fingerprint, hardware
 from specplug.machine.files import check_writable
 from specplug.machine.folders import reason
 from specplug.models.gguf_header import parts_of
+from specplug.profile.shown_command import without_keys
 from specplug.subjects.server_command import ServerCommand
 from specplug.tune.budget import FEWEST_TOKENS, in_words
 from specplug.tune.journal import Journal
@@ -87,7 +88,7 @@ class ServerRequest:
     def identity(self) -> dict[str, Any]:
         """The values that must be the same for a journal to be continued."""
         return {
-            "command": list(self.command.argv),
+            "command": without_keys(self.command.argv),
             "version": self.command.version,
             "workload": workload_hash(self.prompts),
             "budget": self.budget,

@@ -165,7 +165,7 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
     written = server_profile(findings, document)
     profiles.save(written, request.out)
     stages.journal.add("done", path=str(request.out), spent=budget.spent)
-    return ServerOutcome(written, document, list(document["argv"]))
+    return ServerOutcome(written, document, request.command.with_flags(document["flags"]))
 
 
 def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]]) -> CandidateRun:
