@@ -24,7 +24,7 @@ from specplug.subjects.server_command import read_command
 from specplug.subjects.subject import Abilities, SubjectError
 from specplug.tune import journal as journals
 from specplug.tune.server_flags import server_session
-from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME
+from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
 from specplug.tune.server_flags.server_document import server_next_step, server_rows, server_verdict
 from specplug.tune.server_flags.server_request import ServerRequest, check_server_request
 from specplug.tune.server_flags.server_session import ServerOutcome, tune_server
@@ -351,6 +351,12 @@ def test_a_candidate_has_the_time_that_is_left_to_start_or_a_few_times_that_of_p
     assert server_session.start_limit(1.0, 300.0) == 20.0, "a drafter may have to be read from the disk"
     assert server_session.start_limit(10.0, 15.0) == 15.0
     assert server_session.start_limit(10.0, 2.0) == 10.0
+
+
+def test_a_candidate_that_does_not_start_is_given_up_after_that_time(request_for: MakeRequest) -> None:
+    server = server_session._opener(request_for("--slow-start", "60"), lambda: 0.3)(Candidate("c", "c"))
+    with pytest.raises(SubjectError, match=r"within 0.3 s"):
+        server.start()
 
 
 def test_a_row_says_why_it_did_not_win(request_for: MakeRequest) -> None:
