@@ -24,7 +24,7 @@ from specplug.generation.answers import Request
 from specplug.machine import hardware
 from specplug.models.references import resolve
 from specplug.planning import back_off
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 PLAIN = "plain"
 

@@ -51,7 +51,7 @@ from specplug.registry import ProposerSpec
 from specplug.transforms.gguf_exits import file_of, layers_of, write_exits
 from specplug.transforms.gguf_head import EMBEDDINGS
 from specplug.transforms.gguf_states_head import NORM_AND_HEAD
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 Text = tuple[IntArray, list[int]]
 """A prompt and the answer to it."""

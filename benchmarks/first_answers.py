@@ -51,7 +51,7 @@ from specplug.generation.answers import Request, Sampling
 from specplug.machine import hardware
 from specplug.models.references import resolve
 from specplug.profile import Runtime
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 SPECPLUG = Path(sys.executable).with_name("specplug")
 

@@ -31,7 +31,7 @@ from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.engines.llama_cpp.settings_table import label
 from specplug.generation.answers import Sampling
 from specplug.models.references import resolve
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 
 def main() -> None:

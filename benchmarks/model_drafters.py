@@ -41,7 +41,7 @@ from specplug.models.references import resolve
 from specplug.profile import PlannerSettings
 from specplug.profile.with_drafter import with_drafter
 from specplug.registry import ProposerSpec
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 MT_BENCH = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
 

@@ -32,7 +32,7 @@ from specplug.engines.llama_cpp.model import open_model
 from specplug.generation.answers import Request
 from specplug.machine import hardware
 from specplug.models.references import resolve
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 ARMS = ("engine, plain", "engine, drafting", "server, plain", "server, drafting")
 

@@ -27,7 +27,7 @@ from specplug.machine import hardware
 from specplug.models.references import resolve
 from specplug.planning.cost import CostCurve
 from specplug.profile import CostPoints
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 NO_PLAIN_PASSES = "wrong, no plain passes"
 

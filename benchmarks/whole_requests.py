@@ -37,7 +37,7 @@ from specplug.generation.answers import Answer, Request
 from specplug.machine import fingerprint, hardware
 from specplug.models.references import resolve
 from specplug.profile.settings import KV_TYPES
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 Setting = tuple[bool | None, str | None]
 

@@ -26,7 +26,7 @@ from specplug.models.drafter_folders import default_name
 from specplug.models.hub_reference import Kind
 from specplug.profile.settings import as_name
 from specplug.reports import html_page
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 from .build_exits import early_exit
 from .completion import model_references

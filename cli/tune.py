@@ -27,18 +27,11 @@ from specplug.registry import ProposerSpec, nearest
 from specplug.reports import html_page
 from specplug.tune import budget as budgets
 from specplug.tune.candidates import grid
-from specplug.tune.document import (
-    errors,
-    evidence,
-    interval_text,
-    other_lengths_line,
-    settings_line,
-    settings_rows,
-    verdict,
-)
+from specplug.tune.document import evidence
 from specplug.tune.exits import exits_to_try
 from specplug.tune.session import tune as run_tune
 from specplug.tune.tune_request import OBJECTIVES, Request, beside, check
+from specplug.tune.verdict import errors, interval_text, other_lengths_line, settings_line, settings_rows, verdict
 
 from . import options
 from .options import html_option, model_path, note, parse_levels, shared_options, workload_option

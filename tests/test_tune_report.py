@@ -11,9 +11,10 @@ from toy_subject import ToySubject
 from specplug.bench.workloads import Prompt
 from specplug.errors import UsageError
 from specplug.profile import Profile, Runtime, user_folder
-from specplug.tune.document import evidence, interval_text, verdict
+from specplug.tune.document import evidence
 from specplug.tune.session import tune
 from specplug.tune.tune_request import Request
+from specplug.tune.verdict import interval_text, verdict
 
 pytest.importorskip("plotly")
 

@@ -19,18 +19,12 @@ from specplug.profile import Profile, Runtime
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
 from specplug.tune import journal as journals
-from specplug.tune.document import (
-    evidence,
-    interval_text,
-    other_lengths_line,
-    settings_line,
-    settings_rows,
-    verdict,
-)
+from specplug.tune.document import evidence
 from specplug.tune.drafter_trace import DrafterTrace
 from specplug.tune.session import Outcome, tune
 from specplug.tune.trace import Answer
 from specplug.tune.tune_request import Request, check, journal_path
+from specplug.tune.verdict import interval_text, other_lengths_line, settings_line, settings_rows, verdict
 
 CHEAP: Callable[[int], float] = lambda rows: 10.0 + 0.1 * rows  # noqa: E731
 EXPENSIVE: Callable[[int], float] = lambda rows: 10.0 * rows  # noqa: E731

@@ -13,7 +13,6 @@ from typing import Any
 from specplug.errors import UsageError
 from specplug.reports import html_page
 from specplug.reports.html_page import facts_html, figure_html, legend_html, table_html
-from specplug.tune.document import interval_text
 from specplug.tune.server_flags.server_candidates import PLAIN_NAME
 from specplug.tune.server_flags.server_document import (
     SERVER_COLUMNS,
@@ -22,6 +21,7 @@ from specplug.tune.server_flags.server_document import (
     server_rows,
     server_verdict,
 )
+from specplug.tune.verdict import interval_text
 
 REPLAYED_BARS = 16
 """Rows in the chart beside those that ran live."""

@@ -13,7 +13,7 @@ from specplug.build.vocab_trim import verdict
 from specplug.errors import UsageError
 from specplug.reports import html_page
 from specplug.reports.html_page import facts_html, figure_html, legend_html, table_html
-from specplug.tune.document import interval_text
+from specplug.tune.verdict import interval_text
 
 COLUMNS = {
     "rows": "the rows of the head, which are the tokens that it can propose",

@@ -13,7 +13,7 @@ from specplug.errors import UsageError
 from specplug.reports import html_page
 from specplug.reports.html_page import facts_html, figure_html, legend_html, table_html
 from specplug.tune.candidates import PLAIN
-from specplug.tune.document import (
+from specplug.tune.verdict import (
     SETTINGS_COLUMNS,
     interval_text,
     next_step,

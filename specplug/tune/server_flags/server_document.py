@@ -19,7 +19,6 @@ from specplug.profile.shown_command import without_keys
 from specplug.registry import ProposerSpec
 from specplug.subjects.subject import Abilities
 from specplug.tune.budget import with_budget
-from specplug.tune.document import LONGER, interval_text
 from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.recorded_questions import Timed
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
@@ -28,6 +27,7 @@ from specplug.tune.server_flags.server_request import SERVER_SCHEMA, ServerReque
 from specplug.tune.server_flags.server_stages import ServerCosts
 from specplug.tune.server_flags.successive_elimination import CandidateRun
 from specplug.tune.tune_request import workload_hash
+from specplug.tune.verdict import LONGER, interval_text
 
 PERCENTILES = (50, 95, 99)
 
