@@ -57,6 +57,21 @@ def test_one_answer_leads_nobody() -> None:
     assert leader_of([lucky, steady]) is steady
 
 
+def test_live_answers_and_the_prediction_count_by_their_certainty() -> None:
+    # Of 10 answers with 1.3 and 10 with 1.1, the interval is about 1.16 to 1.23: a deviation of 0.015 in the logarithm.
+    # The prediction's is 0.043, so that it has a weight of about a ninth.
+    sure = measured("sure", [1.3, 1.1] * 10)
+    sure.predicted = 1.5
+    assert sure.speedup is not None
+    assert 1.19 < sure.median < 1.20 and sure.median < sure.expected < sure.median * (1.5 / sure.median) ** 0.2
+    unsure = measured("unsure", [0.8, 0.9, 1.0, 1.6, 2.0])
+    unsure.predicted = 1.5
+    assert 1.4 < unsure.expected < 1.5
+    alone, unseen = measured("alone", [1.2, 1.3] * 3), CandidateRun(Candidate("unseen", "x"), predicted=1.7)
+    assert (alone.expected, unseen.expected) == (alone.median, 1.7)
+    assert leader_of([sure, unsure]) is unsure, "though its live answers are slower"
+
+
 def test_the_best_three_go_on() -> None:
     runs = [measured(str(one), [1.0, 1.0, one, 3.0, 3.0]) for one in (1.1, 1.2, 1.3, 1.4)]
     drop(runs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from math import exp, log
 
 from specplug.bench.statistics import Interval
 from specplug.errors import SpecplugError
@@ -18,7 +19,11 @@ from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed, 
 from specplug.tune.server_flags.server_candidates import Candidate
 
 FINALISTS = 3
-"""So many go on after each has been measured with FEWEST_ANSWERS answers, the best by their medians."""
+"""So many go on after each has been measured with FEWEST_ANSWERS answers, those of which most is expected."""
+
+PREDICTION_DEVIATION = 0.043
+"""Standard deviation of the logarithm of a predicted speedup over a live one: the median error was 0.029
+(docs/lab-book/tuning.md#tuning-a-server)."""
 
 SELECTION_SHARE = 0.5
 """Of the time. Selection only chooses what is confirmed, so it needs no more certainty than that."""
@@ -87,6 +92,22 @@ class CandidateRun:
         """Of the speedup; 0 where nothing was measured."""
         speedup = self.speedup
         return speedup.median if speedup is not None else 0.0
+
+    @property
+    def expected(self) -> float:
+        """The speedup to expect by prediction and selection together; the median where there is no prediction.
+
+        The mean of both logarithms, each weighted by the inverse of its variance: a few live answers say less than a
+        replay of all recorded ones.
+        """
+        live = self.pairs.speedup()
+        if self.predicted is None or live is None:
+            return self.predicted or self.median
+        deviation = log(live.high / live.low) / 3.92  # a 95% interval has 3.92 standard deviations
+        if not deviation:
+            return self.predicted if len(self.pairs.groups) < FEWEST_ANSWERS else live.median
+        weights = PREDICTION_DEVIATION**-2, deviation**-2
+        return exp((weights[0] * log(self.predicted) + weights[1] * log(live.median)) / sum(weights))
 
     @property
     def running(self) -> bool:
@@ -286,20 +307,20 @@ def drop(runs: Sequence[CandidateRun]) -> None:
             run.dropped = "slower than plain decoding"
         elif speedup.high < leading:
             run.dropped = "slower than another one"
-    ranked = sorted((run for run, _ in known if run.running), key=lambda run: run.median, reverse=True)
+    ranked = sorted((run for run, _ in known if run.running), key=lambda run: run.expected, reverse=True)
     for run in ranked[FINALISTS:]:
         run.dropped = f"not among the best {FINALISTS} of the selection"
 
 
 def leader_of(runs: Sequence[CandidateRun]) -> CandidateRun | None:
-    """The candidate to confirm: the one whose confirmation has begun, else the fastest.
+    """The candidate to confirm: the one whose confirmation has begun, else that of which most is expected.
 
     Those with too few answers come last.
     """
     running = [run for run in runs if run.running]
     return max(
         running,
-        key=lambda one: (one.confirmation is not None, min(len(one.pairs.groups), FEWEST_ANSWERS), one.median),
+        key=lambda one: (one.confirmation is not None, min(len(one.pairs.groups), FEWEST_ANSWERS), one.expected),
         default=None,
     )
 
