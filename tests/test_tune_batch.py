@@ -14,7 +14,7 @@ from specplug.errors import UsageError
 from specplug.profile import CostPoints, PlannerSettings, Profile, VllmSettings
 from specplug.registry import ProposerSpec
 from specplug.testing import ToyTarget
-from specplug.tune import stages
+from specplug.tune import choosing_stages
 from specplug.tune.candidates import BUILTIN, BUILTIN_ON_DEVICE, PLAIN, Setting, grid
 from specplug.tune.device_settings import EnginePlanning, by_batch_size, device_grid
 from specplug.tune.expense import Expense, Line
@@ -253,7 +253,7 @@ def test_an_interrupted_tune_confirms_the_tables_that_it_had_combined(
     def must_not_combine(*rest: object) -> list[Setting]:
         raise AssertionError
 
-    monkeypatch.setattr(stages, "by_batch_size", must_not_combine)
+    monkeypatch.setattr(choosing_stages, "by_batch_size", must_not_combine)
     outcome = tune(replace(asked, resume=True), opener=lambda request: again)
     assert outcome.document["chosen"] in answered and outcome.profile.vllm.tokens_per_batch_size
 
