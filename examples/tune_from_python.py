@@ -12,9 +12,9 @@ from pathlib import Path
 from specplug import profile
 from specplug.bench.workloads import load_workload
 from specplug.models.references import resolve
-from specplug.tune.document import verdict
 from specplug.tune.session import tune
 from specplug.tune.tune_request import Request
+from specplug.tune.verdict import verdict
 
 
 def main(model: str = "demo:smollm2", out: str = "tuned.yaml", seconds: str = "300", prompts: str = "builtin") -> None:
