@@ -19,7 +19,8 @@ from specplug import profile
 from specplug.bench.arms import plain
 from specplug.bench.statistics import paired_ratio
 from specplug.bench.workloads import BUILTIN, limit, load_workload
-from specplug.engines.llama_cpp.engine import LlamaCpp, fitting_cost_points
+from specplug.engines.llama_cpp.engine import LlamaCpp
+from specplug.engines.llama_cpp.measure import cost_points
 from specplug.engines.llama_cpp.model import open_model
 from specplug.engines.llama_cpp.settings_choice import with_settings
 from specplug.generation.answers import Request
@@ -52,9 +53,7 @@ def main() -> None:
     prompts = limit(load_workload(args.workload), args.limit)
     with ExitStack() as opened:
         model = opened.enter_context(open_model(path))
-        points = fitting_cost_points(
-            model, with_settings(chosen, model), slots=1, limit=chosen.planner.max_nodes + 1, notify=lambda text: None
-        )
+        points = cost_points(model, with_settings(chosen, model).runtime, chosen.planner.max_nodes + 1)
         wrong = believing(points, args.believed)
         engines = {"plain": opened.enter_context(LlamaCpp(model, plain(chosen)))}
         for arm, cost in (("measured costs", points), ("wrong costs", wrong), (NO_PLAIN_PASSES, wrong)):

@@ -36,11 +36,12 @@ from specplug.bench.statistics import Interval, paired_ratio
 from specplug.bench.vllm_stage import is_ours, with_shared_settings
 from specplug.bench.workloads import load_workload
 from specplug.engines.vllm.configure import write_profile
-from specplug.engines.vllm.offline import NONE, Vllm, open_vllm
+from specplug.engines.vllm.offline import Vllm, open_vllm
 from specplug.engines.vllm.switch import SWITCH
 from specplug.generation.answers import Request
 from specplug.generation.counters import Counters
 from specplug.profile import Measured, Profile
+from specplug.registry import ProposerSpec
 
 FEW = 10
 """Categories with at most this many prompts are combined into one, `talk`; in Spec-Bench these are MT-bench's."""
@@ -130,7 +131,7 @@ def _open(stack: ExitStack, model: str, profiles: Sequence[Profile], turn: int) 
             found[one.name] = Opened(engine)
             continue
         costs = engine.profile.measured or Measured()
-        for each in (replace(one, name=REST, proposers=NONE, measured=None), *ours):
+        for each in (replace(one, name=REST, proposers=(ProposerSpec("none"),), measured=None), *ours):
             learned = each.measured.acceptance if each.measured else {}
             ref = write_profile(replace(each, measured=replace(costs, acceptance=learned)), folder)
             engine.llm.collective_rpc("specplug_use", args=(ref, True))
