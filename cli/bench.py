@@ -19,6 +19,7 @@ from specplug.machine.files import write_atomically
 from specplug.profile import Profile
 from specplug.profile.with_corpora import with_corpora
 from specplug.profile.with_drafter import with_drafter
+from specplug.tune.verdict import interval_text
 
 from .bench_servers import checked_servers, measure_servers, raise_for_failures, show_servers
 from .options import Request, drafter_name, drafter_spec, note, parse_levels, shared_options, workload_option
@@ -182,7 +183,7 @@ def _show(report: dict[str, Any]) -> None:
     console.print(overall)
     by_category = Table("speedup by category", *[arm["name"] for arm in report["arms"][1:]], box=None)
     for name in report["arms"][0]["categories"]:
-        by_category.add_row(name, *[_speedup(arm["categories"][name]) for arm in report["arms"][1:]])
+        by_category.add_row(name, *[interval_text(arm["categories"][name]["speedup"]) for arm in report["arms"][1:]])
     console.print(by_category)
     if report["engine_settings"]:
         for line in settings_lines(report["engine_settings"]):
@@ -206,15 +207,6 @@ def _cells(arm: dict[str, Any]) -> list[str]:
     ]
 
 
-def _speedup(figures: dict[str, Any]) -> str:
-    ratio = figures["speedup"]
-    return _interval(ratio) if ratio else "-"
-
-
-def _interval(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
-
-
 def settings_lines(settings: dict[str, Any]) -> list[str]:
     """What engine settings alone and drafting give, and whether the profiles' own settings cost time."""
     plain, profiles, stock = settings["plain"], settings["profiles"], settings["stock"]
@@ -225,10 +217,10 @@ def settings_lines(settings: dict[str, Any]) -> list[str]:
     )
     lines = []
     if alone:
-        what = "1.00 (llama.cpp's defaults are the best for plain decoding)" if plain == stock else _interval(alone)
+        what = "1.00 (llama.cpp's defaults are the best for plain decoding)" if plain == stock else interval_text(alone)
         gain = f"engine settings alone: {what}"
         if drafting:
-            gain += f", drafting on top: {_interval(drafting)} with {settings['drafting_arm']}"
+            gain += f", drafting on top: {interval_text(drafting)} with {settings['drafting_arm']}"
         lines.append(gain)
         if plain != stock:
             lines.append(

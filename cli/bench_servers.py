@@ -15,6 +15,7 @@ from specplug.errors import SpecplugError, UsageError
 from specplug.profile import Profile
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.remote import RemoteServer
+from specplug.tune.verdict import interval_text
 
 from .options import Request
 from .progress import progress_bar
@@ -101,7 +102,7 @@ def show_servers(report: dict[str, Any]) -> None:
     console.print("first token and time between tokens: median / 95th percentile")
     by_category = Table("speedup by category", *[arm["name"] for arm in report["arms"][1:]], box=None)
     for name in report["arms"][0]["categories"]:
-        by_category.add_row(name, *[_speedup(arm["categories"][name]["speedup"]) for arm in report["arms"][1:]])
+        by_category.add_row(name, *[interval_text(arm["categories"][name]["speedup"]) for arm in report["arms"][1:]])
     if len(report["arms"]) > 1:
         console.print(by_category)
     for line in report["other_models"]:
@@ -145,10 +146,6 @@ def _cells(arm: dict[str, Any]) -> list[str]:
 
 def _parts(ratio: dict[str, float]) -> tuple[str, str]:
     return f"{ratio['median']:.2f}", f"{ratio['low']:.2f}-{ratio['high']:.2f}"
-
-
-def _speedup(ratio: dict[str, float] | None) -> str:
-    return "-" if ratio is None else "{} ({})".format(*_parts(ratio))
 
 
 def _percentiles(found: dict[str, float] | None) -> str:
