@@ -6,6 +6,7 @@ Their order is in server_session.py. This module starts servers through LiveServ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,11 @@ class ServerStages:
         until = self.budget.spent + REPLAY_SHARE * self.request.budget
         for file in dict.fromkeys(one.drafts.file for one in tried if one.drafts is not None and not one.rules):
             try:
-                guesses = guesses_of(Path(file), answers, lambda: self.budget.spent < until)
+                # OpenMP keeps the threads of each thread that has computed, and beside them specplug's own engine,
+                # which computes in another one, would run at half its speed; those of a thread that ends it ends.
+                with ThreadPoolExecutor(1) as reader:
+                    found = reader.submit(guesses_of, Path(file), answers, lambda: self.budget.spent < until)
+                    guesses = found.result()
             except (UsageError, EngineError) as error:
                 self.note(f"{Path(file).name} is tried without a prediction: {error}")
                 continue
