@@ -110,8 +110,8 @@ def show_servers(report: dict[str, Any]) -> None:
     for arm in report["arms"]:
         if not arm["counted"]:
             console.print(
-                f"* {arm['name']} does not tell how many tokens its answers have: these are events of its stream, each "
-                "of which may have several tokens, so it is not compared with others",
+                f"* {arm['name']} does not report how many tokens its answers have: these are events of its stream, "
+                "each of which may have several tokens, so it is not compared with others",
                 soft_wrap=True,
             )
         if arm["failure"] is not None:

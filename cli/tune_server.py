@@ -163,7 +163,7 @@ def _invoked(server: str) -> str:
 
 
 def _no_address(server: RemoteServer, text: str) -> UsageError:
-    """The refusal of an address, with the command to pass as far as the server tells its kind."""
+    """The refusal of an address, with the command to pass as far as the server reports its kind."""
     kind, model = "", "MODEL"
     with suppress(SubjectError):
         server.start()

@@ -33,7 +33,7 @@ def verify_server(request: Request, prompts: Sequence[Prompt]) -> bool:
     else:
         _show(report)
     itself = report["itself"]
-    if not report["deterministic"]:  # whether drafting changes anything cannot be told then
+    if not report["deterministic"]:  # then a difference says nothing of drafting
         raise SpecplugError(
             f"{report['server']['name']} is not deterministic by itself: {itself['different']} of {itself['answers']} "
             "answers without drafting differ when they are asked again"

@@ -135,7 +135,7 @@ def test_events_are_not_compared_with_tokens(work: str) -> None:
     shown = bench(work, [COMMAND, silent]).stdout
     (row,) = [line for line in shown.splitlines() if line.strip().startswith("stub_server.py --kind")]
     assert row.split()[4].endswith("*") and row.split()[6:8] == ["-", "-"]
-    assert "* stub_server.py --kind openai --no-usage does not tell how many tokens" in shown
+    assert "* stub_server.py --kind openai --no-usage does not report how many tokens" in shown
 
 
 def test_models_with_other_names_are_told(work: str) -> None:

@@ -343,7 +343,7 @@ def test_tokens_are_asked_for_when_recording_and_the_answers_without_are_counted
     _, notices = simulated(request_for(budget=400.0), machine)
     assert [question.ids for _, question in machine.questions].count(True) == 6
     assert all(question.ids for _, question in machine.questions[:6])
-    assert any("did not tell the tokens of 1 of 6 answers" in notice for notice in notices)
+    assert any("did not report the token ids of 1 of 6 answers" in notice for notice in notices)
 
 
 def test_a_candidate_has_the_time_that_is_left_to_start_or_a_few_times_that_of_plain_decoding() -> None:

@@ -91,7 +91,7 @@ def compare_servers(
                 prompts,
                 lambda messages: [dict(message) for message in messages],
                 lambda text: text,
-                lambda prompt, base, text: False,  # no server tells all its logits
+                lambda prompt, base, text: False,  # no server reports all its logits
                 max_tokens=max_tokens,
                 repeats=repeats,
                 concurrency=concurrency,

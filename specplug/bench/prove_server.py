@@ -45,7 +45,7 @@ class TextDifference:
     plain, other the beginning of what follows it
     token        the index of plain decoding's token that holds the first difference; None where it is not known
     plain_top, other_top
-                 the likeliest tokens there with their log probabilities; empty where the server does not tell them
+                 the likeliest tokens there with their log probabilities; empty where the server does not report them
     gap          difference of the log probabilities of the two tokens, both by one of the answers; None where one of
                  them is not known
     verdict      `rounding` where the gap is at most TIE, else `different`
@@ -79,8 +79,8 @@ def prove_server(
     """The document of `verify --server --json`. The first turn of every prompt is answered three times.
 
     server  not started yet; it is stopped at the end
-    UsageError for a server whose drafting cannot be turned off, or that is not told to draft; SubjectError for one that
-    fails; SpecplugError for one that drafts without being told to.
+    UsageError for a server whose drafting cannot be turned off, or whose command has no drafting; SubjectError for one
+    that fails; SpecplugError for one that drafts although its flags for drafting were left out.
     """
     flags = server.command.drafting if isinstance(server, LaunchedServer) else []
     without = server
@@ -216,8 +216,8 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 def _place(reply: Reply, at: int) -> tuple[int, int] | None:
     """(index, first character) of the token that holds character `at`, which may be the end of the text.
 
-    A greedy answer's tokens are the likeliest ones. None where these are not told for every token, or do not make the
-    text, as where a character is made of several tokens.
+    A greedy answer's tokens are the likeliest ones. None where these are not reported for every token, or do not make
+    the text, as where a character is made of several tokens.
     """
     start = 0
     for index, top in enumerate(reply.top):

@@ -49,7 +49,7 @@ def is_address(text: str) -> bool:
 
 
 def parse_address(text: str, environment: Mapping[str, str] = os.environ) -> ServerAddress:
-    """Read `http(s)://host[:port][/prefix][/v1]`; UsageError, which tells no credentials, for anything else."""
+    """Read `http(s)://host[:port][/prefix][/v1]`; UsageError, which shows no credentials, for anything else."""
     text = text.strip()
     try:
         parts = urlsplit(text)

@@ -1,4 +1,4 @@
-"""Compares the times that a server tells of its answers with the clock of the stream in which they arrived."""
+"""Compares the times that a server reports for its answers with the clock of the stream in which they arrived."""
 
 from __future__ import annotations
 

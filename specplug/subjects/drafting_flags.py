@@ -46,7 +46,7 @@ def is_drafting(kind: str, name: str) -> bool:
 def drafting_words(kind: str, words: Sequence[str], offered: Help | None) -> list[int]:
     """The places of all drafting flags and their values in a command line.
 
-    offered  the flags of a llama-server's build, which tell which of them take a value; one that is not in it takes one
+    offered  the flags of a llama-server's build, which say which of them take a value; one that is not in it takes one
     """
     found = []
     for at, word in enumerate(words):

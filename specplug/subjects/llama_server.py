@@ -1,4 +1,4 @@
-"""Asking llama-server over its own interface, which tells token ids, times and counters.
+"""Asking llama-server over its own interface, which reports token ids, times and counters.
 
 Its template makes the prompt (`/apply-template`), its tokenizer the tokens (`/tokenize`), and `/completion` the answer,
 so that all of a conversation's tokens are known. Source: tools/server/README.md of github.com/ggml-org/llama.cpp.

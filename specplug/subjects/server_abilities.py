@@ -1,6 +1,6 @@
 """Finding out what a running server is and can do, by its own descriptions and by one short answer.
 
-What a server does not tell is left unknown. Sources: tools/server/README.md of github.com/ggml-org/llama.cpp,
+What a server does not report is left unknown. Sources: tools/server/README.md of github.com/ggml-org/llama.cpp,
 vllm/entrypoints, docs/api.md of github.com/ollama/ollama, lmstudio.ai/docs/api/rest-api.
 """
 
@@ -142,13 +142,13 @@ def _with_answer(described: Found, answer: Body, *, logprobs: bool) -> Found:
     if described.completions:
         ids = bool(answer.wholes("tokens"))
         usage = answer.whole("tokens_predicted") is not None
-        told = answer.parts("completion_probabilities")
+        tokens = answer.parts("completion_probabilities")
     else:
         choices = answer.parts("choices")
         choice = choices[0] if choices else Body(answer.server, {})
         ids = bool(choice.wholes("token_ids"))
         usage = answer.part("usage").whole("completion_tokens") is not None
-        told = choice.part("logprobs").parts("content")
+        tokens = choice.part("logprobs").parts("content")
     return replace(
         described,
         abilities=replace(
@@ -156,7 +156,7 @@ def _with_answer(described: Found, answer: Body, *, logprobs: bool) -> Found:
             token_ids=ids,
             timings=timings,
             counters=abilities.counters or timings,
-            logprobs=logprobs and bool(told) and bool(top_of(told[0])),
+            logprobs=logprobs and bool(tokens) and bool(top_of(tokens[0])),
         ),
         extras=replace(extras, usage=usage, timings=timings, ids=ids and not described.completions),
     )

@@ -54,7 +54,7 @@ SEVERAL_VALUES = frozenset(
 """Flags of vLLM that take all words up to the next flag."""
 
 WITHOUT_VALUE = re.compile(r"--(no-|enable-|disable-(?!.*-for-endpoints)|(trust-remote-code|enforce-eager)$)")
-"""Flags of vLLM that take none; all others take one. Its help would tell, but takes seconds to print."""
+"""Flags of vLLM that take none; all others take one. Its help says so, but takes seconds to print."""
 
 
 @dataclass(frozen=True, slots=True)

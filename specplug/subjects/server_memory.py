@@ -1,6 +1,6 @@
 """Whether a server still fits into memory beside those that run; from its command line and its models' headers.
 
-What a command does not tell, such as the size of a model that it will download, counts as nothing.
+What a command does not say, such as the size of a model that it will download, counts as nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEAST_TYPE = "q4_0"
 """What a number of the cache is counted as where a fork has a type of its own."""
 
 DEFAULT_CONTEXT = 4096
-"""Tokens, where neither the command nor the model's header tells how many."""
+"""Tokens, where neither the command nor the model's header says how many."""
 
 
 def server_bytes(command: ServerCommand, flags: Sequence[str] = ()) -> int:
@@ -70,7 +70,7 @@ def check_room(name: str, needed: int, running: Iterable[tuple[int, int]]) -> No
 
 
 def _may_offload(command: ServerCommand) -> bool:
-    """Whether a GPU may take weights or cells; of a build that does not list its devices, whether it is told to."""
+    """Whether a GPU may take weights or cells; of a build that does not list its devices, whether -ngl asks for it."""
     layers = command.value(GPU_LAYERS)
     if layers == "0" or command.value(DEVICES) == "none":
         return False

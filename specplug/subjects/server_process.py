@@ -43,7 +43,7 @@ it does not depend on the thread that started the server."""
 
 LOG_TAIL_BYTES = 8192
 NEAR_LINES, MAX_LINE_CHARS = 30, 300
-"""Lines at the end of a log among which an error is looked for, and how much of a line is told."""
+"""Lines at the end of a log among which an error is looked for, and how much of a line a message quotes."""
 
 ERROR = re.compile(r"\b(error|failed|exception)\b|Error\b", re.IGNORECASE)
 LOG_PREFIX = re.compile(r"^\d+\.\d+\.\d+\.\d+ [A-Z] ")

@@ -51,7 +51,7 @@ def lookup_flags(offered: Help, kind: str, sizes: Mapping[str, int]) -> list[str
 
 
 def lookup_defaults(offered: Help, kind: str, names: Sequence[str]) -> tuple[int, ...] | None:
-    """The sizes that a lookup type has without flags, by names as in `lookup_flags`; None where the help tells none."""
+    """The sizes that a lookup type has without flags, by names as in `lookup_flags`; None where the help has none."""
     texts = [offered.default(_spelled(offered, kind, name) or "") for name in names]
     known = [int(text) for text in texts if text is not None and text.isdecimal()]
     return tuple(known) if len(known) == len(names) else None

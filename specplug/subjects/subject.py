@@ -24,7 +24,7 @@ class Question:
     drafting    False where the request must be answered without drafts; needs `Abilities.per_request`
     top         so many likeliest tokens are reported for each token of the answer; needs `Abilities.logprobs`. Servers
                 may leave them out for tokens that were drafted
-    ids         the reply must have `ids`; needs `Abilities.token_ids`. Where the stream did not tell all of them, the
+    ids         the reply must have `ids`; needs `Abilities.token_ids`. Where the stream did not have all of them, the
                 question is asked a second time, so set it for recording only
     """
 
@@ -41,8 +41,8 @@ class Reply:
 
     text            the answer
     tokens          its length, as the server counted it; by the events of the stream where it counts nothing
-    prompt_ids, ids tokens of the prompt and of the answer, its end token included; None where the server does not tell
-                    all of them
+    prompt_ids, ids tokens of the prompt and of the answer, its end token included; None where the server does not
+                    report all of them
     first_ms        from asking to the first text, with the requests that make the prompt where there are such
     decode_ms       from the first token to the last, by the server's own timings where it has some, else by the stream
     stream_ms       the same by the clock of the stream

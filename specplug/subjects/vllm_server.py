@@ -1,6 +1,6 @@
 """What vLLM's `/metrics` counts of drafting, and the counts of one answer as the difference around it.
 
-vLLM tells no counts with an answer. They belong to an answer only where no other was computed meanwhile, so that is
+vLLM reports no counts with an answer. They belong to an answer only where no other was computed meanwhile, so that is
 checked with vLLM's own counters of answers and of their tokens. Source: metrics.py in vllm/v1/spec_decode, and
 loggers.py in vllm/v1/metrics.
 """

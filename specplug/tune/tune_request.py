@@ -71,7 +71,7 @@ class Request:
     @property
     def level(self) -> int:
         """The deciding concurrency: the smallest for latency, the largest for throughput."""
-        return min(self.concurrency) if self.objective == "latency" else max(self.concurrency)
+        return deciding_level(self.concurrency, self.objective)
 
     @property
     def retrieval(self) -> tuple[ProposerSpec, ...]:
@@ -95,6 +95,11 @@ class Request:
             "drafters": [drafter_key(spec) for spec in self.drafters],
             "corpora": {ref: read_manifest(place(ref), ref).digest for ref in self.corpora},
         }
+
+
+def deciding_level(concurrency: Sequence[int], objective: str) -> int:
+    """The concurrency that decides, for one of OBJECTIVES."""
+    return min(concurrency) if objective == "latency" else max(concurrency)
 
 
 def journal_path(out: Path) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from specplug.tune.server_flags.lookup_rules import LookupRule
 
 UNKNOWN = -1
-"""Stands for a token of an answer that the server did not tell: the one that ended it."""
+"""Stands for a token of an answer that the server did not report: the one that ended it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,8 +96,8 @@ def guesses_of(
             for one in answers:
                 if not go_on():
                     return None
-                told = [token for token in one.answer if 0 <= token < model.num_tokens]
-                text = int_array([*one.prompt, *told])
+                known = [token for token in one.answer if 0 <= token < model.num_tokens]
+                text = int_array([*one.prompt, *known])
                 tokens = np.full(len(one.answer), -2, dtype=np.int32)
                 chances = np.zeros(len(one.answer))
                 at = 0

@@ -47,7 +47,7 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One question with its plain answer; `tokens` is None where the server tells no tokens."""
+    """One question with its plain answer; `tokens` is None where the server reports no token ids."""
 
     asked: AskedQuestion
     text: str
@@ -115,8 +115,8 @@ def from_entry(one: AskedQuestion, entry: Mapping[str, Any]) -> Recorded:
     found = Timed(*entry["timed"])
     if entry["prompt_ids"] is None or entry["ids"] is None:
         return Recorded(one, entry["text"], found, None)
-    untold = max(0, found.tokens + 1 - len(entry["ids"]))
-    answer = (*entry["ids"], *[UNKNOWN] * untold)
+    unknown = max(0, found.tokens + 1 - len(entry["ids"]))
+    answer = (*entry["ids"], *[UNKNOWN] * unknown)
     ended = entry["finish"] == "stop"
     tokens = RecordedAnswer(tuple(entry["prompt_ids"]), answer, one.question.max_tokens, ended)
     return Recorded(one, entry["text"], found, tokens)

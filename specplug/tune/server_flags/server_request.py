@@ -22,7 +22,7 @@ from specplug.subjects.server_command import ServerCommand
 from specplug.tune.budget import FEWEST_TOKENS, in_words
 from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
-from specplug.tune.tune_request import workload_hash
+from specplug.tune.tune_request import deciding_level, workload_hash
 
 SERVER_SCHEMA = 1
 
@@ -73,7 +73,7 @@ class ServerRequest:
     @property
     def level(self) -> int:
         """The deciding concurrency: the smallest for latency, the largest for throughput."""
-        return min(self.concurrency) if self.objective == "latency" else max(self.concurrency)
+        return deciding_level(self.concurrency, self.objective)
 
     @property
     def fewest_answers(self) -> int:

@@ -119,7 +119,7 @@ class ServerStages:
         if slots is not None and most > slots:
             self.note(f"the server answers {slots} at once, so of {most} requests some wait")
         if not self.abilities.timings:
-            self.note("the server tells no times of its own; those of the stream are used")
+            self.note("the server reports no times of its own; those of the stream are used")
 
     def record(self) -> list[Recorded]:
         """Plain answers to the prompts, by turns of the categories, as many as fit.
@@ -151,11 +151,13 @@ class ServerStages:
         self.group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in found) / len(found) / 1000
         if difference := clock_difference("the server", self._replies):
             self.note(difference)
-        untold = sum(one.tokens is None for one in found)
-        if untold == len(found):
-            self.note("the server tells no tokens, so nothing is predicted by replay")
-        elif untold:
-            self.note(f"the server did not tell the tokens of {untold} of {len(found)} answers; these are not replayed")
+        unknown = sum(one.tokens is None for one in found)
+        if unknown == len(found):
+            self.note("the server reports no token ids, so nothing is predicted by replay")
+        elif unknown:
+            self.note(
+                f"the server did not report the token ids of {unknown} of {len(found)} answers; these are not replayed"
+            )
         return found
 
     def measure_costs(self, recorded: Sequence[Recorded], probes: Sequence[Candidate]) -> ServerCosts | None:
