@@ -5,10 +5,11 @@
 
 First the tune, as the command runs it. Then its choice, the best ones by prediction, each lookup type at the server's
 own sizes, and every N-th of all candidates run live beside plain decoding, question by question in turns, one process
-for each. The fastest of these and the choice run again, in rounds with new processes, until the 95% interval of the
-choice's regret is no wider than 6 points. The regret is from this second run alone, because the best of many noisy
-figures is an overestimate. Prints the tune's verdict, a table of all that ran, the errors of the predictions, and the
-regret. The machine must be idle.
+for each. The fastest of these then run side by side with the choice, over all prompts of the workload, in rounds with
+new processes, until the 95% interval of each one's speed relative to the choice is no wider than 6 points. The regret
+is from this second run alone, because the best of many noisy figures is an overestimate. Prints the tune's verdict, a
+table of all that ran, the errors of the predictions, and the regret; the file of --json is written after each part. The
+machine must be idle.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from typing import Any
 
 from reporting import positive_int, run_benchmark, write
 
-from specplug.bench.statistics import Interval, paired_ratio
+from specplug.bench.statistics import Interval
 from specplug.bench.workloads import limit, load_workload
-from specplug.errors import SpecplugError, UsageError
+from specplug.errors import UsageError
 from specplug.models.references import drafters_beside
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
+from specplug.subjects.server_command import ServerCommand
+from specplug.subjects.subject import Subject
 from specplug.tune.server_flags.live_servers import LiveServers
 from specplug.tune.server_flags.llama_candidates import chained
 from specplug.tune.server_flags.offered_candidates import candidates_of
@@ -88,54 +91,55 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
         found = tune_server(request, notify=notify).document
     print(f"{server_verdict(found)}; {found['seconds']:.0f} s of {args.budget:g} s\n", flush=True)
 
-    questions = first_questions(request, args.answers)
+    document["tune"] = found
+    write(args.json, document)
+
     chosen = candidate_named(request, found["chosen"])
     guessed = {row["name"]: row["predicted"]["speedup"] for row in found["rows"] if row["predicted"] is not None}
     runs = [CandidateRun(one) for one in to_run(request, chosen, guessed, args.every)]
-    servers = LiveServers(lambda one: LaunchedServer(request.command, name=one.name), together=True)
-    elimination = SuccessiveElimination(
-        servers, [[one] for one in questions], left=lambda: 1e9, start_s=0.0, group_s=0.0
-    )
-    try:
-        for number, run in enumerate(runs, start=1):
-            elimination.measure(run, [[one] for one in questions])
-            notify(f"{number} of {len(runs)}: {run.candidate.name} {shown(run.speedup)}")
-        ranked = sorted((one for one in runs if one.speedup is not None), key=lambda one: -speed(one))
-        best, regret, rounds = second_run(
-            elimination, questions, [one.candidate for one in ranked], chosen, args.rounds
-        )
-    finally:
-        servers.close()
+    questions = first_questions(request)[: args.answers]
+    for number, run in enumerate(runs, start=1):
+        measure(request, PLAIN, run, questions)
+        document.setdefault("live", {})[run.candidate.name] = as_mapping(run)
+        write(args.json, document)
+        notify(f"{number} of {len(runs)}: {run.candidate.name} {shown(run.speedup)}")
+    ranked = sorted((one for one in runs if one.speedup is not None), key=lambda one: -one.median)
+    rivals = [one.candidate for one in ranked[:FINAL] if one.candidate != chosen]
+    if chosen != PLAIN:
+        rivals.append(replace(PLAIN, family="beside the choice"))  # PLAIN itself is the base of a measurement
+    second = second_run(replace(request, prompts=load_workload(args.workload)), chosen, rivals, args.rounds)
+    document["over the choice"] = {one.candidate.name: as_mapping(one) for one in second}
 
-    print("| candidate | predicted | live |\n|---|---|---|")
+    print("| candidate | predicted | live | over the choice |\n|---|---|---|---|")
+    over = {one.candidate.name: one.speedup for one in second}
     errors = []
     for run in ranked:
-        guess = guessed.get(run.candidate.name)
+        name, guess = run.candidate.name, guessed.get(run.candidate.name)
         if guess is not None:
-            errors.append(abs(guess / speed(run) - 1))
-        mark = ", chosen" if run.candidate.name == chosen.name else ""
-        print(f"| {run.candidate.name}{mark} | {'-' if guess is None else f'{guess:.2f}'} | {shown(run.speedup)} |")
+            errors.append(abs(guess / run.median - 1))
+        mark = ", chosen" if name == chosen.name else ""
+        prediction = "-" if guess is None else f"{guess:.2f}"
+        print(f"| {name}{mark} | {prediction} | {shown(run.speedup)} | {shown(over.get(name))} |")
+    print(f"| {PLAIN.name} | - | - | {shown(over.get(PLAIN.name))} |")
     engine = next((row for row in found["rows"] if row["name"] == "specplug"), None)
     if engine is not None and engine.get("speedup"):
-        print(f"| specplug's own engine, in the tune | - | {shown(Interval(**engine['speedup']))} |")
+        print(f"| specplug's own engine, in the tune | - | {shown(Interval(**engine['speedup']))} | - |")
     within = sum(error <= 0.07 for error in errors)
     print(f"\npredictions within 7% of live: {within} of {len(errors)}; median error {median(errors):.3f}")
-    print(f"the choice is {chosen.name}, the best {best}; regret {shown(regret)} after {rounds} rounds")
-    document |= {
-        "tune": found,
-        "live": {one.candidate.name: None if one.speedup is None else one.speedup.as_mapping() for one in runs},
-        "errors": errors,
-        "best": best,
-        "regret": regret.as_mapping(),
-        "rounds": rounds,
-    }
+    best = max(second, key=lambda one: one.median)
+    print(
+        f"the choice is {chosen.name}; of the others {best.candidate.name} is the fastest: {shown(best.speedup)} of it"
+    )
+    print(f"regret {max(0.0, best.median - 1):.3f}")
+    document["errors"] = errors
+    document["regret"] = max(0.0, best.median - 1)
     write(args.json, document)
 
 
-def first_questions(request: ServerRequest, count: int) -> list[AskedQuestion]:
+def first_questions(request: ServerRequest) -> list[AskedQuestion]:
     """The first turn of each prompt, categories in turns."""
     turns = [turn for turn in turns_of(request.prompts) if len(turn.texts) == 1]
-    return [turn.question([], request.max_tokens) for turn in turns[:count]]
+    return [turn.question([], request.max_tokens) for turn in turns]
 
 
 def candidate_named(request: ServerRequest, name: str) -> Candidate:
@@ -156,50 +160,46 @@ def to_run(request: ServerRequest, chosen: Candidate, guessed: Mapping[str, floa
     return kept if chosen == PLAIN or chosen in kept else [chosen, *kept]
 
 
-def second_run(
-    elimination: SuccessiveElimination,
-    questions: Sequence[AskedQuestion],
-    ranked: Sequence[Candidate],
-    chosen: Candidate,
-    most: int,
-) -> tuple[str, Interval, int]:
-    """The fastest candidate when the best ones and the choice run again, the choice's regret, and the rounds taken."""
-    finalists = list(ranked[:FINAL])
-    if chosen not in finalists and chosen != PLAIN:
-        finalists.append(chosen)
-    again = [CandidateRun(one) for one in finalists]
+class FixedFlagsServer(LaunchedServer):
+    """A server that has the same flags at every start, whatever is asked for."""
+
+    def __init__(self, command: ServerCommand, flags: Sequence[str]) -> None:
+        super().__init__(command)
+        self._flags = flags
+
+    def start(self, flags: Sequence[str] = ()) -> None:
+        super().start(self._flags)
+
+
+def second_run(request: ServerRequest, chosen: Candidate, rivals: Sequence[Candidate], most: int) -> list[CandidateRun]:
+    """Each rival beside the choice, over all prompts: its speedup is that over the choice."""
+    runs = [CandidateRun(one) for one in rivals]
     for number in range(1, most + 1):
-        for run in again:
-            elimination.measure(run, [[one] for one in questions])
-            if run.failure is not None:
-                raise SpecplugError(f"{run.candidate.name} failed: {run.failure}")
-        best = max(again, key=speed)
-        if speed(best) < 1.0 and chosen == PLAIN:
-            return PLAIN.name, Interval(0.0, 0.0, 0.0), number
-        regret = regret_of(best, next((one for one in again if one.candidate == chosen), None), len(questions))
-        notify(f"round {number}: {best.candidate.name} is the best, regret {shown(regret)}")
-        if regret.high - regret.low <= WIDTH:
-            break
-    return best.candidate.name, regret, number
+        for run in runs:
+            if run.speedup is None or run.speedup.high - run.speedup.low > WIDTH:
+                measure(request, chosen, run, first_questions(request))
+                notify(f"round {number}: {run.candidate.name} {shown(run.speedup)} of {chosen.name}")
+    return runs
 
 
-def regret_of(best: CandidateRun, chosen: CandidateRun | None, questions: int) -> Interval:
-    """How much faster the best is than the choice, which is plain decoding where `chosen` is None; repeats added up."""
-    if chosen is best:
-        return Interval(0.0, 0.0, 0.0)
-    other = best.plain if chosen is None else chosen.own
-    sums = [
-        [sum(answer.values[part] for answer in answers[at::questions]) for at in range(questions)]
-        for answers in (best.own, other)
-        for part in (0, 1)
-    ]
-    own_tokens, own_seconds, other_tokens, other_seconds = sums
-    ratio = paired_ratio(own_tokens, own_seconds, other_tokens, other_seconds)
-    return replace(ratio, median=ratio.median - 1, low=ratio.low - 1, high=ratio.high - 1)
+def measure(request: ServerRequest, base: Candidate, run: CandidateRun, questions: Sequence[AskedQuestion]) -> None:
+    """Ask two new servers each question in turns: one with the flags of the candidate, the other with those of base."""
+
+    def opened(candidate: Candidate) -> Subject:
+        return FixedFlagsServer(request.command, base.flags) if candidate == PLAIN else LaunchedServer(request.command)
+
+    servers = LiveServers(opened, together=True)
+    groups = [[one] for one in questions]
+    try:
+        SuccessiveElimination(servers, groups, left=lambda: 1e9, start_s=0.0, group_s=0.0).measure(run, groups)
+    finally:
+        servers.close()
+    if run.failure is not None:
+        notify(f"{run.candidate.name} failed: {run.failure}")
 
 
-def speed(run: CandidateRun) -> float:
-    return run.speedup.median if run.speedup is not None else 0.0
+def as_mapping(run: CandidateRun) -> dict[str, float] | None:
+    return None if run.speedup is None else run.speedup.as_mapping()
 
 
 def shown(interval: Interval | None) -> str:
