@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("server", help="the command of a llama-server, model included, without a port")
     parser.add_argument("--draft", type=Path, action="append", default=[], help="a model that drafts")
     parser.add_argument("--workload", default="builtin")
-    parser.add_argument("--limit", type=positive_int, default=2, help="prompts of a category, for the tune")
+    parser.add_argument("--limit", type=positive_int, help="prompts of a category, for the tune")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds for the tune")
     parser.add_argument("--every", type=positive_int, default=7, help="of the candidates")
     parser.add_argument("--answers", type=positive_int, default=7, help="answers of each candidate")
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     if not isinstance(server, LaunchedServer) or server.command.model is None:
         raise UsageError('give a command with its model, such as "llama-server -m some.gguf"')
     model = Path(server.command.model)
-    prompts = limit(load_workload(args.workload), args.limit)
+    prompts = load_workload(args.workload)
+    prompts = prompts if args.limit is None else limit(prompts, args.limit)
     with TemporaryDirectory() as folder:
         request = ServerRequest(
             command=server.command,

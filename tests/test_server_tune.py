@@ -374,3 +374,31 @@ def test_a_row_says_why_it_did_not_win(request_for: MakeRequest) -> None:
     rows = sorted(row["state"] for row in short["rows"] if "answers" in row)
     assert rows == ["no time to run it", "too few different answers: 3, 5 are needed"]
     assert "No candidate has the 5 answers that a winner needs; raise --budget" in server_next_step(short)
+
+
+def test_a_confirmation_asks_what_was_not_recorded_first(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 1)
+    prompts = [Prompt(str(i), "work", (f"say {i}",)) for i in range(24)]
+    # 22% of 60 s hold 13 answers of 1 s; one candidate needs no selection, so it has none of them before
+    machine = Machine(drafts_pay)
+    document, _ = simulated(request_for(budget=60.0, prompts=prompts), machine)
+    (row,) = [row for row in document["rows"] if row.get("speedup")]
+    assert document["workload"]["answers"] == 14 and row["answers"] == 24, "the others were never recorded"
+
+
+def test_a_confirmation_goes_on_where_it_was_interrupted(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 2)
+
+    def slower_later(name: str, process: int) -> float:
+        return 1.0 if name == PLAIN_NAME else (0.5, 0.8)[min(process, 1)]
+
+    asked = request_for(budget=400.0)
+    first, _ = simulated(asked, Machine(slower_later))
+    again, _ = simulated(replace(asked, resume=True), machine := Machine(slower_later))
+    chosen = [next(row for row in one["rows"] if row["name"] == one["chosen"]) for one in (first, again)]
+    assert [row["speedup"]["median"] for row in chosen] == [1.25, 1.25], "the selection's 2.0 does not count"
+    assert first["chosen"] not in machine.started, "nothing is measured again"

@@ -122,7 +122,16 @@ def from_entry(one: AskedQuestion, entry: Mapping[str, Any]) -> Recorded:
     return Recorded(one, entry["text"], found, tokens)
 
 
-def grouped_questions(recorded: Sequence[Recorded], size: int) -> list[list[AskedQuestion]]:
+def further_questions(
+    prompts: Sequence[Prompt], recorded: Sequence[Recorded], max_tokens: int
+) -> list[AskedQuestion]:
+    """The first turns for which there was no time when plain answers were recorded; later turns need those answers."""
+    known = {one.asked.key for one in recorded}
+    return [
+        turn.question([], max_tokens) for turn in turns_of(prompts) if len(turn.texts) == 1 and turn.key not in known
+    ]
+
+
+def grouped(questions: Sequence[AskedQuestion], size: int) -> list[list[AskedQuestion]]:
     """Questions that are asked at once: `size` of them, as often as they suffice."""
-    questions = [one.asked for one in recorded]
     return [questions[at : at + size] for at in range(0, len(questions) - size + 1, size)]

@@ -21,7 +21,7 @@ from specplug.tune import journal as journals
 from specplug.tune.budget import Budget, Progress
 from specplug.tune.server_flags.live_servers import LiveServers, Opener
 from specplug.tune.server_flags.offered_candidates import candidates_of, probes_of
-from specplug.tune.server_flags.recorded_questions import AskedQuestion, grouped_questions
+from specplug.tune.server_flags.recorded_questions import AskedQuestion, further_questions, grouped
 from specplug.tune.server_flags.run_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, Candidate
 from specplug.tune.server_flags.server_document import ServerFindings, server_document, server_profile
@@ -130,7 +130,9 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
         stages.note("specplug's own engine is not measured, so that there is time for the candidates; raise --budget")
         engine_s = 0.0
     reserve += engine_s
-    groups = grouped_questions(recorded, request.level)
+    questions = [one.asked for one in recorded]
+    questions += further_questions(request.prompts, recorded, request.max_tokens)
+    groups = grouped(questions, request.level)
     chosen = to_run(tried, predictions, stages.most_to_run(reserve))
     runs = [CandidateRun(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
     stages.run_live(runs, groups, reserve)
@@ -142,7 +144,7 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
         if shown is not None:
             levels[level] = CandidateRun(shown.candidate)
             left_over = reserve - budget.seconds * OTHER_LEVEL_SHARE * (number + 1)
-            stages.measure_aside(levels[level], grouped_questions(recorded, level)[:LEVEL_GROUPS], left_over)
+            stages.measure_aside(levels[level], grouped(questions, level)[:LEVEL_GROUPS], left_over)
     engine = _own_engine(stages, groups) if engine_s else None
 
     findings = ServerFindings(

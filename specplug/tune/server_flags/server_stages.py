@@ -368,6 +368,8 @@ class ServerStages:
                 if entry["level"] == _level(groups):
                     run.failure = entry["why"]
             elif entry["kind"] == "pair" and (group := by_keys.get(tuple(entry["keys"]))) is not None:
+                if entry["confirms"]:
+                    run.begin_confirmation()
                 run.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
 
 

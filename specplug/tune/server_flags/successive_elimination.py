@@ -29,11 +29,11 @@ SELECTION_SHARE = 0.5
 """Of the time. Selection only chooses what is confirmed, so it needs no more certainty than that."""
 
 SELECTION_ROUNDS = 2
-"""Most rounds of the selection over all answers."""
+"""Most rounds of the selection over all questions."""
 
 CONFIRMATION_ROUNDS = 2
-"""Rounds of the confirmation over all answers, as far as the time goes. They do not depend on what the answers say: who
-looks in between and stops where the interval is narrow has too narrow intervals."""
+"""Rounds of the confirmation over all questions, as far as the time goes. They do not depend on what the answers say:
+who looks in between and stops where the interval is narrow has too narrow intervals."""
 
 WARM_TOKENS = 4
 """Of the answer with which a prompt gets into a server's cache. Fewer may have no text yet."""
@@ -203,12 +203,14 @@ class SuccessiveElimination:
             size = min(len(self._groups), 2 * size)
 
     def _confirm(self, run: CandidateRun, runs: Sequence[CandidateRun]) -> None:
-        """Measure one candidate anew."""
+        """Measure one candidate anew, first with the questions that did not select it: it may be the best for those."""
         run.begin_confirmation()
         self._kept_back = 0.0
-        while run.running and run.groups < CONFIRMATION_ROUNDS * len(self._groups):
+        used = len(run.pairs.groups) % len(self._groups)
+        groups = [*self._groups[used:], *self._groups[:used]]
+        while run.running and run.groups < CONFIRMATION_ROUNDS * len(groups):
             done = run.groups
-            self.measure(run, self._groups[done % len(self._groups) :])
+            self.measure(run, groups[done % len(groups) :])
             self._progress(runs)
             if run.groups == done:
                 return
