@@ -195,3 +195,13 @@ def test_half_of_the_time_is_kept_for_the_confirmation() -> None:
 def test_where_there_is_time_for_less_than_two_candidates_one_is_run() -> None:
     tried = [Candidate(name, name) for name in "abc"]
     assert [len(to_run(tried, {}, most)) for most in (0, 1, 2, 9)] == [1, 1, 2, 3]
+
+
+def test_a_slow_candidate_does_not_take_the_time_of_others() -> None:
+    machine = Machine(lambda name, process: 10.0 if name == "slow" else 1.0)
+    tried = elimination(machine, 9, budget=32.0, together=True)
+    slow, quick = CandidateRun(Candidate("slow", "c")), CandidateRun(Candidate("quick", "c"))
+    tried.measure(slow, groups(2))
+    assert machine.now == 22.0
+    tried.measure(quick, groups(9))
+    assert quick.groups == 5, "10 s hold five groups of 2 s"

@@ -281,3 +281,11 @@ def test_the_python_of_a_vllm_script(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert python_of([str(script), "serve", "org/name"]) == expected
     assert python_of(["python3", "-m", "vllm"]) == str(python), "as the command itself says"
     assert python_of(["python-config", str(script)]) == expected, "the first word is no Python"
+
+
+def test_an_answer_counts_with_what_its_own_plain_passes_take() -> None:
+    # ANSWER has 4 plain passes, and in the replay one of 4 rows and one of 1 row; the other one has no repetition
+    unlike = RecordedAnswer((9,), (1, 2, 3, 4, 5, 6), 16)
+    found = predicted(SIMPLE, [ANSWER, unlike], TIMES, scales=[3.0, 0.5])
+    assert found is not None
+    assert found.speedup == pytest.approx((3 * 40.0 + 0.5 * 50.0) / (3 * 23.0 + 0.5 * 50.0))

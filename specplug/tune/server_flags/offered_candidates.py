@@ -16,8 +16,9 @@ from specplug.tune.server_flags.server_candidates import Candidate
 from specplug.tune.server_flags.server_request import ServerRequest
 from specplug.tune.server_flags.vllm_candidates import TABLE, VllmInstallation, vllm_candidates, vllm_probes
 
-PROBE_LENGTHS = (2, 6, 15, 47)
-"""Draft tokens with which the cost of passes is learned, with lookup of one token, which drafts in most passes."""
+PROBE_LENGTHS = (3, 8, 2, 16, 5, 47, 1)
+"""Draft tokens with which the cost of passes is learned, with lookup of one token, which drafts in most passes. Those
+come first that say most about others, since there may be no time for all."""
 
 ASK_S = 60.0
 """Seconds for a short Python program beside vLLM."""
@@ -81,7 +82,7 @@ def candidates_of(request: ServerRequest) -> tuple[list[Candidate], list[str]]:
 
 
 def probes_of(request: ServerRequest) -> list[Candidate]:
-    """Lookups that draft often, of ascending length; empty where the server has none that is known."""
+    """Lookups that draft often, of several lengths; empty where the server has none that is known."""
     command = request.command
     if command.kind == "vllm":
         return vllm_probes()

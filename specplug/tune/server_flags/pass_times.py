@@ -22,7 +22,7 @@ import numpy as np
 from specplug.core import FloatArray
 from specplug.tune.server_flags.answer_replay import Replayed
 
-MOST_KNOTS = 7
+MOST_KNOTS = 8
 """With more knots, the search over the slopes that are 0 takes too long, and slopes follow noise."""
 
 

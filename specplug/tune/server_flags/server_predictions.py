@@ -1,8 +1,10 @@
 """Predicts the speedup of candidates from recorded answers and the times of passes, without running them.
 
-For one request at a time, the time of a candidate is the sum of T(rows) over its passes, plus as much for each pass of
-its drafter. The drafter reads the rows of every pass of the model, those of a lookup's drafts included; and where it is
-asked for a draft, it has a pass for each draft token, and for one that it is unsure of. All its passes count alike.
+For one request at a time, the time of an answer is the sum of T(rows) over its passes, times its scale, plus as much
+for each pass of the drafter. The scale says how long a plain pass of this answer takes, relative to the mean of all: a
+pass over a long context takes longer, and answers with long contexts are often those in which lookup finds most. The
+drafter reads the rows of every pass of the model, those of a lookup's drafts included; and where it is asked for a
+draft, it has a pass for each draft token, and for one that it is unsure of. All its passes count alike.
 Source: `process` and `draft` of common_speculative_impl_draft_simple in llama.cpp's common/speculative.cpp.
 
 For several requests at a time, each pass has the rows of all of them: as many times the mean rows of one. Beyond the
@@ -34,12 +36,14 @@ def predicted(
     answers: Sequence[RecordedAnswer],
     times: PassTimes,
     *,
+    scales: Sequence[float] = (),
     level: int = 1,
     guesses: Mapping[str, Sequence[AnswerGuesses]] | None = None,
     drafter_ms: Mapping[str, float] | None = None,
 ) -> Predicted | None:
     """None for a candidate whose drafts cannot be known, and where only passes of one row were measured.
 
+    scales    by answer; all 1 where empty
     guesses   by drafter's file
     drafter_ms
               milliseconds of a drafter's pass, by its file; drafters without are left out
@@ -48,10 +52,13 @@ def predicted(
     file = candidate.drafts.file if candidate.drafts is not None else None
     if replays is None or times.rows[-1] == 1 or (file is not None and file not in (drafter_ms or {})):
         return None
-    own = total(replays)
-    plain = total(replayed(answer, None) for answer in answers)
-    ms = passes_ms(own, times, level) + (own.drafter_passes * (drafter_ms or {})[file] if file is not None else 0.0)
-    return Predicted(own, passes_ms(plain, times, level) / ms if ms else 1.0)
+    own, scales = total(replays), scales or [1.0] * len(replays)
+    ms = sum(scale * passes_ms(one, times, level) for scale, one in zip(scales, replays, strict=True))
+    if file is not None:
+        ms += own.drafter_passes * (drafter_ms or {})[file]
+    plain = [replayed(answer, None) for answer in answers]
+    plain_ms = sum(scale * passes_ms(one, times, level) for scale, one in zip(scales, plain, strict=True))
+    return Predicted(own, plain_ms / ms if ms else 1.0)
 
 
 def replay_of(

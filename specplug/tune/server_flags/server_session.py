@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -25,6 +25,7 @@ from specplug.tune.server_flags.recorded_questions import AskedQuestion, further
 from specplug.tune.server_flags.run_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, Candidate
 from specplug.tune.server_flags.server_document import ServerFindings, server_document, server_profile
+from specplug.tune.server_flags.server_predictions import Predicted
 from specplug.tune.server_flags.server_request import (
     SERVER_SCHEMA,
     ServerRequest,
@@ -125,15 +126,11 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
 
     others = [level for level in request.concurrency if level != request.level]
     reserve = budget.seconds * OTHER_LEVEL_SHARE * len(others)
-    engine_s = budget.seconds * ENGINE_SHARE if request.own_engine else 0.0
-    if engine_s and stages.most_to_run(reserve + engine_s) < FEWEST_BEFORE_ENGINE:
-        stages.note("specplug's own engine is not measured, so that there is time for the candidates; raise --budget")
-        engine_s = 0.0
+    chosen, engine_s = _selected(stages, tried, predictions, reserve)
     reserve += engine_s
     questions = [one.asked for one in recorded]
     questions += further_questions(request.prompts, recorded, request.max_tokens)
     groups = grouped(questions, request.level)
-    chosen = to_run(tried, predictions, stages.most_to_run(reserve))
     runs = [CandidateRun(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
     stages.run_live(runs, groups, reserve)
 
@@ -168,6 +165,29 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
     profiles.save(written, request.out)
     stages.journal.add("done", path=str(request.out), spent=budget.spent)
     return ServerOutcome(written, document, request.command.with_flags(document["flags"]))
+
+
+def _selected(
+    stages: ServerStages, tried: Sequence[Candidate], predictions: Mapping[str, Predicted], reserve: float
+) -> tuple[list[Candidate], float]:
+    """The candidates to run live, and the seconds that are kept for specplug's own engine.
+
+    A tune that is continued has those of the interrupted one, which had more time left.
+    reserve  seconds that are kept for other things
+    """
+    engine_s = ENGINE_SHARE * stages.request.budget
+    if (kept := stages.journal.last("selected")) is not None:
+        known = {one.name: one for one in tried}
+        return [known[name] for name in kept["names"] if name in known], engine_s if kept["engine"] else 0.0
+    if not stages.request.own_engine:
+        engine_s = 0.0
+    elif stages.most_to_run(reserve + engine_s) < FEWEST_BEFORE_ENGINE:
+        stages.note("specplug's own engine is not measured, so that there is time for the candidates; raise --budget")
+        engine_s = 0.0
+    chosen = to_run(tried, predictions, stages.most_to_run(reserve + engine_s))
+    names = [one.name for one in chosen]
+    stages.journal.add("selected", names=names, engine=engine_s > 0, spent=stages.budget.spent)
+    return chosen, engine_s
 
 
 def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]]) -> CandidateRun:

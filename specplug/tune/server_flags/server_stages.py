@@ -20,7 +20,6 @@ from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
 from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
 from specplug.tune.server_flags.live_servers import LiveServers, asked
-from specplug.tune.server_flags.offered_candidates import PROBE_LENGTHS
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
 from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
@@ -42,11 +41,8 @@ RECORD_SHARE, COST_SHARE, REPLAY_SHARE = 0.22, 0.15, 0.1
 OTHER_LEVEL_SHARE, ENGINE_SHARE = 0.1, 0.1
 """What is kept back for each further concurrency, and for specplug's own engine."""
 
-KNOTS = (1, *(length + 1 for length in PROBE_LENGTHS))
-"""Rows between which the time of a pass is taken as linear: those of most passes of the answers that are timed."""
-
 COST_ANSWERS = 2
-"""Answers per number of draft tokens, the longest ones."""
+"""Answers per number of draft tokens: of the longest ones those with the shortest prompts."""
 
 FIRST_ROUND_SHARE = 0.4
 """Of the time for live runs, so much the first round of the selection may take."""
@@ -65,12 +61,14 @@ class Agreement:
 class ServerCosts:
     """What candidates are predicted from.
 
-    times                of the server's passes
+    times                of the server's passes, in an answer with the mean scale
+    scales               by recorded answer with tokens: milliseconds of a plain pass of it, relative to the mean
     drafter_ms, guesses  by a drafter's file: milliseconds of its pass, and its guesses along the recorded answers
     agreements           of replays with what the server counted
     """
 
     times: PassTimes
+    scales: list[float]
     drafter_ms: dict[str, float] = field(default_factory=dict)
     guesses: dict[str, list[AnswerGuesses]] = field(default_factory=dict)
     agreements: list[Agreement] = field(default_factory=list)
@@ -163,22 +161,26 @@ class ServerStages:
     def measure_costs(self, recorded: Sequence[Recorded], probes: Sequence[Candidate]) -> ServerCosts | None:
         """What passes of the server take, from live answers with lookup at several sizes; None where none is known.
 
-        probes  candidates with known lookup rules that draft often, of ascending size
+        probes  candidates with known lookup rules that draft often, the most important first
         """
-        usable = [one for one in recorded if one.tokens is not None and len(one.tokens.answer) > 1]
-        if not usable or not probes:
+        usable = [one for one in recorded if one.tokens is not None]
+        plain = [(len(_replayable(one).answer) - 1, one.timed.ms) for one in usable]
+        known = [(passes, ms) for passes, ms in plain if passes and ms > 0]
+        if not known or not probes:
             return None
-        plain: list[tuple[Mapping[int, int], float]] = [
-            ({1: len(_replayable(one).answer) - 1}, one.timed.ms) for one in usable
-        ]
-        costs = ServerCosts(fitted(plain, KNOTS))
-        samples = list(plain)
+        mean_ms = sum(ms for _, ms in known) / sum(passes for passes, _ in known)
+        scales = [ms / passes / mean_ms if passes and ms > 0 else 1.0 for passes, ms in plain]
+        costs = ServerCosts(PassTimes((1,), (mean_ms,)), scales)
+        samples: list[tuple[Mapping[int, int], float]] = [({1: passes}, passes * mean_ms) for passes, _ in known]
+        knots = {1}
         until = self.budget.spent + COST_SHARE * self.request.budget
         for number, probe in enumerate(probes):
-            measured = self._probed(probe, usable, until, costs)
-            samples += [(replay.passes, ms) for replay, ms in measured]
+            for replay, ms in self._probed(probe, usable, until, costs):
+                samples.append((replay.passes, ms))
+                if drafting := {rows: count for rows, count in replay.passes.items() if rows > 1}:
+                    knots.add(max(drafting, key=lambda rows: drafting[rows]))
             self._progress("the cost of a pass", (number + 1) / len(probes), "", self.budget.left)
-        costs.times = fitted(samples, KNOTS)
+        costs.times = fitted(samples, sorted(knots))
         return costs
 
     def measure_drafters(self, recorded: Sequence[Recorded], tried: Sequence[Candidate], costs: ServerCosts) -> None:
@@ -223,6 +225,7 @@ class ServerStages:
                 candidate,
                 answers,
                 costs.times,
+                scales=costs.scales,
                 level=self.request.level,
                 guesses=costs.guesses,
                 drafter_ms=costs.drafter_ms,
@@ -298,8 +301,8 @@ class ServerStages:
     def _probed(
         self, probe: Candidate, usable: Sequence[Recorded], until: float, costs: ServerCosts
     ) -> list[tuple[Replayed, float]]:
-        """Replays and milliseconds of a few live answers of a candidate, the longest ones; empty where it fails."""
-        longest = sorted(usable, key=lambda one: -one.timed.tokens)[:COST_ANSWERS]
+        """Replays of a few live answers of a candidate, and their milliseconds over the scale; empty where it fails."""
+        longest = sorted(usable, key=lambda one: (-one.timed.tokens, len(_replayable(one).prompt)))[:COST_ANSWERS]
         guesses = {file: [known[usable.index(one)] for one in longest] for file, known in costs.guesses.items()}
         replays = replay_of(probe, [_replayable(one) for one in longest], guesses)
         if replays is None:
@@ -317,15 +320,15 @@ class ServerStages:
                 self.note(f"{probe.name} failed: {error}")
                 return []
         same = [  # another text had other passes
-            (replay, entry)
+            (replay, entry, costs.scales[usable.index(one)])
             for replay, entry, one in zip(replays, entries, longest, strict=True)
             if entry["text"] == one.text
         ]
-        if same and all(entry["drafted"] is not None for _, entry in same):
-            server = (sum(entry["drafted"] for _, entry in same), sum(entry["accepted"] for _, entry in same))
-            replay = (sum(one.drafted for one, _ in same), sum(one.accepted for one, _ in same))
+        if same and all(entry["drafted"] is not None for _, entry, _ in same):
+            server = (sum(entry["drafted"] for _, entry, _ in same), sum(entry["accepted"] for _, entry, _ in same))
+            replay = (sum(one.drafted for one, _, _ in same), sum(one.accepted for one, _, _ in same))
             costs.agreements.append(Agreement(probe.name, server, replay))
-        return [(one, entry["ms"]) for one, entry in same]
+        return [(one, entry["ms"] / scale) for one, entry, scale in same]
 
     def _cost(self, probe: Candidate, one: Recorded, reply: Reply) -> dict[str, Any]:
         entry = {

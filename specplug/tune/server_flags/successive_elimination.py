@@ -16,7 +16,7 @@ from specplug.subjects.subject import Question, Subject, SubjectError
 from specplug.tune.selection import FEWEST_ANSWERS, Pairs
 from specplug.tune.server_flags.live_servers import LiveServers, asked
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed, timed
-from specplug.tune.server_flags.server_candidates import Candidate
+from specplug.tune.server_flags.server_candidates import PLAIN_NAME, Candidate
 
 FINALISTS = 3
 """So many go on after each has been measured with FEWEST_ANSWERS answers, those of which most is expected."""
@@ -34,6 +34,9 @@ SELECTION_ROUNDS = 2
 CONFIRMATION_ROUNDS = 2
 """Rounds of the confirmation over all questions, as far as the time goes. They do not depend on what the answers say:
 who looks in between and stops where the interval is narrow has too narrow intervals."""
+
+START, ANSWER = "start", "answer"
+"""What takes time, by server."""
 
 WARM_TOKENS = 4
 """Of the answer with which a prompt gets into a server's cache. Fewer may have no text yet."""
@@ -146,14 +149,15 @@ class SuccessiveElimination:
         groups   questions that are asked at once, in the order in which they are taken
         left     returns the seconds that remain
         start_s, group_s
-                 estimates: seconds to start a server, and for a group of both servers
+                 estimates: seconds to start a server, and for a group of both servers; what was measured replaces them
         store    receives each measured group; failed, a candidate that failed
         """
         self._servers = servers
         self._groups = groups
         self._left = left
         self._start_s = start_s
-        self._answer_s = group_s / 2
+        self._group_s = group_s
+        self._longest: dict[tuple[str, str], float] = {}
         self._kept_back = 0.0
         self._store = store
         self._failed = failed
@@ -217,17 +221,17 @@ class SuccessiveElimination:
 
     def _side_by_side(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
         """Each group with both servers, by turns in either order."""
-        if not self._fits(starts=1, answers=2):
+        if not self._fits(self._start_of(run) + self._both_of(run)):
             return
         with self._other(run) as other:
             for group in groups:
-                if not self._fits(answers=2):
+                if not self._fits(self._both_of(run)):
                     return
                 if run.groups % 2:
                     plain = self._plain_answers(group)
-                    own = self._own_answers(other, group)
+                    own = self._own_answers(run, other, group)
                 else:
-                    own = self._own_answers(other, group)
+                    own = self._own_answers(run, other, group)
                     plain = self._plain_answers(group)
                 self._keep(run, group, own, plain)
 
@@ -237,45 +241,66 @@ class SuccessiveElimination:
         early: list[list[Timed]] = []
         late: list[list[Timed]] = []
         first, second = groups[: (len(groups) + 1) // 2], groups[(len(groups) + 1) // 2 :]
-        if not self._fits(starts=2, answers=2):
+        if not self._fits(self._start_of(run) + self._start_s + self._both_of(run)):
             return
         with self._other(run) as other:
             for group in first:
-                if not self._fits(starts=1, answers=len(early) + 2):  # plain decoding has to answer as many
+                # plain decoding has to answer as many
+                plain_s = self._start_s + (len(early) + 1) * self._seconds_of(PLAIN_NAME, ANSWER)
+                if not self._fits(self._seconds_of(run.candidate.name, ANSWER) + plain_s):
                     break
-                early.append(self._own_answers(other, group))
+                early.append(self._own_answers(run, other, group))
         for group, own in zip(first, early, strict=False):
             self._keep(run, group, own, self._plain_answers(group))
         for group in second:
-            if len(early) < len(first) or not self._fits(starts=1, answers=len(late) + 2):
+            own_s = self._start_of(run) + (len(late) + 1) * self._seconds_of(run.candidate.name, ANSWER)
+            if len(early) < len(first) or not self._fits(self._seconds_of(PLAIN_NAME, ANSWER) + own_s):
                 break
             late.append(self._plain_answers(group))
         if not late:
             return
         with self._other(run) as other:
             for group, plain in zip(second, late, strict=False):
-                if not self._fits(answers=1):
+                if not self._fits(self._seconds_of(run.candidate.name, ANSWER)):
                     return
-                self._keep(run, group, self._own_answers(other, group), plain)
+                self._keep(run, group, self._own_answers(run, other, group), plain)
 
-    def _fits(self, *, starts: int = 0, answers: int) -> bool:
-        """Whether the time holds so many starts of a server, and so many groups of one server."""
-        return self._left() - self._kept_back >= starts * self._start_s + answers * self._answer_s
+    def _fits(self, seconds: float) -> bool:
+        return self._left() - self._kept_back >= seconds
+
+    def _start_of(self, run: CandidateRun) -> float:
+        return self._seconds_of(run.candidate.name, START)
+
+    def _both_of(self, run: CandidateRun) -> float:
+        """Seconds for a group, with the candidate and with plain decoding."""
+        return self._seconds_of(run.candidate.name, ANSWER) + self._seconds_of(PLAIN_NAME, ANSWER)
+
+    def _seconds_of(self, name: str, what: str) -> float:
+        """The longest that a start, or a group, of this server has taken; before that, the estimate, or what the
+        fastest other server has taken where that is more."""
+        if (known := self._longest.get((name, what))) is not None:
+            return known
+        others = [seconds for (_, other), seconds in self._longest.items() if other == what]
+        return max(self._start_s if what == START else self._group_s / 2, min(others, default=0.0))
+
+    def _took(self, name: str, what: str, before: float) -> None:
+        """Keep what it took since there were `before` seconds left."""
+        self._longest[name, what] = max(self._longest.get((name, what), 0.0), before - self._left())
 
     @contextmanager
     def _other(self, run: CandidateRun) -> Iterator[Subject]:
         before = self._left()
         with self._servers.other(run.candidate) as other:
-            self._start_s = max(self._start_s, before - self._left())
+            self._took(run.candidate.name, START, before)
             yield other
 
-    def _own_answers(self, other: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
+    def _own_answers(self, run: CandidateRun, other: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
         before = self._left()
         try:
             own = answers_of(other, group)
         except SpecplugError as error:  # such as a prompt that is too long for specplug's own engine
             raise error if isinstance(error, SubjectError) else SubjectError(str(error)) from error
-        self._answer_s = max(self._answer_s, before - self._left())
+        self._took(run.candidate.name, ANSWER, before)
         return own
 
     def _plain_answers(self, group: Sequence[AskedQuestion]) -> list[Timed]:
@@ -283,7 +308,7 @@ class SuccessiveElimination:
             self._servers.plain()  # its start does not count as an answer
         before = self._left()
         plain = plain_answers(self._servers, group)
-        self._answer_s = max(self._answer_s, before - self._left())
+        self._took(PLAIN_NAME, ANSWER, before)
         return plain
 
     def _keep(

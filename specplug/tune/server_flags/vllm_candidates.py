@@ -80,7 +80,7 @@ def vllm_candidates(
 
 
 def vllm_probes() -> list[Candidate]:
-    """Lookups that draft often, of ascending length, from which the cost of passes is learned."""
+    """Lookups that draft often, of several lengths, from which the cost of passes is learned."""
     return [_ngram(length, (1, 1)) for length in (2, 5)]
 
 
