@@ -367,10 +367,10 @@ def test_a_row_says_why_it_did_not_win(request_for: MakeRequest) -> None:
     assert states["ngram-simple"] == "faster" and states["ngram-mod"] == "not faster"
     assert states["ngram-map-k"] == "slower than another one"
     assert "raise --budget" not in server_next_step(document)
-    # 5 of 48 s are for recording; the selection has 21.5 s, in which the first candidate gets two groups of 10 s, and
-    # none is left for another one. The confirmation has 23 s, for two groups
-    slow = Machine(lambda name, process: 1.0 if name == PLAIN_NAME else 9.0)
-    short, _ = simulated(request_for(budget=48.0, prompts=request_for().prompts[:5]), slow)
+    # 5 of 55 s are for recording; the selection has 25 s, in which the first candidate gets two groups of 12.5 s, and
+    # nothing is left for another one. The confirmation has 25 s, for two groups
+    slow = Machine(lambda name, process: 1.0 if name == PLAIN_NAME else 11.5)
+    short, _ = simulated(request_for(budget=55.0, prompts=request_for().prompts[:5]), slow)
     rows = sorted(row["state"] for row in short["rows"] if "answers" in row)
     assert rows == ["no time to run it", "too few different answers: 2, 5 are needed"]
     assert "No candidate has the 5 answers that a winner needs; raise --budget" in server_next_step(short)
