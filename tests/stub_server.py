@@ -6,8 +6,9 @@ An answer is the words of the last message, then `step1`, the words again, `step
 hits and real misses. A token is a word with the white space before it. ngram-simple drafts by llama.cpp's own rule
 (`common_ngram_simple_draft` in common/ngram-map.cpp); other lookup types draft by the same rule with their own sizes; a
 drafter (`-md`) is right but for every fifth token. Times are slept, and `timings` has exactly what was asked for by
-`--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers.
-The content of the file `--event` is sent in the middle of each of them, that of `--body` in place of an answer that is
+`--ms-per-...`. `--kind` makes it another server. Faults are flags; the N of `--...-at N` counts streamed answers, but
+those to `Say hello.`, by which specplug finds out what a server can do. The content of the file `--event` is sent in
+the middle of each counted one, that of `--first-event` in the others, that of `--body` in place of an answer that is
 not streamed. With `--unsteady` the number of the answer is in its text. Standard library only, so that it starts at
 once.
 """
@@ -52,12 +53,17 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--more-models", ""),
     ("--refused-field", ""),
     ("--event", ""),
+    ("--first-event", ""),
     ("--body", ""),
 ]
 SWITCHES = (
-    "--no-timings --no-usage --no-done --no-template --no-logprobs --missing-model --wrong-draft --unsteady".split()
+    "--no-timings --no-usage --no-streamed-usage --no-done --no-template --no-logprobs "
+    "--missing-model --wrong-draft --unsteady --byte-by-byte".split()
 )
 KINDS = ["llama-server", "vllm", "specplug", "ollama", "lm-studio", "openai"]
+
+GREETING = "Say hello."
+UNCOUNTED = -1
 
 PIECE = re.compile(r"<\|\w+\|>|\s*[^\s<]+|\s+|<")
 
@@ -331,7 +337,7 @@ class Handler(BaseHTTPRequestHandler):
                 text = Path(options.body).read_text() if options.body else json.dumps(form.whole())
                 self.send_body(text.encode(), "application/json")
                 return
-            number = stub.number_of_stream()
+            number = UNCOUNTED if form.is_greeting() else stub.number_of_stream()
             form.forgets = number == options.forget_at
             form.forgets_timings = number == options.forget_timings_at
             if number == options.fail_at:
@@ -361,6 +367,10 @@ class Handler(BaseHTTPRequestHandler):
     def fault(self, number: int) -> None:
         """In the middle of an answer."""
         options = self.stub.options
+        if number == UNCOUNTED:
+            if options.first_event:
+                self.send_event(Path(options.first_event).read_text())
+            return
         if number == options.die_at:
             print("stub: out of memory", flush=True)
             os._exit(3)
@@ -373,14 +383,16 @@ class Handler(BaseHTTPRequestHandler):
         if number == options.broken_json_at:
             self.send_event('{"choices": [')
         if options.event:
-            self.send_event(Path(options.event).read_text())
+            self.send_event(Path(options.event).read_text(encoding="utf-8"))
         if number == options.error_event_at:
             self.send_event(json.dumps({"error": {"code": 500, "message": "context is full", "type": "server_error"}}))
 
     def send_event(self, data: str) -> None:
         content = f"data: {data}\n\n".encode()
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
-        self.wfile.flush()
+        size = 1 if self.stub.options.byte_by_byte else len(content)
+        for at in range(0, len(content), size):
+            self.wfile.write(b"%x\r\n%s\r\n" % (size, content[at : at + size]))
+            self.wfile.flush()
 
     def send_json(self, body: Any, status: int = 200) -> None:
         self.send_body(json.dumps(body).encode(), "application/json", status)
@@ -407,6 +419,9 @@ class Answer:
         self.decode_ms = 0.0
         self.finish = "length"
         self.forgets = self.forgets_timings = False
+
+    def is_greeting(self) -> bool:
+        return GREETING in "".join(self.stub.vocabulary.texts.get(token, "") for token in self.prompt)
 
     def steps(self) -> Iterator[int]:
         limit = self.body.get("n_predict") or self.body.get("max_tokens") or 16
@@ -485,7 +500,7 @@ class Chat(Answer):
         for token in self.steps():
             yield self.chunk({"content": self.text(token)}, None, [token])
         yield self.chunk({}, self.finish) | self.timings()
-        if not (self.stub.options.no_usage or self.forgets):
+        if not (self.stub.options.no_usage or self.stub.options.no_streamed_usage or self.forgets):
             yield {"object": "chat.completion.chunk", "choices": [], "usage": self.usage()}
 
     def whole(self) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
@@ -69,3 +72,19 @@ def at_address(*flags: str, prefix: str = "", **options: Any) -> Iterator[Remote
 def words(tokens: int, **more: Any) -> Question:
     """A question whose answer repeats ` a b c d e step1` and so on."""
     return Question(WORDS, tokens, **more)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 15) -> bool:
+    give_up_at = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > give_up_at:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone; a zombie that nobody has waited for is."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True

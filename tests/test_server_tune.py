@@ -21,7 +21,7 @@ from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.reports.server_tune_report import server_page
 from specplug.subjects.server_command import read_command
-from specplug.subjects.subject import Abilities, SubjectError
+from specplug.subjects.subject import Abilities, Question, SubjectError
 from specplug.tune import journal as journals
 from specplug.tune.server_flags import server_session
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
@@ -354,9 +354,28 @@ def test_a_candidate_has_the_time_that_is_left_to_start_or_a_few_times_that_of_p
 
 
 def test_a_candidate_that_does_not_start_is_given_up_after_that_time(request_for: MakeRequest) -> None:
-    server = server_session._opener(request_for("--slow-start", "60"), lambda: 0.3)(Candidate("c", "c"))
+    server = server_session._opener(request_for("--slow-start", "60"), lambda: 0.3, lambda: 60.0)(Candidate("c", "c"))
     with pytest.raises(SubjectError, match=r"within 0.3 s"):
         server.start()
+
+
+def test_an_answer_takes_no_longer_than_what_is_left_or_a_silence(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token every 20 ms, so 1000 take 20 s, and no silence between them takes 1 s."""
+    monkeypatch.setattr(server_session, "SHORTEST_SILENCE_S", 1.0)
+    left = [60.0]
+    request = request_for("--ms-per-pass", "20", budget=1.0)
+    server = server_session._opener(request, lambda: 60.0, lambda: left[0])(Candidate("c", "c"))
+    try:
+        server.start()
+        question = Question([{"role": "user", "content": "a b c"}], 30)
+        assert server.ask(question).tokens == 30, "0.6 s of the 60 s that are left"
+        left[0] = -1.0
+        with pytest.raises(SubjectError, match=r"did not complete its answer within 1 s"):
+            server.ask(replace(question, max_tokens=1000))
+    finally:
+        server.stop()
 
 
 def test_a_row_says_why_it_did_not_win(request_for: MakeRequest) -> None:

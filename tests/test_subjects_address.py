@@ -81,3 +81,4 @@ def test_addresses_are_told_from_commands(text: str, expected: bool) -> None:
 )
 def test_local_addresses(url: str, local: bool) -> None:
     assert ServerAddress(url).is_local == local
+    assert ServerAddress(url, launched=True).is_local

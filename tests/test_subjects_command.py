@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from recorded_help import CURRENT, IK_CURRENT, OLDER
-from subject_stubs import STUB, command
+from subject_stubs import STUB, command, ended, wait_until
 
 from specplug.errors import UsageError
 from specplug.subjects.help_text import parse_help
@@ -89,6 +89,25 @@ def test_a_llama_server_without_its_flags_is_refused(programs: Path) -> None:
         read_command("llama-server -m x.gguf")
 
 
+@pytest.mark.parametrize("name", ["start.sh", "llama-server"])
+@pytest.mark.parametrize("end", ["wait", "echo usage"])
+def test_nothing_stays_of_a_script_that_starts_a_server_when_asked_for_its_help(
+    programs: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
+) -> None:
+    monkeypatch.setattr("specplug.subjects.server_command.HELP_S", 0.5)
+    script = f"#!/bin/sh\nsleep 60 &\necho $$ $! > {shlex.quote(str(programs))}/pids\n{end}\n"
+    (programs / name).write_text(script)
+    (programs / name).chmod(0o755)
+    if name == "llama-server" and end != "wait":
+        with pytest.raises(UsageError, match="exit code 0: usage"):
+            read_command(name)
+    else:
+        found = read_command(name)
+        assert (found.kind, found.help) == ("unknown", None)
+    for pid in (programs / "pids").read_text().split():
+        assert wait_until(lambda: ended(int(pid)))  # noqa: B023
+
+
 # -- what is read -----------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +138,15 @@ def test_vllm_names_its_model_first_or_by_a_flag() -> None:
         ("vllm serve --port=1 a/b", "a/b"),
         ("vllm serve --enforce-eager a/b --port 1", "a/b"),
         ("vllm serve --no-enable-prefix-caching a/b", "a/b"),
+        ("vllm serve --async-scheduling a/b", "a/b"),
+        ("vllm serve --no-async-scheduling a/b", "a/b"),
+        ("vllm serve --enforce_eager --trust_remote_code a/b", "a/b"),
+        ("vllm serve -ep -O3 -tp 2 a/b", "a/b"),
+        ("vllm serve --disable-uvicorn-access-log a/b", "a/b"),
+        ("vllm serve --disable-access-log-for-endpoints /health a/b", "a/b"),
+        ("vllm serve --numa-bind --node-rank 0 a/b", "a/b"),
+        ("vllm serve --numa-bind-nodes 0 1 --port 1 a/b", "a/b"),
+        ("vllm serve --speculative-config.method ngram a/b", "a/b"),
         ("vllm -v serve --port 1 a/b", "a/b"),
         ("python -m vllm.entrypoints.cli.main serve a/b", "a/b"),
         ("vllm serve --served-model-name a b --port 1", None),

@@ -9,7 +9,9 @@ import pytest
 from subject_stubs import at_address, command, running, stub, words
 
 from specplug.errors import UsageError
+from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
+from specplug.subjects.server_command import read_command
 from specplug.subjects.server_process import ServerProcess
 from specplug.subjects.subject import SubjectError
 
@@ -46,9 +48,38 @@ def test_a_server_that_sends_nothing_hangs() -> None:
         server.ask(words(5))
 
 
-def test_a_stream_without_its_end_mark_is_incomplete() -> None:
-    with at_address(*CHAT, "--no-done") as server, pytest.raises(SubjectError, match=r"ended without \[DONE\]"):
+def test_an_answer_that_takes_longer_than_it_may() -> None:
+    """A token every 20 ms, so 1000 take 20 s; the limit is asked for with each question."""
+    limit = [60.0]
+    server = LaunchedServer(read_command(command("--ms-per-pass", "20", "--hang-at", "3")), answer_s=lambda: limit[0])
+    try:
+        server.start()
+        for seconds, tokens in ((0.3, 1000), (60.0, 3), (0.3, 3)):  # it sends for too long; is in time; sends nothing
+            limit[0] = seconds
+            if seconds == 60.0:
+                assert server.ask(words(tokens)).tokens == tokens
+                continue
+            with pytest.raises(SubjectError, match=r"did not complete its answer within 0.3 s; it is too slow"):
+                server.ask(words(tokens))
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--fail-at", "failed to decode the batch"), ("--hang-at", "sent nothing for 0.5 s; it hangs")],
+)
+def test_a_fault_of_a_launched_server_has_its_last_line(flag: str, message: str) -> None:
+    with (
+        stub(flag, "1", silence_s=0.5) as server,
+        pytest.raises(SubjectError, match=f"{message}; its last line: server is listening on 127.0.0.1"),
+    ):
         server.ask(words(5))
+
+
+def test_a_stream_without_its_end_mark_is_incomplete() -> None:
+    with pytest.raises(SubjectError, match=r"ended without \[DONE\]"), at_address(*CHAT, "--no-done"):
+        pass
 
 
 @pytest.mark.parametrize("kind", [CHAT, OWN], ids=["chat", "completion"])
@@ -123,16 +154,29 @@ def test_a_malformed_event_of_llama_servers_own_interface(event: str, message: s
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("event", "message"),
     [
         ('{"choices": [], "usage": "2"}', "usage of an answer is, or has in it, not an object"),
-        (DEEP, "answered with something else than JSON"),
+        (DEEP, "an event of the stream is no JSON object"),
     ],
 )
-def test_a_malformed_first_answer(body: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "body").write_text(body)
-    with pytest.raises(SubjectError, match=message), stub(*CHAT, "--body", str(tmp_path / "body")):
+def test_a_malformed_first_answer(event: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "event").write_text(event)
+    with pytest.raises(SubjectError, match=message), stub(*CHAT, "--first-event", str(tmp_path / "event")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [('{"tokens": "2"}', "tokens of an answer is, or has in it, not a list"), (DEEP, "something else than JSON")],
+)
+def test_a_malformed_second_answer_with_the_tokens(body: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "body").write_text(body)
+    with (
+        stub("--hidden-token", "3", "--body", str(tmp_path / "body")) as server,
+        pytest.raises(SubjectError, match=message),
+    ):
+        server.ask(words(5, ids=True))
 
 
 # -- at the start ----------------------------------------------------------------------------------------------------
@@ -248,7 +292,7 @@ def test_a_servers_error_has_no_control_characters(tmp_path: Path) -> None:
     (tmp_path / "event").write_text(json.dumps({"error": {"message": f"bad\n{RED}"}}))
     with stub(*CHAT, "--event", str(tmp_path / "event")) as server, pytest.raises(SubjectError) as raised:
         server.ask(words(5))
-    assert str(raised.value).endswith("within the answer: bad [31mred")
+    assert "within the answer: bad [31mred; its last line" in str(raised.value)
 
 
 def test_the_last_line_of_a_log_has_no_control_characters(tmp_path: Path) -> None:

@@ -43,6 +43,17 @@ def test_the_models_own_context_counts_where_none_is_given(model: Path) -> None:
     assert needed(f"llama-server -m {model} -c 0") == needed(f"llama-server -m {model} -c {CONTEXT}")
 
 
+def test_the_default_of_a_build_counts_where_the_command_has_no_context(model: Path) -> None:
+    """Before 2025, llama-server's help said 4096, and forks say it still; the tiny model was trained on as many."""
+    offered = parse_help("-c,    --ctx-size N               size of the prompt context (default: 2048)\n")
+
+    def found(flags: str) -> int:
+        return server_bytes(ServerCommand(tuple(f"llama-server -m {model} {flags}".split()), "llama-server", offered))
+
+    assert found("") == needed(f"llama-server -m {model} -c 2048")
+    assert found("-c 0") == needed(f"llama-server -m {model} -c {CONTEXT}")
+
+
 @pytest.mark.parametrize(
     ("kind", "block"),
     [("bf16", 64), ("q8_0", 34), ("q5_1", 24), ("q5_0", 22), ("q4_1", 20), ("q4_0", 18), ("iq4_nl", 18), ("new", 18)],

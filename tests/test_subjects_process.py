@@ -5,14 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from subject_stubs import command, stub, words
+from subject_stubs import command, ended, stub, wait_until, words
 
 from specplug.errors import UsageError
 from specplug.subjects.launched import LaunchedServer
@@ -33,22 +33,6 @@ if sys.argv[2] == "sleep":
     server.sleep()
 time.sleep(60)
 """
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 15) -> bool:
-    give_up_at = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > give_up_at:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def ended(pid: int) -> bool:
-    """Whether a process is gone; a zombie that nobody has waited for is."""
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True
 
 
 @pytest.fixture
@@ -138,6 +122,22 @@ def test_a_log_of_no_name_is_removed() -> None:
         process = next(one for one in live_processes() if one.pid == server.pid)
         assert process.log.exists()
     assert not process.log.exists()
+
+
+def test_ctrl_c_while_the_guard_is_started_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+    started = []
+
+    def interrupted(words: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        if words[0] == "/bin/sh":
+            raise KeyboardInterrupt
+        started.append(start(words, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ServerProcess(["sleep", "60"], tmp_path / "log")
+    assert ended(started[0].pid) and not live_processes()
 
 
 # -- sleeping --------------------------------------------------------------------------------------------------------

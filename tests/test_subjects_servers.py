@@ -1,13 +1,16 @@
 """Questions to servers of several kinds, played by the stub: what replies have, and what abilities are found."""
 
+import json
 import shutil
+import socket
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 
 import pytest
-from subject_stubs import SIMPLE, at_address, running, stub, words
+from subject_stubs import SIMPLE, at_address, command, running, stub, words
 
 from specplug.errors import UsageError
 from specplug.subjects.opening import open_subject
@@ -181,6 +184,35 @@ def test_tokens_are_counted_by_events_where_a_server_never_counts_them() -> None
         assert server.ask(words(TOKENS)).tokens == TOKENS
 
 
+def test_a_server_that_counts_tokens_in_whole_answers_alone_is_measured_by_events() -> None:
+    """As llama-cpp-python's own server does."""
+    with at_address("--kind", "openai", "--no-streamed-usage") as server:
+        reply = server.ask(words(TOKENS))
+    assert (reply.tokens, reply.counted) == (TOKENS, False)
+
+
+def text_with(folder: Path, delta: dict[str, str], *flags: str) -> str:
+    """Of an answer of three tokens with one more event after the first one."""
+    event = json.dumps({"choices": [{"index": 0, "delta": delta}]}, ensure_ascii=False)
+    (folder / "event").write_text(event, encoding="utf-8")
+    with stub("--kind", "openai", "--event", str(folder / "event"), *flags) as server:
+        return server.ask(words(3)).text
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [{"reasoning": " why"}, {"reasoning_content": " why"}, {"reasoning": " why", "reasoning_content": " why"}],
+)
+def test_reasoning_counts_once_whatever_its_names_are(tmp_path: Path, delta: dict[str, str]) -> None:
+    assert text_with(tmp_path, delta) == " a why b c"
+
+
+@pytest.mark.parametrize("flags", [[], ["--byte-by-byte"]])
+def test_only_a_line_feed_ends_a_line_of_a_stream(tmp_path: Path, flags: list[str]) -> None:
+    said = " \u2028\u2029\x85."
+    assert text_with(tmp_path, {"content": said}, *flags) == f" a{said} b c"
+
+
 def test_a_server_that_never_gave_timings_is_timed_by_its_stream() -> None:
     with stub("--no-timings") as server:
         assert not server.abilities.timings and not server.abilities.counters
@@ -255,6 +287,38 @@ def test_a_key_of_the_environment_reaches_a_launched_server(monkeypatch: pytest.
     monkeypatch.setenv("SPECPLUG_SERVER_KEY", "secret")
     with stub("--need-key") as server:
         assert server.ask(words(3)).tokens == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a name of this machine that nobody recognises as one")
+def test_no_proxy_stands_before_a_launched_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux reads the host 0 as 0.0.0.0."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with stub("--host", "0", start_s=10.0) as server:
+        assert server.address.startswith("http://0:")
+        assert server.ask(words(3)).tokens == 3
+
+
+def test_a_script_that_starts_a_server_whatever_its_arguments_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specplug.subjects.server_command.HELP_S", 1.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = tmp_path / "start.sh"
+    script.write_text(f"#!/bin/sh\nexec {command('--port', str(port))}\n")
+    script.chmod(0o755)
+    server = open_subject(f"{script} --port {port}")
+    try:
+        server.start()
+        assert server.ask(words(3)).tokens == 3
+    finally:
+        server.stop()
+    with pytest.raises(SubjectError, match="if it listens elsewhere, write its --port into the command"):
+        open_subject(str(script), start_s=1.0).start()
 
 
 def test_tls_with_a_certificate_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

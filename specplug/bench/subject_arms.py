@@ -7,15 +7,14 @@ module starts subjects again, but neither opens nor stops them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from specplug.bench.arms import Arm, Result
 from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.generation.counters import Counters
+from specplug.subjects.simultaneous import ask_at_once
 from specplug.subjects.subject import Message, Question, Reply, Subject, SubjectError
-from specplug.subjects.waking import awake
 
 Conversation = Sequence[Message]
 
@@ -48,8 +47,7 @@ class SubjectArm:
         """Ask all conversations at once."""
         if self._failure is not None:
             raise SubjectError(self._failure)
-        with awake(self.subject):
-            replies = ask_at_once(self.subject, [Question(prompt, max_tokens) for prompt in prompts])
+        replies = ask_at_once(self.subject, [Question(prompt, max_tokens) for prompt in prompts])
         self.replies += replies
         seconds = decode_seconds(replies)
         return [
@@ -100,17 +98,6 @@ class EngineArm:
     def _as_text(self, result: Result) -> TextResult:
         text = self._decode(result.tokens)
         return TextResult(text, result.length, result.seconds, result.counters, result.prompt_seconds)
-
-
-def ask_at_once(subject: Subject, questions: Sequence[Question]) -> list[Reply]:
-    """The answers to all questions, which are sent at the same time. SubjectError where one of them fails."""
-    if len(questions) == 1:
-        return [subject.ask(questions[0])]
-    pool = ThreadPoolExecutor(len(questions))
-    try:
-        return list(pool.map(subject.ask, questions))
-    finally:  # without waiting: after Ctrl-C, the answers under way end with the server
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def decode_seconds(replies: Sequence[Reply]) -> list[float]:

@@ -24,15 +24,19 @@ class ServerAddress:
     url          scheme, host, port and path prefix, without `/v1` and without a slash at the end
     key          API key, sent as a bearer token; None sends none
     certificate  a file with the certificate to trust beside those of the system; None for an unknown one
+    launched     whether specplug started the server, which then runs on this machine whatever its host is called
     """
 
     url: str
     key: str | None = field(default=None, repr=False)
     certificate: str | None = None
+    launched: bool = False
 
     @property
     def is_local(self) -> bool:
         """Whether the server runs on this machine, where no proxy stands in between."""
+        if self.launched:
+            return True
         host = urlsplit(self.url).hostname or ""
         try:
             return ip_address(host).is_loopback

@@ -15,9 +15,17 @@ CHAT = "/v1/chat/completions"
 def ask_chat(connection: Connection, name: str, model: str, question: Question, extras: Extras) -> Reply:
     """Ask over CHAT and wait for the whole answer.
 
-    name   what messages call the server
-    model  the name that the request carries
+    name    what messages call the server
+    model   the name that the request carries
+    extras  what the answer must have
     """
+    heard = hear_chat(connection, name, model, question, extras)
+    heard.check(extras)
+    return heard.reply(ids=extras.ids)
+
+
+def hear_chat(connection: Connection, name: str, model: str, question: Question, extras: Extras) -> Heard:
+    """What arrives of one answer; parameters as for `ask_chat`, but that nothing is demanded of it."""
     heard = Heard(name)
     for event in connection.stream(CHAT, _chat_body(model, question, extras), ends_with_done=True):
         body = event.data
@@ -27,12 +35,12 @@ def ask_chat(connection: Connection, name: str, model: str, question: Question, 
         heard.timings = timings_of(body) or heard.timings
         for choice in body.parts("choices"):
             delta = choice.part("delta")
-            text = "".join(delta.text(key) for key in ("reasoning_content", "reasoning", "content"))
-            heard.hear(event.seconds, text, choice.wholes("token_ids"))
+            # Some versions of vLLM send the same text under both names.
+            reasoning = delta.text("reasoning") or delta.text("reasoning_content")
+            heard.hear(event.seconds, reasoning + delta.text("content"), choice.wholes("token_ids"))
             heard.top += [top_of(one) for one in choice.part("logprobs").parts("content")]
             heard.finish = choice.text("finish_reason") or heard.finish
-    heard.check(extras)
-    return heard.reply(ids=extras.ids)
+    return heard
 
 
 def _chat_body(model: str, question: Question, extras: Extras) -> Json:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -50,15 +51,28 @@ class Event:
 class Connection:
     """Requests to one server from any number of threads; `close` ends it."""
 
-    def __init__(self, address: ServerAddress, name: str, *, silence_s: float = SILENCE_S) -> None:
-        """`name` is what messages call the server; `silence_s` as SILENCE_S."""
+    def __init__(
+        self,
+        address: ServerAddress,
+        name: str,
+        *,
+        silence_s: float = SILENCE_S,
+        answer_s: Callable[[], float] | None = None,
+    ) -> None:
+        """`name` is what messages call the server.
+
+        silence_s  as SILENCE_S
+        answer_s   returns the seconds that a complete answer may take, and is called for each one; None for no limit.
+                   An answer that has taken longer ends with the next bytes that arrive, or with the silence
+        """
         self._name = name
         self._address = address
         self._silence_s = silence_s
+        self._answer_s = answer_s
         self._client = httpx.Client(
             base_url=address.url,
             headers={"authorization": f"Bearer {address.key}"} if address.key else {},
-            timeout=httpx.Timeout(silence_s, connect=min(CONNECT_S, silence_s)),
+            timeout=self._timeout(inf),
             # llama-server closes a connection some time after a streamed answer, and a request that is sent meanwhile
             # is lost. A new connection to this machine takes a tenth of a millisecond.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
@@ -90,8 +104,9 @@ class Connection:
 
     def post(self, path: str, body: Mapping[str, Any]) -> Body:
         """The JSON object that answers a request. SubjectError for everything else."""
-        with self._faults():
-            response = self._sent("POST", path, body)
+        limit = self._limit()
+        with self._faults(limit):
+            response = self._sent("POST", path, body, limit=limit)
         self._check(response, path)
         answer = _json(response.text)
         if not isinstance(answer, dict):
@@ -102,11 +117,13 @@ class Connection:
         """The events that answer a request, as they arrive.
 
         ends_with_done  whether the stream must end with the event [DONE]
-        Raises SubjectError for a stream that breaks off, an event without JSON, and an error that the server reports.
+        Raises SubjectError for a stream that breaks off or takes too long, an event without JSON, and an error that the
+        server reports.
         """
         done = False
+        limit = self._limit()
         began = perf_counter()
-        with self._faults(), closing(self._sent("POST", path, body, stream=True)) as response:
+        with self._faults(limit), closing(self._sent("POST", path, body, stream=True, limit=limit)) as response:
             if response.is_error:
                 response.read()
             self._check(response, path)
@@ -117,7 +134,9 @@ class Connection:
                     f"{self._name}: {path} answered with {one_line(kind) or 'no content type'} where a stream of "
                     f"events was asked for: {_short(response.text)}"
                 )
-            for line in response.iter_lines():
+            for line in _lines(response):
+                if perf_counter() - began > limit:
+                    raise self._overdue(limit)
                 field, _, data = line.partition(":")
                 data = data.strip()
                 if data == DONE:
@@ -137,8 +156,24 @@ class Connection:
     def close(self) -> None:
         self._client.close()
 
-    def _sent(self, method: str, path: str, body: Mapping[str, Any] | None, *, stream: bool = False) -> httpx.Response:
-        return self._client.send(self._client.build_request(method, path, json=body), stream=stream)
+    def _sent(
+        self, method: str, path: str, body: Mapping[str, Any] | None, *, stream: bool = False, limit: float = inf
+    ) -> httpx.Response:
+        request = self._client.build_request(method, path, json=body, timeout=self._timeout(limit))
+        return self._client.send(request, stream=stream)
+
+    def _limit(self) -> float:
+        """Seconds that the answer to a request may take, which is sent now. SubjectError where there are none left."""
+        limit = inf if self._answer_s is None else self._answer_s()
+        if limit <= 0:
+            raise self._overdue(0.0)
+        return limit
+
+    def _timeout(self, limit: float) -> httpx.Timeout:
+        return httpx.Timeout(min(self._silence_s, limit), connect=min(CONNECT_S, self._silence_s))
+
+    def _overdue(self, limit: float) -> SubjectError:
+        return SubjectError(f"{self._name} did not complete its answer within {round(limit, 1):g} s; it is too slow")
 
     def _get(self, path: str) -> httpx.Response | None:
         with self._faults():
@@ -169,14 +204,16 @@ class Connection:
             )
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _faults(self, limit: float = inf) -> Iterator[None]:
         try:
             yield
         except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
-            raise self._fault(error) from None
+            raise self._fault(error, limit) from None
 
-    def _fault(self, error: Exception) -> SubjectError:
+    def _fault(self, error: Exception, limit: float = inf) -> SubjectError:
         name = self._name
+        if isinstance(error, httpx.ReadTimeout) and limit < self._silence_s:
+            return self._overdue(limit)
         if isinstance(error, httpx.ReadTimeout):
             return SubjectError(f"{name} sent nothing for {self._silence_s:g} s; it hangs")
         if isinstance(error, httpx.TimeoutException):
@@ -189,6 +226,18 @@ class Connection:
         if isinstance(error, httpx.ConnectError):
             return ConnectionBroken(f"nobody answers at {self._address} ({error}); is the server running?")
         return ConnectionBroken(f"{name} broke off the connection ({str(error) or type(error).__name__})")
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """The lines of a stream of events as they arrive. Only a line feed ends one: JSON may have other characters in it
+    at which `str.splitlines`, and with it httpx's `iter_lines`, would split."""
+    rest = b""
+    for chunk in response.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r").decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 def _trusted(address: ServerAddress) -> ssl.SSLContext | bool:

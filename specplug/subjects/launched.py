@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,18 +43,21 @@ class LaunchedServer:
         log: Path | None = None,
         start_s: float = START_S,
         silence_s: float = SILENCE_S,
+        answer_s: Callable[[], float] | None = None,
     ) -> None:
         """Start nothing yet.
 
         log        what the server prints is appended to it; None keeps it while the server runs
         start_s    seconds until it must answer
         silence_s  seconds without a byte of an answer after which it counts as hung
+        answer_s   returns the seconds that a complete answer may take; see `Connection`
         """
         self.name = name or command.program
         self.command = command
         self._log = log
         self._start_s = start_s
         self._silence_s = silence_s
+        self._answer_s = answer_s
         self._address = ""
         self._process: ServerProcess | None = None
         self._client: ServerClient | None = None
@@ -95,6 +98,7 @@ class LaunchedServer:
             server_url(host, port, self.command.prefix, "https" if self.command.certificate else "http"),
             self.command.key or key_from(os.environ),
             self.command.certificate,
+            launched=True,
         )
         needed = server_bytes(self.command, flags)
         check_room(self.name, needed, [(other.pid, other.needed) for other in others])
@@ -102,19 +106,17 @@ class LaunchedServer:
         self._process = ServerProcess(argv, self._log, needed=needed, port=port)
         try:
             self._wait(self._process, address)
-            self._client = ServerClient(address, self.name, silence_s=self._silence_s)
-        except ConnectionBroken as error:
-            raise self._ended() or error from None
+            self._client = self._connected(self._process, address)
         finally:
             if self._client is None:
                 self.stop()
 
     def ask(self, question: Question) -> Reply:
-        client = self._running()
+        client, process = self._running(), self._process
         try:
             return client.ask(question)
-        except ConnectionBroken as error:
-            raise self._ended() or error from None
+        except SubjectError as error:
+            raise (error if process is None else self._explained(error, process)) from None
 
     def sleep(self) -> None:
         if self._process is not None:
@@ -138,14 +140,20 @@ class LaunchedServer:
             raise SubjectError(f"{self.name} was not started; `start` comes first")
         return self._client
 
-    def _ended(self) -> SubjectError | None:
-        """The end of the process as an error; None while it runs. A moment passes between a connection that breaks off
-        and the end of the process that had it."""
-        process = self._process
-        if process is None:
-            return None
-        process.wait(ENDING_S)
-        return None if process.exit_code is None else SubjectError(f"{self.name} {process.how_it_ended()}")
+    def _connected(self, process: ServerProcess, address: ServerAddress) -> ServerClient:
+        try:
+            return ServerClient(address, self.name, silence_s=self._silence_s, answer_s=self._answer_s)
+        except SubjectError as error:
+            raise self._explained(error, process) from None
+
+    def _explained(self, error: SubjectError, process: ServerProcess) -> SubjectError:
+        """The error with what the process printed last; the end of the process instead, where that broke the
+        connection. A moment passes between the two."""
+        if isinstance(error, ConnectionBroken):
+            process.wait(ENDING_S)
+            if process.exit_code is not None:
+                return SubjectError(f"{self.name} {process.how_it_ended()}")
+        return SubjectError(f"{error}; {process.last_words()}")
 
     def _wait(self, process: ServerProcess, address: ServerAddress) -> None:
         """Until the server says that it is ready; SubjectError where it ends before, or takes too long."""
@@ -160,8 +168,11 @@ class LaunchedServer:
                 sleep(POLL_S)
         finally:
             connection.close()
+        # A script may start its server on a port of its own, whatever its arguments are.
+        unread = self.command.kind == "unknown" and self.command.port is None
+        advice = "; if it listens elsewhere, write its --port into the command" if unread else ""
         raise SubjectError(
-            f"{self.name} did not answer at {address} within {self._start_s:g} s; {process.last_words()}"
+            f"{self.name} did not answer at {address} within {self._start_s:g} s{advice}; {process.last_words()}"
         )
 
 

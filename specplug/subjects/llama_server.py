@@ -38,6 +38,17 @@ class Completions:
 
     def ask(self, question: Question) -> Reply:
         """The tokens of a character that several tokens make are not all in the stream: see `Question.ids`."""
+        heard = self.hear(question)
+        heard.check(self._extras)
+        complete = heard.tokens == len(heard.ids)
+        if question.ids and not complete:
+            body = _body(self.prompt(question.messages), question)
+            heard.ids = self._connection.post(COMPLETION, body | {"stream": False}).wholes("tokens")
+            complete = True
+        return heard.reply(ids=complete)
+
+    def hear(self, question: Question) -> Heard:
+        """What arrives of one answer, of which nothing is demanded but its last event."""
         heard = Heard(self._name)
         heard.prompt_ids = prompt = self.prompt(question.messages)
         body = _body(prompt, question)
@@ -52,12 +63,7 @@ class Completions:
                 heard.timings = timings_of(answer)
         if not heard.finish:
             raise SubjectError(f"{self._name}: the stream of {COMPLETION} ended without its last event")
-        heard.check(self._extras)
-        complete = heard.tokens == len(heard.ids)
-        if question.ids and not complete:
-            heard.ids = self._connection.post(COMPLETION, body | {"stream": False}).wholes("tokens")
-            complete = True
-        return heard.reply(ids=complete)
+        return heard
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a conversation, as this server's template and tokenizer make them."""

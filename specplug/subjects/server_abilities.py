@@ -11,18 +11,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specplug.errors import UsageError
-from specplug.subjects.asking import CHAT
-from specplug.subjects.body import Body
+from specplug.subjects.asking import hear_chat
 from specplug.subjects.connection import Connection, Json
-from specplug.subjects.heard import Extras, timings_of, top_of
-from specplug.subjects.llama_server import COMPLETION, TEMPLATE, TOKENIZE
+from specplug.subjects.heard import Extras, Heard
+from specplug.subjects.llama_server import Completions
 from specplug.subjects.server_text import one_line
-from specplug.subjects.subject import Abilities, SubjectError
+from specplug.subjects.subject import Abilities, Question, SubjectError
 from specplug.subjects.vllm_server import spec_counts
 
 GREETING = [{"role": "user", "content": "Say hello."}]
 """The conversation of the short answer. It also has the server read its model before anything is timed."""
 
+SHORT = 2
+"""Tokens of that answer."""
 
 MOST_NAMED = 5
 """Models that a message names at most."""
@@ -44,16 +45,21 @@ def find_abilities(connection: Connection, name: str, model: str | None = None) 
     model  that requests shall name; the server's first one where None
     """
     described = _described(connection, name, model)
-    if described.completions and not _has_template(connection):
+    completions = Completions(connection, name, described.extras)
+    if described.completions and not _has_template(completions):
         described = replace(described, completions=False)  # a build before 2025, or a fork
-    abilities = described.abilities
-    top = _probe(connection, abilities, described, top=True)
-    if top is None:
-        plain = _probe(connection, abilities, described, top=False)
-        if plain is None:
-            raise SubjectError(f"{name}: {CHAT} answers no chat")
-        return _with_answer(described, plain, logprobs=False)
-    return _with_answer(described, top, logprobs=True)
+
+    def answered(top: int) -> Heard:
+        question = Question(GREETING, SHORT, top=top)
+        if described.completions:
+            return completions.hear(question)
+        return hear_chat(connection, name, described.abilities.model, question, described.extras)
+
+    try:
+        heard = answered(top=1)
+    except SubjectError:
+        heard = answered(top=0)  # of a server that refuses to report log probabilities
+    return _with_answer(described, heard)
 
 
 def _described(connection: Connection, name: str, model: str | None) -> Found:
@@ -109,46 +115,17 @@ def _llama_server(connection: Connection, props: Json, model: str) -> Found:
     return Found(Abilities("llama-server", version, model, slots, context), Extras(), completions=True)
 
 
-def _has_template(connection: Connection) -> bool:
+def _has_template(completions: Completions) -> bool:
     try:
-        prompt = connection.post(TEMPLATE, {"messages": GREETING}).text("prompt")
-        tokens = connection.post(TOKENIZE, {"content": prompt, "add_special": True, "parse_special": True})
-        return bool(tokens.wholes("tokens"))
+        return bool(completions.prompt(GREETING))
     except SubjectError:
         return False
 
 
-def _probe(connection: Connection, abilities: Abilities, described: Found, *, top: bool) -> Body | None:
-    """A short answer; None where the server refuses the request. Without `top`, its refusal is raised."""
-    try:
-        if described.completions:
-            prompt = connection.post(TEMPLATE, {"messages": GREETING}).text("prompt")
-            body: dict[str, Any] = {"prompt": prompt, "n_predict": 2, "temperature": 0, "return_tokens": True}
-            return connection.post(COMPLETION, body | ({"n_probs": 1} if top else {}))
-        body = {"model": abilities.model, "messages": GREETING, "max_tokens": 2, "temperature": 0}
-        if described.extras.ids:
-            body["return_token_ids"] = True
-        return connection.post(CHAT, body | ({"logprobs": True, "top_logprobs": 1} if top else {}))
-    except SubjectError:
-        if not top:
-            raise
-        return None
-
-
-def _with_answer(described: Found, answer: Body, *, logprobs: bool) -> Found:
-    """What the short answer had."""
+def _with_answer(described: Found, heard: Heard) -> Found:
+    """What the short answer had. It is a streamed one, since some servers leave out the usage of those alone."""
     abilities, extras = described.abilities, described.extras
-    timings = timings_of(answer) is not None
-    if described.completions:
-        ids = bool(answer.wholes("tokens"))
-        usage = answer.whole("tokens_predicted") is not None
-        tokens = answer.parts("completion_probabilities")
-    else:
-        choices = answer.parts("choices")
-        choice = choices[0] if choices else Body(answer.server, {})
-        ids = bool(choice.wholes("token_ids"))
-        usage = answer.part("usage").whole("completion_tokens") is not None
-        tokens = choice.part("logprobs").parts("content")
+    timings, ids = heard.timings is not None, bool(heard.ids)
     return replace(
         described,
         abilities=replace(
@@ -156,9 +133,9 @@ def _with_answer(described: Found, answer: Body, *, logprobs: bool) -> Found:
             token_ids=ids,
             timings=timings,
             counters=abilities.counters or timings,
-            logprobs=logprobs and bool(tokens) and bool(top_of(tokens[0])),
+            logprobs=any(heard.top),
         ),
-        extras=replace(extras, usage=usage, timings=timings, ids=ids and not described.completions),
+        extras=replace(extras, usage=heard.tokens is not None, timings=timings, ids=ids and not described.completions),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from specplug.subjects.address import ServerAddress
@@ -17,11 +18,17 @@ class ServerClient:
     """The connection to a running server, and what that can do. Several threads may ask at once."""
 
     def __init__(
-        self, address: ServerAddress, name: str, *, model: str | None = None, silence_s: float = SILENCE_S
+        self,
+        address: ServerAddress,
+        name: str,
+        *,
+        model: str | None = None,
+        silence_s: float = SILENCE_S,
+        answer_s: Callable[[], float] | None = None,
     ) -> None:
         """Ask the server what it can do. SubjectError where it does not answer; parameters as for `Connection`."""
         self._name = name
-        self._connection = Connection(address, name, silence_s=silence_s)
+        self._connection = Connection(address, name, silence_s=silence_s, answer_s=answer_s)
         try:
             self._found = find_abilities(self._connection, name, model)
         except BaseException:

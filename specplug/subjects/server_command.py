@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,9 @@ from specplug.profile.server_programs import (
 )
 from specplug.subjects.drafting_flags import drafting_words, flag_name, is_drafting, is_switch
 from specplug.subjects.help_text import Help, parse_help
+from specplug.subjects.program_output import printed
 from specplug.subjects.server_text import one_line
+from specplug.subjects.vllm_flags import positional
 
 HELP_S = 60.0
 """Seconds for `--help`. llama-server takes below one; a Python script that imports an engine takes several."""
@@ -46,15 +47,6 @@ DEVICE = re.compile(r"^ +\w+: ", re.MULTILINE)
 
 HUB = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "--models-dir", "--models-preset", "-dr", "--docker-repo")
 """Other flags that name llama-server's model."""
-
-SEVERAL_VALUES = frozenset(
-    "--api-key --served-model-name --lora-modules --lora-target-modules --logits-processors --ignore-patterns "
-    "--allowed-media-domains --cudagraph-capture-sizes --collect-detailed-traces".split()
-)
-"""Flags of vLLM that take all words up to the next flag."""
-
-WITHOUT_VALUE = re.compile(r"--(no-|enable-|disable-(?!.*-for-endpoints)|(trust-remote-code|enforce-eager)$)")
-"""Flags of vLLM that take none; all others take one. Its help says so, but takes seconds to print."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +92,7 @@ class ServerCommand:
         if (named := self.value(MODEL)) is not None or self.kind not in (VLLM, SPECPLUG):
             return named
         at = serve_at(self.argv)
-        return None if at is None else _positional(self.argv[at + 1 :])
+        return None if at is None else positional(self.argv[at + 1 :])
 
     @property
     def port(self) -> int | None:
@@ -241,21 +233,9 @@ def _naming(command: ServerCommand, model: str) -> Sequence[str] | None:
     return [*argv, "serve", model] if at is None else [*argv[: at + 1], model, *argv[at + 1 :]]
 
 
-def _positional(words: Sequence[str]) -> str | None:
-    """The first of the words after `serve` that is neither a flag nor the value of one."""
-    flag = ""  # whose values may follow
-    for word in words:
-        if word.startswith("-"):
-            flag = "" if "=" in word or WITHOUT_VALUE.match(word) else word
-        elif not flag:
-            return word
-        elif flag not in SEVERAL_VALUES:
-            flag = ""
-    return None
-
-
 def _asked(command: ServerCommand) -> ServerCommand:
-    """The command with what its `--help` and the like say; unchanged where that is not a llama-server's."""
+    """The command with what its `--help` and the like say; of an unknown kind where it is none that prints a help, such
+    as a script that starts a server whatever its arguments are. UsageError for a llama-server that cannot run."""
     code, text = _printed(command, "--help")
     found = parse_help(text)
     if found.accepts("--port") and (found.accepts("-md") or found.accepts("--spec-type")):
@@ -268,7 +248,9 @@ def _asked(command: ServerCommand) -> ServerCommand:
             _, listed = _printed(command, "--list-devices")
             has_gpu = DEVICE.search(listed) is not None
         return replace(command, kind=LLAMA_SERVER, help=found, version=version, has_gpu=has_gpu)
-    if command.kind == "llama-server":
+    if command.kind == LLAMA_SERVER and code is None:
+        return replace(command, kind="unknown")
+    if command.kind == LLAMA_SERVER:
         lines = [one_line(line) for line in text.strip().splitlines()]
         raise UsageError(
             f"{command.program} --help names neither --port nor -md, as a llama-server does "
@@ -277,20 +259,15 @@ def _asked(command: ServerCommand) -> ServerCommand:
     return command
 
 
-def _printed(command: ServerCommand, flag: str) -> tuple[int, str]:
-    """The exit code of the program with one flag alone, and what it prints."""
+def _printed(command: ServerCommand, flag: str) -> tuple[int | None, str]:
+    """The exit code of the program with one flag alone, and what it prints; None where it has not ended in HELP_S."""
     words = [*launch_words(command.argv[: program_at(command.argv) + 1]), flag]
     try:
-        done = subprocess.run(words, capture_output=True, timeout=HELP_S, stdin=subprocess.DEVNULL, check=False)
-    except subprocess.TimeoutExpired:
-        raise UsageError(
-            f"{command.program} {flag} did not end within {HELP_S:g} s; is it a server's program?"
-        ) from None
+        return printed(words, HELP_S)
     except OSError as error:
         raise UsageError(
             f"{command.program} cannot be started ({error.strerror}); give the path of a program"
         ) from None
-    return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
 
 
 def _is_short(word: str) -> bool:

@@ -43,7 +43,7 @@ def server_bytes(command: ServerCommand, flags: Sequence[str] = ()) -> int:
     runtime = Runtime(
         kv_type=min([kind if kind in KV_BYTES else LEAST_TYPE for kind in types], key=KV_BYTES.__getitem__)
     )
-    cells = started.context or _trained_context(Path(model))
+    cells = _asked_context(started) or _trained_context(Path(model))
     needs = [memory_need(Path(model), runtime, cells)]
     if drafter is not None and Path(drafter).is_file():
         needs.append(memory_need(Path(drafter), Runtime(), cells))
@@ -79,6 +79,15 @@ def _may_offload(command: ServerCommand) -> bool:
 
 def _least(need: MemoryNeed) -> int:
     return need.total - (need.weights if need.sparse else 0)
+
+
+def _asked_context(command: ServerCommand) -> int:
+    """Tokens that the command asks for, else the build's default, which is 4096 in some; 0 for the model's own."""
+    if command.context is not None:
+        return command.context
+    default = command.help.default("--ctx-size") if command.help is not None else None
+    number = (default or "").split(",")[0]  # of `0, 0 = loaded from model`
+    return int(number) if number.isdecimal() else 0
 
 
 def _trained_context(model: Path) -> int:

@@ -81,18 +81,14 @@ class ServerProcess:
                 self._remove_log()
                 raise SubjectError(f"{argv[0]} cannot be started ({error.strerror})") from None
         _alive.add(self)
-        if HAS_GROUPS:
-            try:
-                self._guard = subprocess.Popen(
-                    ["/bin/sh", "-c", GUARD, "sh", str(self._process.pid)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                self.stop()
-                raise SubjectError(f"/bin/sh, which ends {argv[0]} with us, cannot be started ({error})") from None
+        try:
+            self._guard = _guard(self._process.pid) if HAS_GROUPS else None
+        except OSError as error:
+            self.stop()
+            raise SubjectError(f"/bin/sh, which ends {argv[0]} with us, cannot be started ({error})") from None
+        except BaseException:  # such as Ctrl-C: nobody else could stop the process
+            self.stop()
+            raise
 
     @property
     def pid(self) -> int:
@@ -190,6 +186,16 @@ class ServerProcess:
         if self._temporary:
             with suppress(OSError):
                 self.log.unlink(missing_ok=True)
+
+
+def _guard(group: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, "sh", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _temporary_log() -> Path:

@@ -5,14 +5,12 @@ Knows which process runs and which is asleep, not what is measured with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
 from specplug.errors import SpecplugError
-from specplug.subjects.subject import Question, Reply, Subject, SubjectError
-from specplug.subjects.waking import awake
+from specplug.subjects.subject import Subject, SubjectError
 from specplug.tune.server_flags.server_candidates import PLAIN, Candidate
 
 Opener = Callable[[Candidate], Subject]
@@ -90,20 +88,3 @@ class LiveServers:
         if self._other is not None:
             self._other.stop()
             self._other = None
-
-
-def asked(subject: Subject, questions: Sequence[Question]) -> list[Reply]:
-    """The replies to questions that are asked at once, of a server that is awake only meanwhile.
-
-    Raises the SubjectError of the first question that has one. When interrupted, the subject is stopped.
-    """
-    with awake(subject):
-        if len(questions) == 1:
-            return [subject.ask(questions[0])]
-        with ThreadPoolExecutor(len(questions)) as threads:
-            try:
-                return list(threads.map(subject.ask, questions))
-            except BaseException as error:
-                if not isinstance(error, SubjectError):
-                    subject.stop()  # so that the other threads end
-                raise

@@ -99,7 +99,9 @@ def tune_server(
                 spent=0.0,
             )
         simulated = opener is not None
-        opener = opener or _opener(request, lambda: start_limit(servers.plain_start_s, budget.left))
+        opener = opener or _opener(
+            request, lambda: start_limit(servers.plain_start_s, budget.left), lambda: budget.left
+        )
         servers = LiveServers(opener, together=False, clock=clock)
         stack.callback(servers.close)
         stages = ServerStages(request, servers, journal, budget, notify, progress)
@@ -203,10 +205,11 @@ def start_limit(plain_start_s: float, left: float) -> float:
     return min(START_S, usual, max(left, plain_start_s))
 
 
-def _opener(request: ServerRequest, limit: Callable[[], float]) -> Opener:
+def _opener(request: ServerRequest, limit: Callable[[], float], left: Callable[[], float]) -> Opener:
     """Subjects from the user's command, and specplug's own engine.
 
     limit  returns the seconds that a candidate may take to start
+    left   returns the seconds that are left of the budget
     """
     silence = min(SILENCE_S, max(SHORTEST_SILENCE_S, SILENCE_SHARE * request.budget))
 
@@ -221,7 +224,13 @@ def _opener(request: ServerRequest, limit: Callable[[], float]) -> Opener:
             label, start_s = request.command.program, min(START_S, request.budget)
         else:
             label, start_s = candidate.name, limit()
-        return LaunchedServer(request.command, name=label, start_s=start_s, silence_s=silence)
+        return LaunchedServer(
+            request.command,
+            name=label,
+            start_s=start_s,
+            silence_s=silence,
+            answer_s=lambda: max(silence, left()),  # one at the end of the budget may take as long as a silence
+        )
 
     return opened
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from specplug.errors import EngineError, SpecplugError, UsageError
 from specplug.subjects.clock_check import clock_difference
+from specplug.subjects.simultaneous import ask_at_once
 from specplug.subjects.subject import Abilities, Reply, SubjectError
 from specplug.tune.budget import Budget, Progress
 from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
 from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
-from specplug.tune.server_flags.live_servers import LiveServers, asked
+from specplug.tune.server_flags.live_servers import LiveServers
 from specplug.tune.server_flags.pass_times import PassTimes, fitted
 from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
@@ -290,7 +291,7 @@ class ServerStages:
 
     def _record(self, one: AskedQuestion) -> Recorded:
         try:
-            (reply,) = asked(self.servers.plain(), [replace(one.question, ids=self.abilities.token_ids)])
+            (reply,) = ask_at_once(self.servers.plain(), [replace(one.question, ids=self.abilities.token_ids)])
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
         self._replies.append(reply)
@@ -315,7 +316,7 @@ class ServerStages:
                 return []
             try:
                 with self.servers.other(probe) as subject:
-                    entries = [self._cost(probe, one, *asked(subject, [one.asked.question])) for one in longest]
+                    entries = [self._cost(probe, one, *ask_at_once(subject, [one.asked.question])) for one in longest]
             except SubjectError as error:
                 self.note(f"{probe.name} failed: {error}")
                 return []

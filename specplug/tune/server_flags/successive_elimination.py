@@ -12,9 +12,10 @@ from math import exp, log
 
 from specplug.bench.statistics import Interval
 from specplug.errors import SpecplugError
+from specplug.subjects.simultaneous import ask_at_once
 from specplug.subjects.subject import Question, Subject, SubjectError
 from specplug.tune.selection import FEWEST_ANSWERS, Pairs
-from specplug.tune.server_flags.live_servers import LiveServers, asked
+from specplug.tune.server_flags.live_servers import LiveServers
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed, timed
 from specplug.tune.server_flags.server_candidates import PLAIN_NAME, Candidate
 
@@ -354,8 +355,8 @@ def leader_of(runs: Sequence[CandidateRun]) -> CandidateRun | None:
 
 def answers_of(subject: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
     """The times of a group of answers, after each prompt was read once: prompt caches are warm in every server."""
-    asked(subject, [_shortest(one.question) for one in group])
-    return [timed(reply) for reply in asked(subject, [one.question for one in group])]
+    ask_at_once(subject, [_shortest(one.question) for one in group])
+    return [timed(reply) for reply in ask_at_once(subject, [one.question for one in group])]
 
 
 def plain_answers(servers: LiveServers, group: Sequence[AskedQuestion]) -> list[Timed]:
