@@ -122,9 +122,7 @@ def from_entry(one: AskedQuestion, entry: Mapping[str, Any]) -> Recorded:
     return Recorded(one, entry["text"], found, tokens)
 
 
-def further_questions(
-    prompts: Sequence[Prompt], recorded: Sequence[Recorded], max_tokens: int
-) -> list[AskedQuestion]:
+def further_questions(prompts: Sequence[Prompt], recorded: Sequence[Recorded], max_tokens: int) -> list[AskedQuestion]:
     """The first turns for which there was no time when plain answers were recorded; later turns need those answers."""
     known = {one.asked.key for one in recorded}
     return [
@@ -134,4 +132,4 @@ def further_questions(
 
 def grouped(questions: Sequence[AskedQuestion], size: int) -> list[list[AskedQuestion]]:
     """Questions that are asked at once: `size` of them, as often as they suffice."""
-    return [questions[at : at + size] for at in range(0, len(questions) - size + 1, size)]
+    return [list(questions[at : at + size]) for at in range(0, len(questions) - size + 1, size)]

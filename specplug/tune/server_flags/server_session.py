@@ -15,12 +15,12 @@ from specplug.profile import Profile
 from specplug.subjects.connection import SILENCE_S
 from specplug.subjects.launched import START_S, LaunchedServer
 from specplug.subjects.server_command import ServerCommand
-from specplug.subjects.server_memory import server_bytes
+from specplug.subjects.server_memory import GPU_LAYERS, may_offload, server_bytes
 from specplug.subjects.subject import Subject
 from specplug.tune import journal as journals
 from specplug.tune.budget import Budget, Progress
 from specplug.tune.server_flags.live_servers import LiveServers, Opener
-from specplug.tune.server_flags.offered_candidates import candidates_of, probes_of
+from specplug.tune.server_flags.offered_candidates import checked_candidates, probes_of
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, further_questions, grouped
 from specplug.tune.server_flags.run_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, Candidate
@@ -79,9 +79,7 @@ def tune_server(
     row of the result.
     """
     check_server_request(request)
-    tried, missing = candidates_of(request)
-    for candidate in tried:
-        request.command.with_flags(candidate.flags)  # raises for what contradicts the user's own flags
+    tried, missing = checked_candidates(request)
     with ExitStack() as stack:
         path = journal_path(request.out)
         journal = stack.enter_context(journals.opened(path, resume=request.resume, notify=notify))
@@ -106,6 +104,7 @@ def tune_server(
             stages.note(f"{busy} are busy with other work, so measured speeds are not reliable")
         for sentence in missing:
             stages.note(sentence)
+        servers.note = stages.note
         servers.together = simulated or _together(request, stages.note)
         return _run(stages, tried, busy)
 
@@ -125,13 +124,14 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
 
     others = [level for level in request.concurrency if level != request.level]
     reserve = budget.seconds * OTHER_LEVEL_SHARE * len(others)
-    engine_s = budget.seconds * ENGINE_SHARE if request.own_engine else 0.0
+    engine_s = budget.seconds * ENGINE_SHARE if _own_engine_fits(request, stages.note) else 0.0
     if engine_s and stages.most_to_run(reserve + engine_s) < FEWEST_BEFORE_ENGINE:
         stages.note("specplug's own engine is not measured, so that there is time for the candidates; raise --budget")
         engine_s = 0.0
     reserve += engine_s
     questions = [one.asked for one in recorded]
-    questions += further_questions(request.prompts, recorded, request.max_tokens)
+    further = further_questions(request.prompts, recorded, request.max_tokens)
+    questions += [one for one in further if one.key not in stages.refused]
     groups = grouped(questions, request.level)
     chosen = to_run(tried, predictions, stages.most_to_run(reserve))
     runs = [CandidateRun(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
@@ -177,6 +177,21 @@ def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]])
     return run
 
 
+def _own_engine_fits(request: ServerRequest, note: Callable[[str], None]) -> bool:
+    """Whether specplug's own engine is asked for, and computes where the server does."""
+    if not request.own_engine or not may_offload(request.command):
+        return request.own_engine
+    from specplug.engines.llama_cpp.engine_settings import can_offload
+
+    if not can_offload():
+        note(
+            "specplug's own engine is not measured: the server may use a GPU, and the installed llama-cpp-python is "
+            "built without GPU support (docs/how-to/gpu.md)"
+        )
+        return False
+    return True
+
+
 def start_limit(plain_start_s: float, left: float) -> float:
     """Seconds that the server of a candidate may take to start, with so many left of the budget."""
     usual = max(SHORTEST_START_S, START_TIMES * plain_start_s)
@@ -207,12 +222,18 @@ def _opener(request: ServerRequest, limit: Callable[[], float]) -> Opener:
 
 
 def engine_profile(profile: Profile, command: ServerCommand) -> Profile:
-    """The profile with the context and the threads of the server's command, as far as that names some."""
+    """The profile with the context, the threads and the GPU layers of the server's command, as far as that names some.
+
+    All layers where the server has a GPU and chooses their number itself.
+    """
     runtime = profile.runtime
     if command.context:
         runtime = replace(runtime, context=command.context // (command.slots or 1))
     if command.threads:
         runtime = replace(runtime, threads=command.threads)
+    if may_offload(command):
+        layers = command.value(GPU_LAYERS) or ""
+        runtime = replace(runtime, gpu_layers=int(layers) if layers.isdecimal() else -1)
     return replace(profile, runtime=runtime)
 
 

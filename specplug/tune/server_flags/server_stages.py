@@ -13,7 +13,7 @@ from typing import Any
 
 from specplug.errors import EngineError, SpecplugError, UsageError
 from specplug.subjects.clock_check import clock_difference
-from specplug.subjects.subject import Abilities, Reply, SubjectError
+from specplug.subjects.subject import Abilities, RefusedQuestion, Reply, SubjectError
 from specplug.tune.budget import Budget, Progress
 from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
@@ -30,6 +30,7 @@ from specplug.tune.server_flags.recorded_questions import (
     from_entry,
     turns_of,
 )
+from specplug.tune.server_flags.refused_questions import RefusedQuestions
 from specplug.tune.server_flags.run_choice import MOST_RUN
 from specplug.tune.server_flags.server_candidates import Candidate
 from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, predicted, replay_of
@@ -81,6 +82,7 @@ class ServerStages:
 
     notes    sentences for the user, which the document keeps
     group_s  seconds of an answer of two servers, by the plain answers; 0 before these
+    refused  what plain decoding does not answer
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class ServerStages:
         self._replies: list[Reply] = []
         self._notify = notify
         self._progress = progress
+        self.refused = RefusedQuestions(journal, lambda: budget.spent, self.note)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -122,9 +125,10 @@ class ServerStages:
             self.note("the server reports no times of its own; those of the stream are used")
 
     def record(self) -> list[Recorded]:
-        """Plain answers to the prompts, by turns of the categories, as many as fit.
+        """Plain answers to the prompts, by turns of the categories, as many as fit. Questions that the server refuses
+        are left out, and so are the later turns of these conversations.
 
-        UsageError where the budget cannot hold what a winner needs.
+        UsageError where the budget cannot hold what a winner needs; SpecplugError where too few are answered.
         """
         kept = {entry["key"]: entry for entry in self.journal.of("answer")}
         found: list[Recorded] = []
@@ -132,6 +136,8 @@ class ServerStages:
         slowest = 0.0
         for turn in turns_of(self.request.prompts):
             earlier = texts.setdefault(turn.prompt, [])
+            if turn.key in self.refused or len(earlier) < len(turn.texts) - 1:
+                continue
             one = turn.question(earlier, self.request.max_tokens)
             if turn.key in kept:
                 recorded = from_entry(one, kept[turn.key])
@@ -140,7 +146,11 @@ class ServerStages:
                 if enough and self.budget.spent + slowest > RECORD_SHARE * self.request.budget:
                     break
                 before = self.budget.spent
-                recorded = self._record(one)
+                try:
+                    recorded = self._record(one)
+                except RefusedQuestion as error:
+                    self.refused.add([one], error)
+                    continue
                 slowest = max(slowest, self.budget.spent - before)
                 if not found:
                     needed = before + self.servers.plain_start_s + self.request.fewest_times * slowest
@@ -148,6 +158,7 @@ class ServerStages:
             earlier.append(recorded.text)
             found.append(recorded)
             self._progress("plain answers", min(1.0, len(found) / len(self.request.prompts)), "", self.budget.left)
+        self.refused.check(len(found), self.request.fewest_answers)
         self.group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in found) / len(found) / 1000
         if difference := clock_difference("the server", self._replies):
             self.note(difference)
@@ -241,11 +252,13 @@ class ServerStages:
             text = f"{leader.candidate.name} {leader.median:.2f}" if leader is not None else ""
             self._progress("live", 1 - max(0.0, self.budget.left) / self.request.budget, text, self.budget.left)
 
+        groups = self.refused.without(groups)
         self._restore(runs, groups)
         self._new_elimination(groups, reserve, best).run(runs)
 
     def measure_aside(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
         """Measure one candidate once over the groups, as far as the time goes."""
+        groups = self.refused.without(groups)
         self._restore([run], groups)
         if run.running and run.groups < len(groups):
             self._new_elimination(groups, reserve, lambda found: None).measure(run, groups[run.groups :])
@@ -270,6 +283,7 @@ class ServerStages:
             group_s=self.group_s,
             store=self._store,
             failed=lambda run: self._failed(run, _level(groups)),
+            refused=self.refused.add,
             progress=progress,
         )
 
@@ -288,6 +302,8 @@ class ServerStages:
     def _record(self, one: AskedQuestion) -> Recorded:
         try:
             (reply,) = asked(self.servers.plain(), [replace(one.question, ids=self.abilities.token_ids)])
+        except RefusedQuestion:
+            raise
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
         self._replies.append(reply)
@@ -374,8 +390,8 @@ class ServerStages:
 
 
 def _level(groups: Sequence[Sequence[AskedQuestion]]) -> int:
-    """The number of questions that are asked at once."""
-    return len(groups[0])
+    """The number of questions that are asked at once; 0 where there are none."""
+    return len(groups[0]) if groups else 0
 
 
 def _replayable(one: Recorded) -> RecordedAnswer:
