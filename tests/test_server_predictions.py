@@ -1,5 +1,6 @@
 """The time of passes from whole answers, and what is predicted from it; the expectations are sums done by hand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,14 @@ def test_vllms_candidates_depend_on_what_is_installed() -> None:
         "suffix": "suffix, 8 drafted",
         "specplug's suffix": "specplug's suffix, 3 drafted",
         "small": "small, 3 drafted",
+    }
+    small = next(one for one in found if one.family == "small")
+    assert json.loads(small.flags[1]) == {"model": "org/small", "num_speculative_tokens": 1}, "vLLM finds the method"
+    with_heads, _ = vllm_candidates(full, heads=[("eagle3", "/head"), ("mtp", None)])
+    heads = {one.name: json.loads(one.flags[1]) for one in with_heads if one.family in ("eagle3", "mtp") and one.usual}
+    assert heads == {
+        "eagle3, 2 drafted": {"method": "eagle3", "model": "/head", "num_speculative_tokens": 2},
+        "mtp, 2 drafted": {"method": "mtp", "num_speculative_tokens": 2},
     }
     unknown, missing = vllm_candidates(None)
     assert unknown == bare and len(missing) == 1 and missing[0].endswith("the Python of this vLLM was not found")
