@@ -94,9 +94,11 @@ def tune_one_server(asked: ServerTune) -> bool:
     if asked.request.json and asked.format is not None:
         raise UsageError("--json prints one document, which holds the command as a list; leave --format out")
     wanted = _request(asked)
-    if asked.format is not None:
-        as_format(wanted.command.argv, asked.format)  # raises for what it cannot hold, before hours of measuring
     check_server_request(wanted)
+    if asked.format is not None:  # which raises for what it cannot hold, before hours of measuring
+        as_format(wanted.command.argv, asked.format)
+        for candidate in checked_candidates(wanted)[0]:
+            as_format(wanted.command.with_flags(candidate.flags), asked.format)
     if asked.dry_run:
         check_resumable(wanted.out, asked.resume)
         plan = _plan(wanted)

@@ -126,3 +126,16 @@ def test_an_address_of_several_models_cannot_be_tuned_either(
 def test_the_dry_run_refuses_a_command_that_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = tuned(f"{COMMAND} -m stub.gguf -md small.gguf", tmp_path, capsys)
     assert code == 2 and "the command has -md, which drafts" in err
+
+
+def test_a_format_that_cannot_hold_a_candidate_is_refused_before_it_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "llama-server"
+    script.write_text(f'#!/bin/sh\nexec {COMMAND} "$@"\n')
+    script.chmod(0o755)
+    drafter = write_gguf(tmp_path / "a;b.gguf")
+    for draft, code in (([], 0), (["--draft", str(drafter)], 2)):
+        out = ["--dry-run", "--format", "ini", "--out", str(tmp_path / "out.yaml")]
+        assert main(["tune", "--server", f"{script} -m stub.gguf", *out, *draft]) == code
+    assert "a;b.gguf', has a character that ends or changes a value in a preset" in capsys.readouterr().err
