@@ -26,7 +26,7 @@ from specplug.models.gguf_header import read_header
 from specplug.models.model_facts import has_mtp_layer, model_facts, pairs
 from specplug.models.model_stores import sidecars_in, stored_models
 from specplug.profile.command_formats import as_format
-from specplug.profile.server_programs import VLLM
+from specplug.profile.server_programs import LLAMA_SERVER, VLLM
 from specplug.profile.shown_command import shown
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.remote import RemoteServer
@@ -180,6 +180,8 @@ def _no_address(server: RemoteServer, text: str) -> UsageError:
 
 def _named_drafters(refs: Sequence[str], command: ServerCommand) -> tuple[list[str], list[tuple[str, str | None]]]:
     """The values of --draft: models as the server's flag takes them, and EAGLE-3 heads."""
+    if command.kind not in (LLAMA_SERVER, VLLM):
+        return list(refs), []
     drafters: list[str] = []
     heads: list[tuple[str, str | None]] = []
     for ref in refs:

@@ -114,6 +114,9 @@ def test_a_command_without_a_model_is_told_how_to_name_one(
     for named in ("-hf owner/name", "-mu http://host/m.gguf", "-dr ai/name"):
         assert tuned(f"{COMMAND} {named}", tmp_path, capsys)[0] == 0, named
 
+    monkeypatch.setenv("LLAMA_ARG_HF_REPO", "owner/name")
+    assert tuned(COMMAND, tmp_path, capsys)[0] == 0, "the help names the variable"
+
 
 def test_an_address_of_several_models_cannot_be_tuned_either(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -424,6 +424,16 @@ def test_a_prompt_that_the_server_refuses_is_left_out(request_for: MakeRequest) 
     assert again["workload"]["answers"] == 6 and notices.count("without a/1: none: the prompt is too long") == 1
 
 
+def test_a_prompt_that_a_real_server_refuses_is_left_out(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 1)
+    outcome, notices = run(request_for("--ms-per-pass", "2", "--refused-word", "and 5"))
+    assert outcome.document["workload"]["answers"] == 5 and outcome.document["chosen"] != PLAIN_NAME
+    (notice,) = [notice for notice in notices if notice.startswith("without q5/0: ")]
+    assert "HTTP 400: request (5000 tokens) exceeds the available context size" in notice
+
+
 def test_a_further_prompt_that_the_server_refuses_is_left_out(request_for: MakeRequest) -> None:
     prompts = [*(Prompt(f"b{i}", "work", (f"say {i}",)) for i in range(14)), Prompt("z", "work", ("so huge",))]
     machine = Machine(drafts_pay, refuses=too_long("huge"))
