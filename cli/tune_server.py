@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -95,18 +95,20 @@ def tune_one_server(asked: ServerTune) -> bool:
         raise UsageError("--json prints one document, which holds the command as a list; leave --format out")
     wanted = _request(asked)
     check_server_request(wanted)
-    if asked.format is not None:  # which raises for what it cannot hold, before hours of measuring
-        as_format(wanted.command.argv, asked.format)
-        for candidate in checked_candidates(wanted)[0]:
-            as_format(wanted.command.with_flags(candidate.flags), asked.format)
+
+    def check(argv: Sequence[str]) -> None:
+        if asked.format is not None:
+            as_format(argv, asked.format)  # raises for what it cannot hold, before hours of measuring
+
+    check(wanted.command.argv)
     if asked.dry_run:
         check_resumable(wanted.out, asked.resume)
-        plan = _plan(wanted)
+        plan = _plan(wanted, check)
         click.echo(json.dumps(plan, indent=1) if asked.request.json else _plan_text(plan))
         return False
     try:
         with budget_bar("tune", asked.seconds) as progress:
-            outcome = tune_server(wanted, notify=note, progress=progress)
+            outcome = tune_server(wanted, notify=note, progress=progress, check=check)
     except KeyboardInterrupt:
         note("measurements are kept; run the same command with --resume to continue")
         raise
@@ -242,9 +244,9 @@ def _own_engine_can(model: Path | None, command: ServerCommand) -> bool:
     )
 
 
-def _plan(wanted: ServerRequest) -> dict[str, Any]:
+def _plan(wanted: ServerRequest, check: Callable[[Sequence[str]], object]) -> dict[str, Any]:
     """What would be tried."""
-    tried, missing = checked_candidates(wanted)
+    tried, missing = checked_candidates(wanted, check)
     families: dict[str, int] = {}
     for candidate in tried:
         families[candidate.family] = families.get(candidate.family, 0) + 1

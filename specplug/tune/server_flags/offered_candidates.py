@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,12 @@ print(json.dumps(found))
 """Makes the flags of specplug's plugin with the specplug beside vLLM, which knows its runner."""
 
 
-def checked_candidates(request: ServerRequest) -> tuple[list[Candidate], list[str]]:
+def checked_candidates(
+    request: ServerRequest, check: Callable[[Sequence[str]], object] = lambda argv: None
+) -> tuple[list[Candidate], list[str]]:
     """As `candidates_of`.
 
+    check  receives the command with the flags of each candidate, and raises UsageError where it cannot be the result
     UsageError where there is none, for flags of the user's own that contradict one, and where the command drafts
     already, because plain decoding could not be measured then.
     """
@@ -85,7 +88,7 @@ def checked_candidates(request: ServerRequest) -> tuple[list[Candidate], list[st
             + "".join(f"; {line}" for line in missing if "--spec-type" not in line)
         )
     for candidate in tried:
-        command.with_flags(candidate.flags)  # raises for what contradicts the user's own flags
+        check(command.with_flags(candidate.flags))  # which raises for what contradicts the user's own flags
     return tried, missing
 
 

@@ -71,15 +71,17 @@ def tune_server(
     progress: Progress = lambda stage, share, best, left: None,
     opener: Opener | None = None,
     clock: Callable[[], float] = monotonic,
+    check: Callable[[Sequence[str]], object] = lambda argv: None,
 ) -> ServerOutcome:
     """Find the fastest flags and write the profile. An interrupted tune can be continued with `resume`.
 
     opener  makes the subject of a candidate; by default a process of the command
+    check   as for `checked_candidates`
     UsageError for a request that cannot be tuned; SpecplugError where plain decoding fails. A fault of a candidate is a
     row of the result.
     """
     check_server_request(request)
-    tried, missing = checked_candidates(request)
+    tried, missing = checked_candidates(request, check)
     with ExitStack() as stack:
         path = journal_path(request.out)
         journal = stack.enter_context(journals.opened(path, resume=request.resume, notify=notify))
