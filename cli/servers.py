@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specplug.bench.compare_servers import names_apart
-from specplug.engines.vllm.located_model import hub_name
+from specplug.engines.vllm.located_model import vllm_argument
+from specplug.errors import UsageError
 from specplug.machine.folders import expanded
 from specplug.models import references
+from specplug.profile.server_programs import LLAMA_SERVER, VLLM
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
 from specplug.subjects.remote import RemoteServer
@@ -43,8 +45,17 @@ def give_model(servers: Sequence[LaunchedServer | RemoteServer], model: str | No
         elif server.command.kind == "unknown":
             note(f"{server.name} starts as its command says: how it takes --model {model} is not known")
         else:
-            named = hub_name(model) if server.command.kind == "vllm" else str(references.resolve(model, "gguf"))
-            server.command = with_model(server.command, named)
+            server.command = with_model(server.command, _argument(model, server.command.kind))
+
+
+def _argument(model: str, kind: str) -> str:
+    """What a server of this kind takes for the value of --model."""
+    if kind == VLLM:
+        return vllm_argument(model)
+    path = references.resolve(model, "gguf")
+    if kind == LLAMA_SERVER and path.is_dir():
+        raise UsageError(f"--model {model}: llama-server takes a GGUF file, and {path} is a folder; name a .gguf file")
+    return str(path)
 
 
 def _is_here(model: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,19 +17,21 @@ from rich.console import Console
 from rich.table import Table
 
 from specplug.bench.workloads import Prompt
-from specplug.errors import UsageError
+from specplug.engines.vllm.located_model import vllm_argument
+from specplug.errors import SpecplugError, UsageError
 from specplug.machine.files import write_atomically
 from specplug.models import references
+from specplug.models.checkpoint_heads import brings_mtp_layers, is_eagle3_head
 from specplug.models.gguf_header import read_header
 from specplug.models.model_facts import has_mtp_layer, model_facts, pairs
 from specplug.models.model_stores import sidecars_in, stored_models
 from specplug.profile.command_formats import as_format
+from specplug.profile.server_programs import LLAMA_SERVER, VLLM
 from specplug.profile.shown_command import shown
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.remote import RemoteServer
-from specplug.subjects.server_command import ServerCommand
-from specplug.subjects.subject import SubjectError
-from specplug.tune.server_flags.offered_candidates import candidates_of
+from specplug.subjects.server_command import HUB, ServerCommand
+from specplug.tune.server_flags.offered_candidates import checked_candidates
 from specplug.tune.server_flags.server_candidates import PLAIN_NAME
 from specplug.tune.server_flags.server_document import (
     SERVER_COLUMNS,
@@ -59,9 +61,6 @@ MOST_FOUND = 2
 
 SHOWN_REPLAYED = 5
 """Rows of the table that were only replayed; --html and --json have all."""
-
-REPOSITORIES = ("-hf", "-hfr", "--hf-repo")
-"""Flags with which llama-server downloads its model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +94,21 @@ def tune_one_server(asked: ServerTune) -> bool:
     if asked.request.json and asked.format is not None:
         raise UsageError("--json prints one document, which holds the command as a list; leave --format out")
     wanted = _request(asked)
-    if asked.format is not None:
-        as_format(wanted.command.argv, asked.format)  # raises for what it cannot hold, before hours of measuring
     check_server_request(wanted)
+
+    def check(argv: Sequence[str]) -> None:
+        if asked.format is not None:
+            as_format(argv, asked.format)  # raises for what it cannot hold, before hours of measuring
+
+    check(wanted.command.argv)
     if asked.dry_run:
         check_resumable(wanted.out, asked.resume)
-        plan = _plan(wanted)
+        plan = _plan(wanted, check)
         click.echo(json.dumps(plan, indent=1) if asked.request.json else _plan_text(plan))
         return False
     try:
         with budget_bar("tune", asked.seconds) as progress:
-            outcome = tune_server(wanted, notify=note, progress=progress)
+            outcome = tune_server(wanted, notify=note, progress=progress, check=check)
     except KeyboardInterrupt:
         note("measurements are kept; run the same command with --resume to continue")
         raise
@@ -130,8 +133,9 @@ def _request(asked: ServerTune) -> ServerRequest:
     if not isinstance(server, LaunchedServer):
         raise _no_address(server, asked.request.servers[0])
     command = server.command
-    if command.model is None and not any(word.split("=")[0] in REPOSITORIES for word in command.argv):
-        raise UsageError(f"--server: {command.program} has no model; add -m MODEL to the command, or --model MODEL")
+    if command.model is None and command.value(HUB) is None:
+        words = "MODEL after `vllm serve`" if command.kind == VLLM else "-m MODEL to the command"
+        raise UsageError(f"--server: {command.program} has no model; add {words}, or --model MODEL")
     model = Path(command.model) if command.model is not None and Path(command.model).exists() else None
     label = Path(command.model or command.program).stem
     target = tuned_target(asked.out, f"{label}-{command.kind}")
@@ -165,7 +169,7 @@ def _invoked(server: str) -> str:
 def _no_address(server: RemoteServer, text: str) -> UsageError:
     """The refusal of an address, with the command to pass as far as the server reports its kind."""
     kind, model = "", "MODEL"
-    with suppress(SubjectError):
+    with suppress(SpecplugError):  # such as for several models
         server.start()
         kind, model = server.abilities.kind, server.abilities.model or model
     server.stop()
@@ -178,11 +182,18 @@ def _no_address(server: RemoteServer, text: str) -> UsageError:
 
 def _named_drafters(refs: Sequence[str], command: ServerCommand) -> tuple[list[str], list[tuple[str, str | None]]]:
     """The values of --draft: models as the server's flag takes them, and EAGLE-3 heads."""
-    if command.kind != "llama-server":
+    if command.kind not in (LLAMA_SERVER, VLLM):
         return list(refs), []
     drafters: list[str] = []
     heads: list[tuple[str, str | None]] = []
     for ref in refs:
+        if command.kind == VLLM:
+            name = vllm_argument(ref)
+            if is_eagle3_head(Path(name)):
+                heads.append(("eagle3", name))
+            else:
+                drafters.append(name)
+            continue
         path = references.resolve(ref, "gguf", head=True)
         if read_header(path).architecture == "eagle3":
             heads.append(("eagle3", str(path)))
@@ -192,7 +203,12 @@ def _named_drafters(refs: Sequence[str], command: ServerCommand) -> tuple[list[s
 
 
 def _found_drafters(model: Path | None, command: ServerCommand) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """Smaller models of the same tokenizer on this disk, and heads in the model's file or beside it; GGUF only."""
+    """Smaller models of the same tokenizer on this disk, and heads in the model's file or beside it, both in GGUF; for
+    vLLM, only the MTP layers of the model itself."""
+    if command.kind == VLLM and command.model is not None:
+        with suppress(UsageError):  # vLLM will say what is wrong with it
+            if brings_mtp_layers(Path(vllm_argument(command.model))):
+                return [], [("mtp", None)]
     if model is None or command.kind != "llama-server" or not model.is_file():
         return [], []
     try:
@@ -228,11 +244,9 @@ def _own_engine_can(model: Path | None, command: ServerCommand) -> bool:
     )
 
 
-def _plan(wanted: ServerRequest) -> dict[str, Any]:
+def _plan(wanted: ServerRequest, check: Callable[[Sequence[str]], object]) -> dict[str, Any]:
     """What would be tried."""
-    tried, missing = candidates_of(wanted)
-    for candidate in tried:
-        wanted.command.with_flags(candidate.flags)
+    tried, missing = checked_candidates(wanted, check)
     families: dict[str, int] = {}
     for candidate in tried:
         families[candidate.family] = families.get(candidate.family, 0) + 1

@@ -18,7 +18,7 @@ FLAGS: list[tuple[str, str, str, Any]] = [
     ("-np, --parallel", "N", "number of server slots", 1),
     ("-ngl, --gpu-layers, --n-gpu-layers", "N", "layers to store in VRAM", "auto"),
     ("-m, --model", "FNAME", "model path to load", "models/stub.gguf"),
-    ("-hf, -hfr, --hf-repo", "<user>/<model>", "Hugging Face model repository", None),
+    ("-hf, -hfr, --hf-repo", "<user>/<model>", "Hugging Face model repository (env: LLAMA_ARG_HF_REPO)", None),
     ("-a, --alias", "STRING", "set model name aliases", None),
     ("--host", "HOST", "IP addresses to listen on", "127.0.0.1"),
     ("--port", "PORT", "port to listen", 8080),

@@ -52,6 +52,7 @@ STUB_FLAGS: list[tuple[str, Any]] = [
     ("--clock-rate", 1.0),
     ("--more-models", ""),
     ("--refused-field", ""),
+    ("--refused-word", ""),
     ("--event", ""),
     ("--first-event", ""),
     ("--body", ""),
@@ -329,6 +330,10 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, form: "Answer", body: dict[str, Any]) -> None:
         stub = self.stub
         options = stub.options
+        if options.refused_word and options.refused_word in "".join(map(form.text, form.prompt)):
+            message = "request (5000 tokens) exceeds the available context size (4096 tokens)"
+            self.send_json({"error": {"code": 400, "message": message, "type": "exceed_context_size_error"}}, 400)
+            return
         with stub.slots:
             if not body.get("stream"):
                 for _ in form.events():

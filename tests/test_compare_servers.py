@@ -253,6 +253,37 @@ def test_without_the_first_server_there_is_nothing_to_compare_with(work: str) ->
     assert (first["tokens"], other["tokens"], other["identical"]) == (46, 92, 2)
 
 
+def test_a_prompt_that_the_first_server_refuses_is_left_out_for_all(work: str) -> None:
+    """The second turn of `a` has `six`, so three answers with 23 decoded tokens are left."""
+    servers = [f"{COMMAND} --refused-word six", COMMAND, f"{COMMAND} --ms-per-pass 1"]
+    done = bench(work, servers, "--json", "--repeats", "2")
+    found = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert [(arm["failure"], arm["tokens"], arm["identical"]) for arm in found["arms"]] == [(None, 138, 3)] * 3
+    (why,) = found["refused"].values()
+    assert found["refused"].keys() == {"a"} and "exceeds the available context size" in why
+    assert done.stderr.count("prompt a is left out for all: ") == 1
+
+
+def test_a_server_that_refuses_what_the_first_one_answers_has_failed(work: str) -> None:
+    first, other = compared(work, [COMMAND, f"{COMMAND} --refused-word yellow"])["arms"]
+    assert "exceeds the available context size" in other["failure"] and other["tokens"] == 46
+    assert (first["failure"], first["tokens"]) == (None, 92)
+
+
+def test_a_first_server_that_refuses_everything_has_failed(work: str) -> None:
+    done = bench(work, [f"{COMMAND} --answer-tokens 0", COMMAND])
+    assert isinstance(done.exception, SpecplugError) and "the answer is empty" in str(done.exception)
+
+
+def test_a_server_that_does_not_start_beside_another_one_may_start_alone(work: str) -> None:
+    first, other = compared(work, [COMMAND, COMMAND, f"{COMMAND} --missing-model"])["arms"][::2]
+    advice = f"; it does not start beside {first['name']}: if it does alone, measure it alone"
+    assert first["failure"] is None and other["failure"].endswith(advice)
+    alone = json.loads(bench(work, [f"{COMMAND} --missing-model", COMMAND], "--json").stdout)["arms"][0]
+    assert not alone["failure"].endswith("measure it alone"), "nothing ran beside it"
+
+
 def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> None:
     first, missing, _ = compared(work, [COMMAND, f"{COMMAND} --missing-model", COMMAND])["arms"]
     assert "its last line: exiting due to model loading error" in missing["failure"] and missing["tokens"] == 0

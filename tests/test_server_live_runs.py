@@ -10,7 +10,7 @@ import pytest
 from simulated_server import Machine
 
 from specplug.bench.statistics import expanded_tail
-from specplug.subjects.subject import Question
+from specplug.subjects.subject import Question, RefusedQuestion
 from specplug.tune.server_flags.live_servers import LiveServers
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed
 from specplug.tune.server_flags.run_choice import to_run
@@ -19,7 +19,9 @@ from specplug.tune.server_flags.successive_elimination import CandidateRun, Succ
 
 
 def groups(count: int) -> list[list[AskedQuestion]]:
-    return [[AskedQuestion(f"q{i}/0", "work", Question((), 128))] for i in range(count)]
+    return [
+        [AskedQuestion(f"q{i}/0", "work", Question(({"role": "user", "content": str(i)},), 128))] for i in range(count)
+    ]
 
 
 def elimination(machine: Machine, count: int, *, budget: float = 1e6, together: bool = True) -> SuccessiveElimination:
@@ -205,3 +207,71 @@ def test_a_slow_candidate_does_not_take_the_time_of_others() -> None:
     assert machine.now == 22.0
     tried.measure(quick, groups(9))
     assert quick.groups == 5, "10 s hold five groups of 2 s"
+
+
+def test_a_candidate_that_does_not_start_beside_the_plain_server_is_measured_without_it() -> None:
+    notes: list[str] = []
+    machine = Machine(lambda name, process: 1.0 if name == PLAIN_NAME else 0.5, most=1)
+    servers = LiveServers(machine.opened, together=True, note=notes.append)
+    servers.plain()
+    run = CandidateRun(Candidate("c", "c"))
+    SuccessiveElimination(servers, groups(4), left=lambda: 1e6, start_s=0.0, group_s=2.0).measure(run, groups(4))
+    assert run.failure is None and run.groups == 4 and run.median == 2.0
+    assert notes == ["one server runs at a time from here on: c did not start beside the plain one"]
+    assert not servers.together and machine.running.count("c") == 0
+
+
+def test_a_candidate_that_does_not_start_alone_either_has_failed_and_the_next_one_runs_beside_the_plain_server() -> (
+    None
+):
+    notes: list[str] = []
+    machine = Machine(lambda name, process: 1.0, broken=frozenset({"c"}))
+    servers = LiveServers(machine.opened, together=True, note=notes.append)
+    servers.plain()
+    both = SuccessiveElimination(servers, groups(4), left=lambda: 1e6, start_s=0.0, group_s=2.0)
+    both.measure(broken := CandidateRun(Candidate("c", "c")), groups(4))
+    assert broken.failure == "c: out of memory" and machine.started == [PLAIN_NAME, "c", "c", PLAIN_NAME]
+    both.measure(sound := CandidateRun(Candidate("d", "d")), groups(4))
+    assert servers.together and notes == [] and sound.groups == 4 and machine.started[4:] == ["d"]
+
+
+def refusing(names: str, number: int) -> Machine:
+    """The servers with these names refuse the question with this number."""
+    return Machine(
+        lambda name, process: 1.0 if name == PLAIN_NAME else 0.5,
+        refuses=lambda name, question: name in names.split() and question.messages[0]["content"] == str(number),
+    )
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("number", [0, 1, 3])
+@pytest.mark.parametrize("names", [PLAIN_NAME, f"{PLAIN_NAME} c"])
+def test_a_question_that_plain_decoding_refuses_is_left_out(names: str, number: int, together: bool) -> None:
+    machine, left_out = refusing(names, number), []
+
+    def refused(group: Sequence[AskedQuestion], error: RefusedQuestion) -> None:
+        left_out.append((group[0].key, str(error)))
+
+    servers = LiveServers(machine.opened, together=together)
+    runs = [CandidateRun(Candidate("c", "c"))]
+    SuccessiveElimination(servers, groups(7), left=lambda: 1e6, start_s=0.0, group_s=2.0, refused=refused).run(runs)
+    assert left_out == [(f"q{number}/0", f"{PLAIN_NAME}: the prompt is too long")], "once"
+    assert runs[0].failure is None and runs[0].wins
+    assert set(runs[0].confirmation.groups) == {f"q{i}/0" for i in range(7) if i != number}  # type: ignore[union-attr]
+    assert runs[0].groups == 12, "two rounds of six"
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_candidate_that_refuses_what_plain_decoding_answers_has_failed(number: int, together: bool) -> None:
+    run = CandidateRun(Candidate("c", "c"))
+    elimination(refusing("c", number), 4, together=together).measure(run, groups(4))
+    assert run.failure == "c: the prompt is too long"
+
+
+def test_in_a_selection_refused_questions_take_no_candidates_turn() -> None:
+    machine = refusing(f"{PLAIN_NAME} a b", 0)
+    runs = [CandidateRun(Candidate(name, name)) for name in "ab"]
+    elimination(machine, 6).run(runs)
+    assert [one.failure for one in runs] == [None, None] and any(one.wins for one in runs)
+    assert all("q0/0" not in one.pairs.groups for one in runs)

@@ -1,5 +1,6 @@
 """The time of passes from whole answers, and what is predicted from it; the expectations are sums done by hand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
 from specplug.tune.server_flags.drafter_guesses import AnswerGuesses
 from specplug.tune.server_flags.llama_candidates import chained, llama_candidates, lookup_probe
 from specplug.tune.server_flags.offered_candidates import python_of
-from specplug.tune.server_flags.pass_times import PassTimes, fitted
+from specplug.tune.server_flags.pass_times import PassTimes, fitted, plain_scales, usual_rows
 from specplug.tune.server_flags.run_choice import to_run, with_chains
 from specplug.tune.server_flags.server_candidates import Candidate, Drafts, RuleSizes
 from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, passes_ms, predicted
@@ -251,6 +252,14 @@ def test_vllms_candidates_depend_on_what_is_installed() -> None:
         "specplug's suffix": "specplug's suffix, 3 drafted",
         "small": "small, 3 drafted",
     }
+    small = next(one for one in found if one.family == "small")
+    assert json.loads(small.flags[1]) == {"model": "org/small", "num_speculative_tokens": 1}, "vLLM finds the method"
+    with_heads, _ = vllm_candidates(full, heads=[("eagle3", "/head"), ("mtp", None)])
+    heads = {one.name: json.loads(one.flags[1]) for one in with_heads if one.family in ("eagle3", "mtp") and one.usual}
+    assert heads == {
+        "eagle3, 2 drafted": {"method": "eagle3", "model": "/head", "num_speculative_tokens": 2},
+        "mtp, 2 drafted": {"method": "mtp", "num_speculative_tokens": 2},
+    }
     unknown, missing = vllm_candidates(None)
     assert unknown == bare and len(missing) == 1 and missing[0].endswith("the Python of this vLLM was not found")
 
@@ -289,3 +298,14 @@ def test_an_answer_counts_with_what_its_own_plain_passes_take() -> None:
     found = predicted(SIMPLE, [ANSWER, unlike], TIMES, scales=[3.0, 0.5])
     assert found is not None
     assert found.speedup == pytest.approx((3 * 40.0 + 0.5 * 50.0) / (3 * 23.0 + 0.5 * 50.0))
+
+
+def test_scales_are_the_passes_of_an_answer_over_the_mean_of_all() -> None:
+    # 300 ms for 20 passes: 15 ms in the mean; an answer without a pass says nothing
+    assert plain_scales([(10, 100.0), (10, 200.0), (0, 0.0)]) == (15.0, pytest.approx([2 / 3, 4 / 3, 1.0]))
+    with pytest.raises(ValueError, match="no answer has passes"):
+        plain_scales([(0, 1.0)])
+
+
+def test_the_rows_of_a_probe_are_those_of_most_of_its_drafts() -> None:
+    assert usual_rows({1: 40, 3: 2, 4: 9}) == 4 and usual_rows({1: 5}) == 1

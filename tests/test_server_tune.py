@@ -421,3 +421,109 @@ def test_a_confirmation_goes_on_where_it_was_interrupted(
     chosen = [next(row for row in one["rows"] if row["name"] == one["chosen"]) for one in (first, again)]
     assert [row["speedup"]["median"] for row in chosen] == [1.25, 1.25], "the selection's 2.0 does not count"
     assert first["chosen"] not in machine.started, "nothing is measured again"
+
+
+def too_long(*words: str) -> Callable[[str, Question], bool]:
+    """Every server refuses questions whose last message ends in one of these words."""
+    return lambda name, question: question.messages[-1]["content"].rpartition(" ")[2] in words
+
+
+def test_a_prompt_that_the_server_refuses_is_left_out(request_for: MakeRequest) -> None:
+    prompts = [
+        Prompt("a", "work", ("say 1", "and huge", "say 2")),
+        *(Prompt(f"b{i}", "work", (f"say {i}",)) for i in range(5)),
+    ]
+    machine = Machine(drafts_pay, refuses=too_long("huge"))
+    document, notices = simulated(request_for(budget=400.0, prompts=prompts), machine)
+    assert document["chosen"] != PLAIN_NAME and document["workload"]["answers"] == 6
+    assert notices.count("without a/1: none: the prompt is too long") == 1
+    asked = {question.messages[-1]["content"] for _, question in machine.questions}
+    assert asked == {f"say {i}" for i in range(5)}, "the turn after the refused one needs its answer"
+    again, notices = simulated(request_for(budget=400.0, prompts=prompts, resume=True), Machine(drafts_pay))
+    assert again["workload"]["answers"] == 6 and notices.count("without a/1: none: the prompt is too long") == 1
+
+
+def test_a_prompt_that_a_real_server_refuses_is_left_out(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 1)
+    outcome, notices = run(request_for("--ms-per-pass", "2", "--refused-word", "and 5"))
+    assert outcome.document["workload"]["answers"] == 5 and outcome.document["chosen"] != PLAIN_NAME
+    (notice,) = [notice for notice in notices if notice.startswith("without q5/0: ")]
+    assert "HTTP 400: request (5000 tokens) exceeds the available context size" in notice
+
+
+def test_a_further_prompt_that_the_server_refuses_is_left_out(request_for: MakeRequest) -> None:
+    prompts = [*(Prompt(f"b{i}", "work", (f"say {i}",)) for i in range(14)), Prompt("z", "work", ("so huge",))]
+    machine = Machine(drafts_pay, refuses=too_long("huge"))
+    document, notices = simulated(request_for(budget=60.0, prompts=prompts), machine)
+    assert document["workload"]["answers"] == 13, "22% of 60 s hold 13 answers of 1 s, so z was not recorded"
+    assert [question.messages[-1]["content"] for name, question in machine.questions].count("so huge") == 0
+    assert notices.count("without z/0: none: the prompt is too long") == 1
+    assert document["chosen"] != PLAIN_NAME and not any("failure" in row for row in document["rows"])
+
+
+def test_where_too_few_prompts_are_answered_the_tune_ends_with_the_reason(request_for: MakeRequest) -> None:
+    machine = Machine(drafts_pay, refuses=too_long("0", "1"))
+    with pytest.raises(
+        SpecplugError,
+        match=r"4 questions were answered, and 5 are needed; of 2 that were refused, the last: .* is too long",
+    ):
+        simulated(request_for(), machine)
+
+
+def test_where_two_servers_do_not_fit_together_the_tune_goes_on_with_one(request_for: MakeRequest) -> None:
+    document, notices = simulated(request_for(budget=400.0), Machine(drafts_pay, most=1))
+    assert document["chosen"] != PLAIN_NAME and not any("failure" in row for row in document["rows"])
+    assert sum("one server runs at a time from here on" in notice for notice in notices) == 1
+
+
+def test_the_own_engine_computes_where_the_server_does(request_for: MakeRequest, tmp_path: Path) -> None:
+    def layers(*flags: str) -> int:
+        return server_session.engine_profile(profiles.load("default"), request_for(*flags).command).runtime.gpu_layers
+
+    assert [layers(), layers("-ngl", "0"), layers("-ngl", "20"), layers("-ngl", "all")] == [0, 0, 20, -1]
+    assert layers("-ngl", "99", "--device", "none") == 0
+
+
+def test_the_own_engine_is_left_out_where_it_would_compute_on_the_processor_alone(
+    request_for: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = pytest.importorskip("specplug.engines.llama_cpp.engine_settings")
+    (model := tmp_path / "model.gguf").write_bytes(b"model")
+    asked = request_for("-ngl", "99", budget=400.0, own_engine=True, model=model)
+    for able in (False, True):
+        monkeypatch.setattr(settings, "can_offload", lambda able=able: able)
+        document, notices = simulated(asked, machine := Machine(drafts_pay))
+        assert any(row["name"] == ENGINE_NAME for row in document["rows"]) is able
+        assert any("built without GPU support" in notice for notice in notices) is not able
+        assert (ENGINE_NAME in machine.started) is able
+
+
+def without_lookup(request: ServerRequest) -> ServerRequest:
+    """The request for a build of llama-server without --spec-type."""
+    assert request.command.help is not None
+    help_text = replace(request.command.help, spec_types=())
+    return replace(request, command=replace(request.command, help=help_text))
+
+
+def test_where_there_is_nothing_to_try_nothing_is_measured(request_for: MakeRequest) -> None:
+    machine = Machine(drafts_pay)
+    with pytest.raises(UsageError, match=r"nothing to try: this .* has no lookup .* or pass --draft MODEL.gguf"):
+        simulated(without_lookup(request_for()), machine)
+    with pytest.raises(UsageError, match=r"the command has -md, which drafts, so plain decoding cannot be measured"):
+        simulated(without_lookup(request_for("-md", "d.gguf")), machine)
+    assert machine.started == []
+
+
+def test_an_interval_of_few_answers_is_not_shown(request_for: MakeRequest) -> None:
+    document, _ = simulated(request_for(budget=400.0, concurrency=(1, 2)), Machine(drafts_pay))
+    (row,) = [row for row in document["rows"] if row["name"] == document["chosen"]]
+    assert [kind["answers"] for kind in row["categories"].values()] == [3, 3]
+    assert document["levels"]["2"]["answers"] == 3, "six prompts, two at once"
+    for kind in row["categories"].values():
+        kind |= {"low": 1.9, "high": 2.1}
+    document["levels"]["2"]["speedup"] |= {"low": 1.9, "high": 2.1}
+    assert "1.90-2.10" not in server_page(document)
+    next(iter(row["categories"].values()))["answers"] = 5
+    assert server_page(document).count("1.90-2.10") == 1

@@ -13,7 +13,7 @@ from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
 from specplug.subjects.server_command import read_command
 from specplug.subjects.server_process import ServerProcess
-from specplug.subjects.subject import SubjectError
+from specplug.subjects.subject import Question, RefusedQuestion, SubjectError
 
 CHAT = ("--kind", "openai")
 OWN = ()
@@ -38,6 +38,28 @@ def test_a_fault_in_an_answer_is_an_error_and_the_next_answer_is_whole(kind: tup
                 server.ask(words(5))
             # The stub counts answers, so each flag has hit one of them.
         assert server.ask(words(5)).tokens == 5
+
+
+@pytest.mark.parametrize("kind", [CHAT, OWN], ids=["chat", "completion"])
+def test_a_question_that_is_refused_or_has_an_empty_answer_is_no_fault_of_the_server(
+    kind: tuple[str, ...], tmp_path: Path
+) -> None:
+    long = Question([{"role": "user", "content": "so huge"}], 5)
+    with at_address(*kind, "--refused-word", "huge") as server:
+        with pytest.raises(RefusedQuestion, match=r"HTTP 400: .* exceeds the available context size"):
+            server.ask(long)
+        assert server.ask(words(5)).tokens == 5
+    with at_address(*kind, "--answer-tokens", "0") as server, pytest.raises(RefusedQuestion, match="answer is empty"):
+        server.ask(words(5))
+    (event := tmp_path / "event").write_text('{"error": {"code": 400, "message": "context is full"}}')
+    with (
+        at_address(*kind, "--event", str(event)) as server,
+        pytest.raises(RefusedQuestion, match="within the answer: context is full"),
+    ):
+        server.ask(words(5))
+    with at_address(*kind, "--fail-at", "1") as server, pytest.raises(SubjectError, match="HTTP 500") as failed:
+        server.ask(words(5))
+    assert not isinstance(failed.value, RefusedQuestion)
 
 
 def test_a_server_that_sends_nothing_hangs() -> None:

@@ -54,7 +54,7 @@ def compare_servers(
     Every prompt is answered by all before any receives the next one; of the servers that specplug has started, those
     that are not asked sleep. No more than MOST_LIVE of them run at once: further ones are measured in rounds of their
     own, with the first one again. One that fails keeps the figures of its earlier answers, with the reason; the others
-    go on.
+    go on. A prompt that the first one refuses is left out for all.
 
     subjects                     at least one, not started yet
     profiles, reference_engines  of specplug's own engines, as in `compare`; none where `profiles` is empty
@@ -63,6 +63,7 @@ def compare_servers(
     rows: dict[int, _Row] = {}
     own_rows: list[_Row] = []
     about: dict[str, Any] = {}
+    refused: dict[str, str] = {}
     for number, indices in enumerate(rounds_of(subjects)):
         with ExitStack() as stack:
             lost = rows[0].failure if number else None
@@ -74,7 +75,9 @@ def compare_servers(
                 if failure is None:
                     notify(f"starting {subject.name}")
                     stack.callback(subject.stop)
-                    known, failure = _started(subject, further=number > 0 or index > 0)
+                    before = zip((subjects[one] for one in indices), found, strict=False)
+                    beside = [one.name for one, runs in before if runs and isinstance(one, LaunchedServer)]
+                    known, failure = _started(subject, beside, further=number > 0 or index > 0)
                 if known is not None and known.slots is not None and known.slots < concurrency:
                     notify(f"{subject.name} computes {known.slots} answer(s) at once, so of {concurrency} some wait")
                 arms.append(SubjectArm(subject, failure))
@@ -97,12 +100,16 @@ def compare_servers(
                 concurrency=concurrency,
                 progress=progress,
             )
+        for prompt, why in outcome.refused.items():
+            if prompt not in refused:
+                notify(f"prompt {prompt} is left out for all: {why}")
+        refused |= outcome.refused
         for arm in arms:
             if isinstance(arm, SubjectArm) and (difference := clock_difference(arm.name, arm.replies)):
                 notify(difference)
         made = [
-            _Row(arm, tally, kinds, outcome.failures.get(at), known)
-            for at, (arm, tally, kinds, known) in enumerate(
+            _Row(arm, tally, kinds, outcome.failures.get(place), known)
+            for place, (arm, tally, kinds, known) in enumerate(
                 zip_longest(arms, outcome.overall, outcome.categories, found)
             )
         ]
@@ -121,6 +128,7 @@ def compare_servers(
         "engine_settings": None,
         "arms": [row.document(ordered[0], categories(prompts)) for row in (*ordered, *own_rows)],
         "servers": [_server(subject, row.abilities) for subject, row in zip(subjects, ordered, strict=True)],
+        "refused": refused,
         "other_models": _other_models(subjects, [row.abilities for row in ordered]),
     }
 
@@ -207,9 +215,10 @@ class _Row:
         }
 
 
-def _started(subject: Subject, *, further: bool) -> tuple[Abilities | None, str | None]:
+def _started(subject: Subject, beside: Sequence[str], *, further: bool) -> tuple[Abilities | None, str | None]:
     """What it can do, asleep; or why it did not start.
 
+    beside   names of the servers that were started before, and take memory, too
     further  whether another one is measured, too, so that wrong input must not end the run, either
     """
     try:
@@ -217,7 +226,8 @@ def _started(subject: Subject, *, further: bool) -> tuple[Abilities | None, str 
         found = subject.abilities
         subject.sleep()
     except SubjectError as error:
-        return None, str(error)
+        advice = f"; it does not start beside {beside[0]}: if it does alone, measure it alone" if beside else ""
+        return None, f"{error}{advice}"
     except UsageError as error:
         if not further:
             raise

@@ -2,7 +2,8 @@
 
 All arms answer a prompt before any arm receives the next one, and the arm that goes first changes from prompt to
 prompt. Every repeat starts with nothing learned, as far as an arm can forget. In a conversation, every arm receives the
-first arm's earlier answers. An arm that fails is left out from then on. The module does not depend on files or a
+first arm's earlier answers. An arm that fails is left out from then on, and what the first arm refuses is left out for
+all. The module does not depend on files or a
 terminal, or on what a prompt is: tokens, or a conversation.
 """
 
@@ -17,7 +18,7 @@ from specplug.bench.statistics import Interval, paired_ratio
 from specplug.bench.workloads import Prompt
 from specplug.core import IntArray
 from specplug.generation.counters import Counters
-from specplug.subjects.subject import SubjectError
+from specplug.subjects.subject import RefusedQuestion, SubjectError
 
 Explain = Callable[[IntArray, list[int], list[int]], bool]
 """Takes a prompt, the reference's answer and another answer; returns whether rounding explains the difference."""
@@ -93,11 +94,14 @@ class Outcome:
     """One tally per arm, in the order of the arms: over all answers, and per category.
 
     failures  why an arm answers no more, by its index; its tallies are those of its earlier answers
+    refused   why the first arm refuses a prompt, by the prompt's name; the answers to its earlier turns are in the
+              tallies
     """
 
     overall: list[Tally]
     categories: list[dict[str, Tally]]
     failures: dict[int, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def run_arms(
@@ -142,15 +146,22 @@ def run_arms(
                     conversations[i].append({"role": "user", "content": group[i].turns[turn]})
                 asked = [encode(conversations[i]) for i in active]
                 results: dict[int, Sequence[Timed[Content]]] = {}
+                refusals: dict[int, str] = {}
                 for offset in range(len(arms)):
                     index = (number + repeat + offset) % len(arms)
                     if index in outcome.failures:
                         continue
                     try:
                         results[index] = arms[index].answer(asked, max_tokens)
+                    except RefusedQuestion as error:
+                        refusals[index] = str(error)
                     except SubjectError as error:
                         outcome.failures[index] = str(error)
                     progress(group[0].category, len(active))
+                if 0 in refusals:
+                    outcome.refused |= dict.fromkeys([group[i].id for i in active], refusals[0])
+                    break
+                outcome.failures |= refusals
                 if not results:
                     return outcome
                 for i, answer in zip(active, results[min(results)], strict=True):
@@ -160,6 +171,8 @@ def run_arms(
                 asked_groups += 1
                 if repeat == 0:
                     _judge(outcome, kinds, asked, results, references, explains)
+    if outcome.refused and not outcome.overall[0].tokens:
+        outcome.failures.setdefault(0, next(iter(outcome.refused.values())))
     return outcome
 
 

@@ -137,6 +137,16 @@ def pairs(models: Mapping[str, ModelFacts]) -> list[tuple[str, str]]:
     ]
 
 
+def json_object(path: Path) -> dict[str, Any] | None:
+    """The object that a file holds in JSON; None where it holds none."""
+    try:
+        with open(path, "rb") as file:
+            data = json.loads(file.read(HEADER_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
 def _gguf_facts(path: Path) -> ModelFacts:
     num_bytes = sum(_size(part) for part in parts_of(path))
     problem = None
@@ -195,7 +205,7 @@ def _attention(window: int, context: int) -> str:
 def _checkpoint_facts(folder: Path) -> ModelFacts:
     weights = _weight_files(folder)
     num_bytes = sum(_size(file) for file in weights)
-    config = _json_object(folder / "config.json")
+    config = json_object(folder / "config.json")
     if config is None:
         return ModelFacts(num_bytes, "safetensors", problem="its config.json is damaged; download it again")
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else {}
@@ -252,7 +262,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _weight_problem(folder: Path, weights: list[Path]) -> str | None:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        content = _json_object(index)
+        content = json_object(index)
         names = content.get("weight_map") if content is not None else None
         if not isinstance(names, dict):
             return f"its {index.name} is damaged; download it again"
@@ -278,15 +288,6 @@ def _is_complete(file: Path) -> bool:
     except (OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError):
         return False
     return 8 + length + max(ends, default=0) <= _size(file)
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    try:
-        with open(path, "rb") as file:
-            data = json.loads(file.read(HEADER_LIMIT))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
 
 
 def _size(path: Path) -> int:

@@ -19,7 +19,7 @@ import httpx
 from specplug.subjects.address import KEY_VARIABLES, ServerAddress
 from specplug.subjects.body import Body
 from specplug.subjects.server_text import one_line
-from specplug.subjects.subject import SubjectError
+from specplug.subjects.subject import RefusedQuestion, SubjectError
 
 CONNECT_S = 10.0
 """Seconds to wait for a connection."""
@@ -29,6 +29,9 @@ SILENCE_S = 120.0
 
 MAX_BODY_CHARS = 300
 """Of an error's body, so much is quoted."""
+
+REFUSALS = (400, 413, 422)
+"""Status codes that blame the request, such as a prompt that is longer than the context."""
 
 DONE = "[DONE]"
 """Data of the event that ends OpenAI's streams."""
@@ -189,7 +192,10 @@ class Connection:
         return event
 
     def _raise_reported(self, error: object, data: str) -> None:
-        raise SubjectError(f"{self._name} reported an error within the answer: {_short(_message_of(error) or data)}")
+        refused = isinstance(error, Mapping) and error.get("code") in REFUSALS
+        raise (RefusedQuestion if refused else SubjectError)(
+            f"{self._name} reported an error within the answer: {_short(_message_of(error) or data)}"
+        )
 
     def _check(self, response: httpx.Response, path: str) -> None:
         if response.status_code in (401, 403):
@@ -199,7 +205,7 @@ class Connection:
                 f"set the environment variable {KEY_VARIABLES[0]} to one that it accepts"
             )
         if response.status_code >= 300:
-            raise SubjectError(
+            raise (RefusedQuestion if response.status_code in REFUSALS else SubjectError)(
                 f"{self._name}: {path} answered HTTP {response.status_code}: {_short(_error_text(response))}"
             )
 

@@ -15,7 +15,7 @@ from specplug import __version__
 from specplug.errors import SpecplugError, UsageError
 from specplug.generation.answers import Sampling, TokenLogprobs
 from specplug.profile import Profile
-from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
+from specplug.subjects.subject import Abilities, Question, RefusedQuestion, Reply, SubjectError
 
 if TYPE_CHECKING:
     from specplug.subjects.engine_thread import EngineAnswer, EngineThread
@@ -108,13 +108,15 @@ class EngineSubject:
 
     @contextmanager
     def _errors_as_results(self, *raised: type[SpecplugError]) -> Iterator[None]:
-        """All errors of the engine but those `raised` are SubjectErrors, as those of a server are."""
+        """All errors of the engine but those `raised` are SubjectErrors, as those of a server are. A UsageError, such
+        as that for a prompt that is too long, is a RefusedQuestion."""
         try:
             yield
         except raised:
             raise
         except SpecplugError as error:
-            raise SubjectError(f"{self.name}: {error}") from error
+            refused = isinstance(error, UsageError)
+            raise (RefusedQuestion if refused else SubjectError)(f"{self.name}: {error}") from error
 
 
 def _messages(question: Question) -> list[dict[str, str]]:

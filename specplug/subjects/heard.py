@@ -8,7 +8,7 @@ from itertools import pairwise
 from time import perf_counter
 
 from specplug.subjects.body import Body
-from specplug.subjects.subject import Reply, SubjectError
+from specplug.subjects.subject import RefusedQuestion, Reply, SubjectError
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ class Heard:
             raise SubjectError(f"{self.server}: the answer has no timings, which earlier answers had")
 
     def reply(self, *, ids: bool) -> Reply:
-        """ids: whether the answer's tokens are known. SubjectError for no answer."""
+        """ids: whether the answer's tokens are known. RefusedQuestion for no answer."""
         if not self.times:
-            raise SubjectError(f"{self.server}: the answer is empty; a model that ends at once cannot be measured")
+            raise RefusedQuestion(f"{self.server}: the answer is empty; a model that ends at once cannot be measured")
         timings = self.timings
         stream_ms = 1000 * (self.end - self.times[0])
         tokens = self.tokens if self.tokens is not None else len(self.ids) if ids else len(self.times)

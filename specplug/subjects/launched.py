@@ -17,7 +17,7 @@ from specplug.subjects.server_client import ServerClient
 from specplug.subjects.server_command import ServerCommand
 from specplug.subjects.server_memory import check_room, server_bytes
 from specplug.subjects.server_process import ServerProcess, live_processes
-from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
+from specplug.subjects.subject import Abilities, Question, RefusedQuestion, Reply, SubjectError
 
 START_S = 600.0
 """Seconds until a started server must answer. vLLM compiles a model for minutes."""
@@ -148,7 +148,9 @@ class LaunchedServer:
 
     def _explained(self, error: SubjectError, process: ServerProcess) -> SubjectError:
         """The error with what the process printed last; the end of the process instead, where that broke the
-        connection. A moment passes between the two."""
+        connection. A moment passes between the two. A refusal says enough by itself."""
+        if isinstance(error, RefusedQuestion):
+            return error
         if isinstance(error, ConnectionBroken):
             process.wait(ENDING_S)
             if process.exit_code is not None:

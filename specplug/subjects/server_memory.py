@@ -37,7 +37,7 @@ def server_bytes(command: ServerCommand, flags: Sequence[str] = ()) -> int:
     model and of its drafter. 0 where its model is no GGUF file on this disk, and where a GPU may hold any of that."""
     started = replace(command, argv=(*command.argv, *flags))
     model, drafter = started.model, started.value(DRAFT_MODEL)
-    if command.kind != "llama-server" or model is None or not Path(model).is_file() or _may_offload(started):
+    if command.kind != "llama-server" or model is None or not Path(model).is_file() or may_offload(started):
         return 0
     types = [started.value(names) or DEFAULT_KV_TYPE for names in (KEY_TYPE, VALUE_TYPE)]
     runtime = Runtime(
@@ -48,6 +48,17 @@ def server_bytes(command: ServerCommand, flags: Sequence[str] = ()) -> int:
     if drafter is not None and Path(drafter).is_file():
         needs.append(memory_need(Path(drafter), Runtime(), cells))
     return sum(_least(need) for need in needs)
+
+
+def may_offload(command: ServerCommand) -> bool:
+    """Whether a GPU may take weights or cells of a llama-server.
+
+    For a build that does not list its devices, whether -ngl asks for it.
+    """
+    layers = command.value(GPU_LAYERS)
+    if layers == "0" or command.value(DEVICES) == "none":
+        return False
+    return command.has_gpu if command.has_gpu is not None else layers is not None
 
 
 def check_room(name: str, needed: int, running: Iterable[tuple[int, int]]) -> None:
@@ -67,14 +78,6 @@ def check_room(name: str, needed: int, running: Iterable[tuple[int, int]]) -> No
             f"{name} needs about {gib(needed)} GiB{beside}, and {gib(free)} GiB are free; "
             "use a smaller -c, or a smaller model"
         )
-
-
-def _may_offload(command: ServerCommand) -> bool:
-    """Whether a GPU may take weights or cells; of a build that does not list its devices, whether -ngl asks for it."""
-    layers = command.value(GPU_LAYERS)
-    if layers == "0" or command.value(DEVICES) == "none":
-        return False
-    return command.has_gpu if command.has_gpu is not None else layers is not None
 
 
 def _least(need: MemoryNeed) -> int:

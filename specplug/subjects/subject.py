@@ -106,6 +106,10 @@ class SubjectError(SpecplugError):
     """
 
 
+class RefusedQuestion(SubjectError):
+    """A subject that runs refuses this question, or its answer is empty: another one may work."""
+
+
 class Subject(Protocol):
     """Something that answers. All methods raise SubjectError; `start` also UsageError for what the user has to change.
 

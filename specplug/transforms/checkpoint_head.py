@@ -23,6 +23,7 @@ from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.machine import fingerprint
 from specplug.models import drafter_folders
+from specplug.models.checkpoint_heads import EAGLE3
 from specplug.models.drafter_folders import Manifest
 from specplug.models.references import tokenizer_hash
 from specplug.transforms import tensor_files
@@ -39,9 +40,6 @@ TRIMMED = {
     "Gemma3ForCausalLM": "SpecplugTrimmedGemma3ForCausalLM",
 }
 """The supported architectures, with the names of their trimmed versions, which specplug's vLLM plugin registers."""
-
-EAGLE3 = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3Qwen3ForCausalLM")
-"""Architectures of EAGLE-3 heads, as vLLM names them. The speculators format has a key for this instead."""
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 """Tensor names. Without the second, or if the configuration says so, the embedding table is the head."""

@@ -1,4 +1,4 @@
-"""Resolves a model reference to the path that vLLM opens. Downloads nothing."""
+"""Resolves a model reference to what vLLM opens. Downloads nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from specplug.machine.folders import expanded
-from specplug.models import hub_reference, references
+from specplug.models import hub_cache, hub_reference, references
 
 
 def located_model(ref: str) -> Path:
@@ -20,6 +20,19 @@ def located_model(ref: str) -> Path:
 
         return checkpoint_of(ref)
     return references.resolve(hub_name(ref), "checkpoint")
+
+
+def vllm_argument(ref: str) -> str:
+    """What `vllm serve` takes for a reference: the path of a model on this disk, else `org/name`, which vLLM downloads.
+
+    UsageError for a model that is missing and that vLLM cannot get by its name alone.
+    """
+    named = hub_name(ref)
+    if named.startswith(hub_reference.PREFIX):
+        wanted = hub_reference.parse(named)
+        if hub_cache.cached(wanted, "checkpoint") is None and wanted == hub_reference.HubReference(wanted.repo):
+            return wanted.repo
+    return str(located_model(ref))
 
 
 def hub_name(ref: str) -> str:

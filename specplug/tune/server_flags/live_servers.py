@@ -6,7 +6,7 @@ Knows which process runs and which is asleep, not what is measured with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 
 from specplug.errors import SpecplugError
@@ -20,15 +20,26 @@ Opener = Callable[[Candidate], Subject]
 class LiveServers:
     """Starts servers as they are needed, and keeps the plain one.
 
+    together       whether memory holds two servers. Where it is not known, such as on a GPU, it shows when a candidate
+                   does not start beside the plain one, and starts without it
     plain_start_s  seconds that the first start of the plain one took; 0 before it
+    note           receives a sentence where `together` turns out to be wrong
     """
 
-    def __init__(self, opener: Opener, *, together: bool, clock: Callable[[], float] = monotonic) -> None:
-        """together: whether memory holds two servers; else the plain one ends before another starts."""
+    def __init__(
+        self,
+        opener: Opener,
+        *,
+        together: bool,
+        clock: Callable[[], float] = monotonic,
+        note: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """together: else the plain one ends before another starts"""
         self._opener = opener
         self.together = together
         self._plain: Subject | None = None
         self._other: Subject | None = None
+        self.note = note
         self.plain_start_s = 0.0
         self._clock = clock
 
@@ -42,12 +53,12 @@ class LiveServers:
 
     @contextmanager
     def other(self, candidate: Candidate) -> Iterator[Subject]:
-        """The running server of a candidate, asleep; it ends with the block."""
+        """The running server of a candidate, asleep; it ends with the block. `together` may be False from then on."""
         if not self.together:
             self._stop_plain()
         self._stop_other()
         try:
-            self._other = self._started(candidate)
+            self._other = self._started_beside(candidate)
             yield self._other
         finally:
             self._stop_other()
@@ -60,6 +71,24 @@ class LiveServers:
     def close(self) -> None:
         self._stop_other()
         self._stop_plain()
+
+    def _started_beside(self, candidate: Candidate) -> Subject:
+        """A candidate that does not start beside the plain server is started once more without it."""
+        try:
+            return self._started(candidate)
+        except SubjectError:
+            if self._plain is None:
+                raise
+        self._stop_plain()
+        try:
+            alone = self._started(candidate)
+        except SubjectError:
+            with suppress(SubjectError):  # it comes again when plain decoding is asked
+                self.plain()  # before the next candidate, beside which it may not start
+            raise
+        self.together = False
+        self.note(f"one server runs at a time from here on: {candidate.name} did not start beside the plain one")
+        return alone
 
     def _started(self, candidate: Candidate) -> Subject:
         subject = self._opener(candidate)

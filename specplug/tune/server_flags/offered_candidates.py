@@ -6,11 +6,12 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from specplug.errors import UsageError
+from specplug.subjects.drafting_flags import flag_name, is_switch
 from specplug.tune.server_flags.llama_candidates import llama_candidates, lookup_probe
 from specplug.tune.server_flags.server_candidates import Candidate
 from specplug.tune.server_flags.server_request import ServerRequest
@@ -64,6 +65,34 @@ print(json.dumps(found))
 """Makes the flags of specplug's plugin with the specplug beside vLLM, which knows its runner."""
 
 
+def checked_candidates(
+    request: ServerRequest, check: Callable[[Sequence[str]], object] = lambda argv: None
+) -> tuple[list[Candidate], list[str]]:
+    """As `candidates_of`.
+
+    check  receives the command with the flags of each candidate, and raises UsageError where it cannot be the result
+    UsageError where there is none, for flags of the user's own that contradict one, and where the command drafts
+    already, because plain decoding could not be measured then.
+    """
+    command = request.command
+    names = [flag_name(command.kind, word.partition("=")[0]) for word in command.argv]
+    if drafting := next((name for name in names if is_switch(command.kind, name)), None):
+        raise UsageError(
+            f"--server: the command has {drafting}, which drafts, so plain decoding cannot be measured; leave out the "
+            "flags that draft, which are tried anyway (name a model that drafts with --draft)"
+        )
+    tried, missing = candidates_of(request)
+    if not tried:
+        raise UsageError(
+            f"--server: there is nothing to try: this {command.program} has no lookup (a --spec-type such as "
+            "ngram-simple), and no model that drafts was found; use a newer build, or pass --draft MODEL.gguf"
+            + "".join(f"; {line}" for line in missing if "--spec-type" not in line)
+        )
+    for candidate in tried:
+        check(command.with_flags(candidate.flags))  # which raises for what contradicts the user's own flags
+    return tried, missing
+
+
 def candidates_of(request: ServerRequest) -> tuple[list[Candidate], list[str]]:
     """All candidates but plain decoding, and one sentence for each kind that this server lacks.
 
@@ -74,7 +103,7 @@ def candidates_of(request: ServerRequest) -> tuple[list[Candidate], list[str]]:
         return llama_candidates(command.help, drafters=request.drafters, heads=request.heads)
     if command.kind == "vllm":
         installed = vllm_installation(command.argv, command.model or "")
-        return vllm_candidates(installed, drafters=request.drafters, levels=request.concurrency)
+        return vllm_candidates(installed, drafters=request.drafters, heads=request.heads, levels=request.concurrency)
     raise UsageError(
         f"--server: {command.program} is neither llama-server nor vLLM, so its flags for drafting are not known; to "
         "tune specplug itself, leave out --server; bench and verify take any server"

@@ -87,6 +87,24 @@ def fitted(answers: Sequence[tuple[Mapping[int, int], float]], knots: Sequence[i
     return PassTimes(tuple(ends), tuple(ms))
 
 
+def plain_scales(answers: Sequence[tuple[int, float]]) -> tuple[float, list[float]]:
+    """The mean milliseconds of a plain pass, and by answer those of its own passes relative to it; 1 where unknown.
+
+    answers  number of passes, and milliseconds for all of them; ValueError where no answer has both
+    """
+    known = [(passes, ms) for passes, ms in answers if passes and ms > 0]
+    if not known:
+        raise ValueError("no answer has passes")
+    mean_ms = sum(ms for _, ms in known) / sum(passes for passes, _ in known)
+    return mean_ms, [ms / passes / mean_ms if passes and ms > 0 else 1.0 for passes, ms in answers]
+
+
+def usual_rows(passes: Mapping[int, int]) -> int:
+    """The number of rows that most passes with drafts have; 1 where none has drafts."""
+    drafting = {rows: count for rows, count in passes.items() if rows > 1}
+    return max(drafting, key=lambda rows: drafting[rows], default=1)
+
+
 def _non_negative(design: FloatArray, wanted: FloatArray) -> FloatArray:
     """The least-squares solution without negative numbers: the best over all choices of the numbers that are 0."""
     count = design.shape[1]

@@ -135,6 +135,7 @@ def server_document(findings: ServerFindings) -> dict[str, Any]:
             str(level): {
                 "name": run.candidate.name,
                 "speedup": _interval(run),
+                "answers": len(run.judged.groups),
                 "own": _speeds(run.own),
                 "plain": _speeds(run.plain),
                 "failure": run.failure,
@@ -209,9 +210,9 @@ def level_lines(document: Mapping[str, Any]) -> list[str]:
         elif found["own"] is not None:
             own = found["own"]
             lines.append(
-                f"{level} at once: {found['name']} {interval_text(found['speedup'])}, {own['tokens_per_second']:.1f} "
-                f"tokens/s for each; first token {_percentiles(own['first_ms'])} ms, between two pieces of text "
-                f"{_percentiles(own['gap_ms'])} ms (50th, 95th and 99th percentile)"
+                f"{level} at once: {found['name']} {interval_text(found['speedup'], found.get('answers'))}, "
+                f"{own['tokens_per_second']:.1f} tokens/s for each; first token {_percentiles(own['first_ms'])} ms, "
+                f"between two pieces of text {_percentiles(own['gap_ms'])} ms (50th, 95th and 99th percentile)"
             )
         else:
             lines.append(f"{level} at once: there was no time to measure {found['name']}")
@@ -253,7 +254,7 @@ def _live_row(run: CandidateRun, findings: ServerFindings) -> dict[str, Any]:
         "answers": len(run.judged.groups),
         "live": _speeds(run.own),
         "categories": {
-            category: interval.as_mapping()
+            category: {**interval.as_mapping(), "answers": len(run.judged.answers[category])}
             for category in run.judged.answers
             if (interval := run.judged.speedup(category)) is not None
         },

@@ -49,7 +49,7 @@ class ServerRequest:
     budget       seconds
     concurrency  numbers of requests at once, ascending
     drafters     models to try as drafters, as the server's flag names them
-    heads        kind and file of heads, as for `llama_candidates`
+    heads        kind and file of heads, as for `llama_candidates` or `vllm_candidates`
     own_engine   whether specplug's own engine is measured as well
     invoked      the command line of this tune, for the evidence
     """

@@ -15,14 +15,14 @@ from specplug.profile import Profile
 from specplug.subjects.connection import SILENCE_S
 from specplug.subjects.launched import START_S, LaunchedServer
 from specplug.subjects.server_command import ServerCommand
-from specplug.subjects.server_memory import server_bytes
+from specplug.subjects.server_memory import GPU_LAYERS, may_offload, server_bytes
 from specplug.subjects.subject import Subject
 from specplug.tune import journal as journals
 from specplug.tune.budget import Budget, Progress
 from specplug.tune.server_flags.live_servers import LiveServers, Opener
-from specplug.tune.server_flags.offered_candidates import candidates_of, probes_of
+from specplug.tune.server_flags.offered_candidates import checked_candidates, probes_of
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, further_questions, grouped
-from specplug.tune.server_flags.run_choice import to_run, with_chains
+from specplug.tune.server_flags.run_choice import best_of_families, to_run, with_chains
 from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, Candidate
 from specplug.tune.server_flags.server_document import ServerFindings, server_document, server_profile
 from specplug.tune.server_flags.server_predictions import Predicted
@@ -33,7 +33,7 @@ from specplug.tune.server_flags.server_request import (
     check_server_request,
 )
 from specplug.tune.server_flags.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, ServerStages
-from specplug.tune.server_flags.successive_elimination import CandidateRun
+from specplug.tune.server_flags.successive_elimination import SELECTION_SHARE, CandidateRun, selection_share
 from specplug.tune.tune_request import journal_path
 
 SILENCE_SHARE = 0.15
@@ -72,17 +72,17 @@ def tune_server(
     progress: Progress = lambda stage, share, best, left: None,
     opener: Opener | None = None,
     clock: Callable[[], float] = monotonic,
+    check: Callable[[Sequence[str]], object] = lambda argv: None,
 ) -> ServerOutcome:
     """Find the fastest flags and write the profile. An interrupted tune can be continued with `resume`.
 
     opener  makes the subject of a candidate; by default a process of the command
+    check   as for `checked_candidates`
     UsageError for a request that cannot be tuned; SpecplugError where plain decoding fails. A fault of a candidate is a
     row of the result.
     """
     check_server_request(request)
-    tried, missing = candidates_of(request)
-    for candidate in tried:
-        request.command.with_flags(candidate.flags)  # raises for what contradicts the user's own flags
+    tried, missing = checked_candidates(request, check)
     with ExitStack() as stack:
         path = journal_path(request.out)
         journal = stack.enter_context(journals.opened(path, resume=request.resume, notify=notify))
@@ -109,6 +109,7 @@ def tune_server(
             stages.note(f"{busy} are busy with other work, so measured speeds are not reliable")
         for sentence in missing:
             stages.note(sentence)
+        servers.note = stages.note
         servers.together = simulated or _together(request, stages.note)
         return _run(stages, tried, busy)
 
@@ -131,7 +132,8 @@ def _run(stages: ServerStages, tried: list[Candidate], busy: str | None) -> Serv
     chosen, engine_s = _selected(stages, tried, predictions, reserve)
     reserve += engine_s
     questions = [one.asked for one in recorded]
-    questions += further_questions(request.prompts, recorded, request.max_tokens)
+    further = further_questions(request.prompts, recorded, request.max_tokens)
+    questions += [one for one in further if one.key not in stages.refused]
     groups = grouped(questions, request.level)
     runs = [CandidateRun(one, predictions[one.name].speedup if one.name in predictions else None) for one in chosen]
     stages.run_live(runs, groups, reserve)
@@ -181,12 +183,13 @@ def _selected(
     if (kept := stages.journal.last("selected")) is not None:
         known = {one.name: one for one in tried}
         return [known[name] for name in kept["names"] if name in known], engine_s if kept["engine"] else 0.0
-    if not stages.request.own_engine:
+    if not _own_engine_fits(stages.request, stages.note):
         engine_s = 0.0
-    elif stages.most_to_run(reserve + engine_s) < FEWEST_BEFORE_ENGINE:
+    elif stages.most_to_run(reserve + engine_s, SELECTION_SHARE) < FEWEST_BEFORE_ENGINE:
         stages.note("specplug's own engine is not measured, so that there is time for the candidates; raise --budget")
         engine_s = 0.0
-    chosen = to_run(tried, predictions, stages.most_to_run(reserve + engine_s))
+    share = selection_share(one.name in predictions for one in best_of_families(tried, predictions))
+    chosen = to_run(tried, predictions, stages.most_to_run(reserve + engine_s, share))
     names = [one.name for one in chosen]
     stages.journal.add("selected", names=names, engine=engine_s > 0, spent=stages.budget.spent)
     return chosen, engine_s
@@ -197,6 +200,21 @@ def _own_engine(stages: ServerStages, groups: Sequence[Sequence[AskedQuestion]])
     run = CandidateRun(Candidate(ENGINE_NAME, ENGINE_NAME))
     stages.measure_aside(run, groups[:ENGINE_ANSWERS], 0.0)
     return run
+
+
+def _own_engine_fits(request: ServerRequest, note: Callable[[str], None]) -> bool:
+    """Whether specplug's own engine is asked for, and computes where the server does."""
+    if not request.own_engine or not may_offload(request.command):
+        return request.own_engine
+    from specplug.engines.llama_cpp.engine_settings import can_offload
+
+    if not can_offload():
+        note(
+            "specplug's own engine is not measured: the server may use a GPU, and the installed llama-cpp-python is "
+            "built without GPU support (docs/how-to/gpu.md)"
+        )
+        return False
+    return True
 
 
 def start_limit(plain_start_s: float, left: float) -> float:
@@ -236,12 +254,18 @@ def _opener(request: ServerRequest, limit: Callable[[], float], left: Callable[[
 
 
 def engine_profile(profile: Profile, command: ServerCommand) -> Profile:
-    """The profile with the context and the threads of the server's command, as far as that names some."""
+    """The profile with the context, the threads and the GPU layers of the server's command, as far as that names some.
+
+    All layers where the server has a GPU and chooses their number itself.
+    """
     runtime = profile.runtime
     if command.context:
         runtime = replace(runtime, context=command.context // (command.slots or 1))
     if command.threads:
         runtime = replace(runtime, threads=command.threads)
+    if may_offload(command):
+        layers = command.value(GPU_LAYERS) or ""
+        runtime = replace(runtime, gpu_layers=int(layers) if layers.isdecimal() else -1)
     return replace(profile, runtime=runtime)
 
 

@@ -14,14 +14,14 @@ from typing import Any
 from specplug.errors import EngineError, SpecplugError, UsageError
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.simultaneous import ask_at_once
-from specplug.subjects.subject import Abilities, Reply, SubjectError
+from specplug.subjects.subject import Abilities, RefusedQuestion, Reply, SubjectError
 from specplug.tune.budget import Budget, Progress
 from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
 from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
 from specplug.tune.server_flags.live_servers import LiveServers
-from specplug.tune.server_flags.pass_times import PassTimes, fitted
+from specplug.tune.server_flags.pass_times import PassTimes, fitted, plain_scales, usual_rows
 from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
     Recorded,
@@ -30,6 +30,7 @@ from specplug.tune.server_flags.recorded_questions import (
     from_entry,
     turns_of,
 )
+from specplug.tune.server_flags.refused_questions import RefusedQuestions
 from specplug.tune.server_flags.run_choice import MOST_RUN
 from specplug.tune.server_flags.server_candidates import Candidate
 from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, predicted, replay_of
@@ -45,8 +46,8 @@ OTHER_LEVEL_SHARE, ENGINE_SHARE = 0.1, 0.1
 COST_ANSWERS = 2
 """Answers per number of draft tokens: of the longest ones those with the shortest prompts."""
 
-FIRST_ROUND_SHARE = 0.4
-"""Of the time for live runs, so much the first round of the selection may take."""
+FIRST_ROUND_SHARE = 0.8
+"""Of the time for the selection, so much its first round may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class ServerStages:
 
     notes    sentences for the user, which the document keeps
     group_s  seconds of an answer of two servers, by the plain answers; 0 before these
+    refused  what plain decoding does not answer
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class ServerStages:
         self._replies: list[Reply] = []
         self._notify = notify
         self._progress = progress
+        self.refused = RefusedQuestions(journal, lambda: budget.spent, self.note)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -121,9 +124,10 @@ class ServerStages:
             self.note("the server reports no times of its own; those of the stream are used")
 
     def record(self) -> list[Recorded]:
-        """Plain answers to the prompts, by turns of the categories, as many as fit.
+        """Plain answers to the prompts, by turns of the categories, as many as fit. Questions that the server refuses
+        are left out, and so are the later turns of these conversations.
 
-        UsageError where the budget cannot hold what a winner needs.
+        UsageError where the budget cannot hold what a winner needs; SpecplugError where too few are answered.
         """
         kept = {entry["key"]: entry for entry in self.journal.of("answer")}
         found: list[Recorded] = []
@@ -131,6 +135,8 @@ class ServerStages:
         slowest = 0.0
         for turn in turns_of(self.request.prompts):
             earlier = texts.setdefault(turn.prompt, [])
+            if turn.key in self.refused or len(earlier) < len(turn.texts) - 1:
+                continue
             one = turn.question(earlier, self.request.max_tokens)
             if turn.key in kept:
                 recorded = from_entry(one, kept[turn.key])
@@ -139,7 +145,11 @@ class ServerStages:
                 if enough and self.budget.spent + slowest > RECORD_SHARE * self.request.budget:
                     break
                 before = self.budget.spent
-                recorded = self._record(one)
+                try:
+                    recorded = self._record(one)
+                except RefusedQuestion as error:
+                    self.refused.add([one], error)
+                    continue
                 slowest = max(slowest, self.budget.spent - before)
                 if not found:
                     needed = before + self.servers.plain_start_s + self.request.fewest_times * slowest
@@ -147,6 +157,7 @@ class ServerStages:
             earlier.append(recorded.text)
             found.append(recorded)
             self._progress("plain answers", min(1.0, len(found) / len(self.request.prompts)), "", self.budget.left)
+        self.refused.check(len(found), self.request.fewest_answers)
         self.group_s = 2 * sum(one.timed.ms + one.timed.first_ms for one in found) / len(found) / 1000
         if difference := clock_difference("the server", self._replies):
             self.note(difference)
@@ -166,20 +177,17 @@ class ServerStages:
         """
         usable = [one for one in recorded if one.tokens is not None]
         plain = [(len(_replayable(one).answer) - 1, one.timed.ms) for one in usable]
-        known = [(passes, ms) for passes, ms in plain if passes and ms > 0]
-        if not known or not probes:
+        if not any(passes and ms > 0 for passes, ms in plain) or not probes:
             return None
-        mean_ms = sum(ms for _, ms in known) / sum(passes for passes, _ in known)
-        scales = [ms / passes / mean_ms if passes and ms > 0 else 1.0 for passes, ms in plain]
+        mean_ms, scales = plain_scales(plain)
         costs = ServerCosts(PassTimes((1,), (mean_ms,)), scales)
-        samples: list[tuple[Mapping[int, int], float]] = [({1: passes}, passes * mean_ms) for passes, _ in known]
+        samples: list[tuple[Mapping[int, int], float]] = [({1: passes}, passes * mean_ms) for passes, _ in plain]
         knots = {1}
         until = self.budget.spent + COST_SHARE * self.request.budget
         for number, probe in enumerate(probes):
             for replay, ms in self._probed(probe, usable, until, costs):
                 samples.append((replay.passes, ms))
-                if drafting := {rows: count for rows, count in replay.passes.items() if rows > 1}:
-                    knots.add(max(drafting, key=lambda rows: drafting[rows]))
+                knots.add(usual_rows(replay.passes))
             self._progress("the cost of a pass", (number + 1) / len(probes), "", self.budget.left)
         costs.times = fitted(samples, sorted(knots))
         return costs
@@ -245,20 +253,24 @@ class ServerStages:
             text = f"{leader.candidate.name} {leader.median:.2f}" if leader is not None else ""
             self._progress("live", 1 - max(0.0, self.budget.left) / self.request.budget, text, self.budget.left)
 
+        groups = self.refused.without(groups)
         self._restore(runs, groups)
         self._new_elimination(groups, reserve, best).run(runs)
 
     def measure_aside(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]], reserve: float) -> None:
         """Measure one candidate once over the groups, as far as the time goes."""
+        groups = self.refused.without(groups)
         self._restore([run], groups)
         if run.running and run.groups < len(groups):
             self._new_elimination(groups, reserve, lambda found: None).measure(run, groups[run.groups :])
 
-    def most_to_run(self, reserve: float) -> int:
-        """How many candidates the first round of a selection has time for."""
+    def most_to_run(self, reserve: float, share: float) -> int:
+        """How many candidates the first round of a selection has time for, which has such a share of the live runs."""
         starts = 1 if self.servers.together else 3
         first_round = starts * self.servers.plain_start_s + FEWEST_ANSWERS * self.group_s
-        return int(FIRST_ROUND_SHARE * (self.budget.left - reserve) / first_round) if first_round > 0 else MOST_RUN
+        if first_round <= 0:
+            return MOST_RUN
+        return int(FIRST_ROUND_SHARE * share * (self.budget.left - reserve) / first_round)
 
     def _new_elimination(
         self,
@@ -274,6 +286,7 @@ class ServerStages:
             group_s=self.group_s,
             store=self._store,
             failed=lambda run: self._failed(run, _level(groups)),
+            refused=self.refused.add,
             progress=progress,
         )
 
@@ -292,6 +305,8 @@ class ServerStages:
     def _record(self, one: AskedQuestion) -> Recorded:
         try:
             (reply,) = ask_at_once(self.servers.plain(), [replace(one.question, ids=self.abilities.token_ids)])
+        except RefusedQuestion:
+            raise
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
         self._replies.append(reply)
@@ -378,8 +393,8 @@ class ServerStages:
 
 
 def _level(groups: Sequence[Sequence[AskedQuestion]]) -> int:
-    """The number of questions that are asked at once."""
-    return len(groups[0])
+    """The number of questions that are asked at once; 0 where there are none."""
+    return len(groups[0]) if groups else 0
 
 
 def _replayable(one: Recorded) -> RecordedAnswer:

@@ -5,7 +5,7 @@ Knows questions, replies and intervals; starts servers through LiveServers, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import exp, log
@@ -13,7 +13,7 @@ from math import exp, log
 from specplug.bench.statistics import Interval
 from specplug.errors import SpecplugError
 from specplug.subjects.simultaneous import ask_at_once
-from specplug.subjects.subject import Question, Subject, SubjectError
+from specplug.subjects.subject import Question, RefusedQuestion, Subject, SubjectError
 from specplug.tune.selection import FEWEST_ANSWERS, Pairs
 from specplug.tune.server_flags.live_servers import LiveServers
 from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed, timed
@@ -26,8 +26,9 @@ PREDICTION_DEVIATION = 0.043
 """Standard deviation of the logarithm of a predicted speedup over a live one: the median error was 0.029
 (docs/lab-book/tuning.md#tuning-a-server)."""
 
-SELECTION_SHARE = 0.5
-"""Of the time. Selection only chooses what is confirmed, so it needs no more certainty than that."""
+SELECTION_SHARE, PREDICTED_SHARE = 0.5, 0.25
+"""Of the time, so much the selection has; the second where all its candidates have predictions. It only chooses what is
+confirmed, and predictions say more about that than a few answers."""
 
 SELECTION_ROUNDS = 2
 """Most rounds of the selection over all questions."""
@@ -144,6 +145,7 @@ class SuccessiveElimination:
         group_s: float,
         store: Store = lambda run, group, own, plain: None,
         failed: Callable[[CandidateRun], object] = lambda run: None,
+        refused: Callable[[Sequence[AskedQuestion], RefusedQuestion], object] = lambda group, error: None,
         progress: Callable[[Sequence[CandidateRun]], object] = lambda runs: None,
     ) -> None:
         """
@@ -152,9 +154,10 @@ class SuccessiveElimination:
         start_s, group_s
                  estimates: seconds to start a server, and for a group of both servers; what was measured replaces them
         store    receives each measured group; failed, a candidate that failed
+        refused  receives each group that plain decoding refuses; it is left out from then on
         """
         self._servers = servers
-        self._groups = groups
+        self._groups = list(groups)
         self._left = left
         self._start_s = start_s
         self._group_s = group_s
@@ -162,6 +165,7 @@ class SuccessiveElimination:
         self._kept_back = 0.0
         self._store = store
         self._failed = failed
+        self._refused = refused
         self._progress = progress
 
     def run(self, runs: Sequence[CandidateRun]) -> None:
@@ -182,7 +186,7 @@ class SuccessiveElimination:
         try:
             if self._servers.together:
                 self._side_by_side(run, groups)
-            else:
+            if not self._servers.together:
                 self._one_at_a_time(run, groups)
         except SubjectError as error:
             run.failure = str(error)
@@ -190,7 +194,7 @@ class SuccessiveElimination:
 
     def _select(self, runs: Sequence[CandidateRun]) -> None:
         """Drop candidates until one is left, each was measured often enough, or the time for it is over."""
-        self._kept_back = (1 - SELECTION_SHARE) * self._left()
+        self._kept_back = (1 - selection_share(run.predicted is not None for run in runs)) * self._left()
         size = min(len(self._groups), FEWEST_ANSWERS)
         while True:
             drop(runs)
@@ -199,10 +203,12 @@ class SuccessiveElimination:
             if len(running) < 2 or not open_:
                 return
             for run in open_:
-                done = run.groups
-                at = done % len(self._groups)
+                done, count = run.groups, len(self._groups)
+                if not count:
+                    return
+                at = done % count
                 self.measure(run, self._groups[at : at + size])
-                if run.running and run.groups == done:
+                if run.running and run.groups == done and len(self._groups) == count:
                     return  # there is no time left
                 self._progress(runs)
             size = min(len(self._groups), 2 * size)
@@ -211,36 +217,37 @@ class SuccessiveElimination:
         """Measure one candidate anew, first with the questions that did not select it: it may be the best for those."""
         run.begin_confirmation()
         self._kept_back = 0.0
-        used = len(run.pairs.groups) % len(self._groups)
+        used = len(run.pairs.groups) % max(1, len(self._groups))
         groups = [*self._groups[used:], *self._groups[:used]]
         while run.running and run.groups < CONFIRMATION_ROUNDS * len(groups):
-            done = run.groups
-            self.measure(run, groups[done % len(groups) :])
+            done, count = run.groups, len(groups)
+            self.measure(run, groups[done % count :])
             self._progress(runs)
-            if run.groups == done:
+            groups = [one for one in groups if one in self._groups]
+            if run.groups == done and len(groups) == count:
                 return
 
     def _side_by_side(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
-        """Each group with both servers, by turns in either order."""
+        """Each group with both servers, by turns in either order; none where they turn out not to fit together."""
         if not self._fits(self._start_of(run) + self._both_of(run)):
             return
         with self._other(run) as other:
-            for group in groups:
+            for group in groups if self._servers.together else ():
                 if not self._fits(self._both_of(run)):
                     return
-                if run.groups % 2:
-                    plain = self._plain_answers(group)
-                    own = self._own_answers(run, other, group)
-                else:
-                    own = self._own_answers(run, other, group)
-                    plain = self._plain_answers(group)
-                self._keep(run, group, own, plain)
+                first = self._plain_answers(group) if run.groups % 2 else None
+                if run.groups % 2 and first is None:
+                    continue
+                own = self._own_or_refusal(run, other, group)
+                plain = first or self._plain_answers(group)
+                if plain is not None:
+                    self._keep(run, group, own, plain)
 
     def _one_at_a_time(self, run: CandidateRun, groups: Sequence[Sequence[AskedQuestion]]) -> None:
         """Where memory holds one server: half of the groups with the candidate, all with plain decoding, then the other
         half with the candidate. So a machine that becomes slower all the time slows both equally."""
-        early: list[list[Timed]] = []
-        late: list[list[Timed]] = []
+        early: list[list[Timed] | RefusedQuestion] = []
+        late: list[tuple[Sequence[AskedQuestion], list[Timed]]] = []
         first, second = groups[: (len(groups) + 1) // 2], groups[(len(groups) + 1) // 2 :]
         if not self._fits(self._start_of(run) + self._start_s + self._both_of(run)):
             return
@@ -250,21 +257,23 @@ class SuccessiveElimination:
                 plain_s = self._start_s + (len(early) + 1) * self._seconds_of(PLAIN_NAME, ANSWER)
                 if not self._fits(self._seconds_of(run.candidate.name, ANSWER) + plain_s):
                     break
-                early.append(self._own_answers(run, other, group))
+                early.append(self._own_or_refusal(run, other, group))
         for group, own in zip(first, early, strict=False):
-            self._keep(run, group, own, self._plain_answers(group))
+            if (plain := self._plain_answers(group)) is not None:
+                self._keep(run, group, own, plain)
         for group in second:
             own_s = self._start_of(run) + (len(late) + 1) * self._seconds_of(run.candidate.name, ANSWER)
             if len(early) < len(first) or not self._fits(self._seconds_of(PLAIN_NAME, ANSWER) + own_s):
                 break
-            late.append(self._plain_answers(group))
+            if (plain := self._plain_answers(group)) is not None:
+                late.append((group, plain))
         if not late:
             return
         with self._other(run) as other:
-            for group, plain in zip(second, late, strict=False):
+            for group, plain in late:
                 if not self._fits(self._seconds_of(run.candidate.name, ANSWER)):
                     return
-                self._keep(run, group, self._own_answers(run, other, group), plain)
+                self._keep(run, group, self._own_or_refusal(run, other, group), plain)
 
     def _fits(self, seconds: float) -> bool:
         return self._left() - self._kept_back >= seconds
@@ -295,28 +304,51 @@ class SuccessiveElimination:
             self._took(run.candidate.name, START, before)
             yield other
 
-    def _own_answers(self, run: CandidateRun, other: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
+    def _own_or_refusal(
+        self, run: CandidateRun, other: Subject, group: Sequence[AskedQuestion]
+    ) -> list[Timed] | RefusedQuestion:
+        """A refusal is a fault only where plain decoding answers."""
         before = self._left()
         try:
             own = answers_of(other, group)
+        except RefusedQuestion as error:
+            return error
         except SpecplugError as error:  # such as a prompt that is too long for specplug's own engine
             raise error if isinstance(error, SubjectError) else SubjectError(str(error)) from error
         self._took(run.candidate.name, ANSWER, before)
         return own
 
-    def _plain_answers(self, group: Sequence[AskedQuestion]) -> list[Timed]:
+    def _plain_answers(self, group: Sequence[AskedQuestion]) -> list[Timed] | None:
+        """None where it refuses one of the questions: then nobody is asked the group again."""
         with suppress(SubjectError):  # which comes again below
             self._servers.plain()  # its start does not count as an answer
         before = self._left()
-        plain = plain_answers(self._servers, group)
+        try:
+            plain = plain_answers(self._servers, group)
+        except RefusedQuestion as error:
+            self._groups = [one for one in self._groups if one != group]
+            self._refused(group, error)
+            return None
         self._took(PLAIN_NAME, ANSWER, before)
         return plain
 
     def _keep(
-        self, run: CandidateRun, group: Sequence[AskedQuestion], own: Sequence[Timed], plain: Sequence[Timed]
+        self,
+        run: CandidateRun,
+        group: Sequence[AskedQuestion],
+        own: Sequence[Timed] | RefusedQuestion,
+        plain: Sequence[Timed],
     ) -> None:
+        """Raises what the candidate refused."""
+        if isinstance(own, RefusedQuestion):
+            raise own
         run.add(group, own, plain)
         self._store(run, group, own, plain)
+
+
+def selection_share(predicted: Iterable[bool]) -> float:
+    """The share of the time for the selection of candidates, given which of them have a prediction."""
+    return PREDICTED_SHARE if all(predicted) else SELECTION_SHARE
 
 
 def drop(runs: Sequence[CandidateRun]) -> None:
@@ -360,12 +392,17 @@ def answers_of(subject: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
 
 
 def plain_answers(servers: LiveServers, group: Sequence[AskedQuestion]) -> list[Timed]:
-    """Those of plain decoding; its server is started again once where it fails. SpecplugError where it fails again."""
+    """Those of plain decoding; its server is started again once where it fails. SpecplugError where it fails again, and
+    RefusedQuestion where it refuses."""
     try:
         return answers_of(servers.plain(), group)
+    except RefusedQuestion:
+        raise
     except SubjectError:
         try:
             return answers_of(servers.restart_plain(), group)
+        except RefusedQuestion:
+            raise
         except SubjectError as error:
             raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
 

@@ -22,6 +22,7 @@ USUAL_LENGTH = 3
 """Draft tokens of the one to run of each kind that was not predicted."""
 
 DRAFTER_LENGTHS = (1, 2, 3, 5)
+HEAD_LENGTHS, USUAL_HEAD = (1, 2, 3), 2
 SUFFIX_LENGTHS = (8, 24)
 TABLE = "num_speculative_tokens_per_batch_size"
 """A setting that not every version has."""
@@ -42,11 +43,17 @@ class VllmInstallation:
 
 
 def vllm_candidates(
-    installed: VllmInstallation | None, *, drafters: Sequence[str] = (), levels: Sequence[int] = (1,)
+    installed: VllmInstallation | None,
+    *,
+    drafters: Sequence[str] = (),
+    heads: Sequence[tuple[str, str | None]] = (),
+    levels: Sequence[int] = (1,),
 ) -> tuple[list[Candidate], list[str]]:
     """All candidates of `vllm serve` but plain decoding; and one sentence for each kind that is not there.
 
     installed  None where it is not known
+    drafters   models, of which vLLM itself finds out what they are
+    heads      kind of a head, as vLLM's setting `method` names it, and its folder; None for layers of the model itself
     levels     numbers of requests at once; where there are several, tables by batch size are tried
     """
     found = [_ngram(length, lookup) for length in LENGTHS for lookup in LOOKUPS]
@@ -73,9 +80,14 @@ def vllm_candidates(
     for model in drafters:
         short = short_name(model)
         for length in DRAFTER_LENGTHS:
-            config = {"method": "draft_model", "model": model, "num_speculative_tokens": length}
+            config = {"model": model, "num_speculative_tokens": length}
             usual = length == USUAL_LENGTH
             found.append(Candidate(f"{short}, {length} drafted", short, _config(config), usual=usual))
+    for kind, folder in heads:
+        for length in HEAD_LENGTHS:
+            config = {"method": kind, "num_speculative_tokens": length}
+            config |= {} if folder is None else {"model": folder}
+            found.append(Candidate(f"{kind}, {length} drafted", kind, _config(config), usual=length == USUAL_HEAD))
     return found, missing
 
 
