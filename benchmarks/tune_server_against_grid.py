@@ -110,6 +110,7 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
         rivals.append(replace(PLAIN, family="beside the choice"))  # PLAIN itself is the base of a measurement
     second = second_run(replace(request, prompts=load_workload(args.workload)), chosen, rivals, args.rounds)
     document["over the choice"] = {one.candidate.name: as_mapping(one) for one in second}
+    document["answers over the choice"] = {one.candidate.name: answers_of(one) for one in second}
 
     print("| candidate | predicted | live | over the choice |\n|---|---|---|---|")
     over = {one.candidate.name: one.speedup for one in second}
@@ -197,6 +198,11 @@ def measure(request: ServerRequest, base: Candidate, run: CandidateRun, question
         servers.close()
     if run.failure is not None:
         notify(f"{run.candidate.name} failed: {run.failure}")
+
+
+def answers_of(run: CandidateRun) -> dict[str, list[list[float]]]:
+    """By kind of work: tokens and seconds of each answer, and those of the base."""
+    return {kind: [line[:4] for line in answers.values()] for kind, answers in run.pairs.answers.items()}
 
 
 def as_mapping(run: CandidateRun) -> dict[str, float] | None:

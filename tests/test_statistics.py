@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specplug.bench.statistics import Interval, paired_ratio
+from specplug.bench.statistics import Interval, paired_ratio, stratified_weights
 
 
 def test_a_constant_ratio_has_no_width() -> None:
@@ -66,3 +67,52 @@ def test_faster_by_a_factor_is_a_ratio_larger_by_it(lines: list[tuple[int, float
 def test_an_answer_of_one_token_does_not_spoil_the_figures() -> None:
     """Without its first token it has 0 tokens in 0 seconds; one of four resamples would draw it twice."""
     assert paired_ratio([0, 10], [0.0, 1.0], [0, 10], [0.0, 2.0]) == Interval(2.0, 2.0, 2.0)
+
+
+KINDS = [kind for _ in range(4) for kind in ("edit", "chat")]
+
+
+def test_what_kinds_of_work_differ_by_does_not_widen_the_interval_of_a_given_mix() -> None:
+    # edits are answered twice as fast, chats as fast as by the base, without any noise: 8 s for 6 s
+    seconds = [0.5, 1.0] * 4
+    within = paired_ratio([1] * 8, seconds, [1] * 8, [1.0] * 8, expanded=True, kinds=KINDS)
+    over_all = paired_ratio([1] * 8, seconds, [1] * 8, [1.0] * 8, expanded=True)
+    assert (within.low, within.median, within.high) == pytest.approx((8 / 6, 8 / 6, 8 / 6))
+    assert over_all.low < 1.2 and over_all.high > 1.5
+
+
+def test_kinds_with_too_few_prompts_are_one_stratum() -> None:
+    seconds = [0.5, 1.0, 0.6, 1.1, 0.7, 0.9]
+    few = paired_ratio([1] * 6, seconds, [1] * 6, [1.0] * 6, expanded=True, kinds=["a", "b", "c", "a", "b", "c"])
+    assert few == paired_ratio([1] * 6, seconds, [1] * 6, [1.0] * 6, expanded=True)
+    # three of a kind, and one that joins them
+    joined = paired_ratio([1] * 4, seconds[:4], [1] * 4, [1.0] * 4, expanded=True, kinds=["a", "a", "a", "b"])
+    assert joined == paired_ratio([1] * 4, seconds[:4], [1] * 4, [1.0] * 4, expanded=True)
+    with pytest.raises(ValueError, match="no kind of their own"):
+        paired_ratio([1], [1.0], [1], [1.0], groups=[0], kinds=["a"])
+
+
+def test_each_prompt_counts_once_in_the_mean_with_the_variance_of_its_stratum() -> None:
+    weights = stratified_weights([[0, 2], [1, 3, 4, 5]])
+    assert weights.shape == (2000, 6)
+    assert weights[:, [0, 2]].sum(axis=1) == pytest.approx(2.0) and weights[:, [1, 3, 4, 5]].sum(axis=1) == (
+        pytest.approx(4.0)
+    )
+    # a multinomial with m - 1 draws of probability 1 / m, times m / (m - 1): variance (1 - 1 / m) m / (m - 1) = 1
+    assert weights.var(axis=0) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_stratified_interval_holds_the_truth_as_often_as_it_says() -> None:
+    # edits are 35% faster and vary by 10%, quotes 10% by 8%, chats by 3%; the truth is that of their expected seconds
+    rng = np.random.default_rng(7)
+    kinds = ["edit", "quote", "chat"] * 4
+    means, deviations = np.array([0.3, 0.1, 0.0] * 4), np.array([0.1, 0.08, 0.03] * 4)
+    truth = 12 / sum(np.exp(-means + deviations**2 / 2))
+    missed = {"within": 0, "over all": 0}
+    for _ in range(300):
+        seconds = np.exp(rng.normal(-means, deviations)).tolist()
+        for name, strata in (("within", kinds), ("over all", [])):
+            interval = paired_ratio([1] * 12, seconds, [1] * 12, [1.0] * 12, expanded=True, kinds=strata)
+            missed[name] += not interval.low <= truth <= interval.high
+    assert 0.01 <= missed["within"] / 300 <= 0.09, "5%, and 1.3% standard deviation of 300 samples"
+    assert missed["over all"] / 300 < 0.01, "so wide that it holds nearly always"

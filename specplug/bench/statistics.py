@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
 from specplug.core import FloatArray
 
 RESAMPLES = 2000
 """Bootstrap samples per interval."""
+
+FEWEST_OF_KIND = 3
+"""Fewer prompts of one kind say too little about how much that kind varies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ def paired_ratio(
     groups: Sequence[int] = (),
     *,
     expanded: bool = False,
+    kinds: Sequence[str] = (),
 ) -> Interval:
     """Tokens per second over the base's, with a bootstrap interval over prompts; item i of all lists is one prompt.
 
@@ -48,7 +51,11 @@ def paired_ratio(
     groups    a number for each prompt; those with the same one were answered at once and share their time, so that they
               count as one prompt. All are on their own where it is empty
     expanded  whether the interval is the expanded percentile interval, see `expanded_tail`
+    kinds     of work, by prompt; not together with groups. The interval is then that of a stratified sample, because
+              how many prompts there are of each kind does not vary: see `stratified_weights`. Empty for none
     """
+    if len(groups) and len(kinds):
+        raise ValueError("prompts that were answered at once have no kind of their own")
     if len(groups):
         index = np.unique(groups, return_inverse=True)[1]
         tokens, seconds, base_tokens, base_seconds = (
@@ -57,12 +64,69 @@ def paired_ratio(
     usable = [i for i, pair in enumerate(zip(tokens, base_tokens, strict=True)) if min(pair) > 0]
     if not usable:
         raise ValueError("no answer has tokens")
-    picks = np.asarray(usable)[np.random.default_rng(0).integers(0, len(usable), (RESAMPLES, len(usable)))]
-    speed = _totals(tokens, picks) / _totals(seconds, picks)
-    base = _totals(base_tokens, picks) / _totals(base_seconds, picks)
-    tail = 100 * expanded_tail(len(usable)) if expanded else 2.5
-    low, median, high = np.percentile(speed / base, [tail, 50.0, 100 - tail])
+    columns = np.array([tokens, seconds, base_tokens, base_seconds], dtype=np.float64)[:, usable]
+    strata = _strata([kinds[i] for i in usable]) if len(kinds) else []
+    if len(strata) > 1:
+        totals = columns @ stratified_weights(strata).T
+        tail = _stratified_tail(columns, strata)
+    else:
+        picks = np.random.default_rng(0).integers(0, len(usable), (RESAMPLES, len(usable)))
+        totals = columns[:, picks].sum(axis=2)
+        tail = expanded_tail(len(usable)) if expanded else 0.025
+    ratios = totals[0] / totals[1] / (totals[2] / totals[3])
+    low, median, high = np.percentile(ratios, [100 * tail, 50.0, 100 - 100 * tail])
     return Interval(float(median), float(low), float(high))
+
+
+def stratified_weights(strata: Sequence[Sequence[int]]) -> FloatArray:
+    """How often each prompt counts in each resample, (RESAMPLES, prompts), when each stratum is drawn from by itself.
+
+    From m prompts m - 1 are drawn with replacement, and each counts m / (m - 1) times, so that the variance is right
+    for few prompts, too. Source: Rao and Wu, "Resampling Inference With Complex Survey Data", 1988.
+    strata  indices of the prompts of each, at least two
+    """
+    rng = np.random.default_rng(0)
+    weights = np.zeros((RESAMPLES, sum(map(len, strata))))
+    for members in strata:
+        most = len(members)
+        drawn = rng.multinomial(most - 1, [1 / most] * most, RESAMPLES)
+        weights[:, members] = drawn * (most / (most - 1))
+    return weights
+
+
+def _strata(kinds: Sequence[str]) -> list[list[int]]:
+    """Indices of the prompts of each kind with FEWEST_OF_KIND or more, and those of all others together.
+
+    Where these are too few as well, they are added to the smallest stratum.
+    """
+    by_kind: dict[str, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        by_kind.setdefault(kind, []).append(index)
+    strata = [members for members in by_kind.values() if len(members) >= FEWEST_OF_KIND]
+    rest = [index for members in by_kind.values() if len(members) < FEWEST_OF_KIND for index in members]
+    if len(rest) >= FEWEST_OF_KIND or not strata:
+        return [*strata, rest] if rest else strata
+    min(strata, key=len).extend(rest)
+    return strata
+
+
+def _stratified_tail(columns: FloatArray, strata: Sequence[Sequence[int]]) -> float:
+    """The share of resamples on each side of a 95% interval; the strata may vary differently, which costs freedom.
+
+    columns  (4, prompts): tokens, seconds, and those of the base
+    Sources: Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", 1946. His degrees of
+    freedom are too many where the variances come from three or four prompts each, so the geometric mean of his and those
+    of the smallest stratum is taken: docs/lab-book/tuning.md#intervals-within-kinds-of-work.
+    """
+    shares = columns / columns.sum(axis=1, keepdims=True)
+    deviations = shares[0] - shares[1] - shares[2] + shares[3]  # of the ratio's logarithm, to the first order
+    variances = [len(members) * float(np.var(deviations[members], ddof=1)) for members in strata]
+    total = sum(variances)
+    if not total:
+        return 0.025
+    freedom = total**2 / sum(one**2 / (len(members) - 1) for one, members in zip(variances, strata, strict=True))
+    fewest = min(map(len, strata)) - 1
+    return NormalDist().cdf(-_student_quantile((freedom * fewest) ** 0.5))
 
 
 def expanded_tail(n: int) -> float:
@@ -74,20 +138,19 @@ def expanded_tail(n: int) -> float:
     """
     if n < 2:
         return 0.025
-    z, freedom = NormalDist().inv_cdf(0.975), n - 1
-    terms = (  # Student's t from the normal quantile: the expansion of Cornish and Fisher
+    return NormalDist().cdf(-((n / (n - 1)) ** 0.5) * _student_quantile(n - 1))
+
+
+def _student_quantile(freedom: float) -> float:
+    """The 97.5% quantile of Student's t, by the expansion of Cornish and Fisher from the normal one."""
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
         z,
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    t = sum(term / freedom**power for power, term in enumerate(terms))
-    return NormalDist().cdf(-((n / freedom) ** 0.5) * t)
-
-
-def _totals(values: Sequence[float], picks: npt.NDArray[np.int64]) -> FloatArray:
-    totals: FloatArray = np.asarray(values, dtype=np.float64)[picks].sum(axis=1)
-    return totals
+    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 def median_interval(values: Sequence[float]) -> Interval:

@@ -42,7 +42,8 @@ class Pairs:
     groups    sums by group of answers that ran together; intervals are drawn from these
     answers   sums by answer, by category
     measured  how many times an answer of a category was measured
-    expanded  whether intervals are widened for few groups, as `paired_ratio` says
+    expanded  whether intervals are widened for few groups and drawn within categories, as `paired_ratio` says; of
+              groups of several answers, which may mix categories, only the first
     """
 
     groups: dict[str, Totals] = field(default_factory=dict)
@@ -62,15 +63,15 @@ class Pairs:
 
     def speedup(self, category: str | None = None) -> Interval | None:
         """Over plain decoding, in all groups or in the answers of one category; None where nothing has tokens."""
-        return _ratio(self._lines(category), (0, 1), (2, 3), self.expanded)
+        return self._ratio(category, (0, 1), (2, 3))
 
     def speedup_over_idle(self, category: str | None = None) -> Interval | None:
         """Over the idle engine; None where it was not measured."""
-        return _ratio(self._lines(category), (0, 1), (4, 5), self.expanded)
+        return self._ratio(category, (0, 1), (4, 5))
 
     def idle_speedup(self) -> Interval | None:
         """Of the idle engine over plain decoding; None where it was not measured."""
-        return _ratio(self._lines(None), (4, 5), (2, 3), self.expanded)
+        return self._ratio(None, (4, 5), (2, 3))
 
     def totals(self, category: str | None = None) -> Totals:
         lines = self._lines(category)
@@ -110,17 +111,21 @@ class Pairs:
     def _lines(self, category: str | None) -> list[Totals]:
         return list((self.groups if category is None else self.answers.get(category, {})).values())
 
+    def _ratio(self, category: str | None, own: tuple[int, int], base: tuple[int, int]) -> Interval | None:
+        """Tokens per second relative to a base; `own` and `base` are the indices of (tokens, seconds) in each total.
 
-def _ratio(totals: Sequence[Totals], own: tuple[int, int], base: tuple[int, int], expanded: bool) -> Interval | None:
-    """Tokens per second relative to a base; `own` and `base` are the indices of (tokens, seconds) in each total.
-
-    None where no total has tokens of both.
-    """
-    usable = [total for total in totals if min(total[own[0]], total[base[0]]) > 0]
-    if not usable:
-        return None
-    columns = [list(column) for column in zip(*usable, strict=True)]
-    return paired_ratio(*(columns[index] for index in (*own, *base)), expanded=expanded)
+        None where no total has tokens of both.
+        """
+        lines = [("", line) for line in self._lines(category)]
+        kinds_known = self.expanded and category is None and len(lines) == sum(map(len, self.answers.values()))
+        if kinds_known:
+            lines = [(kind, line) for kind, answers in self.answers.items() for line in answers.values()]
+        usable = [(kind, total) for kind, total in lines if min(total[own[0]], total[base[0]]) > 0]
+        if not usable:
+            return None
+        columns = [list(column) for column in zip(*(total for _, total in usable), strict=True)]
+        kinds = [kind for kind, _ in usable] if kinds_known else ()
+        return paired_ratio(*(columns[index] for index in (*own, *base)), expanded=self.expanded, kinds=kinds)
 
 
 def select_finalists(predicted: Mapping[Setting, float], count: int = FINALISTS) -> list[Setting]:
