@@ -43,12 +43,6 @@ from specplug.tune.server_flags.server_request import ServerRequest
 from specplug.tune.server_flags.server_session import tune_server
 from specplug.tune.server_flags.successive_elimination import CandidateRun, SuccessiveElimination
 
-BEST = 6
-"""Candidates that run because their predictions are the best."""
-
-FINAL = 3
-"""The fastest candidates of the first run, which run again."""
-
 WIDTH = 0.06
 """The widest interval of the regret that ends the second run."""
 
@@ -63,6 +57,8 @@ def main() -> None:
     parser.add_argument("--every", type=positive_int, default=7, help="of the candidates")
     parser.add_argument("--answers", type=positive_int, default=7, help="answers of each candidate")
     parser.add_argument("--max-tokens", type=positive_int, default=64)
+    parser.add_argument("--best", type=positive_int, default=6, help="candidates that run because of their predictions")
+    parser.add_argument("--finalists", type=positive_int, default=3, help="the fastest ones, which run again")
     parser.add_argument("--rounds", type=positive_int, default=6, help="rounds of the second run, at most")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.set_defaults(run=run)
@@ -97,7 +93,7 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
 
     chosen = candidate_named(request, found["chosen"])
     guessed = {row["name"]: row["predicted"]["speedup"] for row in found["rows"] if row["predicted"] is not None}
-    runs = [CandidateRun(one) for one in to_run(request, chosen, guessed, args.every)]
+    runs = [CandidateRun(one) for one in to_run(request, chosen, guessed, args.best, args.every)]
     questions = first_questions(request)[: args.answers]
     for number, run in enumerate(runs, start=1):
         measure(request, PLAIN, run, questions)
@@ -105,7 +101,7 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
         write(args.json, document)
         notify(f"{number} of {len(runs)}: {run.candidate.name} {shown(run.speedup)}")
     ranked = sorted((one for one in runs if one.speedup is not None), key=lambda one: -one.median)
-    rivals = [one.candidate for one in ranked[:FINAL] if one.candidate != chosen]
+    rivals = [one.candidate for one in ranked[: args.finalists] if one.candidate != chosen]
     if chosen != PLAIN:
         rivals.append(replace(PLAIN, family="beside the choice"))  # PLAIN itself is the base of a measurement
     second = second_run(replace(request, prompts=load_workload(args.workload)), chosen, rivals, args.rounds)
@@ -153,11 +149,13 @@ def candidate_named(request: ServerRequest, name: str) -> Candidate:
     return next(one for one in [*tried, *chains] if one is not None and one.name == name)
 
 
-def to_run(request: ServerRequest, chosen: Candidate, guessed: Mapping[str, float], every: int) -> list[Candidate]:
-    """The choice, the best by prediction, the first candidate of each family, and every N-th of all."""
+def to_run(
+    request: ServerRequest, chosen: Candidate, guessed: Mapping[str, float], count: int, every: int
+) -> list[Candidate]:
+    """The choice, `count` of the best by prediction, the first candidate of each family, and every N-th of all."""
     tried, _ = candidates_of(request)
     first = {one.family: one for one in reversed(tried)}
-    best = sorted((one for one in tried if one.name in guessed), key=lambda one: -guessed[one.name])[:BEST]
+    best = sorted((one for one in tried if one.name in guessed), key=lambda one: -guessed[one.name])[:count]
     kept = [one for number, one in enumerate(tried) if number % every == 0 or first[one.family] is one or one in best]
     return kept if chosen == PLAIN or chosen in kept else [chosen, *kept]
 

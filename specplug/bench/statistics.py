@@ -114,9 +114,9 @@ def _stratified_tail(columns: FloatArray, strata: Sequence[Sequence[int]]) -> fl
     """The share of resamples on each side of a 95% interval; the strata may vary differently, which costs freedom.
 
     columns  (4, prompts): tokens, seconds, and those of the base
-    Source: Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", 1946. His degrees of freedom
-    are too many where the variances come from three or four prompts each, so the geometric mean of his and those of the
-    smallest stratum is taken: docs/lab-book/tuning.md#intervals-within-kinds-of-work.
+    Source: Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", 1946. His degrees of
+    freedom are too many where the variances come from three or four prompts each. So the geometric mean of his and
+    those of the smallest stratum is taken: docs/lab-book/tuning.md#intervals-within-kinds-of-work.
     """
     shares = columns / columns.sum(axis=1, keepdims=True)
     deviations = shares[0] - shares[1] - shares[2] + shares[3]  # of the ratio's logarithm, to the first order

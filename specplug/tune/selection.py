@@ -78,6 +78,13 @@ class Pairs:
         return [sum(column) for column in zip(*lines, strict=True)] if lines else [0.0] * 6
 
     def why_rejected(self) -> str | None:
+        """Why this cannot win: it was not shown to be faster, or is slower in a category; None where it can."""
+        if (reason := self.why_not_faster()) is not None:
+            return reason
+        slow = self.slow_categories()
+        return f"slower on {', '.join(slow)} prompts" if slow else None
+
+    def why_not_faster(self) -> str | None:
         """Why this was not shown to be faster than plain decoding and the idle engine; None where it was shown."""
         overall = self.speedup()
         if overall is None or len(self.groups) < FEWEST_ANSWERS:
@@ -87,8 +94,7 @@ class Pairs:
         over_idle = self.speedup_over_idle()
         if over_idle is not None and (over_idle.low <= 1.0 or over_idle.median < LEAST_GAIN):
             return f"not shown to be faster than the same engine with drafting disabled ({over_idle.median:.2f})"
-        slow = self.slow_categories()
-        return f"slower on {', '.join(slow)} prompts" if slow else None
+        return None
 
     def slow_categories(self) -> list[str]:
         """Categories in which plain decoding or the idle engine is faster by more than the noise."""

@@ -174,6 +174,8 @@ def server_verdict(document: Mapping[str, Any]) -> str:
             f"{document['chosen']} is {speedup['median']:.2f} times as fast as plain decoding "
             f"(95% interval {speedup['low']:.2f}-{speedup['high']:.2f})"
         )
+        for category in chosen["slower_on"]:
+            text += f"; on {category} prompts it is slower ({chosen['categories'][category]['median']:.2f})"
         return text + busy
     tried = [row for row in document["rows"] if row.get("speedup") and row["name"] != ENGINE_NAME]
     best = max(tried, key=lambda row: float(row["speedup"]["median"]), default=None)
@@ -252,6 +254,7 @@ def _live_row(run: CandidateRun, findings: ServerFindings) -> dict[str, Any]:
         **_replayed_row(run.candidate, findings),
         "speedup": _interval(run),
         "answers": len(run.judged.groups),
+        "slower_on": run.judged.slow_categories(),
         "live": _speeds(run.own),
         "categories": {
             category: {**interval.as_mapping(), "answers": len(run.judged.answers[category])}
@@ -272,8 +275,8 @@ def _live_state(run: CandidateRun) -> str:
     if run.candidate.name == ENGINE_NAME:
         return "specplug's own engine"
     if run.wins:
-        return "faster"
-    return run.judged.why_rejected() or run.dropped or "not the best of the selection"
+        return ", ".join(["faster", *(f"slower on {category} prompts" for category in run.judged.slow_categories())])
+    return run.judged.why_not_faster() or run.dropped or "not the best of the selection"
 
 
 def _replayed_row(candidate: Candidate, findings: ServerFindings) -> dict[str, Any]:

@@ -120,8 +120,11 @@ class CandidateRun:
 
     @property
     def wins(self) -> bool:
-        """Whether its confirmation shows that it is faster than plain decoding."""
-        return self.running and self.confirmation is not None and self.confirmation.why_rejected() is None
+        """Whether its confirmation shows that it is faster than plain decoding over the workload.
+
+        In a category it may be slower: a server has the same flags for all, and the result names the category.
+        """
+        return self.running and self.confirmation is not None and self.confirmation.why_not_faster() is None
 
 
 Store = Callable[[CandidateRun, Sequence[AskedQuestion], Sequence[Timed], Sequence[Timed]], object]
