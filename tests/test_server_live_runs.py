@@ -275,3 +275,12 @@ def test_in_a_selection_refused_questions_take_no_candidates_turn() -> None:
     elimination(machine, 6).run(runs)
     assert [one.failure for one in runs] == [None, None] and any(one.wins for one in runs)
     assert all("q0/0" not in one.pairs.groups for one in runs)
+
+
+def test_a_selection_goes_on_with_those_for_which_there_is_time() -> None:
+    machine = Machine(lambda name, process: 10.0 if name == "slow" else 1.0)
+    tried = elimination(machine, 9, budget=54.0, together=True)
+    slow, quick = CandidateRun(Candidate("slow", "c"), 2.0), CandidateRun(Candidate("quick", "c"), 1.0)
+    tried.run([slow, quick])
+    # of 54 s the selection has 13.5, as both have a prediction: one group of 11 s, and then one of 2 s
+    assert len(slow.pairs.groups) == 1 and len(quick.pairs.groups) == 1

@@ -73,9 +73,13 @@ def test_several_requests_have_the_rows_of_all_of_them_in_a_pass() -> None:
 
 
 def test_a_drafter_costs_what_its_answers_took_beyond_the_passes() -> None:
-    measured = [(Replayed(10, 20, 5, {1: 5, 5: 5}, 30), 150.0), (Replayed(10, 20, 5, {1: 5, 5: 5}, 20), 170.0)]
+    # five passes of 10 ms, and five of 14 ms: 120 ms, and 60 in an answer whose passes take half as long
+    measured = [
+        (Replayed(10, 20, 5, {1: 5, 5: 5}, 30), 150.0, 1.0),
+        (Replayed(10, 20, 5, {1: 5, 5: 5}, 20), 110.0, 0.5),
+    ]
     assert drafter_pass_ms(measured, TIMES) == pytest.approx((30.0 + 50.0) / 50)
-    assert drafter_pass_ms([(Replayed(3, 0, 0, {1: 2}), 30.0)], TIMES) == 0.0
+    assert drafter_pass_ms([(Replayed(3, 0, 0, {1: 2}), 30.0, 1.5)], TIMES) == 0.0
 
 
 SURE = AnswerGuesses(np.array([3, 9, 9, 6, 0], dtype=np.int32), np.array([0.9, 0.9, 0.9, 0.9, 0.9]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
 from statistics import NormalDist
 
 import numpy as np
@@ -51,8 +52,8 @@ def paired_ratio(
     groups    a number for each prompt; those with the same one were answered at once and share their time, so that they
               count as one prompt. All are on their own where it is empty
     expanded  whether the interval is the expanded percentile interval, see `expanded_tail`
-    kinds     of work, by prompt; not together with groups. The interval is then that of a stratified sample, because
-              how many prompts there are of each kind does not vary: see `stratified_weights`. Empty for none
+    kinds     of work, by prompt; not together with groups. How many prompts there are of each kind does not vary, so
+              the interval is then that of a stratified sample, without a bootstrap. Empty for none
     """
     if len(groups) and len(kinds):
         raise ValueError("prompts that were answered at once have no kind of their own")
@@ -67,31 +68,13 @@ def paired_ratio(
     columns = np.array([tokens, seconds, base_tokens, base_seconds], dtype=np.float64)[:, usable]
     strata = _strata([kinds[i] for i in usable]) if len(kinds) else []
     if len(strata) > 1:
-        totals = columns @ stratified_weights(strata).T
-        tail = _stratified_tail(columns, strata)
-    else:
-        picks = np.random.default_rng(0).integers(0, len(usable), (RESAMPLES, len(usable)))
-        totals = columns[:, picks].sum(axis=2)
-        tail = expanded_tail(len(usable)) if expanded else 0.025
+        return _stratified(columns, strata)
+    picks = np.random.default_rng(0).integers(0, len(usable), (RESAMPLES, len(usable)))
+    totals = columns[:, picks].sum(axis=2)
+    tail = expanded_tail(len(usable)) if expanded else 0.025
     ratios = totals[0] / totals[1] / (totals[2] / totals[3])
     low, median, high = np.percentile(ratios, [100 * tail, 50.0, 100 - 100 * tail])
     return Interval(float(median), float(low), float(high))
-
-
-def stratified_weights(strata: Sequence[Sequence[int]]) -> FloatArray:
-    """How often each prompt counts in each resample, (RESAMPLES, prompts), when each stratum is drawn from by itself.
-
-    From m prompts m - 1 are drawn with replacement, and each counts m / (m - 1) times, so that the variance is right
-    for few prompts, too. Source: Rao and Wu, "Resampling Inference With Complex Survey Data", 1988.
-    strata  indices of the prompts of each, at least two
-    """
-    rng = np.random.default_rng(0)
-    weights = np.zeros((RESAMPLES, sum(map(len, strata))))
-    for members in strata:
-        most = len(members)
-        drawn = rng.multinomial(most - 1, [1 / most] * most, RESAMPLES)
-        weights[:, members] = drawn * (most / (most - 1))
-    return weights
 
 
 def _strata(kinds: Sequence[str]) -> list[list[int]]:
@@ -110,23 +93,26 @@ def _strata(kinds: Sequence[str]) -> list[list[int]]:
     return strata
 
 
-def _stratified_tail(columns: FloatArray, strata: Sequence[Sequence[int]]) -> float:
-    """The share of resamples on each side of a 95% interval; the strata may vary differently, which costs freedom.
+def _stratified(columns: FloatArray, strata: Sequence[Sequence[int]]) -> Interval:
+    """The ratio of totals with the interval of a stratified sample, by linearisation of its logarithm.
 
     columns  (4, prompts): tokens, seconds, and those of the base
     Source: Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", 1946. His degrees of
     freedom are too many where the variances come from three or four prompts each. So the geometric mean of his and
     those of the smallest stratum is taken: docs/lab-book/tuning.md#intervals-within-kinds-of-work.
     """
-    shares = columns / columns.sum(axis=1, keepdims=True)
-    deviations = shares[0] - shares[1] - shares[2] + shares[3]  # of the ratio's logarithm, to the first order
+    totals = columns.sum(axis=1)
+    ratio = float(totals[0] / totals[1] / (totals[2] / totals[3]))
+    shares = columns / totals[:, None]
+    deviations = shares[0] - shares[1] - shares[2] + shares[3]
     variances = [len(members) * float(np.var(deviations[members], ddof=1)) for members in strata]
     total = sum(variances)
     if not total:
-        return 0.025
+        return Interval(ratio, ratio, ratio)
     freedom = total**2 / sum(one**2 / (len(members) - 1) for one, members in zip(variances, strata, strict=True))
     fewest = min(map(len, strata)) - 1
-    return NormalDist().cdf(-_student_quantile((freedom * fewest) ** 0.5))
+    half = _student_quantile((freedom * fewest) ** 0.5) * total**0.5
+    return Interval(ratio, ratio * exp(-half), ratio * exp(half))
 
 
 def expanded_tail(n: int) -> float:

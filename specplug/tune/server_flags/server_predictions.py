@@ -93,11 +93,11 @@ def passes_ms(replay: Replayed, times: PassTimes, level: int) -> float:
     return replay.num_passes * times.at(max(1, round(level * rows)))
 
 
-def drafter_pass_ms(measured: Sequence[tuple[Replayed, float]], times: PassTimes) -> float:
+def drafter_pass_ms(measured: Sequence[tuple[Replayed, float, float]], times: PassTimes) -> float:
     """Milliseconds of a drafter's pass: what its answers took beyond the passes of the target.
 
-    measured  replays of answers, and the milliseconds that the server took for them
+    measured  replays of answers, the milliseconds that the server took for them, and their scales
     """
-    passes = sum(replay.drafter_passes for replay, _ in measured)
-    beyond = sum(ms - times.of(replay) for replay, ms in measured)
+    passes = sum(replay.drafter_passes for replay, _, _ in measured)
+    beyond = sum(ms - scale * times.of(replay) for replay, ms, scale in measured)
     return max(0.0, beyond / passes) if passes else 0.0

@@ -33,7 +33,7 @@ from specplug.tune.server_flags.server_request import (
     check_server_request,
 )
 from specplug.tune.server_flags.server_stages import ENGINE_SHARE, OTHER_LEVEL_SHARE, ServerStages
-from specplug.tune.server_flags.successive_elimination import SELECTION_SHARE, CandidateRun, selection_share
+from specplug.tune.server_flags.successive_elimination import CandidateRun, selection_share
 from specplug.tune.tune_request import journal_path
 
 SILENCE_SHARE = 0.15
@@ -183,12 +183,12 @@ def _selected(
     if (kept := stages.journal.last("selected")) is not None:
         known = {one.name: one for one in tried}
         return [known[name] for name in kept["names"] if name in known], engine_s if kept["engine"] else 0.0
+    share = selection_share(one.name in predictions for one in best_of_families(tried, predictions))
     if not _own_engine_fits(stages.request, stages.note):
         engine_s = 0.0
-    elif stages.most_to_run(reserve + engine_s, SELECTION_SHARE) < FEWEST_BEFORE_ENGINE:
+    elif stages.most_to_run(reserve + engine_s, share) < FEWEST_BEFORE_ENGINE:
         stages.note("specplug's own engine is not measured, so that there is time for the candidates; raise --budget")
         engine_s = 0.0
-    share = selection_share(one.name in predictions for one in best_of_families(tried, predictions))
     chosen = to_run(tried, predictions, stages.most_to_run(reserve + engine_s, share))
     names = [one.name for one in chosen]
     stages.journal.add("selected", names=names, engine=engine_s > 0, spent=stages.budget.spent)

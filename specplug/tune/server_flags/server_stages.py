@@ -185,8 +185,8 @@ class ServerStages:
         knots = {1}
         until = self.budget.spent + COST_SHARE * self.request.budget
         for number, probe in enumerate(probes):
-            for replay, ms in self._probed(probe, usable, until, costs):
-                samples.append((replay.passes, ms))
+            for replay, ms, scale in self._probed(probe, usable, until, costs):
+                samples.append((replay.passes, ms / scale))
                 knots.add(usual_rows(replay.passes))
             self._progress("the cost of a pass", (number + 1) / len(probes), "", self.budget.left)
         costs.times = fitted(samples, sorted(knots))
@@ -316,8 +316,8 @@ class ServerStages:
 
     def _probed(
         self, probe: Candidate, usable: Sequence[Recorded], until: float, costs: ServerCosts
-    ) -> list[tuple[Replayed, float]]:
-        """Replays of a few live answers of a candidate, and their milliseconds over the scale; empty where it fails."""
+    ) -> list[tuple[Replayed, float, float]]:
+        """Replays of a few live answers of a candidate, their milliseconds, and their scales; empty where it fails."""
         longest = sorted(usable, key=lambda one: (-one.timed.tokens, len(_replayable(one).prompt)))[:COST_ANSWERS]
         guesses = {file: [known[usable.index(one)] for one in longest] for file, known in costs.guesses.items()}
         replays = replay_of(probe, [_replayable(one) for one in longest], guesses)
@@ -344,7 +344,7 @@ class ServerStages:
             server = (sum(entry["drafted"] for _, entry, _ in same), sum(entry["accepted"] for _, entry, _ in same))
             replay = (sum(one.drafted for one, _, _ in same), sum(one.accepted for one, _, _ in same))
             costs.agreements.append(Agreement(probe.name, server, replay))
-        return [(one, entry["ms"] / scale) for one, entry, scale in same]
+        return [(one, entry["ms"], scale) for one, entry, scale in same]
 
     def _cost(self, probe: Candidate, one: Recorded, reply: Reply) -> dict[str, Any]:
         entry = {

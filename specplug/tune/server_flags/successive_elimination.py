@@ -205,15 +205,17 @@ class SuccessiveElimination:
             open_ = [run for run in running if run.groups < SELECTION_ROUNDS * len(self._groups)]
             if len(running) < 2 or not open_:
                 return
+            measured = False
             for run in open_:
                 done, count = run.groups, len(self._groups)
                 if not count:
                     return
                 at = done % count
                 self.measure(run, self._groups[at : at + size])
-                if run.running and run.groups == done and len(self._groups) == count:
-                    return  # there is no time left
+                measured |= not run.running or run.groups != done or len(self._groups) != count
                 self._progress(runs)
+            if not measured:
+                return  # there is no time left
             size = min(len(self._groups), 2 * size)
 
     def _confirm(self, run: CandidateRun, runs: Sequence[CandidateRun]) -> None:
