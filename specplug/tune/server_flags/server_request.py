@@ -24,7 +24,7 @@ from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
 from specplug.tune.tune_request import deciding_level, workload_hash
 
-SERVER_SCHEMA = 1
+SERVER_SCHEMA = 2
 
 FASTEST_BYTES_S = 1e12
 """No machine reads weights faster than this, so an answer takes at least their size over it for every token."""

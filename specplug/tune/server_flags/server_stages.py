@@ -14,7 +14,7 @@ from typing import Any
 from specplug.errors import EngineError, SpecplugError, UsageError
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.simultaneous import ask_at_once
-from specplug.subjects.subject import Abilities, RefusedQuestion, Reply, SubjectError
+from specplug.subjects.subject import Abilities, RefusedQuestion, Reply, Subject, SubjectError
 from specplug.tune.budget import Budget, Progress
 from specplug.tune.journal import Journal
 from specplug.tune.selection import FEWEST_ANSWERS
@@ -22,6 +22,7 @@ from specplug.tune.server_flags.answer_replay import RecordedAnswer, Replayed
 from specplug.tune.server_flags.drafter_guesses import AnswerGuesses, guesses_of
 from specplug.tune.server_flags.live_servers import LiveServers
 from specplug.tune.server_flags.pass_times import PassTimes, fitted, plain_scales, usual_rows
+from specplug.tune.server_flags.probe_replay import counts_of, probe_entry, replay_of_probe
 from specplug.tune.server_flags.recorded_questions import (
     AskedQuestion,
     Recorded,
@@ -33,7 +34,7 @@ from specplug.tune.server_flags.recorded_questions import (
 from specplug.tune.server_flags.refused_questions import RefusedQuestions
 from specplug.tune.server_flags.run_choice import MOST_RUN
 from specplug.tune.server_flags.server_candidates import Candidate
-from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, predicted, replay_of
+from specplug.tune.server_flags.server_predictions import Predicted, drafter_pass_ms, predicted
 from specplug.tune.server_flags.server_request import ServerRequest, check_budget
 from specplug.tune.server_flags.successive_elimination import CandidateRun, SuccessiveElimination
 
@@ -319,10 +320,6 @@ class ServerStages:
     ) -> list[tuple[Replayed, float, float]]:
         """Replays of a few live answers of a candidate, their milliseconds, and their scales; empty where it fails."""
         longest = sorted(usable, key=lambda one: (-one.timed.tokens, len(_replayable(one).prompt)))[:COST_ANSWERS]
-        guesses = {file: [known[usable.index(one)] for one in longest] for file, known in costs.guesses.items()}
-        replays = replay_of(probe, [_replayable(one) for one in longest], guesses)
-        if replays is None:
-            return []
         kept = {(entry["name"], entry["key"]): entry for entry in self.journal.of("cost")}
         entries = [kept[probe.name, one.asked.key] for one in longest if (probe.name, one.asked.key) in kept]
         if len(entries) < len(longest):
@@ -331,30 +328,24 @@ class ServerStages:
                 return []
             try:
                 with self.servers.other(probe) as subject:
-                    entries = [self._cost(probe, one, *ask_at_once(subject, [one.asked.question])) for one in longest]
+                    entries = [self._cost(probe, one, subject) for one in longest]
             except SubjectError as error:
                 self.note(f"{probe.name} failed: {error}")
                 return []
-        same = [  # another text had other passes
-            (replay, entry, costs.scales[usable.index(one)])
-            for replay, entry, one in zip(replays, entries, longest, strict=True)
-            if entry["text"] == one.text
-        ]
-        if same and all(entry["drafted"] is not None for _, entry, _ in same):
-            server = (sum(entry["drafted"] for _, entry, _ in same), sum(entry["accepted"] for _, entry, _ in same))
-            replay = (sum(one.drafted for one, _, _ in same), sum(one.accepted for one, _, _ in same))
-            costs.agreements.append(Agreement(probe.name, server, replay))
-        return [(one, entry["ms"], scale) for one, entry, scale in same]
+        found = []
+        for one, entry in zip(longest, entries, strict=True):
+            at = usable.index(one)
+            guesses = {file: known[at] for file, known in costs.guesses.items()}
+            if (replay := replay_of_probe(probe, one, entry, guesses)) is not None:
+                found.append((replay, entry, costs.scales[at]))
+        if found and (server := counts_of([entry for _, entry, _ in found])) is not None:
+            replayed = sum(one.drafted for one, _, _ in found), sum(one.accepted for one, _, _ in found)
+            costs.agreements.append(Agreement(probe.name, server, replayed))
+        return [(replay, Timed(*entry["timed"]).ms, scale) for replay, entry, scale in found]
 
-    def _cost(self, probe: Candidate, one: Recorded, reply: Reply) -> dict[str, Any]:
-        entry = {
-            "name": probe.name,
-            "key": one.asked.key,
-            "text": reply.text,
-            "ms": round(reply.decode_ms, 3),
-            "drafted": reply.draft_tokens,
-            "accepted": reply.accepted_tokens,
-        }
+    def _cost(self, probe: Candidate, one: Recorded, subject: Subject) -> dict[str, Any]:
+        (reply,) = ask_at_once(subject, [replace(one.asked.question, ids=self.abilities.token_ids)])
+        entry = probe_entry(probe, one, reply)
         self.journal.add("cost", **entry, spent=self.budget.spent)
         return entry
 
