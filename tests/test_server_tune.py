@@ -341,7 +341,8 @@ def test_another_version_drafter_or_environment_is_not_continued(
 def test_tokens_are_asked_for_when_recording_and_the_answers_without_are_counted(request_for: MakeRequest) -> None:
     machine = Machine(drafts_pay, abilities=Abilities("llama-server", token_ids=True))
     _, notices = simulated(request_for(budget=400.0), machine)
-    assert [question.ids for _, question in machine.questions].count(True) == 6
+    asked = [question.ids for _, question in machine.questions].count(True)
+    assert asked == 6 + 2 * 7, "the plain answers, and two for each of the probes"
     assert all(question.ids for _, question in machine.questions[:6])
     assert any("did not report the token ids of 1 of 6 answers" in notice for notice in notices)
 
