@@ -94,7 +94,7 @@ def test_a_llama_server_without_its_flags_is_refused(programs: Path) -> None:
 def test_nothing_stays_of_a_script_that_starts_a_server_when_asked_for_its_help(
     programs: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
 ) -> None:
-    monkeypatch.setattr("specplug.subjects.server_command.HELP_S", 0.5)
+    monkeypatch.setattr("specplug.subjects.server_command.HELP_S", 2.0)
     script = f"#!/bin/sh\nsleep 60 &\necho $$ $! > {shlex.quote(str(programs))}/pids\n{end}\n"
     (programs / name).write_text(script)
     (programs / name).chmod(0o755)
