@@ -513,6 +513,9 @@ def test_where_there_is_nothing_to_try_nothing_is_measured(request_for: MakeRequ
         simulated(without_lookup(request_for()), machine)
     with pytest.raises(UsageError, match=r"the command has -md, which drafts, so plain decoding cannot be measured"):
         simulated(without_lookup(request_for("-md", "d.gguf")), machine)
+    with pytest.raises(UsageError) as refused:
+        simulated(without_lookup(request_for(heads=(("mtp", None),))), machine)
+    assert str(refused.value).endswith("or pass --draft MODEL.gguf; draft-mtp: this build has no such --spec-type")
     assert machine.started == []
 
 

@@ -2,9 +2,8 @@
 
 All arms answer a prompt before any arm receives the next one, and the arm that goes first changes from prompt to
 prompt. Every repeat starts with nothing learned, as far as an arm can forget. In a conversation, every arm receives the
-first arm's earlier answers. An arm that fails is left out from then on, and what the first arm refuses is left out for
-all. The module does not depend on files or a
-terminal, or on what a prompt is: tokens, or a conversation.
+first arm's earlier answers. An arm that fails is left out from then on, and a prompt that the first arm refuses, for
+all. The module does not depend on files or a terminal, or on what a prompt is: tokens, or a conversation.
 """
 
 from __future__ import annotations
