@@ -24,7 +24,7 @@ from specplug.subjects.server_command import read_command
 from specplug.subjects.subject import Abilities, Question, SubjectError
 from specplug.tune import journal as journals
 from specplug.tune.server_flags import server_session
-from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
+from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, PLAIN_NAME, Candidate
 from specplug.tune.server_flags.server_document import server_next_step, server_rows, server_verdict
 from specplug.tune.server_flags.server_request import ServerRequest, check_server_request
 from specplug.tune.server_flags.server_session import ServerOutcome, tune_server
@@ -359,7 +359,30 @@ def test_a_candidate_that_does_not_start_is_given_up_after_that_time(request_for
         server.start()
 
 
-def test_an_answer_takes_no_longer_than_what_is_left_or_a_silence(
+def test_an_answer_may_take_what_is_left_and_a_silence_and_one_of_plain_decoding_the_budget() -> None:
+    candidate, plain = Candidate("c", "c"), Candidate(PLAIN_NAME, PLAIN_NAME)
+    assert server_session.answer_limit(candidate, 45.0, 200.0, 300.0) == 245.0
+    assert server_session.answer_limit(candidate, 45.0, 30.0, 300.0) == 75.0, "not 45: it began in time"
+    assert server_session.answer_limit(candidate, 45.0, -1.0, 300.0) == 45.0
+    assert server_session.answer_limit(plain, 45.0, -1.0, 300.0) == 345.0
+
+
+def test_a_slow_answer_of_plain_decoding_at_the_end_of_the_budget_does_not_end_the_tune(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """75 tokens of 20 ms take 1.5 s, more than the silence of 1 s, when nothing is left."""
+    monkeypatch.setattr(server_session, "SHORTEST_SILENCE_S", 1.0)
+    monkeypatch.setattr(server_session, "SILENCE_SHARE", 0.0)
+    request = request_for("--ms-per-pass", "20")
+    server = server_session._opener(request, lambda: 60.0, lambda: -1.0)(PLAIN)
+    try:
+        server.start()
+        assert server.ask(Question([{"role": "user", "content": "a b c"}], 76)).tokens == 76
+    finally:
+        server.stop()
+
+
+def test_an_answer_of_a_candidate_takes_no_longer_than_what_is_left_and_a_silence(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token every 20 ms, so 1000 take 20 s, and no silence between them takes 1 s."""

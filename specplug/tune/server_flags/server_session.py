@@ -223,6 +223,15 @@ def start_limit(plain_start_s: float, left: float) -> float:
     return min(START_S, usual, max(left, plain_start_s))
 
 
+def answer_limit(candidate: Candidate, silence: float, left: float, budget: float) -> float:
+    """Seconds that an answer of the candidate's server may take, with so many left of the budget.
+
+    One that begins at the end of the budget may take longer than what is left by as long as a server may be silent.
+    Plain decoding has the whole budget for each: its failure ends the tune, with all that was measured.
+    """
+    return budget + silence if candidate == PLAIN else max(0.0, left) + silence
+
+
 def _opener(request: ServerRequest, limit: Callable[[], float], left: Callable[[], float]) -> Opener:
     """Subjects from the user's command, and specplug's own engine.
 
@@ -247,7 +256,7 @@ def _opener(request: ServerRequest, limit: Callable[[], float], left: Callable[[
             name=label,
             start_s=start_s,
             silence_s=silence,
-            answer_s=lambda: max(silence, left()),  # one at the end of the budget may take as long as a silence
+            answer_s=lambda: answer_limit(candidate, silence, left(), request.budget),
         )
 
     return opened
