@@ -20,7 +20,7 @@ from specplug import __version__
 from specplug.bench.arms import TimedArm
 from specplug.bench.compare import open_stage, workload_document
 from specplug.bench.interleaved import Tally, run_arms
-from specplug.bench.subject_arms import Conversation, EngineArm, SubjectArm
+from specplug.bench.subject_arms import Conversation, EngineArm, SubjectArm, TextResult
 from specplug.bench.workloads import Prompt, categories
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
@@ -54,7 +54,8 @@ def compare_servers(
     Every prompt is answered by all before any receives the next one; of the servers that specplug has started, those
     that are not asked sleep. No more than MOST_LIVE of them run at once: further ones are measured in rounds of their
     own, with the first one again. One that fails keeps the figures of its earlier answers, with the reason; the others
-    go on. A prompt that the first one refuses is left out for all.
+    go on. A prompt that the first one refuses is left out for all; where that one has failed, one that all others
+    refuse.
 
     subjects                     at least one, not started yet
     profiles, reference_engines  of specplug's own engines, as in `compare`; none where `profiles` is empty
@@ -104,13 +105,17 @@ def compare_servers(
             if prompt not in refused:
                 notify(f"prompt {prompt} is left out for all: {why}")
         refused |= outcome.refused
-        for arm in arms:
-            if isinstance(arm, SubjectArm) and (difference := clock_difference(arm.name, arm.replies)):
+        replies = [
+            [one.reply for one in answers if isinstance(one, TextResult) and one.reply is not None]
+            for answers in outcome.answers
+        ]
+        for arm, own_replies in zip(arms, replies, strict=True):
+            if difference := clock_difference(arm.name, own_replies):
                 notify(difference)
         made = [
-            _Row(arm, tally, kinds, outcome.failures.get(place), known)
-            for place, (arm, tally, kinds, known) in enumerate(
-                zip_longest(arms, outcome.overall, outcome.categories, found)
+            _Row(arm, tally, kinds, own_replies, outcome.failures.get(place), known)
+            for place, (arm, tally, kinds, own_replies, known) in enumerate(
+                zip_longest(arms, outcome.overall, outcome.categories, replies, found)
             )
         ]
         rows = dict(zip(indices, made, strict=False)) | rows  # the first server keeps its first round
@@ -174,18 +179,18 @@ def _shortened(name: str, words: str, common: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What was measured of one arm. abilities: of a server that has started"""
+    """What was measured of one arm.
+
+    replies    of a server, those that the tally has; none of specplug's own engine
+    abilities  of a server that has started
+    """
 
     arm: TimedArm[Conversation, str]
     tally: Tally
     by_category: Mapping[str, Tally]
+    replies: Sequence[Reply]
     failure: str | None
     abilities: Abilities | None
-
-    @property
-    def replies(self) -> list[Reply]:
-        """Those of a server; none of specplug's own engine."""
-        return self.arm.replies if isinstance(self.arm, SubjectArm) else []
 
     @property
     def counted(self) -> bool:
