@@ -302,6 +302,17 @@ def test_a_server_that_does_not_start_beside_another_one_may_start_alone(work: s
     assert not alone["failure"].endswith("measure it alone"), "nothing ran beside it"
 
 
+def test_a_server_that_adapts_itself_to_the_gpu_memory_that_another_one_leaves_is_named(work: str) -> None:
+    """Before a further run, the first one starts beside the second one."""
+    adapting, fixed = f"{COMMAND} -ngl auto -c 4096", f"{COMMAND} -ngl 99 -c 4096"
+    said = "chooses -ngl by the GPU memory that stub_server.py {} leaves (--fit), so it may be slower than alone"
+    assert said.format("99") in bench(work, [fixed, adapting]).stderr
+    assert said.format("99") not in bench(work, [adapting, fixed]).stderr
+    assert said.format("99") in bench(work, [adapting, fixed], "--repeats", "2").stderr
+    done = bench(work, [f"{adapting} -fit off", fixed], "--repeats", "2")
+    assert done.exit_code == 0 and "(--fit)" not in done.stderr
+
+
 def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> None:
     first, missing, _ = compared(work, [COMMAND, f"{COMMAND} --missing-model", COMMAND])["arms"]
     assert "its last line: exiting due to model loading error" in missing["failure"] and missing["tokens"] == 0

@@ -501,6 +501,30 @@ def test_where_two_servers_do_not_fit_together_the_tune_goes_on_with_one(request
     assert sum("one server runs at a time from here on" in notice for notice in notices) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "fitted"),
+    [
+        ("-ngl auto", "-ngl and -c"),
+        ("-ngl auto -c 512", "-ngl"),
+        ("-ngl 99", "-c"),
+        ("-ngl 99 -c 512", ""),
+        ("-ngl auto -fit off", ""),
+        ("-ngl 0", ""),
+        ("", ""),  # a build that lists no devices, and is not asked to use one
+    ],
+)
+def test_a_server_that_adapts_itself_to_the_gpu_memory_that_is_left_runs_alone(
+    request_for: MakeRequest, flags: str, fitted: str
+) -> None:
+    notes: list[str] = []
+    assert server_session._together(request_for(*flags.split()), notes.append) is (not fitted)
+    advice = " and ".join(f"{flag} N" for flag in fitted.split(" and "))
+    assert notes == [
+        f"one server runs at a time: a second one would choose {fitted} by the GPU memory that is left (--fit); for "
+        f"two side by side, use -fit off, or give {advice}"
+    ] * bool(fitted)
+
+
 def test_the_own_engine_computes_where_the_server_does(request_for: MakeRequest, tmp_path: Path) -> None:
     def layers(*flags: str) -> int:
         return server_session.engine_profile(profiles.load("default"), request_for(*flags).command).runtime.gpu_layers

@@ -29,7 +29,7 @@ from specplug.profile import Profile
 from specplug.profile.shown_command import without_keys
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.launched import LaunchedServer
-from specplug.subjects.server_memory import MOST_LIVE
+from specplug.subjects.server_memory import MOST_LIVE, fit_advice, fitted_flags
 from specplug.subjects.subject import Abilities, Reply, Subject, SubjectError
 
 NAME_LENGTH = 48
@@ -78,6 +78,10 @@ def compare_servers(
                     stack.callback(subject.stop)
                     before = zip((subjects[one] for one in indices), found, strict=False)
                     beside = [one.name for one, runs in before if runs and isinstance(one, LaunchedServer)]
+                    others = [subjects[one] for one in indices if one != index] if repeats > 1 else []
+                    again = [one.name for one in others if isinstance(one, LaunchedServer)]  # it starts beside these
+                    if notice := _fit_notice(subject, beside or again):
+                        notify(notice)
                     known, failure = _started(subject, beside, further=number > 0 or index > 0)
                 if known is not None and known.slots is not None and known.slots < concurrency:
                     notify(f"{subject.name} computes {known.slots} answer(s) at once, so of {concurrency} some wait")
@@ -238,6 +242,20 @@ def _started(subject: Subject, beside: Sequence[str], *, further: bool) -> tuple
             raise
         return None, str(error)
     return found, None
+
+
+def _fit_notice(subject: Subject, beside: Sequence[str]) -> str | None:
+    """A sentence on a server that adapts its settings to the GPU memory that others leave; None for all others.
+
+    beside  names of the servers beside which it starts
+    """
+    fitted = fitted_flags(subject.command) if beside and isinstance(subject, LaunchedServer) else []
+    if not fitted:
+        return None
+    return (
+        f"{subject.name} chooses {' and '.join(fitted)} by the GPU memory that {beside[0]} leaves (--fit), so it may "
+        f"be slower than alone, or refuse longer prompts; {fit_advice(fitted)}"
+    )
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float] | None:

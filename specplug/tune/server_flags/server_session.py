@@ -15,7 +15,7 @@ from specplug.profile import Profile
 from specplug.subjects.connection import SILENCE_S
 from specplug.subjects.launched import START_S, LaunchedServer
 from specplug.subjects.server_command import ServerCommand
-from specplug.subjects.server_memory import GPU_LAYERS, may_offload, server_bytes
+from specplug.subjects.server_memory import GPU_LAYERS, fit_advice, fitted_flags, may_offload, server_bytes
 from specplug.subjects.subject import Subject
 from specplug.tune import journal as journals
 from specplug.tune.budget import Budget, Progress
@@ -279,9 +279,16 @@ def engine_profile(profile: Profile, command: ServerCommand) -> Profile:
 
 
 def _together(request: ServerRequest, note: Callable[[str], None]) -> bool:
-    """Whether two servers may run at once: each has a port of its own, and there is memory for the second one."""
+    """Whether two servers may run at once: each has a port of its own, and there is memory for the second one, which
+    does not choose its settings by what is left."""
     if request.command.port is not None:
         note("the command names its port, so one server runs at a time; leave out --port for two side by side")
+        return False
+    if fitted := fitted_flags(request.command):
+        note(
+            f"one server runs at a time: a second one would choose {' and '.join(fitted)} by the GPU memory that is "
+            f"left (--fit); for two side by side, {fit_advice(fitted)}"
+        )
         return False
     needed = server_bytes(request.command)
     available = available_memory()
