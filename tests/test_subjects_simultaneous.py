@@ -21,7 +21,7 @@ class Hung:
     def wake(self): pass
     def sleep(self): pass
     def ask(self, question):
-        print("asked", flush=True)
+        print("asked\\n", end="", flush=True)  # in one piece, beside that of the other thread
         time.sleep(600)
 
 ask_at_once(Hung(), [Question([], 1)] * 2)
