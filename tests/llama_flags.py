@@ -17,6 +17,7 @@ FLAGS: list[tuple[str, str, str, Any]] = [
     ("-c, --ctx-size", "N", "size of the prompt context", 4096),
     ("-np, --parallel", "N", "number of server slots", 1),
     ("-ngl, --gpu-layers, --n-gpu-layers", "N", "layers to store in VRAM", "auto"),
+    ("-fit, --fit", "[on|off]", "whether to adjust unset arguments to device memory (env: LLAMA_ARG_FIT)", "on"),
     ("-m, --model", "FNAME", "model path to load", "models/stub.gguf"),
     ("-hf, -hfr, --hf-repo", "<user>/<model>", "Hugging Face model repository (env: LLAMA_ARG_HF_REPO)", None),
     ("-a, --alias", "STRING", "set model name aliases", None),

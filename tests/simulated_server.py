@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from specplug.errors import SpecplugError
 from specplug.subjects.subject import Abilities, Question, RefusedQuestion, Reply, SubjectError
+from specplug.tune.server_flags.live_answers import WARM_TOKENS
 from specplug.tune.server_flags.server_candidates import Candidate
-from specplug.tune.server_flags.successive_elimination import WARM_TOKENS
 
 TOKENS = 101
 """Of an answer; the first one does not count."""

@@ -12,6 +12,7 @@ from specplug.bench.workloads import Prompt
 from specplug.core import IntArray, int_array
 from specplug.generation.counters import Counters
 from specplug.profile import Runtime
+from specplug.subjects.subject import RefusedQuestion, SubjectError
 
 Event = tuple[str, tuple[tuple[int, ...], ...]]
 """An arm's name, and the prompts that it received at once (no prompts: `reset`)."""
@@ -19,7 +20,10 @@ Event = tuple[str, tuple[tuple[int, ...], ...]]
 
 @dataclass
 class Toy:
-    """Answers a prompt with `reply(prompt)`, in `token_seconds` per token after the first."""
+    """Answers a prompt with `reply(prompt)`, in `token_seconds` per token after the first.
+
+    refuses, breaks_at  it refuses prompts that end in one of these numbers, and fails where one ends in this number
+    """
 
     name: str
     reply: Callable[[list[int]], list[int]]
@@ -28,14 +32,20 @@ class Toy:
     counters: Counters | None = field(default_factory=lambda: Counters(steps=2, accepted_tokens=1))
     profile: str | None = None
     prompt_seconds: float | None = None
+    refuses: Sequence[int] = ()
+    breaks_at: int | None = None
 
-    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result]:
+    def answer(self, prompts: Sequence[IntArray], max_tokens: int) -> list[Result | RefusedQuestion]:
         self.events.append((self.name, tuple(tuple(prompt.tolist()) for prompt in prompts)))
-        answers = [self.reply(prompt.tolist())[:max_tokens] for prompt in prompts]
-        return [
-            Result(tokens, self.token_seconds * (len(tokens) - 1), self.counters, self.prompt_seconds)
-            for tokens in answers
-        ]
+        if any(prompt.tolist()[-1] == self.breaks_at for prompt in prompts):
+            raise SubjectError(f"{self.name} broke")
+        return [self.answered(prompt.tolist(), max_tokens) for prompt in prompts]
+
+    def answered(self, prompt: list[int], max_tokens: int) -> Result | RefusedQuestion:
+        if prompt[-1] in self.refuses:
+            return RefusedQuestion(f"{self.name} refuses {prompt[-1]}")
+        tokens = self.reply(prompt)[:max_tokens]
+        return Result(tokens, self.token_seconds * (len(tokens) - 1), self.counters, self.prompt_seconds)
 
     def reset(self) -> None:
         self.events.append((self.name, ()))
@@ -225,6 +235,58 @@ def test_every_arm_continues_the_first_arms_conversation_whatever_its_reference(
     arms = [Toy("a", count_up, events), Toy("b", other, events), Toy("c", other, events)]
     run(arms, [Prompt("1", "qa", ("10", "20"))], references=[0, 1, 1])
     assert [asked for _, asked in events[6:]] == [((10, 11, 12, 13, 20),)] * 3
+
+
+# -- prompts that are refused ----------------------------------------------------------------------------------------
+
+
+def test_of_prompts_asked_at_once_only_the_refused_one_is_left_out() -> None:
+    events: list[Event] = []
+    arms = [Toy(name, count_up, events, refuses=[20]) for name in "ab"]
+    outcome = run(arms, single("10", "20", "30"), concurrency=3)
+    assert outcome.refused == {"20": "a refuses 20"} and outcome.failures == {}
+    assert [(tally.tokens, tally.identical) for tally in outcome.overall] == [([2, 2], 2)] * 2
+    assert [[answer.content for answer in answers] for answers in outcome.answers] == [[[11, 12, 13], [31, 32, 33]]] * 2
+    assert order(events) == "--ab", "their answers to the others took the time of two"
+
+
+def test_where_another_arm_has_answered_what_the_first_one_refuses_the_others_are_asked_again_anew() -> None:
+    events: list[Event] = []
+    arms = [Toy("a", count_up, events, refuses=[20]), Toy("b", count_up, events)]
+    outcome = run(arms, single("10", "20", "30"), concurrency=3)
+    assert outcome.refused == {"20": "a refuses 20"} and outcome.failures == {}
+    assert [tally.tokens for tally in outcome.overall] == [[2, 2]] * 2
+    assert order(events) == "--ab--ab"
+    assert [asked for _, asked in events[6:]] == [((10,), (30,))] * 2
+
+
+def test_a_conversation_goes_on_beside_one_that_was_left_out() -> None:
+    events: list[Event] = []
+    prompts = [Prompt("1", "qa", ("10", "20")), Prompt("2", "qa", ("30", "40", "50"))]
+    outcome = run([Toy("a", count_up, events, refuses=[30])], prompts, concurrency=2)
+    assert outcome.refused == {"2": "a refuses 30"} and outcome.overall[0].tokens == [2, 2]
+    assert [asked for _, asked in events[1:]] == [((10,), (30,)), ((10, 11, 12, 13, 20),)]
+
+
+def test_an_arm_that_refuses_what_the_first_one_answers_has_failed() -> None:
+    outcome = run([Toy("a", count_up), Toy("b", count_up, refuses=[20])], single("10", "20", "30"), concurrency=2)
+    assert outcome.failures == {1: "b refuses 20"} and outcome.refused == {}
+    assert [tally.tokens for tally in outcome.overall] == [[2, 2, 2], []]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_where_the_first_arm_has_failed_a_prompt_that_all_others_refuse_is_left_out(concurrency: int) -> None:
+    arms = [Toy("a", count_up, breaks_at=10), *(Toy(name, count_up, refuses=[30]) for name in "bc")]
+    outcome = run(arms, single("10", "20", "30", "40"), concurrency=concurrency)
+    assert outcome.failures == {0: "a broke"} and outcome.refused == {"30": "b refuses 30"}
+    assert [tally.tokens for tally in outcome.overall] == [[], [2, 2, 2], [2, 2, 2]]
+
+
+def test_where_the_first_arm_has_failed_an_arm_that_alone_refuses_a_prompt_has_failed() -> None:
+    arms = [Toy("a", count_up, breaks_at=10), Toy("b", count_up, refuses=[20]), Toy("c", count_up)]
+    outcome = run(arms, single("10", "20", "30"))
+    assert outcome.failures == {0: "a broke", 1: "b refuses 20"} and outcome.refused == {}
+    assert [tally.tokens for tally in outcome.overall] == [[], [2], [2, 2, 2]]
 
 
 # -- sums ------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.opening import open_subject
-from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
+from specplug.subjects.subject import Abilities, Question, RefusedQuestion, Reply, SubjectError
 from specplug_cli.main import app
 
 TOKENS = 24
@@ -265,6 +265,24 @@ def test_a_prompt_that_the_first_server_refuses_is_left_out_for_all(work: str) -
     assert done.stderr.count("prompt a is left out for all: ") == 1
 
 
+@pytest.mark.parametrize("other", ["--refused-word yellow", ""])
+def test_of_prompts_asked_at_once_only_the_refused_one_is_left_out(work: str, other: str) -> None:
+    """`a` and `b` are asked at once, and `yellow` is in `b`: three answers are left, of `a`'s two turns and of `c`."""
+    servers = [f"{COMMAND} --parallel 2 --refused-word yellow", f"{COMMAND} --parallel 2 --ms-per-pass 1 {other}"]
+    found = compared(work, servers, "--concurrency", "2")
+    assert [(arm["failure"], arm["tokens"], arm["identical"]) for arm in found["arms"]] == [(None, 69, 3)] * 2
+    (why,) = found["refused"].values()
+    assert found["refused"].keys() == {"b"} and "exceeds the available context size" in why
+
+
+def test_where_the_first_server_has_failed_a_prompt_that_all_others_refuse_is_left_out(work: str) -> None:
+    """The first one fails in `a`'s first turn; the others answer both of its turns, and refuse `b`, as it would."""
+    done = bench(work, [f"{COMMAND} --die-at 1", f"{COMMAND} --refused-word yellow"], "--json")
+    first, other = json.loads(done.stdout)["arms"]
+    assert "ended with exit code 3" in first["failure"] and (other["failure"], other["tokens"]) == (None, 69)
+    assert json.loads(done.stdout)["refused"].keys() == {"b"}
+
+
 def test_a_server_that_refuses_what_the_first_one_answers_has_failed(work: str) -> None:
     first, other = compared(work, [COMMAND, f"{COMMAND} --refused-word yellow"])["arms"]
     assert "exceeds the available context size" in other["failure"] and other["tokens"] == 46
@@ -282,6 +300,17 @@ def test_a_server_that_does_not_start_beside_another_one_may_start_alone(work: s
     assert first["failure"] is None and other["failure"].endswith(advice)
     alone = json.loads(bench(work, [f"{COMMAND} --missing-model", COMMAND], "--json").stdout)["arms"][0]
     assert not alone["failure"].endswith("measure it alone"), "nothing ran beside it"
+
+
+def test_a_server_that_adapts_itself_to_the_gpu_memory_that_another_one_leaves_is_named(work: str) -> None:
+    """Before a further run, the first one starts beside the second one."""
+    adapting, fixed = f"{COMMAND} -ngl auto -c 4096", f"{COMMAND} -ngl 99 -c 4096"
+    said = "chooses -ngl by the GPU memory that stub_server.py {} leaves (--fit), so it may be slower than alone"
+    assert said.format("99") in bench(work, [fixed, adapting]).stderr
+    assert said.format("99") not in bench(work, [adapting, fixed]).stderr
+    assert said.format("99") in bench(work, [adapting, fixed], "--repeats", "2").stderr
+    done = bench(work, [f"{adapting} -fit off", fixed], "--repeats", "2")
+    assert done.exit_code == 0 and "(--fit)" not in done.stderr
 
 
 def test_a_server_that_does_not_start_is_a_row_with_its_last_line(work: str) -> None:
@@ -467,6 +496,34 @@ def test_a_server_that_cannot_be_restarted_is_named(work: str, more: list[str], 
         done = bench(work, [COMMAND, address], *more)
         assert done.exit_code == 0 and (f"{address} cannot be restarted" in done.stderr) is said
     assert "stub_server.py cannot be restarted" not in done.stderr
+
+
+class Particular(Recorded):
+    """Refuses the prompt `z`."""
+
+    def ask(self, question: Question) -> Reply:
+        if question.messages[-1]["content"] == "z":
+            raise RefusedQuestion("too long")
+        return super().ask(question)
+
+
+class Counting(Recorded):
+    """Sends a piece every 5 ms, but to `z` in one event after 500 ms by its stream, which it says took 1 ms."""
+
+    def ask(self, question: Question) -> Reply:
+        if question.messages[-1]["content"] == "z":
+            return Reply("pieces", 2, 1.0, 1.0, 500.0, gaps_ms=(500.0,), counted=False)
+        return Reply("tokens", 2, 1.0, 5.0, 5.0, gaps_ms=(5.0,))
+
+
+def test_answers_to_a_prompt_that_the_first_server_refuses_are_in_no_figure() -> None:
+    prompts = [Prompt("1", "chat", ("x",)), Prompt("2", "chat", ("z",))]
+    said: list[str] = []
+    subjects = [Particular("A", []), Counting("B", [])]
+    found = compare_servers(subjects, [], [], prompts, workload="w", max_tokens=2, notify=said.append)
+    _, other = found["arms"]
+    assert other["between_ms"] == {"p50": 5.0, "p95": 5.0} and other["counted"] and other["speedup"] is not None
+    assert found["refused"] == {"2": "too long"} and not any("compare them with care" in one for one in said)
 
 
 class Broken(Recorded):

@@ -117,6 +117,41 @@ def test_a_server_that_dies_is_an_error_with_its_last_line(work: str) -> None:
     assert "exit code 3; its last line: stub: out of memory" in str(done.exception)
 
 
+def test_a_prompt_that_the_server_refuses_is_left_out_with_a_line(work: str) -> None:
+    """By a server that is restarted, and by one that turns drafting off by request. `three` is in prompt a."""
+    flags = f"{LOOKUP} --refused-word three --wrong-draft"
+    with running(*flags.split(), "--kind", "specplug") as address:
+        runs = [verify(work, server, "--json") for server in (f"{COMMAND} {flags}", address)]
+    for done in runs:
+        assert done.exit_code == 4, (done.stderr, done.exception)
+        found = json.loads(done.stdout)
+        assert found["itself"] == {"answers": 1, "identical": 1, "rounding": 0, "different": 0}
+        assert [entry["prompt"] for entry in found["differences"]] == ["b"]
+        (why,) = found["refused"].values()
+        assert found["refused"].keys() == {"a"} and "exceeds the available context size" in why
+        assert done.stderr.count(f"prompt a is left out: {why}") == 1
+    assert json.loads(verify(work, f"{COMMAND} {LOOKUP}", "--json").stdout)["refused"] == {}
+
+
+def test_a_server_that_refuses_all_prompts_is_an_error(work: str) -> None:
+    """`ee` is in both."""
+    done = verify(work, f"{COMMAND} {LOOKUP} --refused-word ee")
+    assert isinstance(done.exception, SpecplugError) and not isinstance(done.exception, UsageError)
+    assert "refuses all 2 prompts, so there is nothing to check; the last: " in str(done.exception)
+    assert "exceeds the available context size" in str(done.exception)
+
+
+def test_a_prompt_that_is_refused_with_drafting_only_is_a_fault(tmp_path: Path, work: str) -> None:
+    """A script that refuses a word where it drafts."""
+    script = tmp_path / "mine"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *--spec-type*) exec {COMMAND} "$@" --refused-word three;; esac\nexec {COMMAND} "$@"\n'
+    )
+    script.chmod(0o755)
+    done = verify(work, f"{script} {LOOKUP}")
+    assert isinstance(done.exception, SpecplugError) and "exceeds the available context size" in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("more", "what"),
     [

@@ -221,6 +221,23 @@ def test_a_candidate_that_does_not_start_beside_the_plain_server_is_measured_wit
     assert not servers.together and machine.running.count("c") == 0
 
 
+@pytest.mark.parametrize(("budget", "answers"), [(51.9, 0), (52.0, 1)])
+def test_the_start_that_shows_that_two_servers_do_not_fit_is_not_what_a_start_takes(
+    budget: float, answers: int
+) -> None:
+    # Starts of 10 s: the plain server, the candidate beside it, and alone. Then one server at a time has to start and
+    # answer, of either kind: 2 * (10 + 1) s
+    machine = Machine(lambda name, process: 1.0, start_s=10.0, most=1)
+    servers = LiveServers(machine.opened, together=True)
+    servers.plain()
+    run = CandidateRun(Candidate("c", "c"))
+    SuccessiveElimination(servers, groups(1), left=lambda: budget - machine.now, start_s=10.0, group_s=2.0).measure(
+        run, groups(1)
+    )
+    assert run.failure is None and run.groups == answers
+    assert machine.started == [PLAIN_NAME, "c", "c", *["c", PLAIN_NAME] * answers]
+
+
 def test_a_candidate_that_does_not_start_alone_either_has_failed_and_the_next_one_runs_beside_the_plain_server() -> (
     None
 ):

@@ -104,7 +104,7 @@ def test_drafters_and_heads_of_vllm_are_candidates(
     assert json.loads(out)["candidates"] == {"ngram": 20, "away": 4, "eagle3": 3, "mtp": 3}
 
 
-def test_a_command_without_a_model_is_told_how_to_name_one(
+def test_a_command_without_a_model_is_refused_with_the_ways_to_name_one(
     vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, _, err = tuned(f"{vllm} serve", tmp_path, capsys)

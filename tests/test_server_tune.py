@@ -24,7 +24,7 @@ from specplug.subjects.server_command import read_command
 from specplug.subjects.subject import Abilities, Question, SubjectError
 from specplug.tune import journal as journals
 from specplug.tune.server_flags import server_session
-from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN_NAME, Candidate
+from specplug.tune.server_flags.server_candidates import ENGINE_NAME, PLAIN, PLAIN_NAME, Candidate
 from specplug.tune.server_flags.server_document import server_next_step, server_rows, server_verdict
 from specplug.tune.server_flags.server_request import ServerRequest, check_server_request
 from specplug.tune.server_flags.server_session import ServerOutcome, tune_server
@@ -360,7 +360,30 @@ def test_a_candidate_that_does_not_start_is_given_up_after_that_time(request_for
         server.start()
 
 
-def test_an_answer_takes_no_longer_than_what_is_left_or_a_silence(
+def test_an_answer_may_take_what_is_left_and_a_silence_and_one_of_plain_decoding_the_budget() -> None:
+    candidate, plain = Candidate("c", "c"), Candidate(PLAIN_NAME, PLAIN_NAME)
+    assert server_session.answer_limit(candidate, 45.0, 200.0, 300.0) == 245.0
+    assert server_session.answer_limit(candidate, 45.0, 30.0, 300.0) == 75.0, "not 45: it began in time"
+    assert server_session.answer_limit(candidate, 45.0, -1.0, 300.0) == 45.0
+    assert server_session.answer_limit(plain, 45.0, -1.0, 300.0) == 345.0
+
+
+def test_a_slow_answer_of_plain_decoding_at_the_end_of_the_budget_does_not_end_the_tune(
+    request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """75 tokens of 20 ms take 1.5 s, more than the silence of 1 s, when nothing is left."""
+    monkeypatch.setattr(server_session, "SHORTEST_SILENCE_S", 1.0)
+    monkeypatch.setattr(server_session, "SILENCE_SHARE", 0.0)
+    request = request_for("--ms-per-pass", "20")
+    server = server_session._opener(request, lambda: 60.0, lambda: -1.0)(PLAIN)
+    try:
+        server.start()
+        assert server.ask(Question([{"role": "user", "content": "a b c"}], 76)).tokens == 76
+    finally:
+        server.stop()
+
+
+def test_an_answer_of_a_candidate_takes_no_longer_than_what_is_left_and_a_silence(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token every 20 ms, so 1000 take 20 s, and no silence between them takes 1 s."""
@@ -479,6 +502,30 @@ def test_where_two_servers_do_not_fit_together_the_tune_goes_on_with_one(request
     assert sum("one server runs at a time from here on" in notice for notice in notices) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "fitted"),
+    [
+        ("-ngl auto", "-ngl and -c"),
+        ("-ngl auto -c 512", "-ngl"),
+        ("-ngl 99", "-c"),
+        ("-ngl 99 -c 512", ""),
+        ("-ngl auto -fit off", ""),
+        ("-ngl 0", ""),
+        ("", ""),  # a build that lists no devices, and is not asked to use one
+    ],
+)
+def test_a_server_that_adapts_itself_to_the_gpu_memory_that_is_left_runs_alone(
+    request_for: MakeRequest, flags: str, fitted: str
+) -> None:
+    notes: list[str] = []
+    assert server_session._together(request_for(*flags.split()), notes.append) is (not fitted)
+    advice = " and ".join(f"{flag} N" for flag in fitted.split(" and "))
+    assert notes == [
+        f"one server runs at a time: a second one would choose {fitted} by the GPU memory that is left (--fit); for "
+        f"two side by side, use -fit off, or give {advice}"
+    ] * bool(fitted)
+
+
 def test_the_own_engine_computes_where_the_server_does(request_for: MakeRequest, tmp_path: Path) -> None:
     def layers(*flags: str) -> int:
         return server_session.engine_profile(profiles.load("default"), request_for(*flags).command).runtime.gpu_layers
@@ -514,6 +561,9 @@ def test_where_there_is_nothing_to_try_nothing_is_measured(request_for: MakeRequ
         simulated(without_lookup(request_for()), machine)
     with pytest.raises(UsageError, match=r"the command has -md, which drafts, so plain decoding cannot be measured"):
         simulated(without_lookup(request_for("-md", "d.gguf")), machine)
+    with pytest.raises(UsageError) as refused:
+        simulated(without_lookup(request_for(heads=(("mtp", None),))), machine)
+    assert str(refused.value).endswith("or pass --draft MODEL.gguf; draft-mtp: this build has no such --spec-type")
     assert machine.started == []
 
 

@@ -94,7 +94,7 @@ def test_a_llama_server_without_its_flags_is_refused(programs: Path) -> None:
 def test_nothing_stays_of_a_script_that_starts_a_server_when_asked_for_its_help(
     programs: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
 ) -> None:
-    monkeypatch.setattr("specplug.subjects.server_command.HELP_S", 0.5)
+    monkeypatch.setattr("specplug.subjects.server_command.HELP_S", 2.0)
     script = f"#!/bin/sh\nsleep 60 &\necho $$ $! > {shlex.quote(str(programs))}/pids\n{end}\n"
     (programs / name).write_text(script)
     (programs / name).chmod(0o755)
@@ -147,6 +147,10 @@ def test_vllm_names_its_model_first_or_by_a_flag() -> None:
         ("vllm serve --numa-bind --node-rank 0 a/b", "a/b"),
         ("vllm serve --numa-bind-nodes 0 1 --port 1 a/b", "a/b"),
         ("vllm serve --speculative-config.method ngram a/b", "a/b"),
+        ("vllm serve --max-logprobs -1 a/b", "a/b"),
+        ("vllm serve --max_logprobs=-1 a/b", "a/b"),
+        ("vllm serve --default-threshold -.5 a/b --port 1", "a/b"),
+        ("vllm serve --max-logprobs -1", None),
         ("vllm -v serve --port 1 a/b", "a/b"),
         ("python -m vllm.entrypoints.cli.main serve a/b", "a/b"),
         ("vllm serve --served-model-name a b --port 1", None),

@@ -3,12 +3,17 @@
 import json
 import socket
 import sys
+import time
+from contextlib import closing, suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from subject_stubs import at_address, command, running, stub, words
 
 from specplug.errors import UsageError
+from specplug.subjects.address import ServerAddress
+from specplug.subjects.connection import Connection
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.opening import open_subject
 from specplug.subjects.server_command import read_command
@@ -85,6 +90,28 @@ def test_an_answer_that_takes_longer_than_it_may() -> None:
                 server.ask(words(tokens))
     finally:
         server.stop()
+
+
+def dribble(listening: socket.socket) -> None:
+    """Answer one request with a byte every 20 ms for 10 s, and no line feed among them."""
+    client, _ = listening.accept()
+    with client, suppress(OSError):
+        client.recv(1 << 16)
+        client.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: ")
+        for _ in range(500):
+            client.sendall(b"x")
+            time.sleep(0.02)
+
+
+def test_a_line_that_does_not_end_takes_no_longer_than_an_answer_may() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        Thread(target=dribble, args=(listening,), daemon=True).start()
+        address = ServerAddress(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        with (
+            closing(Connection(address, "dribbling", answer_s=lambda: 0.3)) as connection,
+            pytest.raises(SubjectError, match=r"dribbling did not complete its answer within 0.3 s; it is too slow"),
+        ):
+            list(connection.stream("/v1/chat/completions", {}, ends_with_done=True))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from specplug.subjects import server_memory
 from specplug.subjects.help_text import parse_help
 from specplug.subjects.opening import open_subject
 from specplug.subjects.server_command import ServerCommand
-from specplug.subjects.server_memory import check_room, server_bytes
+from specplug.subjects.server_memory import check_room, fitted_flags, server_bytes
 from specplug.subjects.subject import SubjectError
 
 GIB = 1 << 30
@@ -83,6 +83,48 @@ def test_what_a_gpu_may_hold_counts_as_nothing(model: Path, flags: str, has_gpu:
     argv = f"llama-server -m {model} -c 4000000 {flags}".split()
     found = server_bytes(ServerCommand(tuple(argv), "llama-server", parse_help(CURRENT), has_gpu=has_gpu))
     assert (found > 4_000_000 * CELL_BYTES) == counts and (found == 0) != counts
+
+
+FITTING = """\
+-ngl,  --gpu-layers, --n-gpu-layers N   max. number of layers to store in VRAM, either an exact number,
+                                        'auto', or 'all' (default: auto)
+                                        (env: LLAMA_ARG_N_GPU_LAYERS)
+-fit,  --fit [on|off]                   whether to adjust unset arguments to fit in device memory ('on' or
+                                        'off', default: 'on')
+                                        (env: LLAMA_ARG_FIT)
+"""
+"""Of the help of a build of llama.cpp of December 2026."""
+
+
+@pytest.mark.parametrize(
+    ("flags", "fitted"),
+    [
+        ("", ["-ngl", "-c"]),
+        ("-ngl auto --fit on", ["-ngl", "-c"]),
+        ("--gpu-layers -1 -c 4096", ["-ngl"]),
+        ("-ngl all", ["-c"]),  # which counts as set, as in `common_fit_params`
+        ("-ngl 99 --ctx-size 4096", []),
+        ("-ngl 99 -c 0", []),  # the model's own context, which is then kept
+        ("-fit off", []),
+        ("--fit=0", []),
+        ("-ngl 0", []),
+        ("--device none", []),
+    ],
+)
+def test_what_a_server_chooses_by_the_gpu_memory_that_is_free(flags: str, fitted: list[str]) -> None:
+    words = ("llama-server", "-m", "x.gguf", *flags.split())
+    offered = parse_help(CURRENT + FITTING)
+    assert fitted_flags(ServerCommand(words, "llama-server", offered, has_gpu=True)) == fitted
+    assert fitted_flags(ServerCommand(words, "llama-server", offered, has_gpu=False)) == []
+    assert fitted_flags(ServerCommand(words, "llama-server", parse_help(CURRENT), has_gpu=True)) == []
+    assert fitted_flags(ServerCommand(("vllm", "serve", "m"), "vllm")) == []
+
+
+def test_a_variable_turns_fitting_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ServerCommand(("llama-server",), "llama-server", parse_help(CURRENT + FITTING), has_gpu=True)
+    assert fitted_flags(found) == ["-ngl", "-c"]
+    monkeypatch.setenv("LLAMA_ARG_FIT", "disabled")
+    assert fitted_flags(found) == []
 
 
 def test_a_drafter_among_the_added_flags_counts(model: Path) -> None:

@@ -9,8 +9,8 @@ from threading import Barrier
 import pytest
 from subject_stubs import at_address, words
 
-from specplug.subjects.simultaneous import ask_at_once
-from specplug.subjects.subject import Abilities, Question, Reply, SubjectError
+from specplug.subjects.simultaneous import ask_at_once, ask_each
+from specplug.subjects.subject import Abilities, Question, RefusedQuestion, Reply, SubjectError
 
 HUNG = """
 import time
@@ -21,7 +21,7 @@ class Hung:
     def wake(self): pass
     def sleep(self): pass
     def ask(self, question):
-        print("asked", flush=True)
+        print("asked\\n", end="", flush=True)  # in one piece, beside that of the other thread
         time.sleep(600)
 
 ask_at_once(Hung(), [Question([], 1)] * 2)
@@ -29,7 +29,7 @@ ask_at_once(Hung(), [Question([], 1)] * 2)
 
 
 class Meeting:
-    """A subject that answers once all of three questions have been asked, and fails for negative lengths."""
+    """A subject that answers once all of three questions have been asked, refuses length 0 and fails below it."""
 
     name = "meeting"
     abilities = Abilities("meeting")
@@ -52,6 +52,8 @@ class Meeting:
     def ask(self, question: Question) -> Reply:
         self.barrier.wait()
         self.states.append(self.awake)
+        if question.max_tokens == 0:
+            raise RefusedQuestion("refused")
         if question.max_tokens < 0:
             raise SubjectError(f"failed at {question.max_tokens}")
         return Reply("", question.max_tokens, 1.0, 1.0, 1.0)
@@ -68,6 +70,15 @@ def test_the_first_question_that_fails_says_why_after_all_have_ended() -> None:
     with pytest.raises(SubjectError, match="failed at -1"):
         ask_at_once(subject, [words(tokens) for tokens in (3, -1, -2)])
     assert len(subject.states) == 3 and not subject.awake
+
+
+def test_a_refusal_is_in_the_place_of_its_reply() -> None:
+    subject = Meeting()
+    first, refusal, last = ask_each(subject, [words(tokens) for tokens in (3, 0, 1)])
+    assert isinstance(first, Reply) and isinstance(last, Reply) and (first.tokens, last.tokens) == (3, 1)
+    assert isinstance(refusal, RefusedQuestion) and not subject.awake
+    with pytest.raises(SubjectError, match="failed at -1"):
+        ask_each(subject, [words(tokens) for tokens in (0, -1, 2)])
 
 
 def test_one_question_of_a_real_server() -> None:

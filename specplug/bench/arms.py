@@ -15,6 +15,7 @@ from specplug.core import IntArray
 from specplug.generation.counters import Counters
 from specplug.profile import CostPoints, Profile, Runtime
 from specplug.profile.with_drafter import reads_prompts
+from specplug.subjects.subject import RefusedQuestion
 
 if TYPE_CHECKING:
     from specplug.engines.llama_cpp.model import Model
@@ -82,7 +83,8 @@ class Timed(Protocol[Content]):
 class TimedArm(Protocol[Asked, Content]):
     """Something that answers prompts and can be timed. `reset` discards everything learned from earlier prompts.
 
-    `answer` and `reset` raise SubjectError where it cannot answer any more; specplug's own engines never do.
+    `answer` has a RefusedQuestion in the place of the answer to each prompt that is refused. `answer` and `reset` raise
+    SubjectError where it cannot answer any more. specplug's own engines do neither.
     """
 
     @property
@@ -91,7 +93,7 @@ class TimedArm(Protocol[Asked, Content]):
     @property
     def profile(self) -> str | None: ...
 
-    def answer(self, prompts: Sequence[Asked], max_tokens: int) -> Sequence[Timed[Content]]: ...
+    def answer(self, prompts: Sequence[Asked], max_tokens: int) -> Sequence[Timed[Content] | RefusedQuestion]: ...
 
     def reset(self) -> None: ...
 

@@ -20,7 +20,7 @@ from specplug import __version__
 from specplug.bench.arms import TimedArm
 from specplug.bench.compare import open_stage, workload_document
 from specplug.bench.interleaved import Tally, run_arms
-from specplug.bench.subject_arms import Conversation, EngineArm, SubjectArm
+from specplug.bench.subject_arms import Conversation, EngineArm, SubjectArm, TextResult
 from specplug.bench.workloads import Prompt, categories
 from specplug.errors import UsageError
 from specplug.generation.answers import Sampling
@@ -29,7 +29,7 @@ from specplug.profile import Profile
 from specplug.profile.shown_command import without_keys
 from specplug.subjects.clock_check import clock_difference
 from specplug.subjects.launched import LaunchedServer
-from specplug.subjects.server_memory import MOST_LIVE
+from specplug.subjects.server_memory import MOST_LIVE, fit_advice, fitted_flags
 from specplug.subjects.subject import Abilities, Reply, Subject, SubjectError
 
 NAME_LENGTH = 48
@@ -54,7 +54,8 @@ def compare_servers(
     Every prompt is answered by all before any receives the next one; of the servers that specplug has started, those
     that are not asked sleep. No more than MOST_LIVE of them run at once: further ones are measured in rounds of their
     own, with the first one again. One that fails keeps the figures of its earlier answers, with the reason; the others
-    go on. A prompt that the first one refuses is left out for all.
+    go on. A prompt that the first one refuses is left out for all; where that one has failed, one that all others
+    refuse.
 
     subjects                     at least one, not started yet
     profiles, reference_engines  of specplug's own engines, as in `compare`; none where `profiles` is empty
@@ -77,6 +78,10 @@ def compare_servers(
                     stack.callback(subject.stop)
                     before = zip((subjects[one] for one in indices), found, strict=False)
                     beside = [one.name for one, runs in before if runs and isinstance(one, LaunchedServer)]
+                    others = [subjects[one] for one in indices if one != index] if repeats > 1 else []
+                    again = [one.name for one in others if isinstance(one, LaunchedServer)]  # it starts beside these
+                    if notice := _fit_notice(subject, beside or again):
+                        notify(notice)
                     known, failure = _started(subject, beside, further=number > 0 or index > 0)
                 if known is not None and known.slots is not None and known.slots < concurrency:
                     notify(f"{subject.name} computes {known.slots} answer(s) at once, so of {concurrency} some wait")
@@ -104,13 +109,17 @@ def compare_servers(
             if prompt not in refused:
                 notify(f"prompt {prompt} is left out for all: {why}")
         refused |= outcome.refused
-        for arm in arms:
-            if isinstance(arm, SubjectArm) and (difference := clock_difference(arm.name, arm.replies)):
+        replies = [
+            [one.reply for one in answers if isinstance(one, TextResult) and one.reply is not None]
+            for answers in outcome.answers
+        ]
+        for arm, own_replies in zip(arms, replies, strict=True):
+            if difference := clock_difference(arm.name, own_replies):
                 notify(difference)
         made = [
-            _Row(arm, tally, kinds, outcome.failures.get(place), known)
-            for place, (arm, tally, kinds, known) in enumerate(
-                zip_longest(arms, outcome.overall, outcome.categories, found)
+            _Row(arm, tally, kinds, own_replies, outcome.failures.get(place), known)
+            for place, (arm, tally, kinds, own_replies, known) in enumerate(
+                zip_longest(arms, outcome.overall, outcome.categories, replies, found)
             )
         ]
         rows = dict(zip(indices, made, strict=False)) | rows  # the first server keeps its first round
@@ -174,18 +183,18 @@ def _shortened(name: str, words: str, common: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What was measured of one arm. abilities: of a server that has started"""
+    """What was measured of one arm.
+
+    replies    of a server, those that the tally has; none of specplug's own engine
+    abilities  of a server that has started
+    """
 
     arm: TimedArm[Conversation, str]
     tally: Tally
     by_category: Mapping[str, Tally]
+    replies: Sequence[Reply]
     failure: str | None
     abilities: Abilities | None
-
-    @property
-    def replies(self) -> list[Reply]:
-        """Those of a server; none of specplug's own engine."""
-        return self.arm.replies if isinstance(self.arm, SubjectArm) else []
 
     @property
     def counted(self) -> bool:
@@ -233,6 +242,20 @@ def _started(subject: Subject, beside: Sequence[str], *, further: bool) -> tuple
             raise
         return None, str(error)
     return found, None
+
+
+def _fit_notice(subject: Subject, beside: Sequence[str]) -> str | None:
+    """A sentence on a server that adapts its settings to the GPU memory that others leave; None for all others.
+
+    beside  names of the servers beside which it starts
+    """
+    fitted = fitted_flags(subject.command) if beside and isinstance(subject, LaunchedServer) else []
+    if not fitted:
+        return None
+    return (
+        f"{subject.name} chooses {' and '.join(fitted)} by the GPU memory that {beside[0]} leaves (--fit), so it may "
+        f"be slower than alone, or refuse longer prompts; {fit_advice(fitted)}"
+    )
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float] | None:

@@ -2,15 +2,16 @@
 
 All arms answer a prompt before any arm receives the next one, and the arm that goes first changes from prompt to
 prompt. Every repeat starts with nothing learned, as far as an arm can forget. In a conversation, every arm receives the
-first arm's earlier answers. An arm that fails is left out from then on, and what the first arm refuses is left out for
-all. The module does not depend on files or a
-terminal, or on what a prompt is: tokens, or a conversation.
+first arm's earlier answers. An arm that fails is left out from then on, and a prompt that the first arm refuses, for
+all; where the first arm has failed, one that all others refuse. The module does not depend on files or a terminal, or
+on what a prompt is: tokens, or a conversation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from specplug.bench.arms import Timed, TimedArm
@@ -93,13 +94,15 @@ class Tally:
 class Outcome:
     """One tally per arm, in the order of the arms: over all answers, and per category.
 
+    answers   of each arm, those in its tallies
     failures  why an arm answers no more, by its index; its tallies are those of its earlier answers
-    refused   why the first arm refuses a prompt, by the prompt's name; the answers to its earlier turns are in the
+    refused   why a prompt is left out for all, by the prompt's name; the answers to its earlier turns are in the
               tallies
     """
 
     overall: list[Tally]
     categories: list[dict[str, Tally]]
+    answers: list[list[Timed[object]]]
     failures: dict[int, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -129,51 +132,111 @@ def run_arms(
     """
     references = [0] * len(arms) if references is None else references
     explains = [explain] * len(arms) if callable(explain) else explain
-    outcome = Outcome([Tally() for _ in arms], [{} for _ in arms])
+    outcome = Outcome([Tally() for _ in arms], [{} for _ in arms], [[] for _ in arms])
     asked_groups = 0
     for repeat in range(repeats):
-        for index, arm in enumerate(arms):
-            if index not in outcome.failures:
-                try:
-                    arm.reset()
-                except SubjectError as error:
-                    outcome.failures[index] = str(error)
+        _reset(arms, outcome.failures)
         for number, group in enumerate(_groups(prompts, concurrency)):
+            order = [(number + repeat + offset) % len(arms) for offset in range(len(arms))]
             conversations: list[list[dict[str, str]]] = [[] for _ in group]
+            left_out: set[int] = set()
             for turn in range(max(len(prompt.turns) for prompt in group)):
-                active = [i for i, prompt in enumerate(group) if turn < len(prompt.turns)]
+                active = [i for i, prompt in enumerate(group) if turn < len(prompt.turns) and i not in left_out]
+                if not active:
+                    break
                 for i in active:
                     conversations[i].append({"role": "user", "content": group[i].turns[turn]})
-                asked = [encode(conversations[i]) for i in active]
-                results: dict[int, Sequence[Timed[Content]]] = {}
-                refusals: dict[int, str] = {}
-                for offset in range(len(arms)):
-                    index = (number + repeat + offset) % len(arms)
-                    if index in outcome.failures:
-                        continue
-                    try:
-                        results[index] = arms[index].answer(asked, max_tokens)
-                    except RefusedQuestion as error:
-                        refusals[index] = str(error)
-                    except SubjectError as error:
-                        outcome.failures[index] = str(error)
-                    progress(group[0].category, len(active))
-                if 0 in refusals:
-                    outcome.refused |= dict.fromkeys([group[i].id for i in active], refusals[0])
-                    break
-                outcome.failures |= refusals
+                asked = {i: encode(conversations[i]) for i in active}
+                done = partial(progress, group[0].category, len(active))
+                results, refused = _answers(arms, order, asked, max_tokens, outcome.failures, done)
+                outcome.refused |= {group[i].id: why for i, why in refused.items()}
+                left_out |= refused.keys()
                 if not results:
                     return outcome
+                active = [i for i in active if i not in left_out]
                 for i, answer in zip(active, results[min(results)], strict=True):
                     conversations[i].append({"role": "assistant", "content": decode(answer.content)})
                 kinds = [group[i].category for i in active]
                 _add(outcome, kinds, results, asked_groups)
                 asked_groups += 1
                 if repeat == 0:
-                    _judge(outcome, kinds, asked, results, references, explains)
+                    _judge(outcome, kinds, [asked[i] for i in active], results, references, explains)
     if outcome.refused and not outcome.overall[0].tokens:
         outcome.failures.setdefault(0, next(iter(outcome.refused.values())))
     return outcome
+
+
+def _answers(
+    arms: Sequence[TimedArm[Asked, Content]],
+    order: Sequence[int],
+    asked: Mapping[int, Asked],
+    max_tokens: int,
+    failures: dict[int, str],
+    done: Callable[[], None],
+) -> tuple[dict[int, list[Timed[Content]]], dict[int, str]]:
+    """Ask all arms the same prompts at once. Returns the answers of each arm that goes on, by its index, without those
+    to prompts that are left out; and why these are, by their keys.
+
+    Where an arm has answered one that is left out, its other answers took longer for that: all arms are reset, since
+    they know the others by now, and asked the others again.
+
+    order     of the arms, by their indices
+    failures  as in `Outcome`, to which new ones are added
+    done      is called once for each arm
+    """
+    refused: dict[int, str] = {}
+    while True:
+        keys = [key for key in asked if key not in refused]
+        found: dict[int, Sequence[Timed[Content] | RefusedQuestion]] = {}
+        for index in order:
+            if index in failures:
+                continue
+            try:
+                found[index] = arms[index].answer([asked[key] for key in keys], max_tokens)
+            except SubjectError as error:
+                failures[index] = str(error)
+            if not refused:
+                done()
+        new = _refused(keys, found)
+        results: dict[int, list[Timed[Content]]] = {}
+        alike = True
+        for index, answers in found.items():
+            faults = [
+                str(one)
+                for key, one in zip(keys, answers, strict=True)
+                if key not in new and isinstance(one, RefusedQuestion)
+            ]
+            if faults:  # others answer this
+                failures[index] = faults[0]
+                continue
+            given = {key: one for key, one in zip(keys, answers, strict=True) if not isinstance(one, RefusedQuestion)}
+            alike = alike and given.keys().isdisjoint(new)
+            results[index] = [one for key, one in given.items() if key not in new]
+        refused |= new
+        if alike or len(new) == len(keys):
+            return results, refused
+        _reset(arms, failures)
+
+
+def _refused(keys: Sequence[int], found: Mapping[int, Sequence[object]]) -> dict[int, str]:
+    """Why prompts are left out, by their keys: those that the first arm refuses, and where it has failed, those that
+    all others refuse. found: by the arm's index, its answers or refusals"""
+    judges = [found[0]] if 0 in found else [found[index] for index in sorted(found)]
+    return {
+        key: str(verdicts[0])
+        for key, verdicts in zip(keys, zip(*judges, strict=True), strict=False)
+        if all(isinstance(one, RefusedQuestion) for one in verdicts)
+    }
+
+
+def _reset(arms: Sequence[TimedArm[Asked, Content]], failures: dict[int, str]) -> None:
+    """Reset the arms that have not failed."""
+    for index, arm in enumerate(arms):
+        if index not in failures:
+            try:
+                arm.reset()
+            except SubjectError as error:
+                failures[index] = str(error)
 
 
 def _groups(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
@@ -195,6 +258,7 @@ def _add(
     """
     bases = [(one.length - 1, one.seconds) for one in results.get(0, ())] or [(0, 0.0)] * len(categories)
     for index, of_arm in results.items():
+        outcome.answers[index] += of_arm
         for category, result, (base_tokens, base_seconds) in zip(categories, of_arm, bases, strict=True):
             for tally in (outcome.overall[index], outcome.categories[index].setdefault(category, Tally())):
                 tally.tokens.append(result.length - 1)

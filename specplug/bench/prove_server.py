@@ -17,7 +17,7 @@ from specplug.bench.workloads import Prompt
 from specplug.errors import SpecplugError, UsageError
 from specplug.subjects.launched import LaunchedServer
 from specplug.subjects.remote import RemoteServer
-from specplug.subjects.subject import Abilities, Question, Reply
+from specplug.subjects.subject import Abilities, Question, RefusedQuestion, Reply
 
 TIE = 0.3
 """Difference of two log probabilities below which rounding can swap two tokens.
@@ -31,6 +31,9 @@ TOP = 5
 
 SHOWN = 60
 """Characters of a continuation, and of the text before it, in a difference."""
+
+ANSWERS = 3
+"""To each prompt: two without drafting, and one with it."""
 
 VERDICTS = ("identical", "rounding", "different")
 
@@ -78,22 +81,29 @@ def prove_server(
 ) -> dict[str, Any]:
     """The document of `verify --server --json`. The first turn of every prompt is answered three times.
 
+    A prompt that is refused without drafting is left out. One that is refused later is a fault of the server.
+
     server  not started yet; it is stopped at the end
     UsageError for a server whose drafting cannot be turned off, or whose command has no drafting; SubjectError for one
-    that fails; SpecplugError for one that drafts although its flags for drafting were left out.
+    that fails; SpecplugError for one that drafts although its flags for drafting were left out, or refuses all prompts.
     """
     flags = server.command.drafting if isinstance(server, LaunchedServer) else []
     without = server
     if isinstance(server, LaunchedServer) and flags:
         without = LaunchedServer(server.command.without_drafting(), name=server.name)
         notify(f"starting {server.name} without {' '.join(flags)}")
-    questions = [Question(({"role": "user", "content": prompt.turns[0]},), max_tokens) for prompt in prompts]
     with _running(without) as able:
         if not flags and not able.per_request:
             raise UsageError(_cannot_switch(server))
-        plainly = [replace(one, drafting=not able.per_request, top=TOP if able.logprobs else 0) for one in questions]
-        plain = _answers(without, plainly, "plain decoding", progress)
-        again = _answers(without, plainly, "plain decoding again", progress)
+        asked = {one.id: Question(({"role": "user", "content": one.turns[0]},), max_tokens) for one in prompts}
+        drafting, top = not able.per_request, TOP if able.logprobs else 0
+        plainly = {prompt: replace(one, drafting=drafting, top=top) for prompt, one in asked.items()}
+        answered, refused = _plain_answers(without, plainly, progress)
+        for prompt, why in refused.items():
+            notify(f"prompt {prompt} is left out: {why}")
+        ids, plain = list(answered), list(answered.values())
+        questions = [asked[prompt] for prompt in ids]
+        again = _answers(without, [plainly[prompt] for prompt in ids], "plain decoding again", progress)
         if any(reply.draft_tokens for reply in plain):
             raise SpecplugError(
                 f"{server.name} drafts without its drafting flags, too, perhaps by an environment variable; take that "
@@ -107,7 +117,6 @@ def prove_server(
             drafted = _drafted(server, questions, plain, able, progress)
     if all(reply.draft_tokens == 0 for reply in drafted):
         notify(f"{server.name} drafted nothing, so equal texts show nothing; choose other prompts or other flags")
-    ids = [prompt.id for prompt in prompts]
     itself, counts = _compared("plain", ids, plain, again), _compared("greedy", ids, plain, drafted)
     return {
         "schema": 1,
@@ -120,6 +129,7 @@ def prove_server(
         "deterministic": not _counts(itself)["different"],
         "differences": [asdict(one) for one in (*itself, *counts) if one is not None],
         "same_output": not _counts(counts)["different"],
+        "refused": refused,
     }
 
 
@@ -172,6 +182,26 @@ def _running(server: Server) -> Iterator[Abilities]:
         yield server.abilities
     finally:
         server.stop()
+
+
+def _plain_answers(
+    server: Server, questions: Mapping[str, Question], progress: Progress
+) -> tuple[dict[str, Reply], dict[str, str]]:
+    """The replies, and why prompts are refused, by prompt. SpecplugError where none is answered."""
+    answered: dict[str, Reply] = {}
+    refused: dict[str, str] = {}
+    for prompt, question in questions.items():
+        try:
+            answered[prompt] = server.ask(question)
+        except RefusedQuestion as error:
+            refused[prompt] = str(error)
+        progress("plain decoding", 1 if prompt in answered else ANSWERS)
+    if refused and not answered:
+        last = [*refused.values()][-1]
+        raise SpecplugError(
+            f"{server.name} refuses all {len(refused)} prompts, so there is nothing to check; the last: {last}"
+        )
+    return answered, refused
 
 
 def _answers(server: Server, questions: Sequence[Question], what: str, progress: Progress) -> list[Reply]:

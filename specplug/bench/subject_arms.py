@@ -13,21 +13,25 @@ from specplug.bench.arms import Arm, Result
 from specplug.core import IntArray
 from specplug.errors import UsageError
 from specplug.generation.counters import Counters
-from specplug.subjects.simultaneous import ask_at_once
-from specplug.subjects.subject import Message, Question, Reply, Subject, SubjectError
+from specplug.subjects.simultaneous import ask_each
+from specplug.subjects.subject import Message, Question, RefusedQuestion, Reply, Subject, SubjectError
 
 Conversation = Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
 class TextResult:
-    """One answer as text; seconds and counters are those of `Result`, `length` its number of tokens."""
+    """One answer as text; seconds and counters are those of `Result`, `length` its number of tokens.
+
+    reply  that of a server; None for an engine in this process
+    """
 
     content: str
     length: int
     seconds: float
     counters: Counters | None
     prompt_seconds: float | None
+    reply: Reply | None = None
 
 
 class SubjectArm:
@@ -39,28 +43,24 @@ class SubjectArm:
         """failure: why the subject could not be started, with which every answer then fails"""
         self.name = subject.name
         self.subject = subject
-        self.replies: list[Reply] = []
-        """All answers so far."""
         self._failure = failure
+        self._was_asked = False
 
-    def answer(self, prompts: Sequence[Conversation], max_tokens: int) -> list[TextResult]:
+    def answer(self, prompts: Sequence[Conversation], max_tokens: int) -> list[TextResult | RefusedQuestion]:
         """Ask all conversations at once."""
         if self._failure is not None:
             raise SubjectError(self._failure)
-        replies = ask_at_once(self.subject, [Question(prompt, max_tokens) for prompt in prompts])
-        self.replies += replies
-        seconds = decode_seconds(replies)
-        return [
-            TextResult(one.text, one.tokens, taken, _counters(one), one.first_ms / 1000)
-            for one, taken in zip(replies, seconds, strict=True)
-        ]
+        self._was_asked = True
+        found = ask_each(self.subject, [Question(prompt, max_tokens) for prompt in prompts])
+        seconds = iter(decode_seconds([one for one in found if isinstance(one, Reply)]))
+        return [_timed(one, next(seconds)) if isinstance(one, Reply) else one for one in found]
 
     def reset(self) -> None:
         """Start it again, since a server keeps what it has learned until it ends. SubjectError where that fails.
 
         Without effect before its first answer. One at an address goes on with all that it knows.
         """
-        if self._failure is not None or not self.replies:
+        if self._failure is not None or not self._was_asked:
             return
         try:
             self.subject.start()
@@ -107,12 +107,16 @@ def decode_seconds(replies: Sequence[Reply]) -> list[float]:
     any of them to the last one, in which the rest of the others' prompts was read, too. Those were not all asked at the
     same moment, so the times of each count from when it was.
     """
-    if len(replies) == 1:
-        return [replies[0].decode_ms / 1000]
+    if len(replies) < 2:
+        return [one.decode_ms / 1000 for one in replies]
     began = min(one.asked_at + one.first_ms / 1000 for one in replies)
     ended = max(one.asked_at + (one.first_ms + one.stream_ms) / 1000 for one in replies)
     tokens = sum(one.tokens - 1 for one in replies)
     return [(ended - began) * (one.tokens - 1) / max(1, tokens) for one in replies]
+
+
+def _timed(reply: Reply, seconds: float) -> TextResult:
+    return TextResult(reply.text, reply.tokens, seconds, _counters(reply), reply.first_ms / 1000, reply)
 
 
 def _counters(reply: Reply) -> Counters | None:

@@ -65,8 +65,9 @@ class Connection:
         """`name` is what messages call the server.
 
         silence_s  as SILENCE_S
-        answer_s   returns the seconds that a complete answer may take, and is called for each one; None for no limit.
-                   An answer that has taken longer ends with the next bytes that arrive, or with the silence
+        answer_s   returns the seconds that a streamed answer may take, and is called for each one; None for no limit.
+                   An answer that has taken longer ends with the next bytes that arrive, or with the silence. An answer
+                   to `post` is bounded by the silence alone
         """
         self._name = name
         self._address = address
@@ -107,9 +108,8 @@ class Connection:
 
     def post(self, path: str, body: Mapping[str, Any]) -> Body:
         """The JSON object that answers a request. SubjectError for everything else."""
-        limit = self._limit()
-        with self._faults(limit):
-            response = self._sent("POST", path, body, limit=limit)
+        with self._faults():
+            response = self._sent("POST", path, body)
         self._check(response, path)
         answer = _json(response.text)
         if not isinstance(answer, dict):
@@ -137,9 +137,7 @@ class Connection:
                     f"{self._name}: {path} answered with {one_line(kind) or 'no content type'} where a stream of "
                     f"events was asked for: {_short(response.text)}"
                 )
-            for line in _lines(response):
-                if perf_counter() - began > limit:
-                    raise self._overdue(limit)
+            for line in _lines(response, lambda: self._check_time(began, limit)):
                 field, _, data = line.partition(":")
                 data = data.strip()
                 if data == DONE:
@@ -174,6 +172,11 @@ class Connection:
 
     def _timeout(self, limit: float) -> httpx.Timeout:
         return httpx.Timeout(min(self._silence_s, limit), connect=min(CONNECT_S, self._silence_s))
+
+    def _check_time(self, began: float, limit: float) -> None:
+        """SubjectError where an answer has taken longer than `limit` seconds."""
+        if perf_counter() - began > limit:
+            raise self._overdue(limit)
 
     def _overdue(self, limit: float) -> SubjectError:
         return SubjectError(f"{self._name} did not complete its answer within {round(limit, 1):g} s; it is too slow")
@@ -234,11 +237,15 @@ class Connection:
         return ConnectionBroken(f"{name} broke off the connection ({str(error) or type(error).__name__})")
 
 
-def _lines(response: httpx.Response) -> Iterator[str]:
+def _lines(response: httpx.Response, check: Callable[[], None]) -> Iterator[str]:
     """The lines of a stream of events as they arrive. Only a line feed ends one: JSON may have other characters in it
-    at which `str.splitlines`, and with it httpx's `iter_lines`, would split."""
+    at which `str.splitlines`, and with it httpx's `iter_lines`, would split.
+
+    check  called whenever bytes arrive, since a line may never end
+    """
     rest = b""
     for chunk in response.iter_bytes():
+        check()
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line.rstrip(b"\r").decode(errors="replace")

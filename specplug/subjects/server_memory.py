@@ -16,7 +16,7 @@ from specplug.errors import UsageError
 from specplug.machine.memory import available_memory, gib
 from specplug.models.gguf_header import read_header
 from specplug.profile import Runtime
-from specplug.subjects.server_command import ServerCommand
+from specplug.subjects.server_command import CONTEXT, ServerCommand
 from specplug.subjects.subject import SubjectError
 
 MOST_LIVE = 2
@@ -25,6 +25,10 @@ MOST_LIVE = 2
 DRAFT_MODEL = ("-md", "--model-draft", "--spec-draft-model")
 KEY_TYPE, VALUE_TYPE = ("-ctk", "--cache-type-k"), ("-ctv", "--cache-type-v")
 GPU_LAYERS, DEVICES = ("-ngl", "--gpu-layers", "--n-gpu-layers"), ("-dev", "--device")
+FIT = ("-fit", "--fit")
+OFF = ("off", "disabled", "false", "0")
+"""Values of a flag that turn it off. Source: `is_falsey` in llama.cpp's common/arg.cpp."""
+
 LEAST_TYPE = "q4_0"
 """What a number of the cache is counted as where a fork has a type of its own."""
 
@@ -59,6 +63,26 @@ def may_offload(command: ServerCommand) -> bool:
     if layers == "0" or command.value(DEVICES) == "none":
         return False
     return command.has_gpu if command.has_gpu is not None else layers is not None
+
+
+def fitted_flags(command: ServerCommand) -> list[str]:
+    """The flags, of -ngl and -c, whose values a llama-server chooses by the memory of the GPU that is free when it
+    starts. Beside another server it gets fewer layers or less context, and says so only in its log.
+
+    These are the ones that the command does not set; none where the build has no --fit, or the command turns it off.
+    `-ngl all` counts as set, and so does `-c 0`. Source: `common_fit_params` in llama.cpp's common/fit.cpp, and the
+    flags in common/arg.cpp.
+    """
+    offered = command.help is not None and command.help.accepts(FIT[-1])
+    if not offered or command.value(FIT) in OFF or not may_offload(command):
+        return []
+    layers = ["-ngl"] if command.value(GPU_LAYERS) in (None, "auto", "-1") else []
+    return [*layers, *(["-c"] if command.value(CONTEXT) is None else [])]
+
+
+def fit_advice(fitted: Sequence[str]) -> str:
+    """How two servers run side by side as each runs alone. fitted: as `fitted_flags` returns it"""
+    return f"use -fit off, or give {' and '.join(f'{flag} N' for flag in fitted)}"
 
 
 def check_room(name: str, needed: int, running: Iterable[tuple[int, int]]) -> None:

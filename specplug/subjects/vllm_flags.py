@@ -1,6 +1,6 @@
 """Which of the words after `vllm serve` is its model, and which ones are values of flags.
 
-vLLM's help would tell, but takes seconds to print. Source: arg_utils.py in vllm/engine and
+vLLM's help reports both, but takes seconds to print. Source: arg_utils.py in vllm/engine and
 cli_args.py in vllm/entrypoints, of version 0.32.
 """
 
@@ -35,12 +35,15 @@ WITHOUT_VALUE = frozenset(
 SWITCH = re.compile(r"--(no|enable)-|--disable-(?!access-log-for-endpoints$)|-O\d$")
 """What such flags look like, also in other versions; `-O3` has its value within."""
 
+NEGATIVE = re.compile(r"-\.?\d")
+"""How a negative number begins, which is a value: no flag has a digit behind its `-`."""
+
 
 def positional(words: Sequence[str]) -> str | None:
     """The first of the words after `serve` that is neither a flag nor the value of one; None where there is none."""
     flag = ""  # whose values may follow
     for word in words:
-        if word.startswith("-"):
+        if word.startswith("-") and not NEGATIVE.match(word):
             name = flag_name("vllm", word)
             flag = "" if "=" in word or name in WITHOUT_VALUE or SWITCH.match(name) else name
         elif not flag:

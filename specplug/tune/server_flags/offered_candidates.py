@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,11 @@ def checked_candidates(
         )
     tried, missing = candidates_of(request)
     if not tried:
+        _, always = candidates_of(replace(request, drafters=(), heads=()))  # of each lookup, which is said already
         raise UsageError(
             f"--server: there is nothing to try: this {command.program} has no lookup (a --spec-type such as "
             "ngram-simple), and no model that drafts was found; use a newer build, or pass --draft MODEL.gguf"
-            + "".join(f"; {line}" for line in missing if "--spec-type" not in line)
+            + "".join(f"; {line}" for line in missing if line not in always)
         )
     for candidate in tried:
         check(command.with_flags(candidate.flags))  # which raises for what contradicts the user's own flags

@@ -133,3 +133,8 @@ def further_questions(prompts: Sequence[Prompt], recorded: Sequence[Recorded], m
 def grouped(questions: Sequence[AskedQuestion], size: int) -> list[list[AskedQuestion]]:
     """Questions that are asked at once: `size` of them, as often as they suffice."""
     return [list(questions[at : at + size]) for at in range(0, len(questions) - size + 1, size)]
+
+
+def level_of(groups: Sequence[Sequence[AskedQuestion]]) -> int:
+    """The number of questions that are asked at once in each of the groups; 0 where there are none."""
+    return len(groups[0]) if groups else 0

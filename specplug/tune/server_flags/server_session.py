@@ -15,7 +15,7 @@ from specplug.profile import Profile
 from specplug.subjects.connection import SILENCE_S
 from specplug.subjects.launched import START_S, LaunchedServer
 from specplug.subjects.server_command import ServerCommand
-from specplug.subjects.server_memory import GPU_LAYERS, may_offload, server_bytes
+from specplug.subjects.server_memory import GPU_LAYERS, fit_advice, fitted_flags, may_offload, server_bytes
 from specplug.subjects.subject import Subject
 from specplug.tune import journal as journals
 from specplug.tune.budget import Budget, Progress
@@ -223,6 +223,15 @@ def start_limit(plain_start_s: float, left: float) -> float:
     return min(START_S, usual, max(left, plain_start_s))
 
 
+def answer_limit(candidate: Candidate, silence: float, left: float, budget: float) -> float:
+    """Seconds that an answer of the candidate's server may take, with so many left of the budget.
+
+    One that begins at the end of the budget may take longer than what is left by as long as a server may be silent.
+    Plain decoding has the whole budget for each: its failure ends the tune, with all that was measured.
+    """
+    return budget + silence if candidate == PLAIN else max(0.0, left) + silence
+
+
 def _opener(request: ServerRequest, limit: Callable[[], float], left: Callable[[], float]) -> Opener:
     """Subjects from the user's command, and specplug's own engine.
 
@@ -247,7 +256,7 @@ def _opener(request: ServerRequest, limit: Callable[[], float], left: Callable[[
             name=label,
             start_s=start_s,
             silence_s=silence,
-            answer_s=lambda: max(silence, left()),  # one at the end of the budget may take as long as a silence
+            answer_s=lambda: answer_limit(candidate, silence, left(), request.budget),
         )
 
     return opened
@@ -270,9 +279,16 @@ def engine_profile(profile: Profile, command: ServerCommand) -> Profile:
 
 
 def _together(request: ServerRequest, note: Callable[[str], None]) -> bool:
-    """Whether two servers may run at once: each has a port of its own, and there is memory for the second one."""
+    """Whether two servers may run at once: each has a port of its own, and there is memory for the second one, which
+    does not choose its settings by what is left."""
     if request.command.port is not None:
         note("the command names its port, so one server runs at a time; leave out --port for two side by side")
+        return False
+    if fitted := fitted_flags(request.command):
+        note(
+            f"one server runs at a time: a second one would choose {' and '.join(fitted)} by the GPU memory that is "
+            f"left (--fit); for two side by side, {fit_advice(fitted)}"
+        )
         return False
     needed = server_bytes(request.command)
     available = available_memory()

@@ -29,6 +29,7 @@ from specplug.tune.server_flags.recorded_questions import (
     Timed,
     as_entry,
     from_entry,
+    level_of,
     turns_of,
 )
 from specplug.tune.server_flags.refused_questions import RefusedQuestions
@@ -286,7 +287,7 @@ class ServerStages:
             start_s=self.servers.plain_start_s,
             group_s=self.group_s,
             store=self._store,
-            failed=lambda run: self._failed(run, _level(groups)),
+            failed=lambda run: self._failed(run, level_of(groups)),
             refused=self.refused.add,
             progress=progress,
         )
@@ -375,17 +376,12 @@ class ServerStages:
             if run is None:
                 continue
             if entry["kind"] == "failed":
-                if entry["level"] == _level(groups):
+                if entry["level"] == level_of(groups):
                     run.failure = entry["why"]
             elif entry["kind"] == "pair" and (group := by_keys.get(tuple(entry["keys"]))) is not None:
                 if entry["confirms"]:
                     run.begin_confirmation()
                 run.add(group, *([Timed(*one) for one in entry[side]] for side in ("own", "plain")))
-
-
-def _level(groups: Sequence[Sequence[AskedQuestion]]) -> int:
-    """The number of questions that are asked at once; 0 where there are none."""
-    return len(groups[0]) if groups else 0
 
 
 def _replayable(one: Recorded) -> RecordedAnswer:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import exp, log
 
 from specplug.bench.statistics import Interval
 from specplug.errors import SpecplugError
-from specplug.subjects.simultaneous import ask_at_once
-from specplug.subjects.subject import Question, RefusedQuestion, Subject, SubjectError
+from specplug.subjects.subject import RefusedQuestion, Subject, SubjectError
 from specplug.tune.selection import FEWEST_ANSWERS, Pairs
+from specplug.tune.server_flags.live_answers import answers_of, plain_answers
 from specplug.tune.server_flags.live_servers import LiveServers
-from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed, timed
+from specplug.tune.server_flags.recorded_questions import AskedQuestion, Timed
 from specplug.tune.server_flags.server_candidates import PLAIN_NAME, Candidate
 
 FINALISTS = 3
@@ -39,9 +39,6 @@ who looks in between and stops where the interval is narrow has too narrow inter
 
 START, ANSWER = "start", "answer"
 """What takes time, by server."""
-
-WARM_TOKENS = 4
-"""Of the answer with which a prompt gets into a server's cache. Fewer may have no text yet."""
 
 
 @dataclass(slots=True)
@@ -304,9 +301,10 @@ class SuccessiveElimination:
 
     @contextmanager
     def _other(self, run: CandidateRun) -> Iterator[Subject]:
-        before = self._left()
+        before, together = self._left(), self._servers.together
         with self._servers.other(run.candidate) as other:
-            self._took(run.candidate.name, START, before)
+            if self._servers.together == together:  # else it was started twice, and the plain server stopped between
+                self._took(run.candidate.name, START, before)
             yield other
 
     def _own_or_refusal(
@@ -388,29 +386,3 @@ def leader_of(runs: Sequence[CandidateRun]) -> CandidateRun | None:
         key=lambda one: (one.confirmation is not None, min(len(one.pairs.groups), FEWEST_ANSWERS), one.expected),
         default=None,
     )
-
-
-def answers_of(subject: Subject, group: Sequence[AskedQuestion]) -> list[Timed]:
-    """The times of a group of answers, after each prompt was read once: prompt caches are warm in every server."""
-    ask_at_once(subject, [_shortest(one.question) for one in group])
-    return [timed(reply) for reply in ask_at_once(subject, [one.question for one in group])]
-
-
-def plain_answers(servers: LiveServers, group: Sequence[AskedQuestion]) -> list[Timed]:
-    """Those of plain decoding; its server is started again once where it fails. SpecplugError where it fails again, and
-    RefusedQuestion where it refuses."""
-    try:
-        return answers_of(servers.plain(), group)
-    except RefusedQuestion:
-        raise
-    except SubjectError:
-        try:
-            return answers_of(servers.restart_plain(), group)
-        except RefusedQuestion:
-            raise
-        except SubjectError as error:
-            raise SpecplugError(f"plain decoding cannot be measured: {error}") from None
-
-
-def _shortest(question: Question) -> Question:
-    return replace(question, max_tokens=WARM_TOKENS)
