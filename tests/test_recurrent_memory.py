@@ -100,9 +100,17 @@ def plain_texts(model: Model, prompts: Sequence[IntArray], tokens: int, sampling
 def same_but_for_rounding(
     model: Model, runtime: Runtime, one: IntArray, plain: Sequence[int], other: Sequence[int], sampling: Sampling
 ) -> bool:
-    """By `verify`, or because the two tokens are closer than a thousandth of what a wrong state changes."""
+    """As `difference` finds none."""
+    return difference(model, runtime, one, plain, other, sampling) is None
+
+
+def difference(
+    model: Model, runtime: Runtime, one: IntArray, plain: Sequence[int], other: Sequence[int], sampling: Sampling
+) -> object | None:
+    """What `verify` finds; None for rounding, and where both tokens are closer than a thousandth of what a wrong state
+    changes."""
     found = explain(model, runtime, one, plain, other, sampling, padded=False, shared_cache=True)
-    return found is None or found.is_rounding or abs(found.gap) < 0.005
+    return None if found is None or found.is_rounding or abs(found.gap) < 0.005 else found
 
 
 @pytest.mark.parametrize("weights", ["f32", "q8_0"])
@@ -138,8 +146,8 @@ def texts_to_answer() -> list[IntArray]:
     return alone + [np.append(shared, prompt(seed, length)) for seed, length in ((10, 5), (11, 30), (12, 70), (13, 9))]
 
 
-def wrong_texts(model: Model, streams: int, *, naive: bool = False) -> tuple[int, int]:
-    """How many of so many texts differ from their single run, by more than rounding, and how many steps had several.
+def wrong_texts(model: Model, streams: int, *, naive: bool = False) -> tuple[list[object], int]:
+    """How so many texts differ from their single runs, by more than rounding, and how many steps had several.
 
     Streams come and go at every step, in any order; some are aborted, and some go on with what another one has said.
     """
@@ -150,7 +158,8 @@ def wrong_texts(model: Model, streams: int, *, naive: bool = False) -> tuple[int
         cut = int(random.integers(len(one), len(text) + 1))
         prompts.append(np.append(np.array(text[:cut], dtype=np.int32), prompt(int(cut), 8)))
     known += plain_texts(model, prompts[len(known) :], TOKENS, Sampling())
-    wrong = together = 0
+    wrong: list[object] = []
+    together = 0
     with LlamaCpp(model, FORCED, slots=SLOTS, kv_tokens=4 * RUNTIME.context) as engine:
         if naive:
             engine._rollback = Naive(DEPTH)
@@ -176,7 +185,8 @@ def wrong_texts(model: Model, streams: int, *, naive: bool = False) -> tuple[int
                 if stream.finish or random.random() < 0.02:
                     text = known[index][len(prompts[index]) :]
                     expected, one = text[: len(said)], prompts[index]
-                    wrong += not same_but_for_rounding(model, RUNTIME, one, expected, said, Sampling())
+                    if (found := difference(model, RUNTIME, one, expected, said, Sampling())) is not None:
+                        wrong.append(found)
                     running = [one for one in running if one[0] is not stream]
                     loop.finish(stream)
     return wrong, together
@@ -196,13 +206,13 @@ class Naive(Snapshots):
 def test_streams_that_come_and_go_are_not_mixed_up(models: Callable[..., Model], name: str) -> None:
     wrong, together = wrong_texts(models(name), 45)
     assert together > 50
-    assert wrong == 0
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", ["lfm2", "qwen35"])
 def test_the_stress_finds_what_batches_of_unequal_rows_break(models: Callable[..., Model], name: str) -> None:
-    wrong, _ = wrong_texts(models(name), 45, naive=True)
-    assert wrong > 0
+    # what is drafted depends on measured times, too, so not every run has the batches that break
+    assert any(wrong_texts(models(name), 45, naive=True)[0] for _ in range(4))
 
 
 # -- what a slot holds is used again -----------------------------------------------------------------------------------
