@@ -148,7 +148,7 @@ def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
         sleep(0.2)
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=120)
-    assert running.returncode == 130 and "interrupted" in stderr and not out.exists()
+    assert running.returncode == 130 and "interrupted" in stderr and not out.exists(), stderr
     done = call(*arguments, "--resume", "--json", "--html", str(page))
     assert done.returncode == 3, done.stderr
     document = json.loads(done.stdout)
