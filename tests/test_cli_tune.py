@@ -136,7 +136,7 @@ def test_a_complete_tune_of_the_real_model(tmp_path: Path) -> None:
     """The tune is interrupted and continued; its profile is plotted, exported and used. Its figures are coarse."""
     needs_the_demo_model()
     page, out = tmp_path / "report.html", tmp_path / "quick.yaml"
-    arguments = ["tune", "--model", "demo:smollm2", "--budget", "90s", "--limit", "1", "--category", "code_edit"]
+    arguments = ["tune", "--model", "demo:smollm2", "--budget", "2m", "--limit", "1", "--category", "code_edit"]
     arguments += ["--concurrency", "1,2", "--objective", "throughput"]
     arguments += ["--category", "translation", "--max-tokens", "48"]  # two answers are never enough for a winner
     arguments += ["--out", str(out), "--draft", "demo:smollm2"]
