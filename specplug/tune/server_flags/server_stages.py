@@ -339,8 +339,11 @@ class ServerStages:
             guesses = {file: known[at] for file, known in costs.guesses.items()}
             if (replay := replay_of_probe(probe, one, entry, guesses)) is not None:
                 found.append((replay, entry, costs.scales[at]))
-        if found and (server := counts_of([entry for _, entry, _ in found])) is not None:
-            replayed = sum(one.drafted for one, _, _ in found), sum(one.accepted for one, _, _ in found)
+        # a drafter's replay of another text is made of the counts, so it cannot be compared with them
+        texts = {one.text for one in longest}
+        own = [(replay, entry) for replay, entry, _ in found if probe.drafts is None or entry["text"] in texts]
+        if own and (server := counts_of([entry for _, entry in own])) is not None:
+            replayed = sum(one.drafted for one, _ in own), sum(one.accepted for one, _ in own)
             costs.agreements.append(Agreement(probe.name, server, replayed))
         return [(replay, Timed(*entry["timed"]).ms, scale) for replay, entry, scale in found]
 
