@@ -35,6 +35,14 @@ class Served:
         return self.process.wait(timeout)
 
 
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 @contextmanager
 def served(folder: Path, model: Path, *flags: str, wait: bool = True, profile: str = PROFILE) -> Iterator[Served]:
     """A server on a free port, killed at the end. With `wait` it responds to /health before the body runs.
@@ -42,9 +50,7 @@ def served(folder: Path, model: Path, *flags: str, wait: bool = True, profile: s
     model  a GGUF file; log and profile are written to `folder`
     """
     (folder / "served.yaml").write_text(profile)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = folder / "server.log"
     arguments = ["serve", str(model), "--profile", str(folder / "served.yaml"), "--port", str(port), *flags]
     with log.open("w") as out:

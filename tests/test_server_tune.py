@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from serving import free_port
 from simulated_server import Machine
 
 from specplug import profile as profiles
@@ -195,12 +196,8 @@ def test_two_tunes_of_one_profile_do_not_run_at_once(request_for: MakeRequest) -
 def test_a_command_with_a_port_of_its_own_runs_one_server_at_a_time(
     request_for: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import socket
-
     monkeypatch.setattr("specplug.tune.server_flags.run_choice.MOST_RUN", 1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     request = request_for("--ms-per-pass", "3", "--port", str(port))
     outcome, notices = run(request)
     assert any("one server runs at a time" in notice for notice in notices)

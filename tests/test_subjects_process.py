@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from serving import free_port
 from subject_stubs import command, ended, stub, wait_until, words
 
 from specplug.errors import UsageError
@@ -182,9 +182,7 @@ def test_two_servers_run_at_once_on_ports_of_their_own_and_a_third_does_not() ->
 
 
 def test_a_second_server_of_one_command_gets_a_port_of_its_own() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with stub("--port", str(port)) as one, stub("--port", str(port)) as other:
         assert one.address == f"http://127.0.0.1:{port}" != other.address
         assert other.ask(words(3)).tokens == 3

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 import pytest
+from serving import free_port
 from subject_stubs import SIMPLE, at_address, command, running, stub, words
 
 from specplug.errors import UsageError
@@ -305,9 +305,7 @@ def test_a_script_that_starts_a_server_whatever_its_arguments_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("specplug.subjects.server_command.HELP_S", 1.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     script = tmp_path / "start.sh"
     script.write_text(f"#!/bin/sh\nexec {command('--port', str(port))}\n")
     script.chmod(0o755)
